@@ -1,0 +1,1 @@
+"""The ground everyone stands on: errors, configuration, runs, images, faces, GRPO maths."""

@@ -1,0 +1,53 @@
+"""The error tree. Every error a user can cause is a `UserError`: one clear line (value, rule, fix), exit code 2.
+
+    Exception
+    └── UserError                 the command ends with one line on stderr and exit code 2
+        ├── ConfigError           unknown option, impossible value, unreadable recipe
+        ├── ImageError            unreadable, truncated, oversized or unsupported picture
+        ├── FaceError             no face, a face too small, landmarks that cannot be trusted
+        ├── WeightsError          weights missing, of another model, or with another sha256
+        ├── DataError             a row or a data set that breaks its schema
+        ├── RunFolderError        output folder taken, locked, or holding another run
+        ├── CheckpointError       checkpoint missing, incomplete, damaged, or of another run
+        └── TrainingStopped       too many unscorable samples or non-finite steps in a row
+
+Anything else is a bug and keeps its traceback.
+"""
+
+
+class UserError(Exception):
+    """Something the user can mend. The message gives the value, the rule and the fix, on one line."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """An unknown option, an impossible value, or a recipe that cannot be read."""
+
+
+class ImageError(UserError):
+    """A picture that cannot be read safely: unreadable, truncated, oversized or unsupported."""
+
+
+class FaceError(UserError):
+    """No face, a face too small, or landmarks that cannot be trusted."""
+
+
+class WeightsError(UserError):
+    """Weights that are missing, belong to another model, or have another sha256 than recorded."""
+
+
+class DataError(UserError):
+    """A row or a data set that breaks its schema."""
+
+
+class RunFolderError(UserError):
+    """The output folder is taken, locked, or holds another run."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, incomplete, damaged, or belongs to another run."""
+
+
+class TrainingStopped(UserError):
+    """Training cannot go on: too many unscorable samples, or too many non-finite steps in a row."""

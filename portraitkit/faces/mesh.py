@@ -1,0 +1,139 @@
+"""The 468-point face mesh: MediaPipe's face landmark net, by Kartynnik et al., 2019, https://arxiv.org/abs/1907.06724.
+
+The net looks at a square crop of 192 px, turned so that the eyes are level. Its points go back to the picture's pixels;
+everything between pixels and points is differentiable (the crop itself is taken as given).
+"""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from portraitkit.errors import FaceError
+from portraitkit.faces.detect import Face, check_size, detect_faces, no_face, prefix
+from portraitkit.faces.tfjs import load_graph
+from portraitkit.faces.warp import invert, sample, transform
+
+INPUT = 192
+CROP = 1.5
+MIN_SCORE = 0.5
+RIGHT_EYE_OUTER, LEFT_EYE_OUTER = 33, 263
+
+
+def crop_matrix(
+    centre: Float[Tensor, "batch 2"], side: Float[Tensor, " batch"], angle: Float[Tensor, " batch"]
+) -> Float[Tensor, "batch 2 3"]:
+    """The matrices that map the picture onto the net's crop.
+
+    Args:
+        centre: x, y of the crop's centre in pixels.
+        side: side of the crop in pixels.
+        angle: of the eye line in radians, 0 when it is level, growing clockwise as seen.
+
+    Returns:
+        Picture -> crop of 192 px.
+    """
+    c, s = angle.cos(), angle.sin()
+    linear = torch.stack([torch.stack([c, s], -1), torch.stack([-s, c], -1)], -2) * (INPUT / side)[:, None, None]
+    return torch.cat([linear, INPUT / 2 - linear @ centre[..., None]], -1)
+
+
+def crop_from_face(face: Face) -> Float[Tensor, "1 2 3"]:
+    """The crop around a detected face: 1.5 times its box, turned by the line through the eyes."""
+    x0, y0, x1, y1 = face.box
+    eyes = face.keypoints[1] - face.keypoints[0]
+    centre = torch.tensor([[(x0 + x1) / 2, (y0 + y1) / 2]])
+    return crop_matrix(centre, torch.tensor([face.size * CROP]), torch.atan2(eyes[1], eyes[0])[None])
+
+
+def crop_from_mesh(meshes: Float[Tensor, "batch 468 dim"]) -> Float[Tensor, "batch 2 3"]:
+    """The crop around a known mesh: 1.5 times the longer side of its upright box, turned by the line through the outer
+    eye corners."""
+    points = meshes[..., :2].detach()
+    eyes = points[:, LEFT_EYE_OUTER] - points[:, RIGHT_EYE_OUTER]
+    angle = torch.atan2(eyes[:, 1], eyes[:, 0])
+    turned = transform(points, crop_matrix(torch.zeros_like(eyes), torch.full_like(angle, INPUT), angle)) - INPUT / 2
+    low, high = turned.amin(1), turned.amax(1)
+    middle = (low + high) / 2
+    c, s = angle.cos(), angle.sin()
+    centre = torch.stack([c * middle[:, 0] - s * middle[:, 1], s * middle[:, 0] + c * middle[:, 1]], -1)
+    return crop_matrix(centre, (high - low).amax(-1) * CROP, angle)
+
+
+def face_meshes(
+    images: Float[Tensor, "batch 3 h w"], crops: Float[Tensor, "batch 2 3"]
+) -> tuple[Float[Tensor, "batch 468 3"], Float[Tensor, " batch"]]:
+    """Meshes of pictures whose crops are known, for instance from `crop_from_mesh` on the picture before an edit.
+
+    Args:
+        images: RGB, [0, 1].
+        crops: picture -> crop of 192 px.
+
+    Returns:
+        Points (x, y, z in picture pixels; z is depth, smaller is nearer) and the probabilities that the crops hold a
+        face.
+    """
+    crops = crops.to(images)
+    outputs = load_graph("facemesh", images.device)(sample(images, crops, INPUT)).values()
+    flat = next(output for output in outputs if output.shape[-1] == 468 * 3).reshape(len(images), 468, 3)
+    score = next(output for output in outputs if output.shape[-1] == 1).reshape(len(images))
+    back = invert(crops)
+    scale = back[:, :, 0].norm(dim=-1)[:, None, None]
+    return torch.cat([transform(flat[..., :2], back), flat[..., 2:] * scale], -1), score
+
+
+def mesh_and_score(image: Float[Tensor, "3 h w"], face: Face, *, refine: bool = True) -> tuple[Tensor, Tensor]:
+    """The mesh (468, 3) of one detected face and the probability (scalar tensor) that it is a face; see `face_mesh`."""
+    crop = crop_from_face(face)
+    if refine:
+        with torch.no_grad():
+            crop = crop_from_mesh(face_meshes(image[None], crop)[0])
+    points, score = face_meshes(image[None], crop)
+    return points[0], score[0]
+
+
+def face_mesh(image: Float[Tensor, "3 h w"], face: Face, *, refine: bool = True) -> Float[Tensor, "468 3"]:
+    """The mesh of one detected face.
+
+    Args:
+        image: RGB, [0, 1].
+        face: from `detect_faces`.
+        refine: look twice, the second time at the crop around the first mesh.
+
+    Returns:
+        x, y, z in picture pixels, differentiable with respect to the picture. MediaPipe's canonical numbering.
+    """
+    return mesh_and_score(image, face, refine=refine)[0]
+
+
+def require_mesh(
+    image: Float[Tensor, "3 h w"], path: Path | None = None, *, min_size: int = 0
+) -> tuple[Face, Float[Tensor, "468 3"]]:
+    """The largest face whose mesh can be trusted, and its mesh.
+
+    Args:
+        image: RGB, [0, 1].
+        path: of the picture, for the message.
+        min_size: smallest acceptable side of the face's box in pixels.
+
+    Returns:
+        The face and its mesh.
+
+    Raises:
+        FaceError: no face, a face smaller than `min_size`, or no mesh with a score of at least .5.
+    """
+    faces = detect_faces(image)
+    if not faces:
+        raise no_face(path)
+    scores = []
+    for face in faces:
+        points, score = mesh_and_score(image, face)
+        if score >= MIN_SCORE:
+            check_size(face, path, min_size)
+            return face, points
+        scores.append(score.item())
+    raise FaceError(
+        f"{prefix(path)}landmark score {max(scores):.2f}: at least {MIN_SCORE} needed, use a picture in which the face "
+        "is not hidden or turned away"
+    )

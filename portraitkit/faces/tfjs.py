@@ -1,0 +1,160 @@
+"""A small interpreter that runs TensorFlow.js graph models as a differentiable torch module.
+
+It knows the operators that MediaPipe's face nets need and refuses any other by name. Inside, pictures are (batch, c, h,
+w); the graph's own layout (batch, h, w, c) matters only where a tensor is padded or reshaped.
+"""
+
+import base64
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from portraitkit.errors import WeightsError
+from portraitkit.faces.weights import read_json, read_weights, unpack_weights
+
+KNOWN = {
+    "AddV2", "Const", "DepthwiseConv2dNative", "Identity", "MaxPool", "Pad", "Placeholder", "Prelu", "Relu", "Reshape",
+    "Sigmoid", "_FusedConv2D",
+}  # fmt: skip
+SAME = base64.b64encode(b"SAME").decode()
+
+
+def pad_same(x: Float[Tensor, "batch c h w"], kernel: tuple[int, int], stride: int, value: float = 0.0) -> Tensor:
+    """Pad as TensorFlow's SAME does: ceil(size / stride) outputs, the odd pixel at the bottom and the right."""
+    total_h, total_w = (
+        max((-(-size // stride) - 1) * stride + k - size, 0) for size, k in zip(x.shape[2:], kernel, strict=True)
+    )
+    if total_h == total_w == 0:
+        return x
+    return F.pad(x, (total_w // 2, total_w - total_w // 2, total_h // 2, total_h - total_h // 2), value=value)
+
+
+class GraphModel(nn.Module):
+    """One TensorFlow.js graph model with one picture as its input.
+
+    Args:
+        name: the vendored model's name: `<name>.json` holds the graph, `<name>.bin` the weights.
+
+    Raises:
+        WeightsError: a file is missing or damaged, or the graph uses an operator that is not known here.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        model = read_json(f"{name}.json")
+        constants = unpack_weights(model["weightsManifest"][0]["weights"], read_weights(f"{name}.bin"))
+        nodes = model["modelTopology"]["node"]
+        if unknown := sorted({node["op"] for node in nodes} - KNOWN):
+            raise WeightsError(
+                f"{name}.json uses unknown operators {', '.join(unknown)}: known are {', '.join(sorted(KNOWN))}"
+            )
+        self.plan = _sorted_by_need([node for node in nodes if node["op"] != "Const"])
+        self.outputs = [node["name"] for node in self.plan if node["op"] == "Identity"]
+        self.shapes = {key: value.tolist() for key, value in constants.items() if value.dtype == torch.int32}
+        self.keys = {key: f"weight_{index}" for index, key in enumerate(constants) if key not in self.shapes}
+        depthwise = {node["input"][1] for node in nodes if node["op"] == "DepthwiseConv2dNative"}
+        for key, buffer in self.keys.items():
+            value = constants[key]
+            if value.dim() == 4 and key in depthwise:  # (h, w, channel, multiplier) -> (channel * multiplier, 1, h, w)
+                value = value.permute(2, 3, 0, 1).flatten(0, 1)[:, None]
+            elif value.dim() == 4:
+                value = value.permute(3, 2, 0, 1)
+            self.register_buffer(buffer, value.contiguous())
+
+    def weight(self, name: str) -> Tensor:
+        """The constant that the graph calls `name`, in torch's layout."""
+        return self.get_buffer(self.keys[name])
+
+    def forward(self, picture: Float[Tensor, "batch 3 h w"]) -> dict[str, Float[Tensor, "batch ..."]]:
+        """Run the graph in float32, whatever autocast says.
+
+        Args:
+            picture: in the range that the model was trained on.
+
+        Returns:
+            The outputs by the graph's own names, in the graph's own layout.
+        """
+        values: dict[str, Tensor] = {}
+        with torch.autocast(picture.device.type, enabled=False):
+            for node in self.plan:
+                names = node["input"]
+                if node["op"] == "Placeholder":
+                    values[node["name"]] = picture.float()
+                else:
+                    values[node["name"]] = self._step(node, values[names[0]], names, values)
+        return {name: values[name] for name in self.outputs}
+
+    def _step(self, node: dict[str, Any], x: Tensor, names: list[str], values: dict[str, Tensor]) -> Tensor:
+        match node["op"]:
+            case "_FusedConv2D":
+                return self._convolve(node, x, names)
+            case "DepthwiseConv2dNative":
+                weight = self.weight(names[1])
+                stride, same = _stride(node), node["attr"]["padding"]["s"] == SAME
+                x = pad_same(x, (weight.shape[2], weight.shape[3]), stride) if same else x
+                return F.conv2d(x, weight, stride=stride, groups=x.shape[1])
+            case "AddV2":
+                return x + values[names[1]]
+            case "Relu":
+                return F.relu(x)
+            case "Prelu":
+                return F.prelu(x, self.weight(names[1]).flatten())
+            case "Sigmoid":
+                return torch.sigmoid(x)
+            case "MaxPool":
+                size, stride = int(node["attr"]["ksize"]["list"]["i"][1]), _stride(node)
+                if node["attr"]["padding"]["s"] == SAME:
+                    x = pad_same(x, (size, size), stride, -torch.inf)
+                return F.max_pool2d(x, size, stride)
+            case "Pad":
+                _, rows, columns, channels = self.shapes[names[1]]
+                return F.pad(x, (*columns, *rows, *channels))
+            case "Reshape":  # the first axis is the batch, whatever number the graph was exported with
+                return x.permute(0, 2, 3, 1).reshape(x.shape[0], *self.shapes[names[1]][1:])
+            case _:
+                return x
+
+    def _convolve(self, node: dict[str, Any], x: Tensor, names: list[str]) -> Tensor:
+        weight, bias = self.weight(names[1]), self.weight(names[2])
+        stride = _stride(node)
+        if node["attr"]["padding"]["s"] == SAME:
+            x = pad_same(x, (weight.shape[2], weight.shape[3]), stride)
+        x = F.conv2d(x, weight, bias, stride)
+        match [base64.b64decode(name) for name in node["attr"]["fused_ops"]["list"]["s"]]:
+            case [b"BiasAdd", b"Relu"]:
+                return F.relu(x)
+            case [b"BiasAdd", b"Prelu"]:
+                return F.prelu(x, self.weight(names[3]).flatten())
+            case [b"BiasAdd"]:
+                return x
+            case fused:
+                raise WeightsError(f"{node['name']} fuses {fused}: known are BiasAdd, then Relu or Prelu")
+
+
+@cache
+def load_graph(name: str, device: torch.device) -> GraphModel:
+    """The vendored model `name` on a device, loaded once."""
+    with torch.inference_mode(False):  # else a first call in inference mode would rule out gradients for ever
+        return GraphModel(name).eval().to(device)
+
+
+def _stride(node: dict[str, Any]) -> int:
+    return int(node["attr"]["strides"]["list"]["i"][1])
+
+
+def _sorted_by_need(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Order nodes so that each comes after its inputs, and drop output numbers such as `:0` from the inputs' names."""
+    for node in nodes:
+        node["input"] = [name.split(":")[0] for name in node.get("input") or []]
+    pending = {node["name"]: node for node in nodes}
+    ordered = []
+    while pending:
+        ready = [node for node in pending.values() if not any(name in pending for name in node["input"])]
+        ordered += ready
+        for node in ready:
+            del pending[node["name"]]
+    return ordered

@@ -1,0 +1,92 @@
+"""Similarity transforms and differentiable sampling, shared by the mesh, the alignment and the identity nets.
+
+Pixel coordinates everywhere in this package are continuous: x grows right, y grows down, the picture spans [0, w] x [0,
+h], and the centre of the first pixel is (0.5, 0.5). A matrix (2, 3) maps image coordinates to crop coordinates: p_crop
+= M[:, :2] @ p_image + M[:, 2].
+"""
+
+from math import ceil
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+MAX_SAMPLES = 8  # samples per output pixel and axis when a picture is shrunk
+
+
+def similarity(source: Float[Tensor, "batch n 2"], target: Float[Tensor, "batch n 2"]) -> Float[Tensor, "batch 2 3"]:
+    """Least-squares rotation, uniform scale and shift from `source` to `target` (no reflection).
+
+    In the plane the solution is closed: with centred points as complex numbers, a = sum(conj(s) t) / sum |s|^2.
+
+    Args:
+        source: points.
+        target: where they shall land.
+
+    Returns:
+        Matrices that map source points to target points.
+    """
+    source_mean, target_mean = source.mean(1, keepdim=True), target.mean(1, keepdim=True)
+    s, t = source - source_mean, target - target_mean
+    norm = (s * s).sum((1, 2))
+    real = (s * t).sum((1, 2)) / norm
+    imaginary = (s[..., 0] * t[..., 1] - s[..., 1] * t[..., 0]).sum(1) / norm
+    linear = torch.stack([torch.stack([real, -imaginary], -1), torch.stack([imaginary, real], -1)], -2)
+    shift = target_mean[:, 0] - (linear @ source_mean.mT)[..., 0]
+    return torch.cat([linear, shift[..., None]], -1)
+
+
+def invert(matrix: Float[Tensor, "batch 2 3"]) -> Float[Tensor, "batch 2 3"]:
+    """The matrices of the inverse maps."""
+    (a, b), (c, d) = matrix[..., :2].permute(1, 2, 0)
+    adjugate = torch.stack([torch.stack([d, -b], -1), torch.stack([-c, a], -1)], -2)
+    linear = adjugate / (a * d - b * c)[:, None, None]
+    return torch.cat([linear, -linear @ matrix[..., 2:]], -1)
+
+
+def transform(points: Float[Tensor, "batch n 2"], matrix: Float[Tensor, "batch 2 3"]) -> Float[Tensor, "batch n 2"]:
+    """Map points by matrices."""
+    return points @ matrix[..., :2].mT + matrix[..., 2][:, None]
+
+
+def sample(
+    images: Float[Tensor, "batch c h w"],
+    matrix: Float[Tensor, "batch 2 3"],
+    size: int,
+    *,
+    outside: str = "border",
+    mode: str = "bilinear",
+) -> Float[Tensor, "batch c size size"]:
+    """Cut square crops, differentiable with respect to the images.
+
+    Where a crop shrinks the picture, every output pixel is the mean of k x k samples (an area filter; k is at most 8),
+    so that fine texture does not alias.
+
+    Args:
+        images: any range.
+        matrix: image -> crop.
+        size: side of the crops in pixels.
+        outside: "border" repeats the edge, "zeros" is black.
+        mode: "bilinear", or "bicubic" (sharper, may leave the range by a little).
+
+    Returns:
+        The crops.
+    """
+    scale = (matrix[:, :, 0].norm(dim=-1)).detach().nan_to_num(1.0).clamp(min=1 / MAX_SAMPLES)
+    samples = [max(ceil(1 / value - 1e-3), 1) for value in scale.tolist()]
+    if len(set(samples)) > 1:  # one by one, so that no crop depends on its neighbours in the batch
+        cuts = [
+            sample(images[i : i + 1], matrix[i : i + 1], size, outside=outside, mode=mode) for i in range(len(images))
+        ]
+        return torch.cat(cuts)
+    k = samples[0]
+    height, width = images.shape[-2:]
+    back = invert(matrix)
+    steps = (torch.arange(size * k, device=images.device, dtype=images.dtype) + 0.5) / k
+    y, x = torch.meshgrid(steps, steps, indexing="ij")
+    points = torch.stack([x, y], -1).reshape(1, -1, 2).expand(len(images), -1, -1)
+    extent = torch.tensor([width, height], device=images.device, dtype=images.dtype)
+    grid = (transform(points, back) / extent * 2 - 1).reshape(len(images), size * k, size * k, 2)
+    crops = F.grid_sample(images, grid, mode=mode, padding_mode=outside, align_corners=False)
+    return F.avg_pool2d(crops, k) if k > 1 else crops
