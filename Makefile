@@ -1,0 +1,45 @@
+# Every target makes the environment first; that is a no-op when requirements.lock and pyproject.toml have not changed.
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := .venv/bin
+SETUP := .venv/.synced
+
+.PHONY: setup demo test check bench embedded gpu-check
+
+setup: $(SETUP)
+
+# Align the embedded retoucher on real portraits: runs/demo/report.html, a few minutes on two cores.
+demo: $(SETUP)
+	$(BIN)/align-retoucher --config demo
+
+test: $(SETUP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --durations 5
+
+check: $(SETUP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --warnings
+	$(BIN)/lint-imports
+	@find . -name '*.py' -not -path './.venv/*' -exec wc -l {} + | \
+		awk '$$2 != "total" && $$1 >= 400 { print $$2 ": " $$1 " lines, the limit is 399"; bad = 1 } END { exit bad }'
+
+# Seconds and network evaluations of DPG with a shared prefix against all-step Flow-GRPO.
+bench: $(SETUP)
+	$(BIN)/python -m benchmarks.retoucher_speed
+
+# Train the committed weights of the embedded retoucher again, from the recipe (hours).
+embedded: $(SETUP)
+	$(BIN)/python -m policies.retoucher.pretrain
+
+gpu-check: $(SETUP)
+	$(BIN)/python -m pytest -m gpu
+
+$(SETUP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than Python 3.11; run make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@

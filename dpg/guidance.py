@@ -1,0 +1,153 @@
+"""Where Dynamic Path Guidance pulls, how hard, and at which steps (BeautyGRPO, arXiv 2603.01163).
+
+P marks what the paper's sources state, I what is our inference. Conventions: `x_t = (1 - t) x0 + t eps`,
+`v = eps - x0`, `t = sigma` from 1 (noise) to 0 (image), T steps, index 0 is the noisiest.
+"""
+
+import random
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from dpg.levels import Level, as_levels, noise_levels, per_sample
+from portraitkit.errors import ConfigError
+
+SCHEDULES = ("linear", "sigma", "constant", "zero")
+
+
+def anchor_velocity(
+    x: Float[Tensor, " batch *dims"], anchor: Float[Tensor, "..."], sigma: Level
+) -> Float[Tensor, " batch *dims"]:
+    """The velocity that leads straight from `x` to the anchor: `(x_t - x0_anchor) / sigma` (P).
+
+    Args:
+        x: the sample at level `sigma`.
+        anchor: latent of a preferred retouch of the SAME photo, with the policy's own normalisation, packing and pixel
+            alignment; shape of `x`, or its first dimension 1.
+        sigma: in (0, 1], one for all or `(batch,)`.
+
+    Raises:
+        ConfigError: sigma out of (0, 1].
+    """
+    level, _ = noise_levels(sigma, 0.0)
+    return (x - anchor) / per_sample(level, x)
+
+
+def x_star(
+    x: Float[Tensor, " batch *dims"], anchor: Float[Tensor, "..."], sigma: Level, sigma_next: Level
+) -> Float[Tensor, " batch *dims"]:
+    """Where an Euler step with the anchor's velocity lands: `(D / sigma) x0_anchor + (1 - D / sigma) x_t` (P).
+
+    At `sigma_next = 0` that is the anchor, to the bit.
+
+    Args:
+        x: the sample at level `sigma`.
+        anchor: as in `anchor_velocity`.
+        sigma: in (0, 1], one for all or `(batch,)`.
+        sigma_next: in [0, sigma]; `D = sigma - sigma_next`.
+
+    Raises:
+        ConfigError: a level out of its range.
+    """
+    before, after = noise_levels(sigma, sigma_next)
+    pull = (before - after) / before
+    return per_sample(pull, x) * anchor + per_sample(1 - pull, x) * x
+
+
+def lambda_schedule(
+    num_steps: int, kind: str = "linear", lam_max: float | int = 0.95, *, sigmas: Sequence[float] | None = None
+) -> list[float]:
+    """The guidance weight of every step, clamped to [0, lam_max].
+
+    - `linear`: `(T - 1 - i) / max(1, T - 1)`, 1 at the noisy start, 0 at the last step. The digests of the paper
+      disagree on the denominator; only this one stays in [0, 1] (I).
+    - `sigma`: the noise level itself (I); never quite 0.
+    - `constant`: `lam_max` everywhere (I).
+    - `zero`: no guidance, the plain stochastic step.
+
+    Args:
+        num_steps: T, at least 1.
+        kind: one of `SCHEDULES`.
+        lam_max: the clamp, in [0, 1]. Below 1 by default (I): at 1 a step has no density, so nothing to learn from.
+        sigmas: the T noise levels for `sigma`, non-increasing in [0, 1] (a trailing end level is ignored); None is a
+            uniform grid from 1.
+
+    Returns:
+        T numbers, non-increasing.
+
+    Raises:
+        ConfigError: an unknown kind, or a number out of its range.
+    """
+    if num_steps < 1:
+        raise ConfigError(f"num_steps {num_steps} must be at least 1")
+    if not 0 <= lam_max <= 1:
+        raise ConfigError(f"lam_max {lam_max} must lie in [0, 1]; 0.95 is the default")
+    if kind == "linear":
+        weights = [(num_steps - 1 - i) / max(1, num_steps - 1) for i in range(num_steps)]
+    elif kind == "sigma":
+        weights = [1 - i / num_steps for i in range(num_steps)] if sigmas is None else list(sigmas)[:num_steps]
+        falling = all(a >= b for a, b in zip(weights, weights[1:], strict=False))
+        if len(weights) < num_steps or not falling or not all(0 <= weight <= 1 for weight in weights):
+            raise ConfigError(f"sigmas must be {num_steps} non-increasing numbers in [0, 1], got {weights}")
+    elif kind in ("constant", "zero"):
+        weights = [1.0 if kind == "constant" else 0.0] * num_steps
+    else:
+        raise ConfigError(f"lambda schedule {kind!r} is unknown; choose one of {', '.join(SCHEDULES)}")
+    return [min(float(weight), float(lam_max)) for weight in weights]
+
+
+def draw_steps(num_steps: int, segments: int, seed: int, *, lambdas: Sequence[float] | None = None) -> list[int]:
+    """One uniformly random step of each of `segments` contiguous segments (P: K = 3; K = 5 is similar and slower).
+
+    Segment k of K holds the steps from `k T // K` up to `(k + 1) T // K`, so the last one is never shorter than
+    another. Two kinds of step are never drawn (I): the last (its noise would stay in the picture), and any whose lambda
+    is 1 (it is deterministic, so it teaches nothing). With the linear schedule that is i = 0 when `lam_max` is 1, and
+    none under the default clamp. A segment left without a step gives none: the last one when K = T (so T = 1 gives
+    `[]`), and the first one when lambda is 1 there and T < 2 K.
+
+    Share the result within a group: its members must be stochastic at the same steps.
+
+    Args:
+        num_steps: T, at least 1.
+        segments: K, from 1 to T.
+        seed: the same seed gives the same steps on every machine.
+        lambdas: T guidance weights; None means that all are below 1.
+
+    Returns:
+        Sorted, distinct step indices, K of them but for the cases above.
+
+    Raises:
+        ConfigError: K > T, or a number below 1.
+    """
+    if num_steps < 1 or segments < 1:
+        raise ConfigError(f"num_steps {num_steps} and segments {segments} must be at least 1")
+    if segments > num_steps:
+        raise ConfigError(f"segments {segments} must not exceed the {num_steps} steps; use at most {num_steps}")
+    if lambdas is not None and len(lambdas) != num_steps:
+        raise ConfigError(f"{len(lambdas)} lambdas given for {num_steps} steps")
+    draw = random.Random(seed)
+    drawn = []
+    for k in range(segments):
+        steps = range(k * num_steps // segments, (k + 1) * num_steps // segments)
+        eligible = [i for i in steps if i < num_steps - 1 and (lambdas is None or lambdas[i] < 1)]
+        drawn += [eligible[draw.randrange(len(eligible))]] if eligible else []
+    return drawn
+
+
+def guidance_weights(lam: Level) -> Tensor:
+    """The guidance weight, checked.
+
+    Args:
+        lam: in [0, 1], one for all or `(batch,)`.
+
+    Returns:
+        float64 on the CPU, `()` or `(batch,)`.
+
+    Raises:
+        ConfigError: a weight out of [0, 1].
+    """
+    weights = as_levels(lam)
+    if not bool(((weights >= 0) & (weights <= 1)).all()):
+        raise ConfigError(f"lam {weights.tolist()} must lie in [0, 1]: 0 is the plain step, 1 the anchor's path")
+    return weights

@@ -1,0 +1,201 @@
+"""Checkpoints that survive a kill, a full disk and a flipped bit.
+
+A checkpoint is written into a temporary folder, flushed to disk, marked COMPLETE with the sha256 of every file, and only then
+renamed to `checkpoint-<step>`. Tensors are safetensors, everything else is JSON; nothing is pickled.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from portraitkit.errors import CheckpointError
+
+MARKER = "COMPLETE"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read back.
+
+    Attributes:
+        step: training step at which it was written.
+        tensors: one dictionary of tensors a name, as given to `save_checkpoint`.
+        state: JSON-able state, as given.
+        path: its folder.
+        note: which checkpoint was taken and why, one line for the user.
+    """
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+    path: Path
+    note: str
+
+
+def save_checkpoint(
+    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], *, limit: int | None
+) -> Path:
+    """Write `folder/checkpoint-<step>` in one piece or not at all.
+
+    Args:
+        folder: the run folder.
+        step: training step; an existing checkpoint of that step is replaced.
+        tensors: one safetensors file a name.
+        state: JSON-able; random generators' states belong in `tensors` (see `rng_state`).
+        limit: how many checkpoints to keep; older complete ones are removed after the new one is safe. None keeps all.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; the temporary folder is removed, older checkpoints are untouched.
+    """
+    final, temporary = folder / f"checkpoint-{step}", folder / f".checkpoint-{step}.{os.getpid()}"
+    size = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        for name, group in {"rng": rng_state(), **tensors}.items():
+            save_file({key: t.detach().contiguous().cpu().clone() for key, t in group.items()}, temporary / f"{name}.safetensors")
+        (temporary / "state.json").write_text(json.dumps({"step": step, "state": state}), encoding="utf-8")
+        sums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+        (temporary / MARKER).write_text(json.dumps(sums, indent=2), encoding="utf-8")
+        for path in temporary.iterdir():
+            _flush(path)
+        _flush(temporary)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _flush(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"{final}: could not be written ({error.strerror}); it needs {size / 2**20:.1f} MiB on that disk; earlier checkpoints are intact"
+        ) from error
+    if limit is not None:
+        for old in sorted(_complete(folder), key=_step_of)[:-limit]:
+            shutil.rmtree(old)
+    return final
+
+
+def load_checkpoint(folder: Path, which: str = "latest") -> Checkpoint:
+    """Read a checkpoint back, every file checked against its sha256.
+
+    Args:
+        folder: the run folder.
+        which: `latest` takes the complete checkpoint with the highest step; anything else is the path of one.
+
+    Raises:
+        CheckpointError: there is none, it is incomplete, or a file is missing, cut or changed; the file is named.
+    """
+    if which == "latest":
+        complete = _complete(folder)
+        if not complete:
+            raise CheckpointError(f"{folder}: holds no complete checkpoint; start without --resume-from-checkpoint")
+        path = max(complete, key=_step_of)
+        broken = [p.name for p in folder.glob("checkpoint-*") if p not in complete]
+        note = f"resuming from {path}, the latest complete checkpoint"
+        note += f" (incomplete and passed over: {', '.join(sorted(broken))})" if broken else ""
+    else:
+        path = Path(which)
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: no such checkpoint folder; give an existing one, or latest")
+        if not (path / MARKER).is_file():
+            raise CheckpointError(f"{path}: was not written to the end (no {MARKER} file); use an earlier checkpoint, or latest")
+        note = f"resuming from {path}, as asked"
+    sums = json.loads((path / MARKER).read_text(encoding="utf-8"))
+    for name, expected in sums.items():
+        if not (path / name).is_file():
+            raise CheckpointError(f"{path / name}: missing; the checkpoint is damaged, give --resume-from-checkpoint an earlier one")
+        if _sha256(path / name) != expected:
+            raise CheckpointError(f"{path / name}: sha256 differs from the recorded one; the checkpoint is damaged, give an earlier one")
+    stored = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+    set_rng_state(tensors.pop("rng"))
+    return Checkpoint(stored["step"], tensors, stored["state"], path, note)
+
+
+def rng_state() -> dict[str, Tensor]:
+    """State of Python's, numpy's and torch's global generators (CUDA's too, where there is one), as tensors."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    assert name == "MT19937"
+    states = {
+        "python": torch.tensor([version, *words], dtype=torch.int64),
+        "python_gauss": torch.tensor([gauss if gauss is not None else torch.nan], dtype=torch.float64),
+        "numpy": torch.from_numpy(keys.astype(np.int64)),
+        "numpy_rest": torch.tensor([position, has_gauss, cached], dtype=torch.float64),
+        "torch": torch.get_rng_state(),
+    }
+    for index in range(torch.cuda.device_count()):
+        states[f"cuda_{index}"] = torch.cuda.get_rng_state(index)
+    return states
+
+
+def set_rng_state(states: dict[str, Tensor]) -> None:
+    """Put back what `rng_state` returned."""
+    version, *words = states["python"].tolist()
+    gauss = float(states["python_gauss"])
+    random.setstate((version, tuple(words), None if gauss != gauss else gauss))
+    position, has_gauss, cached = states["numpy_rest"].tolist()
+    np.random.set_state(("MT19937", states["numpy"].numpy().astype(np.uint32), int(position), int(has_gauss), cached))
+    torch.set_rng_state(states["torch"])
+    for index in range(torch.cuda.device_count()):
+        if f"cuda_{index}" in states:
+            torch.cuda.set_rng_state(states[f"cuda_{index}"], index)
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's per-parameter state as a flat dictionary `"<index>/<name>"`; numbers become 0-d float64 tensors."""
+    flat = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            flat[f"{index}/{name}"] = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    return flat
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
+    """Put back what `flatten_optimizer` returned; learning rates and other settings stay as configured.
+
+    Raises:
+        CheckpointError: the state belongs to more parameters than the optimiser has.
+    """
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, value in flat.items():
+        index, name = key.split("/", 1)
+        states.setdefault(int(index), {})[name] = value.clone()
+    have = sum(len(group["params"]) for group in optimizer.param_groups)
+    if states and max(states) >= have:
+        raise CheckpointError(f"optimiser state of parameter {max(states)}, but there are {have}: the checkpoint is of another model")
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _complete(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("checkpoint-*") if (path / MARKER).is_file()]
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("checkpoint-"))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

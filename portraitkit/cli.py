@@ -1,0 +1,81 @@
+"""What every console command shares: one line for a user's mistake, quiet interrupts and pipes, one home for all packages."""
+
+import importlib.util
+import os
+import select
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from portraitkit.errors import UserError
+
+PACKAGES = ("portraitkit", "dpg", "preference_data", "reward_models", "policies", "benchmarks")
+
+
+def run_command(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Run a command on `sys.argv` and leave the process with its exit code.
+
+    A UserError becomes one line `error: ...` on stderr and exit code 2; Ctrl-C gives 130; a reader that closed the pipe
+    (`command | head`) gives 141, silently. Every other exception is a bug and keeps its traceback.
+
+    Args:
+        main: Takes the arguments after the command's name; returns the exit code, None for 0.
+
+    Raises:
+        SystemExit: always.
+    """
+    try:
+        code = _exit_code(main)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter fails to flush at exit
+        code = 141
+    sys.exit(code)
+
+
+def check_packages() -> None:
+    """Check that the six packages come from one folder: their names are common, and another may stand before ours.
+
+    Raises:
+        UserError: one of them is missing or comes from elsewhere; the message names the path.
+    """
+    home = Path(__file__).resolve().parents[1]
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        if spec is None:
+            raise UserError(f"package {name} is missing beside {home / 'portraitkit'}: install portraitkit again")
+        found = [Path(folder).resolve() for folder in spec.submodule_search_locations or [spec.origin or ""]]
+        if found != [home / name]:
+            raise UserError(
+                f"package {name} comes from {found[0]}, but portraitkit from {home}: rename that one, take its folder out of "
+                "PYTHONPATH, or run from another folder"
+            )
+
+
+def _exit_code(main: Callable[[list[str]], int | None]) -> int | str | None:
+    try:
+        check_packages()
+        return main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as stop:
+        return stop.code
+
+
+def _one_line(text: str) -> str:
+    """Line breaks and control characters escaped: messages may quote file names and data."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def _reader_left() -> bool:
+    """Whether the broken pipe is standard output, not a tracker's or a worker's."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -1,0 +1,231 @@
+"""Configuration: a frozen dataclass filled from a recipe (TOML) and the command line, both strict.
+
+Field types: bool, int, float, str, Path, Literal, `tuple[X, ...]`, and any of them `| None`. The docstring under a field is
+its help text. Rules between fields belong in the dataclass's `__post_init__`, which raises ConfigError; it sees the recipe
+and the command line together, never the recipe alone.
+"""
+
+import inspect
+import io
+import json
+import math
+import os
+import re
+import shlex
+import sys
+import tomllib
+from contextlib import redirect_stderr
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tyro
+
+from portraitkit.errors import ConfigError
+from portraitkit.suggest import nearest
+
+RECIPES = Path(__file__).parent / "recipes"
+Config = TypeVar("Config")
+
+
+def load_config(cls: type[Config], argv: list[str], *, prog: str) -> Config:
+    """Fill a configuration from its defaults, then `--config NAME|FILE.toml`, then the options in `argv`.
+
+    `--help` prints and exits with 0; with `--config` beside it the defaults shown are the recipe's.
+
+    Args:
+        cls: Frozen dataclass with the field types named at the top of this module.
+        argv: Arguments after the command's name; options with dashes or underscores.
+        prog: Name of the command, for messages.
+
+    Returns:
+        The validated configuration.
+
+    Raises:
+        ConfigError: an unknown option, key or recipe (with the nearest known one), a value of another type, or what the
+            dataclass itself refuses.
+    """
+    types = get_type_hints(cls)
+    source, argv = _take_recipe(argv)
+    values = _read_recipe(_find_recipe(source, cls), types) if source else {}
+    given = _options_given(argv, types, prog)
+    printed = io.StringIO()
+    try:
+        with redirect_stderr(printed):
+            config, unexpected = tyro.cli(
+                cls,
+                prog=prog,
+                args=argv,
+                default=_unchecked(cls, values),
+                description=_describe(cls) if {"-h", "--help"} & set(argv) else None,
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ConfigError(_refusal(printed.getvalue(), given, types, prog)) from None
+    sys.stderr.write(printed.getvalue())
+    if unexpected:
+        raise ConfigError(
+            f"unexpected argument {unexpected[0]!r}: options begin with --, values with spaces need quotes, and on/off "
+            f"options take no value; see {prog} --help"
+        )
+    for name in types:
+        value = getattr(config, name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be a finite number")
+    return config
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as JSON takes it: paths as text, tuples as lists."""
+    return json.loads(json.dumps(asdict(config), default=os.fspath))
+
+
+def recipe_names(cls: type) -> list[str]:
+    """Names of the built-in recipes that fit a configuration: those whose every key is one of its fields."""
+    known = {field.name for field in fields(cls)}
+    return sorted(path.stem for path in RECIPES.glob("*.toml") if _read_toml(path).keys() <= known)
+
+
+def _take_recipe(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The value of `--config`, and the arguments without it."""
+    source, rest, tokens = None, [], iter(argv)
+    for token in tokens:
+        flag, equals, value = token.partition("=")
+        if flag != "--config":
+            rest.append(token)
+            continue
+        if source is not None:
+            raise ConfigError("--config was given twice: name one recipe, then override its values by options")
+        source = value if equals else next(tokens, "")
+        if not source or source.startswith("--"):
+            raise ConfigError("--config needs a value: the name of a recipe or a .toml file")
+    return source, rest
+
+
+def _find_recipe(source: str, cls: type) -> Path:
+    if source.endswith(".toml") or os.sep in source:
+        return Path(source)
+    path = RECIPES / f"{source}.toml"
+    if not path.is_file():
+        names = recipe_names(cls)
+        raise ConfigError(
+            f"--config {source}: no such recipe{nearest(source, names)}; known: {', '.join(names) or 'none'}, "
+            "or the path of a .toml file"
+        )
+    return path
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+
+def _read_recipe(path: Path, types: dict[str, Any]) -> dict[str, Any]:
+    values = {}
+    for key, value in _read_toml(path).items():
+        if key not in types:
+            raise ConfigError(f"{path}: unknown option {key!r}{nearest(key, types)}")
+        try:
+            values[key] = _convert(types[key], value)
+        except ValueError:
+            shown = str(value).lower() if isinstance(value, bool) else repr(value)
+            raise ConfigError(f"{path}: {key} = {shown}: must be {_wanted(types[key])}") from None
+    return values
+
+
+def _convert(annotation: Any, value: Any) -> Any:
+    """A TOML value as the annotation has it; no guessing: `"5"` is no number, `1` is not true, `1.0` is not whole."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        for choice in inner:
+            try:
+                return _convert(choice, value)
+            except ValueError:
+                continue
+    elif origin is tuple and isinstance(value, list):
+        return tuple(_convert(inner[0], item) for item in value)
+    elif origin is Literal and any(value == choice and type(value) is type(choice) for choice in inner):
+        return value
+    elif annotation is float and type(value) in (int, float):
+        return float(value)
+    elif annotation is Path and isinstance(value, str):
+        return Path(value)
+    elif annotation in (bool, int, str) and type(value) is annotation:
+        return value
+    raise ValueError
+
+
+def _wanted(annotation: Any) -> str:
+    """The values an annotation takes, in words."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return " or ".join(_wanted(choice) for choice in inner)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if origin is tuple:
+        return f"a list, each item {_wanted(inner[0])}"
+    words = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        Path: "a path",
+        NoneType: "None",
+    }
+    return words[annotation]
+
+
+def _options_given(argv: list[str], types: dict[str, Any], prog: str) -> dict[str, list[str]]:
+    """Options on the command line with the values that follow them; unknown ones are refused by name."""
+    switches = [f"no_{name}" for name, annotation in types.items() if annotation is bool]
+    known = [*types, *switches, "help", "tyro_print_completion", "tyro_write_completion"]
+    given: dict[str, list[str]] = {}
+    values: list[str] = []
+    for token in argv:
+        if not token.startswith("--"):
+            values.append(token)
+            continue
+        flag, equals, value = token.partition("=")
+        name = flag[2:].replace("-", "_")
+        if name not in known:
+            near = nearest(name.replace("_", "-"), [name.replace("_", "-") for name in known])
+            raise ConfigError(f"unknown option {flag}{near}; see {prog} --help")
+        values = given[name] = [value] if equals else []
+    return given
+
+
+def _unchecked(cls: type[Config], values: dict[str, Any]) -> Config:
+    """An instance made without `__post_init__`: the defaults under the recipe's values, for tyro to start from."""
+    start = object.__new__(cls)
+    for field in fields(cls):  # type: ignore[arg-type]
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        object.__setattr__(start, field.name, values.get(field.name, tyro.MISSING if default is MISSING else default))
+    return start
+
+
+def _describe(cls: type) -> str:
+    names = ", ".join(recipe_names(cls)) or "none"
+    about = inspect.cleandoc(cls.__doc__ or "")
+    return f"{about}\n\n--config NAME|FILE.toml starts from a recipe; options override it. Recipes: {names}."
+
+
+def _refusal(printed: str, given: dict[str, list[str]], types: dict[str, Any], prog: str) -> str:
+    """One line in place of the box that tyro printed: the option it names, the value given, and what the option takes."""
+    for flag in re.findall(r"--[a-z][\w-]*", printed):
+        name = flag[2:].replace("-", "_")
+        if name not in given or name not in types:
+            continue
+        if not given[name]:
+            return f"{flag} needs a value: {_wanted(types[name])}"
+        near = nearest(given[name][0], map(str, get_args(types[name]))) if get_origin(types[name]) is Literal else ""
+        return f"{flag} {shlex.join(given[name])}: must be {_wanted(types[name])}{near}"
+    rows = [row.strip("\u2502 ") for row in re.sub(r"\x1b\[[0-9;]*m", "", printed).splitlines()[1:]]
+    rule = next((index for index, row in enumerate(rows) if row.startswith("\u2500")), len(rows))
+    return f"{' '.join(rows[:rule])}; see {prog} --help"

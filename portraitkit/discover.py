@@ -1,0 +1,76 @@
+"""Tasks, backbones and metrics by name: `my_file.py:NAME` for a user's own, `package.module:NAME` for any installed one."""
+
+import hashlib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from portraitkit.errors import ConfigError
+from portraitkit.suggest import nearest
+
+
+def load_object(where: str) -> Any:
+    """Load one object from a Python file or an importable module. Built-ins come by the same road.
+
+    A file is executed once per process and contents, however often it is named; it is trusted code of the user's own.
+
+    Args:
+        where: `path/my_file.py:NAME` or `package.module:NAME`.
+
+    Returns:
+        The object called NAME.
+
+    Raises:
+        ConfigError: no colon, no such file or module, or no such name in it (with the nearest one). An error inside the
+            file or module is its author's bug and keeps its traceback.
+    """
+    source, _, name = where.rpartition(":")
+    is_file = source.endswith(".py")
+    if not name or not (is_file or all(part.isidentifier() for part in source.split("."))):
+        raise ConfigError(f"{where!r}: must be my_file.py:NAME or package.module:NAME")
+    module = _load_file(Path(source)) if is_file else _load_module(source)
+    if not hasattr(module, name):
+        public = [known for known in vars(module) if not known.startswith("_")]
+        raise ConfigError(f"{where}: {source} has no {name!r}{nearest(name, public)}")
+    return getattr(module, name)
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        near = nearest(path.name, [other.name for other in path.parent.glob("*.py")])
+        raise ConfigError(f"{path}: no such file, looked in {path.parent.resolve()}{near}")
+    digest = hashlib.sha256(bytes(path.resolve()) + path.read_bytes()).hexdigest()[:12]
+    title = f"{path.stem}_{digest}"  # unique, so that a user's metric.py never stands in for another module
+    if title in sys.modules:
+        return sys.modules[title]
+    spec = importlib.util.spec_from_file_location(title, path.resolve())
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[title] = module  # dataclasses and pickle look their module up by name
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[title]
+        raise
+    return module
+
+
+def _load_module(source: str) -> ModuleType:
+    try:
+        return importlib.import_module(source)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{source}.".startswith(f"{error.name}."):
+            raise  # the module exists; something that it imports does not
+        parent, _, last = source.rpartition(".")
+        known = _modules_in(parent) if parent and error.name == source else []
+        raise ConfigError(
+            f"{source}: no such module{nearest(last, known)}; a file is named as my_file.py:NAME"
+        ) from error
+
+
+def _modules_in(package: str) -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(getattr(sys.modules[package], "__path__", []))]

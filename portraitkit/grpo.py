@@ -1,0 +1,121 @@
+"""The shared mathematics of group-relative policy optimisation (GRPO, arXiv 2402.03300), as pure tensor functions.
+
+Log-probabilities are means over a sample's dimensions, as in Flow-GRPO (arXiv 2505.05470): clip ranges of 1e-4 to 1e-5 follow from that.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class Advantages(NamedTuple):
+    """Advantages and what was left out of them."""
+
+    values: Float[Tensor, " n"]
+    """Zero-mean in every group; 0 for unscorable samples and in groups without spread."""
+    zero_groups: int
+    """Groups in which every scorable sample has the same reward, or fewer than two are scorable."""
+    unscorable: int
+    """Samples whose reward is not finite."""
+
+
+def _by_group(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Centred values (0 where not finite), standard deviation and spread of each one's group, and the finite mask."""
+    finite = values.isfinite()
+    _, index = torch.unique(groups, return_inverse=True)
+    count_of = int(index.max()) + 1 if len(index) else 0
+    known = torch.where(finite, values, 0.0).double()
+
+    def total(x: Tensor) -> Tensor:
+        return torch.zeros(count_of, dtype=torch.float64, device=x.device).index_add_(0, index, x)
+
+    count = total(finite.double())
+    mean = total(known) / count.clamp_min(1)
+    centred = torch.where(finite, known - mean[index], 0.0)
+    std = (total(centred.square()) / (count - 1).clamp_min(1)).sqrt()
+    high = torch.full((count_of,), -torch.inf, dtype=torch.float64).to(known).index_reduce_(
+        0, index, torch.where(finite, known, -torch.inf), "amax"
+    )
+    low = torch.full((count_of,), torch.inf, dtype=torch.float64).to(known).index_reduce_(
+        0, index, torch.where(finite, known, torch.inf), "amin"
+    )
+    spread = (high - low).clamp_min(0).nan_to_num(0.0)
+    return centred, std[index], spread, finite
+
+
+def group_advantages(
+    rewards: Float[Tensor, " n"],
+    groups: Int[Tensor, " n"],
+    *,
+    eps: float = 1e-4,
+    clip: float = 5.0,
+    global_std: bool = False,
+) -> Advantages:
+    """Rewards compared inside their group: `(r - mean) / (std + eps)`, clipped.
+
+    Args:
+        rewards: any range; NaN or infinite means unscorable: out of the statistics, advantage 0.
+        groups: equal numbers make a group, in any order.
+        eps: added to the standard deviation.
+        clip: largest magnitude.
+        global_std: divide by the standard deviation of all centred rewards instead of the group's.
+    """
+    centred, std, spread, finite = _by_group(rewards, groups)
+    if global_std:
+        std = centred[finite].std() if int(finite.sum()) > 1 else torch.zeros_like(centred[:1]).sum()
+    _, index = torch.unique(groups, return_inverse=True)
+    alike = spread[index] == 0
+    values = torch.where(alike | ~finite, 0.0, centred / (std + eps)).clamp(-clip, clip)
+    return Advantages(values.to(rewards.dtype), int((spread == 0).sum()), int((~finite).sum()))
+
+
+def normalise_then_sum(
+    parts: dict[str, Float[Tensor, " n"]], groups: Int[Tensor, " n"], weights: dict[str, float], *, eps: float = 1e-4
+) -> Float[Tensor, " n"]:
+    """Each reward standardised in its group, then the weighted sum (GDPO, arXiv 2601.05242; MixGRPO, arXiv 2507.21802).
+
+    A part that is not finite for a sample adds nothing to it; a sample without any finite part is NaN.
+    """
+    total, any_finite = None, None
+    for name, values in parts.items():
+        centred, std, _, finite = _by_group(values, groups)
+        scaled = weights[name] * torch.where(finite, centred / (std + eps), 0.0)
+        total = scaled if total is None else total + scaled
+        any_finite = finite if any_finite is None else any_finite | finite
+    if total is None or any_finite is None:
+        raise ValueError("parts is empty: at least one reward is needed")
+    return torch.where(any_finite, total, torch.nan).to(next(iter(parts.values())).dtype)
+
+
+def clipped_surrogate(
+    log_ratio: Float[Tensor, " n"], advantages: Float[Tensor, " n"], clip_range: float
+) -> Float[Tensor, " n"]:
+    """PPO's loss (arXiv 1707.06347): `max(-A r, -A clip(r, 1 - e, 1 + e))` with `r = exp(log_ratio)`, one a sample."""
+    ratio = log_ratio.exp()
+    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range))
+
+
+def gaussian_kl(
+    mean: Float[Tensor, "n *dims"], mean_reference: Float[Tensor, "n *dims"], std: float | Float[Tensor, "..."]
+) -> Float[Tensor, " n"]:
+    """KL of two Gaussian steps with equal standard deviation, averaged over dimensions: `mean((m - m_ref)^2) / (2 std^2)`.
+
+    `std` is that of the step, D included: Flow-GRPO's code leaves D out (its issue 78); this is the true KL.
+    """
+    gap = (mean - mean_reference) / std
+    return gap.square().flatten(1).mean(1) / 2
+
+
+def guard_log_ratio(
+    log_ratio: Float[Tensor, " n"],
+    mean_old: Float[Tensor, "n *dims"],
+    mean_new: Float[Tensor, "n *dims"],
+    std: float,
+) -> Float[Tensor, " n"]:
+    """GRPO-Guard's standardised log-ratio (arXiv 2510.22319): `(log r + mean(dmu^2) / (2 std^2)) std`.
+
+    The added term cancels the log-ratio's negative mean, the factor its dependence on the noise level of the step.
+    """
+    return (log_ratio + gaussian_kl(mean_new, mean_old, std)) * std

@@ -1,0 +1,234 @@
+"""Reading and writing pictures: the one decoder that policy, rewards, metrics and tests share.
+
+A picture read here is RGB in [0, 1], upright, in sRGB, whatever the file was: EXIF orientation is applied once, CMYK and other colour
+spaces go through their ICC profile, alpha is laid on a background, 16-bit and float pictures are scaled. What cannot be read safely is
+refused by name, before it is decoded where that is possible.
+"""
+
+import io
+import os
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image as PilImage
+from PIL import ImageCms, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from portraitkit.errors import ImageError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+MAX_BYTES = 200 * 2**20
+MAX_PIXELS = 120_000_000
+MAX_ASPECT = 100.0
+WHITE = (1.0, 1.0, 1.0)
+ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """A picture as read.
+
+    Attributes:
+        pixels: RGB in [0, 1], sRGB, upright.
+        path: where it came from.
+        exif: its EXIF block with the orientation reset to 1, or None.
+        icc: an ICC profile the pixels still need; None, since pixels are sRGB after reading.
+        warnings: what was changed or dropped on the way, one line each.
+    """
+
+    pixels: Float[Tensor, "3 h w"]
+    path: Path
+    exif: bytes | None = None
+    icc: bytes | None = None
+    warnings: tuple[str, ...] = field(default=())
+
+
+def read_image(
+    path: str | Path,
+    *,
+    background: tuple[float, float, float] = WHITE,
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
+    max_aspect: float = MAX_ASPECT,
+) -> Image:
+    """Read one picture.
+
+    Args:
+        path: of the file.
+        background: RGB in [0, 1] under transparent pixels.
+        max_bytes: largest file.
+        max_pixels: most pixels, checked before decoding.
+        max_aspect: longest side over shortest, checked before decoding.
+
+    Raises:
+        ImageError: missing, unreadable, truncated, too large, or of an impossible shape; the message names file, rule and fix.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ImageError(f"{path}: no such file")
+    if path.stat().st_size > max_bytes:
+        raise ImageError(f"{path}: {path.stat().st_size / 2**20:.0f} MiB, at most {max_bytes / 2**20:.0f}; make it smaller")
+    notes: list[str] = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PilImage.DecompressionBombWarning)
+            with PilImage.open(path) as opened:
+                _check_shape(path, opened.size, max_pixels, max_aspect)
+                if getattr(opened, "n_frames", 1) > 1:
+                    notes.append(f"{path}: {opened.n_frames} frames, only the first is used")
+                    opened.seek(0)
+                opened.load()
+                exif = opened.getexif()
+                upright = ImageOps.exif_transpose(opened)
+                profile = opened.info.get("icc_profile")
+                array = _to_rgb(upright, profile, background, notes, path)
+    except (UnidentifiedImageError, PilImage.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError) as error:
+        reason = str(error).replace(str(path), "").strip(" '") or type(error).__name__
+        raise ImageError(f"{path}: cannot be read as a picture ({reason}); convert it to PNG or JPEG again") from error
+    kept = None
+    if len(exif):
+        if ORIENTATION in exif:
+            exif[ORIENTATION] = 1
+        kept = exif.tobytes()
+    return Image(torch.from_numpy(array).permute(2, 0, 1).contiguous(), path, kept, None, tuple(notes))
+
+
+def _check_shape(path: Path, size: tuple[int, int], max_pixels: int, max_aspect: float) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise ImageError(f"{path}: {width}x{height} px, a picture needs at least 1x1")
+    if width * height > max_pixels:
+        raise ImageError(f"{path}: {width}x{height} px, at most {max_pixels / 1e6:.0f} million pixels; make it smaller")
+    if max(size) / min(size) > max_aspect:
+        raise ImageError(f"{path}: {width}x{height} px, sides may differ by a factor of {max_aspect:.0f} at most; crop it")
+
+
+def _to_rgb(
+    image: PilImage.Image, profile: bytes | None, background: tuple[float, float, float], notes: list[str], path: Path
+) -> np.ndarray:
+    """Float32 array (h, w, 3), sRGB in [0, 1]."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _scaled(np.asarray(image), notes, path)
+    if image.mode in ("1", "L") and "transparency" not in image.info:
+        image = image.convert("L")
+    alpha = None
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        alpha = np.asarray(image.getchannel("A"), dtype=np.float32)[..., None] / 255
+        image = image.convert("RGB")
+    elif image.mode == "P":
+        image = image.convert("RGB")
+    if profile:
+        image = _through_profile(image, profile, notes, path)
+    array = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+    if alpha is not None:
+        array = array * alpha + np.asarray(background, dtype=np.float32) * (1 - alpha)
+    return array
+
+
+def _through_profile(image: PilImage.Image, profile: bytes, notes: list[str], path: Path) -> PilImage.Image:
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(source).lower():
+            return image
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError) as error:
+        notes.append(f"{path}: its colour profile does not fit the picture ({error}); read without it")
+        return image
+    assert converted is not None
+    return converted
+
+
+def _scaled(array: np.ndarray, notes: list[str], path: Path) -> np.ndarray:
+    """16-bit integers by 65535; floats as they are if within [0, 1], else by their own range."""
+    values = array.astype(np.float32)
+    if array.dtype.kind == "f":
+        values = np.nan_to_num(values)
+        low, high = float(values.min()), float(values.max())
+        if low < 0 or high > 1:
+            notes.append(f"{path}: float values in [{low:g}, {high:g}] scaled to [0, 1]")
+            values = (values - low) / max(high - low, 1e-12)
+    else:
+        values = values / (65535.0 if float(values.max(initial=0)) > 255 or array.dtype != np.uint8 else 255.0)
+    values = values.clip(0, 1)
+    return np.repeat(values[..., None], 3, axis=-1) if values.ndim == 2 else values[..., :3]
+
+
+def write_image(
+    path: str | Path,
+    pixels: Float[Tensor, "3 h w"] | UInt8[np.ndarray, "h w 3"],
+    *,
+    exif: bytes | None = None,
+    icc: bytes | None = None,
+    quality: int = 95,
+) -> None:
+    """Write one picture in one piece: a temporary file beside it, then a rename.
+
+    Args:
+        path: its suffix gives the format.
+        pixels: RGB in [0, 1], or 8-bit.
+        exif: EXIF block to keep.
+        icc: ICC profile to embed.
+        quality: of JPEG and WebP.
+
+    Raises:
+        ImageError: unknown suffix, or the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ImageError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; use {', '.join(SUFFIXES)}")
+    picture = to_pil(pixels) if isinstance(pixels, Tensor) else PilImage.fromarray(pixels)
+    options: dict[str, object] = {key: value for key, value in (("exif", exif), ("icc_profile", icc)) if value}
+    if path.suffix.lower() in (".jpg", ".jpeg", ".webp"):
+        options |= {"quality": quality} | ({"subsampling": 0} if path.suffix.lower() != ".webp" else {})
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        picture.save(temporary, **options)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ImageError(f"{path}: could not be written ({error.strerror or error}); check the folder and the disk") from error
+
+
+def to_uint8(pixels: Float[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Round to 8 bits; values outside [0, 1] are clipped."""
+    return (pixels.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+
+def from_uint8(array: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:
+    """The inverse of `to_uint8`."""
+    return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1).float().contiguous() / 255
+
+
+def to_pil(pixels: Float[Tensor, "3 h w"]) -> PilImage.Image:
+    """An 8-bit RGB PIL picture."""
+    return PilImage.fromarray(to_uint8(pixels))
+
+
+def from_pil(image: PilImage.Image) -> Float[Tensor, "3 h w"]:
+    """Pixels of a PIL picture, converted to RGB; no orientation and no profile is applied, `read_image` does that."""
+    return from_uint8(np.asarray(image.convert("RGB")))
+
+
+def resize(pixels: Float[Tensor, "3 h w"], size: tuple[int, int]) -> Float[Tensor, "3 hh ww"]:
+    """Bicubic with antialiasing to (height, width), clipped to [0, 1]; the same size gives the same pixels."""
+    if tuple(pixels.shape[1:]) == tuple(size):
+        return pixels
+    return interpolate(pixels[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """Picture files directly in a folder, sorted by name; hidden files are left out.
+
+    Raises:
+        ImageError: no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ImageError(f"{folder}: no such folder")
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith("."))

@@ -1,0 +1,227 @@
+"""Run folders: one folder holds everything about one run, and only one run, written by one process at a time."""
+
+import json
+import math
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from portraitkit.errors import CheckpointError, RunFolderError
+
+PACKAGES = ("portraitkit", "torch", "diffusers", "transformers", "peft", "trl", "accelerate", "numpy")
+FREE_TO_CHANGE = ("output_dir", "overwrite", "resume_from_checkpoint", "allow_changed", "report_to", "checkpointing_steps")
+FREE_TO_CHANGE += ("checkpoints_total_limit", "max_train_steps", "max_network_evaluations")
+
+
+class RunFolder:
+    """An open run folder; use `RunFolder.open`.
+
+    It holds `config.json`, `environment.json`, `metrics.jsonl` and whatever the run adds; `.lock` while it is being written.
+    """
+
+    def __init__(self, path: Path, trackers: list[Any]) -> None:
+        self.path, self.trackers = path, trackers
+        self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8")
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        config: dict[str, Any],
+        *,
+        command: list[str],
+        seed: int,
+        overwrite: bool = False,
+        resume: str | None = None,
+        allow_changed: bool = False,
+        report_to: list[str] | None = None,
+    ) -> Self:
+        """Create the folder of a new run, or open that of a run to be resumed.
+
+        Args:
+            path: the folder.
+            config: resolved configuration, JSON-able; compared with the stored one on resume.
+            command: as typed, for the record.
+            seed: of the run.
+            overwrite: replace the run the folder holds.
+            resume: a checkpoint or `latest`; the folder must hold a run.
+            allow_changed: resume although the configuration differs.
+            report_to: trackers, see `portraitkit.trackers`.
+
+        Raises:
+            RunFolderError: the folder holds another run or other files, another process writes it, or the configuration differs.
+            CheckpointError: nothing to resume.
+        """
+        from portraitkit.trackers import open_trackers
+
+        stored = path / "config.json"
+        if resume is not None and not stored.is_file():
+            raise CheckpointError(f"{path}: holds no run to resume; leave --resume-from-checkpoint out to start one")
+        if resume is None and path.is_dir() and any(path.iterdir()):
+            if not stored.is_file():
+                raise RunFolderError(f"{path}: holds files that are no run; choose another --output-dir or empty it")
+            if not overwrite:
+                raise RunFolderError(f"{path}: holds another run; use --overwrite, --resume-from-checkpoint latest, or another --output-dir")
+        path.mkdir(parents=True, exist_ok=True)
+        _lock(path)
+        try:
+            if resume is not None:
+                _compare(path, json.loads(stored.read_text(encoding="utf-8")), config, allow_changed)
+            elif overwrite:
+                for item in path.iterdir():
+                    if item.name != ".lock":
+                        shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+            run = cls(path, open_trackers(report_to or [], path, config))
+            run.write_json("config.json", config)
+            run.write_json("environment.json", environment(command, seed))
+        except BaseException:
+            (path / ".lock").unlink(missing_ok=True)
+            raise
+        return run
+
+    def log(self, step: int, **values: Any) -> None:
+        """Append one line to metrics.jsonl, flushed, and tell the trackers; values that are not finite become null."""
+        line = {"step": step, "time": round(time.time(), 3), **values}
+        self._metrics.write(json.dumps(_finite(line)) + "\n")
+        self._metrics.flush()
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        for tracker in self.trackers:
+            tracker.log(numbers, step=step)
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop lines logged after `step`: the resumed run writes them again."""
+        path = self.path / "metrics.jsonl"
+        self._metrics.close()
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+        _write_text(path, "".join(line + "\n" for line in kept))
+        self._metrics = path.open("a", encoding="utf-8")
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file in one piece."""
+        _write_text(self.path / name, json.dumps(_finite(value), indent=2) + "\n")
+
+    def close(self) -> None:
+        """Finish trackers and release the lock."""
+        for tracker in self.trackers:
+            tracker.finish()
+        self._metrics.close()
+        (self.path / ".lock").unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def environment(command: list[str], seed: int) -> dict[str, Any]:
+    """What the run ran on: versions, hardware, revision, the exact command."""
+    import torch
+
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    return {
+        "command": [Path(command[0]).name, *command[1:]] if command else [],
+        "seed": seed,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": versions,
+        "revision": _revision(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _lock(path: Path) -> None:
+    """Take the folder for this process; a lock whose process is gone on this host is stale and replaced."""
+    lock, me = path / ".lock", {"pid": os.getpid(), "host": socket.gethostname()}
+    try:
+        handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except FileExistsError:
+        try:
+            holder = json.loads(lock.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, OSError):
+            holder = {"pid": 0, "host": me["host"]}
+        if holder["host"] != me["host"] or _alive(holder["pid"]):
+            raise RunFolderError(
+                f"{path}: process {holder['pid']} on {holder['host']} is writing it; wait, or remove {lock} if that process is gone"
+            ) from None
+        print(f"{path}: took over the lock of process {holder['pid']}, which is gone", file=sys.stderr)
+        lock.unlink()
+        return _lock(path)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(me, file)
+    return None
+
+
+def _alive(pid: int) -> bool:
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _compare(path: Path, stored: dict[str, Any], config: dict[str, Any], allow_changed: bool) -> None:
+    keys = sorted((stored.keys() | config.keys()) - set(FREE_TO_CHANGE))
+    now = _finite(json.loads(json.dumps(config)))
+    changed = [f"{key} {stored.get(key)!r} -> {now.get(key)!r}" for key in keys if stored.get(key) != now.get(key)]
+    if changed and not allow_changed:
+        raise RunFolderError(f"{path}: the run to resume had another configuration ({'; '.join(changed)}); use --allow-changed to go on")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error

@@ -1,0 +1,44 @@
+"""Bootstrap intervals of means and of paired differences."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Change:
+    """Means before and after on the same photos; `ci95` is the bootstrap interval of the gain."""
+
+    before: float
+    after: float
+    gain: float
+    ci95: tuple[float, float]
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-able."""
+        return asdict(self)
+
+
+def bootstrap_interval(
+    values: Float[Tensor, " n"], *, draws: int = 10_000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean (Efron 1979), resampling whole photos; NaN values are left out."""
+    values = values[values.isfinite()].double()
+    if len(values) == 0:
+        return float("nan"), float("nan")
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randint(len(values), (draws, len(values)), generator=generator)
+    means = values[index].mean(1)
+    tail = (1 - level) / 2
+    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=means.dtype)).tolist()
+    return low, high
+
+
+def paired_change(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> Change:
+    """Means and the interval of the paired difference over the photos where both are known."""
+    both = before.isfinite() & after.isfinite()
+    before, after = before[both], after[both]
+    gain = after - before
+    return Change(float(before.mean()), float(after.mean()), float(gain.mean()), bootstrap_interval(gain))

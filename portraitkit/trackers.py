@@ -1,0 +1,43 @@
+"""Experiment trackers besides metrics.jsonl: wandb, trackio, tensorboard, through accelerate's own classes."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from portraitkit.errors import ConfigError
+from portraitkit.suggest import nearest
+
+TRACKERS = ("wandb", "trackio", "tensorboard")
+
+
+def open_trackers(names: list[str], folder: Path, config: dict[str, Any]) -> list[Any]:
+    """Start trackers.
+
+    Args:
+        names: any of `TRACKERS`.
+        folder: of the run; its name is the run's, tensorboard writes below it.
+        config: logged as the run's settings.
+
+    Returns:
+        accelerate trackers (`log(values, step=...)`, `finish()`).
+
+    Raises:
+        ConfigError: an unknown name, or a package that is not installed.
+    """
+    opened = []
+    for name in names:
+        if name not in TRACKERS:
+            raise ConfigError(f"--report-to {name}: unknown tracker{nearest(name, TRACKERS)}; use {', '.join(TRACKERS)}")
+        if find_spec(name) is None:
+            raise ConfigError(f"--report-to {name}: the package is not installed; pip install 'portraitkit[trackers]'")
+        from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
+
+        if name == "tensorboard":
+            tracker = TensorBoardTracker(run_name="tensorboard", logging_dir=folder)
+        else:
+            tracker = {"wandb": WandBTracker, "trackio": TrackioTracker}[name](run_name="portraitkit", name=folder.name)
+        tracker.start()
+        plain = {key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in config.items()}
+        tracker.store_init_configuration(plain)
+        opened.append(tracker)
+    return opened

@@ -1,0 +1,93 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from portraitkit.cli import PACKAGES, run_command
+from portraitkit.errors import ConfigError, FaceError, UserError
+
+ROOT = Path(__file__).parents[3]
+
+
+def exit_code(main) -> object:
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    return stop.value.code
+
+
+def raising(error: BaseException):
+    def main(argv: list[str]) -> int:
+        raise error
+
+    return main
+
+
+def run_python(code: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, **options)
+
+
+def test_arguments_and_exit_codes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["command", "--a", "b"])
+    seen: list[list[str]] = []
+    assert exit_code(lambda argv: seen.append(argv)) is None
+    assert exit_code(lambda argv: 3) == 3
+    assert exit_code(raising(SystemExit(0))) == 0
+    assert seen == [["--a", "b"]]
+
+
+@pytest.mark.parametrize("kind", [UserError, ConfigError, FaceError])
+def test_a_users_mistake_is_one_line_and_exit_code_2(kind: type[UserError], capsys: pytest.CaptureFixture[str]):
+    assert exit_code(raising(kind("bad\nname\x1b[31m é \udcff.png: give another"))) == 2
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert streams.err == "error: bad\\nname\\x1b[31m é \\udcff.png: give another\n"
+
+
+def test_interrupt_is_quiet(capsys: pytest.CaptureFixture[str]):
+    assert exit_code(raising(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_command(raising(ZeroDivisionError("bug")))
+    with pytest.raises(BrokenPipeError):  # some other pipe than standard output
+        run_command(raising(BrokenPipeError("tracker")))
+
+
+def test_a_reader_that_leaves_is_no_error():
+    code = "from portraitkit.cli import run_command; run_command(lambda argv: print('line ' * 100_000))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    ) as child:
+        assert child.stdout is not None and child.stderr is not None
+        assert child.stdout.read(4) == b"line"
+        child.stdout.close()
+        assert child.stderr.read() == b""
+        assert child.wait(120) == 141
+
+
+def test_the_package_that_shadows_ours_is_named(tmp_path: Path):
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "__init__.py").touch()
+    code = (
+        "import sys; sys.argv[1:] = []; from portraitkit.cli import run_command; run_command(lambda argv: print('ran'))"
+    )
+    shadowed = run_python(code, cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"})
+    assert shadowed.returncode == 2 and shadowed.stdout == ""
+    assert shadowed.stderr.startswith(
+        f"error: package benchmarks comes from {tmp_path / 'benchmarks'}, but portraitkit from"
+    )
+    assert len(shadowed.stderr.splitlines()) == 1
+
+    behind = run_python(code, cwd="/", env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"})
+    assert (behind.returncode, behind.stdout) == (0, "ran\n")
+
+
+def test_the_check_imports_nothing():
+    code = "import sys; from portraitkit.cli import check_packages; check_packages(); print(sorted(sys.modules))"
+    loaded = run_python(code, cwd=ROOT).stdout
+    assert "'portraitkit'" in loaded
+    assert not [name for name in PACKAGES[1:] if f"'{name}'" in loaded] and "'tyro'" not in loaded
