@@ -1,0 +1,1 @@
+"""Preference data: what a retouch pair is, and how such pairs are made."""

@@ -1,0 +1,1 @@
+"""What judges a retouch: verifiable rewards, face identity, learned judges."""

@@ -1,0 +1,146 @@
+"""Verifiable rewards of a retouch: five numbers in [0, 1], higher is better, each with the error it is made of.
+
+Each reward takes candidates and their `Photos` and returns one value a candidate, NaN where it does not apply. Every length
+is in pixels of a 128 px face and scales with the picture. `REWARDS` holds them with their weights.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from portraitkit.color import luminance, srgb_to_lab
+from portraitkit.faces.identity import identity_distance, identity_embedding
+from reward_models.filters import blur, blur_inside, mean_over
+from reward_models.photos import Photos
+
+Candidates = Float[Tensor, "n 3 h w"]
+Scores = Float[Tensor, " n"]
+
+
+def _unit(photos: Photos) -> float:
+    return photos.source.shape[-1] / 128
+
+
+def _untouched_skin(photos: Photos) -> Float[Tensor, "n 1 h w"]:
+    """The skin away from blemishes: what an honest retouch leaves alone."""
+    near = blur((photos.opacity > 0.05).to(photos.source.dtype), 1.5 * _unit(photos)) > 0.02
+    return photos.skin * (~near)
+
+
+def _stands_out(image: Candidates, photos: Photos) -> Candidates:
+    """The picture minus the average of the unblemished skin around each pixel: blind to brightness and colour of the whole face."""
+    return image - blur_inside(image, _untouched_skin(photos), 5 * _unit(photos))
+
+
+def blemish_residual(candidate: Candidates, photos: Photos) -> Scores:
+    """Share of the squared blemish error that is left: 0 = all gone, 1 = as in the photo; may exceed 1. NaN without blemishes.
+
+    The error is taken inside the known (or detected) spots, between the candidate and the clean portrait (or the skin around the
+    spot where no clean portrait is known), after each picture has lost the average of its own unblemished skin nearby.
+    """
+    spots = (photos.opacity > 0.05).to(candidate.dtype)
+    known = photos.clean.isnan().logical_not()
+    target = torch.where(known, _stands_out(photos.clean.nan_to_num(), photos), 0.0)
+    left = mean_over((_stands_out(candidate, photos) - target).square(), spots)
+    before = mean_over((_stands_out(photos.source, photos) - target).square(), spots)
+    share = left / before.clamp_min(1e-8)
+    return torch.where(spots.sum((1, 2, 3)) > 0, share, torch.nan)
+
+
+def blemish_removal(candidate: Candidates, photos: Photos) -> Scores:
+    """1 - sqrt(blemish_residual), clipped to [0, 1]: the share of the blemishes' contrast that is gone.
+
+    Hacked by: blurring or flattening everything (texture and clarity fall), painting over the spots with foreign colours (does not
+    pay: the error grows), brightening the face (does not pay: each picture is compared with its own surroundings).
+    """
+    return (1 - blemish_residual(candidate, photos).sqrt()).clamp(0, 1)
+
+
+def texture_error(candidate: Candidates, photos: Photos) -> Scores:
+    """Relative RMS change of the skin's fine detail, away from blemishes: 0 = pores exactly kept, about 1 = all gone.
+
+    Detail is luma minus its Gaussian blur at 2 px. It grows with smoothing, with grain and with any pattern laid on the skin.
+    """
+    mask = _untouched_skin(photos)
+    sigma = 2.0 * _unit(photos)
+    after, before = luminance(candidate), luminance(photos.source)
+    after, before = after - blur(after, sigma), before - blur(before, sigma)
+    return mean_over((after - before).square(), mask).sqrt() / (mean_over(before.square(), mask).sqrt() + 2e-3)
+
+
+def texture(candidate: Candidates, photos: Photos) -> Scores:
+    """1 / (1 + (texture_error / .5)^2). Hacked by: copying the input (blemish removal is then 0)."""
+    return 1 / (1 + (texture_error(candidate, photos) / 0.5).square())
+
+
+def clarity_error(candidate: Candidates, photos: Photos) -> Scores:
+    """Relative RMS change of the gradients in eyes, brows and lips: 0 = unchanged; blur and sharpening both raise it."""
+    change, scale = candidate.new_zeros(len(candidate)), candidate.new_zeros(len(candidate))
+    for dim in (-1, -2):
+        after = luminance(candidate).diff(dim=dim)
+        before = luminance(photos.source).diff(dim=dim)
+        mask = photos.features.narrow(dim, 0, after.shape[dim])
+        change = change + mean_over((after - before).square(), mask)
+        scale = scale + mean_over(before.square(), mask)
+    return change.sqrt() / (scale.sqrt() + 2e-3)
+
+
+def clarity(candidate: Candidates, photos: Photos) -> Scores:
+    """1 / (1 + (clarity_error / .5)^2). Hacked by: copying the input (blemish removal is then 0)."""
+    return 1 / (1 + (clarity_error(candidate, photos) / 0.5).square())
+
+
+def tone_error(candidate: Candidates, photos: Photos) -> Scores:
+    """Mean CIELAB difference (dE76) of the skin's broad colour (Gaussian, 4 px), away from blemishes."""
+    mask = _untouched_skin(photos)
+    sigma = 4 * _unit(photos)
+    after, before = (blur_inside(srgb_to_lab(image), mask, sigma) for image in (candidate, photos.source))
+    return mean_over((after - before).square().sum(1, keepdim=True).add(1e-6).sqrt(), mask)
+
+
+def skin_tone(candidate: Candidates, photos: Photos) -> Scores:
+    """exp(-(max(0, tone_error - .5) / 4)^2): half a dE is free, whitening and blotches cost. Hacked by: copying the input."""
+    return torch.exp(-((tone_error(candidate, photos) - 0.5).clamp_min(0) / 4).square())
+
+
+def identity_change(candidate: Candidates, photos: Photos) -> Scores:
+    """L2 distance of the identity embeddings of candidate and photo; about .6 separates two people."""
+    return identity_distance(identity_embedding(candidate, photos.meshes), photos.identity)
+
+
+def identity(candidate: Candidates, photos: Photos) -> Scores:
+    """Logistic in the identity distance, .5 at .40 and above .95 below .25, so that mere copying earns nothing more.
+
+    Hacked by: adversarial texture that the net reads as the same face (texture falls).
+    """
+    return torch.sigmoid((0.40 - identity_change(candidate, photos)) / 0.05)
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A verifiable reward.
+
+    Attributes:
+        name: as printed and logged.
+        function: candidates and photos to values in [0, 1], higher is better, NaN where it does not apply.
+        weight: default weight in the combination.
+    """
+
+    name: str
+    function: Callable[[Candidates, Photos], Scores]
+    weight: float
+
+
+REWARDS = {
+    reward.name: reward
+    for reward in (
+        Reward("blemish_removal", blemish_removal, 0.40),
+        Reward("texture", texture, 0.20),
+        Reward("skin_tone", skin_tone, 0.15),
+        Reward("identity", identity, 0.15),
+        Reward("clarity", clarity, 0.10),
+    )
+}
