@@ -16,9 +16,7 @@ from portraitkit.errors import ConfigError
 SCHEDULES = ("linear", "sigma", "constant", "zero")
 
 
-def anchor_velocity(
-    x: Float[Tensor, " batch *dims"], anchor: Float[Tensor, "..."], sigma: Level
-) -> Float[Tensor, " batch *dims"]:
+def anchor_velocity(x: Float[Tensor, " batch *dims"], anchor: Float[Tensor, "..."], sigma: Level) -> Float[Tensor, " batch *dims"]:
     """The velocity that leads straight from `x` to the anchor: `(x_t - x0_anchor) / sigma` (P).
 
     Args:

@@ -112,9 +112,7 @@ class DPGScheduler(FlowMatchEulerDiscreteScheduler):
         self._anchor: Tensor | None = None
         self.clear_draw()
 
-    def _stochastic_steps(
-        self, num_steps: int, seed: int, iteration: int, lambdas: list[float] | None = None
-    ) -> list[int]:
+    def _stochastic_steps(self, num_steps: int, seed: int, iteration: int, lambdas: list[float] | None = None) -> list[int]:
         config = self.config
         return stochastic_steps(
             config["window"],
@@ -142,9 +140,7 @@ class DPGScheduler(FlowMatchEulerDiscreteScheduler):
         """Drawn steps are plain stochastic ones again."""
         self._anchor = None
 
-    def draw(
-        self, seed: int, *, iteration: int = 0, record: bool = False, generator: torch.Generator | None = None
-    ) -> None:
+    def draw(self, seed: int, *, iteration: int = 0, record: bool = False, generator: torch.Generator | None = None) -> None:
         """Make the coming rollouts stochastic at the steps that `seed` and `iteration` draw, until `clear_draw`.
 
         A pipeline call is one batch, so a group that shares a call shares its drawn steps.

@@ -216,7 +216,8 @@ def log_ratio(
     noise: Float[Tensor, "..."],
     *,
     sampler: str = "flow_sde",
-) -> Float[Tensor, " batch"]:
+    keep: int = 1,
+) -> Float[Tensor, " batch *kept"]:
     """log p_new(x') - log p_old(x') of a taken step, in the form that does not know lam (I).
 
     Under guidance `(x' - mu_new(theta)) / sig_new = z + (mu_old - mu_theta) / sig_step`: the factors (1 - lam) cancel.
@@ -236,9 +237,10 @@ def log_ratio(
         std: unguided sig_step, > 0; a float, `(batch,)` or `(batch, 1, ..., 1)`.
         noise: the standard normal z that the step was taken with, `(batch, ...)`.
         sampler: one of `SAMPLERS`.
+        keep: leading dimensions that are kept; 2 gives one ratio a token, whose mean over tokens is the sample's.
 
     Returns:
-        `(batch,)`, mean over all non-batch dimensions, float32 or float64.
+        `(batch,)` or more, mean over all other dimensions, float32 or float64.
 
     Raises:
         ConfigError: an unknown sampler.
@@ -256,7 +258,7 @@ def log_ratio(
     noise = noise.detach().to(work)
     shift = gap / scale
     terms = -shift * (noise + shift / 2) * (2 * scale**2 if sampler == "cps" else 1)
-    return terms.reshape(terms.shape[0], -1).mean(1)
+    return terms.flatten(keep).mean(-1)
 
 
 def draw_noise(
@@ -281,9 +283,7 @@ def draw_noise(
     return noise.detach().to(like)
 
 
-def _pulled_to(
-    x: Tensor, anchor: Tensor | None, target: Tensor | None, sigma: Level, sigma_next: Level, like: Tensor
-) -> Tensor:
+def _pulled_to(x: Tensor, anchor: Tensor | None, target: Tensor | None, sigma: Level, sigma_next: Level, like: Tensor) -> Tensor:
     if (anchor is None) == (target is None):
         raise ConfigError("lam above 0 needs an anchor (or a target, not both); give one, or set lam to 0")
     if target is not None:

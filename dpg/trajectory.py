@@ -108,6 +108,4 @@ def take_step(
         target=target,
         storage_dtype=storage_dtype,
     )
-    return TakenStep(
-        x, step.x_next, z, mean, std, step.log_prob, sigma, sigma_next, lam, sampler, eta, sigma_max, index
-    )
+    return TakenStep(x, step.x_next, z, mean, std, step.log_prob, sigma, sigma_next, lam, sampler, eta, sigma_max, index)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -42,9 +43,7 @@ class Checkpoint:
     note: str
 
 
-def save_checkpoint(
-    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], *, limit: int | None
-) -> Path:
+def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], *, limit: int | None) -> Path:
     """Write `folder/checkpoint-<step>` in one piece or not at all.
 
     Args:
@@ -52,7 +51,8 @@ def save_checkpoint(
         step: training step; an existing checkpoint of that step is replaced.
         tensors: one safetensors file a name.
         state: JSON-able; random generators' states belong in `tensors` (see `rng_state`).
-        limit: how many checkpoints to keep; older complete ones are removed after the new one is safe. None keeps all.
+        limit: how many checkpoints to keep, the new one always among them; older complete ones are removed after it is safe.
+            None keeps all.
 
     Returns:
         The checkpoint's folder.
@@ -61,12 +61,17 @@ def save_checkpoint(
         CheckpointError: the disk is full or not writable; the temporary folder is removed, older checkpoints are untouched.
     """
     final, temporary = folder / f"checkpoint-{step}", folder / f".checkpoint-{step}.{os.getpid()}"
+    replaced = folder / f".checkpoint-{step}.replaced"
     size = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
-    shutil.rmtree(temporary, ignore_errors=True)
+    for leftover in folder.glob(".checkpoint-*"):  # of a save that was killed: a run folder has one writer
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         for name, group in {"rng": rng_state(), **tensors}.items():
-            save_file({key: t.detach().contiguous().cpu().clone() for key, t in group.items()}, temporary / f"{name}.safetensors")
+            save_file(
+                {key: t.detach().contiguous().cpu().clone() for key, t in group.items()},
+                temporary / f"{name}.safetensors",
+            )
         (temporary / "state.json").write_text(json.dumps({"step": step, "state": state}), encoding="utf-8")
         sums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / MARKER).write_text(json.dumps(sums, indent=2), encoding="utf-8")
@@ -74,16 +79,19 @@ def save_checkpoint(
             _flush(path)
         _flush(temporary)
         if final.exists():
-            shutil.rmtree(final)
+            final.rename(replaced)  # whole until the new one stands
         temporary.rename(final)
         _flush(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(
-            f"{final}: could not be written ({error.strerror}); it needs {size / 2**20:.1f} MiB on that disk; earlier checkpoints are intact"
+            f"{final}: could not be written ({reason}); it needs {size / 2**20:.1f} MiB there; earlier checkpoints are intact"
         ) from error
+    shutil.rmtree(replaced, ignore_errors=True)
     if limit is not None:
-        for old in sorted(_complete(folder), key=_step_of)[:-limit]:
+        others = sorted((path for path in _complete(folder) if path != final), key=_step_of, reverse=True)
+        for old in others[max(limit - 1, 0) :]:
             shutil.rmtree(old)
     return final
 
@@ -113,14 +121,17 @@ def load_checkpoint(folder: Path, which: str = "latest") -> Checkpoint:
         if not (path / MARKER).is_file():
             raise CheckpointError(f"{path}: was not written to the end (no {MARKER} file); use an earlier checkpoint, or latest")
         note = f"resuming from {path}, as asked"
-    sums = json.loads((path / MARKER).read_text(encoding="utf-8"))
+    try:
+        sums = json.loads((path / MARKER).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path / MARKER}: unreadable; the checkpoint is damaged, give an earlier one") from error
     for name, expected in sums.items():
         if not (path / name).is_file():
             raise CheckpointError(f"{path / name}: missing; the checkpoint is damaged, give --resume-from-checkpoint an earlier one")
         if _sha256(path / name) != expected:
             raise CheckpointError(f"{path / name}: sha256 differs from the recorded one; the checkpoint is damaged, give an earlier one")
     stored = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+    tensors = {Path(name).stem: load_file(path / name) for name in sums if name.endswith(".safetensors")}
     set_rng_state(tensors.pop("rng"))
     return Checkpoint(stored["step"], tensors, stored["state"], path, note)
 
@@ -128,8 +139,9 @@ def load_checkpoint(folder: Path, which: str = "latest") -> Checkpoint:
 def rng_state() -> dict[str, Tensor]:
     """State of Python's, numpy's and torch's global generators (CUDA's too, where there is one), as tensors."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    assert name == "MT19937"
+    mersenne = np.random.get_state(legacy=False)
+    keys, position = mersenne["state"]["key"], mersenne["state"]["pos"]
+    has_gauss, cached = mersenne["has_gauss"], mersenne["gauss"]
     states = {
         "python": torch.tensor([version, *words], dtype=torch.int64),
         "python_gauss": torch.tensor([gauss if gauss is not None else torch.nan], dtype=torch.float64),
@@ -181,7 +193,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor])
 
 
 def _complete(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("checkpoint-*") if (path / MARKER).is_file()]
+    numbered = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    return [path for path in numbered if (path / MARKER).is_file()]
 
 
 def _step_of(path: Path) -> int:

@@ -1,6 +1,7 @@
-"""What every console command shares: one line for a user's mistake, quiet interrupts and pipes, one home for all packages."""
+"""What every console command shares: mistakes in one line, quiet interrupts and pipes, one home for all packages."""
 
 import importlib.util
+import logging
 import os
 import select
 import sys
@@ -25,6 +26,8 @@ def run_command(main: Callable[[list[str]], int | None]) -> NoReturn:
     Raises:
         SystemExit: always.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin at barriers stall each other five times over on a busy machine
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; it warns of kernels that nothing here uses
     try:
         code = _exit_code(main)
         sys.stdout.flush()
@@ -50,8 +53,7 @@ def check_packages() -> None:
         found = [Path(folder).resolve() for folder in spec.submodule_search_locations or [spec.origin or ""]]
         if found != [home / name]:
             raise UserError(
-                f"package {name} comes from {found[0]}, but portraitkit from {home}: rename that one, take its folder out of "
-                "PYTHONPATH, or run from another folder"
+                f"package {name} comes from {found[0]}, but portraitkit from {home}: rename that one, or take its folder out of PYTHONPATH"
             )
 
 

@@ -1,8 +1,8 @@
 """Configuration: a frozen dataclass filled from a recipe (TOML) and the command line, both strict.
 
-Field types: bool, int, float, str, Path, Literal, `tuple[X, ...]`, and any of them `| None`. The docstring under a field is
-its help text. Rules between fields belong in the dataclass's `__post_init__`, which raises ConfigError; it sees the recipe
-and the command line together, never the recipe alone.
+Field types: bool, int, float, str, Path, Literal, `tuple[X, ...]`, and any of them `| None`. The docstring under a
+field is its help text. Rules between fields belong in the dataclass's `__post_init__`, which raises ConfigError; it
+sees the recipe and the command line together, never the recipe alone.
 """
 
 import inspect
@@ -112,8 +112,7 @@ def _find_recipe(source: str, cls: type) -> Path:
     if not path.is_file():
         names = recipe_names(cls)
         raise ConfigError(
-            f"--config {source}: no such recipe{nearest(source, names)}; known: {', '.join(names) or 'none'}, "
-            "or the path of a .toml file"
+            f"--config {source}: no such recipe{nearest(source, names)}; known: {', '.join(names) or 'none'}, or the path of a .toml file"
         )
     return path
 
@@ -195,7 +194,7 @@ def _options_given(argv: list[str], types: dict[str, Any], prog: str) -> dict[st
         flag, equals, value = token.partition("=")
         name = flag[2:].replace("-", "_")
         if name not in known:
-            near = nearest(name.replace("_", "-"), [name.replace("_", "-") for name in known])
+            near = nearest(f"--{name.replace('_', '-')}", [f"--{name.replace('_', '-')}" for name in known])
             raise ConfigError(f"unknown option {flag}{near}; see {prog} --help")
         values = given[name] = [value] if equals else []
     return given
@@ -217,7 +216,7 @@ def _describe(cls: type) -> str:
 
 
 def _refusal(printed: str, given: dict[str, list[str]], types: dict[str, Any], prog: str) -> str:
-    """One line in place of the box that tyro printed: the option it names, the value given, and what the option takes."""
+    """One line in place of the box that tyro printed: the option, the value given, and what it takes."""
     for flag in re.findall(r"--[a-z][\w-]*", printed):
         name = flag[2:].replace("-", "_")
         if name not in given or name not in types:

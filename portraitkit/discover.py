@@ -1,4 +1,4 @@
-"""Tasks, backbones and metrics by name: `my_file.py:NAME` for a user's own, `package.module:NAME` for any installed one."""
+"""Tasks, backbones and metrics by name: `my_file.py:NAME` for a user's own, `package.module:NAME` if installed."""
 
 import hashlib
 import importlib
@@ -67,9 +67,7 @@ def _load_module(source: str) -> ModuleType:
             raise  # the module exists; something that it imports does not
         parent, _, last = source.rpartition(".")
         known = _modules_in(parent) if parent and error.name == source else []
-        raise ConfigError(
-            f"{source}: no such module{nearest(last, known)}; a file is named as my_file.py:NAME"
-        ) from error
+        raise ConfigError(f"{source}: no such module{nearest(last, known)}; a file is named as my_file.py:NAME") from error
 
 
 def _modules_in(package: str) -> list[str]:

@@ -35,12 +35,9 @@ def _by_group(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     mean = total(known) / count.clamp_min(1)
     centred = torch.where(finite, known - mean[index], 0.0)
     std = (total(centred.square()) / (count - 1).clamp_min(1)).sqrt()
-    high = torch.full((count_of,), -torch.inf, dtype=torch.float64).to(known).index_reduce_(
-        0, index, torch.where(finite, known, -torch.inf), "amax"
-    )
-    low = torch.full((count_of,), torch.inf, dtype=torch.float64).to(known).index_reduce_(
-        0, index, torch.where(finite, known, torch.inf), "amin"
-    )
+    extreme = torch.zeros(count_of, dtype=torch.float64, device=values.device)
+    high = extreme.scatter_reduce(0, index, torch.where(finite, known, -torch.inf), "amax", include_self=False)
+    low = extreme.scatter_reduce(0, index, torch.where(finite, known, torch.inf), "amin", include_self=False)
     spread = (high - low).clamp_min(0).nan_to_num(0.0)
     return centred, std[index], spread, finite
 
@@ -89,10 +86,31 @@ def normalise_then_sum(
     return torch.where(any_finite, total, torch.nan).to(next(iter(parts.values())).dtype)
 
 
+def local_advantages(
+    credit: Float[Tensor, "n cells"], rewards: Float[Tensor, " n"], groups: Int[Tensor, " n"], *, eps: float = 1e-4, clip: float = 5.0
+) -> Float[Tensor, "n cells"]:
+    """What each cell of a sample added to its reward, compared inside the group: `(c - mean) / (std of the rewards + eps)`, clipped.
+
+    Args:
+        credit: the part of the reward that each cell answers for, in the reward's unit; a cell that answers for all of it gets
+            what `group_advantages` gives the sample.
+        rewards: as for `group_advantages`; samples that are not finite, and groups without spread, get 0.
+        groups: equal numbers make a group.
+        eps: added to the standard deviation.
+        clip: largest magnitude.
+    """
+    _, std, spread, finite = _by_group(rewards, groups)
+    _, index = torch.unique(groups, return_inverse=True)
+    known = torch.where(finite[:, None], credit, torch.nan)
+    centred = torch.stack([_by_group(cell, groups)[0] for cell in known.T], 1)
+    live = finite & (spread[index] > 0)
+    return torch.where(live[:, None], centred / (std + eps)[:, None], 0.0).clamp(-clip, clip).to(credit.dtype)
+
+
 def clipped_surrogate(
-    log_ratio: Float[Tensor, " n"], advantages: Float[Tensor, " n"], clip_range: float
-) -> Float[Tensor, " n"]:
-    """PPO's loss (arXiv 1707.06347): `max(-A r, -A clip(r, 1 - e, 1 + e))` with `r = exp(log_ratio)`, one a sample."""
+    log_ratio: Float[Tensor, " n *cells"], advantages: Float[Tensor, " n *cells"], clip_range: float
+) -> Float[Tensor, " n *cells"]:
+    """PPO's loss (arXiv 1707.06347): `max(-A r, -A clip(r, 1 - e, 1 + e))` with `r = exp(log_ratio)`, one a sample or cell."""
     ratio = log_ratio.exp()
     return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range))
 

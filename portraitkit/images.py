@@ -7,15 +7,18 @@ refused by name, before it is decoded where that is possible.
 
 import io
 import os
+import struct
 import warnings
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image as PilImage
-from PIL import ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ImageCms, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -27,6 +30,8 @@ MAX_PIXELS = 120_000_000
 MAX_ASPECT = 100.0
 WHITE = (1.0, 1.0, 1.0)
 ORIENTATION = 0x0112
+# What Pillow raises for damaged files, beside OSError: its parsers let these through.
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, OverflowError, struct.error, zlib.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,29 +77,33 @@ def read_image(
     if not path.is_file():
         raise ImageError(f"{path}: no such file")
     if path.stat().st_size > max_bytes:
-        raise ImageError(f"{path}: {path.stat().st_size / 2**20:.0f} MiB, at most {max_bytes / 2**20:.0f}; make it smaller")
+        raise ImageError(f"{path}: {path.stat().st_size:,} bytes, at most {max_bytes:,} are read; make it smaller")
     notes: list[str] = []
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PilImage.DecompressionBombWarning)
+        with warnings.catch_warnings(record=True) as raised:
+            warnings.simplefilter("always")
             with PilImage.open(path) as opened:
                 _check_shape(path, opened.size, max_pixels, max_aspect)
-                if getattr(opened, "n_frames", 1) > 1:
-                    notes.append(f"{path}: {opened.n_frames} frames, only the first is used")
+                frames = getattr(opened, "n_frames", 1)
+                if frames > 1:
+                    notes.append(f"{path}: {frames} frames, only the first is used")
                     opened.seek(0)
                 opened.load()
                 exif = opened.getexif()
                 upright = ImageOps.exif_transpose(opened)
                 profile = opened.info.get("icc_profile")
                 array = _to_rgb(upright, profile, background, notes, path)
-    except (UnidentifiedImageError, PilImage.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError) as error:
-        reason = str(error).replace(str(path), "").strip(" '") or type(error).__name__
+                if ORIENTATION in exif:
+                    exif[ORIENTATION] = 1
+                kept = exif.tobytes() if len(exif) else None
+    except PilImage.DecompressionBombError as error:
+        raise ImageError(f"{path}: at most {max_pixels / 1e6:.0f} million pixels are read; make it smaller") from error
+    except DAMAGED as error:
+        reason = " ".join(str(error).replace(str(path), "").split()).strip(" '") or type(error).__name__
         raise ImageError(f"{path}: cannot be read as a picture ({reason}); convert it to PNG or JPEG again") from error
-    kept = None
-    if len(exif):
-        if ORIENTATION in exif:
-            exif[ORIENTATION] = 1
-        kept = exif.tobytes()
+    for warning in raised:
+        if not issubclass(warning.category, PilImage.DecompressionBombWarning):
+            notes.append(f"{path}: {' '.join(str(warning.message).split())}")
     return Image(torch.from_numpy(array).permute(2, 0, 1).contiguous(), path, kept, None, tuple(notes))
 
 
@@ -134,7 +143,7 @@ def _to_rgb(
 def _through_profile(image: PilImage.Image, profile: bytes, notes: list[str], path: Path) -> PilImage.Image:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(source).lower():
+        if image.mode == "RGB" and _is_srgb(source):
             return image
         converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError) as error:
@@ -144,19 +153,29 @@ def _through_profile(image: PilImage.Image, profile: bytes, notes: list[str], pa
     return converted
 
 
+def _is_srgb(profile: ImageCms.ImageCmsProfile) -> bool:
+    """Whether it moves no colour by more than two levels of 255; then pixels stay exact. Names lie: there is linear sRGB."""
+    levels = np.linspace(0, 255, 9).astype(np.uint8)
+    colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(27, 27, 3)
+    moved = ImageCms.profileToProfile(PilImage.fromarray(colours), profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    return int(np.abs(np.asarray(moved).astype(int) - colours).max()) <= 2
+
+
 def _scaled(array: np.ndarray, notes: list[str], path: Path) -> np.ndarray:
-    """16-bit integers by 65535; floats as they are if within [0, 1], else by their own range."""
-    values = array.astype(np.float32)
-    if array.dtype.kind == "f":
-        values = np.nan_to_num(values)
-        low, high = float(values.min()), float(values.max())
-        if low < 0 or high > 1:
-            notes.append(f"{path}: float values in [{low:g}, {high:g}] scaled to [0, 1]")
-            values = (values - low) / max(high - low, 1e-12)
-    else:
-        values = values / (65535.0 if float(values.max(initial=0)) > 255 or array.dtype != np.uint8 else 255.0)
-    values = values.clip(0, 1)
-    return np.repeat(values[..., None], 3, axis=-1) if values.ndim == 2 else values[..., :3]
+    """Greyscale of more than 8 bits: integers by 65535, floats as they are, and what does not fit [0, 1] by its own range."""
+    values = array.astype(np.float64)
+    finite = np.isfinite(values)
+    if not finite.all():
+        notes.append(f"{path}: {int((~finite).sum())} values are not finite; infinity is drawn white, the others black")
+    known = values[finite]
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
+    if array.dtype.kind != "f" and low >= 0 and high <= 65535:
+        values = values / 65535
+    elif low < 0 or high > 1:
+        notes.append(f"{path}: values in [{low:g}, {high:g}] scaled to [0, 1]")
+        values = (values - low) / (high - low if high > low else high)
+    values = np.nan_to_num(values, nan=0, posinf=1, neginf=0).clip(0, 1).astype(np.float32)
+    return np.repeat(values[..., None], 3, axis=-1)
 
 
 def write_image(
@@ -183,16 +202,18 @@ def write_image(
     if path.suffix.lower() not in SUFFIXES:
         raise ImageError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; use {', '.join(SUFFIXES)}")
     picture = to_pil(pixels) if isinstance(pixels, Tensor) else PilImage.fromarray(pixels)
-    options: dict[str, object] = {key: value for key, value in (("exif", exif), ("icc_profile", icc)) if value}
+    options: dict[str, Any] = {key: value for key, value in (("exif", exif), ("icc_profile", icc)) if value}
     if path.suffix.lower() in (".jpg", ".jpeg", ".webp"):
         options |= {"quality": quality} | ({"subsampling": 0} if path.suffix.lower() != ".webp" else {})
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         picture.save(temporary, **options)
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"{path}: could not be written ({reason}); check its size, the folder and the disk") from error
+    finally:
         temporary.unlink(missing_ok=True)
-        raise ImageError(f"{path}: could not be written ({error.strerror or error}); check the folder and the disk") from error
 
 
 def to_uint8(pixels: Float[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
@@ -202,7 +223,7 @@ def to_uint8(pixels: Float[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
 
 def from_uint8(array: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:
     """The inverse of `to_uint8`."""
-    return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1).float().contiguous() / 255
+    return torch.from_numpy(array.copy()).permute(2, 0, 1).float().contiguous() / 255
 
 
 def to_pil(pixels: Float[Tensor, "3 h w"]) -> PilImage.Image:

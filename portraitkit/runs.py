@@ -18,8 +18,15 @@ from typing import Any, Self
 from portraitkit.errors import CheckpointError, RunFolderError
 
 PACKAGES = ("portraitkit", "torch", "diffusers", "transformers", "peft", "trl", "accelerate", "numpy")
-FREE_TO_CHANGE = ("output_dir", "overwrite", "resume_from_checkpoint", "allow_changed", "report_to", "checkpointing_steps")
-FREE_TO_CHANGE += ("checkpoints_total_limit", "max_train_steps", "max_network_evaluations")
+FREE_TO_CHANGE = (
+    "output_dir",
+    "overwrite",
+    "resume_from_checkpoint",
+    "allow_changed",
+    "report_to",
+    "checkpointing_steps",
+)
+FREE_TO_CHANGE += ("checkpoints_total_limit",)
 
 
 class RunFolder:
@@ -58,11 +65,14 @@ class RunFolder:
             report_to: trackers, see `portraitkit.trackers`.
 
         Raises:
-            RunFolderError: the folder holds another run or other files, another process writes it, or the configuration differs.
+            RunFolderError: the folder holds another run or other files, cannot be written, another process writes it, or the
+                configuration differs.
             CheckpointError: nothing to resume.
+            ConfigError: a tracker is unknown or not installed.
         """
-        from portraitkit.trackers import open_trackers
+        from portraitkit.trackers import check_trackers, open_trackers
 
+        check_trackers(report_to or [])
         stored = path / "config.json"
         if resume is not None and not stored.is_file():
             raise CheckpointError(f"{path}: holds no run to resume; leave --resume-from-checkpoint out to start one")
@@ -70,9 +80,14 @@ class RunFolder:
             if not stored.is_file():
                 raise RunFolderError(f"{path}: holds files that are no run; choose another --output-dir or empty it")
             if not overwrite:
-                raise RunFolderError(f"{path}: holds another run; use --overwrite, --resume-from-checkpoint latest, or another --output-dir")
-        path.mkdir(parents=True, exist_ok=True)
-        _lock(path)
+                raise RunFolderError(
+                    f"{path}: holds another run; use --overwrite, --resume-from-checkpoint latest, or another --output-dir"
+                )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            _lock(path)
+        except OSError as error:
+            raise RunFolderError(f"{path}: cannot be a run folder ({error.strerror}); choose another --output-dir") from error
         try:
             if resume is not None:
                 _compare(path, json.loads(stored.read_text(encoding="utf-8")), config, allow_changed)
@@ -98,10 +113,10 @@ class RunFolder:
             tracker.log(numbers, step=step)
 
     def truncate_metrics(self, step: int) -> None:
-        """Drop lines logged after `step`: the resumed run writes them again."""
+        """Drop lines logged after `step`, which the resumed run writes again, and lines that a killed process left unfinished."""
         path = self.path / "metrics.jsonl"
         self._metrics.close()
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+        kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step_of(line) <= step]
         _write_text(path, "".join(line + "\n" for line in kept))
         self._metrics = path.open("a", encoding="utf-8")
 
@@ -175,7 +190,7 @@ def _lock(path: Path) -> None:
             holder = json.loads(lock.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, OSError):
             holder = {"pid": 0, "host": me["host"]}
-        if holder["host"] != me["host"] or _alive(holder["pid"]):
+        if holder["host"] != me["host"] or _alive(int(holder["pid"])):
             raise RunFolderError(
                 f"{path}: process {holder['pid']} on {holder['host']} is writing it; wait, or remove {lock} if that process is gone"
             ) from None
@@ -205,6 +220,13 @@ def _compare(path: Path, stored: dict[str, Any], config: dict[str, Any], allow_c
     changed = [f"{key} {stored.get(key)!r} -> {now.get(key)!r}" for key in keys if stored.get(key) != now.get(key)]
     if changed and not allow_changed:
         raise RunFolderError(f"{path}: the run to resume had another configuration ({'; '.join(changed)}); use --allow-changed to go on")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:
+        return math.inf
 
 
 def _finite(value: Any) -> Any:

@@ -21,9 +21,7 @@ class Change:
         return asdict(self)
 
 
-def bootstrap_interval(
-    values: Float[Tensor, " n"], *, draws: int = 10_000, seed: int = 0, level: float = 0.95
-) -> tuple[float, float]:
+def bootstrap_interval(values: Float[Tensor, " n"], *, draws: int = 10_000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean (Efron 1979), resampling whole photos; NaN values are left out."""
     values = values[values.isfinite()].double()
     if len(values) == 0:

@@ -10,6 +10,19 @@ from portraitkit.suggest import nearest
 TRACKERS = ("wandb", "trackio", "tensorboard")
 
 
+def check_trackers(names: list[str]) -> None:
+    """Refuse what cannot be started, before anything is written.
+
+    Raises:
+        ConfigError: an unknown name, or a package that is not installed.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise ConfigError(f"--report-to {name}: unknown tracker{nearest(name, TRACKERS)}; use {', '.join(TRACKERS)}")
+        if find_spec(name) is None:
+            raise ConfigError(f"--report-to {name}: the package is not installed; pip install 'portraitkit[trackers]'")
+
+
 def open_trackers(names: list[str], folder: Path, config: dict[str, Any]) -> list[Any]:
     """Start trackers.
 
@@ -24,12 +37,9 @@ def open_trackers(names: list[str], folder: Path, config: dict[str, Any]) -> lis
     Raises:
         ConfigError: an unknown name, or a package that is not installed.
     """
+    check_trackers(names)
     opened = []
     for name in names:
-        if name not in TRACKERS:
-            raise ConfigError(f"--report-to {name}: unknown tracker{nearest(name, TRACKERS)}; use {', '.join(TRACKERS)}")
-        if find_spec(name) is None:
-            raise ConfigError(f"--report-to {name}: the package is not installed; pip install 'portraitkit[trackers]'")
         from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
 
         if name == "tensorboard":

@@ -39,9 +39,7 @@ class ArcFaceIdentity:
     """Distance below which two faces pass for one person: cosine .28, as in insightface's own examples."""
     differentiable: bool = False
 
-    def embedding(
-        self, pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "batch 468 dim"]
-    ) -> Float[Tensor, "batch dim2"]:
+    def embedding(self, pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "batch 468 dim"]) -> Float[Tensor, "batch dim2"]:
         """Embed faces: (batch, 512), unit length, no gradient; see `identity.identity_embedding`."""
         chips = (arcface_chips(pixels.detach(), meshes) * 255 - 127.5) / 127.5
         (features,) = self.session.run(None, {self.session.get_inputs()[0].name: chips.cpu().numpy()})
@@ -52,9 +50,7 @@ class ArcFaceIdentity:
         return 1 - F.cosine_similarity(a, b, dim=-1)
 
 
-def arcface_chips(
-    pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "batch 468 dim"]
-) -> Float[Tensor, "batch 3 112 112"]:
+def arcface_chips(pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "batch 468 dim"]) -> Float[Tensor, "batch 3 112 112"]:
     """Cut chips aligned to ArcFace's five points, RGB in [0, 1]."""
     points = meshes[..., :2].detach().to(pixels)
     eyes = [points[:, list(eye)].mean(1) for eye in (RIGHT_EYE, LEFT_EYE)]

@@ -60,9 +60,7 @@ def _predict(windows: Float[Tensor, "batch 3 256 256"]) -> tuple[Tensor, Tensor]
     """Scores (batch, 896) and points (batch, 896, 8, 2) in input pixels: two box corners, then six keypoints."""
     outputs = load_graph("blazeface", windows.device)(windows * 2 - 1).values()
     scores = torch.cat(sorted((o for o in outputs if o.shape[-1] == 1), key=lambda o: -o.shape[1]), 1)[..., 0].sigmoid()
-    raw = torch.cat(sorted((o for o in outputs if o.shape[-1] == 16), key=lambda o: -o.shape[1]), 1).unflatten(
-        -1, (8, 2)
-    )
+    raw = torch.cat(sorted((o for o in outputs if o.shape[-1] == 16), key=lambda o: -o.shape[1]), 1).unflatten(-1, (8, 2))
     anchors = _anchors().to(raw)[None, :, None]
     centre, half = raw[:, :, :1] + anchors, raw[:, :, 1:2] / 2
     return scores, torch.cat([centre - half, centre + half, raw[:, :, 2:] + anchors], 2)

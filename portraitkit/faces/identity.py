@@ -100,9 +100,7 @@ def _net(device: torch.device) -> IdentityNet:
         return IdentityNet().eval().to(device)
 
 
-def identity_chips(
-    pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "batch 468 dim"]
-) -> Float[Tensor, "batch 3 150 150"]:
+def identity_chips(pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "batch 468 dim"]) -> Float[Tensor, "batch 3 150 150"]:
     """Cut aligned chips: the least-squares similarity from five mesh points to dlib's template with a quarter of
     padding.
 
@@ -118,9 +116,7 @@ def identity_chips(
     return sample(pixels, similarity(points, target.expand_as(points)), CHIP, outside="zeros")
 
 
-def identity_embedding(
-    pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "batch 468 dim"]
-) -> Float[Tensor, "batch 128"]:
+def identity_embedding(pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "batch 468 dim"]) -> Float[Tensor, "batch 128"]:
     """Embed faces.
 
     Args:
@@ -162,9 +158,7 @@ class IdentityJudge(Protocol):
         """Whether a gradient flows from the embedding to the pixels."""
         ...
 
-    def embedding(
-        self, pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "batch 468 dim"]
-    ) -> Float[Tensor, "batch dim2"]:
+    def embedding(self, pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "batch 468 dim"]) -> Float[Tensor, "batch dim2"]:
         """Embed faces (RGB, [0, 1]) whose meshes are known."""
         ...
 
@@ -181,9 +175,7 @@ class DlibIdentity:
     same_person: float = SAME_PERSON
     differentiable: bool = True
 
-    def embedding(
-        self, pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "batch 468 dim"]
-    ) -> Float[Tensor, "batch 128"]:
+    def embedding(self, pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "batch 468 dim"]) -> Float[Tensor, "batch 128"]:
         """See `identity_embedding`."""
         return identity_embedding(pixels, meshes)
 

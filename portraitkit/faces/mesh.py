@@ -107,9 +107,7 @@ def face_mesh(image: Float[Tensor, "3 h w"], face: Face, *, refine: bool = True)
     return mesh_and_score(image, face, refine=refine)[0]
 
 
-def require_mesh(
-    image: Float[Tensor, "3 h w"], path: Path | None = None, *, min_size: int = 0
-) -> tuple[Face, Float[Tensor, "468 3"]]:
+def require_mesh(image: Float[Tensor, "3 h w"], path: Path | None = None, *, min_size: int = 0) -> tuple[Face, Float[Tensor, "468 3"]]:
     """The largest face whose mesh can be trusted, and its mesh.
 
     Args:

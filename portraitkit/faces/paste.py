@@ -100,9 +100,7 @@ def face_edit(
     return FaceEdit(top, left, change[:, :box_height, :box_width].clamp(-1, 1), mask)
 
 
-def paste_edits(
-    image: Float[Tensor, "3 h w"], edits: Sequence[FaceEdit], *, strength: float = 1.0
-) -> Float[Tensor, "3 h w"]:
+def paste_edits(image: Float[Tensor, "3 h w"], edits: Sequence[FaceEdit], *, strength: float = 1.0) -> Float[Tensor, "3 h w"]:
     """Add the edits of all faces to a picture.
 
     Every edit was made from the original picture, so their order is of no account: where masks overlap and sum to more

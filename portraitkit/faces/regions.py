@@ -67,9 +67,7 @@ def soft_polygon(points: Float[Tensor, "n 2"], height: int, width: int, sigma: f
     return mask
 
 
-def region_masks(
-    mesh: Float[Tensor, "468 dim"], height: int, width: int, *, softness: float = 0.015
-) -> dict[str, Float[Tensor, "1 h w"]]:
+def region_masks(mesh: Float[Tensor, "468 dim"], height: int, width: int, *, softness: float = 0.015) -> dict[str, Float[Tensor, "1 h w"]]:
     """Draw the masks of all regions.
 
     Args:

@@ -25,9 +25,7 @@ SAME = base64.b64encode(b"SAME").decode()
 
 def pad_same(x: Float[Tensor, "batch c h w"], kernel: tuple[int, int], stride: int, value: float = 0.0) -> Tensor:
     """Pad as TensorFlow's SAME does: ceil(size / stride) outputs, the odd pixel at the bottom and the right."""
-    total_h, total_w = (
-        max((-(-size // stride) - 1) * stride + k - size, 0) for size, k in zip(x.shape[2:], kernel, strict=True)
-    )
+    total_h, total_w = (max((-(-size // stride) - 1) * stride + k - size, 0) for size, k in zip(x.shape[2:], kernel, strict=True))
     if total_h == total_w == 0:
         return x
     return F.pad(x, (total_w // 2, total_w - total_w // 2, total_h // 2, total_h - total_h // 2), value=value)
@@ -49,9 +47,7 @@ class GraphModel(nn.Module):
         constants = unpack_weights(model["weightsManifest"][0]["weights"], read_weights(f"{name}.bin"))
         nodes = model["modelTopology"]["node"]
         if unknown := sorted({node["op"] for node in nodes} - KNOWN):
-            raise WeightsError(
-                f"{name}.json uses unknown operators {', '.join(unknown)}: known are {', '.join(sorted(KNOWN))}"
-            )
+            raise WeightsError(f"{name}.json uses unknown operators {', '.join(unknown)}: known are {', '.join(sorted(KNOWN))}")
         self.plan = _sorted_by_need([node for node in nodes if node["op"] != "Const"])
         self.outputs = [node["name"] for node in self.plan if node["op"] == "Identity"]
         self.shapes = {key: value.tolist() for key, value in constants.items() if value.dtype == torch.int32}

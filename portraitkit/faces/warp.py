@@ -76,9 +76,7 @@ def sample(
     scale = (matrix[:, :, 0].norm(dim=-1)).detach().nan_to_num(1.0).clamp(min=1 / MAX_SAMPLES)
     samples = [max(ceil(1 / value - 1e-3), 1) for value in scale.tolist()]
     if len(set(samples)) > 1:  # one by one, so that no crop depends on its neighbours in the batch
-        cuts = [
-            sample(images[i : i + 1], matrix[i : i + 1], size, outside=outside, mode=mode) for i in range(len(images))
-        ]
+        cuts = [sample(images[i : i + 1], matrix[i : i + 1], size, outside=outside, mode=mode) for i in range(len(images))]
         return torch.cat(cuts)
     k = samples[0]
     height, width = images.shape[-2:]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpg.guidance import SCHEDULES, anchor_velocity, draw_steps, guidance_weights, lambda_schedule, x_star
@@ -47,6 +47,7 @@ def test_other_schedules_values() -> None:
 
 
 @given(num_steps=st.integers(1, 60), kind=st.sampled_from(SCHEDULES), lam_max=st.floats(0, 1))
+@settings(deadline=None)
 def test_every_schedule_is_clamped_and_non_increasing(num_steps: int, kind: str, lam_max: float) -> None:
     lambdas = lambda_schedule(num_steps, kind, lam_max)
     assert len(lambdas) == num_steps
@@ -73,6 +74,7 @@ def test_impossible_schedules_are_refused(message: str, arguments: dict[str, Any
 
 
 @given(num_steps=st.integers(2, 60), seed=st.integers(0, 10**9), data=st.data())
+@settings(deadline=None)
 def test_one_step_per_segment_never_the_last(num_steps: int, seed: int, data: st.DataObject) -> None:
     segments = data.draw(st.integers(1, num_steps - 1))
     drawn = draw_steps(num_steps, segments, seed)

@@ -15,9 +15,7 @@ NOISY = ("flow_sde", "cps", "dance_sde")
 SHAPE = (3, 4, 5)
 
 
-def tensors(
-    *names: str, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = SHAPE, seed: int = 0
-) -> list[Tensor]:
+def tensors(*names: str, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in names]
 
@@ -154,9 +152,7 @@ def test_variance_by_monte_carlo(sampler: str, lam: float) -> None:
         assert (expected - sigma_next**2) * over > 0
 
 
-@pytest.mark.parametrize(
-    ("steps", "shift", "pull"), [(28, 3.0, 0.05), (10, 3.0, 0.13), (28, 1.0, 0.10), (10, 1.0, 0.26)]
-)
+@pytest.mark.parametrize(("steps", "shift", "pull"), [(28, 3.0, 0.05), (10, 3.0, 0.13), (28, 1.0, 0.10), (10, 1.0, 0.26)])
 def test_pull_and_noise_of_three_drawn_steps(steps: int, shift: float, pull: float) -> None:
     """5 % and about 12 % of the way to the anchor need FLUX's shifted levels; uniform ones pull twice as far."""
     levels = [shift * level / (1 + (shift - 1) * level) for level in schedule(steps)]

@@ -17,9 +17,7 @@ NOISY = ("flow_sde", "cps", "dance_sde")
 SHAPE = (3, 4, 5)
 
 
-def tensors(
-    *names: str, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = SHAPE, seed: int = 0
-) -> list[Tensor]:
+def tensors(*names: str, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in names]
 
@@ -146,9 +144,7 @@ def test_gradient_reaches_the_velocity_and_nothing_else(sampler: str) -> None:
 def test_gradient_is_finite_where_a_batch_mixes_deterministic_and_noisy_steps() -> None:
     x, v, anchor = tensors("x", "v", "anchor")
     v.requires_grad_()
-    step = sde_step(
-        x, v, 0.8, torch.tensor([0.6, 0.0, 0.6]), sampler="cps", anchor=anchor, lam=torch.tensor([0.5, 0, 1])
-    )
+    step = sde_step(x, v, 0.8, torch.tensor([0.6, 0.0, 0.6]), sampler="cps", anchor=anchor, lam=torch.tensor([0.5, 0, 1]))
     step.log_prob.sum().backward()
     assert step.log_prob[0] < 0 and step.log_prob[1:].tolist() == [0, 0]
     assert v.grad is not None and torch.isfinite(v.grad).all()

@@ -45,9 +45,7 @@ def test_before_a_draw_it_is_the_parent_to_the_bit(settings: dict[str, Any], dty
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("settings", [{"sampler": "ode"}, *({"sampler": name, "eta": 0} for name in SAMPLERS)])
-def test_drawn_without_noise_or_guidance_it_is_the_parent_to_the_bit(
-    settings: dict[str, Any], dtype: torch.dtype
-) -> None:
+def test_drawn_without_noise_or_guidance_it_is_the_parent_to_the_bit(settings: dict[str, Any], dtype: torch.dtype) -> None:
     ours = DPGScheduler(window="all", **settings)
     ours.draw(0, record=True)
     expected = roll_out(FlowMatchEulerDiscreteScheduler(), start(dtype))
@@ -267,9 +265,7 @@ def test_a_stock_pipeline_rolls_out_and_its_steps_re_evaluate_exactly(pipeline: 
         ours.set_anchor(torch.zeros(1, 16, 16))
         ours.draw(3, record=True, generator=torch.Generator().manual_seed(5))
         conditions: list[dict[str, Tensor]] = []
-        handle = pipeline.transformer.register_forward_pre_hook(
-            lambda module, args, kwargs: conditions.append(kwargs), with_kwargs=True
-        )
+        handle = pipeline.transformer.register_forward_pre_hook(lambda module, args, kwargs: conditions.append(kwargs), with_kwargs=True)
         rolled = generate(pipeline)
         handle.remove()
         assert not torch.equal(rolled, plain)
@@ -291,9 +287,7 @@ def test_a_stock_pipeline_rolls_out_and_its_steps_re_evaluate_exactly(pipeline: 
         pipeline.scheduler = parent
 
 
-def test_saved_with_the_parent_a_pipeline_loads_and_ours_comes_back(
-    pipeline: FluxKontextPipeline, tmp_path: Path
-) -> None:
+def test_saved_with_the_parent_a_pipeline_loads_and_ours_comes_back(pipeline: FluxKontextPipeline, tmp_path: Path) -> None:
     parent = pipeline.scheduler
     plain = generate(pipeline)
     try:

@@ -15,9 +15,7 @@ from portraitkit.errors import ConfigError
 SHAPE = (3, 4, 5)
 
 
-def tensors(
-    *names: str, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = SHAPE, seed: int = 0
-) -> list[Tensor]:
+def tensors(*names: str, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in names]
 

@@ -59,9 +59,7 @@ def test_a_bug_keeps_its_traceback():
 
 def test_a_reader_that_leaves_is_no_error():
     code = "from portraitkit.cli import run_command; run_command(lambda argv: print('line ' * 100_000))"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
-    ) as child:
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as child:
         assert child.stdout is not None and child.stderr is not None
         assert child.stdout.read(4) == b"line"
         child.stdout.close()
@@ -72,14 +70,10 @@ def test_a_reader_that_leaves_is_no_error():
 def test_the_package_that_shadows_ours_is_named(tmp_path: Path):
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "__init__.py").touch()
-    code = (
-        "import sys; sys.argv[1:] = []; from portraitkit.cli import run_command; run_command(lambda argv: print('ran'))"
-    )
+    code = "import sys; sys.argv[1:] = []; from portraitkit.cli import run_command; run_command(lambda argv: print('ran'))"
     shadowed = run_python(code, cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"})
     assert shadowed.returncode == 2 and shadowed.stdout == ""
-    assert shadowed.stderr.startswith(
-        f"error: package benchmarks comes from {tmp_path / 'benchmarks'}, but portraitkit from"
-    )
+    assert shadowed.stderr.startswith(f"error: package benchmarks comes from {tmp_path / 'benchmarks'}, but portraitkit from")
     assert len(shadowed.stderr.splitlines()) == 1
 
     behind = run_python(code, cwd="/", env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"})

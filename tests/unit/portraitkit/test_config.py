@@ -94,9 +94,7 @@ def test_every_field_type_from_the_command_line():
         ],
         *["--resolution", "128", "--rewards", "clarity", "identity", "--reward-weights", "1", "2.5"],
     )
-    assert given == Settings(
-        12, 0.5, "cps", False, Path("a b"), "two words", 128, ("clarity", "identity"), reward_weights=(1.0, 2.5)
-    )
+    assert given == Settings(12, 0.5, "cps", False, Path("a b"), "two words", 128, ("clarity", "identity"), reward_weights=(1.0, 2.5))
 
 
 @pytest.mark.parametrize("argv", [["--num-steps", "5"], ["--num_steps", "5"], ["--num_steps=5"]])
@@ -147,8 +145,8 @@ def test_rules_between_fields_see_recipe_and_command_line_together(tmp_path: Pat
         (["--sampler", "flow_sd"], "--sampler flow_sd: must be one of flow_sde, cps; did you mean 'flow_sde'?"),
         (["--eta", "nan"], "--eta nan: must be a finite number"),
         (["--eta", "inf"], "--eta inf: must be a finite number"),
-        (["--num-stepz", "3"], "unknown option --num-stepz; did you mean 'num-steps'?; see test-command --help"),
-        (["--no-sampler"], "unknown option --no-sampler; did you mean 'sampler'?; see test-command --help"),
+        (["--num-stepz", "3"], "unknown option --num-stepz; did you mean '--num-steps'?; see test-command --help"),
+        (["--no-sampler"], "unknown option --no-sampler; did you mean '--sampler'?; see test-command --help"),
         (["--config"], "--config needs a value: the name of a recipe or a .toml file"),
         (["--config", "--eta", "1"], "--config needs a value: the name of a recipe or a .toml file"),
         (["--config", "a.toml", "--config", "b.toml"], "--config was given twice"),
@@ -189,9 +187,7 @@ def test_wrong_recipes_are_refused_in_one_line(tmp_path: Path, toml: str, messag
 
 
 def test_unreadable_recipes_are_named(tmp_path: Path):
-    assert refusal("--config", str(tmp_path / "gone.toml")).endswith(
-        "gone.toml: cannot be read: No such file or directory"
-    )
+    assert refusal("--config", str(tmp_path / "gone.toml")).endswith("gone.toml: cannot be read: No such file or directory")
     (tmp_path / "latin.toml").write_bytes(b'prompt = "\xe9"')
     assert "latin.toml: not valid TOML: 'utf-8' codec" in refusal("--config", str(tmp_path / "latin.toml"))
 
@@ -224,7 +220,5 @@ def test_required_fields_are_named():
 
 def test_config_to_dict_is_json():
     plain = config_to_dict(Settings(output_dir=Path("runs/y"), reward_weights=(1.0,)))
-    assert (
-        plain["output_dir"] == "runs/y" and plain["rewards"] == ["identity", "texture"] and plain["resolution"] is None
-    )
+    assert plain["output_dir"] == "runs/y" and plain["rewards"] == ["identity", "texture"] and plain["resolution"] is None
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain

@@ -42,9 +42,7 @@ def test_an_installed_module():
     assert load_object("portraitkit.errors:ConfigError") is ConfigError
 
 
-@pytest.mark.parametrize(
-    "where", ["METRIC", "", ":METRIC", "a.py:", "folder/file:METRIC", ".errors:ConfigError", "a..b:C"]
-)
+@pytest.mark.parametrize("where", ["METRIC", "", ":METRIC", "a.py:", "folder/file:METRIC", ".errors:ConfigError", "a..b:C"])
 def test_the_form_is_explained(where: str):
     with pytest.raises(ConfigError, match=r"must be my_file\.py:NAME or package\.module:NAME"):
         load_object(where)

@@ -70,7 +70,7 @@ def test_strength_is_linear(portraits, meshes):
 
 @pytest.mark.parametrize("degrees", [0, 30, -75])
 def test_an_edit_lands_on_the_feature_it_was_made_at(portraits, meshes, degrees):
-    """A dot painted on the nose tip of the crop, in a picture turned by any angle, lies on the nose tip of the picture."""
+    """A dot on the nose tip of the crop, in a picture turned by any angle, lies on the nose tip of the picture."""
     pixels, mesh = portraits["grace_hopper"], meshes["grace_hopper"]
     turn = torch.tensor(degrees).deg2rad()
     c, s, middle = turn.cos(), turn.sin(), torch.tensor([256.0, 256.0])
@@ -96,8 +96,8 @@ def test_an_edit_lands_on_the_feature_it_was_made_at(portraits, meshes, degrees)
 def test_fine_detail_survives(portraits, meshes, factor, kernel, kept, lost):
     """The worst editor there is: it blurs the whole crop. What the crop was too small to show stays in the photo.
 
-    Fine detail is what a box filter of `kernel` photo pixels takes out; a crop pixel is 2.4 photo pixels wide (4.7 at twice
-    the size, where grain stands in for the pores that enlarging cannot give). Pasting the crop itself would lose it.
+    Fine detail is what a box filter of `kernel` photo pixels takes out. A crop pixel is 2.4 photo pixels wide, 4.7 at
+    twice the size, where grain stands in for the pores that enlarging cannot give. Pasting the crop would lose it.
     """
     pixels = F.interpolate(portraits["grace_hopper"][None, :, 60:380, 120:420], scale_factor=factor, mode="bicubic")[0]
     grain = torch.randn(1, *pixels.shape[1:], generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,188 @@
+"""Advantages and losses, against numbers worked out by hand and torch's own distributions."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributions import Normal, kl_divergence
+
+from portraitkit.grpo import clipped_surrogate, gaussian_kl, group_advantages, guard_log_ratio, local_advantages, normalise_then_sum
+
+NAN, INF, HALF = math.nan, math.inf, math.sqrt(0.5)
+
+
+def reals(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def ints(*values):
+    return torch.tensor(values)
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def close(got, want):
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+def test_advantages_are_standardised_inside_each_group_in_any_order():
+    rewards, groups = reals(1, 10, 2, 30, 3, 20), ints(7, 2, 7, 2, 7, 2)
+    advantages = group_advantages(rewards, groups, eps=0.0)
+    close(advantages.values, reals(-1, -1, 0, 1, 1, 0))
+    assert (advantages.zero_groups, advantages.unscorable) == (0, 0)
+    close(group_advantages(rewards, groups, eps=1.0).values, reals(-1 / 2, -10 / 11, 0, 10 / 11, 1 / 2, 0))
+
+
+@pytest.mark.parametrize("missing", [NAN, INF, -INF])
+def test_unscorable_rewards_are_out_of_the_statistics(missing):
+    advantages = group_advantages(reals(1, missing, 3, 5, 7), ints(0, 0, 0, 1, 1), eps=0.0)
+    close(advantages.values, reals(-HALF, 0, HALF, -HALF, HALF))
+    assert (advantages.zero_groups, advantages.unscorable) == (0, 1)
+    pooled = group_advantages(reals(1, missing, 3, 5, 7), ints(0, 0, 0, 1, 1), eps=0.0, global_std=True)
+    close(pooled.values, reals(-1, 0, 1, -1, 1) / math.sqrt(4 / 3))
+
+
+def test_groups_without_spread_get_exactly_nothing_and_are_counted():
+    constant, alone, hopeless, normal = [0.1] * 3, [5.0, NAN], [NAN, INF], [0.0, 1.0]
+    rewards = torch.tensor([*constant, *alone, *hopeless, *normal], dtype=torch.float32)
+    groups = ints(0, 0, 0, 1, 1, 2, 2, 3, 3)
+    for global_std in (False, True):
+        advantages = group_advantages(rewards, groups, eps=0.0, global_std=global_std)
+        assert advantages.values.dtype == torch.float32
+        assert advantages.values[:7].eq(0).all()
+        assert advantages.values[7] < 0 < advantages.values[8]
+        assert (advantages.zero_groups, advantages.unscorable) == (3, 3)
+
+
+def test_nothing_at_all_gives_no_advantages():
+    advantages = group_advantages(torch.zeros(0), torch.zeros(0, dtype=torch.int64), global_std=True)
+    assert (len(advantages.values), advantages.zero_groups, advantages.unscorable) == (0, 0, 0)
+    hopeless = group_advantages(reals(NAN, NAN), ints(0, 0), global_std=True)
+    assert hopeless.values.tolist() == [0, 0] and hopeless.zero_groups == 1
+
+
+def test_global_std_keeps_the_sizes_of_groups_apart():
+    rewards, groups = reals(0, 2, 100, 120), ints(0, 0, 1, 1)
+    centred = reals(-1, 1, -10, 10)
+    close(group_advantages(rewards, groups, eps=0.0, global_std=True).values, centred / centred.std())
+    close(group_advantages(rewards, groups, eps=0.0).values, reals(-HALF, HALF, -HALF, HALF))
+
+
+def test_advantages_are_clipped_on_both_sides():
+    rewards, groups = torch.zeros(101, dtype=torch.float64), torch.zeros(101, dtype=torch.int64)
+    rewards[50] = 1
+    for sign in (1, -1):
+        assert group_advantages(sign * rewards, groups).values[50] == sign * 5
+        assert group_advantages(sign * rewards, groups, clip=2.0).values[50] == sign * 2
+        assert abs(group_advantages(sign * rewards, groups, clip=50.0).values[50]) > 9
+
+
+def test_a_large_offset_does_not_drown_small_differences():
+    rewards = torch.tensor([10_000.0, 10_000.001953125, 10_000.00390625], dtype=torch.float32)
+    values = group_advantages(rewards, ints(0, 0, 0), eps=0.0).values
+    torch.testing.assert_close(values, torch.tensor([-1.0, 0.0, 1.0]), rtol=1e-5, atol=1e-5)
+
+
+@given(st.lists(st.tuples(st.floats(-1, 1, width=32), st.integers(0, 3)), min_size=1, max_size=30), st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=50)
+def test_advantages_sum_to_zero_and_follow_a_shuffle(samples, random):
+    rewards, groups = reals(*(reward for reward, _ in samples)), ints(*(group for _, group in samples))
+    values = group_advantages(rewards, groups, clip=100.0).values
+    for group in set(groups.tolist()):
+        assert abs(values[groups == group].sum()) < 1e-9
+    order = list(range(len(samples)))
+    random.shuffle(order)
+    close(group_advantages(rewards[order], groups[order], clip=100.0).values, values[order])
+
+
+def test_each_reward_is_standardised_before_the_weighted_sum():
+    parts = {"large": reals(0, 200, 0, 1), "small": reals(0.1, 0.3, 5, 4)}
+    total = normalise_then_sum(parts, ints(0, 0, 1, 1), {"large": 1.0, "small": 0.5}, eps=0.0)
+    close(total, HALF * reals(-1.5, 1.5, -0.5, 0.5))
+
+
+def test_a_missing_part_adds_nothing_and_a_sample_without_parts_is_unscorable():
+    parts = {"a": reals(0, 2, NAN, NAN), "b": reals(1, NAN, 3, NAN)}
+    total = normalise_then_sum(parts, ints(0, 0, 0, 0), {"a": 1.0, "b": 10.0}, eps=0.0)
+    close(total[:3], HALF * reals(-11, 1, 10))
+    assert total[3].isnan()
+    assert normalise_then_sum({"a": torch.zeros(2)}, ints(0, 0), {"a": 1.0}).dtype == torch.float32
+    with pytest.raises(ValueError, match="at least one reward"):
+        normalise_then_sum({}, ints(0, 0), {})
+
+
+def test_a_cell_that_answers_for_everything_gets_the_advantage_of_its_sample():
+    rewards, groups = reals(1, 2, 6, NAN, 4, 4), ints(0, 0, 0, 0, 1, 1)
+    whole = group_advantages(rewards, groups).values
+    close(local_advantages(rewards[:, None], rewards, groups)[:, 0], whole)
+    share = noise(6, 3)
+    split = local_advantages(torch.cat([share, (rewards[:, None] - share.sum(1, keepdim=True))], 1), rewards, groups, clip=1e9)
+    close(split.sum(1), whole)
+
+
+def test_cells_are_compared_inside_their_group_in_units_of_the_reward():
+    rewards, groups = reals(1, 3, 10, 30), ints(0, 0, 1, 1)
+    credit = reals(0, 1, 4, 2, 5, 5, 3, 1).view(4, 2)
+    small, large = math.sqrt(2), math.sqrt(200)
+    want = torch.stack([reals(-2, -0.5) / small, reals(2, 0.5) / small, reals(1, 2) / large, reals(-1, -2) / large])
+    close(local_advantages(credit, rewards, groups, eps=0.0), want)
+    assert local_advantages(credit, rewards, groups, clip=0.1).abs().max() == 0.1
+
+
+def test_cells_of_unscorable_samples_and_of_groups_without_spread_get_nothing():
+    rewards, groups = reals(2, 2, 1, NAN, 3), ints(0, 0, 1, 1, 1)
+    values = local_advantages(reals(0, 2, 1, 1e6, 3)[:, None], rewards, groups, eps=0.0)[:, 0]
+    close(values, reals(0, 0, -HALF, 0, HALF))
+
+
+def test_the_gradient_at_ratio_one_is_the_plain_policy_gradient():
+    log_ratio, advantages = torch.zeros(3, dtype=torch.float64, requires_grad=True), reals(2, -3, 0)
+    loss = clipped_surrogate(log_ratio, advantages, 1e-5)
+    close(loss.detach(), -advantages)
+    loss.sum().backward()
+    close(log_ratio.grad, -advantages)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient"),
+    [
+        (1.3, 2.0, -2.4, 0.0),  # already far enough towards a good sample
+        (0.7, -2.0, 1.6, 0.0),  # already far enough from a bad one
+        (1.3, -2.0, 2.6, 2.6),  # moved the wrong way: never clipped
+        (0.7, 2.0, -1.4, -1.4),
+        (1.1, 2.0, -2.2, -2.2),  # inside the range
+        (0.9, -2.0, 1.8, 1.8),
+    ],
+)
+def test_clipping_stops_only_what_went_far_enough(ratio, advantage, loss, gradient):
+    log_ratio = reals(math.log(ratio)).requires_grad_()
+    got = clipped_surrogate(log_ratio, reals(advantage), 0.2)
+    close(got.detach(), reals(loss))
+    got.sum().backward()
+    close(log_ratio.grad, reals(gradient))
+
+
+def test_each_cell_is_clipped_on_its_own():
+    log_ratio = reals(1.3, 1.1, 0.7, 1.0).log().view(2, 2)
+    close(clipped_surrogate(log_ratio, reals(1, 1, -1, -1).view(2, 2), 0.2), reals(-1.2, -1.1, 0.8, 1.0).view(2, 2))
+
+
+@pytest.mark.parametrize("std", [0.3, 2.0, "each"])
+def test_kl_is_that_of_torch_averaged_over_dimensions(std):
+    mean, reference = noise(4, 3, 5), noise(4, 3, 5, seed=1)
+    std = noise(3, 5, seed=2).abs() + 0.1 if std == "each" else std
+    want = kl_divergence(Normal(mean, std), Normal(reference, std)).flatten(1).mean(1)
+    close(gaussian_kl(mean, reference, std), want)
+
+
+@pytest.mark.parametrize("std", [0.05, 0.7])
+def test_the_guarded_log_ratio_has_no_bias_and_no_noise_level(std):
+    """Of `x = old + std e` it is `mean(e (new - old))`: zero on average, and the same at every noise level."""
+    old, shift, e = noise(4, 2, 3), noise(4, 2, 3, seed=1), noise(4, 2, 3, seed=2)
+    x = old + std * e
+    log_ratio = (Normal(old + shift, std).log_prob(x) - Normal(old, std).log_prob(x)).flatten(1).mean(1)
+    close(guard_log_ratio(log_ratio, old, old + shift, std), (e * shift).flatten(1).mean(1))
