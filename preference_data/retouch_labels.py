@@ -28,7 +28,8 @@ def over_smoothed(source: Image, clean: Image, skin: Mask, strength: float) -> I
     """Plastic skin: blemishes mostly gone, and pores and shading blurred with them (Gaussian, 1.2 to 2.6 px at 128 px)."""
     sigma = (1.2 + 1.4 * strength) * source.shape[-1] / 128
     faded = torch.lerp(clean, source, 0.25)
-    blurred = gaussian_blur(faded, kernel_size=2 * int(3 * sigma + 0.5) + 1, sigma=sigma)
+    width = 2 * int(3 * sigma + 0.5) + 1
+    blurred = gaussian_blur(faded, kernel_size=[width, width], sigma=[sigma, sigma])
     return torch.lerp(faded, blurred, 0.9 * skin)
 
 

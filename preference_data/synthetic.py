@@ -108,7 +108,7 @@ def make_person(split: str, generator: torch.Generator, *, size: int = 128) -> P
     means = torch.stack([(image * share_of_skin).sum((1, 2)) for image in warped])
     target = torch.lerp(means[0], means[1], morph)
     matched = [(image * (target / mean).view(3, 1, 1)).clamp(0, 1) for image, mean in zip(warped, means, strict=True)]
-    inside = gaussian_blur(masks["face_oval"], kernel_size=13, sigma=3.0)
+    inside = gaussian_blur(masks["face_oval"], kernel_size=[13, 13], sigma=[3.0, 3.0])
     share = torch.where(torch.tensor(morph > 0.5), 1 - inside * (1 - morph), inside * morph)
     portrait = torch.lerp(matched[0], matched[1], share)
 
@@ -120,7 +120,7 @@ def make_person(split: str, generator: torch.Generator, *, size: int = 128) -> P
     flip = torch.tensor([-1.0 if mirrored else 1.0, 1.0])
     linear = rotation * flip * (side / size)
     view = (warps.pixel_grid(size, size) - size / 2) @ linear.T + centre
-    portrait = warps.sample_at(gaussian_blur(portrait, kernel_size=5, sigma=0.35 * side / size), view)
+    portrait = warps.sample_at(gaussian_blur(portrait, kernel_size=[5, 5], sigma=[0.35 * side / size, 0.35 * side / size]), view)
     points = (landmarks - centre) @ torch.linalg.inv(linear).T + size / 2
     if mirrored:
         points = points[_mirror()]
@@ -128,7 +128,7 @@ def make_person(split: str, generator: torch.Generator, *, size: int = 128) -> P
     skin = warps.sample_at(masks["skin"], view)
     portrait = warps.random_tone(portrait, skin, generator)
     pores = torch.randn(1, size, size, generator=generator)
-    pores = pores - gaussian_blur(pores, kernel_size=7, sigma=1.2)
+    pores = pores - gaussian_blur(pores, kernel_size=[7, 7], sigma=[1.2, 1.2])
     portrait = (portrait * (1 + uniform(0.005, 0.035) * pores * skin)).clamp(0, 1)
     return Person(portrait, points, skin, morph)
 

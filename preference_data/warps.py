@@ -58,9 +58,7 @@ def skin_likeness(image: Float[Tensor, "3 h w"], skin: Float[Tensor, "1 h w"]) -
     return torch.exp(-((chroma - mean).square() / (2 * var)).sum(0, keepdim=True) / 2)
 
 
-def random_tone(
-    image: Float[Tensor, "3 h w"], skin: Float[Tensor, "1 h w"], generator: torch.Generator
-) -> Float[Tensor, "3 h w"]:
+def random_tone(image: Float[Tensor, "3 h w"], skin: Float[Tensor, "1 h w"], generator: torch.Generator) -> Float[Tensor, "3 h w"]:
     """Another skin tone, white balance, exposure, contrast, saturation and direction of light; RGB stays in [0, 1]."""
     height, width = image.shape[-2:]
 

@@ -15,7 +15,8 @@ def detect_blemishes(image: Float[Tensor, "n 3 h w"], skin: Float[Tensor, "n 1 h
 
     At each of three scales (Gaussian, in pixels of a 128 px face) a pixel's CIELAB colour is compared with that of the skin
     around it; a spot is darker or redder than its surroundings by more than three robust standard deviations (1.4826 MAD over the skin).
-    Large shading, wrinkles longer than a spot and everything off the skin stay at 0.
+    Everything off the skin stays at 0. Not reliable: wrinkles and the edges of the face are taken for spots too (docs/rewards.md has
+    its precision and recall); give photos an anchor and it only says where to look, not what to reach.
     """
     unit = image.shape[-1] / 128
     lab = srgb_to_lab(image)

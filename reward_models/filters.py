@@ -1,20 +1,33 @@
 """Gaussian filters on image tensors, plain and restricted to a mask."""
 
+from functools import cache
+
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 
-def blur(image: Float[Tensor, "n c h w"], sigma: float) -> Float[Tensor, "n c h w"]:
-    """Gaussian blur of standard deviation `sigma` pixels, separable, edges replicated; the kernel ends at 3 sigma."""
+@cache
+def _gaussian_matrix(length: int, sigma: float) -> Float[Tensor, "length length"]:
+    """Row i holds the Gaussian weights with which pixel i sees a line of pixels, the ends replicated; the kernel ends at 3 sigma."""
     reach = max(1, int(3 * sigma + 0.5))
-    at = torch.arange(-reach, reach + 1, dtype=image.dtype, device=image.device)
-    kernel = torch.exp(-at.square() / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1).expand(image.shape[1], 1, 1, -1)
-    padded = F.pad(image, (reach,) * 4, mode="replicate")
-    rows = F.conv2d(padded, kernel, groups=image.shape[1])
-    return F.conv2d(rows, kernel.transpose(2, 3), groups=image.shape[1])
+    offsets = torch.arange(-reach, reach + 1)
+    weights = torch.exp(-offsets.double().square() / (2 * sigma**2))
+    weights = weights / weights.sum()
+    columns = (torch.arange(length)[:, None] + offsets).clamp(0, length - 1)
+    matrix = torch.zeros(length, length, dtype=torch.float64)
+    return matrix.scatter_add_(1, columns, weights.expand(length, -1)).float()
+
+
+def blur(image: Float[Tensor, "n c h w"], sigma: float) -> Float[Tensor, "n c h w"]:
+    """Gaussian blur of standard deviation `sigma` pixels, edges replicated.
+
+    Two matrix products: at the sizes of a face crop several times faster on a CPU than a depthwise convolution.
+    """
+    rows, columns = (_gaussian_matrix(length, sigma).to(image) for length in image.shape[-2:])
+    along = image.reshape(-1, image.shape[-1]) @ columns.T
+    upright = along.view(image.shape).transpose(-1, -2).reshape(-1, image.shape[-2]) @ rows.T
+    return upright.view(*image.shape[:-2], image.shape[-1], image.shape[-2]).transpose(-1, -2)
 
 
 def blur_inside(image: Float[Tensor, "n c h w"], mask: Float[Tensor, "n 1 h w"], sigma: float) -> Float[Tensor, "n c h w"]:

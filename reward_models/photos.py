@@ -23,7 +23,7 @@ class Photos:
         features: the face without its skin: eyes, brows, lips.
         opacity: opacity of the blemishes: the truth on synthetic photos, else what `detect_blemishes` finds.
         clean: the portrait without blemishes, NaN where it is not known.
-        identity: identity embedding of the source.
+        identity: identity embedding of the clean portrait where it is known (blemishes are not identity), else of the source.
     """
 
     source: Float[Tensor, "n 3 h w"]
@@ -56,7 +56,7 @@ class Photos:
             features=(face - skin).clamp(0, 1),
             opacity=detect_blemishes(source, skin) if opacity is None else opacity,
             clean=torch.full_like(source, torch.nan) if clean is None else clean,
-            identity=identity_embedding(source, meshes),
+            identity=identity_embedding(source if clean is None else clean, meshes),
         )
 
     def __len__(self) -> int:

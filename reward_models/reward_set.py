@@ -35,12 +35,13 @@ class RewardSet:
 
     @torch.no_grad()
     def parts(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> dict[str, Float[Tensor, " n"]]:
-        """Every reward of every candidate; photo i belongs to candidate i."""
+        """Every reward of every candidate, NaN throughout where a pixel is not finite; photo i belongs to candidate i."""
         rows = torch.arange(len(candidates)).split(self.batch)
-        return {
-            name: torch.cat([function(candidates[part], photos.select(part)) for part in rows])
-            for name, function in self.functions.items()
+        readable = candidates.isfinite().flatten(1).all(1)
+        parts = {
+            name: torch.cat([function(candidates[part], photos.select(part)) for part in rows]) for name, function in self.functions.items()
         }
+        return {name: torch.where(readable, values, torch.nan) for name, values in parts.items()}
 
     def combined(self, parts: dict[str, Float[Tensor, " n"]]) -> Float[Tensor, " n"]:
         """One reward in [0, 1] a candidate, NaN where none applies."""
@@ -66,7 +67,7 @@ def build_rewards(names: tuple[str, ...], weights: tuple[float, ...], how: How) 
     for name in names:
         kind, _, argument = name.partition(":")
         if kind in REWARDS and not argument:
-            functions[name], defaults[name] = REWARDS[kind].function, REWARDS[kind].weight
+            functions[name], defaults[name] = REWARDS[kind], REWARDS[kind].weight
         elif kind == "clip_similarity":
             from reward_models.clip_similarity import clip_similarity
 

@@ -1,7 +1,8 @@
 """Verifiable rewards of a retouch: five numbers in [0, 1], higher is better, each with the error it is made of.
 
-Each reward takes candidates and their `Photos` and returns one value a candidate, NaN where it does not apply. Every length
-is in pixels of a 128 px face and scales with the picture. `REWARDS` holds them with their weights.
+Each reward takes candidates and their `Photos` and returns one value a candidate, NaN where it does not apply. Four of the errors
+have a place: a map over the pixels that sums to the error (or its square), for `reward_models.credit`. Every length is in pixels of
+a 128 px face and scales with the picture. `REWARDS` holds the rewards with their weights.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from reward_models.photos import Photos
 
 Candidates = Float[Tensor, "n 3 h w"]
 Scores = Float[Tensor, " n"]
+ErrorMap = Float[Tensor, "n 1 h w"]
 
 
 def _unit(photos: Photos) -> float:
@@ -35,19 +37,33 @@ def _stands_out(image: Candidates, photos: Photos) -> Candidates:
     return image - blur_inside(image, _untouched_skin(photos), 5 * _unit(photos))
 
 
+def _share(values: Float[Tensor, "n c h w"], mask: Float[Tensor, "n 1 h w"]) -> ErrorMap:
+    """What each pixel adds to the mean over channels and the mask's pixels."""
+    return (values * mask).mean(1, keepdim=True) / mask.sum((1, 2, 3), keepdim=True).clamp_min(1e-6)
+
+
+def blemish_map(candidate: Candidates, photos: Photos) -> ErrorMap:
+    """What each pixel adds to `blemish_residual`; NaN without blemishes."""
+    spots = (photos.opacity > 0.05).to(candidate.dtype)
+    known = photos.clean.isnan().logical_not()
+    target = torch.where(known, _stands_out(photos.clean.nan_to_num(), photos), 0.0)
+    left = _share((_stands_out(candidate, photos) - target).square(), spots)
+    before = mean_over((_stands_out(photos.source, photos) - target).square(), spots)
+    share = left / before.clamp_min(1e-8).view(-1, 1, 1, 1)
+    return torch.where(spots.sum((1, 2, 3), keepdim=True) > 0, share, torch.nan)
+
+
 def blemish_residual(candidate: Candidates, photos: Photos) -> Scores:
     """Share of the squared blemish error that is left: 0 = all gone, 1 = as in the photo; may exceed 1. NaN without blemishes.
 
     The error is taken inside the known (or detected) spots, between the candidate and the clean portrait (or the skin around the
     spot where no clean portrait is known), after each picture has lost the average of its own unblemished skin nearby.
     """
-    spots = (photos.opacity > 0.05).to(candidate.dtype)
-    known = photos.clean.isnan().logical_not()
-    target = torch.where(known, _stands_out(photos.clean.nan_to_num(), photos), 0.0)
-    left = mean_over((_stands_out(candidate, photos) - target).square(), spots)
-    before = mean_over((_stands_out(photos.source, photos) - target).square(), spots)
-    share = left / before.clamp_min(1e-8)
-    return torch.where(spots.sum((1, 2, 3)) > 0, share, torch.nan)
+    return blemish_map(candidate, photos).sum((1, 2, 3))
+
+
+def _removed(residual: Scores) -> Scores:
+    return (1 - residual.sqrt()).clamp(0, 1)
 
 
 def blemish_removal(candidate: Candidates, photos: Photos) -> Scores:
@@ -56,7 +72,17 @@ def blemish_removal(candidate: Candidates, photos: Photos) -> Scores:
     Hacked by: blurring or flattening everything (texture and clarity fall), painting over the spots with foreign colours (does not
     pay: the error grows), brightening the face (does not pay: each picture is compared with its own surroundings).
     """
-    return (1 - blemish_residual(candidate, photos).sqrt()).clamp(0, 1)
+    return _removed(blemish_residual(candidate, photos))
+
+
+def texture_map(candidate: Candidates, photos: Photos) -> ErrorMap:
+    """What each pixel adds to the square of `texture_error`."""
+    mask = _untouched_skin(photos)
+    sigma = 2.0 * _unit(photos)
+    after, before = luminance(candidate), luminance(photos.source)
+    after, before = after - blur(after, sigma), before - blur(before, sigma)
+    scale = mean_over(before.square(), mask).sqrt() + 2e-3
+    return _share((after - before).square(), mask) / scale.square().view(-1, 1, 1, 1)
 
 
 def texture_error(candidate: Candidates, photos: Photos) -> Scores:
@@ -64,33 +90,38 @@ def texture_error(candidate: Candidates, photos: Photos) -> Scores:
 
     Detail is luma minus its Gaussian blur at 2 px. It grows with smoothing, with grain and with any pattern laid on the skin.
     """
-    mask = _untouched_skin(photos)
-    sigma = 2.0 * _unit(photos)
-    after, before = luminance(candidate), luminance(photos.source)
-    after, before = after - blur(after, sigma), before - blur(before, sigma)
-    return mean_over((after - before).square(), mask).sqrt() / (mean_over(before.square(), mask).sqrt() + 2e-3)
+    return texture_map(candidate, photos).sum((1, 2, 3)).sqrt()
+
+
+def _kept(squared_error: Scores) -> Scores:
+    return 1 / (1 + squared_error / 0.25)
 
 
 def texture(candidate: Candidates, photos: Photos) -> Scores:
     """1 / (1 + (texture_error / .5)^2). Hacked by: copying the input (blemish removal is then 0)."""
-    return 1 / (1 + (texture_error(candidate, photos) / 0.5).square())
+    return _kept(texture_map(candidate, photos).sum((1, 2, 3)))
 
 
-def clarity_error(candidate: Candidates, photos: Photos) -> Scores:
-    """Relative RMS change of the gradients in eyes, brows and lips: 0 = unchanged; blur and sharpening both raise it."""
-    change, scale = candidate.new_zeros(len(candidate)), candidate.new_zeros(len(candidate))
+def clarity_map(candidate: Candidates, photos: Photos) -> ErrorMap:
+    """What each pixel adds to the square of `clarity_error`."""
+    change, scale = torch.zeros_like(photos.features), candidate.new_zeros(len(candidate))
     for dim in (-1, -2):
         after = luminance(candidate).diff(dim=dim)
         before = luminance(photos.source).diff(dim=dim)
         mask = photos.features.narrow(dim, 0, after.shape[dim])
-        change = change + mean_over((after - before).square(), mask)
+        change.narrow(dim, 0, after.shape[dim]).add_(_share((after - before).square(), mask))
         scale = scale + mean_over(before.square(), mask)
-    return change.sqrt() / (scale.sqrt() + 2e-3)
+    return change / (scale.sqrt() + 2e-3).square().view(-1, 1, 1, 1)
+
+
+def clarity_error(candidate: Candidates, photos: Photos) -> Scores:
+    """Relative RMS change of the gradients in eyes, brows and lips: 0 = unchanged; blur and sharpening both raise it."""
+    return clarity_map(candidate, photos).sum((1, 2, 3)).sqrt()
 
 
 def clarity(candidate: Candidates, photos: Photos) -> Scores:
     """1 / (1 + (clarity_error / .5)^2). Hacked by: copying the input (blemish removal is then 0)."""
-    return 1 / (1 + (clarity_error(candidate, photos) / 0.5).square())
+    return _kept(clarity_map(candidate, photos).sum((1, 2, 3)))
 
 
 def tone_error(candidate: Candidates, photos: Photos) -> Scores:
@@ -107,7 +138,7 @@ def skin_tone(candidate: Candidates, photos: Photos) -> Scores:
 
 
 def identity_change(candidate: Candidates, photos: Photos) -> Scores:
-    """L2 distance of the identity embeddings of candidate and photo; about .6 separates two people."""
+    """L2 distance of the identity embeddings of candidate and person (`Photos.identity`); about .6 separates two people."""
     return identity_distance(identity_embedding(candidate, photos.meshes), photos.identity)
 
 
@@ -120,6 +151,22 @@ def identity(candidate: Candidates, photos: Photos) -> Scores:
 
 
 @dataclass(frozen=True)
+class LocalError:
+    """Where a reward is lost: the reward is `curve(map.sum())`.
+
+    Attributes:
+        map: candidates and photos to what each pixel adds to the error.
+        curve: the summed error to the reward.
+        reach: how many eighths of the picture's side away a change of the latent still moves this error, as measured on the embedded
+            retoucher (docs/measurements.md): credit is given that far.
+    """
+
+    map: Callable[[Candidates, Photos], ErrorMap]
+    curve: Callable[[Scores], Scores]
+    reach: int
+
+
+@dataclass(frozen=True)
 class Reward:
     """A verifiable reward.
 
@@ -127,20 +174,26 @@ class Reward:
         name: as printed and logged.
         function: candidates and photos to values in [0, 1], higher is better, NaN where it does not apply.
         weight: default weight in the combination.
+        local: where it is lost; None where that has no place (identity) or the whole face moves together (skin tone).
     """
 
     name: str
     function: Callable[[Candidates, Photos], Scores]
     weight: float
+    local: LocalError | None = None
+
+    def __call__(self, candidates: Candidates, photos: Photos) -> Scores:
+        """The reward of every candidate."""
+        return self.function(candidates, photos)
 
 
 REWARDS = {
     reward.name: reward
     for reward in (
-        Reward("blemish_removal", blemish_removal, 0.40),
-        Reward("texture", texture, 0.20),
+        Reward("blemish_removal", blemish_removal, 0.40, LocalError(blemish_map, _removed, 1)),
+        Reward("texture", texture, 0.20, LocalError(texture_map, _kept, 1)),
         Reward("skin_tone", skin_tone, 0.15),
         Reward("identity", identity, 0.15),
-        Reward("clarity", clarity, 0.10),
+        Reward("clarity", clarity, 0.10, LocalError(clarity_map, _kept, 1)),
     )
 }

@@ -1,0 +1,210 @@
+"""Each verifiable reward by itself: range, direction, what it sees and what it is blind to."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from portraitkit.color import srgb_to_lab
+from preference_data.warps import landmark_field, pixel_grid, sample_at
+from reward_models import verifiable
+from reward_models.filters import blur
+from reward_models.photos import Photos
+from reward_models.verifiable import REWARDS
+
+NAMES = tuple(REWARDS)
+LOCAL = tuple(name for name, reward in REWARDS.items() if reward.local)
+
+
+def noise(image: Tensor, std: float) -> Tensor:
+    return (image + std * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+
+
+def warp(image: Tensor, photos: Photos, strength: float) -> Tensor:
+    """Faces narrower and longer."""
+    rows = []
+    for picture, mesh in zip(image, photos.meshes, strict=True):
+        shift = strength * (mesh - mesh.mean(0)) * torch.tensor([-1.0, 1.0])
+        rows.append(sample_at(picture, pixel_grid(128, 128) + landmark_field(mesh, shift, 128)))
+    return torch.stack(rows)
+
+
+def double(image: Tensor) -> Tensor:
+    return F.interpolate(image, scale_factor=2, mode="bilinear")
+
+
+@pytest.fixture(scope="module")
+def large(photos) -> Photos:
+    """The same photos at 256 px."""
+    return Photos.build(double(photos.source), 2 * photos.meshes, opacity=double(photos.opacity), clean=double(photos.clean).contiguous())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_picture_scores_in_0_1(photos, name):
+    static = torch.rand(photos.source.shape, generator=torch.Generator().manual_seed(0))
+    inverse = 1 - photos.source
+    for candidate in (photos.source, photos.clean, static, inverse, torch.zeros_like(static), torch.ones_like(static)):
+        values = REWARDS[name](candidate, photos)
+        assert values.shape == (8,)
+        assert ((values >= 0) & (values <= 1)).all()
+
+
+FAULTS = {
+    "blemish_removal": lambda photos, t: torch.lerp(photos.clean, photos.source, t),
+    "texture": lambda photos, t: noise(photos.source, 0.04 * t),
+    "texture, smoothing": lambda photos, t: torch.lerp(photos.source, blur(photos.source, 2.0), t),
+    "skin_tone": lambda photos, t: photos.source * (1 - 0.2 * t),
+    "skin_tone, colour": lambda photos, t: (photos.source * (1 + torch.tensor([0.1, 0.0, -0.1]).view(3, 1, 1) * t)).clamp(0, 1),
+    "identity": lambda photos, t: warp(photos.clean, photos, 0.4 * t),
+    "clarity": lambda photos, t: torch.lerp(photos.source, blur(photos.source, 2.0), t),
+    "clarity, sharpening": lambda photos, t: photos.source + t * (photos.source - blur(photos.source, 1.0)),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_it_falls_with_the_strength_of_its_own_fault(photos, fault):
+    reward = REWARDS[fault.split(",")[0]]
+    scores = torch.stack([reward(FAULTS[fault](photos, t), photos) for t in (0.0, 0.25, 0.5, 0.75, 1.0)])
+    assert (scores[0] > 0.99).all()
+    assert (scores.diff(dim=0) < 1e-4).all()
+    assert (scores[-1] < 0.6).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_candidates_do_not_depend_on_each_other(photos, retouches, name):
+    candidates = noise(0.5 * (retouches + photos.source), 0.01)
+    together = REWARDS[name](candidates, photos)
+    order = torch.tensor([6, 2, 2, 0])
+    torch.testing.assert_close(REWARDS[name](candidates[order], photos.select(order)), together[order], rtol=1e-4, atol=1e-4)
+    alone = torch.cat([REWARDS[name](candidates[i : i + 1], photos.select(torch.tensor([i]))) for i in range(8)])
+    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("case", "tolerance"),
+    [("source", 0.02), ("clean", 0.02), ("half", 0.02), ("bright", 0.04), ("blurred", 0.15), ("warped", 0.1)],
+)
+def test_resolution_hardly_matters(photos, large, name, case, tolerance):
+    """The same picture twice as large. Faults of one pixel's size (noise, thin grids) are other faults then, and differ more."""
+    candidate = {
+        "source": photos.source,
+        "clean": photos.clean,
+        "half": 0.5 * (photos.source + photos.clean),
+        "bright": (photos.clean * 1.06).clamp(0, 1),
+        "blurred": blur(photos.clean, 1.5),
+        "warped": warp(photos.clean, photos, 0.1),
+    }[case]
+    torch.testing.assert_close(REWARDS[name](double(candidate), large), REWARDS[name](candidate, photos), rtol=0, atol=tolerance)
+
+
+def test_what_counts_as_fine_detail_scales_with_the_picture(photos, large):
+    """Waves of 24 px are mostly shading to a filter of 2 px; at 256 px they must not become less of a detail."""
+    waves = photos.source + 0.1 * (torch.arange(128) * torch.pi / 12).sin()
+    small = verifiable.texture_error(waves, photos)
+    torch.testing.assert_close(verifiable.texture_error(double(waves), large), small, rtol=0.25, atol=0)
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_the_error_map_adds_up_to_the_reward(photos, name):
+    local = REWARDS[name].local
+    assert local is not None
+    candidate = noise(0.5 * (photos.source + photos.clean), 0.02)
+    error = local.map(candidate, photos)
+    assert (error >= 0).all()
+    torch.testing.assert_close(local.curve(error.sum((1, 2, 3))), REWARDS[name](candidate, photos))
+
+
+def test_each_error_map_is_empty_off_its_own_region(photos):
+    candidate = noise(photos.source, 0.05)
+    assert not verifiable.blemish_map(candidate, photos)[photos.opacity <= 0.05].any()
+    assert not verifiable.texture_map(candidate, photos)[(photos.skin == 0) | (photos.opacity > 0.05)].any()
+    assert not verifiable.clarity_map(candidate, photos)[photos.features == 0].any()
+
+
+def test_blemish_residual_is_the_squared_share_that_is_left(photos):
+    for left in (0.0, 0.3, 1.0, 1.5):
+        residual = verifiable.blemish_residual(torch.lerp(photos.clean, photos.source, left), photos)
+        torch.testing.assert_close(residual, torch.full((8,), left**2), rtol=1e-3, atol=1e-5)
+    assert not REWARDS["blemish_removal"](torch.lerp(photos.clean, photos.source, 1.5), photos).any()
+
+
+def test_blemish_removal_does_not_see_an_even_change_of_the_whole_picture(photos):
+    """Where some untouched skin is within reach of every spot, that is; a spot too wide for it is compared as it is."""
+    within_reach = blur(verifiable._untouched_skin(photos), 5.0) > 1e-4
+    rows = (within_reach | (photos.opacity <= 0.05)).flatten(1).all(1)
+    assert rows.sum() >= 6
+    half = 0.5 * (photos.source + photos.clean)
+    tinted = half + torch.tensor([0.1, -0.2, 0.0]).view(3, 1, 1)
+    before, after = (verifiable.blemish_residual(image, photos)[rows] for image in (half, tinted))
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
+
+
+def test_blemish_removal_does_not_apply_without_blemishes(photos):
+    opacity = photos.opacity.clone()
+    opacity[3] = 0.04  # too faint to count
+    values = REWARDS["blemish_removal"](photos.clean, replace(photos, opacity=opacity))
+    assert values[3].isnan()
+    assert values[torch.arange(8) != 3].isfinite().all()
+
+
+def test_without_a_clean_portrait_spots_are_compared_with_the_skin_around_them(photos):
+    unknown = replace(photos, clean=torch.full_like(photos.clean, torch.nan))
+    spots = photos.opacity > 0.05
+    untouched, filled = photos.source, torch.where(spots, photos.source - verifiable._stands_out(photos.source, photos), photos.source)
+    torch.testing.assert_close(verifiable.blemish_residual(untouched, unknown), torch.ones(8))
+    assert (REWARDS["blemish_removal"](filled, unknown) > 0.95).all()
+
+
+def test_texture_looks_away_from_blemishes_and_features(photos):
+    changed = torch.where((photos.opacity > 0.05) | (photos.features > 0.99), 0.5, photos.source)
+    assert (REWARDS["texture"](changed, photos) > 0.75).all()
+    assert (REWARDS["texture"](torch.where(photos.skin > 0.99, 0.5, photos.source), photos) < 0.4).all()
+
+
+def test_texture_error_is_about_one_when_all_pores_are_gone(photos):
+    error = verifiable.texture_error(torch.full_like(photos.source, 0.5), photos)
+    assert ((error > 0.75) & (error <= 1)).all()
+
+
+def test_half_a_unit_of_tone_is_free(photos):
+    for factor in (0.995, 0.98):
+        changed = photos.source * factor
+        shift = (srgb_to_lab(changed) - srgb_to_lab(photos.source)).norm(dim=1, keepdim=True)
+        mean = (shift * photos.skin).sum((1, 2, 3)) / photos.skin.sum((1, 2, 3))
+        torch.testing.assert_close(verifiable.tone_error(changed, photos), mean, rtol=0.25, atol=0.05)
+        expected = torch.exp(-((verifiable.tone_error(changed, photos) - 0.5).clamp_min(0) / 4).square())
+        torch.testing.assert_close(REWARDS["skin_tone"](changed, photos), expected)
+    assert (REWARDS["skin_tone"](photos.source * 0.995, photos) == 1).all()
+    assert (REWARDS["skin_tone"](photos.source * 0.97, photos) < 1).all()
+
+
+def test_identity_is_even_at_040_and_flat_below_025(photos, monkeypatch):
+    monkeypatch.setattr(verifiable, "identity_change", lambda candidate, photos: torch.tensor([0.0, 0.25, 0.40, 0.6]))
+    rows = photos.select(torch.arange(4))
+    values = verifiable.identity(rows.source, rows)
+    assert values[0] > 0.999 and values[1] > 0.95 and values[2] == 0.5 and values[3] < 0.02
+
+
+def test_identity_compares_with_the_person_of_the_same_row(photos):
+    opposite = torch.tensor([0, 2])  # one on each side of the morph
+    pair = photos.select(opposite)
+    assert (verifiable.identity_change(photos.clean[opposite], pair) < 1e-3).all()
+    assert (verifiable.identity_change(photos.clean[opposite], replace(pair, identity=pair.identity.flip(0))) > 0.4).all()
+
+
+@pytest.mark.parametrize("name", ["texture", "skin_tone", "clarity"])
+def test_an_empty_mask_asks_for_nothing(photos, name):
+    nothing = torch.zeros_like(photos.skin)
+    values = REWARDS[name](torch.rand_like(photos.source), replace(photos, skin=nothing, features=nothing))
+    assert (values > 0.999).all()
+
+
+def test_a_black_photo_is_scored(photos):
+    black = replace(photos, source=torch.zeros_like(photos.source), clean=torch.zeros_like(photos.clean))
+    for name in NAMES:
+        values = REWARDS[name](black.source, black)
+        assert ((values >= 0) & (values <= 1)).all(), name
+    assert (REWARDS["texture"](noise(black.source, 0.05), black) < 0.1).all()
