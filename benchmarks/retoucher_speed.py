@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from statistics import mean, median
 
 import torch
 from rich.console import Console
@@ -35,11 +36,11 @@ ARMS = {
 
 @dataclass
 class Cost:
-    """What one optimised group costs, on average."""
+    """What one optimised group costs."""
 
-    evaluations: float = 0.0
-    policy_seconds: float = 0.0
-    total_seconds: float = 0.0
+    evaluations: float
+    policy_seconds: float
+    total_seconds: float
 
 
 class Bench:
@@ -47,7 +48,7 @@ class Bench:
 
     def __init__(self, arm: str, num_steps: int, group_size: int) -> None:
         config = RetoucherConfig(num_steps=num_steps, group_size=group_size, photos_per_step=1, micro_batch=group_size)
-        self.config = replace(config, **ARMS[arm])  # pyright: ignore[reportArgumentType]
+        self.config = replace(config, **ARMS[arm])
         self.backbone = tiny.wrap(tiny.build_pipeline(0))
         self.rewards = build_rewards(self.config.rewards, (), self.config.combine)
         source = SyntheticSource(self.backbone.resolution)
@@ -84,17 +85,18 @@ class Bench:
 
 
 def compare_costs(num_steps: int, group_size: int, repeats: int) -> dict[str, Cost]:
-    """Average cost of both arms; they take turns so that a noisy machine disturbs both alike."""
+    """Cost of both arms: evaluations are a mean over draws of the steps, seconds a median; the arms take turns."""
     benches = {arm: Bench(arm, num_steps, group_size) for arm in ARMS}
-    sums = {arm: Cost() for arm in ARMS}
+    costs: dict[str, list[Cost]] = {arm: [] for arm in ARMS}
     for number in range(repeats + 1):
         for arm, bench in benches.items():
             cost = bench.optimise_group(number)
             if number > 0:  # the first group warms up
-                sums[arm].evaluations += cost.evaluations / repeats
-                sums[arm].policy_seconds += cost.policy_seconds / repeats
-                sums[arm].total_seconds += cost.total_seconds / repeats
-    return sums
+                costs[arm].append(cost)
+    return {
+        arm: Cost(mean(c.evaluations for c in seen), median(c.policy_seconds for c in seen), median(c.total_seconds for c in seen))
+        for arm, seen in costs.items()
+    }
 
 
 def peak_mib(arm: str, num_steps: int, group_size: int) -> float:
@@ -108,7 +110,7 @@ def main() -> None:
     """Console entry of `python -m benchmarks.retoucher_speed`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.retoucher_speed", description=__doc__)
     parser.add_argument("--group-size", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=5, help="groups averaged, after one to warm up")
+    parser.add_argument("--repeats", type=int, default=12, help="groups a median is taken of, after one to warm up")
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 28], help="values of T")
     parser.add_argument("--peak", nargs=3, metavar=("ARM", "T", "G"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -118,7 +120,7 @@ def main() -> None:
             bench.optimise_group(number)
         print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
         return
-    table = Table(title=f"One optimised group of {args.group_size}, {args.repeats} groups averaged, {torch.get_num_threads()} threads")
+    table = Table(title=f"One optimised group of {args.group_size}, {args.repeats} groups, {torch.get_num_threads()} threads")
     for column in ("T", "method", "evaluations / candidate", "policy s", "with rewards s", "peak MiB"):
         table.add_column(column, justify="left" if column == "method" else "right")
     ratios = []
@@ -127,7 +129,14 @@ def main() -> None:
         for arm, cost in costs.items():
             peak = peak_mib(arm, num_steps, args.group_size)
             per = cost.evaluations / args.group_size
-            table.add_row(str(num_steps), arm, f"{per:.1f}", f"{cost.policy_seconds:.2f}", f"{cost.total_seconds:.2f}", f"{peak:.0f}")
+            table.add_row(
+                str(num_steps),
+                arm,
+                f"{per:.1f}",
+                f"{cost.policy_seconds:.2f}",
+                f"{cost.total_seconds:.2f}",
+                f"{peak:.0f}",
+            )
         slow, fast = costs[ALL_STEPS], costs[DPG]
         ratios.append(
             f"T {num_steps}: {slow.evaluations / fast.evaluations:.1f}x fewer evaluations, "

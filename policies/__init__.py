@@ -1,0 +1,1 @@
+"""What learns: the diffusion retoucher and the vision-language policies."""

@@ -1,0 +1,1 @@
+"""The diffusion portrait retoucher and its online alignment."""

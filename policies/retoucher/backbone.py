@@ -1,0 +1,102 @@
+"""The contract between the alignment loop and a diffusion image editor: one file a backbone in `backbones/`.
+
+A backbone file exports `BACKBONE`, a function `(model: str | None, resolution: int | None, device) -> Backbone`;
+`--backbone my_file.py:BACKBONE` loads a user's own by the same road as the built-in ones.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Protocol, Self, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+Images = Float[Tensor, "n 3 h w"]
+Latents = Float[Tensor, "n tokens channels"]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the policy is told about each photo, encoded once and shared by every step of every candidate.
+
+    Attributes:
+        reference: the photos' latents, normalised and packed as the policy's own.
+        residual: what decoding the photo's own latent loses, `source - decode(reference)`; zero where it is not added back.
+        prompt: text embeddings, one row for all photos.
+        pooled: pooled text embedding, one row for all photos.
+    """
+
+    reference: Latents
+    residual: Images
+    prompt: Float[Tensor, "1 words dim"]
+    pooled: Float[Tensor, "1 dim2"]
+
+    def __len__(self) -> int:
+        return len(self.reference)
+
+    def select(self, index: Int[Tensor, " k"]) -> Self:
+        """The photos at `index`, which may repeat."""
+        return replace(self, reference=self.reference[index], residual=self.residual[index])
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A diffusion image editor as the alignment loop sees it.
+
+    Attributes:
+        name: as logged.
+        resolution: side of the square pictures it works on, in pixels.
+        transformer: the network that is aligned; everything else is frozen.
+        lora_targets: module names (peft's suffix rule) that LoRA adapts.
+        base_model: hub id or name of the base, written into the adapter's card.
+        licence: licence of the base.
+    """
+
+    name: str
+    resolution: int
+    transformer: nn.Module
+    lora_targets: list[str]
+    base_model: str
+    licence: str
+
+    def sigmas(self, num_steps: int) -> list[float]:
+        """Noise levels from 1 down to 0, `num_steps + 1` of them, as the stock pipeline would use."""
+        ...
+
+    def encode(self, images: Images) -> Latents:
+        """Latents of images in [0, 1], normalised and packed as the transformer takes them."""
+        ...
+
+    def condition(self, images: Images, prompt: str) -> Condition:
+        """Encode photos (RGB, [0, 1]) and the prompt."""
+        ...
+
+    def noise(self, count: int, generator: torch.Generator) -> Latents:
+        """Standard normal latents of `count` pictures."""
+        ...
+
+    def velocity(self, x: Latents, sigma: float, condition: Condition) -> Latents:
+        """The velocity `eps - x0` at `x`, float32, guidance included; differentiable in the transformer's parameters."""
+        ...
+
+    def decode(self, x: Latents, condition: Condition) -> Images:
+        """Pictures in [0, 1] of final latents, the photo's residual added back where the backbone does so."""
+        ...
+
+    def save_adapter(self, folder: str) -> None:
+        """Write the LoRA as `pytorch_lora_weights.safetensors`, which the stock pipeline's `load_lora_weights(folder)` takes."""
+        ...
+
+    def load_adapter(self, folder: str) -> None:
+        """Load such a LoRA into the adapters that were added."""
+        ...
+
+
+@torch.no_grad()
+def sample_ode(backbone: Backbone, condition: Condition, noise: Latents, num_steps: int) -> Images:
+    """Retouch by the plain, anchor-free Euler ODE: the only sampler used at inference and for evaluation."""
+    x = noise
+    sigmas = backbone.sigmas(num_steps)
+    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+        x = x + (sigma_next - sigma) * backbone.velocity(x, sigma, condition)
+    return backbone.decode(x, condition)

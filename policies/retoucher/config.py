@@ -1,0 +1,203 @@
+"""Every option of `align-retoucher`. The docstring under a field is its help text."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from portraitkit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RetoucherConfig:
+    """Align a diffusion portrait retoucher by online reinforcement learning."""
+
+    output_dir: str = "runs/retoucher"
+    """Run folder: configuration, metrics, checkpoints, summary.json, report.html and the LoRA."""
+    backbone: str = "tiny"
+    """tiny (embedded, CPU), flux_kontext, or my_file.py:BACKBONE."""
+    model: str | None = None
+    """Hub id or local folder of the backbone's weights; the backbone's own default if not given."""
+    photos: str = "embedded"
+    """embedded (synthetic portraits) or a folder with metadata.jsonl: file_name and, for DPG, anchor_file_name."""
+    prompt: str = "Beautify this person's face while maintaining a natural and realistic appearance"
+    """Editing instruction; the default is the one BeautyGRPO released."""
+    resolution: int | None = None
+    """Side of the square face crops in pixels; the backbone's own if not given."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1 ..."""
+    seed: int = 0
+    """Everything random follows from it."""
+
+    num_steps: int = 8
+    """T, sampling steps of a rollout and of evaluation."""
+    sampler: Literal["flow_sde", "cps", "dance_sde"] = "flow_sde"
+    """Stochastic step: Flow-GRPO's, coefficients-preserving (Flow-CPS), or DanceGRPO's."""
+    eta: float = 0.7
+    """Noise level of the stochastic steps."""
+    window: Literal["all", "segments", "window", "sliding"] = "segments"
+    """Which steps are stochastic: all (Flow-GRPO), one of each segment (DPG), a fixed window (Flow-GRPO-Fast), a sliding one (MixGRPO)."""
+    segments: int = 3
+    """K: with --window segments, one random step of each of K equal parts is stochastic and trained."""
+    window_start: int = 0
+    """First step of the window."""
+    window_width: int = 2
+    """Steps in the window."""
+    window_stride: int = 1
+    """With --window sliding: steps the window moves on."""
+    window_every: int = 25
+    """With --window sliding: training steps between two moves."""
+
+    dpg: bool = True
+    """Dynamic Path Guidance: pull stochastic steps towards the photo's preferred retouch."""
+    lam_schedule: Literal["linear", "sigma", "constant", "zero"] = "linear"
+    """How the guidance falls from the noisy start to the end."""
+    lam_max: float = 0.95
+    """Largest guidance; 1 would leave no randomness."""
+    anchor: Literal["label", "wrong", "none"] = "label"
+    """With --dpg: the photo's own anchor; another photo's (ablation); none: the noise is attenuated and nothing pulls (ablation)."""
+
+    photos_per_step: int = 4
+    """Groups in a training step."""
+    group_size: int = 12
+    """Candidates of one photo that are compared with each other."""
+    shared_noise: bool = True
+    """One initial noise per group: the steps before the first stochastic one, and that step's own gradient, are computed once a group."""
+
+    bf16_rollouts: bool = False
+    """Rollouts: a candidate's own ODE steps and its decoding in bfloat16 (twice as fast on a CPU with AVX512_BF16); the stochastic steps,
+    the updates and every evaluation stay in the backbone's own type, so that the ratio is exact."""
+
+    rewards: tuple[str, ...] = ("blemish_removal", "texture", "skin_tone", "identity", "clarity")
+    """Rewards in use: the verifiable ones, clip_similarity:PATH (open_clip weights), iqa:NAME (a pyiqa metric)."""
+    reward_weights: tuple[float, ...] = ()
+    """One weight a reward, in the order of --rewards; each reward's own if empty."""
+    combine: Literal["product", "sum", "minimum"] = "product"
+    """How the rewards of a candidate become one."""
+    advantage: Literal["combined", "per_reward"] = "combined"
+    """Normalise the combined reward in its group, or each reward on its own before they are summed (GDPO, MixGRPO)."""
+    credit: Literal["photo", "local"] = "photo"
+    """Credit every token of a candidate with the whole reward, or with what its own part of the picture added to it."""
+    global_std: bool = False
+    """Divide by the standard deviation of the whole batch instead of the group's."""
+    advantage_clip: float = 5.0
+    """Advantages are clipped to this magnitude."""
+    max_unscorable: float = 0.25
+    """Stop when more than this share of a step's candidates could not be scored."""
+
+    max_train_steps: int = 60
+    """Training steps: one rollout and its updates each."""
+    max_network_evaluations: int = 0
+    """Stop after so many evaluations of the transformer (a backward counts as two), whatever the steps; 0 = no limit."""
+    updates_per_step: int = 1
+    """Optimiser updates a training step; the photos are divided among them."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    lr_scheduler: Literal["constant", "linear"] = "linear"
+    """After the warm-up: constant, or falling linearly to 0 at --max-train-steps."""
+    warmup_steps: int = 3
+    """Training steps of linear warm-up."""
+    adam_epsilon: float = 1e-8
+    """Added to AdamW's denominator; well above the gradient's size it turns AdamW into SGD with momentum."""
+    weight_decay: float = 0.0
+    """Of AdamW."""
+    rank: int = 16
+    """LoRA rank."""
+    lora_alpha: int = 16
+    """LoRA alpha."""
+    init_adapter: str | None = None
+    """Folder with pytorch_lora_weights.safetensors to start from."""
+    clip_range: float = 1e-4
+    """Clip range of the ratio; small, because log-probabilities are means over the latent's dimensions."""
+    ratio: Literal["ppo", "guard"] = "ppo"
+    """Likelihood ratio as it is, or standardised per step as GRPO-Guard does."""
+    kl_beta: float = 0.0
+    """Weight of the Gaussian KL to the base policy (adapters off)."""
+    step_weight: Literal["equal", "attenuation"] = "equal"
+    """Loss weight of a guided step: 1, or 1 - lam, since at lam near 1 the outcome hardly depends on the noise."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping."""
+    max_bad_updates: int = 5
+    """Stop after so many updates in a row with a loss or gradient that is not finite."""
+    ema_decay: float = 0.0
+    """Moving average of the LoRA used for evaluation and saving; 0 = off."""
+    micro_batch: int = 48
+    """Candidates in one forward and backward."""
+
+    validation_steps: int = 10
+    """Training steps between two validations by the anchor-free ODE."""
+    validation_photos: int = 24
+    """Photos of the validation split (never the held-out one)."""
+    held_out_photos: int = 48
+    """Photos of the held-out split, looked at before and after training only."""
+    keep_best: bool = True
+    """Keep the adapter with the best validation reward instead of the last one."""
+    baseline_noise: int = 7
+    """Seed of the initial noise of every evaluation, the same before and after."""
+
+    checkpointing_steps: int = 20
+    """Training steps between checkpoints; 0 = only at the end or on interrupt."""
+    checkpoints_total_limit: int | None = 2
+    """Checkpoints kept."""
+    resume_from_checkpoint: str | None = None
+    """A checkpoint folder, or latest."""
+    allow_changed: bool = False
+    """Resume although the configuration differs from the checkpoint's."""
+    overwrite: bool = False
+    """Replace the run that --output-dir holds."""
+    report_to: tuple[str, ...] = ()
+    """Trackers besides metrics.jsonl: wandb, trackio, tensorboard."""
+    ablate: bool = False
+    """Run the six arms of the DPG ablation instead of one training."""
+    ablate_seeds: int = 3
+    """Seeds of each arm."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values before any model is loaded.
+
+        Raises:
+            ConfigError: a value is out of range, or two options contradict each other.
+        """
+        rules = {
+            "num_steps": self.num_steps >= 1,
+            "photos_per_step": self.photos_per_step >= 1,
+            "max_train_steps": self.max_train_steps >= 1,
+            "rank": self.rank >= 1,
+            "warmup_steps": self.warmup_steps >= 0,
+            "micro_batch": self.micro_batch >= 1,
+            "updates_per_step": 1 <= self.updates_per_step <= self.photos_per_step,
+            "learning_rate": self.learning_rate > 0,
+            "eta": self.eta > 0,
+            "lam_max": 0 <= self.lam_max <= 1,
+            "validation_photos": self.validation_photos >= 1,
+            "held_out_photos": self.held_out_photos >= 2,
+            "ema_decay": 0 <= self.ema_decay < 1,
+        }
+        for name, holds in rules.items():
+            if not holds:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: {RULES[name]}")
+        if self.group_size < 2:
+            raise ConfigError(f"--group-size {self.group_size}: a group needs at least 2 candidates to be compared; try 12")
+        if self.window == "segments" and self.segments > self.num_steps:
+            raise ConfigError(f"--segments {self.segments}: at most --num-steps ({self.num_steps}), one drawn step a segment")
+        if self.credit == "local" and (self.advantage, self.ratio, self.global_std) != ("combined", "ppo", False):
+            raise ConfigError("--credit local: goes with --advantage combined, --ratio ppo and --no-global-std; leave those options out")
+        if self.reward_weights and len(self.reward_weights) != len(self.rewards):
+            raise ConfigError(
+                f"--reward-weights has {len(self.reward_weights)} values for {len(self.rewards)} rewards: give one each, or none"
+            )
+
+
+RULES = {
+    "num_steps": "at least 1 sampling step",
+    "photos_per_step": "at least 1 photo",
+    "max_train_steps": "at least 1 training step",
+    "warmup_steps": "0 or more",
+    "rank": "a LoRA needs rank 1 or more",
+    "micro_batch": "at least 1 candidate",
+    "updates_per_step": "between 1 and --photos-per-step",
+    "learning_rate": "must be above 0",
+    "eta": "must be above 0, or nothing is explored",
+    "lam_max": "between 0 (no guidance) and 1",
+    "validation_photos": "at least 1",
+    "held_out_photos": "at least 2, or there is no interval",
+    "ema_decay": "at least 0 (off) and below 1",
+}

@@ -1,0 +1,75 @@
+"""Evaluation by the plain, anchor-free ODE on photos the policy was not trained on, with fixed initial noise."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from policies.retoucher.backbone import Backbone, Condition, sample_ode
+from policies.retoucher.training_photos import PhotoSource, TrainingPhotos
+from portraitkit.statistics import Change, paired_change
+from reward_models.grain import residual_grain
+from reward_models.reward_set import RewardSet
+from reward_models.verifiable import blemish_residual, clarity_error, identity_change, texture_error, tone_error
+
+MEASURES = {
+    "identity_distance": identity_change,
+    "blemish_residual": blemish_residual,
+    "texture_error": texture_error,
+    "clarity_error": clarity_error,
+    "tone_error": tone_error,
+    "residual_grain": residual_grain,
+}
+"""What is measured beside the rewards. All are errors: lower is better."""
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Photos of one split, encoded once, with the initial noise that every evaluation starts from."""
+
+    batch: TrainingPhotos
+    condition: Condition
+    noise: Float[Tensor, "n tokens channels"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Retouched photos and what was measured on each: `reward`, every reward's part, every measure."""
+
+    pictures: Float[Tensor, "n 3 h w"]
+    values: dict[str, Float[Tensor, " n"]]
+
+    def means(self) -> dict[str, float]:
+        """Mean over photos, missing values left out."""
+        return {name: float(value.nanmean()) for name, value in self.values.items()}
+
+
+def evaluation_set(backbone: Backbone, source: PhotoSource, split: str, count: int, *, prompt: str, noise_seed: int) -> EvaluationSet:
+    """Load and encode the first `count` photos of a split."""
+    batch = source.load(split, list(range(count)))
+    generator = torch.Generator().manual_seed(noise_seed)
+    return EvaluationSet(batch, backbone.condition(batch.photos.source, prompt), backbone.noise(count, generator))
+
+
+def evaluate_policy(backbone: Backbone, data: EvaluationSet, rewards: RewardSet, num_steps: int) -> Evaluation:
+    """Retouch every photo of the set by the ODE and measure it."""
+    pictures = sample_ode(backbone, data.condition, data.noise, num_steps)
+    return measure(pictures, data, rewards)
+
+
+@torch.no_grad()
+def measure(pictures: Float[Tensor, "n 3 h w"], data: EvaluationSet, rewards: RewardSet) -> Evaluation:
+    """Rewards and measures of given pictures of the set's photos."""
+    photos = data.batch.photos
+    parts = rewards.parts(pictures, photos)
+    values = {"reward": rewards.combined(parts)} | parts
+    rows = torch.arange(len(pictures)).split(32)
+    for name, function in MEASURES.items():
+        values[name] = torch.cat([function(pictures[part], photos.select(part)) for part in rows])
+    return Evaluation(pictures, values)
+
+
+def compare(before: Evaluation, after: Evaluation) -> dict[str, Change]:
+    """Paired change of everything that was measured, by photo."""
+    return {name: paired_change(before.values[name], after.values[name]) for name in before.values}

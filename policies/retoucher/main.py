@@ -1,0 +1,35 @@
+"""Entry points of `align-retoucher` and `retouch-portrait`. Imports nothing heavy: `--help` must answer at once."""
+
+import sys
+
+from portraitkit.cli import run_command
+
+
+def align_retoucher() -> None:
+    """Console command `align-retoucher`: align a diffusion portrait retoucher by online reinforcement learning."""
+    run_command(_align)
+
+
+def retouch_portrait() -> None:
+    """Console command `retouch-portrait IN OUT`: retouch every face of a photo or of a folder of photos."""
+    run_command(_retouch)
+
+
+def _align(argv: list[str]) -> int:
+    from policies.retoucher.config import RetoucherConfig
+    from portraitkit.config import load_config
+
+    config = load_config(RetoucherConfig, argv, prog="align-retoucher")
+    if config.ablate:
+        from policies.retoucher.ablate import run_ablation
+
+        return run_ablation(config, [sys.argv[0], *argv])
+    from policies.retoucher.run import run_alignment
+
+    return run_alignment(config, [sys.argv[0], *argv])
+
+
+def _retouch(argv: list[str]) -> int:
+    from policies.retoucher.retouch import retouch_main
+
+    return retouch_main(argv)

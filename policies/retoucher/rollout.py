@@ -1,0 +1,169 @@
+"""Rollouts: a group of candidates for each photo, stochastic only at the drawn steps, everything before them shared by the group.
+
+With one initial noise per group the ODE steps before the first drawn step are the same for all its members, and so is the
+velocity at that step: they are computed once a group. That is exact, and the update does the same for that step's gradient.
+"""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dpg.guidance import lambda_schedule
+from dpg.sde import sde_step, step_mean_std
+from dpg.windows import stochastic_steps
+from policies.retoucher.backbone import Backbone, Condition, Latents
+from policies.retoucher.config import RetoucherConfig
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Which steps of a rollout are stochastic, and how.
+
+    Attributes:
+        sigmas: noise levels from 1 to 0, one more than there are steps.
+        drawn: indices of the stochastic steps, ascending.
+        lams: guidance of every step, 0 where nothing pulls and nothing is attenuated.
+        sampler: of the stochastic steps.
+        eta: their noise level.
+        anchored: whether guidance pulls to an anchor; if not it only attenuates the noise.
+    """
+
+    sigmas: list[float]
+    drawn: list[int]
+    lams: list[float]
+    sampler: str
+    eta: float
+    anchored: bool
+
+
+@dataclass(frozen=True)
+class TakenStep:
+    """One drawn step as it was taken; what the update needs to re-evaluate it.
+
+    Attributes:
+        index: of the step.
+        x: the state before it: one row a photo if `shared`, else one a candidate.
+        z: the standard normal noise of every candidate; log-ratios depend on it alone, whatever the guidance was.
+        mean: the unguided mean under the policy that rolled out, rows as `x`.
+        std: the unguided standard deviation.
+        shared: whether all members of a group started this step from the same state.
+    """
+
+    index: int
+    x: Float[Tensor, "rows tokens channels"]
+    z: Float[Tensor, "members tokens channels"]
+    mean: Float[Tensor, "rows tokens channels"]
+    std: float
+    shared: bool
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Candidates of a batch of photos: member m belongs to photo `photo_of[m]`; groups are contiguous.
+
+    Attributes:
+        latents: final latents, one row a candidate.
+        photo_of: index of each candidate's photo.
+        steps: the drawn steps as taken.
+        evaluations: network evaluations spent (rows through the transformer).
+    """
+
+    latents: Latents
+    photo_of: Int[Tensor, " members"]
+    steps: list[TakenStep]
+    evaluations: int
+
+
+def plan_steps(config: RetoucherConfig, sigmas: list[float], iteration: int) -> StepPlan:
+    """The steps of one training iteration; equal seed and iteration give equal steps."""
+    kind = config.lam_schedule if config.dpg else "zero"
+    lams = lambda_schedule(config.num_steps, kind, config.lam_max, sigmas=sigmas[:-1])
+    drawn = stochastic_steps(
+        config.window,
+        config.num_steps,
+        seed=config.seed,
+        iteration=iteration,
+        segments=config.segments,
+        start=config.window_start,
+        width=config.window_width,
+        stride=config.window_stride,
+        every=config.window_every,
+        lambdas=lams,
+    )
+    return StepPlan(sigmas, drawn, lams, config.sampler, config.eta, anchored=config.anchor != "none")
+
+
+@torch.no_grad()
+def roll_out(
+    backbone: Backbone,
+    condition: Condition,
+    anchors: Latents | None,
+    plan: StepPlan,
+    *,
+    group_size: int,
+    shared_noise: bool,
+    generator: torch.Generator,
+    batch: int,
+    bf16: bool = False,
+) -> Rollout:
+    """Draw `group_size` candidates for each photo.
+
+    Args:
+        backbone: the policy.
+        condition: the encoded photos.
+        anchors: encoded anchors of the photos; None without guidance.
+        plan: the steps.
+        group_size: candidates a photo.
+        shared_noise: one initial noise a photo instead of one a candidate.
+        generator: of all noise.
+        batch: candidates evaluated at once.
+        bf16: evaluate the ODE steps that a candidate takes on its own in bfloat16. No ratio ever sees them.
+    """
+    photos = len(condition)
+    photo_of = torch.arange(photos).repeat_interleave(group_size)
+    rows = torch.arange(photos) if shared_noise else photo_of
+    x = backbone.noise(len(rows), generator)
+    steps: list[TakenStep] = []
+    evaluations = 0
+    for index, (sigma, sigma_next) in enumerate(zip(plan.sigmas[:-1], plan.sigmas[1:], strict=True)):
+        with bfloat16(bf16 and index not in plan.drawn and len(x) == len(photo_of)):
+            v = evaluate(backbone, x, sigma, condition, rows, batch)
+        evaluations += len(x)
+        if index not in plan.drawn:
+            x = x + (sigma_next - sigma) * v
+            continue
+        settings = {"sampler": plan.sampler, "eta": plan.eta, "sigma_max": plan.sigmas[1]}
+        mean, std = step_mean_std(x, v, sigma, sigma_next, **settings)
+        shared = len(x) < len(photo_of)
+        z = torch.randn(len(photo_of), *x.shape[1:], generator=generator)
+        steps.append(TakenStep(index, x, z, mean, float(std.flatten()[0]), shared))
+        if shared:
+            x, v, mean, rows = x[photo_of], v[photo_of], mean[photo_of], photo_of
+        pull = {"anchor": anchors[rows]} if plan.anchored and anchors is not None else {"target": mean}
+        lam = plan.lams[index]
+        x = sde_step(x, v, sigma, sigma_next, noise=z, lam=lam, **(pull if lam > 0 else {}), **settings).x_next
+    if len(x) < len(photo_of):
+        x = x[photo_of]
+    return Rollout(x, photo_of, steps, evaluations)
+
+
+def bfloat16(enabled: bool) -> ExitStack:
+    """Autocast to bfloat16 on the CPU and on CUDA, or nothing."""
+    stack = ExitStack()
+    for device in ("cpu", "cuda") if enabled else ():
+        stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=device == "cpu" or torch.cuda.is_available()))
+    return stack
+
+
+def evaluate(
+    backbone: Backbone, x: Latents, sigma: float, condition: Condition, rows: Int[Tensor, " n"], batch: int
+) -> Float[Tensor, "n tokens channels"]:
+    """Velocities of many rows, `batch` at a time; row i is conditioned on photo `rows[i]`."""
+    parts = [
+        backbone.velocity(x_part, sigma, condition.select(row_part))
+        for x_part, row_part in zip(x.split(batch), rows.split(batch), strict=True)
+    ]
+    return torch.cat(parts)

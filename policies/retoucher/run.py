@@ -1,0 +1,220 @@
+"""One run of `align-retoucher`: open the folder, train with checkpoints, report on held-out photos."""
+
+import json
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from policies.retoucher.backbones import load_backbone
+from policies.retoucher.config import RetoucherConfig
+from policies.retoucher.evaluate import Evaluation, EvaluationSet, compare, measure
+from policies.retoucher.report import write_report
+from policies.retoucher.report_pictures import write_overview
+from policies.retoucher.train import StepResult, Trainer, make_evaluation_sets
+from policies.retoucher.training_photos import open_photos
+from portraitkit.checkpoints import load_checkpoint, save_checkpoint
+from portraitkit.config import config_to_dict
+from portraitkit.images import write_image
+from portraitkit.interrupt import Interruptible
+from portraitkit.runs import RunFolder
+from portraitkit.statistics import Change, bootstrap_interval
+from reward_models.reward_set import build_rewards
+
+HEADLINE = ("reward", "identity_distance", "blemish_residual", "texture_error")
+
+
+def run_alignment(config: RetoucherConfig, command: list[str]) -> int:
+    """Align one policy and write the run folder; returns the exit code (0, or 130 / 143 when interrupted and saved)."""
+    console = Console(stderr=True)
+    started = time.monotonic()
+    rewards = build_rewards(config.rewards, config.reward_weights, config.combine)
+    backbone = load_backbone(config.backbone, config.model, config.resolution, config.device)
+    source = open_photos(config.photos, backbone.resolution, need_anchors=config.dpg and config.anchor != "none")
+    with RunFolder.open(
+        Path(config.output_dir),
+        config_to_dict(config),
+        command=command,
+        seed=config.seed,
+        overwrite=config.overwrite,
+        resume=config.resume_from_checkpoint,
+        allow_changed=config.allow_changed,
+        report_to=list(config.report_to),
+    ) as run:
+        validation, held_out = make_evaluation_sets(config, backbone, source)
+        if bool(validation.batch.photos.clean.isnan().any()):
+            console.print(
+                "[yellow]photos without an anchor: blemishes are guessed and over-smoothing can win (docs/rewards.md); look at the "
+                "pictures, or give every photo an anchor_file_name[/yellow]"
+            )
+        trainer = Trainer(config, backbone, source, rewards, console)
+        if config.resume_from_checkpoint is not None:
+            checkpoint = load_checkpoint(run.path, config.resume_from_checkpoint)
+            trainer.restore(checkpoint.tensors, checkpoint.state)
+            run.truncate_metrics(checkpoint.step)
+            console.print(checkpoint.note)
+        with Interruptible() as interrupt:
+            _train(trainer, validation, run, console, interrupt)
+            if interrupt.requested:
+                _checkpoint(trainer, run)
+                console.print(f"stopped at step {trainer.progress.step}; go on with --resume-from-checkpoint latest")
+                return interrupt.exit_code
+        _checkpoint(trainer, run)
+        base = trainer.evaluate(held_out, None)
+        aligned = trainer.evaluate(held_out, trainer.chosen())
+        trainer.save_adapter(run.path)
+        changes = compare(base, aligned)
+        untouched = measure(held_out.batch.photos.source, held_out, rewards)
+        _write_pictures(run.path / "held_out", held_out, base, aligned)
+        run.write_json("summary.json", _summary(trainer, changes, untouched, time.monotonic() - started))
+        write_overview(run.path / "held_out", run.path / "overview.png")
+        report = write_report(run.path)
+        _print_result(console, changes, report)
+    return 0
+
+
+def _train(trainer: Trainer, validation: EvaluationSet, run: RunFolder, console: Console, interrupt: Interruptible) -> None:
+    config, progress = trainer.config, trainer.progress
+    columns = (
+        TextColumn("aligning"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console, transient=False) as bar:
+        task = bar.add_task("", total=config.max_train_steps, completed=progress.step)
+        if progress.step == 0:
+            evaluation = trainer.validate(validation)
+            trainer.alarms.after_validation(0, evaluation.means(), rollout_reward=None, ode_reward=None)
+            _log_validation(run, 0, evaluation)
+        while not trainer.out_of_budget() and not interrupt.requested:
+            result = trainer.train_step()
+            _log_step(run, trainer, result)
+            _warn(console, trainer.alarms.after_step(progress.step, **_ratio_facts(result, config)))
+            reward = float(result.rewards.nanmean())
+            bar.update(task, completed=progress.step, description=_describe(result, reward, progress.best_reward))
+            if progress.step % config.validation_steps == 0 or trainer.out_of_budget():
+                evaluation = trainer.validate(validation)
+                ode = trainer.ode_reward(result.photos)
+                _log_validation(run, progress.step, evaluation, rollout_reward=reward, ode_reward=ode)
+                _warn(
+                    console,
+                    trainer.alarms.after_validation(progress.step, evaluation.means(), rollout_reward=reward, ode_reward=ode),
+                )
+            if config.checkpointing_steps and progress.step % config.checkpointing_steps == 0:
+                _checkpoint(trainer, run)
+
+
+def _ratio_facts(result: StepResult, config: RetoucherConfig) -> dict[str, float | bool]:
+    return {
+        "spread": result.spread,
+        "ratio_deviation": max(figures.ratio_deviation for figures in result.figures),
+        "on_policy": config.updates_per_step == 1,
+        "clip_range": config.clip_range,
+    }
+
+
+def _describe(result: StepResult, reward: float, best: float) -> str:
+    deviation = max(figures.ratio_deviation for figures in result.figures)
+    return (
+        f"rollout {reward:.3f} ± {result.spread:.3f}  |ratio-1| {deviation:.0e}  grad {result.gradient_norm:.2g}  "
+        f"best validation {best:.3f}"
+    )
+
+
+def _warn(console: Console, alarms: list) -> None:
+    for alarm in alarms:
+        console.print(f"[yellow]step {alarm.step} {alarm.name}: {alarm.message}[/yellow]")
+
+
+def _log_step(run: RunFolder, trainer: Trainer, result: StepResult) -> None:
+    progress, count = trainer.progress, len(result.figures)
+    run.log(
+        progress.step,
+        kind="train",
+        reward=float(result.rewards.nanmean()),
+        reward_std=result.spread,
+        ratio_deviation=max(figures.ratio_deviation for figures in result.figures),
+        clipped=sum(figures.clipped for figures in result.figures) / count,
+        gradient_norm=result.gradient_norm,
+        loss=sum(figures.loss for figures in result.figures) / count,
+        kl=sum(figures.kl for figures in result.figures) / count,
+        zero_groups=result.zero_groups,
+        seconds=progress.seconds,
+        network_evaluations=progress.evaluations,
+        **{f"parts/{name}": float(value.nanmean()) for name, value in result.parts.items()},
+    )
+
+
+def _log_validation(run: RunFolder, step: int, evaluation: Evaluation, **extra: float) -> None:
+    intervals = {f"{name}_ci95": list(bootstrap_interval(value, draws=2000)) for name, value in evaluation.values.items()}
+    run.log(step, kind="validation", **evaluation.means(), **intervals, **extra)
+
+
+def _checkpoint(trainer: Trainer, run: RunFolder) -> None:
+    save_checkpoint(
+        run.path,
+        trainer.progress.step,
+        trainer.tensors(),
+        trainer.state(),
+        limit=trainer.config.checkpoints_total_limit,
+    )
+
+
+def _summary(trainer: Trainer, changes: dict[str, Change], untouched: Evaluation, seconds: float) -> dict[str, object]:
+    config, progress = trainer.config, trainer.progress
+    return {
+        "held_out": {name: change.to_dict() for name, change in changes.items()},
+        "untouched": untouched.means(),
+        "seconds": progress.seconds,
+        "seconds_total": seconds,
+        "network_evaluations": progress.evaluations,
+        "seeds": [config.seed],
+        "train_steps": progress.step,
+        "best_step": progress.best_step if config.keep_best else progress.step,
+        "zero_groups": progress.zero_groups,
+        "unscorable": progress.unscorable,
+        "skipped_updates": progress.skipped_updates,
+        "photos": {
+            "train": progress.step * config.photos_per_step,
+            "validation": config.validation_photos,
+            "held_out": config.held_out_photos,
+        },
+        "alarms": [asdict(alarm) for alarm in trainer.alarms.raised],
+    }
+
+
+def _write_pictures(folder: Path, data: EvaluationSet, base: Evaluation, aligned: Evaluation) -> None:
+    folder.mkdir(exist_ok=True)
+    photos = data.batch.photos
+    lines = []
+    for row, name in enumerate(data.batch.ids):
+        pictures = {"input": photos.source[row], "base": base.pictures[row], "aligned": aligned.pictures[row]}
+        if not photos.clean[row].isnan().any():
+            pictures["clean"] = photos.clean[row]
+        for kind, pixels in pictures.items():
+            write_image(folder / f"{row:03d}_{kind}.png", pixels)
+        values = {
+            when: {key: None if math.isnan(v := float(value[row])) else v for key, value in evaluation.values.items()}
+            for when, evaluation in (("before", base), ("after", aligned))
+        }
+        lines.append(json.dumps({"id": name, **values}))
+    (folder / "values.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _print_result(console: Console, changes: dict[str, Change], report: Path) -> None:
+    table = Table(title="Held-out photos, anchor-free ODE", title_justify="left")
+    for column in ("", "before", "after", "gain", "95 % interval"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name in HEADLINE:
+        change = changes[name]
+        low, high = change.ci95
+        table.add_row(name, f"{change.before:.3f}", f"{change.after:.3f}", f"{change.gain:+.3f}", f"[{low:+.3f}, {high:+.3f}]")
+    console.print(table)
+    console.print(f"report: {report}", highlight=False)

@@ -1,0 +1,315 @@
+"""The alignment loop of `align-retoucher`: roll out, score, compare inside groups, update, validate by the ODE, keep the best."""
+
+import copy
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from peft import LoraConfig
+from rich.console import Console
+from torch import Tensor
+
+from policies.retoucher.alarms import Alarms
+from policies.retoucher.backbone import Backbone, sample_ode
+from policies.retoucher.config import RetoucherConfig
+from policies.retoucher.evaluate import Evaluation, EvaluationSet, evaluate_policy, evaluation_set
+from policies.retoucher.rollout import StepPlan, bfloat16, plan_steps, roll_out
+from policies.retoucher.training_photos import PhotoSource
+from policies.retoucher.update import UpdateFigures, accumulate_gradients, base_policy
+from portraitkit.errors import TrainingStopped
+from portraitkit.grpo import Advantages, group_advantages, local_advantages, normalise_then_sum
+from reward_models.credit import local_credit, to_tokens
+from reward_models.reward_set import RewardSet
+
+
+@dataclass
+class Progress:
+    """What a checkpoint must hold beside weights and optimiser.
+
+    Attributes:
+        step: training steps done.
+        evaluations: network evaluations spent on training (rollouts and updates; a backward counts as two).
+        seconds: spent on training.
+        best_reward: best validation reward so far.
+        best_step: where it was reached.
+        bad_updates: updates in a row that were skipped for a value that is not finite.
+        skipped_updates: all such updates.
+        zero_groups: groups without spread so far.
+        unscorable: candidates that could not be scored so far.
+    """
+
+    step: int = 0
+    evaluations: int = 0
+    seconds: float = 0.0
+    best_reward: float = float("-inf")
+    best_step: int = 0
+    bad_updates: int = 0
+    skipped_updates: int = 0
+    zero_groups: int = 0
+    unscorable: int = 0
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one training step saw, for logs and alarms."""
+
+    parts: dict[str, Float[Tensor, " members"]]
+    rewards: Float[Tensor, " members"]
+    spread: float
+    figures: list[UpdateFigures]
+    gradient_norm: float
+    zero_groups: int
+    photos: list[int]
+
+
+class Trainer:
+    """One policy being aligned. Every random draw follows from the seed and the step, so that a resumed run equals an uninterrupted one.
+
+    Args:
+        config: the run.
+        backbone: the policy; LoRA adapters are added to its transformer.
+        source: photos to train on and to evaluate on.
+        rewards: what is maximised.
+        console: where warnings go.
+    """
+
+    def __init__(self, config: RetoucherConfig, backbone: Backbone, source: PhotoSource, rewards: RewardSet, console: Console) -> None:
+        self.config, self.backbone, self.source, self.rewards, self.console = config, backbone, source, rewards, console
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            adapter = LoraConfig(
+                r=config.rank,
+                lora_alpha=config.lora_alpha,
+                target_modules=backbone.lora_targets,
+                init_lora_weights="gaussian",
+            )
+            backbone.transformer.add_adapter(adapter)
+        if config.init_adapter is not None:
+            backbone.load_adapter(config.init_adapter)
+        self.adapter = {name: p for name, p in backbone.transformer.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(
+            self.adapter.values(), lr=config.learning_rate, betas=(0.9, 0.95), eps=config.adam_epsilon, weight_decay=config.weight_decay
+        )
+        self.average = {name: p.detach().clone() for name, p in self.adapter.items()}
+        self.best = {name: p.detach().clone() for name, p in self.adapter.items()}
+        self.progress = Progress()
+        self.alarms = Alarms()
+        self.sigmas = backbone.sigmas(config.num_steps)
+
+    def out_of_budget(self) -> bool:
+        """Whether the run has had its training steps or its network evaluations."""
+        limit = self.config.max_network_evaluations
+        return (limit > 0 and self.progress.evaluations >= limit) or (limit == 0 and self.progress.step >= self.config.max_train_steps)
+
+    # ---- one training step
+
+    def train_step(self) -> StepResult:
+        """Roll out a group for each photo, score the candidates, and update the policy.
+
+        Raises:
+            TrainingStopped: too many candidates unscorable, or too many updates in a row not finite.
+        """
+        config, step, started = self.config, self.progress.step, time.monotonic()
+        generator = torch.Generator().manual_seed(_mix(config.seed, step))
+        indices = list(range(step * config.photos_per_step, (step + 1) * config.photos_per_step))
+        batch = self.source.load("train", indices)
+        condition = self.backbone.condition(batch.photos.source, config.prompt)
+        anchors = None
+        if config.dpg and config.anchor != "none" and batch.anchors is not None:
+            anchors = self.backbone.encode(batch.anchors)
+            anchors = anchors.roll(1, 0) if config.anchor == "wrong" else anchors
+        plan = plan_steps(config, self.sigmas, step)
+        rollout = roll_out(
+            self.backbone,
+            condition,
+            anchors,
+            plan,
+            group_size=config.group_size,
+            shared_noise=config.shared_noise,
+            generator=generator,
+            batch=config.micro_batch,
+            bf16=config.bf16_rollouts,
+        )
+        with bfloat16(config.bf16_rollouts):
+            candidates = self.backbone.decode(rollout.latents, condition.select(rollout.photo_of))
+        parts = self.rewards.parts(candidates, batch.photos.select(rollout.photo_of))
+        rewards = self.rewards.combined(parts)
+        advantages = self._advantages(parts, rewards, rollout.photo_of)
+        values = advantages.values
+        if config.credit == "local":
+            credit = local_credit(candidates, batch.photos.select(rollout.photo_of), rollout.photo_of, self.rewards, parts)
+            values = local_advantages(credit, rewards, rollout.photo_of, clip=config.advantage_clip)
+            values = to_tokens(values, rollout.latents.shape[1])
+        self.progress.evaluations += rollout.evaluations
+        self.progress.zero_groups += advantages.zero_groups
+        self.progress.unscorable += advantages.unscorable
+        if advantages.unscorable > config.max_unscorable * len(rewards):
+            raise TrainingStopped(
+                f"step {step}: {advantages.unscorable} of {len(rewards)} candidates could not be scored, more than "
+                f"--max-unscorable {config.max_unscorable}; look at the photos {', '.join(batch.ids)}"
+            )
+        figures, norm = [], 0.0
+        for photos in torch.arange(config.photos_per_step).chunk(config.updates_per_step):
+            part, norm = self._update(condition, rollout, plan, values, photos, batch.ids)
+            figures.append(part)
+        self.progress.step += 1
+        self.progress.seconds += time.monotonic() - started
+        spread = rewards.view(-1, config.group_size).std(1).nanmean()
+        return StepResult(parts, rewards, float(spread), figures, norm, advantages.zero_groups, indices)
+
+    def _advantages(self, parts: dict[str, Tensor], rewards: Tensor, groups: Tensor) -> Advantages:
+        config = self.config
+        if config.advantage == "per_reward":
+            rewards = normalise_then_sum(parts, groups, self.rewards.weights)
+        return group_advantages(rewards, groups, clip=config.advantage_clip, global_std=config.global_std)
+
+    def _update(
+        self, condition, rollout, plan: StepPlan, advantages: Tensor, photos: Tensor, ids: list[str]
+    ) -> tuple[UpdateFigures, float]:
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * self._schedule()
+        self.optimizer.zero_grad(set_to_none=True)
+        figures = accumulate_gradients(self.backbone, condition, rollout, plan, advantages, photos, config)
+        self.progress.evaluations += figures.evaluations
+        norm = torch.nn.utils.clip_grad_norm_(self.adapter.values(), config.max_grad_norm)
+        if not (torch.isfinite(norm) and torch.isfinite(torch.tensor(figures.loss))):
+            self._skip_update(ids, photos, figures.loss, float(norm))
+            return figures, float(norm)
+        self.progress.bad_updates = 0
+        self.optimizer.step()
+        with torch.no_grad():
+            for name, parameter in self.adapter.items():
+                self.average[name].lerp_(parameter, 1 - config.ema_decay)
+        return figures, float(norm)
+
+    def _schedule(self) -> float:
+        """Learning rate of this step as a share of the peak: a function of the step alone, so that it needs no state."""
+        config, step = self.config, self.progress.step
+        warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+        falling = max(0.0, 1 - step / config.max_train_steps) if config.lr_scheduler == "linear" else 1.0
+        return warm * falling
+
+    def _skip_update(self, ids: list[str], photos: Tensor, loss: float, norm: float) -> None:
+        self.progress.bad_updates += 1
+        self.progress.skipped_updates += 1
+        bad = [name for name, p in self.adapter.items() if p.grad is not None and not p.grad.isfinite().all()]
+        named = ", ".join(ids[i] for i in photos.tolist())
+        self.console.print(
+            f"[yellow]step {self.progress.step}: update skipped, loss {loss} and gradient norm {norm} (photos {named}; "
+            f"{len(bad)} tensors not finite, first {bad[:1]})[/yellow]"
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.progress.bad_updates > self.config.max_bad_updates:
+            raise TrainingStopped(
+                f"step {self.progress.step}: {self.progress.bad_updates} updates in a row were not finite (loss {loss}, photos {named}); "
+                "lower --learning-rate or resume from an earlier checkpoint"
+            )
+
+    # ---- evaluation
+
+    def use(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Put adapter weights in place and return those that were there."""
+        before = {name: p.detach().clone() for name, p in self.adapter.items()}
+        with torch.no_grad():
+            for name, parameter in self.adapter.items():
+                parameter.copy_(weights[name])
+        return before
+
+    def current(self) -> dict[str, Tensor]:
+        """The weights to evaluate: the moving average where one is kept, else the policy itself."""
+        chosen = self.average if self.config.ema_decay > 0 else self.adapter
+        return {name: p.detach().clone() for name, p in chosen.items()}
+
+    def evaluate(self, data: EvaluationSet, weights: dict[str, Tensor] | None) -> Evaluation:
+        """Evaluate given adapter weights, or the base policy (None), by the anchor-free ODE."""
+        if weights is None:
+            with base_policy(self.backbone):
+                return evaluate_policy(self.backbone, data, self.rewards, self.config.num_steps)
+        before = self.use(weights)
+        evaluation = evaluate_policy(self.backbone, data, self.rewards, self.config.num_steps)
+        self.use(before)
+        return evaluation
+
+    def validate(self, data: EvaluationSet) -> Evaluation:
+        """Evaluate the current policy on the validation set and remember it if it is the best so far."""
+        evaluation = self.evaluate(data, self.current())
+        reward = evaluation.means()["reward"]
+        if reward > self.progress.best_reward:
+            self.progress.best_reward, self.progress.best_step = reward, self.progress.step
+            self.best = self.current()
+        return evaluation
+
+    def ode_reward(self, photos: list[int]) -> float:
+        """Mean reward of the plain ODE on training photos, to set beside the rollouts' reward on the same photos."""
+        batch = self.source.load("train", photos)
+        condition = self.backbone.condition(batch.photos.source, self.config.prompt)
+        generator = torch.Generator().manual_seed(_mix(self.config.seed, self.progress.step, 1))
+        pictures = sample_ode(self.backbone, condition, self.backbone.noise(len(photos), generator), self.config.num_steps)
+        return float(self.rewards.combined(self.rewards.parts(pictures, batch.photos)).nanmean())
+
+    def chosen(self) -> dict[str, Tensor]:
+        """The weights the run ends with: the best validated ones, or the last."""
+        return self.best if self.config.keep_best else self.current()
+
+    # ---- state
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Everything a checkpoint holds as tensors."""
+        from portraitkit.checkpoints import flatten_optimizer
+
+        return {
+            "adapter": {name: p.detach() for name, p in self.adapter.items()},
+            "average": self.average,
+            "best": self.best,
+            "optimizer": flatten_optimizer(self.optimizer),
+        }
+
+    def state(self) -> dict[str, object]:
+        """Everything else a checkpoint holds."""
+        return {
+            "progress": asdict(self.progress),
+            "alarms": [asdict(alarm) for alarm in self.alarms.raised],
+            "first_validation": copy.deepcopy(self.alarms.first),
+        }
+
+    def restore(self, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
+        """Continue from a checkpoint's tensors and state."""
+        from policies.retoucher.alarms import Alarm
+        from portraitkit.checkpoints import restore_optimizer
+
+        self.use(tensors["adapter"])
+        self.average, self.best = dict(tensors["average"]), dict(tensors["best"])
+        restore_optimizer(self.optimizer, tensors["optimizer"])
+        self.progress = Progress(**state["progress"])
+        self.alarms.raised = [Alarm(**alarm) for alarm in state["alarms"]]
+        self.alarms.first = dict(state["first_validation"])
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the chosen weights as a LoRA that stock diffusers loads."""
+        before = self.use(self.chosen())
+        self.backbone.save_adapter(str(folder))
+        self.use(before)
+
+
+def _mix(*numbers: int) -> int:
+    """One seed out of several numbers, well spread (splitmix64)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+def make_evaluation_sets(config: RetoucherConfig, backbone: Backbone, source: PhotoSource) -> tuple[EvaluationSet, EvaluationSet]:
+    """The validation set (used to choose) and the held-out set (used to report)."""
+    sizes = {"validation": config.validation_photos, "held_out": config.held_out_photos}
+    made = [
+        evaluation_set(backbone, source, split, count, prompt=config.prompt, noise_seed=config.baseline_noise)
+        for split, count in sizes.items()
+    ]
+    return made[0], made[1]

@@ -1,0 +1,186 @@
+"""Photos to train on: the embedded synthetic portraits, or a user's folder of photos with preferred retouches as anchors."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from portraitkit.errors import DataError, FaceError
+from portraitkit.faces.align import align_face
+from portraitkit.faces.identity import SAME_PERSON, identity_distance, identity_embedding
+from portraitkit.faces.mesh import require_mesh
+from portraitkit.images import read_image, resize
+from preference_data.synthetic import make_case
+from reward_models.photos import Photos
+
+SEEDS = {"train": 0, "validation": 10_000_000, "held_out": 20_000_000}
+MIN_FACE = 32
+MAX_MISFIT = 0.06
+
+
+@dataclass(frozen=True)
+class TrainingPhotos:
+    """A batch of photos with their anchors.
+
+    Attributes:
+        photos: the photos and what rewards know of them.
+        anchors: the preferred retouch of each photo, RGB in [0, 1]; None where the set has none.
+        ids: one name a photo, for logs and errors.
+    """
+
+    photos: Photos
+    anchors: Float[Tensor, "n 3 h w"] | None
+    ids: list[str]
+
+
+@runtime_checkable
+class PhotoSource(Protocol):
+    """An indexed set of photos; `train` may be endless."""
+
+    def load(self, split: str, indices: list[int]) -> TrainingPhotos:
+        """The photos at `indices` of a split ("train", "validation" or "held_out"); indices beyond the end wrap around."""
+        ...
+
+
+class SyntheticSource:
+    """The embedded portraits: endless, known blemishes, the clean portrait as anchor; see `preference_data.synthetic`."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def load(self, split: str, indices: list[int]) -> TrainingPhotos:
+        """See `PhotoSource.load`."""
+        cases = [make_case(split, SEEDS[split] + index, size=self.size) for index in indices]
+        clean = torch.stack([case.clean for case in cases])
+        photos = Photos.build(
+            torch.stack([case.source for case in cases]),
+            torch.stack([case.mesh for case in cases]),
+            opacity=torch.stack([case.opacity for case in cases]),
+            clean=clean,
+        )
+        return TrainingPhotos(photos, clean, [f"synthetic-{split}-{index}" for index in indices])
+
+
+class FolderSource:
+    """A folder with `metadata.jsonl`, one row a photo: `{"file_name": ..., "anchor_file_name": ..., "split": ...}`.
+
+    `split` is train, validation or held_out; without it every tenth photo is validation and every tenth held out. Faces are found
+    and aligned; the anchor is cut with the photo's own alignment, and refused where it shows another person or does not fit. Where
+    every row has an anchor, rewards measure blemishes against it; where not, against the skin around spots that a detector finds, and
+    that can be hacked by smoothing (docs/rewards.md).
+    """
+
+    def __init__(self, folder: Path, size: int, *, need_anchors: bool) -> None:
+        self.folder, self.size = folder, size
+        self.rows: dict[str, list[dict[str, str]]] = {"train": [], "validation": [], "held_out": []}
+        for number, row in _read_rows(folder):
+            default = {8: "validation", 9: "held_out"}.get(number % 10, "train")
+            split = row.get("split", default)
+            if split not in self.rows:
+                raise DataError(f"metadata.jsonl line {number}: split {split!r} is unknown; use train, validation or held_out")
+            for key in ("file_name", "anchor_file_name"):
+                if key in row:
+                    _inside(folder, row[key], number)
+            if need_anchors and "anchor_file_name" not in row:
+                raise DataError(
+                    f"metadata.jsonl line {number}: {row['file_name']} has no anchor_file_name; DPG needs a preferred retouch of "
+                    "every photo: add one or train with --no-dpg"
+                )
+            self.rows[split].append(row)
+        self.anchored = all("anchor_file_name" in row for rows in self.rows.values() for row in rows)
+        for split, rows in self.rows.items():
+            if not rows:
+                raise DataError(f"{folder}: no photo in split {split}; at least one is needed in each of train, validation, held_out")
+
+    def load(self, split: str, indices: list[int]) -> TrainingPhotos:
+        """See `PhotoSource.load`.
+
+        Raises:
+            ImageError: a picture cannot be read.
+            FaceError: no usable face in a photo.
+            DataError: an anchor shows another person or does not fit the photo.
+        """
+        rows = [self.rows[split][index % len(self.rows[split])] for index in indices]
+        sources, meshes, anchors = [], [], []
+        for row in rows:
+            path = self.folder / row["file_name"]
+            image = read_image(path).pixels
+            _, mesh = require_mesh(image, path, min_size=MIN_FACE)
+            aligned = align_face(image, mesh, self.size)
+            sources.append(aligned.pixels)
+            meshes.append(aligned.to_crop(mesh)[:, :2])
+            if self.anchored:
+                anchors.append(self._anchor(row, image, mesh, aligned.pixels, meshes[-1]))
+        preferred = torch.stack(anchors) if anchors else None
+        photos = Photos.build(torch.stack(sources), torch.stack(meshes), clean=preferred)
+        return TrainingPhotos(photos, preferred, [row["file_name"] for row in rows])
+
+    def _anchor(self, row: dict[str, str], image: Tensor, mesh: Tensor, source: Tensor, crop_mesh: Tensor) -> Tensor:
+        path = self.folder / row["anchor_file_name"]
+        retouch = read_image(path).pixels
+        ratio = (retouch.shape[1] / retouch.shape[2]) / (image.shape[1] / image.shape[2])
+        if not 0.99 < ratio < 1.01:
+            raise DataError(
+                f"anchor {path}: {retouch.shape[2]}x{retouch.shape[1]} px has another aspect ratio than its photo "
+                f"({image.shape[2]}x{image.shape[1]}); anchors must show the same frame"
+            )
+        retouch = resize(retouch, (image.shape[1], image.shape[2]))
+        try:
+            _, found = require_mesh(retouch, path, min_size=MIN_FACE)
+        except FaceError as error:
+            raise DataError(f"anchor {path}: {error}; an anchor must show the photo's face") from error
+        span = (mesh[33, :2] - mesh[263, :2]).norm()
+        misfit = float((found[:, :2] - mesh[:, :2]).norm(dim=1).mean() / span)
+        anchor = align_face(retouch, mesh, self.size).pixels
+        both = identity_embedding(torch.stack([source, anchor]), torch.stack([crop_mesh, crop_mesh]))
+        distance = float(identity_distance(both[:1], both[1:]))
+        if distance > SAME_PERSON:
+            raise DataError(f"anchor {path}: shows another person (identity distance {distance:.2f}, at most {SAME_PERSON})")
+        if misfit > MAX_MISFIT:
+            raise DataError(
+                f"anchor {path}: landmarks are off by {misfit:.3f} of the eye distance (at most {MAX_MISFIT}); align it to its photo"
+            )
+        return anchor
+
+
+def open_photos(photos: str, size: int, *, need_anchors: bool) -> PhotoSource:
+    """The source named by `--photos`.
+
+    Raises:
+        DataError: the folder or its metadata.jsonl is missing or malformed.
+    """
+    if photos == "embedded":
+        return SyntheticSource(size)
+    return FolderSource(Path(photos), size, need_anchors=need_anchors)
+
+
+def _read_rows(folder: Path) -> list[tuple[int, dict[str, str]]]:
+    path = folder / "metadata.jsonl"
+    if not path.is_file():
+        raise DataError(
+            f"{path}: missing; write one line a photo, for example " + '{"file_name": "a.jpg", "anchor_file_name": "a_retouched.jpg"}'
+        )
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path} line {number}: not JSON ({error.msg}); one object a line") from error
+        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+            raise DataError(f"{path} line {number}: needs a string file_name")
+        rows.append((number, row))
+    return rows
+
+
+def _inside(folder: Path, name: str, number: int) -> None:
+    resolved = (folder / name).resolve()
+    if not resolved.is_relative_to(folder.resolve()):
+        raise DataError(f"metadata.jsonl line {number}: {name!r} leaves the data folder; use paths below it")
+    if not resolved.is_file():
+        raise DataError(f"metadata.jsonl line {number}: {name!r} does not exist in {folder}")

@@ -1,0 +1,221 @@
+"""`align-retoucher` from the command line on the embedded retoucher: whole runs at the smallest size, mistakes, interrupts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxKontextPipeline
+from safetensors.torch import load_file
+
+from policies.retoucher.backbones import tiny
+from policies.retoucher.config import RetoucherConfig
+from policies.retoucher.main import align_retoucher
+from portraitkit.config import load_config, recipe_names
+from portraitkit.faces.portraits import bundled_portraits
+from portraitkit.images import resize, write_image
+
+TINY = {"photos-per-step": 1, "group-size": 2, "max-train-steps": 1, "validation-photos": 1, "held-out-photos": 2, "warmup-steps": 0}
+SMALL = [text for name, value in TINY.items() for text in (f"--{name}", str(value))]
+SHORT = [*SMALL, "--num-steps", "2", "--segments", "1"]
+BIN = Path(sys.executable).parent
+
+
+@pytest.mark.parametrize("name", recipe_names(RetoucherConfig))
+def test_every_recipe_is_a_valid_configuration(name):
+    config = load_config(RetoucherConfig, ["--config", name], prog="align-retoucher")
+    assert config.output_dir.startswith("runs/")
+
+
+@pytest.mark.parametrize("name", ["demo", *(name for name in recipe_names(RetoucherConfig) if name.startswith("tiny"))])
+def test_the_embedded_recipes_run(command, tmp_path, name):
+    code, _, err = command(align_retoucher, "--config", name, "--output-dir", tmp_path / "run", *SMALL)
+    assert code == 0, err
+    run = tmp_path / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    for measure in ("reward", "identity_distance", "blemish_residual", "texture_error"):
+        change = summary["held_out"][measure]
+        assert set(change) >= {"before", "after", "gain", "ci95"}
+        assert abs(change["after"] - change["before"]) == pytest.approx(abs(change["gain"]), abs=1e-6)
+    assert summary["network_evaluations"] > 0 and summary["seeds"] == [0] and summary["seconds"] > 0
+    kinds = [json.loads(line)["kind"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert kinds.count("train") == 1 and kinds.count("validation") == 2
+    assert (run / "report.html").stat().st_size > 10_000
+    if name == "demo":
+        pipeline = FluxKontextPipeline.from_pretrained(tiny.EMBEDDED, dtype=torch.float32, local_files_only=True)
+        pipeline.load_lora_weights(str(run))
+        assert pipeline.get_active_adapters()
+
+
+def test_the_ablation_runs_six_arms_and_goes_on_where_it_stopped(command, tmp_path):
+    options = ["--config", "ablation", "--output-dir", tmp_path / "run", *SMALL, "--ablate-seeds", 1, "--max-network-evaluations", 1]
+    code, _, err = command(align_retoucher, *options)
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "run" / "ablation.jsonl").read_text().splitlines()]
+    assert len({row["arm"] for row in rows}) == 6 and all(row["network_evaluations"] > 0 for row in rows)
+    table = (tmp_path / "run" / "ablation.md").read_text()
+    assert all(row["arm"] in table for row in rows)
+    (tmp_path / "run" / "ablation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:5]))
+    assert command(align_retoucher, *options)[0] == 0
+    again = [json.loads(line) for line in (tmp_path / "run" / "ablation.jsonl").read_text().splitlines()]
+    assert again[:5] == rows[:5] and again[5]["arm"] == rows[5]["arm"] and again[5]["reward_gain"] == rows[5]["reward_gain"]
+
+
+@pytest.fixture(scope="module")
+def portrait():
+    return bundled_portraits()["astronaut"]
+
+
+@pytest.fixture
+def folder(tmp_path, portrait):
+    """A photo folder of ten good rows; tests spoil one."""
+    write_image(tmp_path / "a.png", portrait)
+    write_image(tmp_path / "b.png", (portrait * 0.98).clamp(0, 1))
+    rows = [{"file_name": "a.png", "anchor_file_name": "b.png"} for _ in range(10)]
+    write_rows(tmp_path, rows)
+    return tmp_path, rows
+
+
+def write_rows(folder, rows):
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_users_photos_with_anchors(command, folder):
+    code, _, err = command(
+        align_retoucher, "--photos", folder[0], "--output-dir", folder[0] / "run", "--num-steps", 2, "--segments", 1, *SMALL
+    )
+    assert code == 0, err
+    assert (folder[0] / "run" / "summary.json").is_file()
+
+
+def spoil_anchor_missing(folder, rows):
+    del rows[3]["anchor_file_name"]
+
+
+def spoil_other_person(folder, rows):
+    write_image(folder / "b.png", bundled_portraits()["grace_hopper"][:, :512, :512])
+
+
+def spoil_no_face(folder, rows):
+    write_image(folder / "a.png", torch.full((3, 200, 200), 0.5))
+
+
+def spoil_tiny_face(folder, rows):
+    small = torch.full((3, 256, 256), 0.5)
+    small[:, :72, :72] = resize(bundled_portraits()["astronaut"], (72, 72))
+    write_image(folder / "a.png", small)
+
+
+def spoil_unreadable(folder, rows):
+    (folder / "a.png").write_bytes(b"no picture")
+
+
+def spoil_outside(folder, rows):
+    rows[0]["file_name"] = "../a.png"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (spoil_anchor_missing, ["line 4", "anchor_file_name", "--no-dpg"]),
+        (spoil_other_person, ["b.png", "another person"]),
+        (spoil_no_face, ["a.png", "face"]),
+        (spoil_tiny_face, ["a.png", "face"]),
+        (spoil_unreadable, ["a.png"]),
+        (spoil_outside, ["line 1", "leaves"]),
+    ],
+)
+def test_photos_that_cannot_be_used(command, folder, spoil, words):
+    path, rows = folder
+    spoil(path, rows)
+    write_rows(path, rows)
+    code, out, err = command(align_retoucher, "--photos", path, "--output-dir", path / "run", *SMALL)
+    check_refusal(code, out, err, words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--bogus", "1"], ["--bogus"]),
+        (["--samplr", "cps"], ["--samplr", "--sampler"]),
+        (["--sampler", "euler"], ["--sampler", "euler", "flow_sde, cps, dance_sde"]),
+        (["--segments", "9"], ["--segments 9", "--num-steps"]),
+        (["--group-size", "1"], ["--group-size 1", "2"]),
+        (["--learning-rate", "0"], ["--learning-rate", "above 0"]),
+        (["--lam-max", "1.5"], ["--lam-max", "1.5"]),
+        (["--eta", "nan"], ["--eta"]),
+        (["--config", "dmo"], ["dmo", "demo"]),
+        (["--rewards", "textur"], ["textur", "texture"]),
+        (["--reward-weights", "1"], ["--reward-weights", "5"]),
+        (["--backbone", "flux"], ["flux", "flux_kontext"]),
+        (["--resolution", "512"], ["--resolution 512", "128"]),
+        (["--model", "/nonexistent"], ["/nonexistent"]),
+        (["--photos", "/nonexistent"], ["/nonexistent"]),
+        (["--credit", "local", "--ratio", "guard"], ["--credit local", "--ratio"]),
+        (["--resume-from-checkpoint", "latest"], ["checkpoint"]),
+        (["--report-to", "wandbb"], ["wandbb"]),
+    ],
+)
+def test_mistakes_are_one_line(command, tmp_path, options, words):
+    code, out, err = command(align_retoucher, "--output-dir", tmp_path / "run", *SMALL, *options)
+    check_refusal(code, out, err, words)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def check_refusal(code, out, err, words):
+    assert code == 2, err
+    assert out == ""
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: "), err
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def test_another_run_is_never_overwritten(command, tmp_path):
+    options = ["--output-dir", tmp_path / "run", *SHORT]
+    assert command(align_retoucher, *options)[0] == 0
+    before = (tmp_path / "run" / "summary.json").read_bytes()
+    code, out, err = command(align_retoucher, *options)
+    check_refusal(code, out, err, ["--overwrite"])
+    assert (tmp_path / "run" / "summary.json").read_bytes() == before
+
+
+def start(folder, *options):
+    argv = [str(BIN / "align-retoucher"), "--output-dir", str(folder), *SHORT, *options]
+    return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupt_saves_and_the_resumed_run_ends_the_same(tmp_path, command, number, code):
+    process = start(tmp_path / "run", "--max-train-steps", "40", "--validation-steps", "100")
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and process.poll() is None:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        if metrics.is_file() and '"train"' in metrics.read_text():
+            break
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=180)
+    assert process.returncode == code, err.decode()
+    saved = json.loads(next((tmp_path / "run").glob("checkpoint-*/state.json")).read_text())["step"]
+    assert 0 < saved < 40
+    goal = [*SHORT, "--max-train-steps", "40", "--validation-steps", "100", "--output-dir"]
+    assert command(align_retoucher, *goal, tmp_path / "run", "--resume-from-checkpoint", "latest")[0] == 0
+    if number == signal.SIGINT:
+        assert command(align_retoucher, *goal, tmp_path / "whole")[0] == 0
+        name = "pytorch_lora_weights.safetensors"
+        ours, whole = load_file(tmp_path / "run" / name), load_file(tmp_path / "whole" / name)
+        assert all(torch.allclose(ours[key], whole[key], atol=1e-6) for key in whole)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
+    assert steps == list(range(1, 41))
+
+
+@pytest.mark.gpu
+def test_a_step_on_a_gpu(command, tmp_path):
+    code, _, err = command(align_retoucher, "--config", "demo", "--output-dir", tmp_path / "run", *SMALL, "--device", "cuda")
+    assert code == 0, err

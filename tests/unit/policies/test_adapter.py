@@ -1,0 +1,108 @@
+"""A trained LoRA goes onto a fresh backbone with its own rank and alpha; any other LoRA is refused by its keys."""
+
+import json
+
+import pytest
+import torch
+from diffusers import FluxKontextPipeline
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from policies.retoucher.adapter import FILE, METADATA, attach_adapter, read_adapter
+from policies.retoucher.backbone import sample_ode
+from policies.retoucher.backbones import tiny
+from portraitkit.errors import WeightsError
+
+
+@pytest.fixture
+def trained(backbone):
+    """A backbone with LoRA layers of rank 3 that do something."""
+    settings = LoraConfig(r=3, lora_alpha=6, target_modules=backbone.lora_targets)
+    backbone.transformer.add_adapter(settings)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in backbone.transformer.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return backbone
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    """The LoRA as diffusers writes it, with peft's configuration."""
+    FluxKontextPipeline.save_lora_weights(
+        str(tmp_path),
+        transformer_lora_layers=get_peft_model_state_dict(trained.transformer),
+        transformer_lora_adapter_metadata=trained.transformer.peft_config["default"].to_dict(),
+    )
+    return tmp_path
+
+
+def fresh():
+    return tiny.wrap(tiny.build_pipeline(0))
+
+
+def picture(backbone):
+    images = torch.rand(1, 3, tiny.RESOLUTION, tiny.RESOLUTION, generator=torch.Generator().manual_seed(2))
+    return sample_ode(backbone, backbone.condition(images, "retouch"), backbone.noise(1, torch.Generator().manual_seed(3)), 2)
+
+
+def test_the_attached_adapter_is_the_trained_one(trained, folder):
+    backbone = fresh()
+    base = picture(backbone)
+    attach_adapter(backbone, folder)
+    assert torch.equal(picture(backbone), picture(trained))
+    assert not torch.equal(picture(backbone), base)
+    assert not any(parameter.requires_grad for parameter in backbone.transformer.parameters())
+    settings = backbone.transformer.peft_config["default"]
+    assert (settings.r, settings.lora_alpha) == (3, 6)
+
+
+def test_stock_diffusers_sees_the_same(trained, folder):
+    backbone = fresh()
+    backbone.pipeline.load_lora_weights(str(folder))
+    ours = fresh()
+    attach_adapter(ours, folder / FILE)
+    assert torch.allclose(picture(backbone), picture(ours), atol=1e-6)
+
+
+def test_without_metadata_alpha_is_the_rank(trained, folder):
+    save_file(load_file(folder / FILE), folder / FILE, metadata={"format": "pt"})
+    backbone, stock = fresh(), fresh()
+    attach_adapter(backbone, folder)
+    stock.pipeline.load_lora_weights(str(folder))
+    assert backbone.transformer.peft_config["default"].lora_alpha == 3
+    assert torch.allclose(picture(backbone), picture(stock), atol=1e-6)
+    assert not torch.equal(picture(backbone), picture(trained))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: {k: v for k, v in t.items() if "single" not in k}, r"missing \(transformer\.single_transformer_bl"),
+        (lambda t: t | {"transformer.x_embedder.lora_A.weight": torch.zeros(3, 4)}, r"1 foreign \(transformer\.x_embedder"),
+        (lambda t: {k.replace("transformer.", "unet.", 1): v for k, v in t.items()}, r"foreign \(unet\."),
+        (lambda t: {k: torch.cat([v, v], -1) if "lora_A" in k else v for k, v in t.items()}, "of another shape"),
+        (lambda t: {k: v[:2] if k == sorted(t)[0] else v for k, v in t.items()}, r"ranks \[2, 3\] are mixed"),
+        (lambda t: {"weight": torch.zeros(2)}, r"1 foreign \(weight\)"),
+    ],
+)
+def test_a_lora_of_another_base_is_refused_by_its_keys(folder, change, message):
+    save_file({key: value.contiguous() for key, value in change(load_file(folder / FILE)).items()}, folder / FILE)
+    backbone = fresh()
+    names = [name for name, _ in backbone.transformer.named_parameters()]
+    with pytest.raises(WeightsError, match=message):
+        attach_adapter(backbone, folder)
+    assert names == [name for name, _ in backbone.transformer.named_parameters()], "nothing was added"
+
+
+def test_what_is_no_lora_file(folder, tmp_path):
+    with pytest.raises(WeightsError, match="no LoRA there; give a folder"):
+        read_adapter(tmp_path / "nowhere")
+    (folder / FILE).write_bytes((folder / FILE).read_bytes()[:5000])
+    with pytest.raises(WeightsError, match="not a readable safetensors file"):
+        read_adapter(folder)
+    for text in ("{", json.dumps([1])):
+        save_file({"a": torch.zeros(1)}, folder / FILE, metadata={METADATA: text})
+        with pytest.raises(WeightsError, match="no JSON object"):
+            read_adapter(folder)
