@@ -4,6 +4,7 @@ With one initial noise per group the ODE steps before the first drawn step are t
 velocity at that step: they are computed once a group. That is exact, and the update does the same for that step's gradient.
 """
 
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -153,6 +154,8 @@ def roll_out(
 def bfloat16(enabled: bool) -> ExitStack:
     """Autocast to bfloat16 on the CPU and on CUDA, or nothing."""
     stack = ExitStack()
+    stack.enter_context(warnings.catch_warnings())
+    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # RMS norms keep their float32 weights
     for device in ("cpu", "cuda") if enabled else ():
         stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=device == "cpu" or torch.cuda.is_available()))
     return stack
