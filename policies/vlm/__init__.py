@@ -1,0 +1,1 @@
+"""Vision-language policies: tasks with verifiable rewards, and the command that scores completions."""

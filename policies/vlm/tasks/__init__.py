@@ -1,0 +1,28 @@
+"""One file a task, each exporting `TASK`; `load_task` finds them by name or by file."""
+
+from portraitkit.vlm.task import Task
+
+BUILT_IN = {
+    "area": "policies.vlm.tasks.shape_area:TASK",
+    "makeup": "policies.vlm.tasks.makeup:TASK",
+    "makeup-lips": "policies.vlm.tasks.makeup:LIPS",
+    "emotion": "policies.vlm.tasks.emotion:TASK",
+}
+
+
+def load_task(name: str) -> Task:
+    """Load a task by built-in name or as `my_file.py:TASK`.
+
+    Raises:
+        ConfigError: the name is unknown, or the file exports no task.
+    """
+    from portraitkit.discover import load_object
+    from portraitkit.errors import ConfigError
+    from portraitkit.suggest import nearest
+
+    if ":" not in name and name not in BUILT_IN:
+        raise ConfigError(f"--task {name}: unknown{nearest(name, BUILT_IN)}; use {', '.join(BUILT_IN)} or my_file.py:TASK")
+    task = load_object(BUILT_IN.get(name, name))
+    if not isinstance(task, Task):
+        raise ConfigError(f"--task {name}: that is a {type(task).__name__}, not a portraitkit.vlm.task.Task")
+    return task

@@ -1,0 +1,152 @@
+"""Facial emotion with action units (RobitsG/Facial-R1, arXiv 2511.10254, v1; withdrawn since by its first author).
+
+`R = R_AU + R_acc + R_format`: F1 of the action units named inside `<think>`, 0 or 1 for the emotion, 0 or 1 for the structure.
+`paper` keeps what their code does beside the formula: the emotion is compared with its case, a row without an emotion earns a
+constant .5, and a row without action units earns 0 for them. `fixed`: case is folded, what a row does not label is not scored
+(None), and nothing counts unless the whole completion has the form that the prompt asks for.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from portraitkit.errors import DataError
+from portraitkit.vlm.task import Mode, Score, Task
+
+ACTION_UNITS = {
+    1: "inner brow raiser",
+    2: "outer brow raiser",
+    4: "brow lowerer",
+    5: "upper lid raiser",
+    6: "cheek raiser",
+    7: "lid tightener",
+    9: "nose wrinkler",
+    10: "upper lip raiser",
+    11: "nasolabial deepener",
+    12: "lip corner puller",
+    13: "sharp lip puller",
+    14: "dimpler",
+    15: "lip corner depressor",
+    16: "lower lip depressor",
+    17: "chin raiser",
+    18: "lip pucker",
+    19: "tongue show",
+    20: "lip stretcher",
+    22: "lip funneler",
+    23: "lip tightener",
+    24: "lip pressor",
+    25: "lips part",
+    26: "jaw drop",
+    27: "mouth stretch",
+    28: "lip suck",
+    29: "jaw thrust",
+    30: "jaw sideways",
+    31: "jaw clencher",
+    32: "lip bite",
+    43: "eyes closed",
+}
+"""FACS names of the 30 units that the prompt defines."""
+EMOTIONS = ("anger", "contempt", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
+
+THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
+ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+BODY = r"((?:(?!</?(?:think|answer)>).)*)"
+WHOLE = re.compile(rf"\s*<think>{BODY}</think>\s*<answer>{BODY}</answer>\s*", re.DOTALL)
+UNIT = re.compile(r"\bAU\s?0*([1-9]\d?)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Expression:
+    """The truth of a row: its action units and its emotion, None where the row does not label them."""
+
+    units: frozenset[int] | None
+    emotion: str | None
+
+
+def emotion_task(*, signed: bool = False) -> Task:
+    """The task, with `2 F1 - 1` instead of F1 for the action units (as their code has it) where `signed`."""
+
+    def score(completion: str, truth: Expression, mode: Mode) -> Score:
+        whole = WHOLE.fullmatch(completion)
+        if mode == "paper":
+            think, answer = THINK.search(completion), ANSWER.search(completion)
+            reasoning, word = think[1] if think else "", answer[1].strip() if answer else ""
+        else:
+            reasoning, word = (whole[1], whole[2].strip().lower()) if whole else ("", "")
+        named = frozenset(int(number) for number in UNIT.findall(reasoning))
+        units = _units_reward(named, truth.units, mode, readable=whole is not None, signed=signed)
+        unlabelled = 0.5 if mode == "paper" else None
+        accuracy = unlabelled if truth.emotion is None else float(word == truth.emotion)
+        parts = {"action_units": units, "emotion": accuracy, "format": float(whole is not None)}
+        parsed = {"AUs": [f"AU{unit}" for unit in sorted(named)], "label": word} if word or named else None
+        return Score(sum(value for value in parts.values() if value is not None), parts, parsed)
+
+    low = -1.0 if signed else 0.0
+    return Task(
+        name="emotion",
+        prompt=_prompt(),
+        read_truth=_read_truth,
+        score=score,
+        ranges={"paper": (low, 3.0), "fixed": (low, 3.0)},
+        perfect=_perfect,
+    )
+
+
+def f1(named: frozenset[int], truth: frozenset[int]) -> float:
+    """F1 of two sets; 1 where both are empty, 0 where one is."""
+    if not named and not truth:
+        return 1.0
+    return 2 * len(named & truth) / (len(named) + len(truth))
+
+
+def _units_reward(named: frozenset[int], truth: frozenset[int] | None, mode: Mode, *, readable: bool, signed: bool) -> float | None:
+    if mode == "paper":
+        if not truth:
+            return 0.0
+        return 2 * f1(named, truth) - 1 if signed else f1(named, truth)
+    if truth is None:
+        return None
+    value = f1(named, truth) if readable else 0.0
+    return 2 * value - 1 if signed else value
+
+
+def _read_truth(row: Mapping[str, Any]) -> Expression:
+    units, labels = row.get("AUs"), row.get("labels")
+    if units is None and labels is None:
+        raise DataError("needs AUs, labels or both")
+    numbers = None
+    if units is not None:
+        if not isinstance(units, list):
+            raise DataError(f'AUs {units!r}: must be a list such as ["AU4", "AU15"]')
+        numbers = frozenset(_unit(unit) for unit in units)
+    if labels is None or labels == []:
+        return Expression(numbers, None)
+    if not isinstance(labels, list) or len(labels) != 1 or labels[0] not in EMOTIONS:
+        raise DataError(f"labels {labels!r}: must be a list of one of {', '.join(EMOTIONS)}, or empty")
+    return Expression(numbers, labels[0])
+
+
+def _unit(name: object) -> int:
+    match = UNIT.fullmatch(name) if isinstance(name, str) else None
+    if match is None or int(match[1]) not in ACTION_UNITS:
+        raise DataError(f"AUs item {name!r}: must be one of {', '.join(f'AU{unit}' for unit in ACTION_UNITS)}")
+    return int(match[1])
+
+
+def _prompt() -> str:
+    units = "; ".join(f"AU{number} {name}" for number, name in ACTION_UNITS.items())
+    return (
+        "Which emotion does this face show, and which facial action units show it? Inside <think></think> write one short paragraph that "
+        'names each action unit you see by its number, as in "(AU4)", and says how together they point to one emotion; state it without '
+        "hedging. Then give that emotion as one word inside <answer></answer>: anger, contempt, disgust, fear, happiness, neutral, "
+        f"sadness or surprise. The action units: {units}."
+    )
+
+
+def _perfect(truth: Expression) -> str:
+    named = " ".join(f"(AU{unit})" for unit in sorted(truth.units or ()))
+    return f"<think>{named}</think><answer>{truth.emotion or 'neutral'}</answer>"
+
+
+TASK = emotion_task()

@@ -1,0 +1,1 @@
+"""Vision-language models with verifiable rewards: the contract of a task."""

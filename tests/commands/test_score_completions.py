@@ -1,0 +1,87 @@
+"""`score-completions` from the command line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from policies.vlm.main import score_completions
+
+
+def write(path, rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_one_line_a_row(command, tmp_path):
+    rows = [
+        {"completion": "<reasoning>r</reasoning><answer>400.00</answer>", "area": 400},
+        {"completion": "<answer>300.00</answer>", "area": 400},
+    ]
+    code, out, err = command(score_completions, "--task", "area", "--mode", "paper", write(tmp_path / "rows.jsonl", rows))
+    assert code == 0 and err == ""
+    first, second = (json.loads(line) for line in out.splitlines())
+    assert first == {"reward": 4.0, "parts": {"correctness": 3.0, "two_decimals": 0.5, "structure": 0.5}, "parsed": 400.0}
+    assert second["reward"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "reward"),
+    [
+        ("makeup", {"completion": "?", "solution": [{"shape": "lip", "color": "#B03050"}]}, 0.26),
+        (
+            "makeup-lips",
+            {"completion": '<answer>{"color": "#DC3813"}</answer>', "solution": [{"shape": "lip", "color": "#D63027"}]},
+            0.8906,
+        ),
+        ("emotion", {"completion": "<think>AU4</think><answer>anger</answer>", "AUs": ["AU4"], "labels": ["anger"]}, 3.0),
+    ],
+)
+def test_every_task(command, tmp_path, task, row, reward):
+    code, out, _ = command(score_completions, write(tmp_path / "rows.jsonl", [row, ""]), "--task", task, "--mode", "paper")
+    assert code == 0 and json.loads(out)["reward"] == pytest.approx(reward, abs=1e-4)
+
+
+def test_a_users_own_task(command, tmp_path):
+    (tmp_path / "mine.py").write_text("from policies.vlm.tasks.shape_area import area_task\nTASK = area_task('think')\n")
+    row = {"completion": "<think>r</think><answer>400.00</answer>", "area": 400}
+    code, out, _ = command(score_completions, "--task", f"{tmp_path}/mine.py:TASK", write(tmp_path / "rows.jsonl", [row]))
+    assert code == 0 and json.loads(out)["reward"] == 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"completion": "x", "area": 1}, "{"], ["line 2", "not JSON"]),
+        ([{"completion": "x", "area": 1}, {"area": 1}], ["line 2", "completion"]),
+        ([{"completion": "x", "area": 1}, {"completion": "x", "area": -1}], ["line 2", "above 0"]),
+        (["[1]"], ["line 1"]),
+        (["[" * 100_000], ["line 1", "not JSON"]),
+    ],
+)
+def test_bad_rows_are_named_and_nothing_is_printed(command, tmp_path, rows, words):
+    code, out, err = command(score_completions, write(tmp_path / "rows.jsonl", rows))
+    assert code == 2 and out == "" and len(err.splitlines()) == 1
+    assert all(word in err for word in words), err
+
+
+def test_mistakes(command, tmp_path):
+    rows = write(tmp_path / "rows.jsonl", [{"completion": "x", "area": 1}])
+    for options, word in ((["--task", "aera"], "area"), (["--mode", "best"], "paper"), (["--task", f"{tmp_path}/none.py:TASK"], "none.py")):
+        code, out, err = command(score_completions, rows, *options)
+        assert code == 2 and out == "" and word in err
+    assert command(score_completions, tmp_path / "none.jsonl")[0] == 2
+
+
+def test_it_needs_no_torch(tmp_path):
+    rows = write(tmp_path / "rows.jsonl", [{"completion": "x", "area": 1}])
+    code = (
+        "import atexit, sys\n"
+        f"sys.argv = ['score-completions', {str(rows)!r}]\n"
+        "atexit.register(lambda: print('torch' in sys.modules))\n"
+        "from policies.vlm.main import score_completions\n"
+        "score_completions()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"

@@ -1,0 +1,100 @@
+"""Emotion rewards: F1 of action units, the emotion, the structure."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policies.vlm.tasks.emotion import ACTION_UNITS, EMOTIONS, TASK, Expression, emotion_task
+from portraitkit.errors import DataError
+
+SAD = Expression(frozenset({1, 4, 15}), "sadness")
+UNITS = st.frozensets(st.sampled_from(sorted(ACTION_UNITS)), max_size=6)
+
+
+def answer(think: str, word: str) -> str:
+    return f"<think>{think}</think><answer>{word}</answer>"
+
+
+@pytest.mark.parametrize(
+    ("completion", "truth", "paper", "fixed"),
+    [
+        (answer("(AU1) (AU4) (AU15)", "sadness"), SAD, 3.0, 3.0),
+        (answer("(AU1) (AU4)", "sadness"), SAD, 2.8, 2.8),
+        (answer("(AU1) (AU4) (AU15)", "Sadness"), SAD, 2.0, 3.0),  # theirs minds the case
+        (answer("(AU12)", "happiness"), SAD, 1.0, 1.0),
+        (answer("none", "sadness"), SAD, 2.0, 2.0),
+        ("<think>(AU1) (AU4) (AU15)</think><answer>sadness</answer> done", SAD, 2.0, 0.0),
+        ("sadness (AU1)", SAD, 0.0, 0.0),
+        (answer("(AU1)", "fear"), Expression(frozenset({1}), None), 2.5, 2.0),  # no label: .5 there, not scored here
+        (answer("calm", "neutral"), Expression(frozenset(), "neutral"), 2.0, 3.0),  # nothing to name, nothing named
+        (answer("(AU1)", "neutral"), Expression(None, "neutral"), 2.0, 2.0),
+        (answer("AU 4, au15 and AU01", "sadness"), SAD, 3.0, 3.0),
+        (answer("", "AU1 AU4 AU15"), SAD, 1.0, 1.0),  # named in the answer: not credited
+    ],
+)
+def test_totals(completion, truth, paper, fixed):
+    assert TASK.score(completion, truth, "paper").reward == pytest.approx(paper)
+    assert TASK.score(completion, truth, "fixed").reward == pytest.approx(fixed)
+
+
+def test_what_a_row_does_not_label_is_none():
+    score = TASK.score(answer("(AU1)", "fear"), Expression(frozenset({1}), None), "fixed")
+    assert score.parts == {"action_units": 1.0, "emotion": None, "format": 1.0}
+    assert score.parsed == {"AUs": ["AU1"], "label": "fear"}
+
+
+def test_the_signed_variant():
+    signed = emotion_task(signed=True)
+    assert signed.score(answer("none", "sadness"), SAD, "paper").parts["action_units"] == -1
+    assert signed.score(answer("(AU1) (AU4)", "sadness"), SAD, "paper").parts["action_units"] == pytest.approx(0.6)
+    assert signed.score("garbage", SAD, "fixed").reward == -1
+
+
+@given(st.text(max_size=80), UNITS, st.sampled_from([*EMOTIONS, None]), st.booleans())
+def test_whatever_is_written_stays_in_range(text, units, emotion, signed):
+    task = emotion_task(signed=signed)
+    for mode in ("paper", "fixed"):
+        for completion in (text, answer(text, "fear"), answer("x", text)):
+            score = task.score(completion, Expression(units, emotion), mode)
+            assert task.ranges[mode][0] <= score.reward <= task.ranges[mode][1]
+
+
+@given(UNITS, UNITS, st.sampled_from(EMOTIONS), st.sampled_from(EMOTIONS), st.sampled_from(["{} ok", "ok {}", "<think>{}", "{}</answer>"]))
+def test_no_malformed_answer_beats_a_well_formed_one_in_fixed(named, units, word, emotion, spoil):
+    truth = Expression(units, emotion)
+    well_formed = answer(" ".join(f"AU{unit}" for unit in sorted(named)), word)
+    assert TASK.score(spoil.format(TASK.perfect(truth)), truth, "fixed").reward < TASK.score(well_formed, truth, "fixed").reward
+    assert TASK.score(TASK.perfect(truth), truth, "fixed").reward == 3
+
+
+@given(st.lists(st.sampled_from(sorted(ACTION_UNITS)), min_size=1, max_size=6, unique=True), st.randoms())
+def test_the_order_of_units_does_not_matter(units, generator):
+    truth = Expression(frozenset(units[:3]), "fear")
+    rewards = {
+        TASK.score(answer(" ".join(f"AU{u}" for u in order), "fear"), truth, "fixed").reward
+        for order in (units, generator.sample(units, len(units)))
+    }
+    assert len(rewards) == 1
+
+
+def test_the_prompt_defines_the_thirty_units():
+    assert len(ACTION_UNITS) == 30
+    assert all(f"AU{number} {name}" in TASK.prompt for number, name in ACTION_UNITS.items())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {},
+        {"AUs": "AU1"},
+        {"AUs": ["AU3"]},
+        {"AUs": ["1"]},
+        {"AUs": [1]},
+        {"AUs": [], "labels": ["sad"]},
+        {"labels": ["fear", "anger"]},
+        {"labels": "fear"},
+    ],
+)
+def test_rows_that_break_the_schema_are_refused(row):
+    with pytest.raises(DataError):
+        TASK.read_truth(row)

@@ -1,0 +1,116 @@
+"""Makeup rewards: the published figures and faults in `paper`, their repair in `fixed`."""
+
+import json
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policies.vlm.tasks.makeup import LIPS, TASK, color_score, hex_to_lab
+from portraitkit.errors import DataError
+
+COLORS = st.integers(0, 0xFFFFFF).map(lambda value: f"#{value:06X}")
+ITEMS = st.lists(st.fixed_dictionaries({"shape": st.sampled_from(["lip", "blush", "shadow"]), "color": COLORS}), min_size=1, max_size=3)
+TRUTH = [{"shape": "LIP_FULL_BASIC", "color": "#B03050"}, {"shape": "BLUSHER_CENTER_WIDE_BASIC", "color": "#E8909C"}]
+
+
+def tagged(value) -> str:
+    return f"<answer>{value if isinstance(value, str) else json.dumps(value)}</answer>"
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "score"), [("#DC3813", "#D63027", 0.8906), ("#F07749", "#CE644E", 0.8313), ("#511515", "#A06B58", 0.6547)]
+)
+def test_published_colour_scores(one, two, score):
+    assert color_score(one, two) == pytest.approx(score, abs=1e-4)
+
+
+def test_colours_further_apart_than_100_earn_nothing():
+    (l1, a1, b1), (l2, a2, b2) = hex_to_lab("#0000FF"), hex_to_lab("#00FF00")
+    assert ((l1 - l2) ** 2 + (a1 - a2) ** 2 + (b1 - b2) ** 2) ** 0.5 == pytest.approx(258.7, abs=0.05)
+    assert color_score("#0000FF", "#00FF00") == 0
+
+
+@pytest.mark.parametrize(
+    ("completion", "paper"),
+    [
+        ("no idea", 0.26),
+        (tagged([{"shape": "x", "color": "#00FF00"}]), 0.30),  # valid but wrong
+        (tagged("[{broken"), 0.332),  # broken JSON in good tags outscores it: a proved fault
+        (tagged(TRUTH), 1.3),
+        (tagged(TRUTH[:1]), 0.3 + 2 / 3),
+        (tagged([TRUTH[1], TRUTH[0]]), 1.3),
+        (tagged([*TRUTH, {"shape": "x", "color": "#00FF00"}]), 0.3 + 4 / 5),
+    ],
+)
+def test_published_totals(completion, paper):
+    assert TASK.score(completion, TRUTH, "paper").reward == pytest.approx(paper)
+
+
+def test_one_colour_matches_what_it_should_not_in_paper_and_not_in_fixed():
+    """The right shape matches up to dE 57: F1 says 1 where the colour is far off."""
+    truth = [{"shape": "LIP_FULL_BASIC", "color": "#F07749"}]
+    far = tagged([{"shape": "LIP_FULL_BASIC", "color": "#B03050"}])
+    assert color_score("#B03050", "#F07749") < 0.7
+    assert TASK.score(far, truth, "paper").reward == pytest.approx(1.3)
+    assert TASK.score(far, truth, "fixed").reward < 1.1
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "no idea",
+        tagged("[{broken"),
+        json.dumps(TRUTH),
+        tagged(TRUTH) + " as asked",
+        tagged([*TRUTH, {"shape": "lip"}]),
+        tagged([{"shape": "LIP_FULL_BASIC", "color": "#B0305G"}]),
+        tagged([{"shape": "LIP_FULL_BASIC", "color": "B03050"}]),
+        tagged([]),
+        tagged(TRUTH * 2),
+        tagged(TRUTH[0]),
+        tagged("NaN"),
+        tagged("[" * 100_000),
+        tagged(TRUTH) * 2,
+    ],
+)
+def test_malformed_answers_rank_below_every_well_formed_one_in_fixed(completion):
+    worst = TASK.score(tagged([{"shape": "x", "color": "#00FF00"}]), [{"shape": "y", "color": "#0000FF"}], "fixed").reward
+    assert TASK.score(completion, TRUTH, "fixed").reward < 0.3 <= worst
+
+
+@given(ITEMS, ITEMS, st.randoms())
+def test_order_does_not_matter_and_rewards_stay_in_range(items, truth, generator: random.Random):
+    shuffled = generator.sample(items, len(items))
+    for mode in ("paper", "fixed"):
+        score = TASK.score(tagged(items), truth, mode)
+        assert TASK.ranges[mode][0] <= score.reward <= TASK.ranges[mode][1] + 1e-9
+        if mode == "fixed":
+            assert TASK.score(tagged(shuffled), truth, mode).reward == pytest.approx(score.reward)
+            assert score.reward >= 0.3
+    assert TASK.score(TASK.perfect(truth), truth, "fixed").reward == pytest.approx(1.3)
+
+
+@given(st.text(max_size=60), ITEMS)
+def test_whatever_is_written_stays_in_range(text, truth):
+    for task in (TASK, LIPS):
+        for mode in ("paper", "fixed"):
+            low, high = task.ranges[mode]
+            for completion in (text, tagged(text)):
+                assert low <= task.score(completion, truth, mode).reward <= high
+
+
+@given(COLORS, COLORS, COLORS)
+def test_lips_rise_as_the_colour_comes_nearer(one, two, truth):
+    wanted = [{"shape": "LIP_FULL_BASIC", "color": truth}]
+    near, far = sorted((one, two), key=lambda color: -color_score(color, truth))
+    near_score, far_score = (LIPS.score(tagged({"color": color}), wanted, "fixed").reward for color in (near, far))
+    assert near_score >= far_score
+    assert LIPS.score(LIPS.perfect(wanted), wanted, "fixed").reward == pytest.approx(1)
+
+
+@pytest.mark.parametrize("solution", [None, [], "x", [{"shape": "a"}], [{"shape": "a", "color": "red"}], TRUTH * 2])
+def test_a_solution_that_breaks_the_schema_is_refused(solution):
+    with pytest.raises(DataError, match="solution"):
+        TASK.read_truth({"solution": solution})

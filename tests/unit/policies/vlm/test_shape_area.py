@@ -1,0 +1,81 @@
+"""Area rewards: the published totals, and no inversion in `fixed`."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policies.vlm.tasks.shape_area import TASK, area_task
+from portraitkit.errors import DataError
+
+
+def answer(number: str, reasoning: str = "10 x 20") -> str:
+    return f"<reasoning>{reasoning}</reasoning><answer>{number}</answer>"
+
+
+@pytest.mark.parametrize(
+    ("completion", "area", "paper", "fixed"),
+    [
+        (answer("400.00"), 400, 4.0, 4.0),
+        (answer("300.00"), 400, 2.5, 2.5),  # a quarter off: 3 - 1.5 + 1
+        (answer("900.00"), 400, -2.0, -2.0),  # at most 6 is lost
+        (answer("10.00"), 20, 3 - 6 * 10 / 32 + 1, 3 - 6 * 10 / 32 + 1),  # the floor of 32
+        ("<answer>400.00</answer>", 400, 3.5, -3.0),
+        (answer("400"), 400, -2.5, -3.0),  # no two decimals; the structure is there
+        (answer("400.00") + " I hope this helps", 400, 4.0, -3.0),
+        ("<answer>1.00</answer>" + answer("400.00"), 400, 3 - 6 * 399 / 400 + 1, -3.0),  # the first one counts
+        ("400.00", 400, -3.0, -3.0),
+        ("", 400, -3.0, -3.0),
+        ("<reasoning></reasoning><answer>-400.00</answer>", 400, -2.5, -3.0),
+    ],
+)
+def test_totals(completion, area, paper, fixed):
+    assert TASK.score(completion, area, "paper").reward == pytest.approx(paper)
+    assert TASK.score(completion, area, "fixed").reward == pytest.approx(fixed)
+
+
+def test_without_the_floor_the_error_is_relative():
+    assert area_task(floor=0).score(answer("10.00"), 20.0, "fixed").reward == pytest.approx(3 - 6 * 0.5 + 1)
+
+
+def test_the_reasoning_tag_drives_prompt_and_parser():
+    think = area_task("think")
+    assert "<think></think>" in think.prompt and "<reasoning>" not in think.prompt
+    assert think.score("<think>x</think><answer>400.00</answer>", 400.0, "fixed").reward == 4
+    assert think.score(answer("400.00"), 400.0, "fixed").reward == -3
+
+
+@given(st.text(max_size=80), st.floats(0.01, 2500))
+def test_whatever_is_written_stays_in_range(text, area):
+    for mode in ("paper", "fixed"):
+        low, high = TASK.ranges[mode]
+        for completion in (text, f"<answer>{text}</answer>", answer(text)):
+            score = TASK.score(completion, area, mode)
+            assert low <= score.reward <= high
+            assert score.reward == pytest.approx(sum(score.parts.values()))
+
+
+@given(st.floats(25, 1225), st.floats(0, 2000), st.sampled_from(["{}", "{}.", " <answer>{}</answer>", "<reasoning>{}</reasoning>"]))
+def test_no_malformed_answer_beats_a_well_formed_one_in_fixed(area, wrong, form):
+    well_formed = TASK.score(answer(f"{wrong:.2f}"), area, "fixed").reward
+    malformed = TASK.score(form.format(f"{area:.2f}"), area, "fixed").reward
+    assert malformed == -3 < well_formed
+
+
+@given(st.integers(2500, 122500), st.integers(0, 50000), st.integers(1, 50000))
+def test_a_nearer_answer_never_earns_less(cents, off, further):
+    area = cents / 100
+    near, far = (TASK.score(answer(f"{area + d / 100:.2f}"), area, "fixed").reward for d in (off, off + further))
+    assert near >= far
+
+
+@given(st.integers(1, 250000))
+def test_the_perfect_answer_earns_the_maximum(cents):
+    truth = TASK.read_truth({"area": cents / 100})
+    for mode in ("paper", "fixed"):
+        assert TASK.score(TASK.perfect(truth), truth, mode).reward == pytest.approx(TASK.ranges[mode][1])
+
+
+@pytest.mark.parametrize("area", [None, "400", 0, -1, float("nan"), float("inf"), True])
+def test_a_truth_that_is_no_area_is_refused(area):
+    with pytest.raises(DataError, match="must be a number above 0"):
+        TASK.read_truth({"area": area})
