@@ -8,9 +8,9 @@ SETUP := .venv/.synced
 
 setup: $(SETUP)
 
-# Align the embedded retoucher on real portraits: runs/demo/report.html, a few minutes on two cores.
+# Align the embedded retoucher on people morphed from two real portraits: runs/demo/report.html, under ten minutes on two cores.
 demo: $(SETUP)
-	$(BIN)/align-retoucher --config demo
+	$(BIN)/align-retoucher --config demo --overwrite
 
 test: $(SETUP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --durations 5

@@ -39,6 +39,10 @@ def open_trackers(names: list[str], folder: Path, config: dict[str, Any]) -> lis
     """
     check_trackers(names)
     opened = []
+    if names:
+        from accelerate import PartialState
+
+        PartialState()  # accelerate's trackers ask it which process they are in
     for name in names:
         from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
 

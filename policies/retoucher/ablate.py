@@ -18,6 +18,7 @@ from policies.retoucher.plots import ablation_plot, ablation_table_markdown
 from policies.retoucher.train import Trainer, make_evaluation_sets
 from policies.retoucher.training_photos import PhotoSource, open_photos
 from portraitkit.config import config_to_dict
+from portraitkit.errors import ConfigError
 from portraitkit.interrupt import Interruptible
 from portraitkit.runs import RunFolder
 from reward_models.reward_set import RewardSet, build_rewards
@@ -36,6 +37,8 @@ ARMS: dict[str, dict[str, object]] = {
 def run_ablation(config: RetoucherConfig, command: list[str]) -> int:
     """Run every arm with every seed, then write ablation.md and ablation.png into the run folder; returns the exit code."""
     console = Console(stderr=True)
+    if config.report_to or config.resume_from_checkpoint is not None:
+        raise ConfigError("--ablate takes no --report-to and no --resume-from-checkpoint: it goes on by itself, and writes ablation.jsonl")
     rewards = build_rewards(config.rewards, config.reward_weights, config.combine)
     backbone = load_backbone(config.backbone, config.model, config.resolution, config.device)
     source = open_photos(config.photos, backbone.resolution, need_anchors=True)
@@ -53,6 +56,7 @@ def run_ablation(config: RetoucherConfig, command: list[str]) -> int:
         Interruptible() as interrupt,
     ):
         kept = run.path / "ablation.jsonl"
+        kept.touch()
         rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.is_file() else []
         _, held_out = make_evaluation_sets(config, backbone, source)
         budget = config.max_network_evaluations or _default_budget(config)

@@ -170,12 +170,27 @@ class RetoucherConfig:
             "validation_photos": self.validation_photos >= 1,
             "held_out_photos": self.held_out_photos >= 2,
             "ema_decay": 0 <= self.ema_decay < 1,
+            "validation_steps": self.validation_steps >= 1,
+            "checkpointing_steps": self.checkpointing_steps >= 0,
+            "adam_epsilon": self.adam_epsilon > 0,
+            "weight_decay": self.weight_decay >= 0,
+            "max_grad_norm": self.max_grad_norm > 0,
+            "clip_range": self.clip_range > 0,
+            "advantage_clip": self.advantage_clip > 0,
+            "kl_beta": self.kl_beta >= 0,
+            "lora_alpha": self.lora_alpha >= 1,
+            "ablate_seeds": self.ablate_seeds >= 1,
+            "max_network_evaluations": self.max_network_evaluations >= 0,
+            "max_unscorable": 0 <= self.max_unscorable <= 1,
+            "seed": 0 <= self.seed < 2**63,
         }
         for name, holds in rules.items():
             if not holds:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: {RULES[name]}")
         if self.group_size < 2:
             raise ConfigError(f"--group-size {self.group_size}: a group needs at least 2 candidates to be compared; try 12")
+        if self.dpg and self.anchor == "wrong" and self.photos_per_step < 2:
+            raise ConfigError(f"--anchor wrong: takes another photo's anchor; --photos-per-step {self.photos_per_step} must be 2 or more")
         if self.window == "segments" and self.segments > self.num_steps:
             raise ConfigError(f"--segments {self.segments}: at most --num-steps ({self.num_steps}), one drawn step a segment")
         if self.credit == "local" and (self.advantage, self.ratio, self.global_std) != ("combined", "ppo", False):
@@ -200,4 +215,17 @@ RULES = {
     "validation_photos": "at least 1",
     "held_out_photos": "at least 2, or there is no interval",
     "ema_decay": "at least 0 (off) and below 1",
+    "validation_steps": "at least 1 training step between two validations",
+    "checkpointing_steps": "0 (only at the end) or more",
+    "adam_epsilon": "must be above 0",
+    "weight_decay": "0 or more",
+    "max_grad_norm": "must be above 0",
+    "clip_range": "must be above 0",
+    "advantage_clip": "must be above 0",
+    "kl_beta": "0 (off) or more",
+    "lora_alpha": "at least 1",
+    "ablate_seeds": "at least 1 seed an arm",
+    "max_network_evaluations": "0 (no limit) or more",
+    "max_unscorable": "a share between 0 and 1",
+    "seed": "between 0 and 2^63 - 1",
 }

@@ -51,5 +51,7 @@ class RetouchConfig:
             raise ConfigError(f"--strength {self.strength:g}: must be in [0, 1], the share of the edit that is applied")
         if self.num_steps < 1:
             raise ConfigError(f"--num-steps {self.num_steps}: at least 1 sampling step")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"--seed {self.seed}: must lie between 0 and 2^63 - 1")
         if self.min_face < 1:
             raise ConfigError(f"--min-face {self.min_face}: at least 1 pixel")

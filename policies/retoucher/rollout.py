@@ -13,10 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dpg.guidance import lambda_schedule
-from dpg.sde import sde_step, step_mean_std
+from dpg.sde import sde_step, step_coefficients, step_mean_std
 from dpg.windows import stochastic_steps
 from policies.retoucher.backbone import Backbone, Condition, Latents
 from policies.retoucher.config import RetoucherConfig
+from portraitkit.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,22 @@ def plan_steps(config: RetoucherConfig, sigmas: list[float], iteration: int) -> 
         lambdas=lams,
     )
     return StepPlan(sigmas, drawn, lams, config.sampler, config.eta, anchored=config.anchor != "none")
+
+
+def check_plan(config: RetoucherConfig) -> None:
+    """Refuse sampling settings that cannot train anything, before a model is loaded.
+
+    Raises:
+        ConfigError: the window does not fit, the sampler refuses eta, or no step can be stochastic.
+    """
+    sigmas = [1 - step / config.num_steps for step in range(config.num_steps + 1)]
+    plan = plan_steps(config, sigmas, 0)
+    if not plan.drawn:
+        raise ConfigError(
+            f"--num-steps {config.num_steps}, --window {config.window}, --lam-max {config.lam_max}: no step can be stochastic "
+            "(the last one never is, nor one with guidance 1); take more steps or less guidance"
+        )
+    step_coefficients(sigmas[plan.drawn[0]], sigmas[plan.drawn[0] + 1], config.sampler, config.eta, sigmas[1])
 
 
 @torch.no_grad()

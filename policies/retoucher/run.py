@@ -15,6 +15,7 @@ from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.evaluate import Evaluation, EvaluationSet, compare, measure
 from policies.retoucher.report import write_report
 from policies.retoucher.report_pictures import write_overview
+from policies.retoucher.rollout import check_plan
 from policies.retoucher.train import StepResult, Trainer, make_evaluation_sets
 from policies.retoucher.training_photos import open_photos
 from portraitkit.checkpoints import load_checkpoint, save_checkpoint
@@ -32,9 +33,11 @@ def run_alignment(config: RetoucherConfig, command: list[str]) -> int:
     """Align one policy and write the run folder; returns the exit code (0, or 130 / 143 when interrupted and saved)."""
     console = Console(stderr=True)
     started = time.monotonic()
+    check_plan(config)
     rewards = build_rewards(config.rewards, config.reward_weights, config.combine)
     backbone = load_backbone(config.backbone, config.model, config.resolution, config.device)
     source = open_photos(config.photos, backbone.resolution, need_anchors=config.dpg and config.anchor != "none")
+    validation, held_out = make_evaluation_sets(config, backbone, source)
     with RunFolder.open(
         Path(config.output_dir),
         config_to_dict(config),
@@ -45,7 +48,6 @@ def run_alignment(config: RetoucherConfig, command: list[str]) -> int:
         allow_changed=config.allow_changed,
         report_to=list(config.report_to),
     ) as run:
-        validation, held_out = make_evaluation_sets(config, backbone, source)
         if bool(validation.batch.photos.clean.isnan().any()):
             console.print(
                 "[yellow]photos without an anchor: blemishes are guessed and over-smoothing can win (docs/rewards.md); look at the "

@@ -23,6 +23,9 @@ from portraitkit.grpo import Advantages, group_advantages, local_advantages, nor
 from reward_models.credit import local_credit, to_tokens
 from reward_models.reward_set import RewardSet
 
+FIRST_RATIO = 1e-2
+"""Largest |ratio - 1| before the first update; rounding alone stays far below."""
+
 
 @dataclass
 class Progress:
@@ -154,6 +157,11 @@ class Trainer:
         for photos in torch.arange(config.photos_per_step).chunk(config.updates_per_step):
             part, norm = self._update(condition, rollout, plan, values, photos, batch.ids)
             figures.append(part)
+        if step == 0 and figures[0].ratio_deviation > FIRST_RATIO:
+            raise TrainingStopped(
+                f"step 0: the likelihood ratio is off 1 by {figures[0].ratio_deviation:.1e} before any update (at most {FIRST_RATIO}): the "
+                "backbone answers differently with gradients than without; turn off dropout and every other source of chance in it"
+            )
         self.progress.step += 1
         self.progress.seconds += time.monotonic() - started
         spread = rewards.view(-1, config.group_size).std(1).nanmean()

@@ -165,7 +165,11 @@ def _read_rows(folder: Path) -> list[tuple[int, dict[str, str]]]:
             f"{path}: missing; write one line a photo, for example " + '{"file_name": "a.jpg", "anchor_file_name": "a_retouched.jpg"}'
         )
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); save it as UTF-8") from error
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         try:
@@ -174,6 +178,9 @@ def _read_rows(folder: Path) -> list[tuple[int, dict[str, str]]]:
             raise DataError(f"{path} line {number}: not JSON ({error.msg}); one object a line") from error
         if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
             raise DataError(f"{path} line {number}: needs a string file_name")
+        for key in ("anchor_file_name", "split"):
+            if key in row and not isinstance(row[key], str):
+                raise DataError(f"{path} line {number}: {key} {row[key]!r} must be a string; leave it out where there is none")
         rows.append((number, row))
     return rows
 

@@ -115,6 +115,10 @@ def spoil_unreadable(folder, rows):
     (folder / "a.png").write_bytes(b"no picture")
 
 
+def spoil_null(folder, rows):
+    rows[2]["anchor_file_name"] = None
+
+
 def spoil_outside(folder, rows):
     rows[0]["file_name"] = "../a.png"
 
@@ -128,6 +132,7 @@ def spoil_outside(folder, rows):
         (spoil_tiny_face, ["a.png", "face"]),
         (spoil_unreadable, ["a.png"]),
         (spoil_outside, ["line 1", "leaves"]),
+        (spoil_null, ["line 3", "anchor_file_name None"]),
     ],
 )
 def test_photos_that_cannot_be_used(command, folder, spoil, words):
@@ -149,6 +154,14 @@ def test_photos_that_cannot_be_used(command, folder, spoil, words):
         (["--learning-rate", "0"], ["--learning-rate", "above 0"]),
         (["--lam-max", "1.5"], ["--lam-max", "1.5"]),
         (["--eta", "nan"], ["--eta"]),
+        (["--sampler", "cps", "--eta", "1.5"], ["eta 1.5", "cps"]),
+        (["--max-grad-norm", "-1"], ["--max-grad-norm", "above 0"]),
+        (["--validation-steps", "0"], ["--validation-steps 0"]),
+        (["--window", "all", "--num-steps", "1"], ["--num-steps 1", "stochastic"]),
+        (["--window", "window", "--window-width", "9"], ["width 9"]),
+        (["--lam-schedule", "constant", "--lam-max", "1"], ["--lam-max 1.0", "stochastic"]),
+        (["--anchor", "wrong"], ["--anchor wrong", "--photos-per-step 1"]),
+        (["--ablate", "--report-to", "tensorboard"], ["--ablate", "--report-to"]),
         (["--config", "dmo"], ["dmo", "demo"]),
         (["--rewards", "textur"], ["textur", "texture"]),
         (["--reward-weights", "1"], ["--reward-weights", "5"]),
