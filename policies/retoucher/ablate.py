@@ -39,6 +39,13 @@ def run_ablation(config: RetoucherConfig, command: list[str]) -> int:
     console = Console(stderr=True)
     if config.report_to or config.resume_from_checkpoint is not None:
         raise ConfigError("--ablate takes no --report-to and no --resume-from-checkpoint: it goes on by itself, and writes ablation.jsonl")
+    budget = config.max_network_evaluations or _default_budget(config)
+    # Every run's settings are checked here, before the first is trained.
+    runs = [
+        (arm, replace(config, seed=seed, max_network_evaluations=budget, **changes))
+        for seed in range(config.seed, config.seed + config.ablate_seeds)
+        for arm, changes in ARMS.items()
+    ]
     rewards = build_rewards(config.rewards, config.reward_weights, config.combine)
     backbone = load_backbone(config.backbone, config.model, config.resolution, config.device)
     source = open_photos(config.photos, backbone.resolution, need_anchors=True)
@@ -59,19 +66,16 @@ def run_ablation(config: RetoucherConfig, command: list[str]) -> int:
         kept.touch()
         rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.is_file() else []
         _, held_out = make_evaluation_sets(config, backbone, source)
-        budget = config.max_network_evaluations or _default_budget(config)
-        for seed in range(config.seed, config.seed + config.ablate_seeds):
-            for arm, changes in ARMS.items():
-                if any(row["arm"] == arm and row["seed"] == seed for row in rows):
-                    continue
-                arm_config = replace(config, seed=seed, max_network_evaluations=budget, **changes)
-                row = _run_arm(arm, arm_config, source, rewards, held_out, console, interrupt)
-                if row is None:
-                    console.print("stopped; the same command goes on with the runs that are missing")
-                    return interrupt.exit_code
-                rows.append(row)
-                with kept.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+        for arm, arm_config in runs:
+            if any(row["arm"] == arm and row["seed"] == arm_config.seed for row in rows):
+                continue
+            row = _run_arm(arm, arm_config, source, rewards, held_out, console, interrupt)
+            if row is None:
+                console.print("stopped; the same command goes on with the runs that are missing")
+                return interrupt.exit_code
+            rows.append(row)
+            with kept.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
         (run.path / "ablation.md").write_text(ablation_table_markdown(rows), encoding="utf-8")
         ablation_plot(rows, run.path / "ablation.png")
         run.write_json("summary.json", {"rows": rows, "network_evaluations_per_run": budget})

@@ -55,6 +55,9 @@ def test_the_embedded_recipes_run(command, tmp_path, name):
 def test_the_ablation_runs_six_arms_and_goes_on_where_it_stopped(command, tmp_path):
     options = ["--config", "ablation", "--output-dir", tmp_path / "run", *SMALL, "--ablate-seeds", 1, "--max-network-evaluations", 1]
     code, _, err = command(align_retoucher, *options)
+    assert code == 2 and "--anchor wrong" in err and not (tmp_path / "run").exists()  # one photo has no other's anchor to take
+    options += ["--photos-per-step", 2]
+    code, _, err = command(align_retoucher, *options)
     assert code == 0, err
     rows = [json.loads(line) for line in (tmp_path / "run" / "ablation.jsonl").read_text().splitlines()]
     assert len({row["arm"] for row in rows}) == 6 and all(row["network_evaluations"] > 0 for row in rows)
