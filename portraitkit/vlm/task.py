@@ -1,10 +1,11 @@
 """The contract of a task with verifiable rewards: what a row must hold, how an answer is read, what it earns.
 
-A task is one file with one exported constant `TASK`; `score-completions --task my_file.py:TASK` loads a user's own by the road
-the built-in ones take. Two modes: `paper` is what was published, faults included, for comparison; `fixed` repairs the faults.
+A task is one file with one exported constant `TASK`; `align-vlm --task my_file.py:TASK` and `score-completions` load a user's
+own by the road the built-in ones take. Two modes: `paper` is what was published, faults included, for comparison; `fixed`
+repairs the faults.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,6 +38,10 @@ class Task:
         score: (completion, truth, mode) -> Score. A completion that cannot be read earns the mode's minimum: it is no exception.
         ranges: smallest and largest reward of each mode.
         perfect: a completion that earns the maximum for a truth.
+        make_row: (split, seed) -> row of the embedded data: `image` (RGB, 3 x h x w, [0, 1]), the columns that `read_truth` reads,
+            and optionally `target`, the completion that supervised training imitates (`perfect` where there is none). Equal seeds
+            give equal rows; the splits train, validation and held_out share no person. None: the task needs the user's data.
+        metrics: (completions, truths) -> what the field reports besides the reward, by name. None: the reward says it all.
     """
 
     name: str
@@ -45,3 +50,5 @@ class Task:
     score: Callable[[str, Any, Mode], Score]
     ranges: Mapping[Mode, tuple[float, float]]
     perfect: Callable[[Any], str]
+    make_row: Callable[[str, int], Mapping[str, Any]] | None = None
+    metrics: Callable[[Sequence[str], Sequence[Any]], dict[str, float]] | None = None
