@@ -79,7 +79,7 @@ def run_ablation(config: RetoucherConfig, command: list[str]) -> int:
         (run.path / "ablation.md").write_text(ablation_table_markdown(rows), encoding="utf-8")
         ablation_plot(rows, run.path / "ablation.png")
         run.write_json("summary.json", {"rows": rows, "network_evaluations_per_run": budget})
-        console.print(ablation_table_markdown(rows), highlight=False)
+        console.print(ablation_table_markdown(rows), highlight=False, soft_wrap=True)
     return 0
 
 
