@@ -41,6 +41,7 @@ class Task:
         make_row: (split, seed) -> row of the embedded data: `image` (RGB, 3 x h x w, [0, 1]), the columns that `read_truth` reads,
             and optionally `target`, the completion that supervised training imitates (`perfect` where there is none). Equal seeds
             give equal rows; the splits train, validation and held_out share no person. None: the task needs the user's data.
+        brief: what a model that was trained on the task already is asked, as the embedded one is; the prompt if empty.
         metrics: (completions, truths) -> what the field reports besides the reward, by name. None: the reward says it all.
     """
 
@@ -51,4 +52,5 @@ class Task:
     ranges: Mapping[Mode, tuple[float, float]]
     perfect: Callable[[Any], str]
     make_row: Callable[[str, int], Mapping[str, Any]] | None = None
+    brief: str = ""
     metrics: Callable[[Sequence[str], Sequence[Any]], dict[str, float]] | None = None

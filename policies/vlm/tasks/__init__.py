@@ -4,6 +4,8 @@ from portraitkit.vlm.task import Task
 
 BUILT_IN = {
     "area": "policies.vlm.tasks.shape_area:TASK",
+    "area-rotated": "policies.vlm.tasks.shape_area:ROTATED",
+    "area-5-35": "policies.vlm.tasks.shape_area:WIDE",
     "makeup": "policies.vlm.tasks.makeup:TASK",
     "makeup-lips": "policies.vlm.tasks.makeup:LIPS",
     "emotion": "policies.vlm.tasks.emotion:TASK",

@@ -7,22 +7,34 @@ where the whole completion has the form that the prompt asks for.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from policies.vlm.tasks.shape_plot import draw_picture, draw_shape
 from portraitkit.errors import DataError
 from portraitkit.vlm.task import Mode, Score, Task
 
 FLOOR = 32.0
+ANY_NUMBER = re.compile(r"<answer>\s*(\d+(?:\.\d+)?)\s*</answer>")
 NUMBER = re.compile(r"<answer>\s*(\d+\.\d{2})\s*</answer>")
 
 
-def area_task(think_tag: str = "reasoning", *, floor: float = FLOOR) -> Task:
-    """The task with another reasoning tag (one setting for prompt and parser) or another floor under the error's denominator.
+def area_task(
+    think_tag: str = "reasoning",
+    *,
+    floor: float = FLOOR,
+    sizes: tuple[float, float] = (20.0, 35.0),
+    max_angle: float = 0.0,
+    name: str = "area",
+) -> Task:
+    """The task with another reasoning tag (one setting for prompt and parser), another floor, or other shapes.
 
     Args:
         think_tag: name of the tag around the reasoning: the source says reasoning in its code and think in its write-up.
         floor: the relative error is `|p - a| / max(a, floor)`; 0 makes it relative to the area alone.
+        sizes: smallest and largest dimension in axis units.
+        max_angle: the shapes' rotation in degrees, uniform in +- this.
+        name: as `--task` takes it.
     """
     anywhere = re.compile(rf"<{think_tag}>.*?</{think_tag}>\s*<answer>.*?</answer>", re.DOTALL)
     body = rf"(?:(?!</?(?:{think_tag}|answer)>).)*"
@@ -40,18 +52,37 @@ def area_task(think_tag: str = "reasoning", *, floor: float = FLOOR) -> Task:
         parts: dict[str, float | None] = {"correctness": correctness, **form}
         return Score(correctness + sum(form.values()), parts, value)
 
+    def make_row(split: str, seed: int) -> dict[str, Any]:
+        shape = draw_shape(split, seed, sizes=sizes, max_angle=max_angle)
+        sides = f"{shape.width:.1f}" if shape.kind in ("square", "circle") else f"{shape.width:.1f} by {shape.height:.1f}"
+        target = f"<{think_tag}>{shape.kind} {sides}</{think_tag}><answer>{shape.area:.2f}</answer>"
+        return {"image": draw_picture(shape), "area": shape.area, "kind": shape.kind, "target": target}
+
     prompt = (
         "The plot shows one filled shape on axes with unit ticks of 5. Read its dimensions off the axes and compute its area. Explain "
         f"your steps inside <{think_tag}></{think_tag}>, then give the area with exactly two decimals inside <answer></answer>."
     )
     return Task(
-        name="area",
+        name=name,
         prompt=prompt,
         read_truth=_read_truth,
         score=score,
         ranges={"paper": (-3.0, 4.0), "fixed": (-3.0, 4.0)},
         perfect=lambda area: f"<{think_tag}>read off the axes</{think_tag}><answer>{area:.2f}</answer>",
+        make_row=make_row,
+        brief="Area?",
+        metrics=_metrics,
     )
+
+
+def _metrics(completions: Sequence[str], areas: Sequence[float]) -> dict[str, float]:
+    """Relative error |p - a| / a of what can be read (leniently: the first number in answer tags), and how much cannot."""
+    read = [ANY_NUMBER.search(completion) for completion in completions]
+    errors = [abs(float(number[1]) - area) / area for number, area in zip(read, areas, strict=True) if number]
+    return {
+        "relative_error": sum(errors) / len(errors) if errors else math.nan,
+        "unreadable": 1 - len(errors) / len(completions),
+    }
 
 
 def _read_truth(row: Mapping[str, Any]) -> float:
@@ -62,3 +93,5 @@ def _read_truth(row: Mapping[str, Any]) -> float:
 
 
 TASK = area_task()
+ROTATED = area_task(max_angle=45.0, name="area-rotated")
+WIDE = area_task(sizes=(5.0, 35.0), name="area-5-35")

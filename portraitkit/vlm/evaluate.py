@@ -1,0 +1,155 @@
+"""Held-out evaluation of a vision-language policy: greedy and sampled, beside a blind one and the best constant answer."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from portraitkit.statistics import bootstrap_interval, paired_change
+from portraitkit.vlm.generate import Completion, complete
+from portraitkit.vlm.rows import Row, shuffled
+from portraitkit.vlm.task import Mode, Task
+
+CANDIDATES = 256
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a policy earned on some rows.
+
+    Attributes:
+        greedy: reward of the greedy answer.
+        sampled: mean reward of the sampled answers.
+        blind: reward of the greedy answer to another row's picture.
+        answers: the greedy answers.
+        samples: the sampled answers, a list a row.
+        metrics: the task's own, of the greedy answers.
+    """
+
+    greedy: Float[Tensor, " n"]
+    sampled: Float[Tensor, " n"]
+    blind: Float[Tensor, " n"]
+    answers: list[Completion]
+    samples: list[list[Completion]]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are generated.
+
+    Attributes:
+        prompt: the user turn's text.
+        max_tokens: most tokens of an answer.
+        temperature: of sampled answers.
+        top_p: of sampled answers.
+        samples: sampled answers a row.
+        batch_size: answers generated at once.
+        seed: of the sampling.
+    """
+
+    prompt: str
+    max_tokens: int
+    temperature: float
+    top_p: float = 1.0
+    samples: int = 4
+    batch_size: int = 64
+    seed: int = 0
+
+
+def evaluate(
+    model: Any,
+    processor: Any,
+    task: Task,
+    rows: Sequence[Row],
+    mode: Mode,
+    decoding: Decoding,
+    *,
+    advance: Callable[[int], object] = lambda count: None,
+) -> Evaluation:
+    """Evaluate a policy.
+
+    Args:
+        model: and `processor`, from `portraitkit.vlm.load`.
+        processor: padding on the left.
+        task: that scores.
+        rows: held-out ones; two or more.
+        mode: of the rewards.
+        decoding: the same before and after training.
+        advance: called with the number of rows done; three passes over the rows are made.
+    """
+
+    def ask(some: Sequence[Row], **how: Any) -> list[list[Completion]]:
+        return complete(
+            model,
+            processor,
+            decoding.prompt,
+            some,
+            max_tokens=decoding.max_tokens,
+            batch_size=decoding.batch_size,
+            seed=decoding.seed,
+            advance=advance,
+            **how,
+        )
+
+    greedy = [answers[0] for answers in ask(rows)]
+    sampled = ask(rows, temperature=decoding.temperature, top_p=decoding.top_p, samples=decoding.samples)
+    blind = [answers[0] for answers in ask(shuffled(rows))]
+    metrics = task.metrics([answer.text for answer in greedy], [row.truth for row in rows]) if task.metrics else {}
+    return Evaluation(
+        score_all(task, greedy, rows, mode),
+        torch.stack([score_all(task, column, rows, mode) for column in zip(*sampled, strict=True)]).mean(0),
+        score_all(task, blind, rows, mode),
+        greedy,
+        sampled,
+        metrics,
+    )
+
+
+def score_all(task: Task, answers: Sequence[Completion], rows: Sequence[Row], mode: Mode) -> Float[Tensor, " n"]:
+    """The reward of one answer a row."""
+    return torch.tensor([task.score(answer.text, row.truth, mode).reward for answer, row in zip(answers, rows, strict=True)])
+
+
+def best_constant(task: Task, rows: Sequence[Row], mode: Mode, *, candidates: Sequence[str] = ()) -> tuple[str, float]:
+    """The one answer that earns most when it is given to every row, and its mean reward.
+
+    Searched among the perfect answers to up to 256 of the rows and the candidates given, on the very rows it is judged on: a floor
+    that no constant of that kind exceeds.
+
+    Args:
+        task: that scores.
+        rows: the rows that the floor is for.
+        mode: of the rewards.
+        candidates: further answers to try.
+    """
+    step = max(len(rows) // CANDIDATES, 1)
+    tried = dict.fromkeys([*(task.perfect(row.truth) for row in rows[::step]), *candidates])
+    mean, best = max((sum(task.score(text, row.truth, mode).reward for row in rows) / len(rows), text) for text in tried)
+    return best, mean
+
+
+def compare(before: Evaluation, after: Evaluation) -> dict[str, dict[str, object]]:
+    """Greedy and sampled reward before and after, with bootstrap intervals over rows; the gain's is paired."""
+    return {name: _change(getattr(before, name), getattr(after, name)) for name in ("greedy", "sampled")}
+
+
+def _change(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> dict[str, object]:
+    change = paired_change(before, after)
+    return {
+        "before": change.before,
+        "after": change.after,
+        "ci95_before": bootstrap_interval(before),
+        "ci95_after": bootstrap_interval(after),
+        "gain": change.gain,
+        "gain_ci95": change.ci95,
+    }
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Metrics as JSON takes them: None where one is undefined."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

@@ -1,0 +1,215 @@
+"""Probe a reward before a long run: what can be earned without looking, by breaking the form, or not at all.
+
+No training run can mend a reward whose best constant answer is out of reach, whose groups are all alike, or that pays more for a
+broken answer than for a wrong one. The probe finds out in seconds; it prints and refuses nothing.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from portraitkit.vlm.evaluate import Decoding, best_constant
+from portraitkit.vlm.generate import complete
+from portraitkit.vlm.rows import Row, messages
+from portraitkit.vlm.task import Mode, Task
+
+GARBAGE = ("", "I cannot tell.", "?" * 40, "<answer></answer>", "<think></think><answer></answer>")
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """A malformed answer that earns more than a well-formed wrong one."""
+
+    malformed: str
+    reward: float
+    wrong: str
+    wrong_reward: float
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was found.
+
+    Attributes:
+        task: name.
+        mode: of the rewards.
+        declared_range: smallest and largest reward that the task declares.
+        observed_range: of the sampled answers.
+        perfect_share: share of rows whose perfect answer earns the declared maximum.
+        constant_answer: the best constant answer.
+        constant_reward: its mean reward.
+        inversions: share of (row, malformed answer) pairs that beat that row's well-formed wrong answer.
+        inversion_example: the worst of them.
+        rows: probed with the model; 0 when no model was asked.
+        samples: answers a row.
+        temperature: of the sampling.
+        mean_reward: of the sampled answers.
+        zero_variance: share of groups whose rewards are all alike, from which nothing is learned.
+        cut: share of answers that the token limit ended.
+        tokens: mean, smallest and largest length of the answers.
+        max_tokens: the limit.
+        image_tokens: smallest and largest number of tokens that a picture takes.
+        prompt_tokens: longest prompt with its picture.
+        context: tokens that the model takes.
+    """
+
+    task: str
+    mode: Mode
+    declared_range: tuple[float, float]
+    observed_range: tuple[float, float]
+    perfect_share: float
+    constant_answer: str
+    constant_reward: float
+    inversions: float
+    inversion_example: Inversion | None
+    rows: int
+    samples: int
+    temperature: float
+    mean_reward: float
+    zero_variance: float
+    cut: float
+    tokens: tuple[float, int, int]
+    max_tokens: int
+    image_tokens: tuple[int, int]
+    prompt_tokens: int
+    context: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+    def table(self) -> Table:
+        """For the screen, with what each figure means for a run."""
+        table = Table(title=f"Probe of {self.task} ({self.mode} rewards)", title_justify="left")
+        for column in ("", "measured", "what it means"):
+            table.add_column(column)
+        for name, value, note in self.lines():
+            table.add_row(name, value, note)
+        return table
+
+    def lines(self) -> list[tuple[str, str, str]]:
+        """(name, value, meaning) of each figure."""
+        low, high = self.declared_range
+        mean, shortest, longest = self.tokens
+        example = self.inversion_example
+        worst = f"{example.malformed[:40]!r} earns {example.reward:.3f}, {example.wrong[:40]!r} {example.wrong_reward:.3f}" if example else ""
+        room = None if self.context is None else self.context - self.prompt_tokens - self.max_tokens
+        return [
+            ("reward range", f"{low:g} to {high:g}", f"sampled answers earn {self.observed_range[0]:.3f} to {self.observed_range[1]:.3f}"),
+            ("perfect answers at the maximum", f"{self.perfect_share:.0%}", "" if self.perfect_share == 1 else "the maximum is out of reach"),
+            ("best constant answer", f"{self.constant_reward:.3f}", f"{self.constant_answer[:60]!r}: what needs no eyes"),
+            ("sampled answers now", f"{self.mean_reward:.3f}", f"mean of {self.rows} x {self.samples} at temperature {self.temperature:g}"),
+            ("groups without variance", f"{self.zero_variance:.0%}", "nothing is learned from them" if self.zero_variance else ""),
+            ("inversions", f"{self.inversions:.1%}", worst or "no malformed answer beats a well-formed wrong one"),
+            ("answers cut by the limit", f"{self.cut:.0%}", f"limit {self.max_tokens} tokens" + ("; raise it" if self.cut > 0.05 else "")),
+            ("answer length", f"{mean:.1f} tokens", f"{shortest} to {longest}"),
+            ("picture", f"{self.image_tokens[0]} to {self.image_tokens[1]} tokens", f"longest prompt with its picture {self.prompt_tokens}"),
+            ("context left", "unknown" if room is None else str(room), "prompts will be cut" if room is not None and room < 0 else ""),
+        ]
+
+
+def probe_reward(task: Task, rows: Sequence[Row], mode: Mode, *, seed: int = 0) -> tuple[str, float, float, float, Inversion | None]:
+    """The part that needs no model: constant answer and reward, share of perfect answers at the maximum, inversions and the worst."""
+    constant, constant_reward = best_constant(task, rows, mode)
+    high = task.ranges[mode][1]
+    perfect = [task.score(task.perfect(row.truth), row.truth, mode).reward for row in rows]
+    draw = random.Random(seed)
+    pairs: list[Inversion] = []
+    for row in rows:
+        answer = task.perfect(row.truth)
+        other = task.perfect(draw.choice(rows).truth)
+        if other == answer:
+            continue
+        wrong = task.score(other, row.truth, mode).reward
+        for text in malformed(other):
+            pairs.append(Inversion(text, task.score(text, row.truth, mode).reward, other, wrong))
+    inverted = [pair for pair in pairs if pair.reward > pair.wrong_reward + 1e-9]
+    worst = max(inverted, key=lambda pair: pair.reward - pair.wrong_reward, default=None)
+    share = sum(value >= high - 1e-6 for value in perfect) / len(perfect)
+    return constant, constant_reward, share, len(inverted) / max(len(pairs), 1), worst
+
+
+def malformed(answer: str) -> list[str]:
+    """Broken variants of a well-formed answer, and garbage."""
+    half = answer[: len(answer) // 2]
+    bare = answer.replace("<answer>", "").replace("</answer>", "")
+    return [*GARBAGE, half, bare, answer.replace("</answer>", ""), answer + answer, f"{answer} or so"]
+
+
+def probe(
+    model: Any,
+    processor: Any,
+    task: Task,
+    rows: Sequence[Row],
+    mode: Mode,
+    decoding: Decoding,
+    *,
+    advance: Callable[[int], object] = lambda count: None,
+) -> Probe:
+    """Probe a reward with a policy.
+
+    Args:
+        model: and `processor`, from `portraitkit.vlm.load`.
+        processor: padding on the left.
+        task: whose reward is probed.
+        rows: training rows.
+        mode: of the rewards.
+        decoding: as training samples; `samples` is the group size.
+        advance: called with the number of rows done.
+    """
+    constant, constant_reward, perfect, inversions, worst = probe_reward(task, rows, mode)
+    groups = complete(
+        model,
+        processor,
+        decoding.prompt,
+        rows,
+        max_tokens=decoding.max_tokens,
+        temperature=decoding.temperature,
+        top_p=decoding.top_p,
+        samples=decoding.samples,
+        batch_size=decoding.batch_size,
+        seed=decoding.seed,
+        advance=advance,
+    )
+    rewards = torch.tensor([[task.score(one.text, row.truth, mode).reward for one in group] for group, row in zip(groups, rows, strict=True)])
+    answers = [one for group in groups for one in group]
+    lengths = [one.tokens for one in answers]
+    pictures, prompt = count_tokens(processor, decoding.prompt, rows)
+    return Probe(
+        task=task.name,
+        mode=mode,
+        declared_range=task.ranges[mode],
+        observed_range=(float(rewards.min()), float(rewards.max())),
+        perfect_share=perfect,
+        constant_answer=constant,
+        constant_reward=constant_reward,
+        inversions=inversions,
+        inversion_example=worst,
+        rows=len(rows),
+        samples=decoding.samples,
+        temperature=decoding.temperature,
+        mean_reward=float(rewards.mean()),
+        zero_variance=float((rewards.amax(1) - rewards.amin(1) < 1e-9).float().mean()),
+        cut=sum(one.cut for one in answers) / len(answers),
+        tokens=(sum(lengths) / len(lengths), min(lengths), max(lengths)),
+        max_tokens=decoding.max_tokens,
+        image_tokens=(min(pictures), max(pictures)),
+        prompt_tokens=prompt,
+        context=getattr(model.config.get_text_config(), "max_position_embeddings", None),
+    )
+
+
+def count_tokens(processor: Any, prompt: str, rows: Sequence[Row]) -> tuple[list[int], int]:
+    """Tokens of each row's picture, and of the longest prompt with its picture."""
+    text = processor.apply_chat_template(messages(prompt), tokenize=False, add_generation_prompt=True)
+    image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    pictures, longest = [], 0
+    for row in rows:
+        ids = processor(images=[row.image()], text=[text], return_tensors="pt")["input_ids"][0]
+        pictures.append(int((ids == image_token).sum()))
+        longest = max(longest, len(ids))
+    return pictures, longest

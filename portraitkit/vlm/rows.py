@@ -1,0 +1,161 @@
+"""Rows of a task: pictures with their truth, made (the embedded data) or read (a user's JSON lines)."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from portraitkit.errors import DataError
+from portraitkit.images import read_image, to_pil
+from portraitkit.vlm.task import Task
+
+SPLITS = ("train", "validation", "held_out")
+STRIDE = 1_000_000_007  # so that the rows of neighbouring seeds do not overlap
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example.
+
+    Attributes:
+        picture: RGB in [0, 1], or the file that holds it.
+        truth: what `Task.read_truth` made of the columns.
+        target: the completion to imitate.
+        columns: everything else the row says, for tables by group.
+    """
+
+    picture: Float[Tensor, "3 h w"] | Path
+    truth: Any
+    target: str
+    columns: Mapping[str, Any]
+
+    def image(self) -> Image.Image:
+        """The picture as Pillow has it, 8 bits."""
+        pixels = read_image(self.picture).pixels if isinstance(self.picture, Path) else self.picture
+        return to_pil(pixels)
+
+
+def make_rows(task: Task, split: str, count: int, seed: int, *, advance: Callable[[], object] = lambda: None) -> list[Row]:
+    """Rows of the task's embedded data.
+
+    Args:
+        task: with a `make_row`.
+        split: train, validation or held_out.
+        count: of rows.
+        seed: of the run; the rows of other seeds are other rows.
+        advance: called after each row, for a progress bar.
+
+    Raises:
+        DataError: the task has no data of its own.
+    """
+    if task.make_row is None:
+        raise DataError(f"task {task.name}: has no data of its own; give --data FOLDER with train.jsonl and test.jsonl")
+    rows = []
+    for index in range(count):
+        made = dict(task.make_row(split, (seed * STRIDE + index) % 2**31))
+        rows.append(_row(task, made.pop("image"), made))
+        advance()
+    return rows
+
+
+def read_rows(path: Path, task: Task) -> list[Row]:
+    """Rows of a JSONL file: `image` (a path beside the file), the task's columns, and optionally `target`.
+
+    Raises:
+        DataError: the file cannot be read, or a row breaks the schema or names no picture; its number is named.
+    """
+    rows = []
+    for where, columns in read_lines(path):
+        name = columns.pop("image", None)
+        if not isinstance(name, str) or not (path.parent / name).is_file():
+            raise DataError(f"{where}: image {name!r}: must name a file beside {path.name}")
+        try:
+            rows.append(_row(task, path.parent / name, columns))
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+    if not rows:
+        raise DataError(f"{path}: holds no rows; one JSON object a line")
+    return rows
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSONL file with where they stand; blank lines are skipped.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not a JSON object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); give a UTF-8 file of JSON lines") from error
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{path} line {number}"
+        try:
+            columns = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: not JSON ({error}); one object a line") from error
+        if not isinstance(columns, dict):
+            raise DataError(f"{where}: must be a JSON object")
+        yield where, columns
+
+
+def open_rows(task: Task, data: str, counts: Mapping[str, int], seed: int) -> dict[str, list[Row]]:
+    """The three splits, from the task's own data (`embedded`) or from a folder of the user's.
+
+    A folder holds train.jsonl, test.jsonl (or held_out.jsonl) and optionally validation.jsonl. The held-out rows are the first ones
+    of their file; without a validation file, the last rows of train.jsonl are set aside for it.
+
+    Args:
+        task: whose rows.
+        data: embedded, or a folder.
+        counts: most rows of each split; 0 takes all that a folder has.
+        seed: see `make_rows`; the embedded held-out rows are the same for all seeds.
+
+    Raises:
+        DataError: see `make_rows` and `read_rows`; or a split is empty.
+    """
+    if data == "embedded":
+        return {split: make_rows(task, split, counts[split], 0 if split == "held_out" else seed) for split in SPLITS}
+    folder = Path(data)
+    files = {split: next((path for name in names if (path := folder / name).is_file()), None) for split, names in FILES.items()}
+    for split in ("train", "held_out"):
+        if files[split] is None:
+            raise DataError(f"{folder}: has no {' or '.join(FILES[split])}; rows of one person must stand in one file only")
+    rows = {split: read_rows(path, task) if path else [] for split, path in files.items()}
+    if not rows["validation"]:
+        aside = min(counts["validation"], len(rows["train"]) // 5)
+        rows["validation"], rows["train"] = rows["train"][-aside:] if aside else [], rows["train"][: len(rows["train"]) - aside]
+    for split in SPLITS:
+        rows[split] = rows[split][: counts[split] or None]
+        if not rows[split]:
+            raise DataError(f"{folder}: no rows are left for the {split} split; give at least 5 rows in train.jsonl")
+    return rows
+
+
+FILES = {"train": ("train.jsonl",), "validation": ("validation.jsonl",), "held_out": ("test.jsonl", "held_out.jsonl")}
+
+
+def _row(task: Task, picture: Any, columns: dict[str, Any]) -> Row:
+    target = columns.pop("target", None)
+    truth = task.read_truth(columns)
+    return Row(picture, truth, target if isinstance(target, str) else task.perfect(truth), columns)
+
+
+def messages(prompt: str, target: str | None = None) -> list[dict[str, Any]]:
+    """One user turn with a picture before the prompt, and the assistant's answer if given, as chat templates take them."""
+    turns: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+    if target is not None:
+        turns.append({"role": "assistant", "content": [{"type": "text", "text": target}]})
+    return turns
+
+
+def shuffled(rows: Sequence[Row]) -> list[Row]:
+    """The rows with each one's picture taken from the next: what a policy earns that does not look."""
+    return [Row(other.picture, row.truth, row.target, row.columns) for row, other in zip(rows, [*rows[1:], *rows[:1]], strict=True)]
