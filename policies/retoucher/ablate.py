@@ -11,10 +11,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from policies.retoucher.ablation_plots import ablation_plot, ablation_table_markdown
 from policies.retoucher.backbones import load_backbone
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.evaluate import Evaluation, EvaluationSet, compare
-from policies.retoucher.plots import ablation_plot, ablation_table_markdown
 from policies.retoucher.train import Trainer, make_evaluation_sets
 from policies.retoucher.training_photos import PhotoSource, open_photos
 from portraitkit.config import config_to_dict

@@ -33,7 +33,7 @@ def write_report(folder: Path) -> Path:
     """
     run = read_run(folder)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader([Path(__file__).parent / "templates", Path(__file__).parents[1] / "templates"]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from policies.retoucher.plots import Series, curve_svg
+from policies.curves import Series, curve_svg
 from policies.retoucher.report_run import Run, number
 from policies.retoucher.report_words import MEANINGS, Meaning
 

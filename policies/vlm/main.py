@@ -1,4 +1,6 @@
-"""Entry point of `score-completions`. Imports nothing heavy: `--help` must answer at once."""
+"""Entry points of `align-vlm` and `score-completions`. Imports nothing heavy: `--help` must answer at once."""
+
+import sys
 
 from portraitkit.cli import run_command
 
@@ -12,3 +14,22 @@ def _score(argv: list[str]) -> int:
     from policies.vlm.score import score_main
 
     return score_main(argv)
+
+
+def align_vlm() -> None:
+    """Console command `align-vlm`: align a vision-language model with a task's verifiable rewards."""
+    run_command(_align)
+
+
+def _align(argv: list[str]) -> int:
+    from policies.vlm.align_config import AlignVlmConfig
+    from portraitkit.config import load_config
+
+    config = load_config(AlignVlmConfig, argv, prog="align-vlm")
+    if config.dry_run:
+        from policies.vlm.dry_run import dry_run
+
+        return dry_run(config)
+    from policies.vlm.align import run_alignment
+
+    return run_alignment(config, [sys.argv[0], *argv])

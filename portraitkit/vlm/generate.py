@@ -71,7 +71,9 @@ def complete(
             part = rows[start : start + at_once]
             inputs = processor(images=[row.image() for row in part], text=[text] * len(part), padding=True, return_tensors="pt")
             inputs = inputs.to(model.device)
-            sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {"do_sample": False}
+            sampling = (
+                {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {"do_sample": False}
+            )
             tokens = model.generate(**inputs, max_new_tokens=max_tokens, num_return_sequences=samples, **sampling)
             new = tokens[:, inputs["input_ids"].shape[1] :]
             texts = processor.batch_decode(new, skip_special_tokens=True)

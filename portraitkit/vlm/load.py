@@ -24,7 +24,9 @@ def model_path(source: str) -> str:
     if path.is_dir() and not (path / "config.json").is_file():
         raise WeightsError(f"--model {source}: the folder holds no config.json; give a folder written by save_pretrained, or a hub id")
     if not path.is_dir() and (path.is_absolute() or source.startswith(".") or source.count("/") != 1):
-        raise WeightsError(f"--model {source}: no such folder; give embedded, a local folder or a hub id such as Qwen/Qwen2.5-VL-7B-Instruct")
+        raise WeightsError(
+            f"--model {source}: no such folder; give embedded, a local folder or a hub id such as Qwen/Qwen2.5-VL-7B-Instruct"
+        )
     return source
 
 

@@ -96,18 +96,28 @@ class Probe:
         low, high = self.declared_range
         mean, shortest, longest = self.tokens
         example = self.inversion_example
-        worst = f"{example.malformed[:40]!r} earns {example.reward:.3f}, {example.wrong[:40]!r} {example.wrong_reward:.3f}" if example else ""
+        worst = (
+            f"{example.malformed[:40]!r} earns {example.reward:.3f}, {example.wrong[:40]!r} {example.wrong_reward:.3f}" if example else ""
+        )
         room = None if self.context is None else self.context - self.prompt_tokens - self.max_tokens
         return [
             ("reward range", f"{low:g} to {high:g}", f"sampled answers earn {self.observed_range[0]:.3f} to {self.observed_range[1]:.3f}"),
-            ("perfect answers at the maximum", f"{self.perfect_share:.0%}", "" if self.perfect_share == 1 else "the maximum is out of reach"),
+            (
+                "perfect answers at the maximum",
+                f"{self.perfect_share:.0%}",
+                "" if self.perfect_share == 1 else "the maximum is out of reach",
+            ),
             ("best constant answer", f"{self.constant_reward:.3f}", f"{self.constant_answer[:60]!r}: what needs no eyes"),
             ("sampled answers now", f"{self.mean_reward:.3f}", f"mean of {self.rows} x {self.samples} at temperature {self.temperature:g}"),
             ("groups without variance", f"{self.zero_variance:.0%}", "nothing is learned from them" if self.zero_variance else ""),
             ("inversions", f"{self.inversions:.1%}", worst or "no malformed answer beats a well-formed wrong one"),
             ("answers cut by the limit", f"{self.cut:.0%}", f"limit {self.max_tokens} tokens" + ("; raise it" if self.cut > 0.05 else "")),
             ("answer length", f"{mean:.1f} tokens", f"{shortest} to {longest}"),
-            ("picture", f"{self.image_tokens[0]} to {self.image_tokens[1]} tokens", f"longest prompt with its picture {self.prompt_tokens}"),
+            (
+                "picture",
+                f"{self.image_tokens[0]} to {self.image_tokens[1]} tokens",
+                f"longest prompt with its picture {self.prompt_tokens}",
+            ),
             ("context left", "unknown" if room is None else str(room), "prompts will be cut" if room is not None and room < 0 else ""),
         ]
 
@@ -175,7 +185,9 @@ def probe(
         seed=decoding.seed,
         advance=advance,
     )
-    rewards = torch.tensor([[task.score(one.text, row.truth, mode).reward for one in group] for group, row in zip(groups, rows, strict=True)])
+    rewards = torch.tensor(
+        [[task.score(one.text, row.truth, mode).reward for one in group] for group, row in zip(groups, rows, strict=True)]
+    )
     answers = [one for group in groups for one in group]
     lengths = [one.tokens for one in answers]
     pictures, prompt = count_tokens(processor, decoding.prompt, rows)

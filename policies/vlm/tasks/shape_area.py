@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from policies.vlm.tasks.shape_plot import draw_picture, draw_shape
+from policies.vlm.tasks.shape_plot import SIDE, draw_picture, draw_shape
 from portraitkit.errors import DataError
 from portraitkit.vlm.task import Mode, Score, Task
 
@@ -54,8 +54,8 @@ def area_task(
 
     def make_row(split: str, seed: int) -> dict[str, Any]:
         shape = draw_shape(split, seed, sizes=sizes, max_angle=max_angle)
-        sides = f"{shape.width:.1f}" if shape.kind in ("square", "circle") else f"{shape.width:.1f} by {shape.height:.1f}"
-        target = f"<{think_tag}>{shape.kind} {sides}</{think_tag}><answer>{shape.area:.2f}</answer>"
+        share = 100 * shape.area / SIDE**2
+        target = f"<{think_tag}>it covers {share:.1f} % of 50 x 50</{think_tag}><answer>{shape.area:.2f}</answer>"
         return {"image": draw_picture(shape), "area": shape.area, "kind": shape.kind, "target": target}
 
     prompt = (

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from policies.curves import Series, curve_svg
+from policies.retoucher.ablation_plots import ablation_plot, ablation_table_markdown
 from policies.retoucher.config import RetoucherConfig
-from policies.retoucher.plots import Series, ablation_plot, ablation_table_markdown, curve_svg
 from policies.retoucher.report import write_report
 from policies.retoucher.report_pictures import Photo, featured, full_figure, ranked, zoom_box
 from policies.retoucher.report_run import read_measures, read_run

@@ -1,0 +1,255 @@
+"""One run of `align-vlm`: probe the reward, evaluate, train by TRL, evaluate again, report."""
+
+import json
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from policies.vlm import align_arguments as arguments
+from policies.vlm.align_config import AlignVlmConfig
+from policies.vlm.align_report import write_report
+from policies.vlm.tasks import load_task
+from portraitkit.config import config_to_dict
+from portraitkit.errors import ConfigError, TrainingStopped
+from portraitkit.interrupt import Interruptible
+from portraitkit.runs import RunFolder
+from portraitkit.vlm.callbacks import Follow
+from portraitkit.vlm.evaluate import Decoding, Evaluation, best_constant, compare, evaluate, finite, score_all
+from portraitkit.vlm.generate import complete
+from portraitkit.vlm.load import load_model, load_processor
+from portraitkit.vlm.probe import Probe, probe
+from portraitkit.vlm.rewards import part_names
+from portraitkit.vlm.rows import Row, make_rows, open_rows
+from portraitkit.vlm.task import Task
+from portraitkit.vlm.train import find_checkpoint, make_grpo_trainer, make_sft_trainer
+
+LOUD = ("transformers", "trl", "peft", "accelerate")
+
+
+def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
+    """Align one policy and write the run folder; returns the exit code (0, or 130 / 143 when interrupted and saved)."""
+    console = Console(stderr=True)
+    started = time.monotonic()
+    task = load_task(config.task)
+    grpo, sft = arguments.grpo_arguments(config), arguments.sft_arguments(config)  # refused here, before anything is loaded
+    check_device(config.device)
+    processor = load_processor(config.model, max_pixels=config.max_pixels)
+    rows = _open_rows(config, task, console)
+    if config.reward_weights and len(config.reward_weights) != len(parts := part_names(task, rows["train"][0], config.mode)):
+        raise ConfigError(f"--reward-weights has {len(config.reward_weights)} values for the parts {', '.join(parts)}: give one each")
+    folder = Path(config.folder)
+    with (
+        RunFolder.open(
+            folder,
+            config_to_dict(config),
+            command=command,
+            seed=config.seed,
+            overwrite=config.overwrite,
+            resume=config.resume_from_checkpoint,
+            allow_changed=config.allow_changed,
+            report_to=list(config.report_to),
+        ) as run,
+        Interruptible() as interrupt,
+    ):
+        checkpoint = find_checkpoint(folder, config.resume_from_checkpoint)
+        model = _load(config)
+        decoding = Decoding(
+            prompt_of(config, task),
+            config.max_tokens,
+            config.temperature,
+            config.top_p,
+            config.samples,
+            config.generation_batch,
+        )
+        found = _probe(config, task, model, processor, rows["train"], decoding, console)
+        run.write_json("probe.json", found.to_dict())
+        if config.probe:
+            return 0
+        answer, floor = best_constant(task, rows["held_out"], config.mode, candidates=[found.constant_answer])
+        measure = partial(_measure, config, task, processor, rows, decoding, console)
+        before = measure(model, "before")
+        validation_floor = best_constant(task, rows["validation"], config.mode)[1]
+        run.write_json(
+            "floors.json", {"constant": floor, "validation_constant": validation_floor, "shuffled_image": float(before.blind.mean())}
+        )
+        validate = partial(_validate, config, task, processor, rows["validation"], decoding)
+        prompt, lora = decoding.prompt, arguments.lora_arguments(config)
+        for stage in config.stages:
+            steps = config.sft_steps if stage == "sft" else config.max_train_steps
+            with _progress(console) as progress:
+                bar = progress.add_task(stage, total=steps)
+                follow = Follow(run, stage, interrupt, progress, bar, lambda: validate(trainer.model), config.validation_steps)  # noqa: B023
+                if stage == "sft":
+                    trainer = make_sft_trainer(model, processor, prompt, rows["train"], sft, follow, lora)
+                else:
+                    trainer = make_grpo_trainer(model, processor, prompt, rows["train"], grpo, follow, task, config.mode, lora)
+                    run.truncate_metrics(_step_of(checkpoint)) if checkpoint else None
+                trainer.train(resume_from_checkpoint=checkpoint if stage == "grpo" else None)
+            if interrupt.requested:
+                console.print(
+                    f"stopped and saved; go on with --resume-from-checkpoint latest --output-dir {config.folder}", highlight=False
+                )
+                return interrupt.exit_code
+            model = trainer.model.merge_and_unload() if lora is not None and stage != config.stages[-1] else trainer.model
+        _check_finite(model)
+        after = measure(model, "after")
+        model.save_pretrained(folder / "model")
+        processor.save_pretrained(folder / "model")
+        summary = {
+            "task": task.name,
+            "mode": config.mode,
+            "held_out": {
+                **compare(before, after),
+                "constant_floor": floor,
+                "constant_answer": answer,
+                "shuffled_image": float(before.blind.mean()),
+                "shuffled_image_after": float(after.blind.mean()),
+                "n": len(rows["held_out"]),
+            },
+            "metrics": {"before": finite(before.metrics), "after": finite(after.metrics)},
+            "seconds": time.monotonic() - started,
+            "seed": config.seed,
+            "synthetic": config.data == "embedded",
+        }
+        run.write_json("summary.json", summary)
+        _write_answers(folder, rows["held_out"], before, after, task, config)
+        write_report(folder)
+    _print_result(console, summary, folder)
+    return 0
+
+
+def prompt_of(config: AlignVlmConfig, task: Task) -> str:
+    """What the model is asked, see `--prompt`."""
+    brief = config.prompt == "brief" or (config.prompt == "auto" and config.model == "embedded")
+    return (task.brief or task.prompt) if brief else task.prompt
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        ConfigError: torch does not know it, or cannot use it.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ConfigError(f"--device {device}: no such device; use cpu or cuda") from error
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        raise ConfigError(f"--device {device}: not available here; use cpu")
+
+
+def _open_rows(config: AlignVlmConfig, task: Task, console: Console) -> dict[str, list[Row]]:
+    counts = {"train": config.train_rows, "validation": config.validation_rows, "held_out": config.held_out_rows}
+    if config.data != "embedded":
+        return open_rows(task, config.data, counts, config.seed)
+    with _progress(console) as progress:
+        bar = progress.add_task("making rows", total=sum(counts.values()))
+        return {
+            split: make_rows(task, split, count, 0 if split == "held_out" else config.seed, advance=lambda: progress.advance(bar))
+            for split, count in counts.items()
+        }
+
+
+def _load(config: AlignVlmConfig) -> Any:
+    model = load_model(config.model, dtype=config.dtype, device=config.device, freeze_vision=config.freeze_vision)
+    if config.adapter is None:
+        return model
+    from peft import PeftModel
+
+    if not (Path(config.adapter) / "adapter_config.json").is_file():
+        raise ConfigError(f"--adapter {config.adapter}: holds no adapter_config.json; give the model folder of a run with --rank")
+    return PeftModel.from_pretrained(model, config.adapter).merge_and_unload()
+
+
+def _probe(config: AlignVlmConfig, task: Task, model: Any, processor: Any, rows: list[Row], decoding: Decoding, console: Console) -> Probe:
+    some = rows[: config.probe_rows]
+    with _progress(console) as progress:
+        bar = progress.add_task("probing the reward", total=len(some))
+        found = probe(
+            model,
+            processor,
+            task,
+            some,
+            config.mode,
+            replace(decoding, samples=config.group_size, seed=config.seed),
+            advance=lambda count: progress.advance(bar, count),
+        )
+    console.print(found.table())
+    return found
+
+
+def _measure(
+    config: AlignVlmConfig,
+    task: Task,
+    processor: Any,
+    rows: dict[str, list[Row]],
+    decoding: Decoding,
+    console: Console,
+    model: Any,
+    when: str,
+) -> Evaluation:
+    with _progress(console) as progress:
+        bar = progress.add_task(f"held-out, {when} training", total=3 * len(rows["held_out"]))
+        return evaluate(model, processor, task, rows["held_out"], config.mode, decoding, advance=lambda count: progress.advance(bar, count))
+
+
+def _validate(config: AlignVlmConfig, task: Task, processor: Any, rows: list[Row], decoding: Decoding, model: Any) -> dict[str, float]:
+    answers = complete(model, processor, decoding.prompt, rows, max_tokens=decoding.max_tokens, batch_size=decoding.batch_size)
+    return {"greedy": float(score_all(task, [group[0] for group in answers], rows, config.mode).mean())}
+
+
+def _check_finite(model: Any) -> None:
+    bad = [name for name, value in model.named_parameters() if not bool(value.isfinite().all())]
+    if bad:
+        raise TrainingStopped(f"{bad[0]}: is not finite after training; nothing was saved, lower --learning-rate or raise --beta")
+
+
+def _step_of(checkpoint: str | None) -> int:
+    return int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else 0
+
+
+def _write_answers(folder: Path, rows: list[Row], before: Evaluation, after: Evaluation, task: Task, config: AlignVlmConfig) -> None:
+    """Every held-out answer before and after, one JSON object a line, with the pictures beside."""
+    (folder / "held_out").mkdir(exist_ok=True)
+    lines = []
+    for index, row in enumerate(rows):
+        name = f"held_out/{index:04d}.png"
+        row.image().save(folder / name)
+        line = {"image": name, "target": row.target}
+        for when, evaluation in (("before", before), ("after", after)):
+            line[when] = {
+                "greedy": evaluation.answers[index].text,
+                "reward": float(evaluation.greedy[index]),
+                "parts": task.score(evaluation.answers[index].text, row.truth, config.mode).parts,
+                "sampled_reward": float(evaluation.sampled[index]),
+            }
+        lines.append(json.dumps(line))
+    (folder / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=console
+    )
+
+
+def _print_result(console: Console, summary: dict[str, Any], folder: Path) -> None:
+    held_out = summary["held_out"]
+    table = Table(title=f"{summary['task']}: {held_out['n']} held-out rows", title_justify="left")
+    for column in ("reward", "before", "after", "gain", "95 % interval"):
+        table.add_column(column, justify="left" if column == "reward" else "right")
+    for name in ("greedy", "sampled"):
+        row = held_out[name]
+        low, high = row["gain_ci95"]
+        table.add_row(name, f"{row['before']:.3f}", f"{row['after']:.3f}", f"{row['gain']:+.3f}", f"[{low:+.3f}, {high:+.3f}]")
+    table.add_row("shuffled pictures", f"{held_out['shuffled_image']:.3f}", f"{held_out['shuffled_image_after']:.3f}", "", "")
+    table.add_row("best constant answer", f"{held_out['constant_floor']:.3f}", "", "", "")
+    console.print(table)
+    console.print(f"report: {folder / 'report.html'}", highlight=False)

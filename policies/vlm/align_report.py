@@ -1,0 +1,155 @@
+"""`report.html` of an `align-vlm` run: one file, made from the run folder alone."""
+
+import base64
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from policies.curves import Series, curve_svg
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+SHOWN = 4
+SMOOTH = 5
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` into the folder of a finished run: no outside requests, everything escaped.
+
+    Args:
+        folder: with config.json, environment.json, probe.json, floors.json, summary.json, metrics.jsonl and answers.jsonl.
+
+    Returns:
+        The path of the report.
+    """
+    environment = Environment(
+        loader=FileSystemLoader([Path(__file__).parent / "templates", TEMPLATES]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "signed": _signed}
+    page = environment.get_template("align.html.j2").render(_context(folder))
+    path = folder / "report.html"
+    unfinished = folder / "report.html.part"
+    unfinished.write_text(page, encoding="utf-8")
+    unfinished.replace(path)
+    return path
+
+
+def _context(folder: Path) -> dict[str, Any]:
+    config, summary = _read(folder / "config.json"), _read(folder / "summary.json")
+    environment, floors = _read(folder / "environment.json"), _read(folder / "floors.json")
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    held_out = summary["held_out"]
+    return {
+        "title": f"align-vlm {summary['task']}",
+        "headline": headline(summary),
+        "summary": summary,
+        "held_out": held_out,
+        "facts": [
+            ("held-out rows", str(held_out["n"])),
+            ("rewards", summary["mode"]),
+            ("minutes", f"{summary['seconds'] / 60:.1f}"),
+            ("seed", str(summary["seed"])),
+            ("model", str(config["model"])),
+        ],
+        "plots": _plots(metrics, floors),
+        "probe": _probe_lines(_read(folder / "probe.json")),
+        "metric_rows": [(name, value, summary["metrics"]["after"].get(name)) for name, value in summary["metrics"]["before"].items()],
+        "examples": _examples(folder),
+        "command": shlex.join(environment["command"]),
+        "settings": sorted(config.items()),
+        "versions": environment["versions"],
+    }
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """What happened, in one sentence that the intervals allow."""
+    held_out = summary["held_out"]
+    greedy, sampled = held_out["greedy"], held_out["sampled"]
+    words = [
+        f"{name} {_verdict(row['gain_ci95'])} ({_signed(row['gain'])})" for name, row in (("Sampled reward", sampled), ("greedy", greedy))
+    ]
+    low = greedy["ci95_after"][0]
+    looks = "It looks: " if low > max(held_out["constant_floor"], held_out["shuffled_image_after"]) else "It is not shown to look: "
+    return (
+        f"{words[0]}, {words[1]}. {looks}greedy {_number(greedy['after'])} against {_number(held_out['constant_floor'])} for the best "
+        f"constant answer and {_number(held_out['shuffled_image_after'])} with shuffled pictures."
+    )
+
+
+def _verdict(interval: Sequence[float]) -> str:
+    return "rose" if interval[0] > 0 else "fell" if interval[1] < 0 else "did not change beyond chance"
+
+
+def _plots(metrics: list[dict[str, Any]], floors: dict[str, float]) -> list[tuple[str, str, str]]:
+    """(title, how to read it, SVG)."""
+    steps = [row for row in metrics if row.get("kind") == "grpo"]
+    validation = [row for row in metrics if row.get("kind") == "validation"]
+    plots = []
+    rewards = [(row["step"], row["reward"]) for row in steps if row.get("reward") is not None]
+    if rewards:
+        x, y = zip(*rewards, strict=True)
+        smooth = [sum(y[max(i - SMOOTH + 1, 0) : i + 1]) / len(y[max(i - SMOOTH + 1, 0) : i + 1]) for i in range(len(y))]
+        svg = curve_svg([Series(x, y, kind="line", colour="muted"), Series(x, smooth, kind="line")], floors=[floors["constant"]])
+        plots.append(("Sampled reward in training", f"grey: each step; colour: mean of {SMOOTH}; dashed: best constant answer", svg))
+    if validation:
+        series = Series([row["step"] for row in validation], [row["greedy"] for row in validation])
+        svg = curve_svg([series], floors=[floors["validation_constant"]])
+        plots.append(("Greedy reward on validation rows", "dashed: best constant answer there", svg))
+    for name, title, reads in (
+        ("reward_std", "Spread inside a group", "0: nothing to learn from"),
+        ("completions/mean_length", "Answer length", "tokens"),
+        ("entropy", "Entropy", "of the tokens; a collapse ends exploration"),
+        ("grad_norm", "Gradient norm", "before clipping"),
+    ):
+        points = [(row["step"], row[name]) for row in steps if isinstance(row.get(name), int | float)]
+        if points:
+            x, y = zip(*points, strict=True)
+            plots.append((title, reads, curve_svg([Series(x, y, kind="line")])))
+    return plots
+
+
+def _probe_lines(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    from portraitkit.vlm.probe import Inversion, Probe
+
+    example = found.pop("inversion_example")
+    return Probe(**found, inversion_example=Inversion(**example) if example else None).lines()
+
+
+def _examples(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
+    """(heading, answers) of the most improved, typical and worst held-out rows, pictures included."""
+    rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    by_gain = sorted(rows, key=lambda row: row["after"]["reward"] - row["before"]["reward"])
+    by_reward = sorted(rows, key=lambda row: row["after"]["reward"])
+    middle = max(len(rows) // 2 - SHOWN // 2, 0)
+    groups = (("Most improved", by_gain[::-1][:SHOWN]), ("Typical", by_reward[middle : middle + SHOWN]), ("Worst", by_reward[:SHOWN]))
+    return [(name, [{**row, "picture": _picture(folder / row["image"])} for row in some]) for name, some in groups]
+
+
+def _picture(path: Path) -> str:
+    with Image.open(path) as image:
+        image.thumbnail((256, 256))
+        buffer = BytesIO()
+        image.save(buffer, "WEBP", quality=85)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _signed(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:+.{digits}f}".replace("-", "−")

@@ -1,0 +1,55 @@
+"""What we add to TRL's trainers: our metrics file, an interrupt that saves, validation, a progress line."""
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.progress import Progress, TaskID
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from portraitkit.interrupt import Interruptible
+from portraitkit.runs import RunFolder
+
+
+class Follow(TrainerCallback):
+    """Logs every step to the run folder, shows it, validates now and then, and stops after a checkpoint when interrupted.
+
+    Args:
+        run: whose metrics.jsonl is written.
+        stage: sft or grpo, for the log.
+        interrupt: asked after every step.
+        progress: and `bar`, the progress line.
+        bar: of the progress.
+        validate: gives validation figures for the log; None: no validation.
+        every: training steps between two validations.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        stage: str,
+        interrupt: Interruptible,
+        progress: Progress,
+        bar: TaskID,
+        validate: Callable[[], dict[str, float]] | None = None,
+        every: int = 0,
+    ) -> None:
+        self.run, self.stage, self.interrupt, self.progress, self.bar = run, stage, interrupt, progress, bar
+        self.validate, self.every = validate, every
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """One line of metrics.jsonl for each of the trainer's logs."""
+        numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        self.run.log(state.global_step, kind=self.stage, **numbers)
+        shown = "  ".join(f"{name} {numbers[name]:.3f}" for name in ("reward", "reward_std", "kl", "loss") if name in numbers)
+        self.progress.update(self.bar, description=shown or self.stage)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
+        """Validate when it is time; save and stop when interrupted."""
+        self.progress.update(self.bar, completed=state.global_step)
+        if self.interrupt.requested:
+            control.should_save = control.should_training_stop = True
+        elif self.validate is not None and self.every and state.global_step % self.every == 0:
+            self.run.log(state.global_step, kind="validation", **self.validate())
+        return control

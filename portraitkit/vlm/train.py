@@ -1,0 +1,121 @@
+"""The two training loops of vision-language models, both TRL's: supervised (SFTTrainer) and by reward (GRPOTrainer)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Image
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
+from portraitkit.errors import CheckpointError
+from portraitkit.vlm.rewards import reward_functions
+from portraitkit.vlm.rows import Row
+from portraitkit.vlm.task import Mode, Task
+
+
+def make_sft_trainer(
+    model: Any, processor: Any, prompt: str, rows: Sequence[Row], arguments: Any, callback: TrainerCallback, lora: Any = None
+) -> Any:
+    """TRL's SFTTrainer on the rows' targets; only the answers bear a loss.
+
+    Args:
+        model: and `processor`, from `portraitkit.vlm.load`.
+        processor: of the model.
+        prompt: the user turn's text.
+        rows: to imitate.
+        arguments: a `trl.SFTConfig`.
+        callback: see `portraitkit.vlm.callbacks`.
+        lora: a `peft.LoraConfig`, or None to train all that is not frozen.
+    """
+    from trl import SFTTrainer
+
+    data = _dataset(rows, prompt, target=True)
+    trainer = SFTTrainer(
+        model=model, args=arguments, train_dataset=data, processing_class=processor, callbacks=[callback], peft_config=lora
+    )
+    return _quiet(trainer)
+
+
+def make_grpo_trainer(
+    model: Any,
+    processor: Any,
+    prompt: str,
+    rows: Sequence[Row],
+    arguments: Any,
+    callback: TrainerCallback,
+    task: Task,
+    mode: Mode,
+    lora: Any = None,
+) -> Any:
+    """TRL's GRPOTrainer with the task's rewards, one function for each part.
+
+    Args:
+        model: and `processor`, from `portraitkit.vlm.load`.
+        processor: of the model.
+        prompt: the user turn's text.
+        rows: whose pictures are asked about.
+        arguments: a `trl.GRPOConfig`.
+        callback: see `portraitkit.vlm.callbacks`.
+        task: that scores.
+        mode: of the rewards.
+        lora: a `peft.LoraConfig`, or None to train all that is not frozen.
+    """
+    from trl import GRPOTrainer
+
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=reward_functions(task, rows, mode),
+        args=arguments,
+        train_dataset=_dataset(rows, prompt),
+        processing_class=processor,
+        callbacks=[callback],
+        peft_config=lora,
+    )
+    return _quiet(trainer)
+
+
+def find_checkpoint(folder: Path, which: str | None) -> str | None:
+    """The checkpoint to go on from: `latest` is the newest that was written to its end.
+
+    Args:
+        folder: of the run.
+        which: a checkpoint's folder, latest, or None.
+
+    Raises:
+        CheckpointError: there is none, or it is incomplete.
+    """
+    if which is None:
+        return None
+    if which == "latest":
+        found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit() and _complete(path)]
+        if not found:
+            raise CheckpointError(f"{folder}: holds no complete checkpoint; leave --resume-from-checkpoint out and use --overwrite")
+        return str(max(found, key=lambda path: int(path.name.rpartition("-")[2])))
+    if not _complete(Path(which)):
+        raise CheckpointError(f"--resume-from-checkpoint {which}: no complete checkpoint; give a checkpoint-N folder or latest")
+    return which
+
+
+def _complete(path: Path) -> bool:
+    """The trainer's state is what is written last."""
+    return (path / "trainer_state.json").is_file() and any(path.glob("*.safetensors"))
+
+
+def _dataset(rows: Sequence[Row], prompt: str, *, target: bool = False) -> Dataset:
+    """Columns as TRL's trainers take them: prompt, image, the row's index, and for imitation the completion."""
+    columns: dict[str, list[Any]] = {
+        "prompt": [[{"role": "user", "content": prompt}] for _ in rows],
+        "image": [row.image() for row in rows],
+    }
+    if target:
+        columns["completion"] = [[{"role": "assistant", "content": row.target}] for row in rows]
+    else:
+        columns["index"] = list(range(len(rows)))
+    return Dataset.from_dict(columns).cast_column("image", Image())
+
+
+def _quiet(trainer: Any) -> Any:
+    """Without transformers' own progress line and prints."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer
