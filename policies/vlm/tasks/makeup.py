@@ -17,7 +17,7 @@ from typing import Any
 from policies.vlm.tasks.makeup_scores import HEX, Item, color_score, greedy_f1, soft_f1
 from portraitkit.errors import DataError
 from portraitkit.vlm.task import Mode, Score, Task
-from preference_data import prompts
+from preference_data import makeup_prompts as prompts
 
 TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 WHOLE = re.compile(r"\s*<answer>((?:(?!</?answer>).)*)</answer>\s*", re.DOTALL)
