@@ -24,3 +24,13 @@ def srgb_to_lab(image: Float[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 3
     f = torch.where(xyz > cut, xyz.clamp_min(cut) ** (1 / 3), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
     x, y, z = f.unbind(-3)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=-3)
+
+
+def lab_to_srgb(lab: Float[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 3 h w"]:
+    """The inverse of `srgb_to_lab`; colours outside sRGB are clipped to [0, 1]. The gradient is finite everywhere."""
+    lightness, a, b = lab.unbind(-3)
+    y = (lightness + 16) / 116
+    f = torch.stack([y + a / 500, y, y - b / 200], dim=-3)
+    xyz = torch.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29))
+    linear = torch.einsum("ij,...jhw->...ihw", torch.linalg.inv(_XYZ_OVER_WHITE).to(lab), xyz)
+    return torch.where(linear > 0.0031308, 1.055 * linear.clamp_min(0.0031308) ** (1 / 2.4) - 0.055, 12.92 * linear).clamp(0, 1)

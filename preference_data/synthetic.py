@@ -103,7 +103,7 @@ def make_person(split: str, generator: torch.Generator, *, size: int = 128) -> P
         warps.sample_at(image, grid + warps.landmark_field(landmarks, own - landmarks, STAGE))
         for image, own in zip(images, meshes, strict=True)
     ]
-    masks = regions.region_masks(landmarks, STAGE, STAGE)
+    masks = regions.region_masks(landmarks, STAGE, STAGE, only=("skin", "face_oval"))
     share_of_skin = masks["skin"] / masks["skin"].sum()
     means = torch.stack([(image * share_of_skin).sum((1, 2)) for image in warped])
     target = torch.lerp(means[0], means[1], morph)

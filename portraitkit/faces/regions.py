@@ -26,6 +26,16 @@ LEFT_CHEEK = (346, 347, 330, 266, 426, 427, 411, 352)
 RIGHT_NOSTRIL = (219, 218, 79, 239, 238, 20, 60, 75, 240, 235)
 LEFT_NOSTRIL = (439, 438, 309, 459, 458, 250, 290, 305, 460, 455)
 
+PARTS = {
+    "face_oval": (OVAL,),
+    "eyes": (RIGHT_EYE, LEFT_EYE),
+    "brows": (RIGHT_BROW, LEFT_BROW),
+    "nostrils": (RIGHT_NOSTRIL, LEFT_NOSTRIL),
+    "mouth": (LIPS_OUTER,),
+    "opening": (LIPS_INNER,),
+    "cheeks": (RIGHT_CHEEK, LEFT_CHEEK),
+    "lids": (RIGHT_EYELID, LEFT_EYELID),
+}
 REGIONS = ("skin", "lips", "cheeks", "eyelids", "eyes", "brows", "face_oval")
 MIN_SIGMA = 0.5
 
@@ -67,14 +77,17 @@ def soft_polygon(points: Float[Tensor, "n 2"], height: int, width: int, sigma: f
     return mask
 
 
-def region_masks(mesh: Float[Tensor, "468 dim"], height: int, width: int, *, softness: float = 0.015) -> dict[str, Float[Tensor, "1 h w"]]:
-    """Draw the masks of all regions.
+def region_masks(
+    mesh: Float[Tensor, "468 dim"], height: int, width: int, *, softness: float = 0.015, only: tuple[str, ...] = REGIONS
+) -> dict[str, Float[Tensor, "1 h w"]]:
+    """Draw the masks of all regions, or of some.
 
     Args:
         mesh: in pixels of the picture; only x and y are used.
         height: of the picture.
         width: of the picture.
         softness: sigma of the edges over the distance between the outer eye corners; at least half a pixel.
+        only: names of the regions wanted, to save the time of the others.
 
     Returns:
         Masks in [0, 1]. "face_oval"; "eyes", without the lids; "brows"; "lips", without teeth and mouth opening;
@@ -85,18 +98,19 @@ def region_masks(mesh: Float[Tensor, "468 dim"], height: int, width: int, *, sof
     sigma = max(softness * (points[33] - points[263]).norm().item(), MIN_SIGMA)
 
     def draw(*polygons: tuple[int, ...]) -> Tensor:
-        drawn = [soft_polygon(points[list(polygon)], height, width, sigma) for polygon in polygons]
-        return torch.stack(drawn).amax(0, keepdim=True)
+        masks = [soft_polygon(points[list(polygon)], height, width, sigma) for polygon in polygons]
+        return torch.stack(masks).amax(0, keepdim=True)
 
-    oval, eyes, brows = draw(OVAL), draw(RIGHT_EYE, LEFT_EYE), draw(RIGHT_BROW, LEFT_BROW)
-    nostrils = draw(RIGHT_NOSTRIL, LEFT_NOSTRIL)
-    mouth, opening = draw(LIPS_OUTER), draw(LIPS_INNER)
-    return {
-        "skin": oval * (1 - eyes) * (1 - brows) * (1 - mouth) * (1 - nostrils),
-        "lips": mouth * (1 - opening),
-        "cheeks": draw(RIGHT_CHEEK, LEFT_CHEEK),
-        "eyelids": draw(RIGHT_EYELID, LEFT_EYELID) * (1 - eyes),
-        "eyes": eyes,
-        "brows": brows,
-        "face_oval": oval,
+    drawn: dict[str, Tensor] = {}
+
+    def get(name: str) -> Tensor:
+        if name not in drawn:
+            drawn[name] = draw(*PARTS[name])
+        return drawn[name]
+
+    recipes = {
+        "skin": lambda: get("face_oval") * (1 - get("eyes")) * (1 - get("brows")) * (1 - get("mouth")) * (1 - get("nostrils")),
+        "lips": lambda: get("mouth") * (1 - get("opening")),
+        "eyelids": lambda: get("lids") * (1 - get("eyes")),
     }
+    return {name: recipes[name]() if name in recipes else get(name) for name in REGIONS if name in only}

@@ -12,66 +12,16 @@ well formed throughout.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
-from scipy.optimize import linear_sum_assignment
-from skimage.color import rgb2lab
-
+from policies.vlm.tasks.makeup_scores import HEX, Item, color_score, greedy_f1, soft_f1
 from portraitkit.errors import DataError
 from portraitkit.vlm.task import Mode, Score, Task
+from preference_data import makeup_prompts as prompts
 
 TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 WHOLE = re.compile(r"\s*<answer>((?:(?!</?answer>).)*)</answer>\s*", re.DOTALL)
-HEX = re.compile(r"#[0-9A-Fa-f]{6}")
-MATCH = 0.6
 PAPER_FLOOR = 0.2
-Item = dict[str, Any]
-
-
-@lru_cache(maxsize=4096)
-def hex_to_lab(color: str) -> tuple[float, float, float]:
-    """CIELAB (D65, 2 degree observer) of `#RRGGBB`."""
-    rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-    lightness, a, b = rgb2lab(rgb[None, None])[0, 0]
-    return float(lightness), float(a), float(b)
-
-
-def color_score(color: str, truth: str) -> float:
-    """`max(0, 1 - dE76 / 100)` of two hex colours, in [0, 1].
-
-    >>> round(color_score("#DC3813", "#D63027"), 4)
-    0.8906
-    """
-    return max(0.0, 1 - float(np.linalg.norm(np.subtract(hex_to_lab(color), hex_to_lab(truth)))) / 100)
-
-
-def similarity(item: Item, truth: Item) -> float:
-    """S of two items: .7 colour + .3 shape, shape being 1 where equal and .2 where not; colour 0 where it is no hex colour."""
-    shape = 1.0 if item["shape"] == truth["shape"] else 0.2
-    color = color_score(item["color"], truth["color"]) if HEX.fullmatch(item["color"]) else 0.0
-    return 0.7 * color + 0.3 * shape
-
-
-def greedy_f1(items: Sequence[Item], truth: Sequence[Item]) -> float:
-    """The published accuracy: pairs of S >= .6, best first, one to one; then F1 of the counts."""
-    pairs = sorted(
-        ((similarity(item, t), i, j) for i, item in enumerate(items) for j, t in enumerate(truth)), key=lambda pair: (-pair[0], *pair[1:])
-    )
-    used_items, used_truth = set(), set()
-    for s, i, j in pairs:
-        if s >= MATCH and i not in used_items and j not in used_truth:
-            used_items.add(i)
-            used_truth.add(j)
-    return 2 * len(used_items) / (len(items) + len(truth)) if items else 0.0
-
-
-def soft_f1(items: Sequence[Item], truth: Sequence[Item]) -> float:
-    """`2 sum S / (items + truths)` over the optimal one-to-one assignment: 1 only for the truth itself, in any order."""
-    table = np.array([[similarity(item, t) for t in truth] for item in items])
-    rows, columns = linear_sum_assignment(table, maximize=True)
-    return float(2 * table[rows, columns].sum() / (len(items) + len(truth)))
 
 
 def _score_look(completion: str, truth: list[Item], mode: Mode) -> Score:
@@ -99,6 +49,45 @@ def _score_lips(completion: str, truth: list[Item], mode: Mode) -> Score:
         return Score(0.0, {"color": 0.0}, None)
     value = color_score(color, truth[0]["color"])
     return Score(value, {"color": value}, {"color": color})
+
+
+def read_look(completion: str) -> list[Item] | None:
+    """The items of an answer to `TASK` as `fixed` reads it: the form is kept throughout, with 1 to 3 items; None where it is not."""
+    tagged = WHOLE.fullmatch(completion)
+    items = _read_json(tagged[1])[0] if tagged else None
+    if not isinstance(items, list) or not 1 <= len(items) <= 3:
+        return None
+    return items if all(_is_item(item, check_hex=True) for item in items) else None
+
+
+def read_lips(completion: str, truth: Sequence[Item]) -> list[Item] | None:
+    """The item that an answer to `LIPS` stands for, in the shape of the truth, since none was asked for; None where unreadable."""
+    parsed = _score_lips(completion, list(truth), "fixed").parsed
+    return None if parsed is None else [{"shape": truth[0]["shape"], "color": parsed["color"]}]
+
+
+def _make_row(split: str, seed: int) -> dict[str, Any]:
+    from policies.vlm.tasks.makeup_rows import make_row
+
+    return make_row(split, seed)
+
+
+def _make_lips_row(split: str, seed: int) -> dict[str, Any]:
+    from policies.vlm.tasks.makeup_rows import make_row
+
+    return make_row(split, seed, lips_only=True)
+
+
+def _metrics(completions: Sequence[str], truths: Sequence[Any]) -> dict[str, float]:
+    from policies.vlm.tasks.makeup_metrics import look_metrics
+
+    return look_metrics([read_look(completion) for completion in completions], truths)
+
+
+def _lips_metrics(completions: Sequence[str], truths: Sequence[Any]) -> dict[str, float]:
+    from policies.vlm.tasks.makeup_metrics import color_metrics
+
+    return color_metrics([read_lips(completion, truth) for completion, truth in zip(completions, truths, strict=True)], truths)
 
 
 def _read_json(text: str) -> tuple[Any, bool]:
@@ -131,24 +120,22 @@ def _read_truth(row: Mapping[str, Any]) -> list[Item]:
 
 TASK = Task(
     name="makeup",
-    prompt=(
-        "Which makeup does this face wear? Answer with a JSON list of one to three items, one for each kind of makeup you see, and nothing "
-        'else: <answer>[{"shape": "...", "color": "#RRGGBB"}, ...]</answer>. The color is that of the product, not of the skin beneath it.'
-    ),
+    prompt=prompts.MAKEUP,
     read_truth=_read_truth,
     score=_score_look,
     ranges={"paper": (0.132, 1.3), "fixed": (0.0, 1.3)},
     perfect=lambda truth: f"<answer>{json.dumps([{'shape': item['shape'], 'color': item['color']} for item in truth])}</answer>",
+    make_row=_make_row,
+    metrics=_metrics,
 )
 
 LIPS = Task(
     name="makeup-lips",
-    prompt=(
-        'Which lipstick does this face wear? Answer with its color alone: <answer>{"color": "#RRGGBB"}</answer>. The color is that of the '
-        "product, not of the lips beneath it."
-    ),
+    prompt=prompts.LIPS,
     read_truth=_read_truth,
     score=_score_lips,
     ranges={"paper": (0.0, 1.0), "fixed": (0.0, 1.0)},
     perfect=lambda truth: f"<answer>{json.dumps({'color': truth[0]['color']})}</answer>",
+    make_row=_make_lips_row,
+    metrics=_lips_metrics,
 )

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.vlm.tasks.makeup import LIPS, TASK, color_score, hex_to_lab
+from policies.vlm.tasks.makeup import LIPS, TASK
+from policies.vlm.tasks.makeup_scores import color_score, hex_to_lab
 from portraitkit.errors import DataError
 
 COLORS = st.integers(0, 0xFFFFFF).map(lambda value: f"#{value:06X}")

@@ -1,0 +1,43 @@
+"""Embedded rows of the two makeup tasks: looks rendered on synthetic people (`preference_data.synthetic`)."""
+
+import random
+from hashlib import sha256
+from typing import Any
+
+import torch
+
+from portraitkit.errors import DataError
+from portraitkit.suggest import nearest
+from preference_data.makeup import render_makeup
+from preference_data.makeup_looks import draw_lips, draw_look
+from preference_data.synthetic import SPLITS, make_person
+
+SIZE = 128
+
+
+def make_row(split: str, seed: int, *, lips_only: bool = False) -> dict[str, Any]:
+    """One face with makeup and the truth about it.
+
+    Neither people nor product colours are shared between splits; a seed's person and look have nothing to do with those of the
+    same seed in another split.
+
+    Args:
+        split: train, validation or held_out.
+        seed: equal ones give equal rows.
+        lips_only: a lipstick of the published shape and nothing else.
+
+    Returns:
+        `image` (RGB, 3 x 128 x 128, [0, 1]), `solution` (items, in the order lips, blush, eyeshadow), and where it comes from:
+        `synthetic` (True), `split`, `seed`, `morph` (who it is, see `preference_data.synthetic`).
+
+    Raises:
+        DataError: no such split.
+    """
+    if split not in SPLITS:
+        raise DataError(f"split {split!r}: unknown{nearest(split, SPLITS)}; use {', '.join(SPLITS)}")
+    digest = int.from_bytes(sha256(f"makeup {split} {seed}".encode()).digest()[:7])
+    person = make_person(split, torch.Generator().manual_seed(digest), size=SIZE)
+    rng = random.Random(digest)
+    look = draw_lips(rng, split=split) if lips_only else draw_look(rng, split=split)
+    image = render_makeup(person.clean, person.mesh, look)
+    return {"image": image, "solution": look, "synthetic": True, "split": split, "seed": seed, "morph": person.morph}

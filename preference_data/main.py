@@ -1,0 +1,30 @@
+"""Entry point of `make-preferences SUBCOMMAND`. Imports nothing heavy: `--help` must answer at once."""
+
+from portraitkit.cli import run_command
+from portraitkit.errors import ConfigError
+
+SUBCOMMANDS = {
+    "makeup": ("preference_data.makeup_command:makeup_main", "photos with and without makeup, and the truth about it"),
+}
+"""Name -> (where its function of the remaining arguments is, what it makes)."""
+
+
+def make_preferences() -> None:
+    """Console command `make-preferences SUBCOMMAND ...`: build data sets."""
+    run_command(_dispatch)
+
+
+def _dispatch(argv: list[str]) -> int:
+    from portraitkit.discover import load_object
+    from portraitkit.suggest import nearest
+
+    known = ", ".join(SUBCOMMANDS)
+    if argv and argv[0] in ("-h", "--help"):
+        print("usage: make-preferences SUBCOMMAND [options]\n\nBuild data sets; each subcommand has its own --help.\n")
+        print("\n".join(f"  {name:<12} {words}" for name, (_, words) in SUBCOMMANDS.items()))
+        return 0
+    if not argv:
+        raise ConfigError(f"make-preferences: needs a subcommand: {known}; see make-preferences --help")
+    if argv[0] not in SUBCOMMANDS:
+        raise ConfigError(f"make-preferences {argv[0]}: no such subcommand{nearest(argv[0], SUBCOMMANDS)}; known: {known}")
+    return load_object(SUBCOMMANDS[argv[0]][0])(argv[1:])

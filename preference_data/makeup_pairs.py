@@ -1,0 +1,264 @@
+"""The paired set of `make-preferences makeup`: bare and made-up pictures, and rows with the truth.
+
+The folder: `images/`; `train.jsonl` and `test.jsonl`, split by photo, copies of one photo on the same side; `quarantine.jsonl`,
+the photos set aside and why; `contact_sheet.png`; `config.json`, `environment.json`; `faces.jsonl`, one line a photo that is done,
+by which an interrupted run goes on.
+"""
+
+import json
+import os
+import random
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.nn.functional import pad
+
+from portraitkit.config import config_to_dict
+from portraitkit.errors import DataError, FaceError, ImageError, RunFolderError
+from portraitkit.images import read_image, resize, write_image
+from portraitkit.interrupt import Interruptible
+from portraitkit.runs import RunFolder
+from preference_data import makeup_prompts
+from preference_data.makeup import PARAMETERS, render_makeup
+from preference_data.makeup_config import MakeupConfig
+from preference_data.makeup_faces import BareFace, group_copies, list_photos, open_face, split_of_person
+from preference_data.makeup_looks import draw_lips, draw_look
+from preference_data.makeup_shapes import SHAPES
+
+FREE = ("output_dir", "overwrite", "max_unusable", "count")
+ENOUGH = 20  # photos seen before the share of unusable ones may stop the run
+SHEET_FACES, SHEET_LOOKS, SHEET_CELL = 8, 4, 192
+Row = dict[str, Any]
+
+
+def build_pairs(config: MakeupConfig, command: list[str]) -> int:
+    """Build the set, or what is missing of it; returns the exit code.
+
+    Raises:
+        ImageError: no photos.
+        RunFolderError: the folder holds something else, or a set made with other options.
+        DataError: too many photos without a usable face, or none with one.
+    """
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    names = list_photos(config)
+    resume = _may_resume(config)
+    with RunFolder.open(
+        config.output_dir,
+        config_to_dict(config),
+        command=command,
+        seed=config.seed,
+        overwrite=config.overwrite,
+        resume="latest" if resume else None,
+        allow_changed=True,
+    ) as run:
+        (run.path / "images").mkdir(exist_ok=True)
+        done = _read_journal(run.path / "faces.jsonl", config.looks_per_face) if resume else {}
+        if done:
+            console.print(f"{run.path}: {len(done)} photos are done already, going on")
+        _write_lines(run.path / "faces.jsonl", done.values())  # without a line that a killed process left unfinished
+        records = _make_all(config, run.path, names, done, console)
+        if isinstance(records, int):
+            return records
+        train, test = _finish(config, run.path, records, console)
+        run.log(len(records), photos=len(records), set_aside=sum("reason" in record for record in records), train=train, test=test)
+    return 0
+
+
+def _make_all(config: MakeupConfig, folder: Path, names: Sequence[str], done: dict[str, Row], console: Console) -> list[Row] | int:
+    """One record a photo, old or new, until there are enough pictures; the exit code if interrupted."""
+    records: list[Row] = []
+    made = bad = 0
+    wanted = config.count or len(names) * config.looks_per_face
+    columns = (TextColumn("makeup"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with (
+        Interruptible() as interrupt,
+        (folder / "faces.jsonl").open("a", encoding="utf-8") as journal,
+        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
+    ):
+        progress = bar.add_task("", total=wanted)
+        for name in names:
+            record = done.get(name)
+            if record is None:
+                record = _make_pairs(config, folder, name)
+                journal.write(json.dumps(record) + "\n")
+                journal.flush()
+            records.append(record)
+            made += len(record.get("rows", ()))
+            bad += "reason" in record
+            bar.update(progress, completed=min(made, wanted))
+            if bad > config.max_unusable * len(records) and len(records) >= ENOUGH:
+                raise DataError(
+                    f"{bad} of {len(records)} photos have no usable face ({record.get('reason', 'see faces.jsonl')}): more than "
+                    f"--max-unusable {config.max_unusable}; look at {folder / 'faces.jsonl'}"
+                )
+            if interrupt.requested:
+                console.print(f"interrupted: {len(records)} photos are done, the same command goes on from there")
+                return interrupt.exit_code
+            if made >= wanted:
+                break
+    return records
+
+
+def _make_pairs(config: MakeupConfig, folder: Path, name: str) -> Row:
+    """Render one photo's looks and write the pictures; a photo that cannot be used gives its reason instead."""
+    try:
+        face = open_face(config, name)
+    except (ImageError, FaceError) as error:
+        return {"photo": name, "reason": str(error)}
+    stem = f"{''.join(c if c.isalnum() or c in '-_' else '_' for c in Path(name).stem)[:60]}-{sha256(name.encode()).hexdigest()[:8]}"
+    bare = f"images/{stem}_bare.{config.image_format}"
+    write_image(folder / bare, face.pixels)
+    split = split_of_person(name)
+    rows: list[Row] = []
+    for number in range(config.looks_per_face):
+        rng = random.Random(sha256(f"{config.seed} {name} {number}".encode()).digest())
+        look = (draw_lips if config.lips_only else draw_look)(rng, wide=config.wide_colors, split=split)
+        image = f"images/{stem}_look{number}.{config.image_format}"
+        with torch.no_grad():
+            write_image(folder / image, render_makeup(face.pixels, face.mesh, look))
+        rows.append(_row(config, name, face, image, bare, look))
+    notes = {"notes": list(face.warnings)} if face.warnings else {}
+    return {"photo": name, "look_alike": face.look_alike, "rows": rows, **notes}
+
+
+def _row(config: MakeupConfig, name: str, face: BareFace, image: str, bare: str, look: list[dict[str, str]]) -> Row:
+    return {
+        "image": image,
+        "bare_image": bare,
+        "solution": look,
+        "prompt": makeup_prompts.LIPS if config.lips_only else makeup_prompts.MAKEUP,
+        "parameters": [{key: getattr(SHAPES[item["shape"]], key) for key in PARAMETERS} for item in look],
+        "synthetic_makeup": True,
+        "synthetic_face": config.embedded,
+        "source_photo": name,
+        "source_sha256": face.digest,
+    }
+
+
+def _finish(config: MakeupConfig, folder: Path, records: list[Row], console: Console) -> tuple[int, int]:
+    """Write the rows, the quarantine and the contact sheet; returns the numbers of train and test rows."""
+    good = [record for record in records if "rows" in record]
+    bad = [record for record in records if "reason" in record]
+    _write_lines(folder / "quarantine.jsonl", bad)
+    if not good:
+        raise DataError(f"{config.faces}: none of {len(bad)} photos has a usable face, the first: {bad[0]['reason']}")
+    test = _test_photos(config, good)
+    left = config.count or len(good) * config.looks_per_face
+    rows: dict[str, list[Row]] = {"train": [], "test": []}
+    for record in good:
+        kept = record["rows"][:left]
+        left -= len(kept)
+        rows["test" if record["photo"] in test else "train"] += kept
+    for split, lines in rows.items():
+        _write_lines(folder / f"{split}.jsonl", lines)
+    _write_sheet(folder, good)
+    console.print(f"{folder}: {len(rows['train'])} rows in train.jsonl, {len(rows['test'])} in test.jsonl, of {len(good)} photos")
+    if bad:
+        console.print(f"{len(bad)} photos set aside, see {folder / 'quarantine.jsonl'}; the first: {bad[0]['reason']}")
+    if not rows["test"] and config.test_share:
+        console.print("test.jsonl is empty: all photos are copies of one, or there is only one")
+    return len(rows["train"]), len(rows["test"])
+
+
+def _test_photos(config: MakeupConfig, records: Sequence[Row]) -> set[str]:
+    """Photos for test.jsonl: whole groups of copies in a seeded order until the share is reached; never all of them."""
+    if config.embedded:
+        return {record["photo"] for record in records if split_of_person(record["photo"]) == "held_out"}
+    members: dict[int, list[str]] = {}
+    for record, group in zip(records, group_copies([record["look_alike"] for record in records]), strict=True):
+        members.setdefault(group, []).append(record["photo"])
+    groups = list(members.values())
+    random.Random(config.seed).shuffle(groups)
+    test: set[str] = set()
+    for group in groups[:-1]:
+        if len(test) >= config.test_share * len(records):
+            break
+        if len(test) + len(group) <= max(2 * config.test_share * len(records), 1):
+            test.update(group)
+    if not test and config.test_share and len(groups) > 1:
+        test.update(min(groups, key=len))
+    return test
+
+
+def _may_resume(config: MakeupConfig) -> bool:
+    """Whether the folder holds a set with the same options.
+
+    Raises:
+        RunFolderError: it holds another one, or something else.
+    """
+    stored = config.output_dir / "config.json"
+    if not stored.is_file():
+        return False  # RunFolder.open refuses a folder with other files
+    try:
+        before = json.loads(stored.read_text(encoding="utf-8"))
+    except ValueError:
+        before = None
+    if not isinstance(before, dict) or "looks_per_face" not in before:
+        raise RunFolderError(f"{config.output_dir}: holds something that make-preferences makeup did not make; choose another --output-dir")
+    if config.overwrite:
+        return False
+    now = config_to_dict(config)
+    changed = [f"{key} {before.get(key)!r} -> {now[key]!r}" for key in now if key not in FREE and before.get(key) != now[key]]
+    if config.embedded and before.get("count") != now["count"]:
+        changed.append(f"count {before.get('count')!r} -> {now['count']!r}")
+    if changed:
+        raise RunFolderError(
+            f"{config.output_dir}: holds a set made with other options ({'; '.join(changed)}); use --overwrite or another --output-dir"
+        )
+    return True
+
+
+def _read_journal(path: Path, looks: int) -> dict[str, Row]:
+    """Photos that were done before and whose pictures are all there; those set aside are tried again."""
+    done: dict[str, Row] = {}
+    if not path.is_file():
+        return done
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        rows = record.get("rows", ())
+        if len(rows) == looks and all((path.parent / row[key]).is_file() for row in rows for key in ("image", "bare_image")):
+            done[record["photo"]] = record
+    return done
+
+
+def _write_lines(path: Path, lines: Iterable[Row]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error
+
+
+def _write_sheet(folder: Path, records: Sequence[Row]) -> None:
+    """Faces in rows: bare, then its looks."""
+    rows: list[Tensor] = []
+    shown = records[:SHEET_FACES]
+    looks = min(len(shown[0]["rows"]), SHEET_LOOKS)
+    for record in shown:
+        names = [record["rows"][0]["bare_image"], *(row["image"] for row in record["rows"][:looks])]
+        rows.append(torch.cat([_cell(read_image(folder / name).pixels) for name in names], 2))
+    half = -(-len(rows) // 2)
+    columns = [torch.cat(part, 1) for part in (rows[:half], rows[half:]) if part]
+    if len(columns) == 2:
+        columns[1] = pad(columns[1], (0, 0, 0, columns[0].shape[1] - columns[1].shape[1]), value=1.0)
+    write_image(folder / "contact_sheet.png", torch.cat(columns, 2))
+
+
+def _cell(pixels: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 s s"]:
+    """The picture, whole, in a white square."""
+    height, width = pixels.shape[1:]
+    scale = SHEET_CELL / max(height, width)
+    small = resize(pixels, (max(round(height * scale), 1), max(round(width * scale), 1)))
+    return pad(small, (0, SHEET_CELL - small.shape[2], 0, SHEET_CELL - small.shape[1]), value=1.0)
