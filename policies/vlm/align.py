@@ -1,7 +1,9 @@
 """One run of `align-vlm`: probe the reward, evaluate, train by TRL, evaluate again, report."""
 
 import json
+import logging
 import time
+import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,13 +32,12 @@ from portraitkit.vlm.rows import Row, make_rows, open_rows
 from portraitkit.vlm.task import Task
 from portraitkit.vlm.train import find_checkpoint, make_grpo_trainer, make_sft_trainer
 
-LOUD = ("transformers", "trl", "peft", "accelerate")
-
 
 def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
     """Align one policy and write the run folder; returns the exit code (0, or 130 / 143 when interrupted and saved)."""
     console = Console(stderr=True)
     started = time.monotonic()
+    be_quiet()
     task = load_task(config.task)
     grpo, sft = arguments.grpo_arguments(config), arguments.sft_arguments(config)  # refused here, before anything is loaded
     check_device(config.device)
@@ -123,6 +124,16 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
         write_report(folder)
     _print_result(console, summary, folder)
     return 0
+
+
+def be_quiet() -> None:
+    """Without the progress bars and notices of transformers and DeepSpeed: ours says what is going on."""
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    disable_progress_bar()
+    set_verbosity_error()
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
 
 
 def prompt_of(config: AlignVlmConfig, task: Task) -> str:

@@ -3,9 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
+
 from policies.vlm.align_config import AlignVlmConfig
 from portraitkit.errors import ConfigError
 from portraitkit.vlm.trl_arguments import build_arguments, parse_extra
+
+# transformers 5.20 renamed it; earlier ones know the old name only.
+CHECKPOINTING = "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
 
 
 def common_arguments(config: AlignVlmConfig) -> dict[str, Any]:
@@ -18,7 +23,7 @@ def common_arguments(config: AlignVlmConfig) -> dict[str, Any]:
         "use_cpu": on_cpu,
         "bf16": config.dtype == "bfloat16" and not on_cpu,
         "fp16": False,
-        "gradient_checkpointing": config.gradient_checkpointing,
+        CHECKPOINTING: config.gradient_checkpointing,
         "max_grad_norm": config.max_grad_norm,
         "seed": config.seed % 2**32,
         "logging_steps": 1,

@@ -71,7 +71,7 @@ def build_model(processor: Any, *, hidden_size: int = 192, layers: int = 4, visi
         hidden_size: width of the language part; a multiple of 96.
         layers: of the language part.
         vision_size: width of the vision tower; a multiple of 32.
-        vision_layers: of the vision tower; every second one attends to the whole picture, the others to windows of 64 px.
+        vision_layers: of the vision tower.
     """
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -85,7 +85,7 @@ def build_model(processor: Any, *, hidden_size: int = 192, layers: int = 4, visi
             "patch_size": 8,
             "temporal_patch_size": 1,
             "spatial_merge_size": 2,
-            "window_size": 64,
+            "window_size": SIDE,
             "fullatt_block_indexes": list(range(1, vision_layers, 2)),
             "out_hidden_size": hidden_size,
         },

@@ -1,0 +1,43 @@
+import pytest
+
+from policies.vlm.tasks import BUILT_IN, load_task
+from portraitkit.vlm.evaluate import Decoding
+from portraitkit.vlm.probe import malformed, probe, probe_reward
+from portraitkit.vlm.rows import make_rows
+
+TASKS = [name for name in BUILT_IN if load_task(name).make_row is not None]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_fixed_rewards_have_no_inversions_and_reach_their_maximum(name):
+    task = load_task(name)
+    _, constant, perfect, inversions, worst = probe_reward(task, make_rows(task, "train", 12, 0), "fixed")
+    low, high = task.ranges["fixed"]
+    assert inversions == 0 and worst is None and perfect == 1 and low <= constant < high
+
+
+def test_the_published_makeup_reward_pays_more_for_broken_answers():
+    task = load_task("makeup")
+    *_, inversions, worst = probe_reward(task, make_rows(task, "train", 12, 0), "paper")
+    assert inversions > 0 and worst.reward > worst.wrong_reward
+
+
+def test_an_inversion_is_found_and_shown(brightness, rows):
+    *_, inversions, worst = probe_reward(brightness, rows, "paper")
+    assert inversions == 0 or (worst.reward > worst.wrong_reward and worst.malformed != worst.wrong)
+    assert probe_reward(brightness, rows, "fixed")[3] == 0
+
+
+def test_every_malformed_variant_differs(brightness):
+    answer = brightness.perfect("dark")
+    assert answer not in malformed(answer) and len(set(malformed(answer))) == len(malformed(answer))
+
+
+def test_a_random_model_is_probed(tiny_vlm, brightness, rows):
+    model, processor, _ = tiny_vlm
+    found = probe(model, processor, brightness, rows[:4], "fixed", Decoding("Light?", 5, 1.0, samples=3))
+    assert found.rows == 4 and found.samples == 3 and 0 <= found.zero_variance <= 1 and 0 <= found.cut <= 1
+    mean, shortest, longest = found.tokens
+    assert shortest <= mean <= longest <= 5 and found.image_tokens[0] >= 1 and found.prompt_tokens > found.image_tokens[1]
+    assert found.table().row_count == len(found.lines())
+    assert found.to_dict()["constant_answer"] in ("<answer>dark</answer>", "<answer>light</answer>")

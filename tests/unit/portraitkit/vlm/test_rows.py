@@ -1,0 +1,77 @@
+import json
+
+import pytest
+import torch
+
+from portraitkit.errors import DataError
+from portraitkit.images import write_image
+from portraitkit.vlm.rows import make_rows, messages, open_rows, read_rows, shuffled
+
+
+def test_equal_seeds_give_equal_rows_and_other_seeds_other_ones(brightness):
+    first, same, other = (make_rows(brightness, "train", 8, seed) for seed in (1, 1, 2))
+    assert all(torch.equal(a.picture, b.picture) and a.truth == b.truth for a, b in zip(first, same, strict=True))
+    assert not any(torch.equal(a.picture, b.picture) for a in first for b in other)
+    assert first[0].target == brightness.perfect(first[0].truth)
+
+
+def test_shuffled_rows_keep_their_truths_and_lose_their_pictures(rows):
+    mixed = shuffled(rows)
+    assert [row.truth for row in mixed] == [row.truth for row in rows]
+    assert all(a.picture is not b.picture for a, b in zip(mixed, rows, strict=True))
+
+
+def write_folder(folder, counts):
+    folder.mkdir(exist_ok=True)
+    for name, count in counts.items():
+        lines = []
+        for index in range(count):
+            write_image(folder / f"{name}{index}.png", torch.full((3, 16, 16), 0.2))
+            lines.append(json.dumps({"image": f"{name}{index}.png", "word": "dark", "age_band": "20-29"}))
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n\n")
+    return folder
+
+
+def test_a_folder_is_read_and_validation_is_set_aside(brightness, tmp_path):
+    folder = write_folder(tmp_path / "data", {"train": 20, "test": 6})
+    found = open_rows(brightness, str(folder), {"train": 0, "validation": 3, "held_out": 4}, 0)
+    assert {split: len(some) for split, some in found.items()} == {"train": 17, "validation": 3, "held_out": 4}
+    assert found["train"][0].columns["age_band"] == "20-29" and found["train"][0].image().size == (16, 16)
+    assert not {row.picture for row in found["train"]} & {row.picture for row in found["validation"]}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: (folder / "test.jsonl").unlink(), ["test.jsonl"]),
+        (lambda folder: (folder / "train.jsonl").write_text('{"image": "train0.png", "word": "grey"}\n'), ["line 1", "grey"]),
+        (lambda folder: (folder / "train.jsonl").write_text('\n{"image": "no.png", "word": "dark"}\n'), ["line 2", "no.png"]),
+        (lambda folder: (folder / "train.jsonl").write_text("[1]\n"), ["line 1", "JSON object"]),
+        (lambda folder: (folder / "train.jsonl").write_text("{\n"), ["line 1", "not JSON"]),
+        (lambda folder: (folder / "train.jsonl").write_text(""), ["no rows"]),
+    ],
+)
+def test_what_breaks_a_folder_is_named(brightness, tmp_path, spoil, words):
+    folder = write_folder(tmp_path / "data", {"train": 6, "test": 2})
+    spoil(folder)
+    with pytest.raises(DataError) as error:
+        open_rows(brightness, str(folder), {"train": 0, "validation": 1, "held_out": 0}, 0)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_task_without_data_asks_for_some(brightness):
+    from dataclasses import replace
+
+    with pytest.raises(DataError, match="give --data"):
+        make_rows(replace(brightness, make_row=None), "train", 1, 0)
+
+
+def test_a_target_column_is_what_is_imitated(brightness, tmp_path):
+    write_image(tmp_path / "a.png", torch.full((3, 16, 16), 0.2))
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "a.png", "word": "dark", "target": "so dark"}))
+    assert read_rows(tmp_path / "rows.jsonl", brightness)[0].target == "so dark"
+
+
+def test_messages_show_the_picture_before_the_prompt():
+    turns = messages("Light?", "dark")
+    assert [part["type"] for part in turns[0]["content"]] == ["image", "text"] and turns[1]["role"] == "assistant"
