@@ -6,8 +6,8 @@ A look is a sequence of items `{"shape": name, "color": "#RRGGBB"}`, names from 
 The colour of an item is the product's own, not the one that pixels end up with. How a pixel gets there:
 
 1. The product under the light that falls on this pixel. Light scales linear RGB, and CIELAB's a*, b* and L* + 16 all scale
-   with its cube root; the light is read from the skin, as (L* + 16) over the region's mean of it. So folds, pores and the
-   shadow side stay, and the region's mean is the product's colour.
+   with its cube root; the light is read from the skin, as L* + 16 over the region's mean of it, in which bright pixels count
+   more. So folds, pores and the shadow side stay, and where the light is as on most of the region the product has its colour.
 2. Gloss and shimmer: highlights where the skin has its own, and along the shape's shine lines; powder sparkles.
 3. Laid over the skin in CIELAB, in which equal steps look equal: skin + mask * alpha / 255 * (product - skin).
 
@@ -30,7 +30,7 @@ from preference_data.makeup_shapes import REGIONS, SHAPES, Drawn, draw_shape, fa
 
 HEX = re.compile(r"#[0-9A-Fa-f]{6}")
 PARAMETERS = ("alpha", "sigma", "gamma", "split")
-LIGHT = (0.2, 1.45)  # the light on a pixel over the region's mean, as cube roots: beyond it lies something else than skin
+LIGHT = (0.2, 1.35)  # the light on a pixel over the region's mean, as cube roots: beyond it lies something else than skin
 Item = Mapping[str, Any]
 
 
@@ -103,8 +103,8 @@ def apply_product(
     mask = drawn.mask.to(photo)
     lab = srgb_to_lab(skin)
     root = lab[:1] + 16
-    weight = mask / mask.sum().clamp_min(1e-6)
-    light = (root / (root * weight).sum()).clamp(*LIGHT)
+    weight = mask * root.square()  # bright pixels are skin; lashes, frames and the parting of the lips count for little
+    light = (root / ((weight * root).sum() / weight.sum())).clamp(*LIGHT)
     product = srgb_to_lab(color.view(3, 1, 1))
     offset = product.new_tensor([16.0, 0.0, 0.0]).view(3, 1, 1)
     lit = (product + offset) * light - offset

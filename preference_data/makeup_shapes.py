@@ -238,7 +238,7 @@ def _distance(line: Float[Tensor, "n 2"], y: Float[Tensor, " h"], x: Float[Tenso
     """Distance to an open polyline in pixels."""
     a, along = line[:-1], line[1:] - line[:-1]
     length = along.square().sum(1).clamp_min(1e-12)
-    rows = max(2_000_000 // (len(a) * len(x)), 1)
+    rows = max(2_000_000 // max(len(a) * len(x), 1), 1)
     parts: list[Tensor] = []
     for part in y.split(rows):  # a few rows at a time: memory stays small in large photos
         dx, dy = x[None, :, None] - a[:, 0], part[:, None, None] - a[:, 1]  # (1, w, n), (rows, 1, n)

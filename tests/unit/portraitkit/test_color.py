@@ -5,7 +5,7 @@ import pytest
 import torch
 from skimage.color import rgb2lab
 
-from portraitkit.color import luminance, srgb_to_lab
+from portraitkit.color import lab_to_srgb, luminance, srgb_to_lab
 
 
 def pixel(*rgb):
@@ -56,3 +56,13 @@ def test_luminance_weighs_the_channels():
     grey = torch.full((2, 3, 4, 5), 0.25)
     assert luminance(grey).shape == (2, 1, 4, 5)
     torch.testing.assert_close(luminance(grey), torch.full((2, 1, 4, 5), 0.25))
+
+
+def test_lab_goes_back_to_the_same_rgb_with_a_finite_gradient():
+    image = torch.rand(3, 40, 50, generator=torch.Generator().manual_seed(3))
+    image[:, 0, :8] = torch.tensor([0.0, 0.01, 0.04, 0.05, 0.99, 1.0, 0.5, 0.001])
+    assert (lab_to_srgb(srgb_to_lab(image)) - image).abs().max() < 2e-5
+    lab = torch.tensor([[0.0, 50.0, 100.0, -5.0], [0.0, 120.0, 0.0, 3.0], [0.0, -120.0, 0.0, -3.0]])[..., None].requires_grad_()
+    rgb = lab_to_srgb(lab)
+    rgb.sum().backward()
+    assert ((rgb >= 0) & (rgb <= 1)).all() and lab.grad is not None and lab.grad.isfinite().all()

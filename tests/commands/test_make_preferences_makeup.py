@@ -1,0 +1,213 @@
+"""`make-preferences makeup` from the command line."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from portraitkit.faces.portraits import bundled_portraits
+from portraitkit.images import read_image, write_image
+from preference_data import makeup_pairs
+from preference_data.main import make_preferences
+from preference_data.makeup import render_makeup
+from preference_data.makeup_faces import difference_hash, group_copies
+from preference_data.makeup_shapes import SHAPES
+
+SMALL = ("--size", 96)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Two people, one of them twice, one picture without a face and one damaged file."""
+    folder = tmp_path_factory.mktemp("faces")
+    (folder / "more").mkdir()
+    for name, pixels in bundled_portraits().items():
+        write_image(folder / f"{name}.png", pixels)
+    write_image(folder / "more" / "again.jpg", bundled_portraits()["astronaut"][:, ::2, ::2], quality=85)
+    write_image(folder / "grey.png", torch.full((3, 64, 64), 0.5))
+    (folder / "cut.png").write_bytes((folder / "astronaut.png").read_bytes()[:5000])
+    (folder / ".hidden.png").write_bytes(b"")
+    return folder
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_folder_of_photos(command, photos, tmp_path):
+    out = tmp_path / "set"
+    code, _, err = command(make_preferences, "makeup", photos, "--output-dir", out, "--looks-per-face", 2, "--min-face", 48, *SMALL)
+    assert code == 0 and "2 photos set aside" in err
+    train, test = rows_of(out / "train.jsonl"), rows_of(out / "test.jsonl")
+    by_split = [{row["source_photo"] for row in rows} for rows in (train, test)]
+    assert sorted(map(sorted, by_split)) == [["astronaut.png", "more/again.jpg"], ["grace_hopper.png"]]
+    assert len(train) + len(test) == 6 and len({row["image"] for row in train + test}) == 6
+    for row in train + test:
+        bare, image = (read_image(out / row[key]).pixels for key in ("bare_image", "image"))
+        assert bare.shape == image.shape == (3, 96, 96) and not torch.equal(bare, image)
+        assert row["synthetic_makeup"] is True and row["synthetic_face"] is False and "<answer>" in row["prompt"]
+        assert 1 <= len(row["solution"]) <= 3 and all(set(item) == {"shape", "color"} for item in row["solution"])
+        assert [p["alpha"] for p in row["parameters"]] == [SHAPES[item["shape"]].alpha for item in row["solution"]]
+    quarantine = {line["photo"]: line["reason"] for line in rows_of(out / "quarantine.jsonl")}
+    assert set(quarantine) == {"grey.png", "cut.png"} and "no face" in quarantine["grey.png"]
+    assert read_image(out / "contact_sheet.png").pixels.shape[2] == 2 * 3 * 192
+    environment = json.loads((out / "environment.json").read_text())
+    assert environment["command"][1] == "makeup" and environment["seed"] == 42
+    assert not list(out.glob(".*"))
+
+
+def test_the_truth_makes_the_picture(command, photos, tmp_path):
+    """Rendering a row's solution on its bare picture, with the mesh of the whole photo, gives the row's picture back."""
+    from portraitkit.faces.align import align_face
+    from portraitkit.faces.mesh import require_mesh
+
+    out = tmp_path / "set"
+    command(make_preferences, "makeup", photos, "--output-dir", out, *SMALL)
+    row = next(row for row in rows_of(out / "train.jsonl") + rows_of(out / "test.jsonl") if row["source_photo"] == "astronaut.png")
+    photo = read_image(photos / "astronaut.png").pixels
+    mesh = require_mesh(photo)[1].detach()
+    aligned = align_face(photo, mesh, 96)
+    expected = render_makeup(aligned.pixels, aligned.to_crop(mesh), row["solution"])
+    assert (expected - read_image(out / row["image"]).pixels).abs().max() <= 0.51 / 255
+
+
+def test_without_cropping_photos_keep_their_size(command, photos, tmp_path):
+    out = tmp_path / "set"
+    options = ("--no-crop", "--lips-only", "--image-format", "jpg", "--count", 2)
+    assert command(make_preferences, "makeup", photos, "--output-dir", out, *options)[0] == 0
+    rows = rows_of(out / "train.jsonl") + rows_of(out / "test.jsonl")
+    assert {read_image(out / row["image"]).pixels.shape for row in rows} == {(3, 512, 512), (3, 600, 512)}
+    assert all([item["shape"] for item in row["solution"]] == ["LIP_FULL_BASIC"] and '{"color"' in row["prompt"] for row in rows)
+
+
+def test_embedded_people_and_the_same_again(command, tmp_path):
+    sets = []
+    for name in ("one", "other"):
+        out = tmp_path / name
+        assert command(make_preferences, "makeup", "embedded", "--output-dir", out, "--count", 5, "--looks-per-face", 2, *SMALL)[0] == 0
+        train, test = rows_of(out / "train.jsonl"), rows_of(out / "test.jsonl")
+        assert len(train) == 4 and len(test) == 1  # 3 people with 2 looks; the last look is one too many
+        assert {row["source_photo"].split("-")[0] for row in test} == {"embedded/held_out"}
+        assert all(row["synthetic_face"] for row in train + test)
+        sets.append({path.name: path.read_bytes() for path in (out / "images").iterdir()} | {"rows": train + test})
+    assert sets[0] == sets[1]
+    out = tmp_path / "third"
+    command(make_preferences, "makeup", "embedded", "--output-dir", out, "--count", 5, "--looks-per-face", 2, "--seed", 1, *SMALL)
+    assert rows_of(out / "train.jsonl")[0]["solution"] != sets[0]["rows"][0]["solution"]
+
+
+def test_interrupted_and_continued_is_as_if_never_interrupted(command, tmp_path, monkeypatch):
+    options = ("--count", 4, *SMALL)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    command(make_preferences, "makeup", "embedded", "--output-dir", whole, *options)
+    calls = []
+    real = makeup_pairs.open_face
+
+    def stop_at_second(config, name):
+        calls.append(name)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return real(config, name)
+
+    monkeypatch.setattr(makeup_pairs, "open_face", stop_at_second)
+    code, _, err = command(make_preferences, "makeup", "embedded", "--output-dir", cut, *options)
+    assert code == 130 and "2 photos are done" in err and not (cut / "train.jsonl").exists()
+    with (cut / "faces.jsonl").open("a") as journal:
+        journal.write('{"photo": "embedded/tr')  # as a killed process leaves it
+    code, _, err = command(make_preferences, "makeup", "embedded", "--output-dir", cut, *options)
+    assert code == 0 and "going on" in err and len(calls) == 4
+    for name in ("train.jsonl", "test.jsonl", "faces.jsonl", "contact_sheet.png"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+    next((cut / "images").glob("*_look0.png")).unlink()
+    assert command(make_preferences, "makeup", "embedded", "--output-dir", cut, *options)[0] == 0
+    assert len(calls) == 5 and len(list((cut / "images").iterdir())) == 8
+
+
+def test_mistakes_are_one_line_and_leave_nothing(command, photos, tmp_path):
+    out = tmp_path / "set"
+    (tmp_path / "empty").mkdir()
+    for argv, words in (
+        ((tmp_path / "none",), ["none", "no such folder"]),
+        ((tmp_path / "empty",), ["no photos"]),
+        ((photos, "--count", 0), ["--count 0", "at least 1"]),
+        ((photos, "--size", 8), ["--size 8", "64"]),
+        ((photos, "--test-share", 1.0), ["--test-share 1.0"]),
+        ((photos, "--lipsonly"), ["--lips-only"]),
+        (("embedded", "--no-crop"), ["--no-crop"]),
+    ):
+        code, stdout, err = command(make_preferences, "makeup", *argv, "--output-dir", out)
+        assert code == 2 and stdout == "" and len(err.splitlines()) == 1 and all(word in err for word in words), err
+        assert not out.exists()
+
+
+def test_other_folders_are_left_alone(command, photos, tmp_path):
+    out = tmp_path / "set"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    assert command(make_preferences, "makeup", "embedded", "--output-dir", out, "--count", 1)[0] == 2
+    (out / "config.json").write_text('{"learning_rate": 1}')
+    code, _, err = command(make_preferences, "makeup", "embedded", "--output-dir", out, "--count", 1, "--overwrite")
+    assert code == 2 and "did not make" in err and (out / "mine.txt").exists()
+
+
+def test_other_options_need_overwrite(command, tmp_path):
+    out = tmp_path / "set"
+    base = ("makeup", "embedded", "--output-dir", out, "--count", 1, *SMALL)
+    assert command(make_preferences, *base)[0] == 0
+    code, _, err = command(make_preferences, *base, "--lips-only")
+    assert code == 2 and "lips_only False -> True" in err and len(err.splitlines()) == 1
+    assert command(make_preferences, *base, "--lips-only", "--overwrite")[0] == 0
+    assert '{"color"' in rows_of(out / "train.jsonl")[0]["prompt"]
+
+
+def test_too_many_unusable_photos_stop_the_run(command, tmp_path):
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    for i in range(25):
+        (folder / f"{i:02}.png").write_bytes(b"no picture")
+    code, _, err = command(make_preferences, "makeup", folder, "--output-dir", tmp_path / "set")
+    assert code == 2 and "20 of 20" in err and "--max-unusable" in err
+    for path in list(folder.iterdir())[3:]:
+        path.unlink()
+    code, _, err = command(make_preferences, "makeup", folder, "--output-dir", tmp_path / "other")
+    assert code == 2 and "none of 3 photos" in err
+
+
+def test_links_out_of_the_folder_are_set_aside(command, photos, tmp_path):
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    (folder / "a.png").symlink_to(photos / "astronaut.png")
+    (folder / "b.png").write_bytes((photos / "grace_hopper.png").read_bytes())
+    assert command(make_preferences, "makeup", folder, "--output-dir", tmp_path / "set", *SMALL)[0] == 0
+    assert "leads out of" in (tmp_path / "set" / "quarantine.jsonl").read_text()
+
+
+def test_copies_are_found():
+    astronaut, hopper = bundled_portraits().values()
+    copy = (astronaut[:, ::2, ::2] * 0.9 + 0.02).clamp(0, 1)
+    groups = group_copies([difference_hash(pixels) for pixels in (astronaut, hopper, copy)])
+    assert groups[0] == groups[2] != groups[1]
+    assert group_copies([0b0, 0b111, 0b111111, 2**63]) == [2, 2, 2, 2] or len(set(group_copies([0b0, 0b111, 0b111111]))) == 1
+
+
+def test_the_dispatcher(command):
+    code, out, _ = command(make_preferences, "--help")
+    assert code == 0 and "makeup" in out
+    for argv, words in (((), "needs a subcommand"), (("makup",), "did you mean 'makeup'")):
+        code, out, err = command(make_preferences, *argv)
+        assert code == 2 and out == "" and words in err
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import atexit, sys\n"
+        "sys.argv = ['make-preferences', 'makeup', '--help']\n"
+        "atexit.register(lambda: print('torch' in sys.modules))\n"
+        "from preference_data.main import make_preferences\n"
+        "make_preferences()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False" and "--looks-per-face" in done.stdout
