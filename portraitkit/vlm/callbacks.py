@@ -3,11 +3,26 @@
 from collections.abc import Callable
 from typing import Any
 
+from rich.console import Console
 from rich.progress import Progress, TaskID
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from portraitkit.interrupt import Interruptible
 from portraitkit.runs import RunFolder
+
+
+class Say(TrainerCallback):
+    """Prints the trainer's logs, a line each."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Step and figures."""
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in (logs or {}).items() if isinstance(value, int | float))
+        self.console.print(f"{state.global_step}/{state.max_steps}  {figures}", highlight=False)
 
 
 class Follow(TrainerCallback):

@@ -14,14 +14,20 @@ from portraitkit.vlm.task import Mode, Task
 
 
 def make_sft_trainer(
-    model: Any, processor: Any, prompt: str, rows: Sequence[Row], arguments: Any, callback: TrainerCallback, lora: Any = None
+    model: Any,
+    processor: Any,
+    prompt: str | Sequence[str],
+    rows: Sequence[Row],
+    arguments: Any,
+    callback: TrainerCallback,
+    lora: Any = None,
 ) -> Any:
     """TRL's SFTTrainer on the rows' targets; only the answers bear a loss.
 
     Args:
         model: and `processor`, from `portraitkit.vlm.load`.
         processor: of the model.
-        prompt: the user turn's text.
+        prompt: the user turn's text, or one for each row.
         rows: to imitate.
         arguments: a `trl.SFTConfig`.
         callback: see `portraitkit.vlm.callbacks`.
@@ -101,10 +107,11 @@ def _complete(path: Path) -> bool:
     return (path / "trainer_state.json").is_file() and any(path.glob("*.safetensors"))
 
 
-def _dataset(rows: Sequence[Row], prompt: str, *, target: bool = False) -> Dataset:
+def _dataset(rows: Sequence[Row], prompt: str | Sequence[str], *, target: bool = False) -> Dataset:
     """Columns as TRL's trainers take them: prompt, image, the row's index, and for imitation the completion."""
+    prompts = [prompt] * len(rows) if isinstance(prompt, str) else prompt
     columns: dict[str, list[Any]] = {
-        "prompt": [[{"role": "user", "content": prompt}] for _ in rows],
+        "prompt": [[{"role": "user", "content": text}] for text in prompts],
         "image": [row.image() for row in rows],
     }
     if target:

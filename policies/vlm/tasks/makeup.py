@@ -126,6 +126,7 @@ TASK = Task(
     ranges={"paper": (0.132, 1.3), "fixed": (0.0, 1.3)},
     perfect=lambda truth: f"<answer>{json.dumps([{'shape': item['shape'], 'color': item['color']} for item in truth])}</answer>",
     make_row=_make_row,
+    brief="Makeup?",
     metrics=_metrics,
 )
 
@@ -137,5 +138,6 @@ LIPS = Task(
     ranges={"paper": (0.0, 1.0), "fixed": (0.0, 1.0)},
     perfect=lambda truth: f"<answer>{json.dumps({'color': truth[0]['color']})}</answer>",
     make_row=_make_lips_row,
+    brief="Lipstick?",
     metrics=_lips_metrics,
 )
