@@ -110,7 +110,8 @@ def micro_f1(counts: np.ndarray) -> np.ndarray:
 def confusion(answers: Sequence[Answer], truths: Sequence[Expression]) -> dict[str, dict[str, int]]:
     """Rows of each true emotion by what was answered; `other` is everything that is no emotion. Only emotions that occur are rows."""
     known = [truth.emotion for truth in truths if truth.emotion is not None]
-    table = {emotion: dict.fromkeys((*EMOTIONS, OTHER), 0) for emotion in EMOTIONS if emotion in known}
+    columns: list[str] = [*EMOTIONS, OTHER]
+    table = {emotion: dict.fromkeys(columns, 0) for emotion in EMOTIONS if emotion in known}
     for answer, truth in zip(answers, truths, strict=True):
         if truth.emotion is not None:
             table[truth.emotion][answer.emotion if answer.emotion in EMOTIONS else OTHER] += 1
