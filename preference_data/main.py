@@ -4,6 +4,7 @@ from portraitkit.cli import run_command
 from portraitkit.errors import ConfigError
 
 SUBCOMMANDS = {
+    "emotion": ("preference_data.emotion_command:emotion_main", "rows of a published facial-expression data set"),
     "makeup": ("preference_data.makeup_command:makeup_main", "photos with and without makeup, and the truth about it"),
 }
 """Name -> (where its function of the remaining arguments is, what it makes)."""

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -25,7 +24,7 @@ from portraitkit.runs import RunFolder
 from portraitkit.vlm.callbacks import Follow
 from portraitkit.vlm.evaluate import Decoding, Evaluation, best_constant, compare, evaluate, finite, score_all
 from portraitkit.vlm.generate import complete
-from portraitkit.vlm.load import load_model, load_processor
+from portraitkit.vlm.load import check_device, load_model, load_processor
 from portraitkit.vlm.probe import Probe, probe
 from portraitkit.vlm.rewards import part_names
 from portraitkit.vlm.rows import Row, make_rows, open_rows
@@ -140,20 +139,6 @@ def prompt_of(config: AlignVlmConfig, task: Task) -> str:
     """What the model is asked, see `--prompt`."""
     brief = config.prompt == "brief" or (config.prompt == "auto" and config.model == "embedded")
     return (task.brief or task.prompt) if brief else task.prompt
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        ConfigError: torch does not know it, or cannot use it.
-    """
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise ConfigError(f"--device {device}: no such device; use cpu or cuda") from error
-    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
-        raise ConfigError(f"--device {device}: not available here; use cpu")
 
 
 def _open_rows(config: AlignVlmConfig, task: Task, console: Console) -> dict[str, list[Row]]:

@@ -122,6 +122,7 @@ def _probe_lines(found: dict[str, Any]) -> list[tuple[str, str, str]]:
     from portraitkit.vlm.probe import Inversion, Probe
 
     example = found.pop("inversion_example")
+    found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}  # JSON knows no tuples
     return Probe(**found, inversion_example=Inversion(**example) if example else None).lines()
 
 

@@ -1,4 +1,4 @@
-"""Entry points of `align-vlm` and `score-completions`. Imports nothing heavy: `--help` must answer at once."""
+"""Entry points of `align-vlm`, `score-completions` and `synthesize-emotion`. Imports nothing heavy: `--help` must answer at once."""
 
 import sys
 
@@ -33,3 +33,18 @@ def _align(argv: list[str]) -> int:
     from policies.vlm.align import run_alignment
 
     return run_alignment(config, [sys.argv[0], *argv])
+
+
+def synthesize_emotion() -> None:
+    """Console command `synthesize-emotion ROWS`: reasoned answers about labelled faces, kept if they agree with the truth exactly."""
+    run_command(_synthesize)
+
+
+def _synthesize(argv: list[str]) -> int:
+    from policies.vlm.synthesize_config import SynthesizeConfig
+    from portraitkit.config import load_config
+
+    config = load_config(SynthesizeConfig, argv, prog="synthesize-emotion")
+    from policies.vlm.synthesize import run_synthesis
+
+    return run_synthesis(config, [sys.argv[0], *argv])

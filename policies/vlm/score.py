@@ -1,13 +1,18 @@
 """The command `score-completions`: what completions earn, without training anything."""
 
 import json
+import math
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from portraitkit.errors import DataError
+from portraitkit.errors import ConfigError, DataError
 from portraitkit.vlm.task import Task
+
+if TYPE_CHECKING:
+    from policies.vlm.score_config import ScoreConfig
 
 
 def score_main(argv: list[str]) -> int:
@@ -26,10 +31,88 @@ def score_main(argv: list[str]) -> int:
 
     config = load_config(ScoreConfig, argv, prog="score-completions")
     task = load_task(config.task)
-    for completion, truth in list(read_rows(config.rows, task)):
+    rows = list(_read_columns(config.rows, task))
+    summarise = _prepare_metrics(config, task, rows) if config.metrics else None
+    rewards = []
+    for completion, truth, _ in rows:
         score = task.score(completion, truth, config.mode)
+        rewards.append(score.reward)
         print(json.dumps({"reward": round(score.reward, 10), "parts": score.parts, "parsed": score.parsed}))
+    if summarise is not None and config.metrics is not None:
+        summary = {"task": task.name, "rows": len(rows), "reward": sum(rewards) / len(rewards), **summarise()}
+        _write(config.metrics, json.dumps(_finite(summary), indent=2) + "\n")
+        print(f"{config.metrics}: {', '.join(_headlines(summary))}", file=sys.stderr)
     return 0
+
+
+def _prepare_metrics(config: "ScoreConfig", task: Task, rows: list[tuple[str, Any, dict[str, Any]]]) -> Callable[[], dict[str, Any]]:
+    """What computes the metrics once the rewards are printed; everything that can be refused is refused here."""
+    if not rows:
+        raise DataError(f"{config.rows}: holds no rows; metrics need one or more")
+    completions, truths, columns = (list(column) for column in zip(*rows, strict=True))
+    if config.task != "emotion":
+        if task.metrics is None:
+            raise ConfigError(f"--metrics: task {task.name} reports nothing besides its reward; leave the option out")
+        metrics = task.metrics
+        return lambda: dict(metrics(completions, truths))
+    from policies.vlm.emotion_metrics import au_list, read_answer, report
+
+    units = au_list(config.au_list)
+    descriptions = [text if isinstance(text := row.get("description"), str) else "" for row in columns]
+    groups = [_group(config, row, number) for number, row in enumerate(columns, start=1)] if config.group_by else None
+    endpoint = None
+    if config.judge_url:
+        from portraitkit.endpoint import Endpoint
+
+        if not any(text.strip() for text in descriptions):
+            raise DataError(f"{config.rows}: no row has a description; the judge needs one to compare with")
+        endpoint = Endpoint(config.judge_url, config.judge_model, key_env=config.judge_key_env)
+
+    def summarise() -> dict[str, Any]:
+        found = report(completions, truths, units=units, mode=config.mode, descriptions=descriptions, groups=groups)
+        if endpoint is not None:
+            from policies.vlm.judge_emotion import judge
+
+            pairs = [(read_answer(text, config.mode).reasoning, wanted) for text, wanted in zip(completions, descriptions, strict=True)]
+            pairs = [pair for pair in pairs if pair[1].strip()]
+            found["judge"] = judge(endpoint, *(list(column) for column in zip(*pairs, strict=True)))
+            endpoint.close()
+        return found
+
+    return summarise
+
+
+def _group(config: "ScoreConfig", row: dict[str, Any], number: int) -> str:
+    meta = row.get("meta_info")
+    value = row.get(config.group_by, meta.get(config.group_by) if isinstance(meta, dict) else None)
+    if value is None:
+        raise DataError(f"{config.rows} row {number}: has no {config.group_by!r}, neither as a column nor in meta_info")
+    return str(value)
+
+
+def _headlines(summary: dict[str, Any]) -> Iterator[str]:
+    """The single figures of a summary, one level deep, for the screen."""
+    for name, value in summary.items():
+        inner = value if isinstance(value, dict) else {"": value}
+        for key, figure in inner.items():
+            if isinstance(figure, int | float) and not isinstance(figure, bool):
+                yield f"{name}{'.' * bool(key)}{key} {figure:.4g}"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise ConfigError(f"--metrics {path}: cannot be written ({error.strerror}); give the path of a JSON file") from error
 
 
 def read_rows(path: Path, task: Task) -> Iterator[tuple[str, Any]]:
@@ -38,6 +121,11 @@ def read_rows(path: Path, task: Task) -> Iterator[tuple[str, Any]]:
     Raises:
         DataError: see `score_main`.
     """
+    for completion, truth, _ in _read_columns(path, task):
+        yield completion, truth
+
+
+def _read_columns(path: Path, task: Task) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -53,6 +141,6 @@ def read_rows(path: Path, task: Task) -> Iterator[tuple[str, Any]]:
         if not isinstance(row, dict) or not isinstance(row.get("completion"), str):
             raise DataError(f"{where}: needs a string completion")
         try:
-            yield row["completion"], task.read_truth(row)
+            yield row["completion"], task.read_truth(row), row
         except DataError as error:
             raise DataError(f"{where}: {error}") from error

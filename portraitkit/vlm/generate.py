@@ -28,7 +28,7 @@ class Completion:
 def complete(
     model: Any,
     processor: Any,
-    prompt: str,
+    prompt: str | Sequence[str],
     rows: Sequence[Row],
     *,
     max_tokens: int,
@@ -44,7 +44,7 @@ def complete(
     Args:
         model: and `processor`, from `portraitkit.vlm.load`.
         processor: padding on the left.
-        prompt: the user turn's text.
+        prompt: the user turn's text, the same for all rows or one a row.
         rows: whose pictures are shown.
         max_tokens: most tokens of an answer.
         temperature: 0 is greedy decoding.
@@ -58,7 +58,10 @@ def complete(
         `samples` completions for each row.
     """
     at_once = max(batch_size // samples, 1)
-    text = processor.apply_chat_template(messages(prompt), tokenize=False, add_generation_prompt=True)
+    prompts = [prompt] * len(rows) if isinstance(prompt, str) else list(prompt)
+    if len(prompts) != len(rows):
+        raise ValueError(f"{len(prompts)} prompts for {len(rows)} rows")
+    chats = {text: processor.apply_chat_template(messages(text), tokenize=False, add_generation_prompt=True) for text in set(prompts)}
     ends = model.generation_config.eos_token_id
     ends = set(ends) if isinstance(ends, list) else {ends}
     was_training = model.training
@@ -69,15 +72,16 @@ def complete(
         torch.manual_seed(seed)
         for start in range(0, len(rows), at_once):
             part = rows[start : start + at_once]
-            inputs = processor(images=[row.image() for row in part], text=[text] * len(part), padding=True, return_tensors="pt")
+            texts = [chats[text] for text in prompts[start : start + at_once]]
+            inputs = processor(images=[row.image() for row in part], text=texts, padding=True, return_tensors="pt")
             inputs = inputs.to(model.device)
             sampling = (
                 {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {"do_sample": False}
             )
             tokens = model.generate(**inputs, max_new_tokens=max_tokens, num_return_sequences=samples, **sampling)
             new = tokens[:, inputs["input_ids"].shape[1] :]
-            texts = processor.batch_decode(new, skip_special_tokens=True)
-            done = [_finish(text, ids, ends) for text, ids in zip(texts, new.tolist(), strict=True)]
+            answered = processor.batch_decode(new, skip_special_tokens=True)
+            done = [_finish(text, ids, ends) for text, ids in zip(answered, new.tolist(), strict=True)]
             answers += [done[i : i + samples] for i in range(0, len(done), samples)]
             advance(len(part))
     model.train(was_training)

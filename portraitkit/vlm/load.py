@@ -82,6 +82,20 @@ def load_model(source: str, *, dtype: str = "float32", device: str = "cpu", free
     return model
 
 
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        ConfigError: torch does not know it, or cannot use it.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ConfigError(f"--device {device}: no such device; use cpu or cuda") from error
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        raise ConfigError(f"--device {device}: not available here; use cpu")
+
+
 def vision_tower(model: Any) -> torch.nn.Module:
     """The part of a model that sees.
 

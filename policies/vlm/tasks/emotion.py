@@ -7,47 +7,13 @@ constant .5, and a row without action units earns 0 for them. `fixed`: case is f
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from portraitkit.errors import DataError
 from portraitkit.vlm.task import Mode, Score, Task
-
-ACTION_UNITS = {
-    1: "inner brow raiser",
-    2: "outer brow raiser",
-    4: "brow lowerer",
-    5: "upper lid raiser",
-    6: "cheek raiser",
-    7: "lid tightener",
-    9: "nose wrinkler",
-    10: "upper lip raiser",
-    11: "nasolabial deepener",
-    12: "lip corner puller",
-    13: "sharp lip puller",
-    14: "dimpler",
-    15: "lip corner depressor",
-    16: "lower lip depressor",
-    17: "chin raiser",
-    18: "lip pucker",
-    19: "tongue show",
-    20: "lip stretcher",
-    22: "lip funneler",
-    23: "lip tightener",
-    24: "lip pressor",
-    25: "lips part",
-    26: "jaw drop",
-    27: "mouth stretch",
-    28: "lip suck",
-    29: "jaw thrust",
-    30: "jaw sideways",
-    31: "jaw clencher",
-    32: "lip bite",
-    43: "eyes closed",
-}
-"""FACS names of the 30 units that the prompt defines."""
-EMOTIONS = ("anger", "contempt", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
+from preference_data.emotion_labels import ACTION_UNITS, DEFINITIONS, EMOTIONS
 
 THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -90,6 +56,7 @@ def emotion_task(*, signed: bool = False) -> Task:
         score=score,
         ranges={"paper": (low, 3.0), "fixed": (low, 3.0)},
         perfect=_perfect,
+        metrics=_metrics,
     )
 
 
@@ -135,7 +102,7 @@ def _unit(name: object) -> int:
 
 
 def _prompt() -> str:
-    units = "; ".join(f"AU{number} {name}" for number, name in ACTION_UNITS.items())
+    units = "; ".join(f"AU{number} {name} ({seen})" for number, (name, seen) in DEFINITIONS.items())
     return (
         "Which emotion does this face show, and which facial action units show it? Inside <think></think> write one short paragraph that "
         'names each action unit you see by its number, as in "(AU4)", and says how together they point to one emotion; state it without '
@@ -147,6 +114,12 @@ def _prompt() -> str:
 def _perfect(truth: Expression) -> str:
     named = " ".join(f"(AU{unit})" for unit in sorted(truth.units or ()))
     return f"<think>{named}</think><answer>{truth.emotion or 'neutral'}</answer>"
+
+
+def _metrics(completions: Sequence[str], truths: Sequence[Expression]) -> dict[str, float]:
+    from policies.vlm.emotion_metrics import headline  # which reads answers by this module's patterns
+
+    return headline(completions, truths)
 
 
 TASK = emotion_task()

@@ -1,0 +1,242 @@
+"""What the field reports of facial emotion analysis: F1 of action units, emotion accuracy, confusion, ROUGE-L and REGE.
+
+Nothing is dropped in silence. An answer that cannot be read names no unit and no emotion: it misses every true unit and its emotion
+is wrong. Rows without units (or without an emotion) are left out of the unit (emotion) figures, and the number of rows that count
+stands beside each figure.
+
+The units that are scored are an explicit list (`preference_data.emotion_labels.AU_LISTS` or one's own); units outside it count
+neither in the truth nor in the answer. Micro F1 pools the whole list. Macro F1 is the mean over the listed units that occur in the
+truth, as in Facial-R1's evaluation: a unit without a positive row has no F1. All figures are shares in [0, 1], except ROUGE-L, REGE
+and their parts, which are published in per cent.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from policies.vlm.tasks.emotion import ANSWER, THINK, UNIT, WHOLE, Expression
+from portraitkit.errors import ConfigError
+from portraitkit.suggest import nearest
+from portraitkit.vlm.task import Mode
+from preference_data.emotion_labels import AU_LISTS, EMOTIONS
+
+OTHER = "other"
+DRAWS = 1000
+ROUGE = "rouge_score, rougeL, F measure, Porter stemmer; the text inside <think> against the description"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a completion says.
+
+    Attributes:
+        units: named inside `<think>`.
+        emotion: the answer in lower case, an emotion or not; empty where there is none.
+        reasoning: the text inside `<think>`.
+        readable: it has the form that the prompt asks for.
+    """
+
+    units: frozenset[int]
+    emotion: str
+    reasoning: str
+    readable: bool
+
+
+def read_answer(completion: str, mode: Mode = "fixed") -> Answer:
+    """Read a completion: `fixed` takes it only in the form asked for, `paper` also tags anywhere in it, as the published code does."""
+    whole = WHOLE.fullmatch(completion)
+    if whole is None and mode == "fixed":
+        return Answer(frozenset(), "", "", False)
+    if whole is not None:
+        think, word = whole[1], whole[2]
+    else:
+        think, word = (found[1] if (found := pattern.search(completion)) else "" for pattern in (THINK, ANSWER))
+    units = frozenset(int(number) for number in UNIT.findall(think))
+    return Answer(units, word.strip().lower(), think.strip(), whole is not None)
+
+
+def au_list(name: str) -> tuple[int, ...]:
+    """A list of units by its name, or as numbers with commas, as in "1,2,4".
+
+    Raises:
+        ConfigError: no such list.
+    """
+    if name in AU_LISTS:
+        return AU_LISTS[name]
+    parts = [part.strip().upper().removeprefix("AU") for part in name.split(",")]
+    if not all(part.isdigit() and 1 <= int(part) <= 99 for part in parts):
+        raise ConfigError(f"--au-list {name}: unknown{nearest(name, AU_LISTS)}; use {', '.join(AU_LISTS)}, or numbers such as 1,2,4")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def count_units(answers: Sequence[Answer], truths: Sequence[Expression], units: Sequence[int]) -> np.ndarray:
+    """Hits, false alarms and misses: integers of shape (rows with units, 3, units)."""
+    named = [(answer.units, truth.units) for answer, truth in zip(answers, truths, strict=True) if truth.units is not None]
+    said = np.array([[unit in given for unit in units] for given, _ in named], dtype=bool).reshape(len(named), len(units))
+    true = np.array([[unit in wanted for unit in units] for _, wanted in named], dtype=bool).reshape(len(named), len(units))
+    return np.stack([said & true, said & ~true, ~said & true], axis=1).astype(np.int64)
+
+
+def f1_of(counts: np.ndarray) -> np.ndarray:
+    """F1 of hits, false alarms and misses on the second-last axis; NaN where the truth has no positive.
+
+    Args:
+        counts: of shape (..., 3, units).
+
+    Returns:
+        Of shape (..., units), in [0, 1].
+    """
+    hits, alarms, misses = counts[..., 0, :], counts[..., 1, :], counts[..., 2, :]
+    with np.errstate(invalid="ignore"):
+        return np.where(hits + misses > 0, 2 * hits / (2 * hits + alarms + misses), np.nan)
+
+
+def macro_f1(counts: np.ndarray) -> np.ndarray:
+    """Mean F1 over the units that occur in the truth; NaN where none does. Takes what `f1_of` takes, drops the last axis."""
+    each = f1_of(counts)
+    known = ~np.isnan(each)
+    total = np.where(known, each, 0).sum(-1)
+    with np.errstate(invalid="ignore"):
+        return np.where(known.any(-1), total / known.sum(-1), np.nan)
+
+
+def micro_f1(counts: np.ndarray) -> np.ndarray:
+    """F1 of the counts pooled over all units; NaN where nothing is true. Takes what `f1_of` takes, drops the last axis."""
+    return f1_of(counts.sum(-1, keepdims=True))[..., 0]
+
+
+def confusion(answers: Sequence[Answer], truths: Sequence[Expression]) -> dict[str, dict[str, int]]:
+    """Rows of each true emotion by what was answered; `other` is everything that is no emotion. Only emotions that occur are rows."""
+    known = [truth.emotion for truth in truths if truth.emotion is not None]
+    columns: list[str] = [*EMOTIONS, OTHER]
+    table = {emotion: dict.fromkeys(columns, 0) for emotion in EMOTIONS if emotion in known}
+    for answer, truth in zip(answers, truths, strict=True):
+        if truth.emotion is not None:
+            table[truth.emotion][answer.emotion if answer.emotion in EMOTIONS else OTHER] += 1
+    return table
+
+
+def rouge_l(texts: Sequence[str], references: Sequence[str]) -> float:
+    """Mean ROUGE-L F measure in per cent, by the package rouge_score with its stemmer.
+
+    EmoLA's figures come from another package (rouge, without a stemmer) and are not the same quantity to the last decimal.
+
+    Args:
+        texts: what was written.
+        references: one for each text.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    scores = [scorer.score(reference, text)["rougeL"].fmeasure for text, reference in zip(texts, references, strict=True)]
+    return 100 * sum(scores) / len(scores)
+
+
+def rege(recognition: float, rouge: float) -> float:
+    """REGE (EmoLA): recognition plus generation, `recognition` being an accuracy or F1 in [0, 1] and `rouge` in per cent; at most 200."""
+    return 100 * recognition + rouge
+
+
+def headline(completions: Sequence[str], truths: Sequence[Expression]) -> dict[str, float]:
+    """The few figures of a run: `au_macro_f1` and `au_micro_f1` over the prompt's 30 units, `emotion_accuracy`, `unreadable`.
+
+    A figure that no row can give is NaN. `unreadable` (lower is better) is the share of completions without the form asked for.
+    """
+    answers = [read_answer(completion) for completion in completions]
+    counts = count_units(answers, truths, AU_LISTS["all"]).sum(0)
+    right = [float(answer.emotion == truth.emotion) for answer, truth in zip(answers, truths, strict=True) if truth.emotion is not None]
+    return {
+        "au_macro_f1": float(macro_f1(counts)),
+        "au_micro_f1": float(micro_f1(counts)),
+        "emotion_accuracy": float(np.mean(right)) if right else float("nan"),
+        "unreadable": float(np.mean([not answer.readable for answer in answers])),
+    }
+
+
+def report(
+    completions: Sequence[str],
+    truths: Sequence[Expression],
+    *,
+    units: Sequence[int] = AU_LISTS["all"],
+    mode: Mode = "fixed",
+    descriptions: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Everything that is reported of an evaluation, as JSON values.
+
+    Args:
+        completions: one a row.
+        truths: one a row.
+        units: that are scored, see `au_list`.
+        mode: how completions are read, see `read_answer`.
+        descriptions: reference texts for ROUGE-L; rows with an empty one are left out of it.
+        groups: a name a row; the figures are given for each group, too.
+        seed: of the bootstrap.
+
+    Returns:
+        `rows`, `unreadable`, `action_units`, `emotions`, `rouge_l` and `rege` where there are descriptions, `groups` where given.
+    """
+    answers = [read_answer(completion, mode) for completion in completions]
+    result: dict[str, Any] = {"mode": mode, "au_list": [f"AU{unit}" for unit in units], **_figures(answers, truths, units, seed)}
+    if descriptions is not None and any(text.strip() for text in descriptions):
+        pairs = [(answer.reasoning, text) for answer, text in zip(answers, descriptions, strict=True) if text.strip()]
+        rouge = rouge_l(*zip(*pairs, strict=True))
+        recognitions = {"action_units": result["action_units"]["macro_f1"], "emotions": result["emotions"]["accuracy"]}
+        result["rouge_l"] = {"per_cent": rouge, "rows": len(pairs), "package": ROUGE}
+        result["rege"] = {name: None if value is None else rege(value, rouge) for name, value in recognitions.items()}
+    if groups is not None:
+        result["groups"] = {}
+        for name in sorted(set(groups)):
+            inside = [place for place, group in enumerate(groups) if group == name]
+            figures = _figures([answers[i] for i in inside], [truths[i] for i in inside], units, seed)
+            del figures["emotions"]["confusion"], figures["action_units"]["units"]
+            result["groups"][name] = figures
+    return result
+
+
+def _figures(answers: Sequence[Answer], truths: Sequence[Expression], units: Sequence[int], seed: int) -> dict[str, Any]:
+    counts = count_units(answers, truths, units)
+    total = counts.sum(0)
+    right = np.array([answer.emotion == truth.emotion for answer, truth in zip(answers, truths, strict=True) if truth.emotion is not None])
+    each = f1_of(total)
+    return {
+        "rows": len(answers),
+        "unreadable": float(np.mean([not answer.readable for answer in answers])) if answers else None,
+        "action_units": {
+            "rows": len(counts),
+            "macro_f1": _number(macro_f1(total)),
+            "macro_f1_ci95": _interval(counts, macro_f1, seed),
+            "micro_f1": _number(micro_f1(total)),
+            "micro_f1_ci95": _interval(counts, micro_f1, seed),
+            "units_with_positives": int((~np.isnan(each)).sum()),
+            "units": {
+                f"AU{unit}": {"f1": _number(score), "hits": int(hits), "false_alarms": int(alarms), "misses": int(misses)}
+                for unit, score, (hits, alarms, misses) in zip(units, each, total.T, strict=True)
+            },
+        },
+        "emotions": {
+            "rows": len(right),
+            "accuracy": float(right.mean()) if len(right) else None,
+            "accuracy_ci95": _interval(right.astype(np.float64), lambda sums: sums / len(right), seed),
+            "confusion": confusion(answers, truths),
+        },
+    }
+
+
+def _interval(rows: np.ndarray, statistic: Any, seed: int) -> list[float] | None:
+    """Percentile bootstrap over rows of a statistic of their sum; None for fewer than two rows."""
+    if len(rows) < 2:
+        return None
+    generator = np.random.default_rng(seed)
+    flat = rows.reshape(len(rows), -1).astype(np.float64)
+    sums = [generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=100) @ flat for _ in range(DRAWS // 100)]
+    values = statistic(np.concatenate(sums).reshape(DRAWS, *rows.shape[1:]))
+    values = values[~np.isnan(values)]
+    return [float(value) for value in np.quantile(values, (0.025, 0.975))] if len(values) else None
+
+
+def _number(value: Any) -> float | None:
+    return None if np.isnan(value) else float(value)

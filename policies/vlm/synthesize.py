@@ -1,0 +1,320 @@
+"""Stage 3 of Facial-R1, the command `synthesize-emotion`: answers written with the truth in the prompt, kept if they repeat it exactly.
+
+The folder: `train.jsonl`, accepted rows with the completion as `target`; `rejected.jsonl`, rows with every attempt and its errors;
+`test.jsonl`, copied from beside the rows so that `align-vlm --stages sft --data` can be run on the folder; `images`, a link to the rows'
+pictures; `summary.json`; `journal.jsonl`, one line a row that is done, by which an interrupted run goes on. A request that failed is no
+rejection: the row stays open.
+"""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from policies.vlm.synthesis import find_errors, unverifiable, write_prompt
+from policies.vlm.synthesize_config import SynthesizeConfig
+from portraitkit.config import config_to_dict
+from portraitkit.endpoint import Endpoint, Question, Reply
+from portraitkit.errors import DataError, ImageError, RunFolderError
+from portraitkit.images import read_image, to_pil
+from portraitkit.interrupt import Interruptible
+from portraitkit.runs import RunFolder
+from preference_data.emotion_rows import EmotionRow, read_emotion_rows, write_lines
+
+FREE = ("output_dir", "overwrite", "timeout", "request_retries", "requests_per_minute", "workers", "max_failures", "batch_size", "count")
+FREE += ("rounds",)
+Writer = Callable[[Sequence[str], Sequence[Path]], list[Reply]]
+
+
+def run_synthesis(config: SynthesizeConfig, command: list[str]) -> int:
+    """Synthesise, in one round or several; returns the exit code.
+
+    Raises:
+        DataError: bad rows, no row was accepted, or the endpoint does not answer.
+        RunFolderError: the output folder holds something else, or a synthesis with other options.
+    """
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    rows = read_emotion_rows(config.path)[: config.count or None]
+    source = config.path.parent.resolve()
+    for row in rows:
+        if not (source / row.image).is_file():
+            raise DataError(f"{config.path}: row {row.id}: image {row.image!r} must name a file beside {config.path.name}")
+    if config.rounds > 1 and not (source / "test.jsonl").is_file():
+        raise DataError(
+            f"{source}: has no test.jsonl; --rounds fine-tunes with align-vlm, which needs held-out rows beside {config.path.name}"
+        )
+    endpoint = _open_endpoint(config)
+    if endpoint is None:
+        from portraitkit.vlm.load import check_device, model_path
+
+        check_device(config.device)
+        model_path(config.model)
+    with RunFolder.open(
+        config.output_dir,
+        config_to_dict(config),
+        command=command,
+        seed=0,
+        overwrite=config.overwrite,
+        resume="latest" if _may_resume(config) else None,
+        allow_changed=True,
+    ) as run:
+        done = _read_journal(run.path / "journal.jsonl")
+        write_lines(run.path / "journal.jsonl", done.values())  # without a line that a killed process left unfinished
+        if done:
+            console.print(f"{run.path}: {len(done)} rows are done already, going on")
+        model = config.model
+        for number in range(1, config.rounds + 1):
+            if number > 1:
+                if not any(record["accepted"] for record in done.values()):
+                    break
+                _finish(run, rows, done, source, config)
+                trained = _fine_tune(config, run.path, model, number - 1)
+                if isinstance(trained, int):
+                    return trained
+                model = trained
+            again = {key for key, record in done.items() if not record["accepted"] and record["attempts"] and record["round"] < number}
+            todo = [row for row in rows if row.id not in done or row.id in again]
+            writer = _endpoint_writer(endpoint) if endpoint else _local_writer(config, model) if todo else None
+            code = _work(config, run.path, todo, done, source, writer, number, console) if writer else 0
+            if code:
+                return code
+        summary = _finish(run, rows, done, source, config)
+    console.print(f"{config.output_dir}: {summary['accepted']} of {summary['rows']} rows accepted, {summary['rejected']} rejected")
+    if endpoint is not None:
+        endpoint.close()
+    if not summary["accepted"]:
+        raise DataError(
+            f"{config.output_dir}: no answer was accepted; rejected.jsonl says why, a stronger model or more --retries may help"
+        )
+    return 0
+
+
+def _work(
+    config: SynthesizeConfig,
+    folder: Path,
+    todo: Sequence[EmotionRow],
+    done: dict[str, dict[str, Any]],
+    source: Path,
+    writer: Writer,
+    number: int,
+    console: Console,
+) -> int:
+    """Work on rows in batches, journalling each; returns 0, or the exit code when interrupted."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    unanswered = 0
+    with (
+        Interruptible() as interrupt,
+        (folder / "journal.jsonl").open("a", encoding="utf-8") as journal,
+        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
+    ):
+        task = bar.add_task(f"round {number}", total=len(todo))
+        for start in range(0, len(todo), config.batch_size):
+            part = todo[start : start + config.batch_size]
+            for row, record, error in _write(config, part, source, writer):
+                if error:
+                    unanswered += 1
+                    console.print(f"{row.id}: left open, {error}")
+                    if unanswered >= config.max_failures:
+                        raise DataError(
+                            f"{unanswered} rows in a row got no answer, the last: {error}; {len(done)} rows are done, the same command "
+                            "goes on from there"
+                        )
+                    continue
+                unanswered = 0
+                done[row.id] = record | {"id": row.id, "round": number}
+                journal.write(json.dumps(done[row.id], ensure_ascii=False) + "\n")
+            journal.flush()
+            accepted = sum(record["accepted"] for record in done.values())
+            bar.update(task, advance=len(part), description=f"round {number}: {accepted} accepted of {len(done)}")
+            if interrupt.requested:
+                console.print(f"interrupted: {len(done)} rows are done, the same command goes on from there")
+                return interrupt.exit_code
+    return 0
+
+
+def _write(
+    config: SynthesizeConfig, part: Sequence[EmotionRow], source: Path, writer: Writer
+) -> list[tuple[EmotionRow, dict[str, Any], str]]:
+    """Each row of a batch with its record, and why it stays open, if it does."""
+    attempts: dict[str, list[dict[str, Any]]] = {row.id: [] for row in part}
+    reasons = {row.id: unverifiable(row, config.need) or _unreadable(source / row.image) for row in part}
+    accepted: dict[str, str] = {}
+    failures: dict[str, str] = {}
+    for _ in range(config.retries + 1):
+        asked = [row for row in part if not (reasons[row.id] or row.id in accepted or row.id in failures)]
+        if not asked:
+            break
+        prompts = []
+        for row in asked:
+            last = attempts[row.id][-1] if attempts[row.id] else {"text": "", "errors": []}
+            prompts.append(write_prompt(row, answer=last["text"], errors=last["errors"]))
+        for row, reply in zip(asked, writer(prompts, [source / row.image for row in asked]), strict=True):
+            if reply.text is None:
+                failures[row.id] = reply.error
+                continue
+            errors = find_errors(row, reply.text)
+            attempts[row.id].append({"text": reply.text, "errors": errors})
+            if not errors:
+                accepted[row.id] = reply.text.strip()
+    records = {row.id: {"accepted": row.id in accepted, "reason": reasons[row.id], "attempts": attempts[row.id]} for row in part}
+    return [(row, records[row.id], failures.get(row.id, "")) for row in part]
+
+
+def _unreadable(path: Path) -> str:
+    try:
+        read_image(path)
+    except ImageError as error:
+        return str(error)
+    return ""
+
+
+def _finish(
+    run: RunFolder, rows: Sequence[EmotionRow], done: dict[str, dict[str, Any]], source: Path, config: SynthesizeConfig
+) -> dict[str, Any]:
+    """Write the accepted and the rejected rows, the test rows and the summary."""
+    link = run.path / "images"
+    if not link.is_symlink():
+        link.symlink_to(source, target_is_directory=True)
+    accepted, rejected = [], []
+    for row in rows:
+        record = done.get(row.id)
+        if record is None:
+            continue
+        moved = replace(row, image=f"images/{row.image}")
+        if record["accepted"]:
+            text = record["attempts"][-1]["text"].strip()
+            accepted.append(replace(moved, target=text, meta_info={**row.meta_info, "synthesised": {"round": record["round"]}}).to_dict())
+        else:
+            last = record["attempts"][-1]["errors"] if record["attempts"] else [record["reason"]]
+            rejected.append({**moved.to_dict(), "reasons": last, "attempts": record["attempts"]})
+    write_lines(run.path / "train.jsonl", accepted)
+    write_lines(run.path / "rejected.jsonl", rejected)
+    beside = source / "test.jsonl"
+    if beside.is_file() and beside != config.path.resolve():
+        write_lines(run.path / "test.jsonl", (replace(row, image=f"images/{row.image}").to_dict() for row in read_emotion_rows(beside)))
+    kept = [done[row["id"]] for row in accepted]
+    summary = {
+        "rows": len(rows),
+        "accepted": len(accepted),
+        "rejected": len(rejected),
+        "open": len(rows) - len(accepted) - len(rejected),
+        "accepted_by_attempt": dict(sorted(Counter(len(record["attempts"]) for record in kept).items())),
+        "accepted_by_round": dict(sorted(Counter(record["round"] for record in kept).items())),
+        "errors_of_rejected": dict(Counter(reason for row in rejected for reason in row["reasons"]).most_common(20)),
+        "writer": config.endpoint_model or config.model,
+    }
+    run.write_json("summary.json", summary)
+    return summary
+
+
+def _fine_tune(config: SynthesizeConfig, folder: Path, model: str, number: int) -> str | int:
+    """Stage 1 on what was accepted; returns the new model's folder, or the exit code when interrupted."""
+    from policies.vlm.align import run_alignment
+    from policies.vlm.align_config import AlignVlmConfig
+
+    output = folder / f"sft-{number}"
+    if (output / "summary.json").is_file():
+        return str(output / "model")
+    align = AlignVlmConfig(
+        task="emotion",
+        stages=("sft",),
+        data=str(folder),
+        model=model,
+        prompt="full",
+        output_dir=str(output),
+        train_rows=0,
+        held_out_rows=200,
+        device=config.device,
+        dtype=config.dtype,
+        sft_steps=config.sft_steps,
+        sft_batch=config.sft_batch,
+        sft_learning_rate=config.sft_learning_rate,
+        max_tokens=config.max_tokens,
+        max_pixels=config.max_pixels,
+        overwrite=True,
+    )
+    return run_alignment(align, [sys.argv[0], *sys.argv[1:]]) or str(output / "model")
+
+
+def _open_endpoint(config: SynthesizeConfig) -> Endpoint | None:
+    if not config.endpoint:
+        return None
+    return Endpoint(
+        config.endpoint,
+        config.endpoint_model,
+        key_env=config.key_env,
+        timeout=config.timeout,
+        retries=config.request_retries,
+        per_minute=config.requests_per_minute,
+        workers=config.workers,
+        max_tokens=config.max_tokens,
+    )
+
+
+def _endpoint_writer(endpoint: Endpoint) -> Writer:
+    def write(prompts: Sequence[str], pictures: Sequence[Path]) -> list[Reply]:
+        asked = [Question(prompt, to_pil(read_image(path).pixels)) for prompt, path in zip(prompts, pictures, strict=True)]
+        return endpoint.ask(asked)
+
+    return write
+
+
+def _local_writer(config: SynthesizeConfig, source: str) -> Writer:
+    from portraitkit.vlm.generate import complete
+    from portraitkit.vlm.load import load_model, load_processor
+    from portraitkit.vlm.rows import Row
+
+    processor = load_processor(source, max_pixels=config.max_pixels)
+    model = load_model(source, dtype=config.dtype, device=config.device)
+
+    def write(prompts: Sequence[str], pictures: Sequence[Path]) -> list[Reply]:
+        rows = [Row(path, None, "", {}) for path in pictures]
+        groups = complete(model, processor, prompts, rows, max_tokens=config.max_tokens, batch_size=config.batch_size)
+        return [Reply(group[0].text) for group in groups]
+
+    return write
+
+
+def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
+    """Records by id, the last one of each; a line that a killed process left unfinished is dropped."""
+    done: dict[str, dict[str, Any]] = {}
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            done[record["id"]] = record
+    return done
+
+
+def _may_resume(config: SynthesizeConfig) -> bool:
+    """Whether the folder holds a synthesis with the same options.
+
+    Raises:
+        RunFolderError: it holds another one, or something else.
+    """
+    stored = config.output_dir / "config.json"
+    if not stored.is_file():
+        return False  # RunFolder.open refuses a folder with other files
+    try:
+        before = json.loads(stored.read_text(encoding="utf-8"))
+    except ValueError:
+        before = None
+    if not isinstance(before, dict) or "endpoint_model" not in before:
+        raise RunFolderError(f"{config.output_dir}: holds something that synthesize-emotion did not make; choose another --output-dir")
+    if config.overwrite:
+        return False
+    now = config_to_dict(config)
+    changed = [f"{key} {before.get(key)!r} -> {now[key]!r}" for key in now if key not in FREE and before.get(key) != now[key]]
+    if changed:
+        raise RunFolderError(
+            f"{config.output_dir}: holds a synthesis with other options ({'; '.join(changed)}); use --overwrite or another --output-dir"
+        )
+    return True

@@ -1,0 +1,100 @@
+"""Every option of `synthesize-emotion`. The docstring under a field is its help text."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from portraitkit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SynthesizeConfig:
+    """Have a model write reasoned answers about faces whose truth is known, and keep those that agree with it exactly."""
+
+    rows: Positional[Annotated[Path, arg(metavar="ROWS")]]
+    """A JSONL file of labelled faces, or the folder that make-preferences emotion wrote (its train.jsonl)."""
+    output_dir: Path = Path("data/emotion-synthesis")
+    """Where train.jsonl (accepted), rejected.jsonl, test.jsonl and summary.json go. The same command again goes on where it was stopped."""
+    model: str = "embedded"
+    """The local model that writes: embedded, a folder, or a hub id; the endpoint is used instead where --endpoint is given."""
+    endpoint: str = ""
+    """An OpenAI-compatible endpoint that writes, as http://localhost:8000/v1."""
+    endpoint_model: str = ""
+    """The model's name at that endpoint."""
+    key_env: str = ""
+    """Environment variable that holds the endpoint's key, if it needs one."""
+    retries: int = 5
+    """Further attempts at a row whose answer was not accepted, each with the list of its errors."""
+    need: Literal["both", "any"] = "both"
+    """both: rows need action units and an emotion, or they are rejected unasked; any: what a row labels is checked, the rest is free."""
+    count: int = 0
+    """Most rows to be worked on, the first ones of the file; 0 takes all."""
+    max_tokens: int = 1024
+    """Most tokens of an answer."""
+    batch_size: int = 16
+    """Rows worked on at once."""
+    timeout: float = 120.0
+    """Seconds for one request."""
+    request_retries: int = 3
+    """Further tries of a request that failed for a reason that may pass; the row stays open if they fail, too."""
+    requests_per_minute: int = 0
+    """Most requests a minute; 0 = no limit."""
+    workers: int = 4
+    """Requests under way at once."""
+    max_failures: int = 20
+    """Stop after so many rows in a row that the endpoint did not answer."""
+    device: str = "cpu"
+    """Of the local model: cpu, cuda ..."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the local model's weights."""
+    max_pixels: int | None = None
+    """Largest picture in pixels for the local model."""
+    rounds: int = 1
+    """Above 1, the local model is fine-tuned on what was accepted (stage 1) and writes again about the rows still rejected, so often."""
+    sft_steps: int = 200
+    """Updates of each fine-tuning between rounds."""
+    sft_batch: int = 8
+    """Rows in one of them."""
+    sft_learning_rate: float = 2e-5
+    """Of the fine-tuning."""
+    overwrite: bool = False
+    """Replace what --output-dir holds, if this command made it."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values before any model is loaded.
+
+        Raises:
+            ConfigError: a value is out of range, or two options contradict each other.
+        """
+        least = {
+            "retries": 0,
+            "count": 0,
+            "max_tokens": 1,
+            "batch_size": 1,
+            "request_retries": 0,
+            "requests_per_minute": 0,
+            "workers": 1,
+            "max_failures": 1,
+            "rounds": 1,
+            "sft_steps": 1,
+            "sft_batch": 1,
+        }
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {smallest} or more")
+        for name in ("timeout", "sft_learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
+        if bool(self.endpoint) != bool(self.endpoint_model):
+            raise ConfigError("--endpoint and --endpoint-model: give both, or none to use --model")
+        if self.endpoint and self.rounds > 1:
+            raise ConfigError("--rounds: a model behind an endpoint cannot be fine-tuned; use --model, or leave --rounds out")
+        if not self.path.is_file():
+            raise ConfigError(f"ROWS {self.rows}: no such file; give a JSONL file, or a folder with train.jsonl")
+
+    @property
+    def path(self) -> Path:
+        """The file of rows."""
+        return self.rows / "train.jsonl" if self.rows.is_dir() else self.rows

@@ -1,0 +1,143 @@
+"""Readers of published data sets in their original folder layouts: one file a data set, each exporting `ADAPTER`."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from portraitkit.errors import ConfigError, DataError
+from portraitkit.suggest import nearest
+
+if TYPE_CHECKING:
+    from numpy import ndarray
+
+BUILT_IN = {
+    "disfa": "preference_data.emotion_adapters.disfa:ADAPTER",
+    "bp4d": "preference_data.emotion_adapters.bp4d:ADAPTER",
+    "raf-au": "preference_data.emotion_adapters.raf_au:ADAPTER",
+    "faba": "preference_data.emotion_adapters.faba:ADAPTER",
+    "fer2013": "preference_data.emotion_adapters.fer2013:ADAPTER",
+    "affectnet": "preference_data.emotion_adapters.affectnet:ADAPTER",
+    "raf-db": "preference_data.emotion_adapters.raf_db:ADAPTER",
+    "expw": "preference_data.emotion_adapters.expw:ADAPTER",
+    "jsonl": "preference_data.emotion_adapters.published_jsonl:ADAPTER",
+}
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One labelled face of a data set.
+
+    Attributes:
+        key: unique in the data set, stable; the row's id is `dataset-key`.
+        picture: the file that holds it, or a function that makes its pixels: uint8, RGB, h x w x 3; ImageError where it cannot.
+        units: numbers of the action units that are present; None where the data set labels none.
+        emotion: as the data set writes it; None where there is none.
+        split: the official one, or None.
+        subject: whoever is shown, or whatever must not stand in two splits; the key if empty.
+        description: text about the expression.
+        meta: further columns.
+        dataset: where the row says that it comes from another data set; its key then is the row's id.
+        question: that the row asks, if not the usual one.
+        target: completion to imitate, if the row has one.
+    """
+
+    key: str
+    picture: "Path | Callable[[], ndarray]"
+    units: frozenset[int] | None = None
+    emotion: str | None = None
+    split: Split | None = None
+    subject: str = ""
+    description: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    dataset: str = ""
+    question: str = ""
+    target: str | None = None
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What the user may choose.
+
+    Attributes:
+        every: of a video's frames, take each so-manieth.
+        min_intensity: action units count as present from this intensity on, 1 to 5, where intensities are labelled.
+    """
+
+    every: int = 1
+    min_intensity: int = 2
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A data set.
+
+    Attributes:
+        name: as rows carry it.
+        layout: what the folder must hold, for messages.
+        read: (folder, options) -> records, lazily; raises DataError with file and line where the folder breaks the layout.
+        skipped: labels that are no emotion, by the reason for which their rows are set aside.
+    """
+
+    name: str
+    layout: str
+    read: Callable[[Path, ReadOptions], Iterator[Record]]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_adapter(name: str) -> Adapter:
+    """Load an adapter by built-in name or as `my_file.py:ADAPTER`.
+
+    Raises:
+        ConfigError: the name is unknown, or the file exports no adapter.
+    """
+    from portraitkit.discover import load_object
+
+    if ":" not in name and name not in BUILT_IN:
+        raise ConfigError(f"DATASET {name}: unknown{nearest(name, BUILT_IN)}; use {', '.join(BUILT_IN)}, or my_file.py:ADAPTER")
+    adapter = load_object(BUILT_IN.get(name, name))
+    if not isinstance(adapter, Adapter):
+        raise ConfigError(f"DATASET {name}: that is a {type(adapter).__name__}, not a preference_data.emotion_adapters.Adapter")
+    return adapter
+
+
+def read_table(path: Path, columns: int, separator: str | None = None) -> Iterator[tuple[str, list[str]]]:
+    """Lines of a text file as fields, with where they stand; blank lines are skipped.
+
+    Raises:
+        DataError: the file cannot be read, or a line has another number of fields.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            fields = [part.strip() for part in line.split(separator)]
+            if len(fields) != columns:
+                raise DataError(f"{path} line {number}: has {len(fields)} fields; {columns} are expected")
+            yield f"{path} line {number}", fields
+
+
+def coded(where: str, codes: Mapping[str, str], code: str) -> str:
+    """The emotion of a data set's code.
+
+    Raises:
+        DataError: no such code.
+    """
+    if code not in codes:
+        raise DataError(f"{where}: code {code!r} is none of {', '.join(codes)}")
+    return codes[code]
+
+
+def find(folder: Path, adapter_layout: str, *names: str) -> Path:
+    """The first of some paths in the folder that exists.
+
+    Raises:
+        DataError: none does; the message says what the folder should hold.
+    """
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    raise DataError(f"{folder}: has no {' or '.join(names)}; the folder must hold {adapter_layout}")

@@ -1,0 +1,196 @@
+"""Rows of facial emotion data: the JSONL format that Facial-R1 published, read strictly and written.
+
+One object a line: `id` (unique), `dataset`, `image` (a path relative to an image folder), `question`, `AUs` (a list such as
+["AU1", "AU4"]; null where the data set labels none), `labels` (one emotion as a lower-case noun, or an empty list), `description`,
+`meta_info` (an object), and optionally `target`, the completion to imitate.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from portraitkit.errors import DataError, RunFolderError
+from portraitkit.suggest import nearest
+from preference_data.emotion_labels import ACTION_UNITS, normalise_label
+
+QUESTION = "Which emotion does this face show, and which facial action units show it?"
+EMOTION_ONLY = ("fer2013", "affectnet", "raf-db", "expw")
+"""Data sets without action units: the empty lists that published files give for them mean "not labelled"."""
+
+
+@dataclass(frozen=True)
+class EmotionRow:
+    """One row; see the top of this module.
+
+    Attributes:
+        id: unique in its file.
+        dataset: where it comes from.
+        image: path relative to an image folder, with forward slashes.
+        question: asked about the picture.
+        AUs: names of action units in ascending order; None where they are not labelled.
+        labels: one emotion, or none.
+        description: what a person or a model wrote about the expression; may be empty.
+        meta_info: anything else, by name.
+        target: completion to imitate, or None.
+    """
+
+    id: str
+    dataset: str
+    image: str
+    question: str = QUESTION
+    AUs: tuple[str, ...] | None = None
+    labels: tuple[str, ...] = ()
+    description: str = ""
+    meta_info: Mapping[str, Any] = field(default_factory=dict)
+    target: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `target` only where there is one."""
+        row = asdict(self)
+        if self.target is None:
+            del row["target"]
+        return row
+
+
+FIELDS = tuple(EmotionRow.__dataclass_fields__)
+REQUIRED = ("id", "dataset", "image", "AUs", "labels")
+
+
+def parse_row(row: Any) -> EmotionRow:
+    """One object of a file to a row; emotions become nouns, units are sorted.
+
+    Raises:
+        DataError: anything that is not as described at the top of this module.
+    """
+    if not isinstance(row, dict):
+        raise DataError(f"{type(row).__name__}: must be a JSON object")
+    for name in row:
+        if name not in FIELDS:
+            raise DataError(f"column {name!r}: unknown{nearest(name, FIELDS)}; use {', '.join(FIELDS)}")
+    for name in REQUIRED:
+        if name not in row:
+            raise DataError(f"column {name!r} is missing; a row needs {', '.join(REQUIRED)}")
+    for name in ("id", "dataset", "image"):
+        if not isinstance(row[name], str) or not row[name].strip():
+            raise DataError(f"{name} {row[name]!r}: must be a text that is not empty")
+    for name in ("question", "description", "target"):
+        if row.get(name) is not None and not isinstance(row[name], str):
+            raise DataError(f"{name} {row[name]!r}: must be a text")
+    meta = row.get("meta_info")
+    if meta is not None and not isinstance(meta, dict):
+        raise DataError(f"meta_info {meta!r}: must be an object")
+    units = _units(row["AUs"])
+    if units == () and row["dataset"].lower() in EMOTION_ONLY:
+        units = None
+    return EmotionRow(
+        id=row["id"],
+        dataset=row["dataset"],
+        image=check_path(row["image"]),
+        question=row.get("question") or QUESTION,
+        AUs=units,
+        labels=_labels(row["labels"]),
+        description=row.get("description") or "",
+        meta_info=meta or {},
+        target=row.get("target"),
+    )
+
+
+def read_emotion_rows(path: Path) -> list[EmotionRow]:
+    """Every row of a file.
+
+    Raises:
+        DataError: the file cannot be read, a row breaks the format, or an id comes twice; the line's number is named.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); give a UTF-8 file of JSON lines") from error
+    rows: list[EmotionRow] = []
+    seen: dict[str, int] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path} line {number}"
+        try:
+            row = parse_row(json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_unique))
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: not JSON ({error}); one object a line") from error
+        if row.id in seen:
+            raise DataError(f"{where}: id {row.id!r} stands in line {seen[row.id]}, too; ids must be unique")
+        seen[row.id] = number
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{path}: holds no rows; one JSON object a line")
+    return rows
+
+
+def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSONL file in one piece.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error
+
+
+def check_path(name: str) -> str:
+    """A relative path that stays inside its folder.
+
+    Raises:
+        DataError: it is absolute, or leads out of the folder.
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+        raise DataError(f"image {name!r}: must be a path inside the image folder, relative to it")
+    return str(path)
+
+
+def unit_names(numbers: Iterable[int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names in ascending order of the units that the prompt defines, and of the others."""
+    ordered = sorted(set(numbers))
+    known = tuple(f"AU{number}" for number in ordered if number in ACTION_UNITS)
+    return known, tuple(f"AU{number}" for number in ordered if number not in ACTION_UNITS)
+
+
+def _units(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise DataError(f'AUs {value!r}: must be a list such as ["AU4", "AU15"], or null where none are labelled')
+    numbers = []
+    for name in value:
+        digits = name.removeprefix("AU") if isinstance(name, str) else ""
+        if not digits.isdecimal() or int(digits) not in ACTION_UNITS:
+            raise DataError(f"AUs item {name!r}: must be one of {', '.join(f'AU{number}' for number in ACTION_UNITS)}")
+        numbers.append(int(digits))
+    return unit_names(numbers)[0]
+
+
+def _labels(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) > 1 or not all(isinstance(label, str) for label in value):
+        raise DataError(f'labels {value!r}: must be a list of one emotion such as ["sadness"], or empty')
+    return tuple(normalise_label(label) for label in value)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise DataError(f"column {next(name for name in names if names.count(name) > 1)!r} comes twice")
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise DataError(f"{name} is not JSON; leave the value out")

@@ -1,0 +1,100 @@
+"""`score-completions --metrics`: the figures of all rows together, groups, ROUGE-L and a judge behind an endpoint."""
+
+import json
+import os
+
+import pytest
+
+from policies.vlm.judge_emotion import read_score
+from policies.vlm.main import score_completions
+from portraitkit.endpoint import Reply
+from portraitkit.scripted_endpoint import ScriptedEndpoint
+
+SAD = "<think>The brows come down (AU4).</think><answer>sadness</answer>"
+ROWS = [
+    {"completion": SAD, "AUs": ["AU4"], "labels": ["sadness"], "dataset": "a", "description": "The brows come down (AU4)."},
+    {"completion": SAD, "AUs": ["AU4"], "labels": ["fear"], "dataset": "a", "description": "Wide eyes (AU5)."},
+    {"completion": "?", "AUs": ["AU12"], "labels": ["happiness"], "meta_info": {"age": 3}, "dataset": "b", "description": ""},
+]
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("portraitkit.endpoint.LONGEST_WAIT", 0.01)
+
+
+@pytest.fixture
+def score(command, tmp_path):
+    def call(*options, task="emotion", rows=ROWS):
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        code, out, err = command(score_completions, tmp_path / "rows.jsonl", "--task", task, *options)
+        file = tmp_path / "m.json"
+        return code, out, err, json.loads(file.read_text()) if file.is_file() else None
+
+    return call
+
+
+def test_the_figures_of_all_rows(score, tmp_path):
+    code, out, err, found = score("--metrics", tmp_path / "m.json", "--group-by", "dataset", "--au-list", "4,12")
+    assert code == 0 and len(out.splitlines()) == 3 and "action_units.micro_f1 0.8" in err
+    assert found["action_units"]["macro_f1"] == pytest.approx(0.5) and found["emotions"]["accuracy"] == pytest.approx(1 / 3)
+    assert found["unreadable"] == pytest.approx(1 / 3) and found["reward"] == pytest.approx((3 + 2 + 0) / 3)
+    assert found["groups"]["a"]["rows"] == 2 and found["groups"]["b"]["unreadable"] == 1
+    assert found["rouge_l"]["rows"] == 2 and "rouge_score" in found["rouge_l"]["package"]
+    assert found["rege"]["emotions"] == pytest.approx(100 / 3 + found["rouge_l"]["per_cent"])
+    assert os.listdir(tmp_path).count("m.json") == 1
+
+
+def test_a_judge_whose_failures_are_not_zero(score, tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "k")
+    answers = {"The brows come down (AU4).": "<score>9</score>", "Wide eyes (AU5).": "I would say eleven."}
+
+    def script(body):
+        text = body["messages"][0]["content"][0]["text"]
+        return next(answer for reference, answer in answers.items() if f"Reference: {reference}" in text)
+
+    with ScriptedEndpoint(script) as server:
+        options = ("--judge-url", server.url, "--judge-model", "referee", "--judge-key-env", "JUDGE_KEY")
+        code, _, err, found = score("--metrics", tmp_path / "m.json", *options)
+    assert code == 0 and "judge.failed 1" in err
+    judged = found["judge"]
+    assert (judged["judge"], judged["mean"], judged["scored"], judged["failed"]) == ("referee", 9, 1, 1)
+    assert judged["scores"] == [9, None] and "eleven" in judged["failures"][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [("<score>10</score>", 10), ("<score> 1 </score>", 1), ("<score>0</score>", None), ("<score>11</score>", None), ("7", None)]
+    + [("<score>7.5</score>", None), ("<score>3</score><score>4</score>", None), (None, None)],
+)
+def test_only_one_whole_number_is_a_score(text, score):
+    found, reason = read_score(Reply(text, "down" if text is None else ""))
+    assert found == score and bool(reason) == (score is None)
+
+
+def test_other_tasks_report_theirs_or_say_that_they_have_none(score, tmp_path):
+    makeup = [{"completion": "?", "solution": [{"shape": "LIP_FULL_BASIC", "color": "#B03050"}]}]
+    code, _, err, found = score("--metrics", tmp_path / "m.json", task="makeup", rows=makeup)
+    assert code == 0 and found["unreadable"] == 1 and found["lips_missing"] == 1
+    (tmp_path / "m.json").unlink()
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import replace\nfrom policies.vlm.tasks.shape_area import TASK\nTASK = replace(TASK, metrics=None)\n"
+    )
+    code, out, err, found = score("--metrics", tmp_path / "m.json", task=f"{tmp_path}/mine.py:TASK", rows=[{"completion": "x", "area": 1}])
+    assert code == 2 and "reports nothing besides its reward" in err and out == "" and found is None
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--au-list", "disfa"], "--metrics"),
+        (["--metrics", "m.json", "--au-list", "dsfa"], "did you mean"),
+        (["--metrics", "m.json", "--group-by", "country"], "country"),
+        (["--metrics", "m.json", "--judge-url", "http://x/v1"], "give both"),
+        (["--metrics", "m.json", "--judge-url", "x", "--judge-model", "m"], "must be a URL"),
+    ],
+)
+def test_mistakes_before_anything_is_printed(score, options, word):
+    code, out, err, _ = score(*options)
+    assert code == 2 and out == "" and word in err and len(err.splitlines()) == 1

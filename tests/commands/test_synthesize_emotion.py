@@ -1,0 +1,186 @@
+"""`synthesize-emotion`: with a scripted endpoint and with a tiny local model; acceptance, retries, rejects, resuming."""
+
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from policies.vlm.main import synthesize_emotion
+from policies.vlm.synthesis import find_errors, write_prompt
+from policies.vlm.tasks.emotion import TASK
+from portraitkit.scripted_endpoint import ScriptedEndpoint
+from portraitkit.vlm.rows import open_rows
+from preference_data.emotion_rows import EmotionRow, read_emotion_rows, write_lines
+
+SAD = EmotionRow("sad", "FABA", "1.png", AUs=("AU4", "AU15"), labels=("sadness",), meta_info={"age": 3})
+GOOD = "<think>The brows come down (AU4) and the lip corners too (AU15).</think><answer>sadness</answer>"
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("portraitkit.endpoint.LONGEST_WAIT", 0.01)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rows = [EmotionRow(f"r{n}", "FABA", "faces/1.png", AUs=("AU4", "AU15"), labels=("sadness",)) for n in range(6)]
+    rows += [
+        EmotionRow("no-emotion", "DISFA", "faces/1.png", AUs=("AU4",)),
+        EmotionRow("no-units", "ExpW", "faces/1.png", labels=("fear",)),
+    ]
+    (tmp_path / "in/faces").mkdir(parents=True)
+    Image.new("RGB", (32, 32), (120, 90, 80)).save(tmp_path / "in/faces/1.png")
+    write_lines(tmp_path / "in/train.jsonl", [row.to_dict() for row in rows])
+    write_lines(tmp_path / "in/test.jsonl", [EmotionRow("t", "FABA", "faces/1.png", AUs=("AU12",), labels=("happiness",)).to_dict()])
+    return tmp_path / "in"
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def asked(body):
+    return body["messages"][0]["content"][-1]["text"]
+
+
+def run(command, server, folder, *options):
+    return command(
+        synthesize_emotion, folder, "--endpoint", server.url, "--endpoint-model", "m", "--output-dir", folder.parent / "out", *options
+    )
+
+
+@pytest.mark.parametrize(
+    ("completion", "errors"),
+    [
+        (GOOD, []),
+        (GOOD.replace("sadness<", " Sadness <"), []),
+        (GOOD + " ok", ["must be <think>"]),
+        (GOOD.replace("(AU15)", ""), ["AU15 shows, but is not named"]),
+        (GOOD.replace("(AU15)", "(AU15) (AU12)"), ["AU12 is named, but does not show"]),
+        (GOOD.replace("sadness<", "fear<"), ["'fear', but must be sadness"]),
+        ("<think></think><answer>fear</answer>", ["AU4 shows", "AU15 shows", "'fear'", "is empty"]),
+    ],
+)
+def test_acceptance_is_exact(completion, errors):
+    found = find_errors(SAD, completion)
+    assert len(found) == len(errors) and all(words in error for words, error in zip(errors, found, strict=True)), found
+
+
+def test_the_prompt_holds_the_truth_and_the_errors():
+    first = write_prompt(SAD)
+    assert first.startswith(TASK.prompt) and "AU4 brow lowerer, AU15 lip corner depressor" in first and "the emotion is sadness" in first
+    again = write_prompt(SAD, answer="<think>x", errors=["AU4 shows, but is not named"])
+    assert again.startswith(first) and "<think>x" in again and "- AU4 shows, but is not named" in again
+    assert "Name no action unit." in write_prompt(EmotionRow("a", "b", "c", AUs=(), labels=("neutral",)))
+
+
+def test_accepted_rejected_and_unverifiable_rows(command, folder):
+    answers = iter([GOOD, GOOD.replace("(AU4)", ""), GOOD, *["nonsense"] * 6, GOOD, GOOD, GOOD])
+    with ScriptedEndpoint(lambda body: next(answers)) as server:
+        code, _, err = run(command, server, folder, "--workers", "1", "--batch-size", "1")
+    out = folder.parent / "out"
+    assert code == 0 and "5 of 8 rows accepted, 3 rejected" in err
+    accepted, rejected = lines(out / "train.jsonl"), lines(out / "rejected.jsonl")
+    assert [row["id"] for row in accepted] == ["r0", "r1", "r3", "r4", "r5"] and all(row["target"] == GOOD for row in accepted)
+    assert "AU4 shows, but is not named" in asked(server.requests[2]) and "AU4 shows, but" not in asked(server.requests[1])
+    assert [row["id"] for row in rejected] == ["r2", "no-emotion", "no-units"]
+    assert len(rejected[0]["attempts"]) == 6 and "must be <think>" in rejected[0]["reasons"][0]
+    assert "labels no emotion" in rejected[1]["reasons"][0] and rejected[1]["attempts"] == []
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["accepted_by_attempt"] == {"1": 4, "2": 1} and summary["open"] == 0
+    splits = open_rows(TASK, str(out), {"train": 0, "validation": 1, "held_out": 0}, 0)
+    assert splits["train"][0].target == GOOD and splits["held_out"][0].truth.emotion == "happiness"
+    assert splits["train"][0].image().size == (32, 32)
+    assert len(read_emotion_rows(out / "train.jsonl")) == 5
+
+
+def test_rows_that_label_half_are_taken_if_asked(command, folder):
+    def script(body):
+        facts = re.search(r"What is known about this face: (.*?)\. Describe", asked(body)).group(1)
+        units = " ".join(f"({unit})" for unit in re.findall(r"AU\d+", facts)) or "(AU1)"
+        emotion = re.search(r"the emotion is (\w+)", facts)
+        return f"<think>See {units}.</think><answer>{emotion[1] if emotion else 'anger'}</answer>"
+
+    with ScriptedEndpoint(script) as server:
+        assert run(command, server, folder, "--need", "any")[0] == 0
+    assert len(lines(folder.parent / "out/train.jsonl")) == 8
+
+
+def test_a_failing_endpoint_rejects_nothing_and_the_command_goes_on(command, folder):
+    answers = iter([GOOD, GOOD])
+    with ScriptedEndpoint(lambda body: next(answers, (500, "down"))) as server:
+        options = ("--workers", "1", "--batch-size", "1", "--request-retries", "1", "--max-failures", "2")
+        code, _, err = run(command, server, folder, *options)
+        assert code == 2 and "HTTP 500" in err.splitlines()[-1] and "2 rows are done" in err
+    assert not (folder.parent / "out/train.jsonl").exists()
+    with ScriptedEndpoint(lambda body: GOOD) as server:
+        code, _, err = command(
+            synthesize_emotion, folder, "--endpoint", server.url, "--endpoint-model", "m", "--output-dir", folder.parent / "out"
+        )
+        assert code == 2 and "endpoint" in err  # another URL is another option
+        (config := folder.parent / "out/config.json").write_text(re.sub(r"http://[^\"]*", server.url, config.read_text()))
+        code, _, err = run(command, server, folder)
+        assert code == 0 and "2 rows are done already" in err and len(server.requests) == 4
+    assert len(lines(folder.parent / "out/train.jsonl")) == 6
+
+
+def test_nothing_accepted_is_said(command, folder):
+    with ScriptedEndpoint(lambda body: "no") as server:
+        code, _, err = run(command, server, folder, "--retries", "0", "--count", "2")
+    assert code == 2 and "no answer was accepted" in err and len(lines(folder.parent / "out/rejected.jsonl")) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--endpoint", "http://x/v1"], "endpoint-model"),
+        (["--retries", "-1"], "0 or more"),
+        (["--rounds", "2", "--endpoint", "http://x/v1", "--endpoint-model", "m"], "cannot be fine-tuned"),
+        (["--model", "./nowhere"], "no such folder"),
+        (["--endpoint", "http://x/v1", "--endpoint-model", "m", "--key-env", "NOT_SET_HERE"], "NOT_SET_HERE"),
+    ],
+)
+def test_mistakes(command, folder, options, word):
+    code, _, err = command(synthesize_emotion, folder, "--output-dir", folder.parent / "out", *options)
+    assert code == 2 and word in err and len(err.splitlines()) == 1 and not (folder.parent / "out").exists()
+    assert command(synthesize_emotion, folder / "none.jsonl")[0] == 2
+
+
+@pytest.fixture
+def tiny(folder):
+    from portraitkit.vlm.tiny import build_model, build_processor
+
+    processor = build_processor([TASK.prompt, GOOD], ["<think>", "</think>", "<answer>", "</answer>"], vocabulary=300)
+    build_model(processor, hidden_size=96, layers=1, vision_size=64, vision_layers=1).save_pretrained(folder.parent / "tiny")
+    processor.save_pretrained(folder.parent / "tiny")
+    return folder.parent / "tiny"
+
+
+def test_a_local_model_is_asked_row_by_row(command, folder, tiny):
+    """A tiny model with random weights: what it writes is rejected for what it is, through the real generation."""
+    options = ("--model", tiny, "--output-dir", folder.parent / "out", "--retries", "1", "--max-tokens", "4", "--count", "2")
+    code, _, err = command(synthesize_emotion, folder, *options)
+    assert code == 2 and "no answer was accepted" in err
+    rejected = lines(folder.parent / "out/rejected.jsonl")
+    assert [len(row["attempts"]) for row in rejected] == [2, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_second_round_fine_tunes_on_what_was_accepted(command, folder, tiny):
+    tests = [EmotionRow(f"t{n}", "FABA", "faces/1.png", AUs=("AU12",), labels=("happiness",)) for n in range(2)]
+    write_lines(folder / "test.jsonl", [row.to_dict() for row in tests])
+    out = folder.parent / "out"
+    options = ("--model", tiny, "--output-dir", out, "--retries", "0", "--max-tokens", "4", "--sft-steps", "1", "--sft-batch", "2")
+    assert command(synthesize_emotion, folder, *options)[0] == 2
+    records = lines(out / "journal.jsonl")
+    for record in records[:5]:  # as if a better model had written them
+        record |= {"accepted": True, "attempts": [{"text": GOOD, "errors": []}]}
+    write_lines(out / "journal.jsonl", records)
+    code, _, err = command(synthesize_emotion, folder, *options, "--rounds", "2")
+    assert code == 0 and "5 of 8 rows accepted" in err, err
+    assert (out / "sft-1/model/config.json").is_file()
+    last = {record["id"]: record for record in lines(out / "journal.jsonl")}
+    assert last["r5"]["round"] == 2 and last["r0"]["round"] == 1 and last["no-units"]["round"] == 1

@@ -1,0 +1,134 @@
+"""Figures of facial emotion analysis, by hand-counted examples and by the definitions."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policies.vlm import emotion_metrics as metrics
+from policies.vlm.tasks.emotion import TASK, Expression
+from portraitkit.errors import ConfigError
+from preference_data.emotion_labels import ACTION_UNITS, AU_LISTS, DEFINITIONS, EMOTIONS, SYNONYMS, normalise_label
+
+UNITS = st.frozensets(st.sampled_from(sorted(ACTION_UNITS)), max_size=5)
+
+
+def answer(units, emotion):
+    return f"<think>{' '.join(f'(AU{unit})' for unit in units)}</think><answer>{emotion}</answer>"
+
+
+TRUTHS = [
+    Expression(frozenset({1, 4}), "sadness"),
+    Expression(frozenset({4}), "anger"),
+    Expression(frozenset({12}), "happiness"),
+    Expression(frozenset({12}), None),
+    Expression(None, "fear"),
+]
+COMPLETIONS = [answer([1, 4], "sadness"), answer([4, 12], "Anger"), "no tags AU12", answer([12], "fear"), answer([9], "joyful")]
+
+
+def test_hand_counted_figures():
+    found = metrics.headline(COMPLETIONS, TRUTHS)
+    # AU1: 1 hit; AU4: 2 hits; AU12: 1 hit, 1 false alarm, 1 miss -> 1/2. The fifth row labels no units, so AU9 counts nowhere.
+    assert found["au_macro_f1"] == pytest.approx((1 + 1 + 0.5) / 3)
+    assert found["au_micro_f1"] == pytest.approx(8 / 10)
+    assert found["emotion_accuracy"] == pytest.approx(2 / 4)
+    assert found["unreadable"] == pytest.approx(1 / 5)
+    assert TASK.metrics is not None and TASK.metrics(COMPLETIONS, TRUTHS) == found
+
+
+def test_a_list_decides_which_units_count():
+    found = metrics.report(COMPLETIONS, TRUTHS, units=(4, 25))
+    assert found["au_list"] == ["AU4", "AU25"]
+    assert found["action_units"]["micro_f1"] == 1 and found["action_units"]["units_with_positives"] == 1
+    assert found["action_units"]["units"]["AU25"] == {"f1": None, "hits": 0, "false_alarms": 0, "misses": 0}
+    assert metrics.au_list("au1, 2") == (1, 2)
+    with pytest.raises(ConfigError, match="did you mean 'disfa'"):
+        metrics.au_list("dsfa")
+
+
+def test_published_lists():
+    assert len(AU_LISTS["all"]) == 30 and len(AU_LISTS["disfa"]) == 12
+    assert len(AU_LISTS["bp4d"]) == len(AU_LISTS["raf-au"]) == 27 and len(AU_LISTS["faba"]) == 26
+    assert AU_LISTS["emola-disfa"] == (1, 2, 4, 6, 9, 12, 25, 26)
+    assert AU_LISTS["emola-bp4d"] == (1, 2, 4, 6, 7, 10, 12, 14, 15, 17, 23, 24)
+    assert metrics.rege(0.645, 31.7) == pytest.approx(96.2)  # EmoLA's own row
+
+
+def test_paper_mode_reads_tags_anywhere():
+    text = "Well: <think>(AU12)</think> so <answer> Happiness </answer> done"
+    assert not metrics.read_answer(text).readable and metrics.read_answer(text).units == frozenset()
+    read = metrics.read_answer(text, "paper")
+    assert (read.units, read.emotion, read.readable) == (frozenset({12}), "happiness", False)
+
+
+def test_confusion_has_a_column_for_what_is_no_emotion():
+    answers = [metrics.read_answer(text) for text in COMPLETIONS]
+    table = metrics.confusion(answers, TRUTHS)
+    assert list(table) == ["anger", "fear", "happiness", "sadness"]
+    assert table["fear"]["other"] == 1 and table["happiness"]["other"] == 1 and table["anger"]["anger"] == 1
+    assert sum(sum(row.values()) for row in table.values()) == 4
+
+
+def test_the_report_with_descriptions_and_groups():
+    texts = ["(AU1) (AU4)", "", "nothing alike", "", ""]
+    found = metrics.report(COMPLETIONS, TRUTHS, descriptions=texts, groups=["a", "a", "b", "b", "c"])
+    assert found["rouge_l"]["rows"] == 2 and found["rouge_l"]["per_cent"] == pytest.approx(50)
+    assert found["rege"]["emotions"] == pytest.approx(50 + 50)
+    assert found["groups"]["a"]["emotions"]["accuracy"] == 1 and found["groups"]["c"]["action_units"]["macro_f1"] is None
+    assert sum(group["rows"] for group in found["groups"].values()) == 5
+    low, high = found["action_units"]["micro_f1_ci95"]
+    assert 0 <= low <= found["action_units"]["micro_f1"] <= high <= 1
+    assert metrics.report(["x"], [TRUTHS[0]])["emotions"]["accuracy_ci95"] is None
+
+
+def test_rouge_is_the_longest_common_subsequence():
+    # 3 common words in order of 4 and 5: P 3/4, R 3/5.
+    assert metrics.rouge_l(["brows go up fast"], ["the brows then go up"]) == pytest.approx(100 * 2 * 0.75 * 0.6 / 1.35)
+
+
+@given(st.lists(st.tuples(UNITS, UNITS), min_size=1, max_size=8))
+def test_f1_is_that_of_precision_and_recall(pairs):
+    truths = [Expression(true, None) for _, true in pairs]
+    counts = metrics.count_units([metrics.read_answer(answer(said, "fear")) for said, _ in pairs], truths, AU_LISTS["all"]).sum(0)
+
+    def by_hand(said, true):  # pairs (row, unit)
+        if not true:
+            return None
+        precision, recall = len(said & true) / max(len(said), 1), len(said & true) / len(true)
+        return 2 * precision * recall / (precision + recall) if said & true else 0.0
+
+    named = {(row, unit) for row, (units, _) in enumerate(pairs) for unit in units}
+    wanted = {(row, unit) for row, (_, units) in enumerate(pairs) for unit in units}
+    each = [by_hand({i for i in named if i[1] == unit}, {i for i in wanted if i[1] == unit}) for unit in AU_LISTS["all"]]
+    each = [value for value in each if value is not None]
+    if not wanted:
+        assert math.isnan(metrics.micro_f1(counts)) and math.isnan(metrics.macro_f1(counts))
+    else:
+        assert metrics.micro_f1(counts) == pytest.approx(by_hand(named, wanted))
+        assert metrics.macro_f1(counts) == pytest.approx(sum(each) / len(each))
+
+
+@given(st.lists(st.tuples(UNITS, st.sampled_from(EMOTIONS)), min_size=1, max_size=6))
+def test_perfect_answers_are_perfect(rows):
+    truths = [Expression(units, emotion) for units, emotion in rows]
+    found = metrics.headline([TASK.perfect(truth) for truth in truths], truths)
+    assert found["emotion_accuracy"] == 1 and found["unreadable"] == 0
+    assert found["au_micro_f1"] == 1 or math.isnan(found["au_micro_f1"])
+
+
+def test_labels_become_nouns():
+    assert [normalise_label(word) for word in ("Angry", " happy ", "SAD", "Neutral", "surprise")] == [
+        "anger",
+        "happiness",
+        "sadness",
+        "neutral",
+        "surprise",
+    ]
+    assert set(SYNONYMS) == set(EMOTIONS)
+
+
+def test_the_prompt_says_what_each_unit_looks_like():
+    assert all(f"AU{number} {name} ({seen})" in TASK.prompt for number, (name, seen) in DEFINITIONS.items())
+    assert len({seen for _, seen in DEFINITIONS.values()}) == 30
