@@ -161,7 +161,11 @@ def _load(config: AlignVlmConfig) -> Any:
 
     if not (Path(config.adapter) / "adapter_config.json").is_file():
         raise ConfigError(f"--adapter {config.adapter}: holds no adapter_config.json; give the model folder of a run with --rank")
-    return PeftModel.from_pretrained(model, config.adapter).merge_and_unload()
+    trained = [parameter.requires_grad for parameter in model.parameters()]
+    merged = PeftModel.from_pretrained(model, config.adapter).merge_and_unload()
+    for parameter, before in zip(merged.parameters(), trained, strict=True):
+        parameter.requires_grad_(before)  # peft froze them all
+    return merged
 
 
 def _probe(config: AlignVlmConfig, task: Task, model: Any, processor: Any, rows: list[Row], decoding: Decoding, console: Console) -> Probe:

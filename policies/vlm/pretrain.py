@@ -113,13 +113,13 @@ def make_processor(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
 
 def pixels_of(processor: Any, rows: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
     """(patches, n x patches x values, in bfloat16; grid of one picture) of equal-sized pictures."""
-    parts = []
+    parts, grids = [], []
     for start in range(0, len(rows), 256):
         pictures = [row["picture"].permute(2, 0, 1) for row in rows[start : start + 256]]
         found = processor.image_processor(pictures, return_tensors="pt")
         parts.append(found["pixel_values"].view(len(pictures), -1, found["pixel_values"].shape[-1]).bfloat16())
-        grid = found["image_grid_thw"][:1]
-    return torch.cat(parts), grid
+        grids.append(found["image_grid_thw"][:1])
+    return torch.cat(parts), grids[0]
 
 
 def look(model: Any, pixels: Tensor, grid: Tensor) -> Tensor:

@@ -60,11 +60,10 @@ class Follow(TrainerCallback):
         shown = "  ".join(f"{name} {numbers[name]:.3f}" for name in ("reward", "reward_std", "kl", "loss") if name in numbers)
         self.progress.update(self.bar, description=shown or self.stage)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Validate when it is time; save and stop when interrupted."""
         self.progress.update(self.bar, completed=state.global_step)
         if self.interrupt.requested:
             control.should_save = control.should_training_stop = True
         elif self.validate is not None and self.every and state.global_step % self.every == 0:
             self.run.log(state.global_step, kind="validation", **self.validate())
-        return control

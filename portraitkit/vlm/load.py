@@ -73,7 +73,7 @@ def load_model(source: str, *, dtype: str = "float32", device: str = "cpu", free
     from transformers import AutoModelForImageTextToText
 
     try:
-        model = AutoModelForImageTextToText.from_pretrained(model_path(source), dtype=DTYPES[dtype])
+        model: Any = AutoModelForImageTextToText.from_pretrained(model_path(source), dtype=DTYPES[dtype])
     except (OSError, ValueError) as error:
         raise WeightsError(f"--model {source}: could not be loaded ({_first_line(error)}); {_where(source)}") from error
     model = model.to(device).eval()

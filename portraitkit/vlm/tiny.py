@@ -113,6 +113,6 @@ def build_model(processor: Any, *, hidden_size: int = 192, layers: int = 4, visi
     model = Qwen2_5_VLForConditionalGeneration(config)
     # Every normalisation divides a patch by its own length, and the patch embedding has no bias: without a constant beside it, how
     # bright a patch is would be lost before the first layer has read it.
-    torch.nn.init.normal_(model.model.visual.blocks[0].attn.proj.bias, std=0.3)
+    torch.nn.init.normal_(model.get_parameter("model.visual.blocks.0.attn.proj.bias"), std=0.3)
     model.generation_config.update(eos_token_id=token("<|im_end|>"), pad_token_id=token("<|endoftext|>"), bos_token_id=None)
     return model

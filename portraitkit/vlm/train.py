@@ -70,7 +70,7 @@ def make_grpo_trainer(
 
     trainer = GRPOTrainer(
         model=model,
-        reward_funcs=reward_functions(task, rows, mode),
+        reward_funcs=[*reward_functions(task, rows, mode)],
         args=arguments,
         train_dataset=_dataset(rows, prompt),
         processing_class=processor,

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from policies.vlm.tasks.shape_plot import SIDE, draw_picture, draw_shape
 from portraitkit.errors import DataError
 from portraitkit.vlm.task import Mode, Score, Task
 
@@ -53,6 +52,8 @@ def area_task(
         return Score(correctness + sum(form.values()), parts, value)
 
     def make_row(split: str, seed: int) -> dict[str, Any]:
+        from policies.vlm.tasks.shape_plot import SIDE, draw_picture, draw_shape  # torch: scoring needs none
+
         shape = draw_shape(split, seed, sizes=sizes, max_angle=max_angle)
         share = 100 * shape.area / SIDE**2
         target = f"<{think_tag}>it covers {share:.1f} % of 50 x 50</{think_tag}><answer>{shape.area:.2f}</answer>"

@@ -101,7 +101,7 @@ def draw_picture(shape: Shape) -> Float[Tensor, "3 208 207"]:
     """The shape, filled with a black edge, on axes from 0 to 50 with a grid every 10 and ticks every 5; RGB in [0, 1]."""
     from matplotlib.patches import Circle, Polygon
 
-    figure, axes, canvas = _canvas()
+    axes, canvas = _canvas()
     style = {"facecolor": shape.color, "edgecolor": "black", "linewidth": 1.0, "zorder": 3}
     patch = Circle(shape.center, shape.width / 2, **style) if shape.kind == "circle" else Polygon(shape.corners, closed=True, **style)
     axes.add_patch(patch)
@@ -129,4 +129,4 @@ def _canvas():
     axes.grid(which="major", linewidth=0.5, color="0.8")
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=6, pad=1.5, length=2, which="both")
-    return figure, axes, canvas
+    return axes, canvas

@@ -36,8 +36,8 @@ def test_the_gain_is_paired():
     before, after = make_evaluation([0.0, 1.0, 2.0, 3.0]), make_evaluation([0.5, 1.5, 2.5, 3.5])
     found = compare(before, after)
     assert found["greedy"]["gain"] == pytest.approx(0.5) and found["greedy"]["gain_ci95"] == pytest.approx((0.5, 0.5))
-    low, high = found["greedy"]["ci95_before"]
-    assert low < found["greedy"]["before"] < high and found["sampled"]["gain"] == pytest.approx(0.25)
+    interval = found["greedy"]["ci95_before"]
+    assert interval[0] < found["greedy"]["before"] < interval[1] and found["sampled"]["gain"] == pytest.approx(0.25)
 
 
 def test_undefined_metrics_become_none():

@@ -1,0 +1,129 @@
+"""align-vlm as a user runs it, on a tiny model with random weights in a folder."""
+
+import json
+
+import pytest
+import torch
+
+from policies.vlm.align_config import AlignVlmConfig
+from policies.vlm.main import align_vlm
+from portraitkit.config import load_config, recipe_names
+from portraitkit.vlm.tiny import build_model, build_processor
+
+SMALL = {
+    "train-rows": 8,
+    "validation-rows": 2,
+    "held-out-rows": 4,
+    "probe-rows": 2,
+    "prompts-per-step": 2,
+    "group-size": 2,
+    "max-tokens": 8,
+    "samples": 2,
+    "max-train-steps": 2,
+    "validation-steps": 1,
+    "sft-steps": 1,
+    "sft-batch": 2,
+}
+OPTIONS = [text for name, value in SMALL.items() for text in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder with a tiny random Qwen2.5-VL."""
+    torch.manual_seed(0)
+    processor = build_processor(["<answer>1.00</answer> Area? " * 3], ["<answer>", "</answer>"])
+    folder = tmp_path_factory.mktemp("model")
+    build_model(processor, hidden_size=96, layers=1, vision_size=32, vision_layers=1).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", recipe_names(AlignVlmConfig))
+def test_every_recipe_is_a_valid_configuration(name):
+    assert load_config(AlignVlmConfig, ["--config", name], prog="align-vlm").folder.startswith("runs/")
+
+
+def test_a_run_writes_all_that_it_promises(command, model, tmp_path):
+    run = tmp_path / "run"
+    code, _, err = command(align_vlm, "--model", model, "--output-dir", run, "--stages", "sft", "grpo", *OPTIONS)
+    assert code == 0, err
+    summary = json.loads((run / "summary.json").read_text())
+    for name in ("greedy", "sampled"):
+        row = summary["held_out"][name]
+        assert row["gain"] == pytest.approx(row["after"] - row["before"], abs=1e-5)
+        assert row["gain_ci95"][0] <= row["gain"] + 1e-6 and row["ci95_before"][0] <= row["before"] + 1e-6
+    assert summary["held_out"]["constant_floor"] > -3 and summary["held_out"]["shuffled_image"] >= -3
+    assert {"relative_error", "unreadable"} <= summary["metrics"]["after"].keys() and summary["seconds"] > 0
+    kinds = [row["kind"] for row in lines(run / "metrics.jsonl")]
+    assert {"sft", "grpo", "validation"} <= set(kinds)
+    assert len(lines(run / "answers.jsonl")) == 4 and json.loads((run / "probe.json").read_text())["rows"] == 2
+    page = (run / "report.html").read_text()
+    assert "best constant answer" in page and "http" not in page.replace("http-equiv", "")
+    again = tmp_path / "again"  # what was saved is a model that the command takes
+    assert command(align_vlm, "--model", run / "model", "--output-dir", again, "--probe", *OPTIONS)[0] == 0
+    assert (again / "probe.json").is_file() and not (again / "summary.json").exists()
+
+
+def test_a_lora_is_saved_as_one_and_can_be_gone_on_from(command, model, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    code, _, err = command(align_vlm, "--model", model, "--rank", 2, "--output-dir", first, *OPTIONS)
+    assert code == 0, err
+    assert (first / "model" / "adapter_model.safetensors").is_file()
+    code, _, err = command(align_vlm, "--model", model, "--adapter", first / "model", "--output-dir", second, *OPTIONS)
+    assert code == 0, err
+
+
+def test_a_resumed_run_ends_as_the_uninterrupted_one(command, model, tmp_path):
+    options = ["--model", model, *OPTIONS, "--max-train-steps", 4, "--checkpointing-steps", 2, "--checkpoints-total-limit", 3]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert command(align_vlm, "--output-dir", whole, *options)[0] == 0
+    assert command(align_vlm, "--output-dir", parts, *options)[0] == 0
+    (parts / "checkpoint-4" / "trainer_state.json").unlink()  # as if killed while it was written
+    (parts / "summary.json").unlink()
+    code, _, err = command(align_vlm, "--output-dir", parts, *options, "--resume-from-checkpoint", "latest")
+    assert code == 0, err
+    rewards = [
+        [row["reward"] for row in lines(run / "metrics.jsonl") if row["kind"] == "grpo" and "reward" in row] for run in (whole, parts)
+    ]
+    assert rewards[0] == rewards[1] and len(rewards[0]) == 4
+    assert (whole / "answers.jsonl").read_text() == (parts / "answers.jsonl").read_text()
+
+
+def test_dry_run_prints_the_plan_and_trls_arguments(command):
+    code, out, _ = command(align_vlm, "--dry-run", "--model", "Qwen/Qwen2.5-VL-7B-Instruct", "--rank", 8, "--dtype", "bfloat16")
+    assert code == 0 and "peak, estimated" in out and "8,292,166,656" in out
+    assert '"num_generations": 8' in out and '"loss_type"' in out and "LoraConfig" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--task", "aera"], ["aera", "did you mean 'area'"]),
+        (["--group-size", "1"], ["--group-size 1", "at least 2"]),
+        (["--accumulation-steps", "7"], ["--accumulation-steps 7"]),
+        (["--trl", "epsilon_hihg=1"], ["epsilon_high"]),
+        (["--trl", "num_generations=3"], ["TRL refuses"]),
+        (["--loss-type", "wrong", "--dry-run"], []),
+        (["--device", "cuda"], ["--device cuda"]),
+        (["--model", "./nothing"], ["./nothing"]),
+        (["--data", "nowhere"], ["nowhere", "train.jsonl"]),
+        (["--reward-weights", "1"], ["correctness"]),
+        (["--adapter", "nowhere"], ["--adapter nowhere"]),
+        (["--resume-from-checkpoint", "latest"], ["holds no run"]),
+        (["--freeze-vision", "--rank", "4"], ["--freeze-vision"]),
+        (["--temperature", "0"], ["--temperature"]),
+    ],
+)
+def test_mistakes_are_one_line(command, model, tmp_path, options, words):
+    base = [] if "--model" in options else ["--model", model]
+    code, _, err = command(align_vlm, *base, "--output-dir", tmp_path / "run", *OPTIONS, *options)
+    if "--dry-run" in options:
+        assert code == 0
+        return
+    message = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(message) == 1 and all(word in message[0] for word in words), err
+    assert not (tmp_path / "run" / "summary.json").exists()
