@@ -90,6 +90,8 @@ def emotion_task(*, signed: bool = False) -> Task:
         score=score,
         ranges={"paper": (low, 3.0), "fixed": (low, 3.0)},
         perfect=_perfect,
+        make_row=_make_row,
+        brief="Emotion?",
     )
 
 
@@ -147,6 +149,12 @@ def _prompt() -> str:
 def _perfect(truth: Expression) -> str:
     named = " ".join(f"(AU{unit})" for unit in sorted(truth.units or ()))
     return f"<think>{named}</think><answer>{truth.emotion or 'neutral'}</answer>"
+
+
+def _make_row(split: str, seed: int) -> dict[str, Any]:
+    from policies.vlm.tasks.emotion_rows import make_row
+
+    return make_row(split, seed)
 
 
 TASK = emotion_task()
