@@ -68,14 +68,14 @@ class Case:
 @cache
 def _mirror() -> list[int]:
     """For each landmark the one on the other side of the face, found by matching the mirrored mean mesh with itself."""
-    points = _stage()[1].mean(0)
+    points = stage()[1].mean(0)
     mirrored = points.clone()
     mirrored[:, 0] = 2 * points[[33, 263], 0].mean() - points[:, 0]
     return linear_sum_assignment(torch.cdist(points, mirrored).numpy())[1].tolist()
 
 
 @cache
-def _stage() -> tuple[Float[Tensor, "2 3 s s"], Float[Tensor, "2 468 2"]]:
+def stage() -> tuple[Float[Tensor, "2 3 s s"], Float[Tensor, "2 468 2"]]:
     """The two real portraits, aligned on a common square stage, with their landmarks."""
     images, meshes = [], []
     for name in ("astronaut", "grace_hopper"):
@@ -87,8 +87,11 @@ def _stage() -> tuple[Float[Tensor, "2 3 s s"], Float[Tensor, "2 468 2"]]:
     return torch.stack(images), torch.stack(meshes)
 
 
-def make_person(split: str, generator: torch.Generator, *, size: int = 128) -> Person:
-    """Draw one person of `split` ("train" or "held_out"): morph, shape, pose, skin tone, light, pores."""
+Faces = tuple[Float[Tensor, "2 3 s s"], Float[Tensor, "2 468 2"]]
+
+
+def make_person(split: str, generator: torch.Generator, *, size: int = 128, faces: Faces | None = None) -> Person:
+    """Draw one person of `split` (a key of `SPLITS`): morph, shape, pose, skin tone, light, pores; from `faces`, the stage if not given."""
 
     def uniform(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand(1, generator=generator))
@@ -96,7 +99,7 @@ def make_person(split: str, generator: torch.Generator, *, size: int = 128) -> P
     ranges = SPLITS[split]
     low, high = ranges[int(torch.randint(len(ranges), (1,), generator=generator))]
     morph = uniform(low, high)
-    images, meshes = _stage()
+    images, meshes = faces or stage()
     landmarks = warps.random_shape(torch.lerp(meshes[0], meshes[1], morph), STAGE, generator)
     grid = warps.pixel_grid(STAGE, STAGE)
     warped = [

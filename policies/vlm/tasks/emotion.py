@@ -57,6 +57,8 @@ def emotion_task(*, signed: bool = False) -> Task:
         ranges={"paper": (low, 3.0), "fixed": (low, 3.0)},
         perfect=_perfect,
         metrics=_metrics,
+        make_row=_make_row,
+        brief="Emotion?",
     )
 
 
@@ -120,6 +122,12 @@ def _metrics(completions: Sequence[str], truths: Sequence[Expression]) -> dict[s
     from policies.vlm.emotion_metrics import headline  # which reads answers by this module's patterns
 
     return headline(completions, truths)
+
+
+def _make_row(split: str, seed: int) -> dict[str, Any]:
+    from policies.vlm.tasks.emotion_rows import make_row
+
+    return make_row(split, seed)
 
 
 TASK = emotion_task()
