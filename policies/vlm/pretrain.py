@@ -45,7 +45,7 @@ class PretrainConfig:
     see_steps: int = 3000
     """Updates of the vision tower with its heads."""
     see_learning_rate: float = 1e-3
-    """Constant after a warm-up of 100 updates, then linear to 0 over the last third."""
+    """Constant after a warm-up of 100 updates, then linear to 0 over the last third; a fifth of it for the heads."""
     speak_steps: int = 1500
     """Updates of supervised fine-tuning of the whole model."""
     speak_learning_rate: float = 1e-3
@@ -140,11 +140,18 @@ def teach_to_see(
         for split in rows
         if (some := [row for name in facts.tasks for row in rows[split][name]])
     }
-    width = model.config.get_text_config().hidden_size
-    heads = torch.nn.ModuleDict({kind: Head(width, facts.outputs) for kind, facts in FACTS.items()})
+    heads = torch.nn.ModuleDict()
+    for kind, facts in FACTS.items():
+        pixels, grid, truth = data[kind, "train"]
+        with torch.no_grad():
+            heads[kind] = Head(look(model, pixels[::8][:256], grid), truth.mean(0), facts.outputs)
     parameters = [*model.model.visual.parameters(), *heads.parameters()]
     steps = max(int(config.see_steps * config.scale), 1)
-    optimizer = torch.optim.AdamW(parameters, config.see_learning_rate, weight_decay=0.02)
+    groups = [
+        {"params": model.model.visual.parameters(), "lr": config.see_learning_rate},
+        {"params": heads.parameters(), "lr": config.see_learning_rate / 5},
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / min(100, steps)) * min(1.0, max(0.02, 3 * (steps - step) / steps))
     )

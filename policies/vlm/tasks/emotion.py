@@ -39,6 +39,7 @@ def emotion_task(*, signed: bool = False) -> Task:
             think, answer = THINK.search(completion), ANSWER.search(completion)
             reasoning, word = think[1] if think else "", answer[1].strip() if answer else ""
         else:
+            whole = whole if whole and whole[2].strip().isalpha() else None  # an answer is one word; an empty one is none
             reasoning, word = (whole[1], whole[2].strip().lower()) if whole else ("", "")
         named = frozenset(int(number) for number in UNIT.findall(reasoning))
         units = _units_reward(named, truth.units, mode, readable=whole is not None, signed=signed)
