@@ -1,12 +1,12 @@
 """The answer contract of judges and annotators: the prompt, how an answer is written, and the one strict way it is read.
 
-    <think> reasoning </think>
-    <answer>
-    Skin smoothing: Image1 = 4, Image2 = 2
-    ... the other four, in the order of DIMENSIONS ...
-    Average: Image1 = 4.2, Image2 = 3.0
-    Image1 is better
-    </answer>
+<think> reasoning </think>
+<answer>
+Skin smoothing: Image1 = 4, Image2 = 2
+... the other four, in the order of DIMENSIONS ...
+Average: Image1 = 4.2, Image2 = 3.0
+Image1 is better
+</answer>
 """
 
 import re

@@ -62,7 +62,10 @@ def save_parquet(folder: Path, out: Path) -> "DatasetDict":
             rows = [pair for pair in pairs if pair.split == split]
             if rows:
                 made = Dataset.from_generator(
-                    _encoded, gen_kwargs={"folder": str(folder), "rows": [row_of(pair) for pair in rows]}, features=pair_features(), cache_dir=cache
+                    _encoded,
+                    gen_kwargs={"folder": str(folder), "rows": [row_of(pair) for pair in rows]},
+                    features=pair_features(),
+                    cache_dir=cache,
                 )
                 made.to_parquet(out / "data" / f"{split}.parquet")  # pyright: ignore[reportAttributeAccessIssue]
     (out / "README.md").write_text(_card(pairs), encoding="utf-8")
