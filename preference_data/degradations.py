@@ -54,7 +54,7 @@ def _blur(picture: Float[Tensor, "c h w"], sigma: float) -> Float[Tensor, "c h w
 
 
 def over_smoothing(stage: Stage, strength: float, variant: int) -> Picture:
-    """Plastic skin: pores and shading of the skin blurred (Gaussian of 2.1 % of the side at strength 1); eyes, brows and lips stay sharp."""
+    """Plastic skin: its pores and shading blurred (Gaussian of 2.1 % of the side at strength 1); eyes, brows and lips stay sharp."""
     side = stage.picture.shape[-1]
     blurred = _blur(stage.picture, max((0.004 + 0.017 * strength) * side, 0.3))
     return torch.lerp(stage.picture, blurred, min(1.0, 0.35 + 0.65 * strength) * stage.skin)
