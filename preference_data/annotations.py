@@ -118,11 +118,12 @@ def both_orders(judgements: list[Judgement]) -> list[Judgement]:
 
 def _one_of_two(one: Judgement, two: Judgement) -> Judgement:
     verdicts: dict[str, Verdict] = {name: _common([one.verdicts[name], two.verdicts[name]]) or "tie" for name in DIMENSIONS}
-    scores = None
+    scores: dict[str, tuple[float, float]] | None = None
     if one.scores and two.scores:
-        scores = {name: tuple((x + y) / 2 for x, y in zip(one.scores[name], two.scores[name], strict=True)) for name in DIMENSIONS}
+        first, second = one.scores, two.scores
+        scores = {name: ((first[name][0] + second[name][0]) / 2, (first[name][1] + second[name][1]) / 2) for name in DIMENSIONS}
         verdicts = {name: "tie" if a == b else "a" if a > b else "b" for name, (a, b) in scores.items()}
-    return replace(one, verdicts=verdicts, overall=_common([one.overall, two.overall]) or "tie", scores=scores)  # pyright: ignore[reportArgumentType]
+    return replace(one, verdicts=verdicts, overall=_common([one.overall, two.overall]) or "tie", scores=scores)
 
 
 def conflicts(judgements: list[Judgement]) -> dict[str, list[str]]:
@@ -173,7 +174,8 @@ def table_of(judgements: list[Judgement]) -> Judgements:
     table: Judgements = {}
     for judgement in judgements:
         if judgement.role == "annotator":
-            table.setdefault(judgement.annotator, {})[judgement.pair] = judgement.verdicts | {"overall": judgement.overall}
+            verdicts: dict[str, Verdict] = {**judgement.verdicts, "overall": judgement.overall}
+            table.setdefault(judgement.annotator, {})[judgement.pair] = verdicts
     return table
 
 
@@ -183,9 +185,9 @@ def _verdict(judgement: Judgement, name: str) -> Verdict:
 
 def _common(verdicts: list[Verdict]) -> Verdict | None:
     """The most frequent verdict; a tie where "a" and "tie" (or "b" and "tie") are as frequent; None between a and b."""
-    counts = Counter(verdicts)
+    counts: Counter[Verdict] = Counter(verdicts)
     most = max(counts.values())
-    top = [verdict for verdict, count in counts.items() if count == most]
+    top: list[Verdict] = [verdict for verdict in counts if counts[verdict] == most]
     if len(top) == 1:
         return top[0]
     return None if {"a", "b"} <= set(top) else "tie"

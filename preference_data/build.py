@@ -89,7 +89,7 @@ def pair_candidates(
     turns = [couple for both in zip(among, against, strict=False) for couple in both]
     turns += among[len(against) :] + against[len(among) :]
     made += turns[:pairs]
-    return [couple if float(torch.rand(1, generator=generator)) < 0.5 else couple[::-1] for couple in made]
+    return [couple if float(torch.rand(1, generator=generator)) < 0.5 else (couple[1], couple[0]) for couple in made]
 
 
 def _one(row: PhotoRow, generators: list[Generator], config: BuildConfig) -> dict[str, Any]:

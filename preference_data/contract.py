@@ -78,7 +78,7 @@ class Unreadable:
 
 def write_answer(answer: Answer) -> str:
     """The answer as the contract wants it; `read_answer` gives it back."""
-    lines = [f"{TITLES[name]}: Image1 = {first}, Image2 = {second}" for name, (first, second) in answer.scores.items()]
+    lines = [f"{TITLES[name]}: Image1 = {answer.scores[name][0]}, Image2 = {answer.scores[name][1]}" for name in DIMENSIONS]
     first, second = answer.averages
     lines += [f"Average: Image1 = {first:.1f}, Image2 = {second:.1f}", f"Image{answer.better} is better"]
     return f"<think>{answer.reasoning}</think>\n<answer>\n" + "\n".join(lines) + "\n</answer>"

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image as PilImage
-from scipy.ndimage import label as components
+from skimage import measure
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
@@ -70,7 +70,8 @@ def left_blemishes(stage: Stage, strength: float, variant: int) -> Picture:
 
 def _whole_spots(opacity: Mask, strength: float, variant: int) -> Mask:
     """How much of each spot is left, 0 or 1 but for one spot, so that the opacity left is the share `strength` of all."""
-    labels, count = components(opacity[0].numpy() > 0)
+    labels = np.asarray(measure.label(opacity[0].numpy() > 0, connectivity=1))
+    count = int(labels.max())
     if count == 0:
         return torch.zeros_like(opacity)
     mass = np.bincount(labels.ravel(), weights=opacity[0].numpy().ravel(), minlength=count + 1)[1:]

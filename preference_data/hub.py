@@ -51,12 +51,13 @@ def save_parquet(folder: Path, out: Path) -> "DatasetDict":
     Raises:
         DataError: the pair set is malformed, or `out` holds files.
     """
-    from datasets import Dataset, load_dataset
+    from datasets import Dataset, disable_progress_bars, load_dataset
 
     pairs = read_pairs(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: exists and is not empty; give another folder")
     (out / "data").mkdir(parents=True, exist_ok=True)
+    disable_progress_bars()
     with tempfile.TemporaryDirectory() as cache:
         for split in SPLITS:
             rows = [pair for pair in pairs if pair.split == split]
@@ -67,9 +68,9 @@ def save_parquet(folder: Path, out: Path) -> "DatasetDict":
                     features=pair_features(),
                     cache_dir=cache,
                 )
-                made.to_parquet(out / "data" / f"{split}.parquet")  # pyright: ignore[reportAttributeAccessIssue]
+                made.to_parquet(out / "data" / f"{split}.parquet")
     (out / "README.md").write_text(_card(pairs), encoding="utf-8")
-    return load_dataset(str(out))  # pyright: ignore[reportReturnType]
+    return load_dataset(str(out))
 
 
 def load_parquet(source: str, out: Path) -> list[Pair]:
@@ -82,11 +83,12 @@ def load_parquet(source: str, out: Path) -> list[Pair]:
     Raises:
         DataError: a column is missing or a row malformed, or `out` holds files.
     """
-    from datasets import Image, load_dataset
+    from datasets import Image, disable_progress_bars, load_dataset
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: exists and is not empty; give another folder")
     (out / "images").mkdir(parents=True, exist_ok=True)
+    disable_progress_bars()
     pairs: list[Pair] = []
     data: Any = load_dataset(source)
     for split in data:

@@ -46,7 +46,7 @@ def merge_pairs(pairs: list[Pair], judgements: list[Judgement], *, relabel: bool
     """The pairs with their annotators' consensus, and how many are new, kept, open, and open because of a conflict."""
     joined = both_orders(judgements)
     judged = {row.pair for row in joined}
-    counts = dict.fromkeys(("new", "kept", "open", "conflict"), 0)
+    counts: dict[str, int] = dict.fromkeys(("new", "kept", "open", "conflict"), 0)
     merged = []
     for pair in pairs:
         agreed = consensus(pair, joined) if pair.verdicts is None or relabel else None

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from preference_data.agreement import Agreement, agreement, bradley_terry
 from preference_data.annotations import Judgement, both_orders, conflicts, table_of
-from preference_data.schema import DIMENSIONS, TITLES, Pair
+from preference_data.schema import DIMENSIONS, TITLES, Pair, Verdict
 
 
 def agreement_report(judgements: list[Judgement], pairs: list[Pair]) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def agreement_report(judgements: list[Judgement], pairs: list[Pair]) -> dict[str
     """
     joined = both_orders(judgements)
     names = {pair.id: pair for pair in pairs}
-    duels = [
+    duels: list[tuple[str, str, Verdict]] = [
         (names[row.pair].origin_a.generator, names[row.pair].origin_b.generator, row.overall)
         for row in joined
         if row.pair in names and row.role == "annotator"

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from portraitkit.errors import DataError
 from portraitkit.suggest import nearest
 
-DIMENSIONS = ("skin_smoothing", "blemish_removal", "texture", "clarity", "identity")
+DIMENSIONS: tuple[str, ...] = ("skin_smoothing", "blemish_removal", "texture", "clarity", "identity")
 """In this order everywhere."""
 TITLES = {
     "skin_smoothing": "Skin smoothing",
@@ -247,9 +247,10 @@ def _choice(key: str, value: Any, known: tuple[str, ...]) -> Any:
 
 def _origin(side: str, value: Any) -> Origin:
     known = ("generator", "faults", "seed", "model", "is_label")
-    if not isinstance(value, dict) or (unknown := next((key for key in value if key not in known), None)) is not None:
-        what = f"key {unknown!r} is unknown" if isinstance(value, dict) else "must be an object"
-        raise DataError(f"{side}: {what}; use {', '.join(known)}")
+    if not isinstance(value, dict):
+        raise DataError(f"{side}: must be an object with {', '.join(known)}")
+    if (unknown := next((key for key in value if key not in known), None)) is not None:
+        raise DataError(f"{side}: key {unknown!r} is unknown; use {', '.join(known)}")
     faults = value.get("faults") or []
     if not isinstance(faults, list):
         raise DataError(f"{side}.faults: must be a list of objects with kind and strength")

@@ -63,7 +63,7 @@ def true_scores(levels: Levels) -> dict[str, int]:
 
 def verdicts_of(scores: dict[str, tuple[int, int]]) -> tuple[dict[str, Verdict], Verdict]:
     """Verdicts of the dimensions and the overall one, by the module's rule."""
-    verdicts = {name: _verdict(a, b) for name, (a, b) in scores.items()}
+    verdicts: dict[str, Verdict] = {name: _verdict(a, b) for name, (a, b) in scores.items()}
     return verdicts, _verdict(sum(a for a, _ in scores.values()), sum(b for _, b in scores.values()))
 
 
