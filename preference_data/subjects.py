@@ -54,10 +54,10 @@ def embedded_rows(count: int, shares: tuple[float, ...], seed: int) -> list[Phot
     facts = {"source": "embedded", "licence": "public domain (NASA, US Navy), morphed", "consent": "public portraits of office holders"}
     sizes = {split: max(1, round(share * count)) if share else 0 for split, share in zip(SPLITS, shares, strict=True)}
     sizes["train"] = max(0, count - sizes["validation"] - sizes["held_out"])
+    places = [(split, index) for split, size in sizes.items() for index in range(size)]
     return [
-        PhotoRow(f"{split}-{index:05d}", split, "", facts, None, None, SEEDS[split] + seed * 100_003 + index)
-        for split, size in sizes.items()
-        for index in range(size)
+        PhotoRow(f"person-{number:05d}", split, "", facts, None, None, SEEDS[split] + seed * 100_003 + index)
+        for number, (split, index) in enumerate(places)
     ]
 
 
@@ -105,8 +105,10 @@ def folder_rows(
     for index, ((row, line), name) in enumerate(zip(kept, names, strict=True)):
         told = facts | {key: row[key] for key in ("consent", "licence", "source", *CHOICES) if key in row}
         anchor = folder / row["anchor_file_name"] if row.get("anchor_file_name") else None
-        stem = "".join(char if char.isalnum() or char in "-_" else "_" for char in Path(row["file_name"]).stem)
-        made.append(PhotoRow(f"{stem}-{line:05d}", splits[name], name, told, folder / row["file_name"], anchor, seed * 100_003 + index))
+        told["source"] = (
+            row.get("source") or f"{facts['source']}/{row['file_name']}"
+        )  # pictures are numbered: "test.jpg" would mean a split to datasets
+        made.append(PhotoRow(f"photo-{line:05d}", splits[name], name, told, folder / row["file_name"], anchor, seed * 100_003 + index))
     return made, rejected
 
 

@@ -152,7 +152,9 @@ def test_who_meets_whom():
     assert names[0] == {"x", "y"} and len(names) == 5 and len(set(names)) == 5
     assert sum("label" in couple for couple in names) == 2 and all("x" not in couple for couple in names[1:])
     sides = [
-        pair_candidates([candidate("p"), candidate("q")], None, pairs=1, generator=torch.Generator().manual_seed(seed))[0][0].origin.generator
+        pair_candidates([candidate("p"), candidate("q")], None, pairs=1, generator=torch.Generator().manual_seed(seed))[0][
+            0
+        ].origin.generator
         for seed in range(60)
     ]
     assert 15 < sides.count("p") < 45

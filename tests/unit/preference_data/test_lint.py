@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from preference_data.schema import OTHER
 
 
 def kinds(folder, capsys, **options):
-    code = lint_data(LintConfig(folder, json="-", **options))
+    code = lint_data(LintConfig(folder, json=Path("-"), **options))
     report = json.loads(capsys.readouterr().out)
     assert code == (1 if report["findings"] else 0)
     assert all(finding["kind"] in KINDS and finding["lines"] and finding["message"] for finding in report["findings"])
