@@ -125,7 +125,9 @@ def test_a_model_that_never_keeps_the_contract_is_stopped(pair_set, capsys):
     assert "break the contract" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("trouble", [(429, "slow down", ("retry-after", "0")), (500, "oops"), (503, {}), (200, "<html>"), (200, {"choices": []})])
+@pytest.mark.parametrize(
+    "trouble", [(429, "slow down", ("retry-after", "0")), (500, "oops"), (503, {}), (200, "<html>"), (200, {"choices": []})]
+)
 def test_trouble_is_retried(pair_set, quick, capsys, trouble):
     with Script(lambda request, times: trouble if times < 3 else prefers_larger_file(request, times)) as script:
         assert ask_models(config(pair_set, script, limit=1), read_pairs(pair_set)[:1]) == 0
@@ -183,4 +185,6 @@ def test_the_rate_limit_spaces_requests(monkeypatch):
 
 def test_pictures_are_made_smaller(pair_set):
     file = pair_set / read_pairs(pair_set)[0].input
-    assert data_url(file, 32).startswith("data:image/png;base64,") and len(data_url(file, 32)) < len(data_url(file, 64)) == len(data_url(file, 999))
+    assert data_url(file, 32).startswith("data:image/png;base64,") and len(data_url(file, 32)) < len(data_url(file, 64)) == len(
+        data_url(file, 999)
+    )

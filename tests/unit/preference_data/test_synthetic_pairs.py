@@ -47,7 +47,7 @@ def test_truth_follows_the_rule(plans):
         scores = plan.scores()
         verdicts, overall = verdicts_of(scores)
         for name, (a, b) in scores.items():
-            assert 1 <= min(a, b) and max(a, b) <= 5
+            assert min(a, b) >= 1 and max(a, b) <= 5
             assert verdicts[name] == ("tie" if a == b else "a" if a > b else "b")
         assert overall == ("a" if sum(a - b for a, b in scores.values()) > 0 else "b")
     assert true_scores({}) == dict.fromkeys(DIMENSIONS, 5)

@@ -109,7 +109,9 @@ def test_forms_of_other_pages_and_other_hosts_are_refused(client):
     assert client.post("/api/judgement", content="[", headers={"content-type": "application/json"}).status_code == 400
 
 
-@pytest.mark.parametrize("path", ["/picture/none", "/picture/../metadata.jsonl", "/picture/%2e%2e%2fmetadata.jsonl", "/api/pair/x?name=a", "/metadata.jsonl"])
+@pytest.mark.parametrize(
+    "path", ["/picture/none", "/picture/../metadata.jsonl", "/picture/%2e%2e%2fmetadata.jsonl", "/api/pair/x?name=a", "/metadata.jsonl"]
+)
 def test_there_is_no_way_to_other_files(client, path):
     assert client.get(path).status_code == 404
 
