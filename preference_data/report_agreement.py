@@ -42,9 +42,9 @@ def print_agreement(judgements: list[Judgement], pairs: list[Pair]) -> None:
         return
     console = Console()
     flips = report["flips"]
-    table = Table(title=f"Agreement of {', '.join(report['annotators'])}", title_justify="left")
+    table = Table(title=f"Agreement of {', '.join(report['annotators'])} (Krippendorff's alpha)", title_justify="left")
     table.add_column("dimension")
-    for column in ("Krippendorff's alpha", "equal verdicts", "pairs", *(f"flips of {name}" for name in flips)):
+    for column in ("alpha", "equal", "pairs", *(f"flips of {name}" for name in flips)):
         table.add_column(column, justify="right")
     for name in (*DIMENSIONS, "overall"):
         found = Agreement(**report["agreement"][name])

@@ -61,7 +61,7 @@ def test_photos_with_retouches_and_bad_ones(command, tmp_path, photos):
         write_image(finished / f"test_collins.{number}.png", bundled_portraits()["astronaut"] * (0.9 + 0.05 * number))
     out_dir = tmp_path / "pairs"
     options = ("--generators", "degradations", f"folder:{finished}", "--pairs-per-photo", "1", "--resolution", "64", "--licence", "PD")
-    code, out, err = command(make_preferences, "build", photos, "--output-dir", out_dir, *options)
+    code, _, err = command(make_preferences, "build", photos, "--output-dir", out_dir, *options)
     assert code == 1 and "2 of 4 photos could not be used" in err
     quarantined = [json.loads(line) for line in (out_dir / QUARANTINE).read_text().splitlines()]
     assert sorted(row["text"] for row in quarantined) == ["broken.png", "grey.png"]

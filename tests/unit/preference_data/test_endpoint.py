@@ -38,7 +38,7 @@ class Script:
                 self.end_headers()
                 self.wfile.write(data)
 
-            def log_message(self, *parts):
+            def log_message(self, format, *args):
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -136,9 +136,11 @@ def test_trouble_is_retried(pair_set, quick, capsys, trouble):
 
 
 def test_lasting_trouble_ends_the_run_and_keeps_what_was_answered(pair_set, quick, capsys):
-    with Script(lambda request, times: prefers_larger_file(request, times) if request["model"] == "m" else (502, "down")) as script:
-        with pytest.raises(EndpointError, match=r"model bad after 3 tries \(HTTP 502\)"):
-            ask_models(config(pair_set, script, "m", "bad", retries=2, workers=1), read_pairs(pair_set)[:1])
+    def answer(request, times):
+        return prefers_larger_file(request, times) if request["model"] == "m" else (502, "down")
+
+    with Script(answer) as script, pytest.raises(EndpointError, match=r"model bad after 3 tries \(HTTP 502\)"):
+        ask_models(config(pair_set, script, "m", "bad", retries=2, workers=1), read_pairs(pair_set)[:1])
     assert {row.annotator for row in read_judgements(pair_set)[0]} == {"m"}
 
 
