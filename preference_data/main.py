@@ -4,6 +4,11 @@ from portraitkit.cli import run_command
 from portraitkit.errors import ConfigError
 
 SUBCOMMANDS = {
+    "build": ("preference_data.commands:build", "preference pairs of retouches, from photos or from synthetic people"),
+    "lint": ("preference_data.commands:lint", "check a data set: bad pictures, duplicates across splits, anchors, contradictions"),
+    "annotate": ("preference_data.commands:annotate", "judge pairs: a web page for people, endpoints for models"),
+    "merge": ("preference_data.commands:merge", "verdicts of several annotators into one data set"),
+    "export": ("preference_data.commands:export", "a data set as parquet for Hugging Face datasets"),
     "emotion": ("preference_data.emotion_command:emotion_main", "rows of a published facial-expression data set"),
     "makeup": ("preference_data.makeup_command:makeup_main", "photos with and without makeup, and the truth about it"),
 }
@@ -11,17 +16,17 @@ SUBCOMMANDS = {
 
 
 def make_preferences() -> None:
-    """Console command `make-preferences SUBCOMMAND ...`: build data sets."""
+    """Console command `make-preferences SUBCOMMAND ...`: build, check, annotate, merge and export data sets."""
     run_command(_dispatch)
 
 
-def _dispatch(argv: list[str]) -> int:
+def _dispatch(argv: list[str]) -> int | None:
     from portraitkit.discover import load_object
     from portraitkit.suggest import nearest
 
     known = ", ".join(SUBCOMMANDS)
     if argv and argv[0] in ("-h", "--help"):
-        print("usage: make-preferences SUBCOMMAND [options]\n\nBuild data sets; each subcommand has its own --help.\n")
+        print("usage: make-preferences SUBCOMMAND [options]\n\nBuild, check and annotate data sets; each subcommand has its own --help.\n")
         print("\n".join(f"  {name:<12} {words}" for name, (_, words) in SUBCOMMANDS.items()))
         return 0
     if not argv:

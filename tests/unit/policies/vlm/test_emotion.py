@@ -29,7 +29,8 @@ def answer(think: str, word: str) -> str:
         (answer("calm", "neutral"), Expression(frozenset(), "neutral"), 2.0, 3.0),  # nothing to name, nothing named
         (answer("(AU1)", "neutral"), Expression(None, "neutral"), 2.0, 2.0),
         (answer("AU 4, au15 and AU01", "sadness"), SAD, 3.0, 3.0),
-        (answer("", "AU1 AU4 AU15"), SAD, 1.0, 1.0),  # named in the answer: not credited
+        (answer("", "AU1 AU4 AU15"), SAD, 1.0, 0.0),  # named in the answer: not credited, and no one word
+        ("<think></think><answer></answer>", Expression(frozenset(), "neutral"), 1.0, 0.0),  # an empty answer is none
     ],
 )
 def test_totals(completion, truth, paper, fixed):

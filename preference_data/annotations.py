@@ -1,0 +1,200 @@
+"""Judgements of people and models on disk, what they add up to, and where they conflict.
+
+One file an annotator, `DATA/annotations/<name>.jsonl`, only ever appended to; the last row of a pair, annotator and order counts.
+Verdicts are stored about the files a and b, never about the places where they were shown.
+"""
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from portraitkit.errors import DataError
+from preference_data.agreement import Judgements
+from preference_data.contract import ORDERS, Order
+from preference_data.io import Rejected, append_line, read_json_lines
+from preference_data.schema import DIMENSIONS, VERDICTS, Pair, Verdict, read_scores, read_verdicts
+
+FOLDER = "annotations"
+Role = Literal["annotator", "senior"]
+KEYS = ("pair", "annotator", "role", "order", "verdicts", "overall", "scores", "reasoning", "seconds")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One annotator's word on one pair.
+
+    Attributes:
+        pair: its id.
+        annotator: a person's or a model's name.
+        role: a senior's word settles a conflict.
+        order: how the candidates were shown.
+        verdicts: about a and b, on all five dimensions.
+        overall: about a and b.
+        scores: of a and b, where the annotator gives scores.
+        reasoning: in words.
+        seconds: it took; None where not measured.
+    """
+
+    pair: str
+    annotator: str
+    role: Role
+    order: Order
+    verdicts: dict[str, Verdict]
+    overall: Verdict
+    scores: dict[str, tuple[float, float]] | None = None
+    reasoning: str = ""
+    seconds: float | None = None
+
+
+def judgement_of(row: dict[str, Any]) -> Judgement:
+    """Read one row, strictly.
+
+    Raises:
+        DataError: a key is unknown, missing, or holds an impossible value.
+    """
+    if unknown := next((key for key in row if key not in KEYS), None):
+        raise DataError(f"key {unknown!r} is unknown; a judgement has {', '.join(KEYS)}")
+    for key in ("pair", "annotator"):
+        if not isinstance(row.get(key), str) or not row[key].strip():
+            raise DataError(f"{key}: must be text that is not empty")
+    for key, known in (("order", ORDERS), ("overall", VERDICTS), ("role", ("annotator", "senior"))):
+        if not isinstance(row.get(key), str) or row[key] not in known:
+            raise DataError(f"{key} {row.get(key)!r}: must be one of {', '.join(known)}")
+    verdicts = read_verdicts(row.get("verdicts"))
+    if verdicts is None:
+        raise DataError("verdicts: missing")
+    seconds, reasoning = row.get("seconds"), row.get("reasoning") or ""
+    if not isinstance(reasoning, str) or not (seconds is None or (isinstance(seconds, int | float) and not isinstance(seconds, bool))):
+        raise DataError("reasoning must be text, seconds a number or null")
+    scores = read_scores(row.get("scores"))
+    return Judgement(row["pair"], row["annotator"], row["role"], row["order"], verdicts, row["overall"], scores, reasoning, seconds)
+
+
+def file_of(folder: Path, annotator: str) -> Path:
+    """The file of one annotator: letters of the name, and a hash where it has others, so that two names never share one."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", annotator).strip("-")[:60]
+    if stem != annotator:
+        stem = f"{stem or 'annotator'}-{hashlib.sha256(annotator.encode()).hexdigest()[:8]}"
+    return folder / FOLDER / f"{stem}.jsonl"
+
+
+def append_judgement(folder: Path, judgement: Judgement) -> None:
+    """Append one judgement to its annotator's file, on disk when this returns."""
+    append_line(file_of(folder, judgement.annotator), vars(judgement))
+
+
+def read_judgements(folder: Path, extra: tuple[Path, ...] = ()) -> tuple[list[Judgement], list[tuple[Path, Rejected]]]:
+    """The counting judgements of all annotators, and the rows that cannot be read.
+
+    Args:
+        folder: of the pair set.
+        extra: further files, of annotators who worked elsewhere.
+
+    Raises:
+        DataError: an extra file cannot be opened.
+    """
+    latest: dict[tuple[str, str, str, str], Judgement] = {}
+    rejected = []
+    own = sorted(path for path in (folder / FOLDER).glob("*.jsonl") if not path.name.startswith((".", "unreadable")))
+    for path in (*own, *extra):
+        found = read_json_lines(path, judgement_of)
+        rejected += [(path, row) for row in found.rejected]
+        for row in found.rows:
+            latest[row.pair, row.annotator, row.role, row.order] = row
+    return list(latest.values()), rejected
+
+
+def both_orders(judgements: list[Judgement]) -> list[Judgement]:
+    """One judgement for each pair, annotator and role: where both orders were judged, the means of the scores, and an overall tie
+    where the two orders contradict each other."""
+    groups: dict[tuple[str, str, str], list[Judgement]] = defaultdict(list)
+    for judgement in judgements:
+        groups[judgement.pair, judgement.annotator, judgement.role].append(judgement)
+    return [group[0] if len(group) == 1 else _one_of_two(*group[:2]) for group in groups.values()]
+
+
+def _one_of_two(one: Judgement, two: Judgement) -> Judgement:
+    verdicts: dict[str, Verdict] = {name: _common([one.verdicts[name], two.verdicts[name]]) or "tie" for name in DIMENSIONS}
+    scores: dict[str, tuple[float, float]] | None = None
+    if one.scores and two.scores:
+        first, second = one.scores, two.scores
+        scores = {name: ((first[name][0] + second[name][0]) / 2, (first[name][1] + second[name][1]) / 2) for name in DIMENSIONS}
+        verdicts = {name: "tie" if a == b else "a" if a > b else "b" for name, (a, b) in scores.items()}
+    return replace(one, verdicts=verdicts, overall=_common([one.overall, two.overall]) or "tie", scores=scores)
+
+
+def conflicts(judgements: list[Judgement]) -> dict[str, list[str]]:
+    """Pair -> the dimensions (and "overall") on which one annotator says a and another b, until a senior has settled it.
+
+    A verdict against a tie is no conflict: the majority decides.
+    """
+    found: dict[str, list[str]] = {}
+    for pair, own in _by_pair(judgements).items():
+        if any(judgement.role == "senior" for judgement in own):
+            continue
+        disputed = [name for name in (*DIMENSIONS, "overall") if {"a", "b"} <= {_verdict(judgement, name) for judgement in own}]
+        if disputed:
+            found[pair] = disputed
+    return found
+
+
+def consensus(pair: Pair, judgements: list[Judgement]) -> Pair | None:
+    """The pair with what its annotators agree on: a senior's word, else the majority on each dimension and overall.
+
+    Scores are means. None where nobody judged it, or where annotators are in open conflict (see `conflicts`) without a majority.
+    """
+    own = [judgement for judgement in judgements if judgement.pair == pair.id]
+    if not own:
+        return None
+    deciding = [judgement for judgement in own if judgement.role == "senior"][-1:] or own
+    verdicts: dict[str, Verdict] = {}
+    for name in (*DIMENSIONS, "overall"):
+        verdict = _common([_verdict(judgement, name) for judgement in deciding])
+        if verdict is None:
+            return None
+        verdicts[name] = verdict
+    overall = verdicts.pop("overall")
+    scored = [judgement.scores for judgement in deciding if judgement.scores]
+    scores = None
+    if scored and len(scored) == len(deciding):
+        means = {name: [sum(each[name][side] for each in scored) / len(scored) for side in (0, 1)] for name in DIMENSIONS}
+        scores = {name: (a, b) for name, (a, b) in means.items()}
+        if any((a > b and verdicts[name] == "b") or (b > a and verdicts[name] == "a") for name, (a, b) in scores.items()):
+            scores = None
+    names = ", ".join(dict.fromkeys(judgement.annotator for judgement in deciding))
+    reasoning = next((judgement.reasoning for judgement in deciding if judgement.overall == overall and judgement.reasoning), "")
+    return replace(pair, verdicts=verdicts, overall=overall, scores=scores, annotator=names, reasoning=reasoning)
+
+
+def table_of(judgements: list[Judgement]) -> Judgements:
+    """Judgements as `preference_data.agreement` takes them; seniors are left out, they have seen that there is a conflict."""
+    table: Judgements = {}
+    for judgement in judgements:
+        if judgement.role == "annotator":
+            verdicts: dict[str, Verdict] = {**judgement.verdicts, "overall": judgement.overall}
+            table.setdefault(judgement.annotator, {})[judgement.pair] = verdicts
+    return table
+
+
+def _verdict(judgement: Judgement, name: str) -> Verdict:
+    return judgement.overall if name == "overall" else judgement.verdicts[name]
+
+
+def _common(verdicts: list[Verdict]) -> Verdict | None:
+    """The most frequent verdict; a tie where "a" and "tie" (or "b" and "tie") are as frequent; None between a and b."""
+    counts: Counter[Verdict] = Counter(verdicts)
+    most = max(counts.values())
+    top: list[Verdict] = [verdict for verdict in counts if counts[verdict] == most]
+    if len(top) == 1:
+        return top[0]
+    return None if {"a", "b"} <= set(top) else "tie"
+
+
+def _by_pair(judgements: list[Judgement]) -> dict[str, list[Judgement]]:
+    groups: dict[str, list[Judgement]] = defaultdict(list)
+    for judgement in both_orders(judgements):
+        groups[judgement.pair].append(judgement)
+    return groups

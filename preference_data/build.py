@@ -1,0 +1,223 @@
+"""The command `make-preferences build`: subjects, candidates, pairs; resumable, with a quarantine."""
+
+import hashlib
+import shutil
+import sys
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from portraitkit.config import config_to_dict
+from portraitkit.errors import ConfigError, UserError
+from portraitkit.images import write_image
+from portraitkit.interrupt import Interruptible
+from preference_data.build_config import BuildConfig
+from preference_data.generators import open_generators
+from preference_data.generators.base import Candidate, Generator, GeneratorOptions, Subject
+from preference_data.io import METADATA, QUARANTINE, Rejected, append_line, read_json_lines, write_lines, write_quarantine
+from preference_data.schema import Origin, Pair, pair_of, row_of
+from preference_data.subjects import PhotoRow, describe_rows, embedded_rows, folder_rows, open_subject, without_paint
+from preference_data.synthetic_pairs import verdicts_of
+
+STATE, FACES, DONE = ".building.json", ".faces.jsonl", ".built.jsonl"
+
+
+def build_pairs(config: BuildConfig) -> int:
+    """Build a pair set; returns the exit code: 0, 1 where too many photos were refused, 130 or 143 when interrupted.
+
+    Raises:
+        UserError: options that cannot work, no photos, a folder that holds something else.
+    """
+    console, out = Console(stderr=True), config.output_dir
+    photos = None if config.photos == "embedded" else Path(config.photos)
+    if photos is not None and not photos.is_dir():
+        raise ConfigError(f"PHOTOS {photos}: no such folder; give a folder of photos, or embedded")
+    _check_folder(out, config)
+    options = GeneratorOptions(config.prompt, config.num_steps, config.device, photos)
+    generators = open_generators(config.generators, options)
+    _open_folder(out, config, console)
+    rejected: list[Rejected] = []
+    if photos is None:
+        rows = embedded_rows(config.count, config.split_shares, config.seed)
+    else:
+        facts = {"consent": config.consent, "licence": config.licence, "source": photos.resolve().name}
+        rows, rejected = folder_rows(photos, shares=config.split_shares, seed=config.seed, cache=out / FACES, facts=facts)
+    console.print(describe_rows(rows), highlight=False)
+    done = {row["subject"]: row for row in read_json_lines(out / DONE, dict).rows} if (out / DONE).is_file() else {}
+    columns = (TextColumn("building"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Interruptible() as interrupt, Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=len(rows), completed=sum(row.id in done for row in rows))
+        for row in rows:
+            if row.id in done:
+                continue
+            if interrupt.requested:
+                console.print(f"stopped after {len(done)} of {len(rows)} photos; give the same command again to go on")
+                return interrupt.exit_code
+            done[row.id] = _one(row, generators, config)
+            append_line(out / DONE, done[row.id])
+            bar.advance(task)
+    return _finish(rows, done, rejected, config, console)
+
+
+def pair_candidates(
+    candidates: list[Candidate], label: Candidate | None, *, pairs: int, generator: torch.Generator
+) -> list[tuple[Candidate, Candidate]]:
+    """Who is compared with whom, and who is a: every group within itself; the others with each other and with the label.
+
+    Args:
+        candidates: of one subject.
+        label: the preferred retouch as a candidate, where there is one and it is to be compared.
+        pairs: most pairs of candidates without a group; comparisons with the label and among candidates take turns.
+        generator: source of all randomness.
+    """
+    groups: dict[str, list[Candidate]] = {}
+    free = []
+    for candidate in candidates:
+        if candidate.group is None:
+            free.append(candidate)
+        else:
+            groups.setdefault(candidate.group, []).append(candidate)
+    made = [couple for members in groups.values() for couple in combinations(members, 2)]
+    among = list(combinations(free, 2))
+    among = [among[index] for index in torch.randperm(len(among), generator=generator).tolist()]
+    against = [(candidate, label) for candidate in free] if label is not None else []
+    turns = [couple for both in zip(among, against, strict=False) for couple in both]
+    turns += among[len(against) :] + against[len(among) :]
+    made += turns[:pairs]
+    return [couple if float(torch.rand(1, generator=generator)) < 0.5 else (couple[1], couple[0]) for couple in made]
+
+
+def _one(row: PhotoRow, generators: list[Generator], config: BuildConfig) -> dict[str, Any]:
+    """The pairs of one photo, their pictures written; or why there are none."""
+    try:
+        subject, identity = open_subject(row, config.side)
+        seed = int.from_bytes(hashlib.sha256(f"{config.seed} {row.id}".encode()).digest()[:4], "big")
+        made: list[dict[str, Any]] = []
+        synthetic = [generator for generator in generators if generator.name == "degradations"]
+        real = [generator for generator in generators if generator.name != "degradations"]
+        for group, own in ((synthetic, subject), (real, without_paint(subject))):
+            if not group:
+                continue
+            count = 2 * config.pairs_per_photo if group is synthetic else config.candidates
+            candidates = [candidate for generator in group for candidate in generator.candidates(own, count, seed)]
+            label = None
+            if config.against_label and own.label is not None and group is real:
+                label = Candidate((own.label * 255).round() / 255, Origin("label", is_label=True))
+            coin = torch.Generator().manual_seed(seed)
+            couples = pair_candidates(candidates, label, pairs=config.pairs_per_photo, generator=coin)
+            tag = "d" if group is synthetic else "c"
+            made += _write(own, couples, tag, row, identity, config.output_dir)
+    except UserError as error:
+        return {"subject": row.id, "pairs": [], "error": str(error)}
+    error = None if made else f"{row.id}: the generators gave fewer than two candidates"
+    return {"subject": row.id, "pairs": made, "error": error}
+
+
+def _write(
+    subject: Subject, couples: list[tuple[Candidate, Candidate]], tag: str, row: PhotoRow, identity: str, out: Path
+) -> list[dict[str, Any]]:
+    images = out / "images"
+    names: dict[int, str] = {}
+
+    def stored(pixels: torch.Tensor, what: str) -> str:
+        if id(pixels) not in names:
+            names[id(pixels)] = f"images/{subject.id}-{what}.png"
+            write_image(images / f"{subject.id}-{what}.png", pixels)
+        return names[id(pixels)]
+
+    rows = []
+    for index, (a, b) in enumerate(couples):
+        verdicts = overall = scores = None
+        if a.scores is not None and b.scores is not None:
+            scores = {name: (a.scores[name], b.scores[name]) for name in a.scores}
+            verdicts, overall = verdicts_of(scores)
+        pair = Pair(
+            id=f"{subject.id}-{tag}{index}",
+            input=stored(subject.case.source, f"{tag}-input"),
+            a=stored(a.pixels, f"{tag}{index}-a"),
+            b=stored(b.pixels, f"{tag}{index}-b"),
+            verdicts=verdicts,
+            overall=overall,
+            scores={name: (float(x), float(y)) for name, (x, y) in scores.items()} if scores else None,
+            annotator="degradation" if verdicts else "",
+            reasoning="",
+            origin_a=a.origin,
+            origin_b=b.origin,
+            anchor=stored(subject.label, f"{tag}-anchor") if subject.label is not None else None,
+            synthetic=subject.synthetic or tag == "d",
+            identity=identity,
+            split=row.split,
+            **row.facts,
+        )
+        rows.append(row_of(pair))
+    return rows
+
+
+def _check_folder(out: Path, config: BuildConfig) -> None:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--output-dir {out}: is a file; give a folder")
+    if not out.is_dir() or config.overwrite:
+        if config.overwrite and out.is_dir() and not (out / METADATA).is_file() and not (out / STATE).is_file() and any(out.iterdir()):
+            raise ConfigError(f"--output-dir {out}: holds files that are no pair set; choose another folder or empty it")
+        return
+    if (out / METADATA).is_file():
+        raise ConfigError(f"--output-dir {out}: holds a pair set; add --overwrite or choose another folder")
+    if (out / STATE).is_file():
+        state = read_json_lines(out / STATE, dict).rows
+        now = _resumable(config)
+        changed = [key for key in now if not state or state[0].get(key) != now[key]]
+        if changed:
+            raise ConfigError(
+                f"--output-dir {out}: holds an unfinished build with another --{changed[0].replace('_', '-')}; give the same options to "
+                "go on, or add --overwrite to start anew"
+            )
+    elif any(out.iterdir()):
+        raise ConfigError(f"--output-dir {out}: holds files that are no pair set; choose another folder or empty it")
+
+
+def _open_folder(out: Path, config: BuildConfig, console: Console) -> None:
+    if config.overwrite and out.is_dir():
+        shutil.rmtree(out / "images", ignore_errors=True)
+        for name in (METADATA, QUARANTINE, STATE, FACES, DONE):
+            (out / name).unlink(missing_ok=True)
+    try:
+        (out / "images").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output-dir {out}: cannot be made a folder ({error.strerror}); choose another") from error
+    if (out / STATE).is_file():
+        console.print(f"{out}: going on with the build that was interrupted", highlight=False)
+    write_lines(out / STATE, [_resumable(config)])
+
+
+def _resumable(config: BuildConfig) -> dict[str, Any]:
+    return {key: value for key, value in config_to_dict(config).items() if key not in ("overwrite", "output_dir", "max_bad_share")}
+
+
+def _finish(rows: list[PhotoRow], done: dict[str, dict[str, Any]], rejected: list[Rejected], config: BuildConfig, console: Console) -> int:
+    out = config.output_dir
+    for index, row in enumerate(rows, start=1):
+        if done[row.id]["error"] is not None:
+            rejected.append(Rejected(index, done[row.id]["error"], str(row.file or row.id)))
+    pairs = [pair_of(pair) for row in rows for pair in done[row.id]["pairs"]]
+    write_quarantine(out, rejected)
+    if not pairs:
+        raise ConfigError(
+            f"{config.photos}: no pair could be made; the first reason: {rejected[0].reason if rejected else 'no candidates'}"
+        )
+    write_lines(out / METADATA, (row_of(pair) for pair in pairs))
+    for name in (STATE, FACES, DONE):
+        (out / name).unlink(missing_ok=True)
+    judged = sum(pair.verdicts is not None for pair in pairs)
+    by_split = ", ".join(f"{split} {count}" for split, count in Counter(pair.split for pair in pairs).items())
+    print(f"{out}: {len(pairs)} pairs ({by_split}), {sum(pair.synthetic for pair in pairs)} synthetic, {judged} with known truth")
+    total = len(rejected) + sum(done[row.id]["error"] is None for row in rows)
+    if rejected:
+        print(f"{len(rejected)} of {total} photos could not be used; see {out / QUARANTINE}", file=sys.stderr)
+    if judged < len(pairs):
+        console.print(f"{len(pairs) - judged} pairs have no verdict yet: make-preferences annotate {out}", highlight=False)
+    return 1 if len(rejected) > config.max_bad_share * total else 0

@@ -1,0 +1,124 @@
+"""The answer contract of judges and annotators: the prompt, how an answer is written, and the one strict way it is read.
+
+<think> reasoning </think>
+<answer>
+Skin smoothing: Image1 = 4, Image2 = 2
+... the other four, in the order of DIMENSIONS ...
+Average: Image1 = 4.2, Image2 = 3.0
+Image1 is better
+</answer>
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from preference_data.schema import DIMENSIONS, QUESTIONS, TITLES, Verdict
+
+Order = Literal["ab", "ba"]
+ORDERS: tuple[Order, ...] = ("ab", "ba")
+"""Which candidate is shown as Image1 and which as Image2."""
+SHAPE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
+LINE = re.compile(r"(.+?): Image1 = (\d+), Image2 = (\d+)")
+AVERAGES = re.compile(r"Average: Image1 = (\d+(?:\.\d+)?), Image2 = (\d+(?:\.\d+)?)")
+BETTER = re.compile(r"Image([12]) is better\.?")
+
+
+def prompt() -> str:
+    """What a judge is asked; the pictures are sent before it in the order photo, Image1, Image2."""
+    questions = "\n".join(f"- {TITLES[name]}: {QUESTIONS[name]}" for name in DIMENSIONS)
+    lines = "\n".join(f"{TITLES[name]}: Image1 = s, Image2 = s" for name in DIMENSIONS)
+    return (
+        "You see three pictures: a portrait as it was taken, then two retouches of it, Image1 and Image2. Compare the retouches with "
+        "the portrait and with each other on five points:\n"
+        f"{questions}\n"
+        "A retouch that changes nothing leaves the blemishes; one that changes too much loses skin or person. Neither is good.\n"
+        "First think between <think> and </think>: go through the five points, say how strong each edit is, how well it is done and "
+        "where in the face you see it. Then answer between <answer> and </answer> with exactly these lines, each s a whole number from "
+        f"1 (bad) to 5 (as a careful professional would do it):\n{lines}\n"
+        "Average: Image1 = m, Image2 = m\n"
+        "and as the last line either 'Image1 is better' or 'Image2 is better'."
+    )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A judge's answer about Image1 and Image2.
+
+    Attributes:
+        scores: dimension -> scores of Image1 and Image2, 1 to 5.
+        better: 1 or 2.
+        reasoning: what was thought.
+    """
+
+    scores: dict[str, tuple[int, int]]
+    better: int
+    reasoning: str
+
+    @property
+    def averages(self) -> tuple[float, float]:
+        """Mean scores of Image1 and Image2."""
+        first, second = (sum(both[side] for both in self.scores.values()) / len(self.scores) for side in (0, 1))
+        return first, second
+
+    @property
+    def coherent(self) -> bool:
+        """Whether the better one's average is not the lower one."""
+        first, second = self.averages
+        return first >= second if self.better == 1 else second >= first
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An answer that breaks the contract: it is counted and kept, never scored."""
+
+    reason: str
+    text: str
+
+
+def write_answer(answer: Answer) -> str:
+    """The answer as the contract wants it; `read_answer` gives it back."""
+    lines = [f"{TITLES[name]}: Image1 = {answer.scores[name][0]}, Image2 = {answer.scores[name][1]}" for name in DIMENSIONS]
+    first, second = answer.averages
+    lines += [f"Average: Image1 = {first:.1f}, Image2 = {second:.1f}", f"Image{answer.better} is better"]
+    return f"<think>{answer.reasoning}</think>\n<answer>\n" + "\n".join(lines) + "\n</answer>"
+
+
+def read_answer(text: str) -> Answer | Unreadable:
+    """Read an answer, strictly: every part once, in its place, every number in range, averages that are the averages.
+
+    Blank lines and spaces around lines are put up with, nothing else.
+    """
+    found = SHAPE.fullmatch(text)
+    if found is None or any(text.count(tag) != 1 for tag in ("<think>", "</think>", "<answer>", "</answer>")):
+        return Unreadable("not one <think>..</think> followed by one <answer>..</answer> and nothing else", text)
+    lines = [line.strip() for line in found[2].splitlines() if line.strip()]
+    if len(lines) != len(DIMENSIONS) + 2:
+        return Unreadable(f"{len(lines)} lines in the answer, {len(DIMENSIONS) + 2} expected", text)
+    scores: dict[str, tuple[int, int]] = {}
+    for name, line in zip(DIMENSIONS, lines, strict=False):
+        match = LINE.fullmatch(line)
+        if match is None or match[1].casefold() != TITLES[name].casefold():
+            return Unreadable(f"expected '{TITLES[name]}: Image1 = s, Image2 = s', found {line[:80]!r}", text)
+        first, second = int(match[2]), int(match[3])
+        if not (1 <= first <= 5 and 1 <= second <= 5):
+            return Unreadable(f"a score outside 1 to 5: {line[:80]!r}", text)
+        scores[name] = (first, second)
+    averages, better = AVERAGES.fullmatch(lines[-2]), BETTER.fullmatch(lines[-1])
+    if averages is None or better is None:
+        return Unreadable("the last two lines must be the averages and 'Image1 is better' or 'Image2 is better'", text)
+    answer = Answer(scores, int(better[1]), found[1].strip())
+    if any(abs(float(averages[side + 1]) - mean) > 0.051 for side, mean in enumerate(answer.averages)):
+        return Unreadable(f"{lines[-2]!r} are not the averages of the scores", text)
+    return answer
+
+
+def verdicts_in_files(answer: Answer, order: Order) -> tuple[dict[str, Verdict], Verdict, dict[str, tuple[float, float]]]:
+    """Verdicts, overall verdict and scores about a and b, from an answer about Image1 and Image2 shown in `order`."""
+    scores: dict[str, tuple[float, float]] = {
+        name: (float(first), float(second)) if order == "ab" else (float(second), float(first))
+        for name, (first, second) in answer.scores.items()
+    }
+    verdicts: dict[str, Verdict] = {name: "tie" if a == b else "a" if a > b else "b" for name, (a, b) in scores.items()}
+    overall: Verdict = "a" if (answer.better == 1) == (order == "ab") else "b"
+    return verdicts, overall, scores

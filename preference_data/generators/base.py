@@ -1,0 +1,91 @@
+"""What a generator is given and what it gives."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from preference_data.schema import Origin
+from preference_data.synthetic import Case
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One aligned photo of one face.
+
+    Attributes:
+        id: unique, usable in file names.
+        case: the crop with what is known of it: `source` is the photo, `clean` its label or, where blemishes were painted onto the photo,
+            the photo before; `opacity` of the blemishes.
+        label: the photo's preferred retouch, RGB in [0, 1], where there is one.
+        split: "train", "validation" or "held_out".
+        synthetic: whether the photo itself was altered or made by code.
+        path: of the photo before alignment; None for the embedded people.
+        matrix: photo -> crop in pixels, see `portraitkit.faces.align`; None for the embedded people.
+        frame: height and width of the photo; None for the embedded people.
+    """
+
+    id: str
+    case: Case
+    label: Float[Tensor, "3 h w"] | None
+    split: str
+    synthetic: bool
+    path: Path | None = None
+    matrix: Float[Tensor, "2 3"] | None = None
+    frame: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One retouch of a subject.
+
+    Attributes:
+        pixels: RGB in [0, 1], of the size of the subject.
+        origin: where it comes from.
+        scores: true scores of the dimensions, 1 to 5, where the faults are known.
+        group: candidates of one group are compared with each other only; None is compared with any other None.
+    """
+
+    pixels: Float[Tensor, "3 h w"]
+    origin: Origin
+    scores: dict[str, int] | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class GeneratorOptions:
+    """What all generators are told.
+
+    Attributes:
+        prompt: editing instruction.
+        num_steps: sampling steps.
+        device: cpu, cuda, ...
+        photos: folder of the photos, where there is one.
+        extra: anything a generator of a user's own wants to know.
+    """
+
+    prompt: str
+    num_steps: int
+    device: str
+    photos: Path | None = None
+    extra: dict[str, str] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Makes candidates."""
+
+    @property
+    def name(self) -> str:
+        """As recorded in `Origin.generator`."""
+        ...
+
+    def candidates(self, subject: Subject, count: int, seed: int) -> list[Candidate]:
+        """Up to `count` candidates of a subject, the same for the same seed; fewer where there are no more.
+
+        Raises:
+            UserError: this subject cannot be done; it is put into quarantine with the message.
+        """
+        ...

@@ -1,0 +1,184 @@
+"""Pair sets as Hugging Face data sets: parquet with Image features, and back; rows for TRL's trainers."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from portraitkit.errors import DataError
+from preference_data.contract import Answer, Order, prompt, write_answer
+from preference_data.io import METADATA, read_pairs, write_pairs
+from preference_data.schema import DIMENSIONS, FILES, SPLITS, Pair, pair_of, row_of
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict, Features
+
+PICTURES = tuple(FILES)
+
+
+def pair_features() -> "Features":
+    """The columns: pictures as Image features, verdicts and scores as structs, the rest as text."""
+    from datasets import Features, Image, List, Value
+
+    text, number = Value("string"), Value("float64")
+    origin = {
+        "generator": text,
+        "faults": List({"kind": text, "strength": number}),
+        "seed": Value("int64"),
+        "model": text,
+        "is_label": Value("bool"),
+    }
+    columns: dict[str, Any] = {"id": text} | {name: Image() for name in PICTURES}
+    columns |= {"verdicts": dict.fromkeys(DIMENSIONS, text), "overall": text, "scores": {name: List(number) for name in DIMENSIONS}}
+    columns |= dict.fromkeys(("reasoning", "annotator", "source", "consent", "licence", "identity"), text)
+    columns |= {"origin_a": origin, "origin_b": origin}
+    columns |= dict.fromkeys(("age_band", "gender", "skin_tone"), text)
+    return Features(columns | {"synthetic": Value("bool")})
+
+
+def save_parquet(folder: Path, out: Path) -> "DatasetDict":
+    """Write a pair set as parquet, one file a split, pictures inside; `load_dataset(str(out))` reads it.
+
+    Args:
+        folder: a pair set.
+        out: a folder that does not exist yet or is empty.
+
+    Returns:
+        The data set as `load_dataset` gives it.
+
+    Raises:
+        DataError: the pair set is malformed, or `out` holds files.
+    """
+    from datasets import Dataset, disable_progress_bars, load_dataset
+
+    pairs = read_pairs(folder)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: exists and is not empty; give another folder")
+    (out / "data").mkdir(parents=True, exist_ok=True)
+    disable_progress_bars()
+    with tempfile.TemporaryDirectory() as cache:
+        for split in SPLITS:
+            rows = [pair for pair in pairs if pair.split == split]
+            if rows:
+                made = Dataset.from_generator(
+                    _encoded,
+                    gen_kwargs={"folder": str(folder), "rows": [row_of(pair) for pair in rows]},
+                    features=pair_features(),
+                    cache_dir=cache,
+                )
+                made.to_parquet(out / "data" / f"{split}.parquet")
+    (out / "README.md").write_text(_card(pairs), encoding="utf-8")
+    return load_dataset(str(out))
+
+
+def load_parquet(source: str, out: Path) -> list[Pair]:
+    """Write a data set of `save_parquet` as a folder with `metadata.jsonl` again; pictures keep their bytes.
+
+    Args:
+        source: its folder, or a hub id.
+        out: a folder that does not exist yet or is empty.
+
+    Raises:
+        DataError: a column is missing or a row malformed, or `out` holds files.
+    """
+    from datasets import Image, disable_progress_bars, load_dataset
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: exists and is not empty; give another folder")
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    disable_progress_bars()
+    pairs: list[Pair] = []
+    data: Any = load_dataset(source)
+    for split in data:
+        columns = set(data[split].column_names)
+        missing = [name for name in pair_features() if name not in columns]
+        if missing:
+            raise DataError(f"{source}: column {missing[0]!r} is missing; a pair set has those of docs/preference_data.md")
+        part = data[split]
+        for name in PICTURES:
+            part = part.cast_column(name, Image(decode=False))
+        for index, row in enumerate(part):
+            try:
+                pairs.append(_unpacked(row, split, out / "images", f"{split}-{index:06d}"))
+            except DataError as error:
+                raise DataError(f"{source} {split} row {index + 1}: {error}") from error
+    write_pairs(out, pairs)
+    return pairs
+
+
+def trl_rows(pair: Pair, folder: Path, order: Order) -> dict[str, Any]:
+    """One pair as TRL's SFT and GRPO trainers take it.
+
+    Returns:
+        `prompt`: conversational; `images`: [photo, Image1, Image2] as PIL pictures; `pair_id`, `order`; and where the pair is judged
+        `verdicts`, `overall` (about Image1 and Image2: "1", "2" or "tie"), and `completion`, where it has scores and no overall tie.
+    """
+    from portraitkit.images import read_image, to_pil
+
+    first, second = ("a", "b") if order == "ab" else ("b", "a")
+    names = {first: "1", second: "2", "tie": "tie"}
+    row: dict[str, Any] = {
+        "prompt": [{"role": "user", "content": prompt()}],
+        "images": [to_pil(read_image(folder / file).pixels) for file in (pair.input, getattr(pair, first), getattr(pair, second))],
+        "pair_id": pair.id,
+        "order": order,
+    }
+    if pair.verdicts and pair.overall:
+        row |= {"verdicts": {name: names[verdict] for name, verdict in pair.verdicts.items()}, "overall": names[pair.overall]}
+    if pair.scores and pair.overall not in (None, "tie"):
+        seen = {name: both if order == "ab" else both[::-1] for name, both in pair.scores.items()}
+        answer = Answer({name: (round(one), round(two)) for name, (one, two) in seen.items()}, int(names[pair.overall]), pair.reasoning)
+        row["completion"] = [{"role": "assistant", "content": write_answer(answer)}]
+    return row
+
+
+def _encoded(folder: str, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        item = {key: value for key, value in row.items() if key not in (*FILES.values(), "split")}
+        for name, column in FILES.items():
+            path = row[column]
+            item[name] = {"path": Path(path).name, "bytes": (Path(folder) / path).read_bytes()} if path else None
+        yield item
+
+
+def _unpacked(row: dict[str, Any], split: str, images: Path, stem: str) -> Pair:
+    values = {key: value for key, value in row.items() if key not in PICTURES}
+    for name, column in FILES.items():
+        picture = row[name]
+        if picture is None:
+            values[column] = None
+            continue
+        suffix = Path(picture["path"] or "x.png").suffix or ".png"
+        target = images / f"{stem}-{name}{suffix}"
+        target.write_bytes(picture["bytes"])
+        values[column] = f"images/{target.name}"
+    for key in ("verdicts", "scores"):  # a struct column has no null: all its fields are null instead
+        if values[key] is not None and all(value is None for value in values[key].values()):
+            values[key] = None
+    return pair_of(values | {"split": split})
+
+
+def _card(pairs: list[Pair]) -> str:
+    synthetic = sum(pair.synthetic for pair in pairs)
+    licences = sorted({pair.licence for pair in pairs if pair.licence})
+    files = [{"split": split, "path": f"data/{split}.parquet"} for split in SPLITS if any(pair.split == split for pair in pairs)]
+    return (
+        f"---\nconfigs: {json.dumps([{'config_name': 'default', 'data_files': files}])}\n---\n# Preference pairs of portrait retouches\n\n"
+        f"{len(pairs)} pairs, **{synthetic} of them synthetic** (column `synthetic`; their truth follows from known degradations, columns "
+        f"`origin_a` and `origin_b`). Splits are disjoint in the column `identity`. Licences: {', '.join(licences) or 'not given'}.\n"
+    )
+
+
+def copy_pictures(pairs: list[Pair], folder: Path, out: Path) -> None:
+    """Copy the pictures that pairs name to another folder, and write its `metadata.jsonl`."""
+    for pair in pairs:
+        for name in PICTURES:
+            if (file := getattr(pair, name)) is not None and not (out / file).exists():
+                (out / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / file, out / file)
+    write_pairs(out, pairs)
+
+
+__all__ = ["METADATA", "copy_pictures", "load_parquet", "pair_features", "save_parquet", "trl_rows"]

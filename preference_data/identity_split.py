@@ -1,0 +1,68 @@
+"""Who is who, and splits that no person crosses: clusters of identity embeddings, never rows, are dealt out."""
+
+import hashlib
+from collections import Counter
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.cluster.hierarchy import fcluster, linkage
+from torch import Tensor
+
+from portraitkit.errors import ConfigError
+from portraitkit.faces.identity import SAME_PERSON
+from preference_data.schema import SPLITS
+
+SHARES = (0.8, 0.1, 0.1)
+"""Of train, validation and held_out."""
+
+
+def cluster_identities(embeddings: Float[Tensor, "n dim"], *, same_person: float = SAME_PERSON) -> list[int]:
+    """Cluster numbers from 0, by single linkage: two faces nearer than `same_person` are never in two clusters.
+
+    A chain of look-alikes may join two people. That costs variety within a split and never lets a person into two of them.
+    """
+    if len(embeddings) < 2:
+        return [0] * len(embeddings)
+    joined = linkage(embeddings.detach().double().cpu().numpy(), method="single", metric="euclidean")
+    labels = fcluster(joined, t=np.nextafter(same_person, 0), criterion="distance")
+    order = {label: index for index, label in enumerate(dict.fromkeys(labels.tolist()))}
+    return [order[label] for label in labels.tolist()]
+
+
+def identity_name(embeddings: Float[Tensor, "n dim"]) -> str:
+    """A name for a cluster, from its mean embedding rounded: it tells nothing about the person."""
+    mean = embeddings.mean(0).mul(1e3).round().to(torch.int32).cpu().numpy()
+    return f"person-{hashlib.sha256(mean.tobytes()).hexdigest()[:12]}"
+
+
+def split_identities(identities: list[str], *, shares: tuple[float, ...] = SHARES, seed: int = 0) -> dict[str, str]:
+    """Deal identities out to the splits, largest first, each to the split that is furthest below its share of rows.
+
+    Args:
+        identities: one a row, repeated as often as the person occurs.
+        shares: of train, validation and held_out; must sum to 1.
+        seed: breaks ties between identities of one size.
+
+    Returns:
+        Identity -> split. Where there are at least as many identities as splits with a share, each of these gets one.
+
+    Raises:
+        ConfigError: shares that are no shares.
+    """
+    if len(shares) != len(SPLITS) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ConfigError(f"shares {shares}: must be three numbers of at least 0 that sum to 1, for {', '.join(SPLITS)}")
+    sizes = Counter(identities)
+    key = {name: hashlib.sha256(f"{seed} {name}".encode()).hexdigest() for name in sizes}
+    total, held, dealt = len(identities), dict.fromkeys(SPLITS, 0), {}
+    open_splits = [split for split, share in zip(SPLITS, shares, strict=True) if share > 0]
+    for name in sorted(sizes, key=lambda name: (-sizes[name], key[name])):
+        missing = {
+            split: share * total - held[split] + (total if len(sizes) >= len(open_splits) and not held[split] and dealt else 0)
+            for split, share in zip(SPLITS, shares, strict=True)
+            if share > 0
+        }
+        split = max(missing, key=lambda split: missing[split])
+        dealt[name] = split
+        held[split] += sizes[name]
+    return dealt

@@ -1,0 +1,267 @@
+"""What a preference pair is: a photo, two retouches of it, who prefers which on five dimensions, and where all of it comes from.
+
+A row of `metadata.jsonl` is one pair. Its three pictures are named by `input_file_name`, `a_file_name` and `b_file_name`, the form that
+`datasets.load_dataset("imagefolder", ...)` reads as pictures. Verdicts are "a", "b" or "tie", always about the files, never about the
+place where an annotator saw them.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from portraitkit.errors import DataError
+from portraitkit.suggest import nearest
+
+DIMENSIONS: tuple[str, ...] = ("skin_smoothing", "blemish_removal", "texture", "clarity", "identity")
+"""In this order everywhere."""
+TITLES = {
+    "skin_smoothing": "Skin smoothing",
+    "blemish_removal": "Blemish removal",
+    "texture": "Skin tone and texture",
+    "clarity": "Clarity",
+    "identity": "Personal features",
+}
+QUESTIONS = {
+    "skin_smoothing": "Is the skin evened as a good retoucher would: not plastic, not left rough?",
+    "blemish_removal": "Are spots, scabs and redness gone?",
+    "texture": "Are skin tone and pores natural: no grey or white cast, no pattern, no lost pores?",
+    "clarity": "Is the picture sharp and clean: eyes, hair, edges; no blur, noise or compression?",
+    "identity": "Is it the same person: face shape, moles, freckles, facial hair, makeup and age kept?",
+}
+Verdict = Literal["a", "b", "tie"]
+Split = Literal["train", "validation", "held_out"]
+VERDICTS: tuple[str, ...] = get_args(Verdict)
+SPLITS: tuple[str, ...] = get_args(Split)
+AGE_BANDS = ("child", "teen", "18-29", "30-44", "45-59", "60-74", "75+")
+GENDERS = ("woman", "man", "other")
+SKIN_TONES = tuple(f"monk-{step}" for step in range(1, 11))
+"""The Monk Skin Tone scale, 1 (lightest) to 10."""
+OTHER = {"a": "b", "b": "a", "tie": "tie"}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One known degradation of a candidate: its kind (see `preference_data.degradations`) and strength in (0, 1.1]."""
+
+    kind: str
+    strength: float
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a candidate comes from.
+
+    Attributes:
+        generator: name of the generator, or of the retoucher or system that made it; Bradley-Terry scores compare these.
+        faults: the known degradations, empty where none was applied or none is known.
+        seed: of the generator.
+        model: hub id or path of the pipeline, or the file it was read from.
+        is_label: whether it is the photo's preferred retouch.
+    """
+
+    generator: str
+    faults: tuple[Fault, ...] = ()
+    seed: int | None = None
+    model: str | None = None
+    is_label: bool = False
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One pair, pictures as paths relative to the data folder.
+
+    Attributes:
+        id: unique in the set.
+        input: the photo.
+        a: first candidate.
+        b: second candidate.
+        verdicts: who wins on each of `DIMENSIONS`; None where nobody has judged yet.
+        overall: who wins; None where nobody has judged yet.
+        scores: for each dimension the scores of a and b in [1, 5], or None.
+        reasoning: in words.
+        annotator: who judged; "degradation" where the truth follows from the known degradations.
+        source: what the photo belongs to: a data set's name, a folder.
+        origin_a: of candidate a.
+        origin_b: of candidate b.
+        anchor: the photo's preferred retouch, where one is known.
+        consent: what the person in the photo agreed to.
+        licence: of the photo.
+        age_band: one of `AGE_BANDS`, or None.
+        gender: one of `GENDERS`, or None.
+        skin_tone: one of `SKIN_TONES`, or None.
+        synthetic: whether anything a judge compares was made by code: a painted blemish, a degradation, a morphed person.
+        identity: who is in the photo; splits are disjoint in it.
+        split: "train", "validation" or "held_out".
+    """
+
+    id: str
+    input: str
+    a: str
+    b: str
+    verdicts: dict[str, Verdict] | None = None
+    overall: Verdict | None = None
+    scores: dict[str, tuple[float, float]] | None = None
+    reasoning: str = ""
+    annotator: str = ""
+    source: str = ""
+    origin_a: Origin = field(default_factory=lambda: Origin("unknown"))
+    origin_b: Origin = field(default_factory=lambda: Origin("unknown"))
+    anchor: str | None = None
+    consent: str = ""
+    licence: str = ""
+    age_band: str | None = None
+    gender: str | None = None
+    skin_tone: str | None = None
+    synthetic: bool = False
+    identity: str = ""
+    split: str = "train"
+
+
+TEXTS = ("reasoning", "annotator", "source", "consent", "licence", "identity")
+CHOICES = {"age_band": AGE_BANDS, "gender": GENDERS, "skin_tone": SKIN_TONES}
+FILES = {"input": "input_file_name", "a": "a_file_name", "b": "b_file_name", "anchor": "anchor_file_name"}
+COLUMNS = (
+    *("id", *FILES.values(), "verdicts", "overall", "scores", *TEXTS, "origin_a", "origin_b", *CHOICES),
+    *("synthetic", "split"),
+)
+
+
+def row_of(pair: Pair) -> dict[str, Any]:
+    """A pair as a JSON-able row with every column, the inverse of `pair_of`."""
+    row: dict[str, Any] = {"id": pair.id} | {column: getattr(pair, name) for name, column in FILES.items()}
+    row |= {
+        "verdicts": pair.verdicts,
+        "overall": pair.overall,
+        "scores": {name: list(both) for name, both in pair.scores.items()} if pair.scores else None,
+    }
+    row |= {name: getattr(pair, name) for name in TEXTS}
+    for side in ("origin_a", "origin_b"):
+        origin: Origin = getattr(pair, side)
+        row[side] = vars(origin) | {"faults": [vars(fault) for fault in origin.faults]}
+    row |= {name: getattr(pair, name) for name in CHOICES}
+    return row | {"synthetic": pair.synthetic, "split": pair.split}
+
+
+def pair_of(row: dict[str, Any]) -> Pair:
+    """Read one row, strictly.
+
+    Raises:
+        DataError: a column is unknown, missing, of another type, or holds an impossible value. The message does not say which row.
+    """
+    unknown = next((key for key in row if key not in COLUMNS), None)
+    if unknown is not None:
+        raise DataError(f"column {unknown!r} is unknown{nearest(unknown, COLUMNS)}")
+    values: dict[str, Any] = {"id": _text(row, "id")}
+    for name, column in FILES.items():
+        values[name] = _text(row, column) if name != "anchor" or row.get(column) is not None else None
+    values |= {name: _text(row, name, "") for name in TEXTS}
+    for name, known in CHOICES.items():
+        values[name] = None if row.get(name) is None else _choice(name, row[name], known)
+    values["split"] = _choice("split", row.get("split", "train"), SPLITS)
+    values["synthetic"] = row.get("synthetic", False)
+    if not isinstance(values["synthetic"], bool):
+        raise DataError(f"synthetic {values['synthetic']!r}: must be true or false")
+    values |= {"verdicts": read_verdicts(row.get("verdicts")), "scores": read_scores(row.get("scores"))}
+    values["overall"] = None if row.get("overall") is None else _choice("overall", row["overall"], VERDICTS)
+    values |= {side: _origin(side, row[side]) for side in ("origin_a", "origin_b") if row.get(side) is not None}
+    return Pair(**values)
+
+
+def read_verdicts(value: Any) -> dict[str, Verdict] | None:
+    """Verdicts on all five dimensions, in their order, or None.
+
+    Raises:
+        DataError: a dimension is missing or unknown, or a verdict is not a, b or tie.
+    """
+    if value is None:
+        return None
+    return {name: _choice(f"verdicts.{name}", verdict, VERDICTS) for name, verdict in _five("verdicts", value).items()}
+
+
+def read_scores(value: Any) -> dict[str, tuple[float, float]] | None:
+    """Scores of a and b on all five dimensions, or None.
+
+    Raises:
+        DataError: a dimension is missing or unknown, or a score is not a number in [1, 5].
+    """
+    if value is None:
+        return None
+    scores: dict[str, tuple[float, float]] = {}
+    for name, both in _five("scores", value).items():
+        numbers = [x for x in both if _is_number(x) and 1 <= x <= 5] if isinstance(both, list | tuple) else []
+        if len(numbers) != 2 or len(both) != 2:
+            raise DataError(f"scores.{name} {both!r}: must be two numbers from 1 to 5, of a and of b")
+        scores[name] = (numbers[0], numbers[1])
+    return scores
+
+
+def contradictions(pair: Pair) -> list[str]:
+    """Where a pair's judgement speaks against itself, in words."""
+    found = []
+    if (pair.verdicts is None) != (pair.overall is None):
+        found.append("has verdicts but no overall one" if pair.overall is None else "has an overall verdict but none on the dimensions")
+    if pair.verdicts and pair.scores:
+        for name, (a, b) in pair.scores.items():
+            if (a > b and pair.verdicts[name] == "b") or (b > a and pair.verdicts[name] == "a"):
+                found.append(f"{name}: verdict {pair.verdicts[name]}, but scores {a:g} (a) and {b:g} (b)")
+    if pair.verdicts and pair.overall:
+        decided = {verdict for verdict in pair.verdicts.values() if verdict != "tie"}
+        if len(decided) == 1 and pair.overall == OTHER[next(iter(decided))]:
+            found.append(f"overall {pair.overall}, but no dimension is won by it")
+        if not decided and pair.overall != "tie":
+            found.append(f"overall {pair.overall}, but every dimension is a tie")
+    return found
+
+
+def _five(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f"{name}: must be an object with {', '.join(DIMENSIONS)}")
+    for key in value:
+        if key not in DIMENSIONS:
+            raise DataError(f"{name}.{key}: unknown dimension{nearest(str(key), DIMENSIONS)}")
+    for dimension in DIMENSIONS:
+        if dimension not in value:
+            raise DataError(f"{name}.{dimension}: missing; all five dimensions are needed")
+    return {dimension: value[dimension] for dimension in DIMENSIONS}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _text(row: dict[str, Any], key: str, default: str | None = None) -> str:
+    value = row.get(key)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, str) or (default is None and not value.strip()):
+        shown = "is missing" if value is None else f"{value!r}"
+        raise DataError(f"{key} {shown}: must be text{'' if default is not None else ' that is not empty'}")
+    return value
+
+
+def _choice(key: str, value: Any, known: tuple[str, ...]) -> Any:
+    if value not in known or not isinstance(value, str):
+        raise DataError(f"{key} {value!r}: must be one of {', '.join(known)}{nearest(str(value), known)}")
+    return value
+
+
+def _origin(side: str, value: Any) -> Origin:
+    known = ("generator", "faults", "seed", "model", "is_label")
+    if not isinstance(value, dict):
+        raise DataError(f"{side}: must be an object with {', '.join(known)}")
+    if (unknown := next((key for key in value if key not in known), None)) is not None:
+        raise DataError(f"{side}: key {unknown!r} is unknown; use {', '.join(known)}")
+    faults = value.get("faults") or []
+    if not isinstance(faults, list):
+        raise DataError(f"{side}.faults: must be a list of objects with kind and strength")
+    read = []
+    for fault in faults:
+        if not isinstance(fault, dict) or not isinstance(fault.get("kind"), str) or not _is_number(fault.get("strength")):
+            raise DataError(f"{side}.faults {fault!r}: needs a text kind and a finite strength")
+        read.append(Fault(fault["kind"], float(fault["strength"])))
+    seed, model, is_label = value.get("seed"), value.get("model"), value.get("is_label", False)
+    if not (seed is None or (isinstance(seed, int) and not isinstance(seed, bool))):
+        raise DataError(f"{side}.seed {seed!r}: must be a whole number or null")
+    if not (model is None or isinstance(model, str)) or not isinstance(is_label, bool):
+        raise DataError(f"{side}: model must be text or null, is_label true or false")
+    return Origin(_text(value, "generator"), tuple(read), seed, model, is_label)

@@ -1,0 +1,237 @@
+"""The photos that pairs are made of: the embedded people, or a folder of a user's own, aligned, named and dealt out to splits."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from portraitkit.errors import DataError, UserError
+from portraitkit.faces.align import align_face
+from portraitkit.faces.identity import identity_embedding
+from portraitkit.faces.mesh import require_mesh
+from portraitkit.faces.regions import region_masks
+from portraitkit.images import list_images, read_image, resize
+from preference_data.blemishes import paint_blemishes
+from preference_data.generators.base import Subject
+from preference_data.identity_split import cluster_identities, identity_name, split_identities
+from preference_data.io import METADATA, Rejected, append_line, check_inside, read_json_lines
+from preference_data.schema import CHOICES, SPLITS
+from preference_data.synthetic import Case, make_case
+from preference_data.synthetic_pairs import SPOTS, identity_of
+
+SEEDS = {"train": 0, "validation": 10_000_000, "held_out": 20_000_000}
+MIN_FACE = 48
+PHOTO_COLUMNS = ("file_name", "anchor_file_name", "split", "identity", "consent", "licence", "source", *CHOICES)
+
+
+@dataclass(frozen=True)
+class PhotoRow:
+    """One photo to be used.
+
+    Attributes:
+        id: unique, usable in file names.
+        split: where it goes.
+        identity: who it is.
+        facts: consent, licence, source and demographics, as `Pair` has them.
+        file: of the photo; None for the embedded people.
+        anchor: of its preferred retouch, where there is one.
+        seed: of the embedded case, or of the blemishes painted onto the photo.
+    """
+
+    id: str
+    split: str
+    identity: str
+    facts: dict[str, Any]
+    file: Path | None
+    anchor: Path | None
+    seed: int
+
+
+def embedded_rows(count: int, shares: tuple[float, ...], seed: int) -> list[PhotoRow]:
+    """The first `count` embedded people of a seed, every split with its share (at least one each)."""
+    facts = {"source": "embedded", "licence": "public domain (NASA, US Navy), morphed", "consent": "public portraits of office holders"}
+    sizes = {split: max(1, round(share * count)) if share else 0 for split, share in zip(SPLITS, shares, strict=True)}
+    sizes["train"] = max(0, count - sizes["validation"] - sizes["held_out"])
+    places = [(split, index) for split, size in sizes.items() for index in range(size)]
+    return [
+        PhotoRow(f"person-{number:05d}", split, "", facts, None, None, SEEDS[split] + seed * 100_003 + index)
+        for number, (split, index) in enumerate(places)
+    ]
+
+
+def folder_rows(
+    folder: Path, *, shares: tuple[float, ...], seed: int, cache: Path, facts: dict[str, Any]
+) -> tuple[list[PhotoRow], list[Rejected]]:
+    """The photos of a folder, with who is in them and in which split they go.
+
+    `metadata.jsonl`, where there is one, names the photos and what is known of them (`PHOTO_COLUMNS`); else every picture in the folder is
+    taken. People are told apart by the identity net unless `identity` is given, splits are dealt out by person unless `split` is given.
+
+    Args:
+        folder: of the photos.
+        shares: of train, validation and held_out.
+        seed: of the deal.
+        cache: file in which embeddings are kept, so that a second run does not compute them again.
+        facts: consent, licence and source of photos that do not say.
+
+    Returns:
+        Good rows, and the photos that cannot be used with the reason (line number, or position in the folder from 1).
+
+    Raises:
+        DataError: no photos, or one person given two splits.
+    """
+    rows, lines, rejected = _listed(folder)
+    kept, vectors = [], []
+    known = {entry["file"]: entry for entry in _cached(cache)}
+    for row, line in zip(rows, lines, strict=True):
+        name = row["file_name"]
+        entry = known.get(name)
+        if entry is None:
+            entry = {"file": name} | _embed(folder / name)
+            append_line(cache, entry)
+        if entry["error"] is not None:
+            rejected.append(Rejected(line, entry["error"], name))
+            continue
+        kept.append((row, line))
+        vectors.append(entry["embedding"])
+    if not kept:
+        first = f"; the first: {rejected[0].reason}" if rejected else ""
+        raise DataError(f"{folder}: no photo can be used ({len(rejected)} were refused){first}")
+    names = _identities([row for row, _ in kept], torch.tensor(vectors))
+    splits = _splits([row for row, _ in kept], names, shares, seed)
+    made = []
+    for index, ((row, line), name) in enumerate(zip(kept, names, strict=True)):
+        told = facts | {key: row[key] for key in ("consent", "licence", "source", *CHOICES) if key in row}
+        anchor = folder / row["anchor_file_name"] if row.get("anchor_file_name") else None
+        told["source"] = (
+            row.get("source") or f"{facts['source']}/{row['file_name']}"
+        )  # pictures are numbered: "test.jpg" would mean a split to datasets
+        made.append(PhotoRow(f"photo-{line:05d}", splits[name], name, told, folder / row["file_name"], anchor, seed * 100_003 + index))
+    return made, rejected
+
+
+def open_subject(row: PhotoRow, size: int) -> tuple[Subject, str]:
+    """The aligned photo and who it is.
+
+    Raises:
+        ImageError: photo or anchor cannot be read.
+        FaceError: no usable face.
+        DataError: the anchor shows another frame.
+    """
+    if row.file is None:
+        case = make_case(row.split, row.seed, size=size, count=SPOTS)
+        return Subject(row.id, case, case.clean, row.split, synthetic=True), identity_of(case)
+    image = read_image(row.file).pixels
+    _, mesh = require_mesh(image, row.file, min_size=MIN_FACE)
+    aligned = align_face(image, mesh, size)
+    points = aligned.to_crop(mesh)[:, :2]
+    skin = region_masks(points, size, size)["skin"]
+    frame = (image.shape[1], image.shape[2])
+    if row.anchor is None:
+        source, opacity = paint_blemishes(aligned.pixels, skin, torch.Generator().manual_seed(row.seed), count=SPOTS)
+        case = Case(source, aligned.pixels, opacity, skin, points, float("nan"))
+        return Subject(row.id, case, None, row.split, True, row.file, aligned.matrix, frame), row.identity
+    label = read_image(row.anchor).pixels
+    if abs((label.shape[1] / label.shape[2]) / (frame[0] / frame[1]) - 1) > 0.01:
+        raise DataError(f"anchor {row.anchor}: has another aspect ratio than its photo; anchors must show the same frame")
+    clean = align_face(resize(label, frame), mesh, size).pixels
+    opacity = ((aligned.pixels - clean).abs().amax(0, keepdim=True) * 8).clamp(0, 1) * skin
+    case = Case(aligned.pixels, clean, torch.where(opacity > 0.05, opacity, 0.0), skin, points, float("nan"))
+    return Subject(row.id, case, clean, row.split, False, row.file, aligned.matrix, frame), row.identity
+
+
+def without_paint(subject: Subject) -> Subject:
+    """The subject as photographed: real retouchers get the real photo, not one with painted blemishes."""
+    if subject.path is None or subject.label is not None:
+        return subject
+    case = replace(subject.case, source=subject.case.clean, opacity=torch.zeros_like(subject.case.opacity))
+    return replace(subject, case=case, synthetic=False)
+
+
+def _listed(folder: Path) -> tuple[list[dict[str, Any]], list[int], list[Rejected]]:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give a folder of photos, or embedded")
+    if not (folder / METADATA).is_file():
+        rows = [{"file_name": path.name} for path in list_images(folder)]
+        if not rows:
+            raise DataError(f"{folder}: holds no photos (and no {METADATA})")
+        return rows, list(range(1, len(rows) + 1)), []
+    root, seen = folder.resolve(), set()
+
+    def read(row: dict[str, Any]) -> dict[str, Any]:
+        read_photo_row(row)
+        for key in ("file_name", "anchor_file_name"):
+            if row.get(key) is not None:
+                check_inside(root, row[key], key)
+        if row["file_name"] in seen:
+            raise DataError(f"file_name {row['file_name']!r}: named by an earlier row")
+        seen.add(row["file_name"])
+        return row
+
+    found = read_json_lines(folder / METADATA, read)
+    return found.rows, found.lines, found.rejected
+
+
+def read_photo_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Check a row of a photo folder's `metadata.jsonl`; columns that are not ours are let be.
+
+    Raises:
+        DataError: a column of ours has an impossible value.
+    """
+    if not isinstance(row.get("file_name"), str) or not row["file_name"]:
+        raise DataError("file_name: missing or no text")
+    for key in PHOTO_COLUMNS:
+        if row.get(key) is not None and not isinstance(row[key], str):
+            raise DataError(f"{key} {row[key]!r}: must be text")
+    for key, choices in (*CHOICES.items(), ("split", SPLITS)):
+        if row.get(key) is not None and row[key] not in choices:
+            raise DataError(f"{key} {row[key]!r}: must be one of {', '.join(choices)}")
+    return row
+
+
+def _embed(path: Path) -> dict[str, Any]:
+    try:
+        pixels = read_image(path).pixels
+        _, mesh = require_mesh(pixels, path, min_size=MIN_FACE)
+    except UserError as error:
+        return {"embedding": None, "error": str(error)}
+    with torch.no_grad():
+        return {"embedding": [round(x, 5) for x in identity_embedding(pixels[None], mesh[None, :, :2])[0].tolist()], "error": None}
+
+
+def _cached(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    return [row for row in read_json_lines(path, dict).rows if {"file", "embedding", "error"} <= row.keys()]
+
+
+def _identities(rows: list[dict[str, Any]], vectors: torch.Tensor) -> list[str]:
+    labels = cluster_identities(vectors)
+    names = {label: identity_name(vectors[[index for index, other in enumerate(labels) if other == label]]) for label in set(labels)}
+    return [row.get("identity") or names[label] for row, label in zip(rows, labels, strict=True)]
+
+
+def _splits(rows: list[dict[str, Any]], names: list[str], shares: tuple[float, ...], seed: int) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for row, name in zip(rows, names, strict=True):
+        split = row.get("split")
+        if split is not None and given.setdefault(name, split) != split:
+            raise DataError(f"{row['file_name']}: split {split}, but the same person ({name}) is in {given[name]} too; one split a person")
+    return split_identities([name for name in names if name not in given], shares=shares, seed=seed) | given if names else given
+
+
+def describe_rows(rows: list[PhotoRow]) -> str:
+    """How many photos and people each split has, in words."""
+    parts = []
+    for split in SPLITS:
+        own = [row for row in rows if row.split == split]
+        people = {row.identity or row.id for row in own}
+        parts.append(f"{split} {len(own)} photos of {len(people)} people")
+    return ", ".join(parts)
+
+
+def fingerprint(config: dict[str, Any]) -> str:
+    """A configuration as one comparable line."""
+    return json.dumps(config, sort_keys=True)

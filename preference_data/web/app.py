@@ -1,0 +1,220 @@
+"""The annotation page's server: loopback, no accounts, opaque names for pairs and pictures, judgements on disk at once."""
+
+import hashlib
+import json
+import secrets
+from io import BytesIO
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from portraitkit.errors import DataError, ImageError
+from portraitkit.images import read_image, to_pil
+from preference_data.annotations import FOLDER, Judgement, append_judgement, both_orders, conflicts, file_of, judgement_of, read_judgements
+from preference_data.contract import Order
+from preference_data.schema import DIMENSIONS, QUESTIONS, TITLES, Pair
+
+HERE = Path(__file__).parent
+MAX_BODY, MAX_NAME = 64 * 1024, 60
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+Shown = dict[str, str]
+"""dimension (and "overall") -> "1", "2" or "tie": what is on the screen, not what the file is called."""
+
+
+class Desk:
+    """The pairs of one set and what has been said about them.
+
+    Args:
+        folder: of the pair set.
+        pairs: the pairs to be judged.
+    """
+
+    def __init__(self, folder: Path, pairs: list[Pair]) -> None:
+        self.folder, self.lock = folder, Lock()
+        self.salt = _salt(folder / FOLDER / ".salt")
+        self.pairs = {self._token("pair", pair.id): pair for pair in pairs}
+        self.files = {self._token("file", file): file for pair in pairs for file in (pair.input, pair.a, pair.b)}
+        self.judgements = {(row.pair, row.annotator, row.role): row for row in both_orders(read_judgements(folder)[0])}
+
+    def _token(self, kind: str, text: str) -> str:
+        return hashlib.sha256(f"{self.salt} {kind} {text}".encode()).hexdigest()[:20]
+
+    def order(self, pair: Pair, name: str) -> Order:
+        """Which candidate this annotator sees as Image 1: half of the pairs each, and the same one after a reload."""
+        return "ab" if hashlib.sha256(f"{self.salt} {pair.id} {name}".encode()).digest()[0] % 2 else "ba"
+
+    def queue(self, name: str, role: str) -> list[dict[str, Any]]:
+        """What this annotator is to judge: every pair, or for a senior the conflicts, settled ones included."""
+        disputed = conflicts(list(self.judgements.values())) if role == "senior" else {}
+        rows = []
+        for token, pair in self.pairs.items():
+            done = (pair.id, name, role) in self.judgements
+            settled = any(
+                (pair.id, other, "senior") in self.judgements for _, other, _ in [key for key in self.judgements if key[0] == pair.id]
+            )
+            if role == "annotator" or pair.id in disputed or settled:
+                rows.append({"pair": token, "done": done or settled if role == "senior" else done, "disputed": disputed.get(pair.id, [])})
+        return rows
+
+    def view(self, token: str, name: str, role: str) -> dict[str, Any]:
+        """A pair as this annotator sees it; nothing tells which file is which."""
+        pair = self.pairs[token]
+        order = self.order(pair, name)
+        first, second = (pair.a, pair.b) if order == "ab" else (pair.b, pair.a)
+        mine = self.judgements.get((pair.id, name, role))
+        pictures = {kind: f"/picture/{self._token('file', file)}" for kind, file in (("photo", pair.input), ("1", first), ("2", second))}
+        return {"pair": token, "pictures": pictures, "answers": _shown(mine, order) if mine else {}, "note": mine.reasoning if mine else ""}
+
+    def save(self, token: str, name: str, role: str, answers: Shown, note: str, seconds: float | None) -> bool:
+        """Store a judgement; returns whether it was new. The same judgement again changes nothing.
+
+        Raises:
+            DataError: an answer is missing or is not 1, 2 or tie.
+        """
+        pair = self.pairs[token]
+        order = self.order(pair, name)
+        names = {"1": order[0], "2": order[1], "tie": "tie"}
+        if set(answers) != {*DIMENSIONS, "overall"} or any(answer not in names for answer in answers.values()):
+            raise DataError("answers: 1, 2 or tie is needed on each dimension and overall")
+        row: dict[str, Any] = {"pair": pair.id, "annotator": name, "role": role, "order": order}
+        row |= {"verdicts": {key: names[answers[key]] for key in DIMENSIONS}, "overall": names[answers["overall"]]}
+        judgement = judgement_of(row | {"scores": None, "reasoning": note, "seconds": seconds})
+        with self.lock:
+            before = self.judgements.get((pair.id, name, role))
+            if before is not None and _said(before) == _said(judgement):
+                return False
+            append_judgement(self.folder, judgement)
+            self.judgements[pair.id, name, role] = judgement
+        return True
+
+
+def make_app(desk: Desk, *, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")) -> Starlette:
+    """The ASGI application.
+
+    Args:
+        desk: the pairs.
+        hosts: names by which the page may be asked for; others are refused (DNS rebinding).
+    """
+
+    def state(request: Request) -> Response:
+        name, role = _who(request.query_params)
+        queue = desk.queue(name, role)
+        facts = {"titles": TITLES | {"overall": "Overall"}, "questions": QUESTIONS | {"overall": "Which retouch would you hand over?"}}
+        return _json({"queue": queue, "dimensions": [*DIMENSIONS, "overall"], "set": desk.folder.resolve().name} | facts)
+
+    def pair(request: Request) -> Response:
+        name, role = _who(request.query_params)
+        token = request.path_params["token"]
+        return _json(desk.view(token, name, role)) if token in desk.pairs else _json({"error": "no such pair"}, 404)
+
+    async def judge(request: Request) -> Response:
+        if request.headers.get("content-type", "").split(";")[0] != "application/json":
+            return _json({"error": "JSON is needed"}, 415)
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_BODY:
+                return _json({"error": "too long"}, 413)
+        try:
+            row = json.loads(body)
+            name, role = _who(row)
+            token, answers, note, seconds = row["pair"], row["answers"], row.get("note", ""), row.get("seconds")
+            if token not in desk.pairs:
+                return _json({"error": "no such pair"}, 404)
+            new = await run_in_threadpool(desk.save, token, name, role, answers, note, seconds)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return _json({"error": f"malformed judgement ({type(error).__name__})"}, 400)
+        return _json({"saved": True, "new": new})
+
+    def picture(request: Request) -> Response:
+        file = desk.files.get(request.path_params["token"])
+        if file is None:
+            return _json({"error": "no such picture"}, 404)
+        try:
+            out = BytesIO()
+            to_pil(read_image(desk.folder / file).pixels).save(out, "PNG", compress_level=1)
+        except ImageError as error:
+            return _json({"error": str(error).replace(str(desk.folder), "")}, 410)
+        return Response(out.getvalue(), media_type="image/png", headers=HEADERS | {"Cache-Control": "private, max-age=3600"})
+
+    def export(request: Request) -> Response:
+        name, _ = _who(request.query_params)
+        path = file_of(desk.folder, name)
+        if not path.is_file():
+            return _json({"error": "nothing judged yet"}, 404)
+        return FileResponse(path, filename=path.name, media_type="application/jsonl", headers=HEADERS)
+
+    def refused(request: Request, error: Exception) -> Response:
+        return _json({"error": str(error)}, 400)
+
+    static = [
+        Route(path, _static(HERE / file, kind))
+        for path, file, kind in (
+            ("/", "page.html", "text/html"),
+            ("/page.css", "page.css", "text/css"),
+            ("/page.js", "page.js", "text/javascript"),
+            ("/view.js", "view.js", "text/javascript"),
+        )
+    ]
+    routes = [
+        *static,
+        Route("/api/state", state),
+        Route("/api/pair/{token}", pair),
+        Route("/api/judgement", judge, methods=["POST"]),
+        Route("/picture/{token}", picture),
+        Route("/export", export),
+        Route("/favicon.ico", lambda request: Response(status_code=204)),
+    ]
+    guard = Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+    return Starlette(routes=routes, middleware=[guard], exception_handlers={DataError: refused})
+
+
+def _static(path: Path, kind: str) -> Any:
+    def serve(request: Request) -> Response:
+        return FileResponse(path, media_type=kind, headers=HEADERS)
+
+    return serve
+
+
+def _json(value: dict[str, Any], status: int = 200) -> JSONResponse:
+    return JSONResponse(value, status, headers=HEADERS)
+
+
+def _who(values: Any) -> tuple[str, str]:
+    name, role = values.get("name"), values.get("role", "annotator")
+    if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME or not name.isprintable():
+        raise DataError(f"name: must be 1 to {MAX_NAME} printable characters")
+    if role not in ("annotator", "senior"):
+        raise DataError("role: must be annotator or senior")
+    return name.strip(), role
+
+
+def _shown(judgement: Judgement, order: Order) -> Shown:
+    names = {order[0]: "1", order[1]: "2", "tie": "tie"}
+    return {name: names[verdict] for name, verdict in {**judgement.verdicts, "overall": judgement.overall}.items()}
+
+
+def _said(judgement: Judgement) -> tuple[Any, ...]:
+    return (judgement.verdicts, judgement.overall, judgement.reasoning)
+
+
+def _salt(path: Path) -> str:
+    """A secret of the set, so that names of pairs and pictures tell nothing, and stay the same after a restart."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        path.write_text(secrets.token_hex(16), encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()

@@ -1,0 +1,211 @@
+"""`make-preferences` as a user runs it: build, lint, annotate, merge, export; every mistake is one line and exit code 2."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+
+from portraitkit.faces.portraits import bundled_portraits
+from portraitkit.images import write_image
+from preference_data import build as build_module
+from preference_data.io import QUARANTINE, read_pairs
+from preference_data.main import make_preferences
+
+EMBEDDED = ("build", "embedded", "--count", "4", "--resolution", "64", "--pairs-per-photo", "1", "--split-shares", "0.5", "0.25", "0.25")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    portraits = bundled_portraits()
+    write_image(folder / "test_collins.png", portraits["astronaut"])
+    write_image(folder / "hopper.jpg", portraits["grace_hopper"])
+    write_image(folder / "grey.png", portraits["astronaut"] * 0 + 0.5)
+    (folder / "broken.png").write_bytes(b"\x89PNG")
+    return folder
+
+
+def test_embedded_from_build_to_export(command, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    pairs = tmp_path / "pairs"
+    code, out, _ = command(make_preferences, *EMBEDDED, "--output-dir", pairs)
+    assert code == 0 and "4 pairs (train 2, validation 1, held_out 1), 4 synthetic, 4 with known truth" in out
+    assert all(pair.synthetic and pair.licence and pair.identity for pair in read_pairs(pairs))
+    code, out, _ = command(make_preferences, "lint", pairs, "--no-identity")
+    assert code == 0 and "nothing found" in out
+    code, out, _ = command(make_preferences, "export", pairs, "--output-dir", tmp_path / "parquet")
+    assert code == 0 and "4 pairs as parquet" in out
+    code, out, _ = command(make_preferences, "export", tmp_path / "parquet", "--to-folder", "--output-dir", tmp_path / "back")
+    assert code == 0 and {pair.id for pair in read_pairs(tmp_path / "back")} == {pair.id for pair in read_pairs(pairs)}
+
+
+def test_equal_seeds_build_equal_sets_and_others_others(command, tmp_path):
+    for name, seed in (("one", 1), ("two", 1), ("three", 2)):
+        assert command(make_preferences, *EMBEDDED, "--output-dir", tmp_path / name, "--seed", seed)[0] == 0
+    texts = [(tmp_path / name / "metadata.jsonl").read_text() for name in ("one", "two", "three")]
+    assert texts[0] == texts[1] != texts[2]
+    assert all(
+        path.read_bytes() == (tmp_path / "two" / "images" / path.name).read_bytes() for path in (tmp_path / "one" / "images").iterdir()
+    )
+
+
+def test_photos_with_retouches_and_bad_ones(command, tmp_path, photos):
+    finished = tmp_path / "studio"
+    finished.mkdir()
+    for number in (1, 2):
+        write_image(finished / f"test_collins.{number}.png", bundled_portraits()["astronaut"] * (0.9 + 0.05 * number))
+    out_dir = tmp_path / "pairs"
+    options = ("--generators", "degradations", f"folder:{finished}", "--pairs-per-photo", "1", "--resolution", "64", "--licence", "PD")
+    code, _, err = command(make_preferences, "build", photos, "--output-dir", out_dir, *options)
+    assert code == 1 and "2 of 4 photos could not be used" in err
+    quarantined = [json.loads(line) for line in (out_dir / QUARANTINE).read_text().splitlines()]
+    assert sorted(row["text"] for row in quarantined) == ["broken.png", "grey.png"]
+    pairs = read_pairs(out_dir)
+    assert sorted(pair.synthetic for pair in pairs) == [False, True, True]
+    (judgeless,) = [pair for pair in pairs if pair.verdicts is None]
+    assert judgeless.origin_a.generator == "studio" and judgeless.source.endswith("test_collins.png") and judgeless.licence == "PD"
+    assert len({pair.identity for pair in pairs}) == 2
+    assert command(make_preferences, "build", photos, "--output-dir", out_dir, *options, "--overwrite", "--max-bad-share", "0.5")[0] == 0
+
+
+def test_an_interrupted_build_goes_on(command, tmp_path, monkeypatch):
+    made, one = [], build_module._one
+
+    def stops(row, generators, config):
+        made.append(row.id)
+        if len(made) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return one(row, generators, config)
+
+    monkeypatch.setattr(build_module, "_one", stops)
+    out_dir = tmp_path / "pairs"
+    code, _, err = command(make_preferences, *EMBEDDED, "--output-dir", out_dir)
+    assert code == 130 and "stopped after 2 of 4" in err and not (out_dir / "metadata.jsonl").exists()
+    code, _, err = command(make_preferences, *EMBEDDED, "--output-dir", out_dir, "--seed", "9")
+    assert code == 2 and "another --seed" in err
+    code, _, err = command(make_preferences, *EMBEDDED, "--output-dir", out_dir)
+    assert code == 0 and "going on" in err and len(made) == len(set(made)) == 4
+    command(make_preferences, *EMBEDDED, "--output-dir", tmp_path / "whole")
+    assert (out_dir / "metadata.jsonl").read_text() == (tmp_path / "whole" / "metadata.jsonl").read_text()
+    assert not [path for path in out_dir.iterdir() if path.name.startswith(".")]
+
+
+def test_lint_says_1_for_findings(command, tmp_path, photos):
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "none.png"}\n')
+    code, out, _ = command(make_preferences, "lint", tmp_path)
+    assert code == 1 and "bad_row" in out
+    code, out, _ = command(make_preferences, "lint", tmp_path, "--json", "-")
+    assert code == 1 and json.loads(out)["counts"] == {"bad_row": 1}
+
+
+def test_the_page_is_served_until_interrupted(pair_set_path):
+    script = "import sys; sys.argv[0] = 'make-preferences'; from preference_data.main import make_preferences; make_preferences()"
+    command = [sys.executable, "-c", script, "annotate", str(pair_set_path), "--web", "--port", "0", "--pairs", "all"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        line = process.stdout.readline()
+        address = re.search(r"http://127\.0\.0\.1:\d+/", line)
+        assert address, line + process.stderr.read()
+        assert b"Judge retouches" in urllib.request.urlopen(address[0], timeout=20).read()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) in (0, 130) and "Traceback" not in process.stderr.read()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def pair_set_path(command, tmp_path):
+    command(make_preferences, *EMBEDDED, "--output-dir", tmp_path / "set")
+    return tmp_path / "set"
+
+
+def test_merge_needs_judgements_then_writes_them(command, pair_set_path):
+    code, _, err = command(make_preferences, "merge", pair_set_path)
+    assert code == 2 and "nobody has judged" in err
+    first = read_pairs(pair_set_path)[0]
+    row = {"pair": first.id, "annotator": "anna", "role": "annotator", "order": "ab", "overall": "tie"}
+    row["verdicts"] = dict.fromkeys(first.verdicts, "tie")
+    (pair_set_path / "mine.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"pair": "stranger"}) + "\n")
+    code, out, err = command(make_preferences, "merge", pair_set_path, "--files", pair_set_path / "mine.jsonl", "--relabel", "--dry-run")
+    assert code == 0 and "1 pairs given verdicts, 3 kept theirs" in out and "'stranger'" in err
+    assert read_pairs(pair_set_path)[0] == first and not (pair_set_path / "annotations").exists()
+    command(make_preferences, "merge", pair_set_path, "--files", pair_set_path / "mine.jsonl", "--relabel")
+    assert read_pairs(pair_set_path)[0].overall == "tie" and read_pairs(pair_set_path)[0].annotator == "anna"
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ((), ["needs a subcommand", "build"]),
+        (("biuld",), ["biuld", "did you mean 'build'"]),
+        (("build", "/none"), ["/none", "no such folder"]),
+        (("build", "embedded", "--count", "2"), ["--count 2", "at least 3"]),
+        (("build", "embedded", "--generators", "degradation"), ["did you mean 'degradations'"]),
+        (("build", "embedded", "--generators", "pipeline:/none"), ["model_index.json"]),
+        (("build", "embedded", "--split-shares", "0.5", "0.2", "0.2"), ["--split-shares", "sum to 1"]),
+        (("build", "embedded", "--resolution", "8"), ["--resolution 8"]),
+        (("build", "embedded", "--resolutoin", "8"), ["--resolutoin", "--resolution"]),
+        (("build", "embedded", "--output-dir", "/dev/null"), ["/dev/null", "is a file"]),
+        (("lint", "/none"), ["/none/metadata.jsonl", "no such file"]),
+        (("lint", "/none", "--max-bits", "65"), ["--max-bits 65"]),
+        (("annotate", "/none"), ["--web", "--endpoint"]),
+        (("annotate", "/none", "--web", "--endpoint", "http://x"), ["one of --web"]),
+        (("annotate", "/none", "--web"), ["/none/metadata.jsonl"]),
+        (("annotate", "/none", "--endpoint", "localhost:8000", "--model", "m"), ["must begin with http"]),
+        (("annotate", "/none", "--endpoint", "http://localhost:8000/v1"), ["--model"]),
+        (("annotate", "/none", "--endpoint", "http://x/v1", "--model", "m", "--max-cost", "1"), ["--price-in"]),
+        (("annotate", "/none", "--web", "--port", "70000"), ["--port 70000"]),
+        (("merge", "/none"), ["/none/metadata.jsonl"]),
+        (("export", "/none"), ["/none/metadata.jsonl"]),
+    ],
+)
+def test_mistakes_are_one_line_and_2(command, tmp_path, monkeypatch, argv, words):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command(make_preferences, *argv)
+    assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert all(word in err for word in words), err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_with_other_things_are_left_alone(command, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for more in ((), ("--overwrite",)):
+        code, _, err = command(make_preferences, *EMBEDDED, "--output-dir", tmp_path, *more)
+        assert code == 2 and "no pair set" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_set_is_not_replaced_unasked(command, pair_set_path):
+    before = (pair_set_path / "metadata.jsonl").read_text()
+    code, _, err = command(make_preferences, *EMBEDDED, "--output-dir", pair_set_path, "--seed", "5")
+    assert code == 2 and "--overwrite" in err and (pair_set_path / "metadata.jsonl").read_text() == before
+
+
+def test_a_taken_port_is_named(command, pair_set_path):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, _, err = command(make_preferences, "annotate", pair_set_path, "--web", "--pairs", "all", "--port", port)
+    assert code == 2 and f"--port {port}: in use" in err
+
+
+@pytest.mark.parametrize("subcommand", ["build", "lint", "annotate", "merge", "export"])
+def test_help_tells_the_options_without_heavy_imports(subcommand):
+    script = (
+        "import sys; sys.argv = ['make-preferences', sys.argv[1], '--help']\n"
+        "from preference_data.main import make_preferences\n"
+        "try: make_preferences()\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {'torch', 'datasets', 'diffusers', 'starlette', 'httpx', 'scipy'} & sys.modules.keys(); assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, subcommand], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "--help" in done.stdout, done.stderr

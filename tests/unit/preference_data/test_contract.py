@@ -1,0 +1,67 @@
+"""The answer contract: one way to write it, one strict way to read it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preference_data.contract import Answer, Unreadable, prompt, read_answer, verdicts_in_files, write_answer
+from preference_data.schema import DIMENSIONS, TITLES
+
+SCORES = st.integers(1, 5)
+ANSWERS = st.builds(
+    Answer, st.fixed_dictionaries({name: st.tuples(SCORES, SCORES) for name in DIMENSIONS}), st.sampled_from([1, 2]), st.just("it is")
+)
+GOOD = write_answer(Answer({name: (4, 2) for name in DIMENSIONS}, 1, "Image1 keeps pores."))
+
+
+@given(ANSWERS)
+def test_what_is_written_is_read(answer):
+    assert read_answer(write_answer(answer)) == answer
+
+
+def test_the_prompt_names_every_line_of_the_answer():
+    for line in write_answer(Answer(dict.fromkeys(DIMENSIONS, (1, 1)), 1, "")).splitlines()[2:-2]:
+        assert line.split(":")[0] + ":" in prompt()
+
+
+def test_spaces_and_blank_lines_are_put_up_with():
+    assert not isinstance(read_answer("\n" + GOOD.replace("\n", "\n\n  ") + "\n\n"), Unreadable)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("<think>", ""),
+        ("</answer>", ""),
+        ("<answer>", "Sure! <answer>"),
+        ("</answer>", "</answer> I hope this helps."),
+        ("<think>", "<think><think>"),
+        ("Clarity: Image1 = 4, Image2 = 2\n", ""),
+        ("Clarity", "Sharpness"),
+        ("Clarity: Image1 = 4", "Clarity: Image1 = 6"),
+        ("Clarity: Image1 = 4", "Clarity: Image1 = 0"),
+        ("Clarity: Image1 = 4", "Clarity: Image1 = 4.5"),
+        ("Clarity: Image1 = 4, Image2 = 2", "Clarity: Image2 = 2, Image1 = 4"),
+        ("Average: Image1 = 4.0", "Average: Image1 = 3.0"),
+        ("Average: Image1 = 4.0, Image2 = 2.0\n", ""),
+        ("Image1 is better", "Image3 is better"),
+        ("Image1 is better", "Both are good"),
+        (TITLES["texture"] + ": Image1 = 4, Image2 = 2\nClarity", "Clarity: Image1 = 4, Image2 = 2\n" + TITLES["texture"]),
+    ],
+)
+def test_everything_else_is_unreadable_and_kept(before, after):
+    text = GOOD.replace(before, after, 1)
+    assert text != GOOD
+    answer = read_answer(text)
+    assert isinstance(answer, Unreadable) and answer.text == text and answer.reason
+
+
+def test_an_answer_against_its_own_scores_is_readable_and_says_so():
+    answer = read_answer(GOOD.replace("Image1 is", "Image2 is"))
+    assert isinstance(answer, Answer) and not answer.coherent
+
+
+def test_orders_are_undone():
+    answer = Answer({name: (5, 3) for name in DIMENSIONS}, 1, "")
+    assert verdicts_in_files(answer, "ab") == (dict.fromkeys(DIMENSIONS, "a"), "a", dict.fromkeys(DIMENSIONS, (5.0, 3.0)))
+    assert verdicts_in_files(answer, "ba") == (dict.fromkeys(DIMENSIONS, "b"), "b", dict.fromkeys(DIMENSIONS, (3.0, 5.0)))

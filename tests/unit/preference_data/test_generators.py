@@ -1,0 +1,160 @@
+"""Generators: by name or by file, one interface."""
+
+import inspect
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from portraitkit.errors import ConfigError, DataError, WeightsError
+from portraitkit.faces.portraits import bundled_portraits
+from portraitkit.images import write_image
+from preference_data.build import pair_candidates
+from preference_data.generators import GeneratorOptions, open_generators
+from preference_data.generators.base import Candidate
+from preference_data.generators.pipeline import Pipeline
+from preference_data.schema import DIMENSIONS, Origin
+from preference_data.subjects import PhotoRow, open_subject, without_paint
+
+OPTIONS = GeneratorOptions("retouch", 2, "cpu")
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    write_image(folder / "collins.png", bundled_portraits()["astronaut"])
+    return folder / "collins.png"
+
+
+@pytest.fixture(scope="module")
+def subject(photo):
+    return open_subject(PhotoRow("collins", "train", "c", {}, photo, None, 3), 128)[0]
+
+
+def test_a_photo_without_a_label_gets_painted_blemishes_for_degradations_only(subject):
+    assert subject.synthetic and subject.case.opacity.any() and subject.label is None
+    plain = without_paint(subject)
+    assert not plain.synthetic and torch.equal(plain.case.source, subject.case.clean)
+
+
+def test_a_photo_with_a_label_is_left_as_it_is(photo, tmp_path):
+    pixels = bundled_portraits()["astronaut"].clone()
+    pixels[:, 150:156, 215:221] *= 0.5
+    write_image(tmp_path / "spotted.png", pixels)
+    labelled, _ = open_subject(PhotoRow("collins", "train", "c", {}, tmp_path / "spotted.png", photo, 3), 128)
+    assert not labelled.synthetic and without_paint(labelled) is labelled
+    assert torch.equal(labelled.label, labelled.case.clean)
+
+
+def test_degradations_come_in_couples_with_truth(subject):
+    (generator,) = open_generators(("degradations",), OPTIONS)
+    one, two, three, four = generator.candidates(subject, 3, 11)
+    assert one.group == two.group != three.group == four.group
+    assert set(one.scores) == set(DIMENSIONS) and one.origin.generator == "degradations" and one.origin.seed == 11
+    again = generator.candidates(subject, 3, 11)
+    assert torch.equal(again[3].pixels, four.pixels) and again[3].origin == four.origin
+
+
+def test_finished_retouches_are_cut_as_their_photo(photo, subject, tmp_path):
+    portrait = bundled_portraits()["astronaut"]
+    write_image(tmp_path / "collins.png", portrait)
+    write_image(tmp_path / "collins.2.png", torch.nn.functional.avg_pool2d(portrait, 2))
+    write_image(tmp_path / "other.png", portrait)
+    (generator,) = open_generators((f"folder:{tmp_path}",), OPTIONS)
+    whole, half = generator.candidates(without_paint(subject), 5, 0)
+    assert {whole.origin.model, half.origin.model} == {"collins.png", "collins.2.png"} and whole.origin.generator == tmp_path.name
+    for made in (whole, half):
+        assert (made.pixels - subject.case.clean).abs().mean() < 0.02
+    assert len(generator.candidates(subject, 1, 0)) == 1
+
+
+def test_a_retouch_of_another_frame_is_refused(subject, tmp_path):
+    write_image(tmp_path / "collins.png", bundled_portraits()["grace_hopper"])
+    (generator,) = open_generators((f"folder:{tmp_path}",), OPTIONS)
+    with pytest.raises(DataError, match="aspect ratio"):
+        generator.candidates(subject, 1, 0)
+
+
+class FakeEditor:
+    """Brightens by its seed; takes the arguments of Kontext's pipeline that matter."""
+
+    def __call__(self, image, prompt, num_inference_steps, generator, height, _auto_resize=True):
+        assert prompt == "retouch" and num_inference_steps == 2 and height == image.height and not _auto_resize
+        shift = torch.randint(1, 100, (1,), generator=generator).item()
+        return SimpleNamespace(images=[image.point(lambda value: min(255, value + shift))])
+
+
+def test_a_pipeline_makes_one_candidate_a_seed(subject):
+    generator = Pipeline(FakeEditor(), "editor", "owner/editor", OPTIONS)
+    one, two = generator.candidates(subject, 2, 7)
+    assert [one.origin.seed, two.origin.seed] == [7, 8] and one.origin.model == "owner/editor" and one.scores is None
+    assert not torch.equal(one.pixels, two.pixels) and one.pixels.shape == subject.case.source.shape
+    assert torch.equal(generator.candidates(subject, 1, 8)[0].pixels, two.pixels)
+
+
+@pytest.mark.slow
+def test_the_embedded_retoucher_by_its_folder(subject):
+    from policies.retoucher.backbones.tiny import EMBEDDED
+
+    (generator,) = open_generators((f"pipeline:{EMBEDDED}",), OPTIONS)
+    one, two = generator.candidates(subject, 2, 0)
+    assert one.pixels.shape == (3, 128, 128) and not torch.equal(one.pixels, two.pixels)
+
+
+def test_a_users_own(tmp_path, subject):
+    (tmp_path / "mine.py").write_text(
+        inspect.cleandoc("""
+        from preference_data.generators.base import Candidate
+        from preference_data.schema import Origin
+
+        class Same:
+            name = "same"
+            def candidates(self, subject, count, seed):
+                return [Candidate(subject.case.source, Origin("same"))] * count
+
+        GENERATOR = lambda argument, options: Same()
+        """)
+    )
+    (generator,) = open_generators((f"{tmp_path}/mine.py:GENERATOR",), OPTIONS)
+    assert len(generator.candidates(subject, 3, 0)) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "word"),
+    [
+        (("degradation",), ConfigError, "did you mean 'degradations'"),
+        (("folder",), ConfigError, "folder:PATH"),
+        (("folder:/none/here",), ConfigError, "no such folder"),
+        (("pipeline",), ConfigError, "pipeline:PATH_OR_HUB_ID"),
+        (("pipeline:/none/here",), WeightsError, "model_index.json"),
+        (("degradations:3",), ConfigError, "takes no argument"),
+        (("degradations", "degradations"), ConfigError, "by the name"),
+        (("preference_data.schema:DIMENSIONS",), TypeError, "not callable"),
+    ],
+)
+def test_what_cannot_work_is_refused(names, error, word):
+    with pytest.raises(error, match=word):
+        open_generators(names, OPTIONS)
+
+
+def test_who_meets_whom():
+    def candidate(name, group=None):
+        return Candidate(torch.zeros(3, 2, 2), Origin(name), group=group)
+
+    label = candidate("label")
+    made = pair_candidates(
+        [candidate("x", "g"), candidate("y", "g"), candidate("p"), candidate("q"), candidate("r")],
+        label,
+        pairs=4,
+        generator=torch.Generator().manual_seed(0),
+    )
+    names = [frozenset((a.origin.generator, b.origin.generator)) for a, b in made]
+    assert names[0] == {"x", "y"} and len(names) == 5 and len(set(names)) == 5
+    assert sum("label" in couple for couple in names) == 2 and all("x" not in couple for couple in names[1:])
+    sides = [
+        pair_candidates([candidate("p"), candidate("q")], None, pairs=1, generator=torch.Generator().manual_seed(seed))[0][
+            0
+        ].origin.generator
+        for seed in range(60)
+    ]
+    assert 15 < sides.count("p") < 45

@@ -1,0 +1,68 @@
+"""Parquet and back, imagefolder, and rows for TRL."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from datasets import load_dataset
+from PIL import Image
+
+from portraitkit.errors import DataError
+from preference_data.contract import Answer, read_answer
+from preference_data.hub import load_parquet, save_parquet, trl_rows
+from preference_data.io import read_pairs, write_pairs
+
+FILES = {"input": "", "a": "", "b": "", "anchor": None}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def test_parquet_there_and_back_keeps_every_column_and_every_byte(pair_set, tmp_path):
+    pairs = read_pairs(pair_set)
+    pairs[0] = replace(pairs[0], verdicts=None, overall=None, scores=None, gender="man", skin_tone="monk-3", anchor=None)
+    write_pairs(pair_set, pairs)
+    data = save_parquet(pair_set, tmp_path / "parquet")
+    assert set(data) == {"train", "validation", "held_out"} and sum(map(len, data.values())) == len(pairs)
+    row = data["train"][1]
+    assert isinstance(row["a"], Image.Image) and row["a"].size == (64, 64) and row["synthetic"] is True
+    assert "synthetic" in (tmp_path / "parquet" / "README.md").read_text()
+    back = {pair.id: pair for pair in load_parquet(str(tmp_path / "parquet"), tmp_path / "back")}
+    assert read_pairs(tmp_path / "back") == list(back.values())
+    for pair in pairs:
+        assert replace(back[pair.id], **FILES) == replace(pair, **FILES)
+        assert (tmp_path / "back" / back[pair.id].a).read_bytes() == (pair_set / pair.a).read_bytes()
+    assert back[pairs[0].id].anchor is None
+
+
+def test_the_folder_itself_loads_as_an_imagefolder(pair_set):
+    data = load_dataset("imagefolder", data_dir=str(pair_set), split="train")
+    assert len(data) == len(read_pairs(pair_set))
+    assert isinstance(data[0]["input"], Image.Image) and isinstance(data[0]["b"], Image.Image) and data[0]["overall"] in "ab"
+
+
+def test_another_data_set_is_refused(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "train.jsonl").write_text(json.dumps({"text": "x"}) + "\n")
+    with pytest.raises(DataError, match="column 'id' is missing"):
+        load_parquet(str(tmp_path / "other"), tmp_path / "back")
+
+
+def test_a_full_folder_is_refused(pair_set):
+    with pytest.raises(DataError, match="not empty"):
+        save_parquet(pair_set, pair_set)
+
+
+def test_rows_for_trl_show_both_orders_of_one_pair(pair_set):
+    pair = read_pairs(pair_set)[0]
+    one, other = (trl_rows(pair, pair_set, order) for order in ("ab", "ba"))
+    assert one["pair_id"] == other["pair_id"] and one["prompt"] == other["prompt"] and one["prompt"][0]["role"] == "user"
+    assert [image.tobytes() for image in other["images"]] == [one["images"][i].tobytes() for i in (0, 2, 1)]
+    swapped = {"1": "2", "2": "1", "tie": "tie"}
+    assert other["overall"] == swapped[one["overall"]]
+    assert other["verdicts"] == {name: swapped[verdict] for name, verdict in one["verdicts"].items()}
+    answer = read_answer(one["completion"][0]["content"])
+    assert isinstance(answer, Answer) and answer.coherent and str(answer.better) == one["overall"]
+    assert answer.scores == pair.scores
