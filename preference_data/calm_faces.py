@@ -17,7 +17,7 @@ from preference_data.face_frame import FaceFrame, Moves, Push, polyline
 from preference_data.open_mouth import LOWER_LIP, UPPER_LIP
 
 RELAX = (
-    Push(61, 0.07, 0.05, 0.13, 0.12),
+    Push(61, 0.07, 0.062, 0.13, 0.12),
     Push(205, 0.01, 0.03, 0.14, 0.12),
     Push(0, 0.0, -0.030, 0.13, 0.045),
     Push(17, 0.0, 0.020, 0.14, 0.05),

@@ -13,7 +13,7 @@ COMBINATIONS = {
     "happiness": ((6, 12), (6, 12, 25), (12,), (12, 25), (6, 12, 25, 26)),
     "neutral": ((), (), (), (), (43,)),
     "sadness": ((1, 4, 15), (1, 4, 15, 17), (1, 15), (1, 4), (1, 4, 15, 43)),
-    "surprise": ((1, 2, 5, 25, 26), (1, 2, 25, 26), (1, 2, 5), (1, 2, 5, 25), (1, 2, 25)),
+    "surprise": ((1, 2, 5, 25, 26), (1, 2, 25, 26), (1, 2, 5), (1, 2, 5, 25)),
 }
 """Emotion -> combinations of units that show it, drawn with equal chances; no two emotions share one."""
 INTENSITY = (0.65, 1.0)

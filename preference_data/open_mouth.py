@@ -9,9 +9,12 @@ from preference_data.face_frame import FaceFrame, polyline, smooth_step
 UPPER_LIP = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
 LOWER_LIP = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308)
 CORNERS = (78, 308)
+LIP_MIDDLES = (13, 14)
 CHIN = 152
 DARK, TONGUE, TEETH = (0.17, 0.05, 0.05), (0.50, 0.20, 0.20), (0.84, 0.80, 0.72)
 TOOTH = 0.058
+AJAR = 0.04
+"""A mouth open by more than this shows its own teeth."""
 
 
 class MouthOpening:
@@ -33,6 +36,7 @@ class MouthOpening:
         left, right = face.points[list(CORNERS), 0].tolist()
         self.middle, self.half = (left + right) / 2, (right - left) / 2
         self.chin = float(face.points[CHIN, 1])
+        self.ajar = float((face.points[LIP_MIDDLES[1], 1] - face.points[LIP_MIDDLES[0], 1]).clamp_min(0))
 
     def across(self, x: Tensor) -> Tensor:
         """Place across the mouth: -1 and 1 are its corners."""
@@ -95,11 +99,12 @@ def open_mouth(
 
 
 def _inside(photo: Tensor, x: Tensor, depth: Tensor, gap: Tensor, opening: MouthOpening) -> Float[Tensor, "3 h w"]:
-    """A dark mouth with upper teeth that hang into it, and a tongue low in a wide one."""
+    """A dark mouth with upper teeth that hang into it, unless the photo shows teeth already, and a tongue low in a wide one."""
     face, t = opening.face, opening.across(x)
     low = smooth_step(depth - gap, -0.09, -0.015) * (1 - t.square()).clamp_min(0) * smooth_step(gap, 0.10, 0.20)
     out = torch.lerp(face.tinted(DARK, photo), face.tinted(TONGUE, photo), 0.7 * low)
     wave = torch.cos(22 * t).abs()
     edge = TOOTH * (1 - 0.35 * t.square()) - 0.004 * wave
     shade = (0.5 + 0.5 * smooth_step(depth, 0.0, 0.04)) * (1 - 0.1 * (1 - wave) ** 4) * (1 - 0.3 * t.square())
-    return torch.lerp(out, face.tinted(TEETH, photo) * shade, face.edge(edge - depth) * (1 - smooth_step(t.abs(), 0.62, 0.85)))
+    teeth = face.edge(edge - depth) * (1 - smooth_step(t.abs(), 0.62, 0.85)) * (opening.ajar < AJAR)
+    return torch.lerp(out, face.tinted(TEETH, photo) * shade, teeth)
