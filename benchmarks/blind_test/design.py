@@ -1,8 +1,8 @@
 """Who sees what: a balanced design that stays balanced when raters leave early.
 
 A cell is a photo and a pair of methods. A rater gets the cells that were shown least so far: first photos this rater has not
-seen, then photos and pairs shown least to all, then the cell shown least; equal ones by lot. Sides are drawn so that in every cell, then in every
-pair, each method stands on the left equally often. Cells assigned to a rater who never answered are given back (see `store`).
+seen, then photos and pairs shown least to all, then the cell shown least; equal ones by lot. Sides are drawn so that in every
+cell and in every pair each method stands on the left equally often. Cells of a rater who left are given back (see `store`).
 """
 
 import random
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 CHECK = -1
 """The pair of an attention check: the untouched picture first, the spoiled one second."""
+PAIR_LEAN = 3
+"""A pair of methods that leans this far to one side is righted before any of its cells."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,13 @@ def draw_session(
     own: Counter[int] = Counter()
     session = []
     for _ in range(length):
-        lots = [(own[photo], by_photo[photo], generator.random(), photo) for photo in range(photos)]
-        least = min(lots)[:2]
-        level = [photo for *key, _, photo in lots if tuple(key) == least]
+        least = min((own[photo], by_photo[photo]) for photo in range(photos))
+        level = [photo for photo in range(photos) if (own[photo], by_photo[photo]) == least]
         photo, pair = min(
             ((photo, pair) for photo in level for pair in range(pairs)),
             key=lambda cell: (by_pair[cell[1]], cells[cell], generator.random()),
         )
-        lean = left[photo, pair] or left_of_pair[pair]
+        lean = (left[photo, pair] if abs(left_of_pair[pair]) < PAIR_LEAN else 0) or left_of_pair[pair]
         swapped = lean > 0 if lean else generator.random() < 0.5
         session.append(Cell(photo, pair, swapped))
         side = -1 if swapped else 1
