@@ -85,12 +85,12 @@ def make_study(config: MakeConfig, command: list[str]) -> int:
 def _say(console: Console, config: MakeConfig, photos: int, skipped: list[dict[str, str]], groups: Mapping[str, object]) -> None:
     out, pairs = config.output_dir, len(config.methods) * (len(config.methods) - 1) // 2
     for row in skipped[:5]:
-        console.print(f"skipped {row['photo']}: {row['reason']}", markup=False)
+        console.print(f"skipped {row['photo']}: {row['reason']}", markup=False, soft_wrap=True)
     if skipped:
-        console.print(f"{len(skipped)} photos skipped, all named in {out / QUARANTINE}", markup=False)
+        console.print(f"{len(skipped)} photos skipped, all named in {out / QUARANTINE}", markup=False, soft_wrap=True)
     length = f"{config.photos_per_rater} comparisons and {config.attention_checks} attention checks a rater"
-    console.print(f"{out}: {photos} photos, {pairs} pairs of methods, {length}", markup=False)
-    console.print(f"groups: {'recorded' if groups else 'none recorded'}; edit {out / CONSENT}, then: blind-test serve {out}", markup=False)
+    console.print(f"{out}: {photos} photos, {pairs} pairs of methods, {length}", markup=False, soft_wrap=True)
+    console.print(f"groups: {'recorded' if groups else 'none recorded'}; edit {out / CONSENT}, then: blind-test serve {out}", markup=False, soft_wrap=True)
 
 
 def _check_target(out: Path, overwrite: bool) -> None:

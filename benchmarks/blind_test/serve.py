@@ -35,13 +35,13 @@ def serve_study(config: ServeConfig) -> int:
         shown = f"[{config.host}]" if ":" in config.host else config.host
         hosts = (*LOCAL_HOSTS, *config.allowed_hosts) if config.is_loopback else ("*",)
         app = build_app(study, store, allowed_hosts=hosts, max_raters=config.max_raters)
-        console.print(f"{config.folder}: {store.count_raters()} raters so far", markup=False)
+        console.print(f"{config.folder}: {store.count_raters()} raters so far", markup=False, soft_wrap=True)
         if not config.is_loopback:
             console.print(
                 f"[bold red]warning:[/] --host {config.host}: everyone who reaches this machine can see the pictures and vote, without "
                 "encryption. Put a proxy with HTTPS in front, or stay with 127.0.0.1."
             )
-        console.print(f"open http://{shown}:{port}/ ; Ctrl-C stops, nothing is lost", markup=False)
+        console.print(f"open http://{shown}:{port}/ ; Ctrl-C stops, nothing is lost", markup=False, soft_wrap=True)
         settings = uvicorn.Config(app, access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=3)
         uvicorn.Server(settings).run(sockets=[listener])
     return 0
