@@ -42,7 +42,7 @@ def serve_study(config: ServeConfig) -> int:
                 "encryption. Put a proxy with HTTPS in front, or stay with 127.0.0.1."
             )
         console.print(f"open http://{shown}:{port}/ ; Ctrl-C stops, nothing is lost", markup=False, soft_wrap=True)
-        settings = uvicorn.Config(app, access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=3)
+        settings = uvicorn.Config(app, access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=3, timeout_keep_alive=30, lifespan="off")
         uvicorn.Server(settings).run(sockets=[listener])
     return 0
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -59,8 +60,10 @@ def running(folder: Path, **options):
     study = read_study(folder)
     store = Store(folder / VOTES, study)
     app = build_app(study, store, **options)
-    server = uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=2, lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=2, timeout_keep_alive=30, lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(0.0002)  # client and server take turns in one process: the usual 5 ms would be most of the time
     thread.start()
     while not server.started:
         time.sleep(0.01)
@@ -69,6 +72,7 @@ def running(folder: Path, **options):
     finally:
         server.should_exit = True
         thread.join(10)
+        sys.setswitchinterval(interval)
         store.close()
 
 

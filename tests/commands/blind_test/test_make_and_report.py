@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sqlite3
 
 import pytest
 import torch
@@ -148,7 +147,7 @@ def test_report_and_export(make, command, tmp_path):
     assert "| input against ours | 0 | 0 | 40 |" in (folder / "report.md").read_text()
 
     code, _, _ = command(blind_test, "export", folder, "--output", tmp_path / "votes.csv")
-    rows = list(csv.DictReader((tmp_path / "votes.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "votes.csv").read_text().splitlines()))
     assert code == 0 and len(rows) == 8 * 22
     assert {row["preferred"] for row in rows if row["failed_checks_of_rater"] == "0" and "ours" in (row["left"], row["right"])} == {"ours"}
     code, _, said = command(blind_test, "export", folder, "--output", tmp_path / "votes.csv")
@@ -179,9 +178,15 @@ def test_what_report_refuses(make, command, tmp_path):
     assert "missing; copy" in command(blind_test, "serve", folder)[2]
     (folder / "study.json").write_text('{"version": 1, "photos": [{"name": 3}]}')
     assert "damaged" in command(blind_test, "report", folder)[2]
+
+
+def test_a_damaged_votes_file_is_named_and_kept(make, command):
+    folder = make()
     (folder / VOTES).write_bytes(b"not a database at all" * 50)
-    with pytest.raises(sqlite3.DatabaseError):
-        sqlite3.connect(folder / VOTES).execute("SELECT * FROM votes")
+    for subcommand in ("report", "export", "serve"):
+        code, _, said = command(blind_test, subcommand, folder)
+        assert code == 2 and "restore" in said, said
+    assert (folder / VOTES).read_bytes().startswith(b"not a database")
 
 
 def test_unknown_subcommands_are_named(command):
