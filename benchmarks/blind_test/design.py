@@ -31,9 +31,7 @@ class Cell:
     swapped: bool
 
 
-def draw_session(
-    shown: Iterable[Cell], *, photos: int, pairs: int, length: int, checks: int, generator: random.Random
-) -> list[Cell]:
+def draw_session(shown: Iterable[Cell], *, photos: int, pairs: int, length: int, checks: int, generator: random.Random) -> list[Cell]:
     """The comparisons of one more rater, in order.
 
     Args:

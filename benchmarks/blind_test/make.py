@@ -90,7 +90,11 @@ def _say(console: Console, config: MakeConfig, photos: int, skipped: list[dict[s
         console.print(f"{len(skipped)} photos skipped, all named in {out / QUARANTINE}", markup=False, soft_wrap=True)
     length = f"{config.photos_per_rater} comparisons and {config.attention_checks} attention checks a rater"
     console.print(f"{out}: {photos} photos, {pairs} pairs of methods, {length}", markup=False, soft_wrap=True)
-    console.print(f"groups: {'recorded' if groups else 'none recorded'}; edit {out / CONSENT}, then: blind-test serve {out}", markup=False, soft_wrap=True)
+    console.print(
+        f"groups: {'recorded' if groups else 'none recorded'}; edit {out / CONSENT}, then: blind-test serve {out}",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _check_target(out: Path, overwrite: bool) -> None:

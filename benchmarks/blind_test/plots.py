@@ -39,13 +39,17 @@ def interval_plot(rows: Sequence[Row], *, ticks: Sequence[tuple[float, str]], mi
     parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}" font-size="14">']
     for position, words in ticks:
         parts.append(f'<line x1="{x(position)}" x2="{x(position)}" y1="0" y2="{height - 26}" stroke="var(--line)"/>')
-        parts.append(f'<text x="{x(position)}" y="{height - 8}" text-anchor="middle" fill="var(--muted)" font-size="12">{escape(words)}</text>')
+        parts.append(
+            f'<text x="{x(position)}" y="{height - 8}" text-anchor="middle" fill="var(--muted)" font-size="12">{escape(words)}</text>'
+        )
     parts.append(f'<line x1="{x(middle)}" x2="{x(middle)}" y1="0" y2="{height - 26}" stroke="var(--muted)" stroke-dasharray="3 3"/>')
     for index, row in enumerate(rows):
         y = ROW * index + ROW / 2
         colour = "var(--accent)" if row.strong else "var(--muted)"
         parts.append(f'<text x="0" y="{y + 5}" fill="var(--ink)">{escape(_short(row.label))}</text>')
-        parts.append(f'<line x1="{x(row.low)}" x2="{x(row.high)}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="3" stroke-linecap="round"/>')
+        parts.append(
+            f'<line x1="{x(row.low)}" x2="{x(row.high)}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="3" stroke-linecap="round"/>'
+        )
         parts.append(f'<circle cx="{x(row.value)}" cy="{y}" r="6" fill="{colour}"/>')
         parts.append(f'<text x="{WIDTH}" y="{y + 5}" text-anchor="end" fill="var(--ink)" font-size="13">{escape(row.words)}</text>')
     return Markup("".join(parts) + "</svg>")

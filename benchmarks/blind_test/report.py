@@ -107,7 +107,9 @@ def _group_plots(results: Json) -> list[tuple[str, str]]:
     out = []
     for column, values in results["groups"]["tables"].items():
         rated = [(value, table["rates"][best]) for value, table in values.items() if best and table["rates"][best]["votes"]]
-        lines = [Row(value, rate["value"], rate["low"], rate["high"], f"{share(rate['value'])} {ends(rate)}", True) for value, rate in rated]
+        lines = [
+            Row(value, rate["value"], rate["low"], rate["high"], f"{share(rate['value'])} {ends(rate)}", True) for value, rate in rated
+        ]
         if lines:
             out.append((column, interval_plot(lines, ticks=SHARE_TICKS, middle=0.5, title=f"Win rate of {best} by {column}")))
     return out

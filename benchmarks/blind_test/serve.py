@@ -42,7 +42,15 @@ def serve_study(config: ServeConfig) -> int:
                 "encryption. Put a proxy with HTTPS in front, or stay with 127.0.0.1."
             )
         console.print(f"open http://{shown}:{port}/ ; Ctrl-C stops, nothing is lost", markup=False, soft_wrap=True)
-        settings = uvicorn.Config(app, access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=3, timeout_keep_alive=30, lifespan="off")
+        settings = uvicorn.Config(
+            app,
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=3,
+            timeout_keep_alive=30,
+            lifespan="off",
+        )
         uvicorn.Server(settings).run(sockets=[listener])
     return 0
 
@@ -78,5 +86,7 @@ def _listen(config: ServeConfig) -> socket.socket:
         listener.listen(1024)
     except OSError as error:
         listener.close()
-        raise ConfigError(f"--port {config.port}: cannot listen on {config.host} ({error.strerror}); choose another --port or --host") from error
+        raise ConfigError(
+            f"--port {config.port}: cannot listen on {config.host} ({error.strerror}); choose another --port or --host"
+        ) from error
     return listener

@@ -143,7 +143,9 @@ class _Pages:
         trials = self._trials_or_none(request)
         if trials is None or not all(trial.choice for trial in trials):
             return RedirectResponse("/vote", status_code=303)
-        return self._page("message.html.j2", title="Thank you", text=f"All {len(trials)} answers are stored. You can close this page.", link=None)
+        return self._page(
+            "message.html.j2", title="Thank you", text=f"All {len(trials)} answers are stored. You can close this page.", link=None
+        )
 
     # ---- JSON
 

@@ -126,7 +126,9 @@ class Store:
         """
         now = time.time()
         with self._transaction():
-            row = self._db.execute("SELECT id, COALESCE(shown_at, ?) FROM trials WHERE token = ? AND rater = ?", (now, token, rater)).fetchone()
+            row = self._db.execute(
+                "SELECT id, COALESCE(shown_at, ?) FROM trials WHERE token = ? AND rater = ?", (now, token, rater)
+            ).fetchone()
             if row is None:
                 return None
             conflict = "UPDATE SET choice = excluded.choice, voted_at = excluded.voted_at" if revise else "NOTHING"

@@ -60,7 +60,9 @@ def running(folder: Path, **options):
     study = read_study(folder)
     store = Store(folder / VOTES, study)
     app = build_app(study, store, **options)
-    server = uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=2, timeout_keep_alive=30, lifespan="off"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=2, timeout_keep_alive=30, lifespan="off")
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(0.0002)  # client and server take turns in one process: the usual 5 ms would be most of the time

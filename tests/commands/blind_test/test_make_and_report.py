@@ -67,7 +67,14 @@ def test_photos_that_do_not_fit_are_set_aside_and_named(folders, tmp_path, comma
     rows = {row["photo"]: row["reason"] for row in map(json.loads, (out / "skipped.jsonl").read_text().splitlines())}
     assert rows.keys() == {"person_03", "person_04"} and "missing in b" in rows["person_04"]
     code, _, said = command(
-        blind_test, "make", f"--method=a={folders / 'ours'}", f"--method=b={broken}", "--output-dir", tmp_path / "strict", "--max-unusable", "0.1"
+        blind_test,
+        "make",
+        f"--method=a={folders / 'ours'}",
+        f"--method=b={broken}",
+        "--output-dir",
+        tmp_path / "strict",
+        "--max-unusable",
+        "0.1",
     )
     assert code == 2 and "--max-unusable 0.1" in said and not (tmp_path / "strict").exists()
 
