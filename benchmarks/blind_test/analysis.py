@@ -60,6 +60,7 @@ def analyse(study: Study, votes: Sequence[Vote], *, max_failed_checks: int, dete
     units = np.zeros((len(study.photos), len(study.pairs), 3), int)
     for vote in counted:
         units[vote.cell.photo, vote.cell.pair, outcome(vote)] += 1
+    seconds = [vote.seconds for vote in counted if vote.seconds is not None]
     left, right = (sum(vote.choice == side for vote in counted) for side in ("left", "right"))
     bias, bias_p = st.position_bias(left, right)
     strengths = _strengths(study, by_rater, draws, seed)
@@ -81,7 +82,7 @@ def analyse(study: Study, votes: Sequence[Vote], *, max_failed_checks: int, dete
             "left_out": sum(vote.cell.pair != CHECK for vote in votes) - len(counted),
             "checks": sum(vote.cell.pair == CHECK for vote in votes),
             "ties": int(totals[:, TIE].sum()),
-            "median_seconds": round(median(vote.seconds for vote in counted), 2),
+            "median_seconds": round(median(seconds), 2) if seconds else None,
         },
         "pairs": pairs,
         "strengths": strengths,

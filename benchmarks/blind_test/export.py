@@ -35,7 +35,18 @@ def export_votes(config: ExportConfig) -> int:
         kind = "check" if vote.cell.pair == CHECK else "pair"
         preferred = (shown[0], "tie", shown[1])[outcome(vote)]
         photo = study.photos[vote.cell.photo].name
-        values = (vote.rater, vote.position, kind, photo, left, right, vote.choice, preferred, round(vote.seconds, 3), failures[vote.rater])
+        values = (
+            vote.rater,
+            vote.position,
+            kind,
+            photo,
+            left,
+            right,
+            vote.choice,
+            preferred,
+            None if vote.seconds is None else round(vote.seconds, 3),
+            failures[vote.rater],
+        )
         rows.append(dict(zip(COLUMNS, values, strict=True)))
     text = io.StringIO(newline="")
     if config.output.suffix.lower() == ".csv":

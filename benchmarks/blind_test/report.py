@@ -95,10 +95,7 @@ def _strength_plot(results: Json) -> str:
         return ""
     reach = max(0.5, math.ceil(2 * max(abs(row["strength"][end]) for row in rows for end in ("low", "high"))) / 2)
     ticks = [(position, f"{position:+g}" if position else "0") for position in (-reach, -reach / 2, 0.0, reach / 2, reach)]
-    lines = [
-        Row(row["method"], *(row["strength"][key] for key in ("value", "low", "high")), _signed(row["strength"]), index == 0)
-        for index, row in enumerate(rows)
-    ]
+    lines = [Row(row["method"], **row["strength"], words=_signed(row["strength"]), strong=index == 0) for index, row in enumerate(rows)]
     return interval_plot(lines, ticks=ticks, middle=0.0, title="Strength of each method")
 
 

@@ -185,17 +185,15 @@ class _Pages:
         if current is not None and current.choice is None:
             self.store.mark_shown(current)
         ahead = [url for trial in open_ones[: PREFETCH + 1] if trial is not current for url in self._pictures(trial).values() if url]
-        state = {"total": len(trials), "answered": len(trials) - len(open_ones), "ahead": ahead, "trial": None}
+        state: dict[str, Any] = {"total": len(trials), "answered": len(trials) - len(open_ones), "ahead": ahead, "trial": None}
         if current is not None:
             state["trial"] = {"token": current.token, "position": current.position, "choice": current.choice} | self._pictures(current)
         return state
 
     def _pictures(self, trial: Trial) -> dict[str, str | None]:
         photo, cell = self.study.photos[trial.cell.photo], trial.cell
-        if cell.pair < 0:
-            tokens = [photo.original, photo.spoiled]
-        else:
-            tokens = [photo.versions[method] for method in self.study.pairs[cell.pair]]
+        methods = [] if cell.pair < 0 else self.study.pairs[cell.pair]
+        tokens = [photo.versions[method] for method in methods] or [photo.original, photo.spoiled]
         left, right = reversed(tokens) if cell.swapped else tokens
         reference = f"/picture/{photo.reference}" if photo.reference else None
         return {"left": f"/picture/{left}", "right": f"/picture/{right}", "reference": reference}
