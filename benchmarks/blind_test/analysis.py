@@ -75,7 +75,7 @@ def analyse(study: Study, votes: Sequence[Vote], *, max_failed_checks: int, dete
             "voted": len(failures),
             "counted": len(failures) - len(excluded),
             "left_out": excluded,
-            "rule": f"left out: raters who failed more than {max_failed_checks} attention checks; a tie on a check is a failure",
+            "rule": f"left out is who failed more than {max_failed_checks} attention checks; a tie on a check is a failure",
         },
         "votes": {
             "counted": len(counted),
