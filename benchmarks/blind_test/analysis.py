@@ -1,0 +1,186 @@
+"""From votes to results: who counts, win rates, strengths, groups, agreement, position bias, power. All of it JSON-able."""
+
+import math
+from collections.abc import Iterable, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.blind_test import statistics as st
+from benchmarks.blind_test.design import CHECK
+from benchmarks.blind_test.store import Vote
+from benchmarks.blind_test.study import Study
+from portraitkit.errors import DataError
+
+FIRST, TIE, SECOND = 0, 1, 2
+
+
+def outcome(vote: Vote) -> int:
+    """FIRST if the first of the pair was chosen, SECOND, or TIE."""
+    if vote.choice == "tie":
+        return TIE
+    return FIRST if (vote.choice == "left") != vote.cell.swapped else SECOND
+
+
+def failed_checks(votes: Iterable[Vote]) -> dict[int, int]:
+    """Rater -> attention checks in which the untouched picture was not chosen; raters who met none have 0."""
+    out: dict[int, int] = {}
+    for vote in votes:
+        out.setdefault(vote.rater, 0)
+        out[vote.rater] += vote.cell.pair == CHECK and outcome(vote) != FIRST
+    return out
+
+
+def analyse(study: Study, votes: Sequence[Vote], *, max_failed_checks: int, detect: float, draws: int, seed: int) -> dict[str, Any]:
+    """Everything that the report shows.
+
+    Args:
+        study: what was shown.
+        votes: all answers.
+        max_failed_checks: raters with more failures are left out.
+        detect: win rate whose detection the power section is about.
+        draws: bootstrap draws.
+        seed: of the draws.
+
+    Returns:
+        raters, votes, pairs, strengths (None where the votes do not link all methods), groups, agreement, position, power.
+
+    Raises:
+        DataError: no votes, or none of raters who passed.
+    """
+    failures = failed_checks(votes)
+    excluded = sorted(rater for rater, count in failures.items() if count > max_failed_checks)
+    counted = [vote for vote in votes if vote.cell.pair != CHECK and failures[vote.rater] <= max_failed_checks]
+    if not counted:
+        reason = f"all {len(excluded)} raters failed attention checks" if excluded else "nobody has voted yet"
+        raise DataError(f"{study.folder}: {reason}; invite more raters" + (", or raise --max-failed-checks" if excluded else ""))
+    by_rater = count_by_rater(study, counted)
+    totals = by_rater.sum(0)
+    units = np.zeros((len(study.photos), len(study.pairs), 3), int)
+    for vote in counted:
+        units[vote.cell.photo, vote.cell.pair, outcome(vote)] += 1
+    seconds = [vote.seconds for vote in counted if vote.seconds is not None]
+    left, right = (sum(vote.choice == side for vote in counted) for side in ("left", "right"))
+    bias, bias_p = st.position_bias(left, right)
+    strengths = _strengths(study, by_rater, draws, seed)
+    best = strengths[0]["method"] if strengths else None
+    pairs = _pairs(study, by_rater, totals, detect)
+    return {
+        "title": study.title,
+        "question": study.question,
+        "methods": list(study.methods),
+        "photos": len(study.photos),
+        "raters": {
+            "voted": len(failures),
+            "counted": len(failures) - len(excluded),
+            "left_out": excluded,
+            "rule": f"left out is who failed more than {max_failed_checks} attention checks; a tie on a check is a failure",
+        },
+        "votes": {
+            "counted": len(counted),
+            "left_out": sum(vote.cell.pair != CHECK for vote in votes) - len(counted),
+            "checks": sum(vote.cell.pair == CHECK for vote in votes),
+            "ties": int(totals[:, TIE].sum()),
+            "median_seconds": round(median(seconds), 2) if seconds else None,
+        },
+        "pairs": pairs,
+        "strengths": strengths,
+        "best": best,
+        "groups": _groups(study, units),
+        "agreement": _estimate(st.agreement_interval(units.reshape(-1, 3), draws=min(500, draws), seed=seed)),
+        "position": {"left": left, "right": right, "left_share": _estimate(bias), "p": bias_p},
+        "power": _power(study, pairs, detect),
+    }
+
+
+def count_by_rater(study: Study, votes: Sequence[Vote]) -> np.ndarray:
+    """Counts (raters, pairs, 3) of votes on pairs of methods, raters in the order of their numbers."""
+    rows = {rater: row for row, rater in enumerate(sorted({vote.rater for vote in votes}))}
+    out = np.zeros((len(rows), len(study.pairs), 3), int)
+    for vote in votes:
+        out[rows[vote.rater], vote.cell.pair, outcome(vote)] += 1
+    return out
+
+
+def _pairs(study: Study, by_rater: np.ndarray, totals: np.ndarray, detect: float) -> list[dict[str, Any]]:
+    out = []
+    for row, (first, second) in enumerate(study.pairs):
+        wins, ties, losses = map(int, totals[row])
+        effect = st.design_effect(by_rater[:, row])
+        out.append(
+            {
+                "first": first,
+                "second": second,
+                "wins": wins,
+                "ties": ties,
+                "losses": losses,
+                "votes": wins + ties + losses,
+                "rate": _estimate(st.win_rate((wins, ties, losses))),
+                "p": st.sign_test(wins, losses),
+                "design_effect": round(effect, 3),
+                "needed": st.votes_needed(detect, design_effect=effect),
+                "detectable": _number(st.detectable_rate(wins + ties + losses, design_effect=effect)),
+            }
+        )
+    for entry, corrected in zip(out, st.holm([entry["p"] for entry in out]), strict=True):
+        entry["p_holm"] = corrected
+    return out
+
+
+def _strengths(study: Study, by_rater: np.ndarray, draws: int, seed: int) -> list[dict[str, Any]] | None:
+    """Methods from the strongest to the weakest."""
+    if not st.is_connected(by_rater.sum(0), len(study.methods)):
+        return None
+    fitted = st.strengths(by_rater, len(study.methods), draws=draws, seed=seed)
+    rows = [
+        {
+            "method": method,
+            "strength": {"value": fitted.strengths[i], "low": fitted.low[i], "high": fitted.high[i]},
+            "first": fitted.first[i],
+        }
+        for i, method in enumerate(study.methods)
+    ]
+    return sorted(rows, key=lambda row: -row["strength"]["value"])
+
+
+def _groups(study: Study, units: np.ndarray) -> dict[str, Any]:
+    """Column -> value -> method -> win rate against all other methods; and each method's worst group."""
+    columns = sorted({column for photo in study.photos for column in photo.groups})
+    tables: dict[str, Any] = {}
+    worst: dict[str, Any] = {}
+    for column in columns:
+        tables[column] = {}
+        for value in sorted({photo.groups[column] for photo in study.photos if column in photo.groups}):
+            inside = [row for row, photo in enumerate(study.photos) if photo.groups.get(column) == value]
+            counts = units[inside].sum(0)
+            rates = {method: _rate_against_all(study, counts, method) for method in study.methods}
+            tables[column][value] = {"photos": len(inside), "votes": int(counts.sum()), "rates": rates}
+            for method, rate in rates.items():
+                if rate["votes"] and (method not in worst or rate["value"] < worst[method]["rate"]["value"]):
+                    worst[method] = {"column": column, "value": value, "rate": rate}
+    return {"tables": tables, "worst": worst}
+
+
+def _rate_against_all(study: Study, counts: np.ndarray, method: str) -> dict[str, Any]:
+    total = np.zeros(3)
+    for row, (first, second) in enumerate(study.pairs):
+        if method == first:
+            total += counts[row]
+        elif method == second:
+            total += counts[row][::-1]
+    return _estimate(st.win_rate(total.tolist())) | {"votes": int(total.sum())}
+
+
+def _power(study: Study, pairs: Sequence[dict[str, Any]], detect: float) -> dict[str, Any]:
+    more = {f"{pair['first']} and {pair['second']}": max(0, pair["needed"] - pair["votes"]) for pair in pairs}
+    raters = math.ceil(max(more.values()) * len(pairs) / study.photos_per_rater)
+    return {"detect": detect, "alpha": 0.05, "power": 0.8, "more_votes": more, "more_raters": raters}
+
+
+def _estimate(estimate: st.Estimate) -> dict[str, float | None]:
+    return {"value": _number(estimate.value), "low": _number(estimate.low), "high": _number(estimate.high)}
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,180 @@
+"""Every option of `blind-test make|serve|report|export`. The docstring under a field is its help text."""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+from portraitkit.errors import ConfigError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+
+
+@dataclass(frozen=True)
+class MakeConfig:
+    """Make a blind test: pictures of the same photos by several methods, matched by file name."""
+
+    method: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=DIR")] = ()
+    """One method's folder of pictures; give it once a method, two at least. Raters never see the name."""
+    reference: Path | None = None
+    """Folder with the original photos, which raters can look at while a key is held; none if not given."""
+    metadata: Path | None = None
+    """metadata.jsonl with file_name and the columns of --groups; looked for in --reference, then in the methods' folders."""
+    groups: tuple[str, ...] = ("age_band", "gender", "skin_tone")
+    """Columns of the metadata that the report compares; those that are not there are left out."""
+    output_dir: Path = Path("runs/blind-test")
+    """Folder of the study."""
+    photos_per_rater: int = 20
+    """Comparisons that each rater is asked for."""
+    attention_checks: int = 2
+    """Further comparisons in which one picture is plainly spoiled."""
+    title: str = "Which picture is better?"
+    """Heading of the first page."""
+    question: str = "Which picture do you prefer?"
+    """Asked above every pair; it must not hint at what the methods do."""
+    max_side: int = 2048
+    """Pictures with a longer side are reduced to it, all methods alike."""
+    image_format: Literal["jpg", "png"] = "jpg"
+    """What raters are sent: jpg (quality 95, full colour), or png, which is exact and several times larger."""
+    max_unusable: float = 0.2
+    """Stop when more than this share of the photos had to be set aside."""
+    seed: int = 0
+    """Of the order and the sides."""
+    overwrite: bool = False
+    """Replace the study in --output-dir; refused once there are votes."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values before a picture is read.
+
+        Raises:
+            ConfigError: fewer than two methods, a bad or repeated name, no such folder, or a number out of range.
+        """
+        rules = {
+            "photos_per_rater": (1 <= self.photos_per_rater <= 1000, "from 1 to 1000 comparisons"),
+            "attention_checks": (0 <= self.attention_checks <= self.photos_per_rater, "from 0 to --photos-per-rater"),
+            "max_side": (64 <= self.max_side <= 8192, "from 64 to 8192 pixels"),
+            "max_unusable": (0 <= self.max_unusable <= 1, "a share from 0 to 1"),
+            "seed": (self.seed >= 0, "0 or more"),
+            "title": (bool(self.title.strip()), "some text"),
+            "question": (bool(self.question.strip()), "some text"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)!r}: must be {rule}")
+        if len(self.methods) < 2:
+            raise ConfigError(f"--method: {len(self.methods)} given, a comparison needs two or more, each as NAME=DIR")
+        if self.reference is not None and not self.reference.is_dir():
+            raise ConfigError(f"--reference {self.reference}: no such folder")
+        if self.metadata is not None and not self.metadata.is_file():
+            raise ConfigError(f"--metadata {self.metadata}: no such file")
+
+    @property
+    def methods(self) -> dict[str, Path]:
+        """Name -> folder.
+
+        Raises:
+            ConfigError: not NAME=DIR, a name used twice, or no such folder.
+        """
+        out: dict[str, Path] = {}
+        for given in self.method:
+            name, equals, folder = given.partition("=")
+            if not equals or not NAME.fullmatch(name):
+                raise ConfigError(f"--method {given!r}: must be NAME=DIR; a name has up to 40 letters, digits, '.', '_', '-'")
+            if name in out:
+                raise ConfigError(f"--method {given!r}: {name} was given before; every method needs its own name")
+            if not Path(folder).is_dir():
+                raise ConfigError(f"--method {given!r}: no such folder {folder}")
+            out[name] = Path(folder)
+        return out
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Serve a blind test as a web page. Ctrl-C stops it; the same command goes on where it stopped, no vote is lost."""
+
+    folder: Positional[Annotated[Path, arg(metavar="FOLDER")]]
+    """What blind-test make wrote."""
+    host: str = "127.0.0.1"
+    """Address to listen on; anything but loopback opens the study to the network, with a warning."""
+    port: int = 8000
+    """Port; 0 takes a free one."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Further host names under which browsers may ask, such as that of a reverse proxy; others are refused on loopback."""
+    max_raters: int = 10_000
+    """No more raters than this are let in: bounds what a stranger can write."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values before anything is opened.
+
+        Raises:
+            ConfigError: a port or number out of range.
+        """
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"--port {self.port}: must be from 0 to 65535")
+        if self.max_raters < 1:
+            raise ConfigError(f"--max-raters {self.max_raters}: must be at least 1")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Report what raters said: report.html, report.md and results.json in the study's folder."""
+
+    folder: Positional[Annotated[Path, arg(metavar="FOLDER")]]
+    """What blind-test make wrote and blind-test serve filled."""
+    max_failed_checks: int = 0
+    """Raters who failed more attention checks than this are left out; a tie on a check is a failure."""
+    detect: float = 0.55
+    """True win rate that the study should find: the report says how many more votes that takes."""
+    draws: int = 2000
+    """Bootstrap draws."""
+    seed: int = 0
+    """Of the bootstrap."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values before the votes are read.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
+        if self.max_failed_checks < 0:
+            raise ConfigError(f"--max-failed-checks {self.max_failed_checks}: must be 0 or more")
+        if not 0.5 < self.detect < 1:
+            raise ConfigError(f"--detect {self.detect:g}: must be a win rate above .5 and below 1")
+        if not 100 <= self.draws <= 100_000:
+            raise ConfigError(f"--draws {self.draws}: must be from 100 to 100000")
+        if self.seed < 0:
+            raise ConfigError(f"--seed {self.seed}: must be 0 or more")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write every vote with the methods' names. Raters are numbers; nothing personal is stored."""
+
+    folder: Positional[Annotated[Path, arg(metavar="FOLDER")]]
+    """What blind-test make wrote and blind-test serve filled."""
+    output: Path = Path("votes.csv")
+    """File to write; .csv or .jsonl."""
+    overwrite: bool = False
+    """Replace the file if it is there."""
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown format before the votes are read.
+
+        Raises:
+            ConfigError: the suffix is neither .csv nor .jsonl.
+        """
+        if self.output.suffix.lower() not in (".csv", ".jsonl"):
+            raise ConfigError(f"--output {self.output}: must end in .csv or .jsonl")

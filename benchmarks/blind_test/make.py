@@ -1,0 +1,202 @@
+"""`blind-test make`: pictures of several methods become a study whose files say nothing about where they came from."""
+
+import json
+import os
+import random
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from jaxtyping import Float
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from benchmarks.blind_test.config import MakeConfig
+from benchmarks.blind_test.metadata import read_groups
+from benchmarks.blind_test.store import count_votes
+from benchmarks.blind_test.study import CONSENT, FILE, PICTURES, VOTES, Photo, Study
+from portraitkit.config import config_to_dict
+from portraitkit.errors import DataError, ImageError, RunFolderError
+from portraitkit.images import list_images, read_image, resize, write_image
+
+Picture = Float[Tensor, "3 h w"]
+ASPECT_TOLERANCE = 0.01
+QUARANTINE = "skipped.jsonl"
+CONSENT_TEXT = """You will see pairs of pictures of the same photo and say which one you prefer. There is no right or wrong answer.
+
+It takes about {minutes} minutes: {count} comparisons, one after the other. You may stop at any time and go on later.
+
+We store your answers, how long each took, and a random number in place of your name. We store no name, no address and nothing else \
+about you. The random number is kept in a cookie so that you can go on where you stopped.
+
+Please look at the pictures on a screen that is bright enough, and look closely: you can zoom into both at once.
+"""
+
+
+def make_study(config: MakeConfig, command: list[str]) -> int:
+    """Match, check, re-encode and write the study in one piece.
+
+    Every picture is decoded by the one decoder and encoded anew without any metadata, under a random name, at a size common to all
+    versions of the photo, with the same time stamp: neither name, size, EXIF nor date tells a method.
+
+    Returns:
+        0.
+
+    Raises:
+        RunFolderError: the output folder holds something else, or a study without --overwrite, or votes.
+        DataError: no photo that all methods have, or too many that had to be set aside.
+    """
+    console = Console(stderr=True, highlight=False)
+    out = config.output_dir
+    _check_target(out, config.overwrite)
+    methods = config.methods
+    folders = methods | ({"(reference)": config.reference} if config.reference else {})
+    found = {name: _by_stem(folder) for name, folder in folders.items()}
+    names, skipped = _match(found)
+    groups = read_groups(config.metadata, [folder for folder in folders.values()][::-1], config.groups)
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        (partial / PICTURES).mkdir(parents=True)
+        photos = []
+        for name in track(names, "pictures", console=console, transient=True):
+            versions = {method: files[name] for method, files in found.items()}
+            try:
+                photos.append(_write_photo(partial / PICTURES, name, versions, groups.get(name, {}), config))
+            except ImageError as error:
+                skipped.append({"photo": name, "reason": str(error)})
+                if len(skipped) > config.max_unusable * (len(names) + len(skipped)) and len(skipped) >= 5:
+                    raise _too_many(skipped, len(names), config) from error
+        if not photos or len(skipped) > config.max_unusable * (len(photos) + len(skipped)):
+            raise _too_many(skipped, len(names), config)
+        _write_texts(partial, config, tuple(methods), tuple(photos), skipped, command)
+        if out.exists():
+            shutil.rmtree(out)
+        partial.rename(out)
+    except OSError as error:
+        raise RunFolderError(f"{out}: could not be written ({error.strerror}); check the folder and the disk") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    _say(console, config, len(photos), skipped, groups)
+    return 0
+
+
+def _say(console: Console, config: MakeConfig, photos: int, skipped: list[dict[str, str]], groups: Mapping[str, object]) -> None:
+    out, pairs = config.output_dir, len(config.methods) * (len(config.methods) - 1) // 2
+    for row in skipped[:5]:
+        console.print(f"skipped {row['photo']}: {row['reason']}", markup=False, soft_wrap=True)
+    if skipped:
+        console.print(f"{len(skipped)} photos skipped, all named in {out / QUARANTINE}", markup=False, soft_wrap=True)
+    length = f"{config.photos_per_rater} comparisons and {config.attention_checks} attention checks a rater"
+    console.print(f"{out}: {photos} photos, {pairs} pairs of methods, {length}", markup=False, soft_wrap=True)
+    console.print(
+        f"groups: {'recorded' if groups else 'none recorded'}; edit {out / CONSENT}, then: blind-test serve {out}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise RunFolderError(f"{out}: is no folder; choose another --output-dir")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (out / FILE).is_file():
+        raise RunFolderError(f"{out}: holds files that are no study; choose another --output-dir or empty it")
+    if (out / VOTES).is_file() and (votes := count_votes(out / VOTES)):
+        raise RunFolderError(f"{out}: holds a study with {votes} votes, which are never replaced; choose another --output-dir")
+    if not overwrite:
+        raise RunFolderError(f"{out}: holds another study; use --overwrite or another --output-dir")
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    out: dict[str, Path] = {}
+    for path in list_images(folder):
+        if path.stem in out:
+            raise DataError(f"{folder}: {out[path.stem].name} and {path.name} have one name; keep one of them")
+        out[path.stem] = path
+    if not out:
+        raise DataError(f"{folder}: holds no pictures")
+    return out
+
+
+def _match(found: Mapping[str, Mapping[str, Path]]) -> tuple[list[str], list[dict[str, str]]]:
+    """Names that every folder has, and those that one lacks."""
+    everything = sorted(set().union(*found.values()))
+    names = [name for name in everything if all(name in files for files in found.values())]
+    if not names:
+        raise DataError(f"{', '.join(found)}: have no file name in common; name the pictures of one photo alike in every folder")
+    lacking = [
+        {"photo": name, "reason": f"missing in {', '.join(method for method, files in found.items() if name not in files)}"}
+        for name in everything
+        if name not in names
+    ]
+    return names, lacking
+
+
+def _too_many(skipped: list[dict[str, str]], names: int, config: MakeConfig) -> DataError:
+    worst = skipped[-1]
+    return DataError(
+        f"{len(skipped)} photos had to be set aside, more than --max-unusable {config.max_unusable:g} allows; "
+        f"the last: {worst['photo']}: {worst['reason']}"
+    )
+
+
+def _write_photo(folder: Path, name: str, files: Mapping[str, Path], groups: dict[str, str], config: MakeConfig) -> Photo:
+    """All versions at one size: that of the smallest, and at most --max-side."""
+    pictures = {key: read_image(path).pixels for key, path in files.items()}
+    sizes = {key: (int(picture.shape[1]), int(picture.shape[2])) for key, picture in pictures.items()}
+    height, width = min(sizes.values(), key=lambda size: size[0] * size[1])
+    for key, (own_height, own_width) in sizes.items():
+        if abs(own_width / own_height / (width / height) - 1) > ASPECT_TOLERANCE:
+            raise ImageError(f"{files[key]}: {own_width}x{own_height} px, another version has {width}x{height}; crop them alike")
+    scale = min(1.0, config.max_side / max(height, width))
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    pictures = {key: resize(picture, size) for key, picture in pictures.items()}
+    original = pictures.get("(reference)", next(iter(pictures.values())))
+    to_write = pictures | {"(spoiled)": spoil(original)}
+    if "(reference)" not in pictures:
+        to_write["(original)"] = original
+    tokens = {key: secrets.token_urlsafe(16) for key in to_write}
+    for key in secrets.SystemRandom().sample(list(to_write), len(to_write)):
+        path = folder / f"{tokens[key]}.{config.image_format}"
+        write_image(path, to_write[key])
+        os.utime(path, (0, 0))
+    versions = {method: tokens[method] for method in config.methods}
+    reference = tokens.get("(reference)")
+    return Photo(name, versions, reference or tokens["(original)"], tokens["(spoiled)"], reference, groups)
+
+
+def spoil(picture: Picture) -> Picture:
+    """A copy that nobody can prefer: blurred to a fourteenth of its size, flat and dull. RGB in [0, 1]."""
+    height, width = picture.shape[1:]
+    small = resize(picture, (max(2, height // 14), max(2, width // 14)))
+    flat = 0.35 + 0.45 * (small - small.mean())
+    return resize(flat.clamp(0, 1), (height, width))
+
+
+def _write_texts(
+    folder: Path, config: MakeConfig, methods: tuple[str, ...], photos: tuple[Photo, ...], skipped: list[dict[str, str]], command: list[str]
+) -> None:
+    order = list(photos)
+    random.Random(config.seed).shuffle(order)
+    study = Study(
+        folder=folder,
+        title=config.title.strip(),
+        question=config.question.strip(),
+        methods=methods,
+        photos=tuple(order),
+        photos_per_rater=config.photos_per_rater,
+        attention_checks=config.attention_checks,
+        image_format=config.image_format,
+        seed=config.seed,
+    )
+    (folder / FILE).write_text(json.dumps(study.to_dict(), indent=1) + "\n", encoding="utf-8")
+    settings = config_to_dict(config) | {"command": command}
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    count = config.photos_per_rater + config.attention_checks
+    text = CONSENT_TEXT.format(minutes=max(1, round(count * 8 / 60)), count=count)
+    (folder / CONSENT).write_text(text, encoding="utf-8")
+    if skipped:
+        (folder / QUARANTINE).write_text("".join(json.dumps(row) + "\n" for row in skipped), encoding="utf-8")

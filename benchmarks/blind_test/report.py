@@ -1,0 +1,165 @@
+"""`blind-test report`: results.json, report.md and one self-contained report.html in the study's folder."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.console import Console
+
+from benchmarks.blind_test.analysis import analyse
+from benchmarks.blind_test.config import ReportConfig
+from benchmarks.blind_test.plots import Row, interval_plot, outcome_bar
+from benchmarks.blind_test.store import read_votes
+from benchmarks.blind_test.study import VOTES, read_study
+from portraitkit.errors import RunFolderError
+
+HERE = Path(__file__).parent
+SHARE_TICKS = [(0.0, "0 %"), (0.25, "25 %"), (0.5, "50 %"), (0.75, "75 %"), (1.0, "100 %")]
+Json = dict[str, Any]
+
+
+def report_study(config: ReportConfig) -> int:
+    """Read the votes, also while a server runs, and write the report.
+
+    Returns:
+        0.
+
+    Raises:
+        RunFolderError: no study, no votes file, or the folder cannot be written.
+        DataError: no votes that count.
+    """
+    study = read_study(config.folder)
+    votes = read_votes(config.folder / VOTES)
+    results = analyse(
+        study,
+        votes,
+        max_failed_checks=config.max_failed_checks,
+        detect=config.detect,
+        draws=config.draws,
+        seed=config.seed,
+    )
+    _write(config.folder / "results.json", json.dumps(results, indent=2) + "\n")
+    _write(config.folder / "report.md", render("report.md.j2", results))
+    _write(config.folder / "report.html", render("report.html.j2", results))
+    console = Console(highlight=False)
+    console.print(headline(results), markup=False, soft_wrap=True)
+    console.print(f"{config.folder / 'report.html'}", markup=False, soft_wrap=True)
+    return 0
+
+
+def render(template: str, results: Json) -> str:
+    """A page from results; HTML is escaped, and so is what Markdown would read as markup."""
+    environment = Environment(
+        loader=FileSystemLoader([HERE / "templates", HERE.parents[1] / "policies" / "templates"]),
+        autoescape=template.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"share": share, "ends": ends, "p": p_value, "cell": cell, "words": lambda name: str(name).replace("_", " ")}
+    plots = {"strength_plot": _strength_plot(results), "group_plots": _group_plots(results), "outcome_bar": outcome_bar}
+    return environment.get_template(template).render(results, headline=headline(results), verdict=verdict, **plots)
+
+
+def headline(results: Json) -> str:
+    """The one sentence: who is preferred, and how sure that is."""
+    rows = results["strengths"]
+    if not rows:
+        return "Too few votes: not every method was compared with the others, directly or through a third."
+    best, second = rows[0]["method"], rows[1]["method"]
+    pair = next(pair for pair in results["pairs"] if {pair["first"], pair["second"]} == {best, second})
+    rate = pair["rate"] if pair["first"] == best else _turned(pair["rate"])
+    if not pair["votes"]:
+        return f"{best} stands highest; it was not yet compared with {second}."
+    sure = pair["p_holm"] < 0.05 and rate["low"] > 0.5
+    lead = f"{best} is preferred to {second}" if sure else f"No clear winner between {best} and {second}"
+    return f"{lead}: {share(rate['value'])} of votes, 95 % interval {ends(rate)}."
+
+
+def verdict(pair: Json) -> str:
+    """In words, what the votes on a pair say at the 5 % level after Holm's correction."""
+    if pair["p_holm"] >= 0.05:
+        return "not told apart"
+    return f"{pair['first'] if pair['wins'] > pair['losses'] else pair['second']} preferred"
+
+
+def _turned(rate: Json) -> Json:
+    return {"value": 1 - rate["value"], "low": 1 - rate["high"], "high": 1 - rate["low"]}
+
+
+def _strength_plot(results: Json) -> str:
+    rows = results["strengths"]
+    if not rows:
+        return ""
+    reach = max(0.5, math.ceil(2 * max(abs(row["strength"][end]) for row in rows for end in ("low", "high"))) / 2)
+    ticks = [(position, f"{position:+g}" if position else "0") for position in (-reach, -reach / 2, 0.0, reach / 2, reach)]
+    lines = [Row(row["method"], **row["strength"], words=_signed(row["strength"]), strong=index == 0) for index, row in enumerate(rows)]
+    return interval_plot(lines, ticks=ticks, middle=0.0, title="Strength of each method")
+
+
+def _group_plots(results: Json) -> list[tuple[str, str]]:
+    best = results["best"]
+    out = []
+    for column, values in results["groups"]["tables"].items():
+        rated = [(value, table["rates"][best]) for value, table in values.items() if best and table["rates"][best]["votes"]]
+        lines = [
+            Row(value, rate["value"], rate["low"], rate["high"], f"{share(rate['value'])} {ends(rate)}", True) for value, rate in rated
+        ]
+        if lines:
+            out.append((column, interval_plot(lines, ticks=SHARE_TICKS, middle=0.5, title=f"Win rate of {best} by {column}")))
+    return out
+
+
+def _signed(strength: Json) -> str:
+    return f"{strength['value']:+.2f} [{strength['low']:+.2f}, {strength['high']:+.2f}]"
+
+
+def share(value: float | None) -> str:
+    """A share in percent.
+
+    >>> share(0.7312), share(None)
+    ('73.1 %', 'unknown')
+    """
+    return "unknown" if value is None else f"{100 * value:.1f} %"
+
+
+def ends(rate: Json) -> str:
+    """An interval of a share, in percent.
+
+    >>> ends({"low": 0.5, "high": 0.625})
+    '[50.0, 62.5]'
+    """
+    return "" if rate["low"] is None else f"[{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
+
+
+def p_value(value: float) -> str:
+    """A p value.
+
+    >>> p_value(0.00001), p_value(0.0321)
+    ('< .001', '.032')
+    """
+    return "< .001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
+
+
+def cell(text: object) -> str:
+    """Text that neither ends a Markdown table's cell nor becomes markup.
+
+    >>> cell("a|b<script>")
+    'a&#124;b&lt;script&gt;'
+    """
+    out = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;")
+    for mark in "`*_[]":
+        out = out.replace(mark, f"\\{mark}")
+    return out
+
+
+def _write(path: Path, text: str) -> None:
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error

@@ -1,0 +1,265 @@
+"""The web application of a blind test: a few pages, a small JSON interface, and pictures under opaque tokens.
+
+What a browser learns: the question, the rater's own progress, and two random picture names a comparison. Method names, photo names and
+paths stay here. Every answer carries a strict content security policy; bodies are bounded; other hosts' pages cannot post.
+"""
+
+import json
+import sqlite3
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import anyio
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from benchmarks.blind_test.store import CHOICES, Store, Trial
+from benchmarks.blind_test.study import CONSENT, Study
+
+MAX_BODY = 4096
+COOKIE = "rater"
+COOKIE_DAYS = 60
+PREFETCH = 2
+HERE = Path(__file__).parent
+STATIC = {"page.css": "text/css", "vote.js": "text/javascript", "icon.svg": "image/svg+xml"}
+HEADERS = {
+    "content-security-policy": "default-src 'none'; img-src 'self'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), microphone=(), geolocation=()",
+}
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def build_app(study: Study, store: Store, *, allowed_hosts: Sequence[str] = ("*",), max_raters: int = 10_000) -> Starlette:
+    """The application.
+
+    Args:
+        study: what is shown.
+        store: where votes go; used from the event loop's thread only.
+        allowed_hosts: values of the Host header that are answered.
+        max_raters: no more raters are let in than this.
+    """
+    pages = _Pages(study, store, max_raters)
+    routes = [
+        Route("/", pages.consent),
+        Route("/start", pages.start, methods=["POST"]),
+        Route("/vote", pages.vote),
+        Route("/later", pages.later),
+        Route("/done", pages.done),
+        Route("/r/{token}", pages.resume),
+        Route("/api/trial", pages.api_trial),
+        Route("/api/vote", pages.api_vote, methods=["POST"]),
+        Route("/picture/{token}", pages.picture),
+        Route("/static/{name}", pages.static),
+    ]
+    middleware = [Middleware(SecurityHeaders), Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)]
+    handlers: dict[Any, Any] = {HTTPException: pages.refuse, sqlite3.OperationalError: pages.not_stored}
+    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+
+
+class SecurityHeaders:
+    """Adds HEADERS to every answer, and `cache-control: no-store` where the answer says nothing else."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                present = {name.lower() for name, _ in message.get("headers", [])}
+                more = HEADERS if b"cache-control" in present else HEADERS | {"cache-control": "no-store"}
+                message["headers"] = [*message.get("headers", []), *((name.encode(), value.encode()) for name, value in more.items())]
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+class _Pages:
+    """The handlers, one a route."""
+
+    def __init__(self, study: Study, store: Store, max_raters: int) -> None:
+        self.study, self.store, self.max_raters = study, store, max_raters
+        self._templates = Environment(
+            loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        )
+        self._length = study.photos_per_rater + study.attention_checks
+        self._has_reference = any(photo.reference for photo in study.photos)
+
+    # ---- pages
+
+    async def consent(self, request: Request) -> Response:
+        text = (self.study.folder / CONSENT).read_text(encoding="utf-8", errors="replace")
+        paragraphs = [" ".join(part.split()) for part in text.replace("\r", "").split("\n\n") if part.strip()]
+        trials = self._trials_or_none(request)
+        answered = sum(trial.choice is not None for trial in trials or [])
+        return self._page("consent.html.j2", paragraphs=paragraphs, started=trials is not None, answered=answered)
+
+    async def start(self, request: Request) -> Response:
+        _refuse_other_sites(request)
+        form = parse_qs((await _body(request)).decode("utf-8", "replace"))
+        if self._trials_or_none(request) is not None:
+            return RedirectResponse("/vote", status_code=303)
+        if form.get("agree") != ["yes"]:
+            raise HTTPException(400, "Please tick the box to say that you take part.")
+        if self.store.count_raters() >= self.max_raters:
+            raise HTTPException(503, "Enough people have taken part already. Thank you!")
+        return self._enter(request, self.store.add_rater())
+
+    async def resume(self, request: Request) -> Response:
+        token = request.path_params["token"]
+        if self.store.find_rater(token) is None:
+            raise HTTPException(404, "This link belongs to no one here. Was it copied as a whole?")
+        return self._enter(request, token)
+
+    async def vote(self, request: Request) -> Response:
+        trials = self._trials_or_none(request)
+        if trials is None:
+            return RedirectResponse("/", status_code=303)
+        if all(trial.choice for trial in trials):
+            return RedirectResponse("/done", status_code=303)
+        return self._page("vote.html.j2", question=self.study.question, has_reference=self._has_reference)
+
+    async def later(self, request: Request) -> Response:
+        trials = self._trials_or_none(request)
+        if trials is None:
+            return RedirectResponse("/", status_code=303)
+        link = str(request.base_url.replace(path=f"/r/{request.cookies[COOKIE]}"))
+        return self._page("later.html.j2", link=link, answered=sum(trial.choice is not None for trial in trials))
+
+    async def done(self, request: Request) -> Response:
+        trials = self._trials_or_none(request)
+        if trials is None or not all(trial.choice for trial in trials):
+            return RedirectResponse("/vote", status_code=303)
+        return self._page(
+            "message.html.j2", title="Thank you", text=f"All {len(trials)} answers are stored. You can close this page.", link=None
+        )
+
+    # ---- JSON
+
+    async def api_trial(self, request: Request) -> Response:
+        trials = self._trials_or_none(request)
+        if trials is None:
+            return JSONResponse({"error": "no session"}, status_code=401)
+        return JSONResponse(self._state(trials, request.query_params.get("position")))
+
+    async def api_vote(self, request: Request) -> Response:
+        _refuse_other_sites(request)
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            return JSONResponse({"error": "send application/json"}, status_code=415)
+        body = await _body(request)
+        rater = self._rater(request)
+        if rater is None:
+            return JSONResponse({"error": "no session"}, status_code=401)
+        try:
+            vote = json.loads(body)
+            token, choice, revise = vote["trial"], vote["choice"], vote.get("revise", False)
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            return JSONResponse({"error": "needs trial and choice"}, status_code=400)
+        if not isinstance(token, str) or choice not in CHOICES or not isinstance(revise, bool):
+            return JSONResponse({"error": f"choice must be one of {', '.join(CHOICES)}"}, status_code=400)
+        stored = self.store.vote(rater, token, choice, revise=revise)
+        if stored is None:
+            return JSONResponse({"error": "no such comparison"}, status_code=404)
+        return JSONResponse({"stored": stored} | self._state(self.store.trials(rater), None))
+
+    def _state(self, trials: list[Trial], position: str | None) -> dict[str, Any]:
+        """The comparison to show: the first one without an answer, or an earlier one that was asked for."""
+        open_ones = [trial for trial in trials if trial.choice is None]
+        current = open_ones[0] if open_ones else None
+        reached = current.position if current else len(trials)
+        if position is not None and position.isascii() and position.isdigit() and len(position) < 6 and int(position) < reached:
+            current = trials[int(position)]
+        if current is not None and current.choice is None:
+            self.store.mark_shown(current)
+        ahead = [url for trial in open_ones[: PREFETCH + 1] if trial is not current for url in self._pictures(trial).values() if url]
+        state: dict[str, Any] = {"total": len(trials), "answered": len(trials) - len(open_ones), "ahead": ahead, "trial": None}
+        if current is not None:
+            state["trial"] = {"token": current.token, "position": current.position, "choice": current.choice} | self._pictures(current)
+        return state
+
+    def _pictures(self, trial: Trial) -> dict[str, str | None]:
+        photo, cell = self.study.photos[trial.cell.photo], trial.cell
+        methods = [] if cell.pair < 0 else self.study.pairs[cell.pair]
+        tokens = [photo.versions[method] for method in methods] or [photo.original, photo.spoiled]
+        left, right = reversed(tokens) if cell.swapped else tokens
+        reference = f"/picture/{photo.reference}" if photo.reference else None
+        return {"left": f"/picture/{left}", "right": f"/picture/{right}", "reference": reference}
+
+    # ---- files
+
+    async def picture(self, request: Request) -> Response:
+        path = self.study.pictures.get(request.path_params["token"])
+        if path is None:
+            raise HTTPException(404, "No such picture.")
+        data = await anyio.Path(path).read_bytes()
+        kind = "image/png" if self.study.image_format == "png" else "image/jpeg"
+        return Response(data, media_type=kind, headers={"cache-control": "private, max-age=86400, immutable"})
+
+    async def static(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in STATIC:
+            raise HTTPException(404, "No such file.")
+        data = (HERE / "static" / name).read_bytes()
+        return Response(data, media_type=STATIC[name], headers={"cache-control": "no-cache"})
+
+    # ---- refusals
+
+    async def refuse(self, request: Request, error: HTTPException) -> Response:
+        if request.url.path.startswith("/api/"):
+            return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=error.headers)
+        words = "There is no such page." if error.detail == "Not Found" else error.detail
+        page = self._page("message.html.j2", title="Not here" if error.status_code == 404 else "One moment", text=words, link="/")
+        page.status_code = error.status_code
+        return page
+
+    async def not_stored(self, request: Request, error: sqlite3.OperationalError) -> Response:
+        return JSONResponse({"error": f"not stored: {error}"}, status_code=503, headers={"retry-after": "2"})
+
+    # ---- small parts
+
+    def _page(self, template: str, **values: object) -> HTMLResponse:
+        return HTMLResponse(self._templates.get_template(template).render(study=self.study, length=self._length, **values))
+
+    def _rater(self, request: Request) -> int | None:
+        token = request.cookies.get(COOKIE)
+        return self.store.find_rater(token) if token else None
+
+    def _trials_or_none(self, request: Request) -> list[Trial] | None:
+        rater = self._rater(request)
+        return None if rater is None else self.store.trials(rater)
+
+    def _enter(self, request: Request, token: str) -> Response:
+        response = RedirectResponse("/vote", status_code=303)
+        secure = request.url.scheme == "https"
+        response.set_cookie(COOKIE, token, max_age=COOKIE_DAYS * 86400, httponly=True, samesite="lax", secure=secure)
+        return response
+
+
+async def _body(request: Request) -> bytes:
+    """The request's body, at most MAX_BODY bytes; reading stops there."""
+    data = b""
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > MAX_BODY:
+            raise HTTPException(413, f"At most {MAX_BODY} bytes are read.", headers={"connection": "close"})
+    return data
+
+
+def _refuse_other_sites(request: Request) -> None:
+    """A form on another site may not act for a rater."""
+    origin = request.headers.get("origin")
+    if request.headers.get("sec-fetch-site") == "cross-site" or (origin and urlsplit(origin).netloc != request.headers.get("host")):
+        raise HTTPException(403, "This came from another site.")

@@ -1,0 +1,145 @@
+"""The pages in a real browser: voting by key and by button, zoom, the original, resume; desktop and mobile."""
+
+import random
+import shutil
+
+import pytest
+
+from benchmarks.blind_test.store import read_votes
+from benchmarks.blind_test.study import VOTES, read_study
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+KEYS = {"left": "ArrowLeft", "right": "ArrowRight", "tie": "ArrowDown"}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def new_page(browser, **options):
+    """A page of a new person; whatever its console complains about is collected."""
+    context = browser.new_context(**options)
+    page = context.new_page()
+    page.faults = []
+    page.on("console", lambda message: page.faults.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: page.faults.append(str(error)))
+    page.on("request", lambda request: page.faults.append(request.url) if not request.url.startswith("http://127.0.0.1") else None)
+    return page
+
+
+def begin(page, address: str) -> None:
+    page.goto(address)
+    page.get_by_label("I have read this").check()
+    page.get_by_role("button", name="Start").click()
+    ready(page, 1)
+
+
+def ready(page, number: int) -> None:
+    page.locator("#count", has_text=f"{number} of ").wait_for()
+    page.wait_for_selector("#pictures[aria-busy=false]")
+
+
+def token_of(page, side: str) -> str:
+    return page.locator(f".frame[data-side={side}] .version").get_attribute("src").rsplit("/", 1)[1]
+
+
+def transforms(page) -> list[str]:
+    return [stage.get_attribute("style") or "" for stage in page.locator(".stage").all()]
+
+
+def test_a_rater_by_keyboard_from_start_to_end(browser, make, serve):
+    folder = make("--photos-per-rater", "8")
+    study = read_study(folder)
+    ours = {photo.versions["ours"] for photo in study.photos} | {photo.original for photo in study.photos}
+    generator, said = random.Random(0), []
+    with serve(folder) as address:
+        page = new_page(browser, viewport={"width": 1200, "height": 800})
+        begin(page, address)
+        for number in range(1, 11):
+            ready(page, number)
+            choice = "left" if token_of(page, "left") in ours else "right" if token_of(page, "right") in ours else generator.choice([*KEYS])
+            said.append(choice)
+            page.keyboard.press(KEYS[choice])
+            page.keyboard.press(KEYS[choice])  # too soon: must not answer the next one unseen
+        page.wait_for_url("**/done")
+        assert page.get_by_role("heading", name="Thank you").is_visible() and not page.faults
+        page.context.close()
+    votes = read_votes(folder / VOTES)
+    assert [vote.choice for vote in votes] == said
+    assert all(vote.seconds is not None and 0 < vote.seconds < 30 for vote in votes)
+
+
+def test_zoom_original_back_and_resume(browser, make, serve):
+    folder = make("--photos-per-rater", "5", "--attention-checks", "0")
+    with serve(folder) as address:
+        page = new_page(browser, viewport={"width": 1200, "height": 800})
+        begin(page, address)
+        frame = page.locator(".frame").first.bounding_box()
+        page.mouse.move(frame["x"] + frame["width"] * 0.3, frame["y"] + frame["height"] * 0.5)
+        page.mouse.wheel(0, -600)
+        page.wait_for_selector(".zoomed")
+        zoomed = transforms(page)
+        assert zoomed[0] == zoomed[1] and "scale(2.6" in zoomed[0]
+        page.mouse.down()
+        page.mouse.move(frame["x"] + frame["width"] * 0.1, frame["y"] + frame["height"] * 0.4, steps=3)
+        page.mouse.up()
+        panned = transforms(page)
+        assert panned[0] == panned[1] != zoomed[0]
+        page.keyboard.press("0")
+        assert "scale(1)" in transforms(page)[0]
+
+        original, version = page.locator(".reference").first, page.locator(".version").first
+        assert not original.is_visible()
+        page.keyboard.down("o")
+        assert original.is_visible() and not version.is_visible()
+        page.keyboard.up("o")
+        assert version.is_visible() and not original.is_visible()
+
+        page.get_by_role("button", name="A is better").click()
+        ready(page, 2)
+        page.keyboard.press("Backspace")
+        ready(page, 1)
+        assert page.get_by_role("button", name="A is better").get_attribute("aria-pressed") == "true"
+        page.get_by_role("button", name="No difference").click()
+        ready(page, 2)
+        page.reload()
+        ready(page, 2)
+        page.get_by_role("link", name="Go on later").click()
+        link = page.get_by_role("textbox").input_value()
+        assert not page.faults
+        page.context.close()
+
+        phone = new_page(browser, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+        phone.goto(link)
+        ready(phone, 2)
+        above, below = (frame.bounding_box() for frame in phone.locator(".frame").all())
+        assert above["x"] == below["x"] and above["y"] + above["height"] <= below["y"]
+        for button in phone.locator("[data-choice]").all():
+            box = button.bounding_box()
+            assert box["height"] >= 44 and box["y"] + box["height"] <= 844 and box["x"] + box["width"] <= 390
+        phone.locator("[data-choice=right]").tap()
+        ready(phone, 3)
+        assert not phone.faults
+        phone.context.close()
+    assert [vote.choice for vote in read_votes(folder / VOTES)] == ["tie", "right"]
+
+
+def test_a_lost_connection_loses_no_answer(browser, make, serve):
+    folder = make("--photos-per-rater", "3", "--attention-checks", "0")
+    with serve(folder) as address:
+        page = new_page(browser)
+        begin(page, address)
+        page.context.set_offline(True)
+        page.keyboard.press("ArrowLeft")
+        page.get_by_text("No connection").wait_for()
+        page.context.set_offline(False)
+        ready(page, 2)
+        assert page.get_by_text("No connection").is_hidden()
+        page.context.close()
+    assert [vote.choice for vote in read_votes(folder / VOTES)] == ["left"]

@@ -1,0 +1,279 @@
+"""The server over HTTP: what it tells, what it refuses, that no vote is lost."""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+
+import httpx
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from benchmarks.blind_test.main import blind_test
+from benchmarks.blind_test.store import read_votes
+from benchmarks.blind_test.study import VOTES, read_study
+
+STRENGTHS, TIE = {"input": -0.1, "ours": 0.55, "other": -0.45}, -0.8
+
+
+@pytest.fixture
+def study(make, serve):
+    """A running study: (folder, address)."""
+    folder = make()
+    with serve(folder) as address:
+        yield folder, address
+
+
+@contextlib.contextmanager
+def enter(address: str):
+    """The client of one more rater."""
+    with httpx.Client(base_url=address, follow_redirects=True) as client:
+        assert client.post("/start", data={"agree": "yes"}).status_code == 200
+        yield client
+
+
+def planted(study, trial: dict, generator: random.Random) -> str:
+    """The answer of a rater who follows Davidson's model, and who passes attention checks."""
+    method = {token: name for photo in study.photos for name, token in photo.versions.items()}
+    spoiled = {photo.spoiled for photo in study.photos}
+    left, right = (trial[side].rsplit("/", 1)[1] for side in ("left", "right"))
+    if spoiled & {left, right}:
+        return "right" if left in spoiled else "left"
+    a, b = STRENGTHS[method[left]], STRENGTHS[method[right]]
+    return generator.choices(["left", "tie", "right"], softmax([a, (a + b) / 2 + TIE, b]))[0]
+
+
+def test_consent_comes_first_and_answers_are_idempotent(study):
+    folder, address = study
+    assert httpx.get(f"{address}/vote").headers["location"] == "/"
+    assert httpx.get(f"{address}/api/trial").status_code == 401
+    assert httpx.post(f"{address}/start", data={}).status_code == 400
+    with enter(address) as client:
+        first = client.get("/api/trial").json()
+        assert (first["total"], first["answered"], first["trial"]["position"]) == (22, 0, 0)
+        vote = {"trial": first["trial"]["token"], "choice": "left"}
+        for choice in ("left", "left", "right"):
+            answer = client.post("/api/vote", json=vote | {"choice": choice}).json()
+            assert (answer["stored"], answer["answered"], answer["trial"]["position"]) == ("left", 1, 1)
+        assert client.get("/api/trial?position=0").json()["trial"]["choice"] == "left"
+        assert client.post("/api/vote", json=vote | {"choice": "tie", "revise": True}).json()["stored"] == "tie"
+        assert client.get("/api/trial?position=9").json()["trial"]["position"] == 1
+        assert client.get("/api/trial?position=-1").json()["trial"]["position"] == 1
+    assert [vote.choice for vote in read_votes(folder / VOTES)] == ["tie"]
+
+
+def test_the_link_resumes_elsewhere_and_forged_ones_do_not(study):
+    _, address = study
+    with enter(address) as client:
+        trial = client.get("/api/trial").json()["trial"]
+        client.post("/api/vote", json={"trial": trial["token"], "choice": "tie"})
+        link = re.search(r'value="(http[^"]+/r/[^"]+)"', client.get("/later").text)[1]
+    with httpx.Client(base_url=address, follow_redirects=True) as other:
+        assert other.get(link).status_code == 200
+        assert other.get("/api/trial").json()["answered"] == 1
+        assert "1 of 22 answered" in other.get("/").text
+        assert other.get(f"{link}x").status_code == 404
+        assert other.get("/r/" + "A" * 32).status_code == 404
+
+
+def test_nobody_answers_for_another(study):
+    folder, address = study
+    with enter(address) as one, enter(address) as two:
+        token = one.get("/api/trial").json()["trial"]["token"]
+        assert two.post("/api/vote", json={"trial": token, "choice": "left"}).status_code == 404
+        assert two.post("/api/vote", json={"trial": "forged", "choice": "left"}).status_code == 404
+    assert read_votes(folder / VOTES) == []
+
+
+def test_bad_requests_are_refused(study):
+    folder, address = study
+    with enter(address) as client:
+        token = client.get("/api/trial").json()["trial"]["token"]
+        vote = {"trial": token, "choice": "left"}
+        for body in (b"", b"{", b"[]", b"null", b'{"trial": 3, "choice": "left"}', b"\xff", b"[" * 4000):
+            assert client.post("/api/vote", content=body, headers={"content-type": "application/json"}).status_code == 400
+        assert client.post("/api/vote", json=vote | {"choice": "both"}).status_code == 400
+        assert client.post("/api/vote", json=vote | {"choice": ["left"]}).status_code == 400
+        assert client.post("/api/vote", json=vote | {"revise": "yes"}).status_code == 400
+        assert client.post("/api/vote", content=json.dumps(vote)).status_code == 415
+        assert client.post("/api/vote", json=vote | {"more": "x" * 5000}).status_code == 413
+        for headers in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}, {"origin": "null"}):
+            assert client.post("/api/vote", json=vote, headers=headers).status_code == 403
+        assert client.get("/api/vote").status_code == 405
+    assert read_votes(folder / VOTES) == []
+
+
+def test_paths_lead_nowhere_else(study):
+    _, address = study
+    host, port = address.removeprefix("http://").split(":")
+    for path in ("/picture/../study.json", "/picture/..%2fstudy.json", "/static/../server.py", "/static/%2e%2e/server.py", "/study.json",
+                 "/votes.sqlite", "/picture/%00", "/static//etc/passwd", "/picture/....//study.json"):  # fmt: skip
+        with socket.create_connection((host, int(port)), timeout=5) as raw:  # httpx would tidy the path up
+            raw.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            answer = b"".join(iter(lambda raw=raw: raw.recv(65536), b""))
+        assert answer.split()[1] == b"404", path
+        assert b"person_" not in answer
+
+
+def test_every_answer_is_guarded_and_tells_no_name(study):
+    folder, address = study
+    names = ["person_", "gender", str(folder)]
+    with enter(address) as client:
+        state = client.get("/api/trial").json()
+        picture = client.get(state["trial"]["left"])
+        assert picture.headers["content-type"] == "image/jpeg" and "last-modified" not in picture.headers and "etag" not in picture.headers
+        for path in ("/", "/vote", "/later", "/done", "/api/trial", "/nowhere", "/static/vote.js", state["trial"]["right"]):
+            answer = client.get(path)
+            policy = answer.headers["content-security-policy"]
+            assert policy.startswith("default-src 'none'") and "unsafe" not in policy
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            if not path.startswith(("/static", "/picture")):
+                assert not [name for name in names if name in answer.text], path
+                assert not re.search(r"\b(ours|input=|other=)\b", answer.text), path
+        cookie = httpx.post(f"{address}/start", data={"agree": "yes"}).headers["set-cookie"].lower()
+        assert "httponly" in cookie and "samesite=lax" in cookie
+        token = client.cookies["rater"]
+    assert token.encode() not in b"".join(path.read_bytes() for path in folder.glob("votes.sqlite*"))
+
+
+def test_consent_text_is_the_experimenters_and_is_escaped(study):
+    folder, address = study
+    (folder / "consent.txt").write_text("Hello <script>alert(1)</script>\n\nSecond paragraph")
+    page = httpx.get(address).text
+    assert "&lt;script&gt;" in page and "<script" not in page and "<p>Second paragraph</p>" in page
+
+
+def test_other_host_names_and_too_many_raters_are_refused(make, serve):
+    with serve(make(), allowed_hosts=("127.0.0.1",), max_raters=1) as address:
+        assert httpx.get(address, headers={"host": "evil.example"}).status_code == 400
+        with enter(address):
+            assert httpx.post(f"{address}/start", data={"agree": "yes"}).status_code == 503
+
+
+TLS = ssl.create_default_context()  # one for all clients: making it is the slow part of a client
+
+
+async def take_part(address: str, cookie: str, answer) -> None:
+    """One rater, on a connection of their own."""
+    async with httpx.AsyncClient(base_url=address, timeout=60, verify=TLS, trust_env=False, cookies={"rater": cookie}) as client:
+        state = (await client.get("/api/trial")).json()
+        while state["trial"]:
+            reply = await client.post("/api/vote", json={"trial": state["trial"]["token"], "choice": answer(state["trial"])})
+            assert reply.status_code == 200
+            state = reply.json()
+
+
+async def crowd(address: str, cookies: list[str], answers) -> None:
+    await asyncio.gather(*(take_part(address, cookie, answer) for cookie, answer in zip(cookies, answers, strict=True)))
+
+
+def test_a_crowd_of_100_gives_back_the_planted_preference(monkeypatch, request, command):
+    monkeypatch.setattr("benchmarks.blind_test.store.SYNCHRONOUS", "OFF")  # 2,200 times the disk's latency is no part of this test
+    folder, address = request.getfixturevalue("study")
+    read = read_study(folder)
+    cookies = [httpx.post(f"{address}/start", data={"agree": "yes"}, verify=TLS).cookies["rater"] for _ in range(100)]
+    generators = [random.Random(number) for number in range(100)]
+    careless = [lambda trial, g=g: g.choice(["left", "right", "tie"]) for g in generators[:8]]
+    careful = [lambda trial, g=g: planted(read, trial, g) for g in generators[8:]]
+    asyncio.run(crowd(address, cookies, careless + careful))
+    assert len(read_votes(folder / VOTES)) == 100 * 22
+    code, said, _ = command(blind_test, "report", folder)
+    assert code == 0 and said.startswith("ours is preferred to input")
+    results = json.loads((folder / "results.json").read_text())
+    assert 0 < len(results["raters"]["left_out"]) <= 8 and max(results["raters"]["left_out"]) <= 8
+    for row in results["strengths"]:
+        assert row["strength"]["low"] <= STRENGTHS[row["method"]] <= row["strength"]["high"], row
+        assert row["strength"]["high"] - row["strength"]["low"] < 0.35
+    for pair in results["pairs"]:
+        a, b = STRENGTHS[pair["first"]], STRENGTHS[pair["second"]]
+        chance = softmax([a, (a + b) / 2 + TIE, b])
+        assert pair["rate"]["low"] <= chance[0] + chance[1] / 2 <= pair["rate"]["high"]
+        assert pair["votes"] == pytest.approx(2000 / 3, rel=0.12)
+    assert results["position"]["p"] > 0.01 and results["agreement"]["value"] < 0.3
+    left = np.mean([vote.cell.swapped for vote in read_votes(folder / VOTES)])
+    assert left == pytest.approx(0.5, abs=0.01)
+
+
+def test_200_raters_at_once_lose_no_vote(make, serve):
+    folder = make("--photos-per-rater", "4", "--attention-checks", "1")
+
+    async def join(address: str, number: int) -> str:
+        async with httpx.AsyncClient(base_url=address, timeout=60, verify=TLS, trust_env=False) as client:
+            cookie = (await client.post("/start", data={"agree": "yes"})).cookies["rater"]
+        generator = random.Random(number)
+        await take_part(address, cookie, lambda trial: generator.choice(["left", "right", "tie"]))
+        return cookie
+
+    async def everyone(address: str) -> list[str]:
+        return await asyncio.gather(*(join(address, number) for number in range(200)))
+
+    with serve(folder) as address:
+        cookies = asyncio.run(everyone(address))
+    votes = read_votes(folder / VOTES)
+    assert len(set(cookies)) == 200 and len(votes) == 200 * 5
+    assert {rater: sum(vote.rater == rater for vote in votes) for rater in range(1, 201)} == dict.fromkeys(range(1, 201), 5)
+
+
+def test_killed_in_the_middle_it_goes_on_where_it_was(make, command):
+    folder = make()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    entry = [
+        sys.executable,
+        "-c",
+        "from benchmarks.blind_test.main import blind_test; blind_test()",
+        "serve",
+        str(folder),
+        "--port",
+        str(port),
+    ]
+    cookies: dict[str, str] = {}
+    answered = 0
+    for end in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        running = contextlib.ExitStack()
+        server = subprocess.Popen(entry, stderr=subprocess.PIPE, text=True, env=os.environ)
+        try:
+            client = running.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", cookies=cookies, follow_redirects=True))
+            for _ in range(400):
+                try:
+                    client.get("/")
+                    break
+                except httpx.TransportError:
+                    time.sleep(0.05)
+            if not cookies:
+                client.post("/start", data={"agree": "yes"})
+                cookies = dict(client.cookies)
+                code, _, said = command(blind_test, "serve", folder, "--port", port + 1 if port < 65535 else 1024)
+                assert code == 2 and "another process serves" in said
+            state = client.get("/api/trial").json()
+            assert state["answered"] == answered
+            for _ in range(5):
+                state = client.post("/api/vote", json={"trial": state["trial"]["token"], "choice": "tie"}).json()
+            answered += 5
+        finally:
+            running.close()
+            server.send_signal(end)
+            _, said = server.communicate(timeout=20)
+        assert "warning" not in said and (end == signal.SIGKILL or "Traceback" not in said), said
+        assert server.returncode == {signal.SIGKILL: -9, signal.SIGTERM: -15, signal.SIGINT: 130}[end]
+    assert len(read_votes(folder / VOTES)) == 15
+
+
+def test_an_open_host_is_warned_about_and_a_taken_port_named(make, command, monkeypatch):
+    folder = make()
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: None)
+    code, _, said = command(blind_test, "serve", folder, "--host", "0.0.0.0", "--port", "0")
+    assert code == 0 and "warning: --host 0.0.0.0" in said
+    assert "warning" not in command(blind_test, "serve", folder, "--port", "0")[2]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, _, said = command(blind_test, "serve", folder, "--port", taken.getsockname()[1])
+    assert code == 2 and "choose another --port" in said
