@@ -27,9 +27,10 @@ check: $(SETUP)
 bench: $(SETUP)
 	$(BIN)/python -m benchmarks.retoucher_speed
 
-# Train the committed weights of the embedded retoucher again, from the recipe (hours).
+# Train the weights of the embedded models again, from their recipes (hours).
 embedded: $(SETUP)
 	$(BIN)/python -m policies.retoucher.pretrain
+	$(BIN)/python -m policies.vlm.pretrain
 
 gpu-check: $(SETUP)
 	$(BIN)/python -m pytest -m gpu

@@ -2,6 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import settings
+
+# No time limit an example: a busy machine is not a mistake of the code.
+settings.register_profile("portraitkit", deadline=None)
+settings.load_profile("portraitkit")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

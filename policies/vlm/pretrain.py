@@ -1,4 +1,4 @@
-"""`make embedded-vlm`: rebuild the committed tiny Qwen2.5-VL from its recipe. About two hours on two cores.
+"""`make embedded`: rebuild the committed tiny Qwen2.5-VL from its recipe. About two hours on two cores.
 
 Stages, each kept in the work folder and skipped when it is already there: rows of every task's training split; the vision tower with
 heads that name facts (`pretrain_facts`); supervised fine-tuning of the whole model on all tasks by TRL. Validation rows alone are

@@ -19,6 +19,8 @@ def model_path(source: str) -> str:
         WeightsError: a folder that holds no model.
     """
     if source == "embedded":
+        if not (EMBEDDED / "config.json").is_file():
+            raise WeightsError("--model embedded: its weights are not built; run make embedded (hours), or give a local folder or a hub id")
         return str(EMBEDDED)
     path = Path(source)
     if path.is_dir() and not (path / "config.json").is_file():

@@ -209,11 +209,9 @@ def start(folder, *options):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupt_saves_and_the_resumed_run_ends_the_same(tmp_path, command, number, code):
     process = start(tmp_path / "run", "--max-train-steps", "40", "--validation-steps", "100")
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline and process.poll() is None:
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        if metrics.is_file() and '"train"' in metrics.read_text():
-            break
+    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 400
+    while not (metrics.is_file() and '"train"' in metrics.read_text()):
+        assert time.monotonic() < deadline and process.poll() is None, "no training step was logged"
         time.sleep(0.1)
     process.send_signal(number)
     _, err = process.communicate(timeout=180)
