@@ -5,6 +5,7 @@ from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 
 from rich.console import Console
 
@@ -69,7 +70,6 @@ def ask_models(config: AnnotateConfig, pairs: list[Pair]) -> int:
     orders = ORDERS if config.both_orders else ORDERS[:1]
     questions = [Showing(pair, model, order) for pair in pairs for model in config.model for order in orders]
     todo = [question for question in questions if (question.pair.id, question.model, question.order) not in known]
-    console.print(f"{len(questions)} questions, {len(questions) - len(todo)} answered before")
     endpoint = Endpoint(
         config.endpoint,
         config.model[0],
@@ -83,6 +83,7 @@ def ask_models(config: AnnotateConfig, pairs: list[Pair]) -> int:
         temperature=config.temperature,
         max_tokens=config.max_tokens,
     )
+    console.print(f"{len(questions)} questions, {len(questions) - len(todo)} answered before")
     tally, stopped = Tally(), ""
     with Interruptible() as interrupt, progress_bar(console) as bar:
         task = bar.add_task("asking", total=len(todo))
@@ -92,7 +93,7 @@ def ask_models(config: AnnotateConfig, pairs: list[Pair]) -> int:
             while True:
                 room = 0 if interrupt.requested or stopped else config.workers - len(running)
                 for question in islice(queue, room):
-                    running[pool.submit(_ask, endpoint, question, config)] = question
+                    running[pool.submit(_ask, endpoint, question, config.data)] = question
                 if not running:
                     break
                 for future in wait(running, timeout=0.2, return_when=FIRST_COMPLETED).done:
@@ -112,12 +113,12 @@ def ask_models(config: AnnotateConfig, pairs: list[Pair]) -> int:
     return 1 if stopped or tally.unreadable or tally.skipped else 0
 
 
-def _ask(endpoint: Endpoint, question: Showing, config: AnnotateConfig) -> Reply | None:
+def _ask(endpoint: Endpoint, question: Showing, folder: Path) -> Reply | None:
     """The reply; None where a picture cannot be read."""
     pair = question.pair
     files = (pair.input, pair.a, pair.b) if question.order == "ab" else (pair.input, pair.b, pair.a)
     try:
-        return endpoint.ask_one(Question(prompt(), tuple(config.data / file for file in files), model=question.model))
+        return endpoint.ask_one(Question(prompt(), tuple(folder / file for file in files), model=question.model))
     except ImageError:
         return None
 
