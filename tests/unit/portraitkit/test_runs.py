@@ -190,7 +190,7 @@ ANOTHER = """
 import sys
 from pathlib import Path
 from portraitkit.errors import RunFolderError
-from portraitkit.runs import RunFolder, may_resume
+from portraitkit.runs import RunFolder
 try:
     RunFolder.open(Path(sys.argv[1]), {}, command=[], seed=0, overwrite=True)
 except RunFolderError as error:
