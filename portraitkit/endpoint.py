@@ -1,10 +1,13 @@
-"""Any OpenAI-compatible chat endpoint over HTTP: time-outs, bounded retries with jitter, a rate limit, the key from the environment.
+"""Any OpenAI-compatible chat endpoint: pictures, time-outs, bounded retries with jitter, a rate limit, usage, answers kept on disk.
 
-What goes wrong on the way is a value, never a made-up answer: a `Reply` has either a text or the reason why there is none.
+What goes wrong on the way is a value, never a made-up answer: a `Reply` has either a text or the reason why there is none. The key comes
+from the environment and stands in no message and no file.
 """
 
 import base64
+import hashlib
 import io
+import json
 import os
 import random
 import threading
@@ -12,11 +15,11 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from portraitkit.errors import ConfigError
+from portraitkit.errors import ConfigError, RunFolderError
+from portraitkit.files import write_text
 
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
 LONGEST_WAIT = 60.0
@@ -29,10 +32,16 @@ class Reply:
     Attributes:
         text: the answer, or None.
         error: why there is none; empty if there is.
+        tokens_in: billed input tokens, 0 where the server does not say.
+        tokens_out: billed output tokens.
+        cached: whether the answer came from the disk.
     """
 
     text: str | None
     error: str = ""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cached: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,30 +50,54 @@ class Question:
 
     Attributes:
         text: what is asked.
-        image: shown before it, or None.
+        pictures: files shown before it.
         system: a system turn before it; none if empty.
+        model: who is asked; the endpoint's if empty.
     """
 
     text: str
-    image: Image.Image | None = None
+    pictures: tuple[Path, ...] = ()
     system: str = ""
+    model: str = ""
+
+
+class Pace:
+    """Lets at most `per_minute` requests start within any minute; 0 is no limit."""
+
+    def __init__(self, per_minute: int, stop: threading.Event) -> None:
+        self.gap, self.stop = 60 / per_minute if per_minute else 0.0, stop
+        self.next, self.lock = 0.0, threading.Lock()
+
+    def wait(self) -> None:
+        """Wait for this request's turn, or until `stop` is set."""
+        if not self.gap:
+            return
+        with self.lock:
+            now = time.monotonic()
+            turn = max(now, self.next)
+            self.next = turn + self.gap
+        self.stop.wait(turn - now)
 
 
 class Endpoint:
-    """A model behind `URL/chat/completions`.
+    """Models behind `URL/chat/completions`; safe to use from several threads.
 
     Args:
         url: up to and including the version, as in http://localhost:8000/v1.
         model: its name there.
         key_env: environment variable that holds the key; no key is sent if it is empty.
+        key_optional: send none where the variable is not set, instead of refusing.
+        cache: folder of answers, so that the same question is never paid twice; None keeps none.
+        max_side: pictures are made smaller to this longer side in pixels before they are sent; 0 sends them as they are.
         timeout: seconds for one request.
         retries: further requests after one that failed for a reason that may pass.
         per_minute: most requests a minute; 0 = no limit.
-        workers: requests under way at once.
+        workers: requests of one `ask` under way at once.
+        temperature: of sampling.
         max_tokens: most tokens of an answer.
 
     Raises:
-        ConfigError: the URL is none, or the variable is not set.
+        ConfigError: the URL is none, or the key is missing or cannot be one.
     """
 
     def __init__(
@@ -73,85 +106,179 @@ class Endpoint:
         model: str,
         *,
         key_env: str = "",
+        key_optional: bool = False,
+        cache: Path | None = None,
+        max_side: int = 0,
         timeout: float = 120.0,
         retries: int = 3,
         per_minute: int = 0,
         workers: int = 4,
+        temperature: float = 0.0,
         max_tokens: int = 1024,
     ) -> None:
         import httpx
 
-        if not url.startswith(("http://", "https://")) or not httpx.URL(url).host:
-            raise ConfigError(f"endpoint {url}: must be a URL such as http://localhost:8000/v1")
+        _check_url(url)
         if not model:
             raise ConfigError(f"endpoint {url}: needs the model's name there")
-        if key_env and not os.environ.get(key_env):
-            raise ConfigError(f"endpoint {url}: the environment variable {key_env} is not set; put the key there")
-        headers = {"Authorization": f"Bearer {os.environ[key_env]}"} if key_env else {}
-        self.client = httpx.Client(timeout=timeout, headers=headers)
-        self.url, self.model, self.retries, self.workers, self.max_tokens = url.rstrip("/"), model, retries, workers, max_tokens
-        self._gap = 60 / per_minute if per_minute else 0.0
-        self._next, self._lock = 0.0, threading.Lock()
+        self._key = _read_key(url, key_env, key_optional)
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        self.client = httpx.Client(timeout=timeout, headers=headers, follow_redirects=False)
+        self.url, self.model, self.retries, self.workers = url.rstrip("/"), model, retries, workers
+        self.cache, self.max_side, self.temperature, self.max_tokens = cache, max_side, temperature, max_tokens
+        self._stop = threading.Event()
+        self._pace = Pace(per_minute, self._stop)
 
     def ask(self, questions: Sequence[Question]) -> list[Reply]:
-        """Greedy answers, in the order of the questions."""
+        """Answers in the order of the questions; see `ask_one`."""
         with ThreadPoolExecutor(max_workers=self.workers) as pool:
-            return list(pool.map(self._ask_one, questions))
+            return list(pool.map(self.ask_one, questions))
+
+    def ask_one(self, question: Question) -> Reply:
+        """One answer, from the disk or from the model.
+
+        Raises:
+            ImageError: a picture cannot be read.
+            RunFolderError: the answer cannot be kept.
+        """
+        body = self._body(question)
+        if self.cache is None:
+            return self._post(body)
+        name = hashlib.sha256(json.dumps([self.url, body], sort_keys=True).encode()).hexdigest()
+        path = self.cache / f"{name}.json"
+        reply = _kept(path)
+        if reply is None:
+            reply = self._post(body)
+            if reply.text is not None:
+                _keep(path, reply)
+        return reply
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; requests that wait for their turn or for a retry give up."""
+        self._stop.set()
         self.client.close()
 
-    def _ask_one(self, question: Question) -> Reply:
-        import httpx
-
-        content: list[dict[str, Any]] = [{"type": "text", "text": question.text}]
-        if question.image is not None:
-            content.insert(0, {"type": "image_url", "image_url": {"url": _data_url(question.image)}})
-        turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    def _body(self, question: Question) -> dict[str, Any]:
+        content: list[dict[str, Any]] = [
+            {"type": "image_url", "image_url": {"url": data_url(path, self.max_side)}} for path in question.pictures
+        ]
+        turns: list[dict[str, Any]] = [{"role": "user", "content": [*content, {"type": "text", "text": question.text}]}]
         if question.system:
             turns.insert(0, {"role": "system", "content": question.system})
-        body = {"model": self.model, "messages": turns, "temperature": 0, "max_tokens": self.max_tokens}
-        error = ""
+        model = question.model or self.model
+        return {"model": model, "messages": turns, "temperature": self.temperature, "max_tokens": self.max_tokens}
+
+    def _post(self, body: dict[str, Any]) -> Reply:
+        import httpx
+
+        trouble = ""
         for attempt in range(self.retries + 1):
-            self._wait_for_turn()
-            wait = min(2.0**attempt, LONGEST_WAIT) * random.uniform(0.5, 1.0)
+            self._pace.wait()
+            if self._stop.is_set():
+                return Reply(None, f"{self.url}: stopped")
+            wait = 2.0 ** min(attempt, 10) * random.uniform(0.5, 1.5)
             try:
                 response = self.client.post(f"{self.url}/chat/completions", json=body)
-            except httpx.TimeoutException:
-                error = "no answer in time"
-            except httpx.HTTPError as failure:
-                error = f"no connection ({failure})"
+            except httpx.TimeoutException as error:
+                trouble = f"no answer in time: {type(error).__name__}"
+            except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: closed by another thread
+                trouble = f"no connection: {type(error).__name__} {self._words(str(error))}".rstrip()
             else:
                 if response.status_code == 200:
-                    return _read(response)
-                error = f"HTTP {response.status_code}: {response.text[:200]!r}"
-                if response.status_code not in AGAIN:
-                    break
-                asked = response.headers.get("retry-after", "")
-                wait = min(max(wait, float(asked) if asked.isdecimal() else 0), LONGEST_WAIT)
-            if attempt < self.retries:
-                time.sleep(wait)
-        return Reply(None, error)
+                    reply = _read(response)
+                    if reply is not None:
+                        return reply
+                    trouble = f"not a chat completion with a text: {self._words(response.text)}"
+                else:
+                    trouble = f"HTTP {response.status_code}: {self._words(response.text)}"
+                    if response.status_code not in AGAIN:
+                        return Reply(None, f"{self.url}: model {body['model']}: {trouble}; check address, model and API key")
+                    wait = max(wait, _retry_after(response))
+            if attempt < self.retries and self._stop.wait(min(wait, LONGEST_WAIT)):
+                return Reply(None, f"{self.url}: stopped")
+        tries = f"{self.retries + 1} {'tries' if self.retries else 'try'}"
+        return Reply(None, f"{self.url}: no answer of model {body['model']} after {tries} ({trouble})")
 
-    def _wait_for_turn(self) -> None:
-        if self._gap:
-            with self._lock:
-                now = time.monotonic()
-                turn = max(now, self._next)
-                self._next = turn + self._gap
-            time.sleep(turn - now)
+    def _words(self, text: str) -> str:
+        """The beginning of what a server says, on one line and without the key."""
+        text = text.replace(self._key, "***") if self._key else text
+        return " ".join(text[:200].split())
 
 
-def _read(response: Any) -> Reply:
+def data_url(path: Path, max_side: int = 0) -> str:
+    """A picture as a PNG data URL, upright and in sRGB, its longer side at most `max_side` pixels (0: as it is).
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    from portraitkit.images import read_image, resize, to_pil
+
+    pixels = read_image(path).pixels
+    height, width = pixels.shape[1:]
+    scale = min(1.0, max_side / max(height, width)) if max_side else 1.0
+    out = io.BytesIO()
+    to_pil(resize(pixels, (max(1, round(height * scale)), max(1, round(width * scale))))).save(out, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def _check_url(url: str) -> None:
+    import httpx
+
     try:
-        text = response.json()["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
-        return Reply(None, f"not a chat completion: {response.text[:200]!r}")
-    return Reply(text) if isinstance(text, str) else Reply(None, "the answer has no text")
+        good = url.startswith(("http://", "https://")) and bool(httpx.URL(url).host)
+    except httpx.InvalidURL:
+        good = False
+    if not good:
+        raise ConfigError(f"endpoint {url}: must be a URL such as http://localhost:8000/v1")
 
 
-def _data_url(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def _read_key(url: str, key_env: str, optional: bool) -> str:
+    key = os.environ.get(key_env, "").strip() if key_env else ""
+    if key_env and not key and not optional:
+        raise ConfigError(f"endpoint {url}: the environment variable {key_env} is not set; put the key there")
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"endpoint {url}: the environment variable {key_env} holds characters that no key has; put the key alone there")
+    return key
+
+
+def _read(response: Any) -> Reply | None:
+    try:
+        value = response.json()
+        text = value["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    usage = value.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    return Reply(text, "", _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))) if isinstance(text, str) else None
+
+
+def _count(tokens: Any) -> int:
+    try:
+        return int(tokens or 0)
+    except (TypeError, ValueError, OverflowError):
+        return 0
+
+
+def _retry_after(response: Any) -> float:
+    try:
+        return max(0.0, float(response.headers.get("retry-after", "0")))
+    except ValueError:
+        return 0.0
+
+
+def _kept(path: Path) -> Reply | None:
+    """An answer that was kept; None where there is none or it was cut off."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        reply = Reply(stored["text"], "", stored["tokens_in"], stored["tokens_out"], cached=True)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return reply if isinstance(reply.text, str) else None
+
+
+def _keep(path: Path, reply: Reply) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps({"text": reply.text, "tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}))
+    except OSError as error:
+        raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from portraitkit.errors import CheckpointError, RunFolderError
+from portraitkit.files import write_text
 
 PACKAGES = ("portraitkit", "torch", "diffusers", "transformers", "peft", "trl", "accelerate", "numpy")
 FREE_TO_CHANGE = (
@@ -138,6 +140,40 @@ class RunFolder:
         self.close()
 
 
+def may_resume(
+    path: Path, config: dict[str, Any], *, maker: str, mark: str, holds: str, free: Collection[str], overwrite: bool = False
+) -> bool:
+    """Whether a folder holds unfinished or finished work of the same command with the same options, to go on with.
+
+    Args:
+        path: the folder.
+        config: resolved configuration, JSON-able.
+        maker: the command's name.
+        mark: an option that only this command stores.
+        holds: what it makes and how, as in "a set made", for the message.
+        free: options that may differ.
+        overwrite: what is there is to be replaced; only that this command made it is checked.
+
+    Raises:
+        RunFolderError: it holds work with other options, or something else.
+    """
+    stored = path / "config.json"
+    if not stored.is_file():
+        return False  # RunFolder.open refuses a folder with other files
+    try:
+        before = json.loads(stored.read_text(encoding="utf-8"))
+    except ValueError:
+        before = None
+    if not isinstance(before, dict) or mark not in before:
+        raise RunFolderError(f"{path}: holds something that {maker} did not make; choose another --output-dir")
+    if overwrite:
+        return False
+    changed = [f"{key} {before.get(key)!r} -> {config[key]!r}" for key in config if key not in free and before.get(key) != config[key]]
+    if changed:
+        raise RunFolderError(f"{path}: holds {holds} with other options ({'; '.join(changed)}); use --overwrite or another --output-dir")
+    return True
+
+
 def environment(command: list[str], seed: int) -> dict[str, Any]:
     """What the run ran on: versions, hardware, revision, the exact command."""
     import torch
@@ -240,10 +276,7 @@ def _finite(value: Any) -> Any:
 
 
 def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, text)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error

@@ -7,14 +7,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
-Script = Callable[[dict[str, Any]], "str | tuple[int, str]"]
+Script = Callable[[dict[str, Any]], "str | tuple[int, str] | tuple[int, str, dict[str, str]]"]
 
 
 class ScriptedEndpoint:
     """While active, answers POST /v1/chat/completions on a free port of the loopback interface.
 
     Args:
-        script: request body -> the answer's text, or (HTTP status, raw body) to misbehave.
+        script: request body -> the answer's text, or (HTTP status, raw body, perhaps headers) to misbehave.
+        usage: tokens in and out that each answer is said to have taken; nothing is said if None.
 
     Attributes:
         url: what a client takes, up to and including /v1.
@@ -22,7 +23,7 @@ class ScriptedEndpoint:
         headers: their headers, with names in lower case.
     """
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, *, usage: tuple[int, int] | None = None) -> None:
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         owner, lock = self, threading.Lock()
@@ -35,12 +36,16 @@ class ScriptedEndpoint:
                     owner.headers.append({name.lower(): value for name, value in self.headers.items()})
                     answer = script(body)
                 if isinstance(answer, str):
-                    answer = 200, json.dumps({"choices": [{"message": {"role": "assistant", "content": answer}}]})
+                    said: dict[str, Any] = {"choices": [{"message": {"role": "assistant", "content": answer}}]}
+                    if usage is not None:
+                        said["usage"] = {"prompt_tokens": usage[0], "completion_tokens": usage[1]}
+                    answer = 200, json.dumps(said)
                 if self.path != "/v1/chat/completions":
                     answer = 404, "no such path"
                 data = answer[1].encode()
                 self.send_response(answer[0])
-                self.send_header("content-length", str(len(data)))
+                for name, value in {**(answer[2] if len(answer) == 3 else {}), "content-length": str(len(data))}.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(data)
 

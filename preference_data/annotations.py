@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from portraitkit.errors import DataError
+from portraitkit.jsonl import Rejected, append_line, read_json_lines
 from preference_data.agreement import Judgements
 from preference_data.contract import ORDERS, Order
-from preference_data.io import Rejected, append_line, read_json_lines
 from preference_data.schema import DIMENSIONS, VERDICTS, Pair, Verdict, read_scores, read_verdicts
 
 FOLDER = "annotations"

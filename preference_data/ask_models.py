@@ -1,6 +1,5 @@
 """Have models judge pairs: every model, both orders, strict parsing, resumable; then how far they agree."""
 
-import os
 import sys
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -9,15 +8,15 @@ from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from portraitkit.errors import ImageError
+from portraitkit.endpoint import Endpoint, Question, Reply
+from portraitkit.errors import ImageError, UserError
 from portraitkit.interrupt import Interruptible
+from portraitkit.jsonl import append_line
+from portraitkit.progress import progress_bar
 from preference_data.annotate_config import AnnotateConfig
 from preference_data.annotations import FOLDER, Judgement, append_judgement, read_judgements
 from preference_data.contract import ORDERS, Order, Unreadable, prompt, read_answer, verdicts_in_files
-from preference_data.endpoint import Endpoint, EndpointError, Reply, data_url
-from preference_data.io import append_line
 from preference_data.report_agreement import print_agreement
 from preference_data.schema import Pair
 
@@ -25,8 +24,12 @@ UNREADABLE = "unreadable.jsonl"
 FROM = 20
 
 
+class EndpointError(UserError):
+    """The endpoint cannot be used: it refused, did not answer after all retries, or does not speak the protocol."""
+
+
 @dataclass(frozen=True)
-class Question:
+class Showing:
     """One pair shown to one model in one order."""
 
     pair: Pair
@@ -65,34 +68,37 @@ def ask_models(config: AnnotateConfig, pairs: list[Pair]) -> int:
     console, folder = Console(stderr=True, soft_wrap=True, highlight=False), config.data
     known = {(row.pair, row.annotator, row.order) for row in read_judgements(folder)[0]}
     orders = ORDERS if config.both_orders else ORDERS[:1]
-    questions = [Question(pair, model, order) for pair in pairs for model in config.model for order in orders]
+    questions = [Showing(pair, model, order) for pair in pairs for model in config.model for order in orders]
     todo = [question for question in questions if (question.pair.id, question.model, question.order) not in known]
-    console.print(f"{len(questions)} questions, {len(questions) - len(todo)} answered before")
-    key = os.environ.get(config.api_key_env) or None
     endpoint = Endpoint(
         config.endpoint,
-        key=key,
+        config.model[0],
+        key_env=config.api_key_env,
+        key_optional=True,
         cache=folder / FOLDER / ".cache",
+        max_side=config.max_side,
         timeout=config.timeout,
         retries=config.retries,
         per_minute=config.requests_per_minute,
+        temperature=config.temperature,
+        max_tokens=config.max_tokens,
     )
+    console.print(f"{len(questions)} questions, {len(questions) - len(todo)} answered before")
     tally, stopped = Tally(), ""
-    columns = (TextColumn("asking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Interruptible() as interrupt, Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=len(todo))
+    with Interruptible() as interrupt, progress_bar(console) as bar:
+        task = bar.add_task("asking", total=len(todo))
         pool, queue = ThreadPoolExecutor(config.workers), iter(todo)
-        running: dict[Future[Reply | None], Question] = {}
+        running: dict[Future[Reply | None], Showing] = {}
         try:
             while True:
                 room = 0 if interrupt.requested or stopped else config.workers - len(running)
                 for question in islice(queue, room):
-                    running[pool.submit(_ask, endpoint, question, config)] = question
+                    running[pool.submit(_ask, endpoint, question, config.data)] = question
                 if not running:
                     break
                 for future in wait(running, timeout=0.2, return_when=FIRST_COMPLETED).done:
                     _record(future.result(), running.pop(future), config, tally)
-                    bar.update(task, advance=1, description=f"cost {tally.cost:.2f}" if tally.cost else "")
+                    bar.update(task, advance=1, description=f"asking, cost {tally.cost:.2f}" if tally.cost else "asking")
                 stopped = stopped or _why_stop(config, tally)
         finally:
             endpoint.close()
@@ -107,22 +113,23 @@ def ask_models(config: AnnotateConfig, pairs: list[Pair]) -> int:
     return 1 if stopped or tally.unreadable or tally.skipped else 0
 
 
-def _ask(endpoint: Endpoint, question: Question, config: AnnotateConfig) -> Reply | None:
+def _ask(endpoint: Endpoint, question: Showing, folder: Path) -> Reply | None:
     """The reply; None where a picture cannot be read."""
     pair = question.pair
     files = (pair.input, pair.a, pair.b) if question.order == "ab" else (pair.input, pair.b, pair.a)
     try:
-        pictures = [data_url(Path(config.data) / file, config.max_side) for file in files]
+        return endpoint.ask_one(Question(prompt(), tuple(folder / file for file in files), model=question.model))
     except ImageError:
         return None
-    return endpoint.ask(question.model, prompt(), pictures, temperature=config.temperature, max_tokens=config.max_tokens)
 
 
-def _record(reply: Reply | None, question: Question, config: AnnotateConfig, tally: Tally) -> None:
+def _record(reply: Reply | None, question: Showing, config: AnnotateConfig, tally: Tally) -> None:
     pair, model = question.pair, question.model
     if reply is None:
         tally.skipped[pair.id] += 1
         return
+    if reply.text is None:
+        raise EndpointError(f"{reply.error}; what was answered is kept, the same command goes on")
     if not reply.cached:
         tally.cost += (reply.tokens_in * config.price_in + reply.tokens_out * config.price_out) / 1e6
     answer = read_answer(reply.text)
@@ -157,6 +164,3 @@ def _show(tally: Tally, config: AnnotateConfig, console: Console) -> None:
             console.print(f"{model}: {answers} answers, {tally.unreadable[model]} unreadable{share}{odd}")
     if tally.skipped:
         console.print(f"{len(tally.skipped)} pairs have pictures that cannot be read: make-preferences lint {config.data}")
-
-
-__all__ = ["EndpointError", "ask_models"]

@@ -10,16 +10,17 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError, UserError
 from portraitkit.images import write_image
 from portraitkit.interrupt import Interruptible
+from portraitkit.jsonl import Rejected, append_line, read_json_lines, write_lines
+from portraitkit.progress import progress_bar
 from preference_data.build_config import BuildConfig
 from preference_data.generators import open_generators
 from preference_data.generators.base import Candidate, Generator, GeneratorOptions, Subject
-from preference_data.io import METADATA, QUARANTINE, Rejected, append_line, read_json_lines, write_lines, write_quarantine
+from preference_data.io import METADATA, QUARANTINE, write_quarantine
 from preference_data.schema import Origin, Pair, pair_of, row_of
 from preference_data.subjects import PhotoRow, describe_rows, embedded_rows, folder_rows, open_subject, without_paint
 from preference_data.synthetic_pairs import verdicts_of
@@ -49,9 +50,8 @@ def build_pairs(config: BuildConfig) -> int:
         rows, rejected = folder_rows(photos, shares=config.split_shares, seed=config.seed, cache=out / FACES, facts=facts)
     console.print(describe_rows(rows), highlight=False)
     done = {row["subject"]: row for row in read_json_lines(out / DONE, dict).rows} if (out / DONE).is_file() else {}
-    columns = (TextColumn("building"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Interruptible() as interrupt, Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=len(rows), completed=sum(row.id in done for row in rows))
+    with Interruptible() as interrupt, progress_bar(console) as bar:
+        task = bar.add_task("building", total=len(rows), completed=sum(row.id in done for row in rows))
         for row in rows:
             if row.id in done:
                 continue

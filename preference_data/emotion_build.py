@@ -5,7 +5,6 @@ The folder: `images`, a link to the data set or a folder of copies; `faces/`, fr
 `config.json`, `environment.json`.
 """
 
-import json
 import os
 import random
 import re
@@ -20,14 +19,16 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from portraitkit.config import config_to_dict
-from portraitkit.errors import DataError, ImageError, RunFolderError
+from portraitkit.errors import DataError, ImageError
+from portraitkit.files import replacing
 from portraitkit.images import read_image, write_image
 from portraitkit.interrupt import Interruptible
-from portraitkit.runs import RunFolder
+from portraitkit.jsonl import write_lines
+from portraitkit.runs import RunFolder, may_resume
 from preference_data.emotion_adapters import Adapter, ReadOptions, Record
 from preference_data.emotion_config import EmotionConfig
 from preference_data.emotion_labels import normalise_label
-from preference_data.emotion_rows import QUESTION, EmotionRow, unit_names, write_lines
+from preference_data.emotion_rows import QUESTION, EmotionRow, unit_names
 
 FREE = ("output_dir", "overwrite", "max_unusable")
 ENOUGH = 100
@@ -47,13 +48,22 @@ def build_emotion_rows(config: EmotionConfig, adapter: Adapter, command: list[st
     first = next(records, None)  # a folder that breaks the layout is refused before anything is written
     if first is None:
         raise DataError(f"{config.folder}: holds no rows; the folder must hold {adapter.layout}")
+    resume = may_resume(
+        config.output_dir,
+        config_to_dict(config),
+        maker="make-preferences emotion",
+        mark="min_intensity",
+        holds="a set made",
+        free=FREE,
+        overwrite=config.overwrite,
+    )
     with RunFolder.open(
         config.output_dir,
         config_to_dict(config),
         command=command,
         seed=config.seed,
         overwrite=config.overwrite,
-        resume="latest" if _may_resume(config) else None,
+        resume="latest" if resume else None,
         allow_changed=True,
     ) as run:
         pictures = _Pictures(config, run.path)
@@ -125,9 +135,8 @@ class _Pictures:
             target = self.folder / "images" / name
             if not target.is_file():
                 target.parent.mkdir(parents=True, exist_ok=True)
-                temporary = target.with_name(f".{target.name}.{os.getpid()}")
-                shutil.copyfile(picture, temporary)
-                temporary.replace(target)
+                with replacing(target) as temporary:
+                    shutil.copyfile(picture, temporary)
             return f"images/{Path(name).as_posix()}"
         link = self.folder / ("images" if root == self.source else "images-above")
         if not link.is_symlink():
@@ -207,34 +216,6 @@ def _summary(splits: dict[str, list[Kept]], aside: list[dict[str, str]]) -> dict
         "emotions": dict(Counter(label for row in rows for label in row.labels)),
         "other_units": dict(others),
     }
-
-
-def _may_resume(config: EmotionConfig) -> bool:
-    """Whether the folder holds a set with the same options.
-
-    Raises:
-        RunFolderError: it holds another one, or something else.
-    """
-    stored = config.output_dir / "config.json"
-    if not stored.is_file():
-        return False  # RunFolder.open refuses a folder with other files
-    try:
-        before = json.loads(stored.read_text(encoding="utf-8"))
-    except ValueError:
-        before = None
-    if not isinstance(before, dict) or "min_intensity" not in before:
-        raise RunFolderError(
-            f"{config.output_dir}: holds something that make-preferences emotion did not make; choose another --output-dir"
-        )
-    if config.overwrite:
-        return False
-    now = config_to_dict(config)
-    changed = [f"{key} {before.get(key)!r} -> {now[key]!r}" for key in now if key not in FREE and before.get(key) != now[key]]
-    if changed:
-        raise RunFolderError(
-            f"{config.output_dir}: holds a set made with other options ({'; '.join(changed)}); use --overwrite or another --output-dir"
-        )
-    return True
 
 
 def _chain(first: Record, rest: Any) -> Any:

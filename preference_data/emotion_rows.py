@@ -5,14 +5,13 @@ One object a line: `id` (unique), `dataset`, `image` (a path relative to an imag
 `meta_info` (an object), and optionally `target`, the completion to imitate.
 """
 
-import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from portraitkit.errors import DataError, RunFolderError
+from portraitkit.errors import DataError
+from portraitkit.jsonl import read_objects
 from portraitkit.suggest import nearest
 from preference_data.emotion_labels import ACTION_UNITS, normalise_label
 
@@ -104,22 +103,14 @@ def read_emotion_rows(path: Path) -> list[EmotionRow]:
     Raises:
         DataError: the file cannot be read, a row breaks the format, or an id comes twice; the line's number is named.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); give a UTF-8 file of JSON lines") from error
     rows: list[EmotionRow] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, columns in read_objects(path, strict=True):
         where = f"{path} line {number}"
         try:
-            row = parse_row(json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_unique))
+            row = parse_row(columns)
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON ({error}); one object a line") from error
         if row.id in seen:
             raise DataError(f"{where}: id {row.id!r} stands in line {seen[row.id]}, too; ids must be unique")
         seen[row.id] = number
@@ -127,22 +118,6 @@ def read_emotion_rows(path: Path) -> list[EmotionRow]:
     if not rows:
         raise DataError(f"{path}: holds no rows; one JSON object a line")
     return rows
-
-
-def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Write a JSONL file in one piece.
-
-    Raises:
-        RunFolderError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error
 
 
 def check_path(name: str) -> str:
@@ -182,15 +157,3 @@ def _labels(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or len(value) > 1 or not all(isinstance(label, str) for label in value):
         raise DataError(f'labels {value!r}: must be a list of one emotion such as ["sadness"], or empty')
     return tuple(normalise_label(label) for label in value)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise DataError(f"column {next(name for name in names if names.count(name) > 1)!r} comes twice")
-    return found
-
-
-def _refuse_constant(name: str) -> Any:
-    raise DataError(f"{name} is not JSON; leave the value out")

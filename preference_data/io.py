@@ -1,70 +1,15 @@
 """Pair sets on disk: a folder with `metadata.jsonl` and pictures. Bad rows go to a quarantine file with number and reason."""
 
-import json
-import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from portraitkit.errors import DataError
+from portraitkit.jsonl import Rejected, RowSet, read_json_lines, write_lines
 from preference_data.schema import FILES, Pair, pair_of, row_of
 
 METADATA = "metadata.jsonl"
 QUARANTINE = "quarantine.jsonl"
-MAX_LINE = 4 * 2**20
-Row = TypeVar("Row")
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A row that could not be read: its line number from 1, why, and its beginning."""
-
-    line: int
-    reason: str
-    text: str
-
-
-@dataclass(frozen=True)
-class RowSet(Generic[Row]):
-    """The good rows of a file with their line numbers, and the bad ones."""
-
-    rows: list[Row]
-    lines: list[int]
-    rejected: list[Rejected]
-
-
-def read_json_lines(path: Path, read: Callable[[dict[str, Any]], Row]) -> RowSet[Row]:
-    """Read one object a line; a bad line never stops the others.
-
-    Refused, each with its line number: what is not UTF-8 or not JSON, NaN and infinity, a key given twice, a line of more than 4 MiB, a
-    value that is no object, and what `read` refuses by DataError. A BOM, CRLF and blank lines are taken. A last line that is cut off is
-    refused like any other.
-
-    Args:
-        path: of the file.
-        read: from an object to a row.
-
-    Raises:
-        DataError: the file cannot be opened.
-    """
-    result: RowSet[Row] = RowSet([], [], [])
-    try:
-        with path.open("rb") as file:
-            for number, (line, cut) in enumerate(_lines(file), start=1):
-                text = line.decode("utf-8", errors="replace").strip("\ufeff \t\r\n")
-                if not text:
-                    continue
-                try:
-                    if cut:
-                        raise DataError(f"longer than {MAX_LINE // 2**20} MiB; a row names its pictures, it does not hold them")
-                    result.rows.append(read(_parse(line)))
-                    result.lines.append(number)
-                except DataError as error:
-                    result.rejected.append(Rejected(number, str(error), text[:500]))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    return result
 
 
 def read_pairs(folder: Path, *, max_bad: float = 0.0) -> list[Pair]:
@@ -147,79 +92,3 @@ def write_quarantine(folder: Path, rejected: list[Rejected]) -> None:
         write_lines(folder / QUARANTINE, (vars(row) for row in rejected))
     else:
         (folder / QUARANTINE).unlink(missing_ok=True)
-
-
-def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write JSON lines in one piece: a temporary file, then a rename.
-
-    Raises:
-        DataError: the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def append_line(path: Path, row: dict[str, Any]) -> None:
-    """Append one row and flush it to the disk; a line that a killed process left unfinished is closed first.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as file:
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise DataError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error
-
-
-def _lines(file: Any) -> Iterator[tuple[bytes, bool]]:
-    """Lines of at most `MAX_LINE` bytes, and whether more followed (which is skipped, never held in memory)."""
-    while line := file.readline(MAX_LINE + 1):
-        cut = len(line) > MAX_LINE
-        rest = line
-        while cut and not rest.endswith(b"\n"):
-            rest = file.readline(MAX_LINE)
-            if not rest:
-                break
-        yield line, cut
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_no_twins, parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 at byte {error.start + 1}; save the file as UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not JSON ({error}); one object a line") from error
-    if not isinstance(value, dict):
-        raise DataError(f"a {type(value).__name__}, not an object; one object a line")
-    return value
-
-
-def _no_twins(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(items)
-    if len(row) != len(items):
-        keys = [key for key, _ in items]
-        raise DataError(f"key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
-    return row
-
-
-def _no_constant(name: str) -> float:
-    raise DataError(f"{name} is no JSON number; use null")

@@ -1,18 +1,19 @@
 """The command `make-preferences lint`: everything wrong with a set of pairs or photos, as a table and as JSON."""
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from portraitkit.errors import DataError
-from preference_data.io import METADATA, check_inside, read_json_lines, scan_pairs
+from portraitkit.files import write_text
+from portraitkit.jsonl import read_json_lines
+from portraitkit.progress import progress_bar
+from preference_data.io import METADATA, check_inside, scan_pairs
 from preference_data.lint_checks import (
     KINDS,
     Entry,
@@ -41,9 +42,8 @@ def lint_data(config: LintConfig) -> int:
     entries, findings = read_entries(config.data)
     if not entries and not findings:
         raise DataError(f"{config.data / METADATA}: holds no row")
-    columns = (TextColumn("looking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=files_listed(entries))
+    with progress_bar(console) as bar:
+        task = bar.add_task("looking", total=files_listed(entries))
         known, found = look(config.data, entries, identity=config.identity, advance=lambda: bar.advance(task))
     findings += found + check_sizes(entries, known)
     findings += check_duplicates(entries, known, max_bits=config.max_bits, min_correlation=config.min_correlation)
@@ -125,10 +125,7 @@ def _show(findings: list[Finding], rows: int, data: Path) -> None:
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, json.dumps(report, indent=2) + "\n")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise DataError(f"--json {path}: could not be written ({error.strerror}); give another file") from error

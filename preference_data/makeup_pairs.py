@@ -5,10 +5,8 @@ the photos set aside and why; `contact_sheet.png`; `config.json`, `environment.j
 by which an interrupted run goes on.
 """
 
-import json
-import os
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,15 +14,16 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn.functional import pad
 
 from portraitkit.config import config_to_dict
-from portraitkit.errors import DataError, FaceError, ImageError, RunFolderError
+from portraitkit.errors import DataError, FaceError, ImageError
 from portraitkit.images import read_image, resize, write_image
 from portraitkit.interrupt import Interruptible
-from portraitkit.runs import RunFolder
+from portraitkit.jsonl import append_line, read_json_lines, write_lines
+from portraitkit.progress import progress_bar
+from portraitkit.runs import RunFolder, may_resume
 from preference_data import makeup_prompts
 from preference_data.makeup import PARAMETERS, render_makeup
 from preference_data.makeup_config import MakeupConfig
@@ -48,7 +47,16 @@ def build_pairs(config: MakeupConfig, command: list[str]) -> int:
     """
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     names = list_photos(config)
-    resume = _may_resume(config)
+    free = FREE[:-1] if config.embedded else FREE  # the embedded people are dealt out by their count
+    resume = may_resume(
+        config.output_dir,
+        config_to_dict(config),
+        maker="make-preferences makeup",
+        mark="looks_per_face",
+        holds="a set made",
+        free=free,
+        overwrite=config.overwrite,
+    )
     with RunFolder.open(
         config.output_dir,
         config_to_dict(config),
@@ -62,7 +70,7 @@ def build_pairs(config: MakeupConfig, command: list[str]) -> int:
         done = _read_journal(run.path / "faces.jsonl", config.looks_per_face) if resume else {}
         if done:
             console.print(f"{run.path}: {len(done)} photos are done already, going on")
-        _write_lines(run.path / "faces.jsonl", done.values())  # without a line that a killed process left unfinished
+        write_lines(run.path / "faces.jsonl", done.values())  # without a line that a killed process left unfinished
         records = _make_all(config, run.path, names, done, console)
         if isinstance(records, int):
             return records
@@ -76,19 +84,13 @@ def _make_all(config: MakeupConfig, folder: Path, names: Sequence[str], done: di
     records: list[Row] = []
     made = bad = 0
     wanted = config.count or len(names) * config.looks_per_face
-    columns = (TextColumn("makeup"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with (
-        Interruptible() as interrupt,
-        (folder / "faces.jsonl").open("a", encoding="utf-8") as journal,
-        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
-    ):
-        progress = bar.add_task("", total=wanted)
+    with Interruptible() as interrupt, progress_bar(console) as bar:
+        progress = bar.add_task("makeup", total=wanted)
         for name in names:
             record = done.get(name)
             if record is None:
                 record = _make_pairs(config, folder, name)
-                journal.write(json.dumps(record) + "\n")
-                journal.flush()
+                append_line(folder / "faces.jsonl", record)
             records.append(record)
             made += len(record.get("rows", ()))
             bad += "reason" in record
@@ -146,7 +148,7 @@ def _finish(config: MakeupConfig, folder: Path, records: list[Row], console: Con
     """Write the rows, the quarantine and the contact sheet; returns the numbers of train and test rows."""
     good = [record for record in records if "rows" in record]
     bad = [record for record in records if "reason" in record]
-    _write_lines(folder / "quarantine.jsonl", bad)
+    write_lines(folder / "quarantine.jsonl", bad)
     if not good:
         raise DataError(f"{config.faces}: none of {len(bad)} photos has a usable face, the first: {bad[0]['reason']}")
     test = _test_photos(config, good)
@@ -157,7 +159,7 @@ def _finish(config: MakeupConfig, folder: Path, records: list[Row], console: Con
         left -= len(kept)
         rows["test" if record["photo"] in test else "train"] += kept
     for split, lines in rows.items():
-        _write_lines(folder / f"{split}.jsonl", lines)
+        write_lines(folder / f"{split}.jsonl", lines)
     _write_sheet(folder, good)
     console.print(f"{folder}: {len(rows['train'])} rows in train.jsonl, {len(rows['test'])} in test.jsonl, of {len(good)} photos")
     if bad:
@@ -187,58 +189,16 @@ def _test_photos(config: MakeupConfig, records: Sequence[Row]) -> set[str]:
     return test
 
 
-def _may_resume(config: MakeupConfig) -> bool:
-    """Whether the folder holds a set with the same options.
-
-    Raises:
-        RunFolderError: it holds another one, or something else.
-    """
-    stored = config.output_dir / "config.json"
-    if not stored.is_file():
-        return False  # RunFolder.open refuses a folder with other files
-    try:
-        before = json.loads(stored.read_text(encoding="utf-8"))
-    except ValueError:
-        before = None
-    if not isinstance(before, dict) or "looks_per_face" not in before:
-        raise RunFolderError(f"{config.output_dir}: holds something that make-preferences makeup did not make; choose another --output-dir")
-    if config.overwrite:
-        return False
-    now = config_to_dict(config)
-    changed = [f"{key} {before.get(key)!r} -> {now[key]!r}" for key in now if key not in FREE and before.get(key) != now[key]]
-    if config.embedded and before.get("count") != now["count"]:
-        changed.append(f"count {before.get('count')!r} -> {now['count']!r}")
-    if changed:
-        raise RunFolderError(
-            f"{config.output_dir}: holds a set made with other options ({'; '.join(changed)}); use --overwrite or another --output-dir"
-        )
-    return True
-
-
 def _read_journal(path: Path, looks: int) -> dict[str, Row]:
     """Photos that were done before and whose pictures are all there; those set aside are tried again."""
     done: dict[str, Row] = {}
     if not path.is_file():
         return done
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
+    for record in read_json_lines(path, dict).rows:
         rows = record.get("rows", ())
         if len(rows) == looks and all((path.parent / row[key]).is_file() for row in rows for key in ("image", "bare_image")):
             done[record["photo"]] = record
     return done
-
-
-def _write_lines(path: Path, lines: Iterable[Row]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error
 
 
 def _write_sheet(folder: Path, records: Sequence[Row]) -> None:

@@ -13,10 +13,11 @@ from portraitkit.faces.identity import identity_embedding
 from portraitkit.faces.mesh import require_mesh
 from portraitkit.faces.regions import region_masks
 from portraitkit.images import list_images, read_image, resize
+from portraitkit.jsonl import Rejected, append_line, read_json_lines
 from preference_data.blemishes import paint_blemishes
 from preference_data.generators.base import Subject
 from preference_data.identity_split import cluster_identities, identity_name, split_identities
-from preference_data.io import METADATA, Rejected, append_line, check_inside, read_json_lines
+from preference_data.io import METADATA, check_inside
 from preference_data.schema import CHOICES, SPLITS
 from preference_data.synthetic import Case, make_case
 from preference_data.synthetic_pairs import SPOTS, identity_of

@@ -15,6 +15,7 @@ from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.report_curves import rollout_plot, training_plots, validation_plots
 from policies.retoucher.report_pictures import AMPLIFY, Figure, featured, full_figure, plain_figure, ranked
 from policies.retoucher.report_run import Json, Run, number, read_measures, read_run
+from portraitkit.files import write_text
 
 
 def write_report(folder: Path) -> Path:
@@ -42,9 +43,7 @@ def write_report(folder: Path) -> Path:
     environment.filters |= {"number": words.number, "signed": words.signed, "csp_hash": _csp_hash}
     page = environment.get_template("report.html.j2").render(_context(run))
     path = folder / "report.html"
-    unfinished = folder / "report.html.part"
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, page)
     return path
 
 

@@ -120,13 +120,13 @@ def _retoucher(config: "RetouchConfig") -> Callable[[Path, Path], str]:
 
 def _run_all(jobs: list[Job], retouch: Callable[[Path, Path], str]) -> int:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from portraitkit.progress import progress_bar
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    columns = (TextColumn("retouching"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     failures = []
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        for photo, target in bar.track(jobs):
+    with progress_bar(console) as bar:
+        for photo, target in bar.track(jobs, description="retouching"):
             try:
                 console.print(retouch(photo, target))
             except UserError as error:

@@ -1,6 +1,5 @@
 """Photos to train on: the embedded synthetic portraits, or a user's folder of photos with preferred retouches as anchors."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -14,6 +13,7 @@ from portraitkit.faces.align import align_face
 from portraitkit.faces.identity import SAME_PERSON, identity_distance, identity_embedding
 from portraitkit.faces.mesh import require_mesh
 from portraitkit.images import read_image, resize
+from portraitkit.jsonl import read_objects
 from preference_data.synthetic import make_case
 from reward_models.photos import Photos
 
@@ -165,18 +165,8 @@ def _read_rows(folder: Path) -> list[tuple[int, dict[str, str]]]:
             f"{path}: missing; write one line a photo, for example " + '{"file_name": "a.jpg", "anchor_file_name": "a_retouched.jpg"}'
         )
     rows = []
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); save it as UTF-8") from error
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path} line {number}: not JSON ({error.msg}); one object a line") from error
-        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+    for number, row in read_objects(path):
+        if not isinstance(row.get("file_name"), str):
             raise DataError(f"{path} line {number}: needs a string file_name")
         for key in ("anchor_file_name", "split"):
             if key in row and not isinstance(row[key], str):

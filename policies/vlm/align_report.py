@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from policies.curves import Series, curve_svg
+from portraitkit.files import write_text
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 SHOWN = 4
@@ -38,9 +39,7 @@ def write_report(folder: Path) -> Path:
     environment.filters |= {"number": _number, "signed": _signed}
     page = environment.get_template("align.html.j2").render(_context(folder))
     path = folder / "report.html"
-    unfinished = folder / "report.html.part"
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, page)
     return path
 
 

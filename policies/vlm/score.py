@@ -2,13 +2,14 @@
 
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portraitkit.errors import ConfigError, DataError
+from portraitkit.files import write_text
+from portraitkit.jsonl import read_objects
 from portraitkit.vlm.task import Task
 
 if TYPE_CHECKING:
@@ -106,11 +107,9 @@ def _finite(value: Any) -> Any:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, text)
     except OSError as error:
         raise ConfigError(f"--metrics {path}: cannot be written ({error.strerror}); give the path of a JSON file") from error
 
@@ -126,19 +125,9 @@ def read_rows(path: Path, task: Task) -> Iterator[tuple[str, Any]]:
 
 
 def _read_columns(path: Path, task: Task) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); give a UTF-8 file of JSON lines") from error
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, row in read_objects(path):
         where = f"{path} line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON ({error}); one object a line") from error
-        if not isinstance(row, dict) or not isinstance(row.get("completion"), str):
+        if not isinstance(row.get("completion"), str):
             raise DataError(f"{where}: needs a string completion")
         try:
             yield row["completion"], task.read_truth(row), row

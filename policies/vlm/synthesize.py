@@ -6,7 +6,6 @@ pictures; `summary.json`; `journal.jsonl`, one line a row that is done, by which
 rejection: the row stays open.
 """
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from policies.vlm.synthesis import find_errors, unverifiable, write_prompt
 from policies.vlm.synthesize_config import SynthesizeConfig
 from portraitkit.config import config_to_dict
 from portraitkit.endpoint import Endpoint, Question, Reply
-from portraitkit.errors import DataError, ImageError, RunFolderError
-from portraitkit.images import read_image, to_pil
+from portraitkit.errors import DataError, ImageError
+from portraitkit.images import read_image
 from portraitkit.interrupt import Interruptible
-from portraitkit.runs import RunFolder
-from preference_data.emotion_rows import EmotionRow, read_emotion_rows, write_lines
+from portraitkit.jsonl import append_line, read_json_lines, write_lines
+from portraitkit.progress import progress_bar
+from portraitkit.runs import RunFolder, may_resume
+from preference_data.emotion_rows import EmotionRow, read_emotion_rows
 
 FREE = ("output_dir", "overwrite", "timeout", "request_retries", "requests_per_minute", "workers", "max_failures", "batch_size", "count")
 FREE += ("rounds",)
@@ -55,13 +55,22 @@ def run_synthesis(config: SynthesizeConfig, command: list[str]) -> int:
 
         check_device(config.device)
         model_path(config.model)
+    resume = may_resume(
+        config.output_dir,
+        config_to_dict(config),
+        maker="synthesize-emotion",
+        mark="endpoint_model",
+        holds="a synthesis",
+        free=FREE,
+        overwrite=config.overwrite,
+    )
     with RunFolder.open(
         config.output_dir,
         config_to_dict(config),
         command=command,
         seed=0,
         overwrite=config.overwrite,
-        resume="latest" if _may_resume(config) else None,
+        resume="latest" if resume else None,
         allow_changed=True,
     ) as run:
         done = _read_journal(run.path / "journal.jsonl")
@@ -106,13 +115,8 @@ def _work(
     console: Console,
 ) -> int:
     """Work on rows in batches, journalling each; returns 0, or the exit code when interrupted."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     unanswered = 0
-    with (
-        Interruptible() as interrupt,
-        (folder / "journal.jsonl").open("a", encoding="utf-8") as journal,
-        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
-    ):
+    with Interruptible() as interrupt, progress_bar(console, elapsed=True) as bar:
         task = bar.add_task(f"round {number}", total=len(todo))
         for start in range(0, len(todo), config.batch_size):
             part = todo[start : start + config.batch_size]
@@ -128,8 +132,7 @@ def _work(
                     continue
                 unanswered = 0
                 done[row.id] = record | {"id": row.id, "round": number}
-                journal.write(json.dumps(done[row.id], ensure_ascii=False) + "\n")
-            journal.flush()
+                append_line(folder / "journal.jsonl", done[row.id])
             accepted = sum(record["accepted"] for record in done.values())
             bar.update(task, advance=len(part), description=f"round {number}: {accepted} accepted of {len(done)}")
             if interrupt.requested:
@@ -259,8 +262,7 @@ def _open_endpoint(config: SynthesizeConfig) -> Endpoint | None:
 
 def _endpoint_writer(endpoint: Endpoint) -> Writer:
     def write(prompts: Sequence[str], pictures: Sequence[Path]) -> list[Reply]:
-        asked = [Question(prompt, to_pil(read_image(path).pixels)) for prompt, path in zip(prompts, pictures, strict=True)]
-        return endpoint.ask(asked)
+        return endpoint.ask([Question(prompt, (path,)) for prompt, path in zip(prompts, pictures, strict=True)])
 
     return write
 
@@ -283,38 +285,4 @@ def _local_writer(config: SynthesizeConfig, source: str) -> Writer:
 
 def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
     """Records by id, the last one of each; a line that a killed process left unfinished is dropped."""
-    done: dict[str, dict[str, Any]] = {}
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            done[record["id"]] = record
-    return done
-
-
-def _may_resume(config: SynthesizeConfig) -> bool:
-    """Whether the folder holds a synthesis with the same options.
-
-    Raises:
-        RunFolderError: it holds another one, or something else.
-    """
-    stored = config.output_dir / "config.json"
-    if not stored.is_file():
-        return False  # RunFolder.open refuses a folder with other files
-    try:
-        before = json.loads(stored.read_text(encoding="utf-8"))
-    except ValueError:
-        before = None
-    if not isinstance(before, dict) or "endpoint_model" not in before:
-        raise RunFolderError(f"{config.output_dir}: holds something that synthesize-emotion did not make; choose another --output-dir")
-    if config.overwrite:
-        return False
-    now = config_to_dict(config)
-    changed = [f"{key} {before.get(key)!r} -> {now[key]!r}" for key in now if key not in FREE and before.get(key) != now[key]]
-    if changed:
-        raise RunFolderError(
-            f"{config.output_dir}: holds a synthesis with other options ({'; '.join(changed)}); use --overwrite or another --output-dir"
-        )
-    return True
+    return {record["id"]: record for record in read_json_lines(path, dict).rows} if path.is_file() else {}

@@ -1,7 +1,6 @@
 """Rows of a task: pictures with their truth, made (the embedded data) or read (a user's JSON lines)."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from portraitkit.errors import DataError
 from portraitkit.images import read_image, to_pil
+from portraitkit.jsonl import read_objects
 from portraitkit.vlm.task import Task
 
 SPLITS = ("train", "validation", "held_out")
@@ -70,7 +70,8 @@ def read_rows(path: Path, task: Task) -> list[Row]:
         DataError: the file cannot be read, or a row breaks the schema or names no picture; its number is named.
     """
     rows = []
-    for where, columns in read_lines(path):
+    for number, columns in read_objects(path):
+        where = f"{path} line {number}"
         name = columns.pop("image", None)
         if not isinstance(name, str) or not (path.parent / name).is_file():
             raise DataError(f"{where}: image {name!r}: must name a file beside {path.name}")
@@ -81,29 +82,6 @@ def read_rows(path: Path, task: Task) -> list[Row]:
     if not rows:
         raise DataError(f"{path}: holds no rows; one JSON object a line")
     return rows
-
-
-def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSONL file with where they stand; blank lines are skipped.
-
-    Raises:
-        DataError: the file cannot be read, or a line is not a JSON object.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); give a UTF-8 file of JSON lines") from error
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{path} line {number}"
-        try:
-            columns = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON ({error}); one object a line") from error
-        if not isinstance(columns, dict):
-            raise DataError(f"{where}: must be a JSON object")
-        yield where, columns
 
 
 def open_rows(task: Task, data: str, counts: Mapping[str, int], seed: int) -> dict[str, list[Row]]:

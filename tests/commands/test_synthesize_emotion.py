@@ -9,9 +9,10 @@ from PIL import Image
 from policies.vlm.main import synthesize_emotion
 from policies.vlm.synthesis import find_errors, write_prompt
 from policies.vlm.tasks.emotion import TASK
+from portraitkit.jsonl import write_lines
 from portraitkit.scripted_endpoint import ScriptedEndpoint
 from portraitkit.vlm.rows import open_rows
-from preference_data.emotion_rows import EmotionRow, read_emotion_rows, write_lines
+from preference_data.emotion_rows import EmotionRow, read_emotion_rows
 
 SAD = EmotionRow("sad", "FABA", "1.png", AUs=("AU4", "AU15"), labels=("sadness",), meta_info={"age": 3})
 GOOD = "<think>The brows come down (AU4) and the lip corners too (AU15).</think><answer>sadness</answer>"

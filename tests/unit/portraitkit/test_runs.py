@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from portraitkit.errors import CheckpointError, ConfigError, RunFolderError
-from portraitkit.runs import RunFolder, environment
+from portraitkit.runs import RunFolder, environment, may_resume
 
 CONFIG = {"output_dir": "runs/a", "seed": 3, "learning_rate": 1e-4, "rewards": ["identity", "skin"], "lam_max": math.nan}
 
@@ -264,3 +264,19 @@ def test_a_disk_that_takes_no_more_is_one_line(path):
         with pytest.raises(RunFolderError, match=r"summary\.json: could not be written"):
             run.write_json("summary.json", {})
         assert not list(path.glob(".summary*"))
+
+
+def test_work_may_go_on_with_the_same_options_only(tmp_path):
+    def may(config, **options):
+        return may_resume(tmp_path, config, maker="make-it", mark="looks", holds="a set made", free=("count",), **options)
+
+    config = {"looks": 2, "count": 3, "seed": 0}
+    assert not may(config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert may(config) and may(config | {"count": 9}) and not may(config, overwrite=True)
+    with pytest.raises(RunFolderError, match=r"holds a set made with other options \(seed 0 -> 1\)"):
+        may(config | {"seed": 1})
+    for other in ("{", "[]", '{"other": 1}'):
+        (tmp_path / "config.json").write_text(other)
+        with pytest.raises(RunFolderError, match="that make-it did not make"):
+            may(config, overwrite=True)

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from portraitkit.errors import DataError
-from preference_data.emotion_rows import parse_row, read_emotion_rows, write_lines
+from portraitkit.jsonl import write_lines
+from preference_data.emotion_rows import parse_row, read_emotion_rows
 
 GOOD = {"id": "1", "dataset": "FABA", "image": "a/b.jpg", "AUs": ["AU15", "AU4"], "labels": ["Sad"], "description": "d"}
 
@@ -54,7 +55,7 @@ def test_bad_rows_name_the_value_and_the_line(tmp_path, change, words):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"id": "1", "id": "2"}', "'id' comes twice"),
+        ('{"id": "1", "id": "2"}', "'id' is given twice"),
         (json.dumps(GOOD)[:-5], "not JSON"),
         ("[1]", "JSON object"),
         ("NaN", "NaN"),

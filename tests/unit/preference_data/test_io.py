@@ -5,7 +5,7 @@ import json
 import pytest
 
 from portraitkit.errors import DataError
-from preference_data.io import METADATA, QUARANTINE, append_line, read_json_lines, read_pairs, scan_pairs, write_pairs
+from preference_data.io import METADATA, QUARANTINE, read_pairs, scan_pairs, write_pairs
 
 ROW = {"id": "p", "input_file_name": "i.png", "a_file_name": "a.png", "b_file_name": "b.png"}
 
@@ -40,7 +40,7 @@ def test_bom_crlf_and_blank_lines_are_taken(folder):
         (b'{"id": "x", "scores": NaN}\n', "NaN is no JSON number"),
         (b'{"id": "x", "id": "y"}\n', "'id' is given twice"),
         (b'{"id": "\xff"}\n', "not UTF-8 at byte 9"),
-        (b"[1, 2]\n", "a list, not an object"),
+        (b"[1, 2]\n", "a list, not a JSON object"),
         (b"[" * 100_000 + b"\n", "not JSON"),
         (b'{"id": "' + b"x" * (10 * 2**20) + b'"}\n', "longer than 4 MiB"),
         (json.dumps(ROW | {"id": "x"}).encode()[:-9], "not JSON"),
@@ -83,13 +83,3 @@ def test_missing_and_empty_sets_are_refused(folder):
     write(folder, b"")
     with pytest.raises(DataError, match="holds no row"):
         read_pairs(folder)
-
-
-def test_a_line_after_one_that_was_cut_off_stays_whole(tmp_path):
-    path = tmp_path / "new" / "rows.jsonl"
-    append_line(path, {"n": 1})
-    with path.open("a") as file:
-        file.write('{"n": 2, "cut')
-    append_line(path, {"n": 3})
-    found = read_json_lines(path, dict)
-    assert [row["n"] for row in found.rows] == [1, 3] and [bad.line for bad in found.rejected] == [2]
