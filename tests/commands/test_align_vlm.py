@@ -47,6 +47,13 @@ def test_every_recipe_is_a_valid_configuration(name):
     assert load_config(AlignVlmConfig, ["--config", name], prog="align-vlm").folder.startswith("runs/")
 
 
+@pytest.mark.parametrize("name", recipe_names(AlignVlmConfig))
+def test_every_recipe_dry_runs(command, name):
+    code, out, err = command(align_vlm, "--config", name, "--dry-run", "--device", "cpu")
+    assert code == 0, err
+    assert "peak, estimated" in out and "trl.GRPOConfig" in out
+
+
 def test_a_run_writes_all_that_it_promises(command, model, tmp_path):
     run = tmp_path / "run"
     code, _, err = command(align_vlm, "--model", model, "--output-dir", run, "--stages", "sft", "grpo", *OPTIONS)

@@ -1,0 +1,57 @@
+"""docs/add_a_task.md, followed literally."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from policies.vlm.main import align_vlm, score_completions
+from portraitkit.vlm.tiny import build_model, build_processor
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "add_a_task.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def task(tmp_path, monkeypatch):
+    """The guide's file, saved under the guide's name, in the current folder."""
+    (code,) = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    (name,) = re.findall(r"Save as `(.*?)`", GUIDE)
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text(code)
+    return f"{name}:TASK"
+
+
+def test_answers_are_scored_as_the_guide_shows(task, command):
+    rows, printed = re.findall(r"```json\n(.*?)```", GUIDE, re.DOTALL)
+    Path("rows.jsonl").write_text(rows)
+    assert f"score-completions --task {task} rows.jsonl" in GUIDE
+    code, out, err = command(score_completions, "--task", task, "rows.jsonl")
+    assert code == 0, err
+    assert [json.loads(line) for line in out.splitlines()] == [json.loads(line) for line in printed.splitlines()]
+
+
+def test_the_task_is_probed_and_trained(task, command):
+    torch.manual_seed(0)
+    processor = build_processor(["<answer>warm</answer> <answer>cold</answer> light? " * 3], ["<answer>", "</answer>", "warm", "cold"])
+    build_model(processor, hidden_size=96, layers=1, vision_size=32, vision_layers=1).save_pretrained("model")
+    processor.save_pretrained("model")
+    sizes = {
+        "train-rows": 4,
+        "validation-rows": 2,
+        "held-out-rows": 4,
+        "probe-rows": 4,
+        "samples": 2,
+        "max-tokens": 6,
+        "validation-steps": 0,
+    }
+    small = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
+    code, _, err = command(align_vlm, "--task", task, "--model", "./model", "--probe", *small)
+    assert code == 0, err
+    found = json.loads(Path("runs/vlm-light-TASK/probe.json").read_text())
+    assert found["inversions"] == 0 and found["perfect_share"] == 1 and found["constant_answer"].startswith("<answer>")
+    steps = ["--sft-steps", "2", "--sft-batch", "2", "--max-train-steps", "1", "--prompts-per-step", "2", "--group-size", "2"]
+    code, _, err = command(align_vlm, "--task", task, "--model", "./model", "--stages", "sft", "grpo", "--overwrite", *small, *steps)
+    assert code == 0, err
+    assert json.loads(Path("runs/vlm-light-TASK/summary.json").read_text())["task"] == "light"
