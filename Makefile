@@ -23,9 +23,10 @@ check: $(SETUP)
 	@find . -name '*.py' -not -path './.venv/*' -exec wc -l {} + | \
 		awk '$$2 != "total" && $$1 >= 400 { print $$2 ": " $$1 " lines, the limit is 399"; bad = 1 } END { exit bad }'
 
-# Seconds and network evaluations of DPG with a shared prefix against all-step Flow-GRPO.
+# DPG with a shared prefix against all-step Flow-GRPO; the benchmark suite against plain pyiqa.
 bench: $(SETUP)
 	$(BIN)/python -m benchmarks.retoucher_speed
+	$(BIN)/python -m benchmarks.suite_speed
 
 # Train the weights of the embedded models again, from their recipes (hours).
 embedded: $(SETUP)

@@ -107,6 +107,29 @@ def read_image(
     return Image(torch.from_numpy(array).permute(2, 0, 1).contiguous(), path, kept, None, tuple(notes))
 
 
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of a picture as `read_image` would give it, from the file's head alone.
+
+    Raises:
+        ImageError: missing, not a picture, or of an impossible shape.
+    """
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with PilImage.open(path) as opened:
+                _check_shape(path, opened.size, MAX_PIXELS, MAX_ASPECT)
+                turned = opened.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+                width, height = opened.size
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: no such file") from error
+    except PilImage.DecompressionBombError as error:
+        raise ImageError(f"{path}: at most {MAX_PIXELS / 1e6:.0f} million pixels are read; make it smaller") from error
+    except DAMAGED as error:
+        raise ImageError(f"{path}: cannot be read as a picture; convert it to PNG or JPEG again") from error
+    return (width, height) if turned else (height, width)
+
+
 def _check_shape(path: Path, size: tuple[int, int], max_pixels: int, max_aspect: float) -> None:
     width, height = size
     if width < 1 or height < 1:

@@ -1,0 +1,137 @@
+"""The photos shown in a report: those on which each metric sees the largest gain and the largest loss, with crops and difference maps."""
+
+import base64
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+
+import torch
+from PIL import Image, ImageChops
+
+from benchmarks.inputs import Item
+from benchmarks.tables import Analysis
+from policies.retoucher.report_pictures import zoom_box
+from portraitkit.errors import ImageError
+from portraitkit.images import read_image, to_pil
+
+AMPLIFY = 4
+LARGEST = 384
+MOST = 16
+"""Photos with pictures in a report; metrics beyond them name their cases without a picture."""
+
+
+@dataclass(frozen=True)
+class Extreme:
+    """A metric's best or worst photo: its name, and how much the last method gains on the first there."""
+
+    kind: str
+    name: str
+    gain: float
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture of a photo, its zoom and its difference from the untouched photo or the first method's, as data URIs."""
+
+    title: str
+    picture: str
+    zoom: str
+    difference: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """A photo with everything shown of it; `box` is the zoomed square in percent of the picture: left, top, width, height."""
+
+    name: str
+    place: int
+    tiles: list[Tile]
+    box: tuple[float, float, float, float]
+    before: Tile
+    after: Tile
+    reasons: list[str]
+
+
+def extremes(analysis: Analysis) -> dict[str, list[Extreme]]:
+    """Of each metric the photos with the largest gain and the largest loss between the first and the last method."""
+    out: dict[str, list[Extreme]] = {}
+    table = analysis.table
+    for metric in analysis.results.metrics:
+        if metric.name not in table.values:
+            continue
+        values = table.values[metric.name]
+        gains = metric.sign * (values[:, -1] - (values[:, 0] if len(table.methods) > 1 else 0))
+        known = [place for place in range(len(table.names)) if math.isfinite(float(gains[place]))]
+        if not known:
+            continue
+        best = max(known, key=lambda place: (float(gains[place]), -place))
+        worst = min(known, key=lambda place: (float(gains[place]), place))
+        pairs = [("best", best)] + ([("worst", worst)] if worst != best else [])
+        out[metric.name] = [Extreme(kind, table.names[place], metric.sign * float(gains[place])) for kind, place in pairs]
+    return out
+
+
+def show_cases(analysis: Analysis, chosen: Mapping[str, list[Extreme]]) -> dict[str, Case]:
+    """The pictures of the chosen photos, each photo once; at most 16, those that most metrics name first."""
+    reasons: dict[str, list[str]] = {}
+    for metric, pair in chosen.items():
+        for extreme in pair:
+            reasons.setdefault(extreme.name, []).append(f"{extreme.kind} by {metric}")
+    order = sorted(reasons, key=lambda name: (-len(reasons[name]), name))[:MOST]
+    of_name: dict[str, list[Item]] = {name: [] for name in order}
+    for item in analysis.results.inputs.items:
+        if item.name in of_name:
+            of_name[item.name].append(item)
+    cases = {}
+    for place, name in enumerate(order):
+        try:
+            cases[name] = _case(name, place, of_name[name], reasons[name])
+        except ImageError:
+            continue  # it is in failed.jsonl
+    return cases
+
+
+def _case(name: str, place: int, items: list[Item], reasons: list[str]) -> Case:
+    pictures = {item.method: _small(read_image(item.path).pixels) for item in items}
+    first = items[0]
+    source = _small(read_image(first.source).pixels) if first.source else next(iter(pictures.values()))
+    source = source.resize(next(iter(pictures.values())).size, Image.Resampling.LANCZOS)
+    columns = {**({"photo": source} if _none_equal(source, pictures) else {}), **pictures}
+    if first.reference:
+        columns["reference"] = _small(read_image(first.reference).pixels)
+    last = list(pictures.values())[-1].resize(source.size, Image.Resampling.LANCZOS)
+    box = zoom_box(source, columns.get("reference", last).resize(source.size, Image.Resampling.LANCZOS))
+    tiles = []
+    for title, picture in columns.items():
+        picture = picture.resize(source.size, Image.Resampling.LANCZOS)
+        zoomed = picture.crop(box)
+        scale = max(1, round(256 / zoomed.width))
+        zoomed = zoomed.resize((zoomed.width * scale, zoomed.height * scale), Image.Resampling.BICUBIC)
+        changed = ImageChops.difference(picture, source).getbbox() is not None
+        difference = _encode(ImageChops.subtract(picture, source, scale=1 / AMPLIFY, offset=128)) if changed else ""
+        tiles.append(Tile(title, _encode(picture), _encode(zoomed), difference))
+    left, top, right, bottom = box
+    width, height = source.size
+    percent = (100 * left / width, 100 * top / height, 100 * (right - left) / width, 100 * (bottom - top) / height)
+    shown = {tile.title: tile for tile in tiles}
+    return Case(name, place, tiles, percent, tiles[0], shown[items[-1].method], reasons)
+
+
+def _none_equal(source: Image.Image, pictures: Mapping[str, Image.Image]) -> bool:
+    return all(ImageChops.difference(source, picture.resize(source.size)).getbbox() is not None for picture in pictures.values())
+
+
+def _small(pixels: torch.Tensor) -> Image.Image:
+    picture = to_pil(pixels)
+    picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    return picture
+
+
+def _encode(picture: Image.Image) -> str:
+    data = BytesIO()
+    if max(picture.size) <= 160:
+        picture.save(data, "png")
+        return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
+    picture.save(data, "jpeg", quality=90, subsampling=0)
+    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"

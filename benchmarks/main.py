@@ -1,0 +1,20 @@
+"""Entry point of `benchmark-portraits`. Imports nothing heavy: `--help` must answer at once."""
+
+import sys
+
+from portraitkit.cli import run_command
+
+
+def benchmark_portraits() -> None:
+    """Console command `benchmark-portraits`: is a retoucher better, by how much, for whom, and how sure."""
+    run_command(_benchmark)
+
+
+def _benchmark(argv: list[str]) -> int:
+    from benchmarks.config import BenchmarkConfig
+    from portraitkit.config import load_config
+
+    config = load_config(BenchmarkConfig, argv, prog="benchmark-portraits")
+    from benchmarks.run import run_benchmark
+
+    return run_benchmark(config, [sys.argv[0], *argv])

@@ -1,0 +1,151 @@
+"""What a metric is: one frozen object that says what it measures, from what, with which weights, and how to read its values.
+
+A metric is one file with one constant METRIC (docs/add_a_metric.md). Built-in metrics load by the same road as `my_file.py:METRIC`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from portraitkit.errors import ConfigError
+
+Shared = TypeVar("Shared")
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """A batch of pictures of one size, decoded once and shared by all metrics. RGB in [0, 1].
+
+    Attributes:
+        pixels: the pictures to be measured.
+        source: the untouched photo of each, None where the run has none.
+        reference: the known good retouch of each, None where the run has none.
+        sources: what tells the untouched photos apart: pictures of one photo have one id.
+    """
+
+    pixels: Float[Tensor, "n 3 h w"]
+    source: Float[Tensor, "n 3 h w"] | None = None
+    reference: Float[Tensor, "n 3 h w"] | None = None
+    sources: tuple[str, ...] = ()
+    _known: dict[object, object] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def once(self, function: Callable[["Pictures"], Shared]) -> Shared:
+        """What `function` makes of the batch, computed for the first metric that asks and kept for the others."""
+        if function not in self._known:
+            self._known[function] = function(self)
+        return self._known[function]  # pyright: ignore[reportReturnType]
+
+    def select(self, rows: list[int]) -> "Pictures":
+        """Some of the pictures; what was computed for the whole batch is left behind."""
+        if rows == list(range(len(self))):
+            return self
+        index = torch.tensor(rows)
+        parts = [None if part is None else part[index] for part in (self.pixels, self.source, self.reference)]
+        assert parts[0] is not None
+        return Pictures(parts[0], parts[1], parts[2], tuple(self.sources[row] for row in rows) if self.sources else ())
+
+
+Score = Callable[[Pictures], Float[Tensor, "..."]]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Lowest and highest value to be expected; infinite where there is no bound."""
+
+    low: float = -float("inf")
+    high: float = float("inf")
+
+    def __str__(self) -> str:
+        return f"{self.low:g} .. {self.high:g}".replace("inf", "∞")
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A file that a metric needs.
+
+    Attributes:
+        name: in the weights folder; `<name without suffix>.safetensors` is taken in its place where it lies there.
+        origin: where to get it: an address, or the package that ships it.
+        sha256: of the published file, or as many leading digits of it as were published; "" where none was.
+        from_name: the digits are only taken from the file's name, by the custom of naming files so: a file that does not fit is used
+            with a note, not refused.
+        mib: size, about.
+        optional: the metric runs without it, with what is bundled.
+    """
+
+    name: str
+    origin: str
+    sha256: str = ""
+    mib: float = 0.0
+    optional: bool = False
+    from_name: bool = False
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric.
+
+    Attributes:
+        name: pyiqa's where pyiqa has it.
+        title: in a few words, for people.
+        direction: whether a higher or a lower value is better.
+        range: of the values.
+        reference: what a picture is compared with: nothing; "full", the known good retouch; "source", the untouched photo; "set", a
+            folder of pictures, with one value a method.
+        licence: of code and weights.
+        open: from the found weight files by name (empty for a metric without) to the scoring function. That takes a batch and returns
+            one value a picture, NaN where the metric does not apply, or one row of features a picture for a "set" metric.
+        weights: files it needs beside the package.
+        bundled: files of this package with parameters; their hash is part of the cache's key.
+        revision: of the weights: a tag, a commit, or a release.
+        version: raised whenever the same picture gets another value; part of the cache's key.
+        smallest: shortest side in pixels that it can measure.
+        missing: why a picture may have no value, for the report.
+        pool: for a "set" metric: features of the pictures and of the set to one value.
+    """
+
+    name: str
+    title: str
+    direction: Literal["higher", "lower"]
+    range: Range
+    reference: Literal["none", "full", "source", "set"]
+    licence: str
+    open: Callable[[Mapping[str, Path]], Score]
+    weights: tuple[WeightFile, ...] = ()
+    bundled: tuple[Path, ...] = ()
+    revision: str = ""
+    version: int = 1
+    smallest: int = 1
+    missing: str = "it does not apply"
+    pool: Callable[[Float[Tensor, "n dim"], Float[Tensor, "m dim"]], float] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what the suite could not run.
+
+        Raises:
+            ConfigError: a rule between the fields is broken.
+        """
+        if not self.name or any(char.isspace() or char in "/\\:" for char in self.name):
+            raise ConfigError(f"metric {self.name!r}: a name has no spaces, slashes or colons; use pyiqa's where there is one")
+        if (self.reference == "set") != (self.pool is not None):
+            raise ConfigError(f"metric {self.name}: a set metric needs pool, and only a set metric has one")
+        if self.range.low >= self.range.high:
+            raise ConfigError(f"metric {self.name}: range {self.range} is empty; give low below high")
+
+    @property
+    def sign(self) -> int:
+        """1 where higher is better, -1 where lower is."""
+        return 1 if self.direction == "higher" else -1
+
+    @property
+    def arrow(self) -> str:
+        """For tables."""
+        return "↑" if self.direction == "higher" else "↓"

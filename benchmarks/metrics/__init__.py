@@ -1,0 +1,77 @@
+"""The built-in metrics, one file each; `load_metric` finds them and a user's own by one road."""
+
+from functools import cache
+
+from benchmarks.metric import Metric
+from portraitkit.discover import load_object
+from portraitkit.errors import ConfigError
+from portraitkit.suggest import nearest
+
+BUILT_IN = (
+    "benchmarks.metrics.niqe:METRIC",
+    "benchmarks.metrics.brisque:METRIC",
+    "benchmarks.metrics.piqe:METRIC",
+    "benchmarks.metrics.nima:METRIC",
+    "benchmarks.metrics.musiq:METRIC",
+    "benchmarks.metrics.musiq_ava:METRIC",
+    "benchmarks.metrics.maniqa:METRIC",
+    "benchmarks.metrics.topiq_nr:METRIC",
+    "benchmarks.metrics.topiq_nr_face:METRIC",
+    "benchmarks.metrics.clipiqa:METRIC",
+    "benchmarks.metrics.laion_aes:METRIC",
+    "benchmarks.metrics.nrqm:METRIC",
+    "benchmarks.metrics.identity_cosine:METRIC",
+    "benchmarks.metrics.arcface:METRIC",
+    "benchmarks.metrics.blemish_residual:METRIC",
+    "benchmarks.metrics.texture_error:METRIC",
+    "benchmarks.metrics.sde_grain:METRIC",
+    "benchmarks.metrics.psnr:METRIC",
+    "benchmarks.metrics.ssim:METRIC",
+    "benchmarks.metrics.lpips:METRIC",
+    "benchmarks.metrics.dists:METRIC",
+    "benchmarks.metrics.distribution:FID",
+    "benchmarks.metrics.distribution:KID",
+    "benchmarks.metrics.rewards:REWARD",
+    "benchmarks.metrics.rewards:BLEMISH_REMOVAL",
+    "benchmarks.metrics.rewards:TEXTURE",
+    "benchmarks.metrics.rewards:SKIN_TONE",
+    "benchmarks.metrics.rewards:IDENTITY",
+    "benchmarks.metrics.rewards:CLARITY",
+)
+
+
+@cache
+def built_in_metrics() -> dict[str, Metric]:
+    """By name, in the order of the tables."""
+    return {metric.name: metric for metric in map(load_object, BUILT_IN)}
+
+
+def load_metrics(names: tuple[str, ...]) -> list[Metric]:
+    """Metrics by name or by place; every built-in one for no names.
+
+    Args:
+        names: built-in names, or `my_file.py:METRIC`; `all` stands for every built-in one.
+
+    Raises:
+        ConfigError: an unknown name, an object that is no metric, or two metrics of one name.
+    """
+    known = built_in_metrics()
+    chosen: dict[str, Metric] = {}
+    for name in names or ("all",):
+        if name == "all":
+            chosen |= {key: metric for key, metric in known.items() if key not in chosen}
+            continue
+        metric = known[name] if name in known else _load(name, known)
+        if metric.name in chosen and chosen[metric.name] is not metric:
+            raise ConfigError(f"--metrics: two metrics are called {metric.name}; rename yours")
+        chosen[metric.name] = metric
+    return list(chosen.values())
+
+
+def _load(name: str, known: dict[str, Metric]) -> Metric:
+    if ":" not in name:
+        raise ConfigError(f"--metrics {name}: no such metric{nearest(name, known)}; known: {', '.join(known)}, or my_file.py:METRIC")
+    metric = load_object(name)
+    if not isinstance(metric, Metric):
+        raise ConfigError(f"--metrics {name}: is a {type(metric).__name__}, not a benchmarks.metric.Metric")
+    return metric

@@ -1,0 +1,36 @@
+"""NRQM (Ma et al., 2017): a no-reference measure for super-resolution, three random forests; slow."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks.metric import Metric, Range, Score, WeightFile
+from benchmarks.pyiqa_nets import IQA_WEIGHTS, column, empty_net
+from portraitkit.errors import WeightsError
+
+FILE = "NRQM_model.mat"
+
+
+def open_nrqm(files: Mapping[str, Path]) -> Score:
+    """The scoring function.
+
+    Raises:
+        WeightsError: the file is not NRQM's.
+    """
+    try:
+        return column(empty_net("nrqm", pretrained_model_path=str(files[FILE])))
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise WeightsError(f"{files[FILE]}: is not NRQM's model ({error}); download it again") from error
+
+
+METRIC = Metric(
+    name="nrqm",
+    title="quality of super-resolution",
+    direction="higher",
+    range=Range(0, 10),
+    reference="none",
+    licence="pyiqa: PolyForm Noncommercial and NTU S-Lab",
+    open=open_nrqm,
+    weights=(WeightFile(FILE, f"{IQA_WEIGHTS}/{FILE}", mib=54),),
+    revision="IQA-PyTorch-Weights, main (not pinned)",
+    smallest=64,
+)

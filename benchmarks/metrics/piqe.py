@@ -1,0 +1,71 @@
+"""PIQE (Venkatanath et al., 2015): the share of active blocks that look distorted or noisy. It has no trained parameters."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from benchmarks.metric import Metric, Range, Score
+from benchmarks.natural_scenes import luminance, normalised
+
+BLOCK, SEGMENT = 16, 6
+ACTIVE, IMPAIRED = 0.1, 0.1
+
+
+def piqe(pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+    """Scores, 0 .. 100, lower is better; RGB in [0, 1]."""
+    maps = luminance(pixels)
+    maps = (255 * (maps / maps.amax((1, 2), keepdim=True))).round()
+    maps = _filled(_filled(maps, 1), 2)
+    parts = normalised(maps, padding="replicate")[:, : maps.shape[1] // BLOCK * BLOCK, : maps.shape[2] // BLOCK * BLOCK]
+    blocks = parts.unflatten(2, (-1, BLOCK)).unflatten(1, (-1, BLOCK)).transpose(2, 3).flatten(1, 2)
+    variance = blocks.var((2, 3))
+    active = variance > ACTIVE
+    distorted = _has_flat_edge(blocks)
+    noisy = _is_noisy(blocks, variance)
+    loss = (active * (distorted * (1 - variance) + noisy * variance)).sum(1)
+    return 100 * (loss + 1) / (active.sum(1) + 1)
+
+
+def _filled(maps: Float[Tensor, "n h w"], dim: int) -> Float[Tensor, "n hh ww"]:
+    """As many mirrored lines at the end as the remainder of the length by 16 (which is what the reference does)."""
+    length = maps.shape[dim]
+    return torch.cat([maps, maps.narrow(dim, length - length % BLOCK, length % BLOCK).flip(dim)], dim)
+
+
+def _is_noisy(blocks: Float[Tensor, "n m 16 16"], variance: Float[Tensor, "n m"]) -> Bool[Tensor, "n m"]:
+    """Deviation more than twice its distance from the ratio of the two middle columns' deviation to that of those around.
+
+    The reference leaves columns 8 and 10 out of those around, not 8 and 9, and every published value with it.
+    """
+    deviation = variance.sqrt()
+    middle = BLOCK // 2
+    centre = blocks[..., middle - 1 : middle + 1].std((2, 3))
+    around = torch.cat([blocks[..., : middle - 1], blocks[..., middle : middle + 1], blocks[..., middle + 2 :]], -1).std((2, 3))
+    ratio = (centre / around).nan_to_num()
+    return deviation > 2 * (deviation - ratio).abs() / torch.maximum(deviation, ratio)
+
+
+def _has_flat_edge(blocks: Float[Tensor, "n m 16 16"]) -> Bool[Tensor, "n m"]:
+    edges = torch.stack([blocks[:, :, 0], blocks[:, :, -1], blocks[:, :, :, 0], blocks[:, :, :, -1]], 2)
+    return (edges.unfold(-1, SEGMENT, 1).std(-1) < IMPAIRED).flatten(2).any(2)
+
+
+def open_piqe(files: Mapping[str, Path]) -> Score:
+    """The scoring function."""
+    return lambda pictures: piqe(pictures.pixels)
+
+
+METRIC = Metric(
+    name="piqe",
+    title="distorted or noisy blocks",
+    direction="lower",
+    range=Range(0, 100),
+    reference="none",
+    licence="own code; no parameters",
+    open=open_piqe,
+    smallest=BLOCK,
+    missing="it is black",
+)

@@ -1,0 +1,58 @@
+"""SSIM (Wang et al., 2004) against the reference, on luminance: 11 x 11 Gaussian window, sigma 1.5, as pyiqa's `ssim`."""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from benchmarks.metric import Metric, Pictures, Range, Score
+from benchmarks.natural_scenes import luminance
+
+WINDOW, SIGMA = 11, 1.5
+C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+
+
+@cache
+def _gaussian() -> Float[Tensor, " 11"]:
+    offsets = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
+    weights = torch.exp(-offsets.square() / (2 * SIGMA**2))
+    return weights / weights.sum()
+
+
+def _local(maps: Float[Tensor, "k n h w"]) -> Float[Tensor, "k n hh ww"]:
+    weights = _gaussian()
+    flat = maps.flatten(0, 1)[:, None]
+    flat = F.conv2d(F.conv2d(flat, weights.view(1, 1, 1, -1)), weights.view(1, 1, -1, 1))
+    return flat[:, 0].unflatten(0, maps.shape[:2])
+
+
+def ssim(pictures: Pictures) -> Float[Tensor, " n"]:
+    """Mean structural similarity."""
+    assert pictures.reference is not None
+    a, b = ((luminance(pixels) * 255).round().double() for pixels in (pictures.pixels, pictures.reference))
+    mean_a, mean_b, square_a, square_b, both = _local(torch.stack([a, b, a * a, b * b, a * b]))
+    variances = (square_a - mean_a.square()) + (square_b - mean_b.square())
+    structure = (2 * (both - mean_a * mean_b) + C2) / (variances + C2)
+    light = (2 * mean_a * mean_b + C1) / (mean_a.square() + mean_b.square() + C1)
+    return (light * structure).mean((1, 2))
+
+
+def open_ssim(files: Mapping[str, Path]) -> Score:
+    """The scoring function."""
+    return ssim
+
+
+METRIC = Metric(
+    name="ssim",
+    title="structure of the reference",
+    direction="higher",
+    range=Range(-1, 1),
+    reference="full",
+    licence="own code",
+    open=open_ssim,
+    smallest=WINDOW,
+)

@@ -1,0 +1,107 @@
+"""Which pictures are measured together: planned from the files' heads over the whole run, whatever is known already.
+
+A batch is the unit of work and of resuming: an interrupted run computes the same batches as an uninterrupted one, so its values are the
+same to the last bit.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks.inputs import Inputs, Item
+from benchmarks.metric import Metric
+from benchmarks.weight_files import Digests, Found
+from portraitkit.errors import ImageError
+from portraitkit.images import image_size
+
+PIXELS = 2**20
+PICTURES = 32
+SET = "\0set"
+"""Method name of the pictures that set metrics compare with."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures of one size.
+
+    Attributes:
+        items: the pictures.
+        rows: their places in the run's list of items; -1 for those of the comparison set.
+        height: of all of them, in pixels.
+        width: of all of them, in pixels.
+    """
+
+    items: tuple[Item, ...]
+    rows: tuple[int, ...]
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The batches in the order they are computed, and the files whose heads could not be read, with the reason."""
+
+    batches: list[Batch]
+    refused: dict[Path, str]
+
+
+def plan_batches(inputs: Inputs) -> Plan:
+    """Group the pictures by size, in the order of their names; a batch is full at a million pixels or 32 pictures."""
+    refused: dict[Path, str] = {}
+    sizes: dict[Path, tuple[int, int] | None] = {}
+
+    def size(path: Path | None) -> tuple[int, int] | None:
+        if path is None:
+            return None
+        if path not in sizes:
+            try:
+                sizes[path] = image_size(path)
+            except ImageError as error:
+                sizes[path] = None
+                refused[path] = str(error)
+        return sizes[path]
+
+    open_batches: dict[tuple[int, int, bool, bool], list[tuple[int, Item]]] = {}
+    batches: list[Batch] = []
+    everything = [*enumerate(inputs.items), *((-1, Item(str(path), SET, path)) for path in inputs.sets)]
+    for row, item in everything:
+        own = size(item.path)
+        if own is None:
+            continue
+        source = item.source if _same_frame(own, size(item.source)) else None
+        reference = item.reference if _same_frame(own, size(item.reference)) else None
+        key = (*own, source is not None, reference is not None)
+        members = open_batches.setdefault(key, [])
+        members.append((row, replace(item, source=source, reference=reference)))
+        if len(members) >= max(1, min(PICTURES, PIXELS // (own[0] * own[1]))):
+            batches.append(_closed(key, open_batches.pop(key)))
+    batches += [_closed(key, members) for key, members in open_batches.items()]
+    return Plan(batches, refused)
+
+
+def _closed(key: tuple[int, int, bool, bool], members: Sequence[tuple[int, Item]]) -> Batch:
+    return Batch(tuple(item for _, item in members), tuple(row for row, _ in members), key[0], key[1])
+
+
+def _same_frame(own: tuple[int, int], other: tuple[int, int] | None) -> bool:
+    """Whether the other picture shows the same frame, at this or another resolution."""
+    return other is not None and 0.99 < (own[0] / own[1]) / (other[0] / other[1]) < 1.01
+
+
+def applies(metric: Metric, batch: Batch) -> bool:
+    """Whether a metric can measure the pictures of a batch, as far as their size and company tell."""
+    if any(item.method == SET for item in batch.items) and metric.reference != "set":
+        return False
+    needed = {"full": batch.items[0].reference, "source": batch.items[0].source}
+    return needed.get(metric.reference, True) is not None and min(batch.height, batch.width) >= metric.smallest
+
+
+def keys(metric: Metric, found: Found, items: Iterable[Item], digest: Digests) -> list[str]:
+    """What each picture's value is kept under."""
+    tail = f"{metric.name} v{metric.version} {found.key}"
+    out = []
+    for item in items:
+        company = {"full": (item.reference,), "source": (item.source, item.reference)}.get(metric.reference, ())
+        parts = [digest(item.path), *(digest(path) if path else "-" for path in company)]
+        out.append(" ".join([*parts, tail]))
+    return out

@@ -1,0 +1,132 @@
+"""`report.html` of a benchmark: one file without outside requests, everything escaped."""
+
+import base64
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from benchmarks import published
+from benchmarks.cases import AMPLIFY, extremes, show_cases
+from benchmarks.charts import colour, distribution, matrix, radar
+from benchmarks.metric import Metric
+from benchmarks.statistics import Comparison
+from benchmarks.tables import Analysis, best_methods, figure
+
+
+def write_report(folder: Path, analysis: Analysis) -> Path:
+    """Write the report into the run's folder.
+
+    Args:
+        folder: of the run.
+        analysis: of its values.
+
+    Returns:
+        The path of the report.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"csp_hash": _csp_hash, "p": _p, "percent": _percent, "colour": colour}
+    page = environment.get_template("benchmark.html.j2").render(_context(analysis))
+    path = folder / "report.html"
+    unfinished = folder / ".report.html.part"
+    unfinished.write_text(page, encoding="utf-8")
+    unfinished.replace(path)
+    return path
+
+
+def _context(analysis: Analysis) -> dict[str, Any]:
+    results, table = analysis.results, analysis.table
+    chosen = extremes(analysis)
+    names = list(table.methods)
+    return {
+        "title": "Portrait benchmark: " + ", ".join(names),
+        "methods": names,
+        "photos": len(table.names),
+        "verdicts": _verdicts(analysis),
+        "metrics": [_row(analysis, metric) for metric in results.metrics],
+        "comparisons": [_compared(analysis, entry) for entry in analysis.comparisons],
+        "radar": radar(analysis),
+        "plots": [(metric, distribution(analysis, metric)) for metric in results.metrics if metric.name in table.values],
+        "groups": _groups(analysis),
+        "extremes": chosen,
+        "signs": {metric.name: metric.arrow for metric in results.metrics},
+        "cases": show_cases(analysis, chosen),
+        "amplify": AMPLIFY,
+        "spearman": matrix(analysis.names, analysis.spearman, low=-1, high=1, title="Spearman's correlation"),
+        "agreement": matrix(analysis.names, analysis.agreement, low=0, high=1, title="Share of equal verdicts") if len(names) > 1 else "",
+        "accuracy": analysis.accuracy,
+        "published": published.BEAUTYGRPO,
+        "note": published.NOTE,
+        "skipped": results.skipped,
+        "failed": results.failed[:20],
+        "failures": len(results.failed),
+        "left_out": results.inputs.notes,
+        "weights": [(metric, results.found[metric.name]) for metric in results.metrics],
+    }
+
+
+def _verdicts(analysis: Analysis) -> list[dict[str, Any]]:
+    """For every two methods: on which metrics the second is surely better or worse."""
+    out = []
+    for before, after in dict.fromkeys((entry.before, entry.after) for entry in analysis.comparisons):
+        entries = [entry for entry in analysis.comparisons if (entry.before, entry.after) == (before, after)]
+        sure = [entry for entry in entries if entry.p_holm < 0.05]
+        better = [entry.metric for entry in sure if entry.better]
+        worse = [entry.metric for entry in sure if not entry.better]
+        unsure = [entry.metric for entry in entries if not entry.p_holm < 0.05]
+        out.append({"before": before, "after": after, "better": better, "worse": worse, "unsure": unsure})
+    return out
+
+
+def _row(analysis: Analysis, metric: Metric) -> dict[str, Any]:
+    best = best_methods(analysis, metric)
+    cells = []
+    for method in analysis.table.methods:
+        entry = analysis.mean(metric.name, method)
+        mean, half = figure(entry)
+        value = entry.mean if entry is not None and math.isfinite(entry.mean) else ""
+        missing = entry.missing if entry is not None else 0
+        cells.append({"mean": mean or "none", "half": half, "best": method in best, "value": value, "missing": missing})
+    return {"metric": metric, "cells": cells}
+
+
+def _compared(analysis: Analysis, entry: Comparison) -> dict[str, Any]:
+    digits = 3 if abs(entry.gain) < 2 else 2
+    sure = entry.p_holm < 0.05
+    verdict = ("better" if entry.better else "worse") if sure else "undecided"
+    arrow = next(metric.arrow for metric in analysis.results.metrics if metric.name == entry.metric)
+    bounds = f"{entry.ci95[0]:+.{digits}f} .. {entry.ci95[1]:+.{digits}f}"
+    return {"entry": entry, "gain": f"{entry.gain:+.{digits}f}", "bounds": bounds, "verdict": verdict, "arrow": arrow}
+
+
+def _groups(analysis: Analysis) -> list[dict[str, Any]]:
+    """One table a kind of group: rows are metric and value, columns the methods."""
+    out: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
+    for row in analysis.groups:
+        cells = out.setdefault(row["group"], {}).setdefault((row["metric"], row["value"]), {})
+        half = (row["ci95"][1] - row["ci95"][0]) / 2
+        cells[row["method"]] = {"mean": f"{row['mean']:.3f}", "half": f"{half:.3f}", "worst": row["worst"], "n": row["n"]}
+    return [{"group": group, "rows": rows} for group, rows in out.items()]
+
+
+def _p(value: float) -> str:
+    if not math.isfinite(value):
+        return ""
+    return "< .001" if value < 0.001 else f"{value:.3f}".replace("0.", ".", 1)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _csp_hash(script: str) -> str:
+    """The source expression under which a content security policy lets exactly this script run."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode("ascii")

@@ -1,0 +1,147 @@
+"""One run of `benchmark-portraits`: gather, measure, compute how sure, write."""
+
+import signal
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from benchmarks.config import BenchmarkConfig
+from benchmarks.gather import check_places, gather
+from benchmarks.inputs import Inputs
+from benchmarks.metric import Metric
+from benchmarks.metrics import load_metrics
+from benchmarks.statistics import read_pairs
+from benchmarks.store import Store
+from benchmarks.suite import Results, Suite
+from benchmarks.weight_files import Digests, Found, find_weights, locate, search_folders
+from portraitkit.config import config_to_dict
+from portraitkit.errors import RunFolderError, WeightsError
+from portraitkit.interrupt import Interruptible
+from portraitkit.runs import RunFolder
+
+NOT_COMPARED = ("weights", "threads", "cache", "max_failed", "overwrite", "output_dir")
+
+
+def run_benchmark(config: BenchmarkConfig, command: list[str]) -> int:
+    """Run, and say where the results are.
+
+    Args:
+        config: of the run.
+        command: as typed, for the record.
+
+    Returns:
+        The exit code: 0, or 130 or 143 after a signal.
+
+    Raises:
+        UserError: see `portraitkit.errors`.
+    """
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    metrics = load_metrics(config.metrics)
+    folders = search_folders(config.weights_dir)
+    if config.weights:
+        Console().print(weights_table(metrics, folders))
+        return 0
+    check_places(config)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    with _open_folder(config, command) as folder, Store(config.cache.expanduser()) as store, Interruptible() as interrupt:
+        digest = Digests(store.digests())
+        inputs = gather(config, folder.path, console.print)
+        for note in inputs.notes:
+            console.print(f"note: {note}")
+        ready, skipped = _with_weights(metrics, folders, digest)
+        columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task("", total=None)
+            suite = Suite(
+                ready,
+                store,
+                digest,
+                max_failed=config.max_failed,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+                stop=lambda: interrupt.requested is not None,
+            )
+            results = suite.run(inputs)
+        results.skipped = {
+            metric.name: (skipped | results.skipped)[metric.name] for metric in metrics if metric.name in skipped | results.skipped
+        }
+        if results.stopped:
+            console.print(f"stopped by {signal.Signals(interrupt.requested or 2).name}: what is measured is kept; the same command goes on")
+            return interrupt.exit_code
+        _write(config, folder, results, inputs, console)
+    return 0
+
+
+def weights_table(metrics: list[Metric], folders: list[Path]) -> Table:
+    """What each metric needs, for `--weights`."""
+    table = Table(title=f"Weights; put files into {folders[0]} (--weights-dir or PORTRAITKIT_WEIGHTS)", show_lines=True)
+    for column in ("metric", "file", "MiB", "present", "licence", "from"):
+        table.add_column(column, overflow="fold")
+    digest = Digests()
+    for metric in metrics:
+        if not metric.weights:
+            table.add_row(metric.name, "none", "", "bundled" if metric.bundled else "needs none", metric.licence, metric.revision)
+        for wanted in metric.weights:
+            path = locate(wanted, folders)
+            state = "no (optional)" if wanted.optional else "no"
+            if path is not None:
+                sha256 = digest(path)
+                known = path.name == wanted.name and wanted.sha256
+                state = ("yes" if sha256.startswith(wanted.sha256) else "damaged") if known else "yes, hash not on record"
+            hashed = f"{wanted.name}\nsha256 {wanted.sha256 or 'not published'}"
+            table.add_row(metric.name, hashed, f"{wanted.mib:g}", state, metric.licence, f"{wanted.origin}\n{metric.revision}")
+    return table
+
+
+def _with_weights(metrics: list[Metric], folders: list[Path], digest: Digests) -> tuple[list[tuple[Metric, Found]], dict[str, str]]:
+    ready, skipped = [], {}
+    for metric in metrics:
+        try:
+            ready.append((metric, find_weights(metric, folders, digest)))
+        except WeightsError as error:
+            skipped[metric.name] = str(error)
+    return ready, skipped
+
+
+def _open_folder(config: BenchmarkConfig, command: list[str]) -> RunFolder:
+    """The run's folder; the same run again goes on in it, and so does any run where none has written results yet.
+
+    Raises:
+        RunFolderError: it holds other files or another run.
+    """
+    path = config.output_dir
+    resolved = {key: value for key, value in config_to_dict(config).items() if key not in NOT_COMPARED}
+    resume = "latest" if (path / "config.json").is_file() and not config.overwrite else None
+    try:
+        return RunFolder.open(
+            path,
+            resolved,
+            command=command,
+            seed=config.seed,
+            overwrite=config.overwrite,
+            resume=resume,
+            allow_changed=not (path / "results.json").is_file(),
+        )
+    except RunFolderError as error:
+        raise RunFolderError(str(error).replace("use --allow-changed to go on", "use --overwrite or another --output-dir")) from error
+
+
+def _write(config: BenchmarkConfig, folder: RunFolder, results: Results, inputs: Inputs, console: Console) -> None:
+    from benchmarks.report import write_report
+    from benchmarks.tables import Analysis, write_tables
+
+    analysis = Analysis.of(results, config.seed, read_pairs if config.pairs else None, config.pairs)
+    write_tables(folder.path, analysis)
+    report = write_report(folder.path, analysis)
+    count, skipped = len(inputs.items), len(results.skipped)
+    console.print(f"{len(results.metrics)} metrics on {count} pictures, {results.computed} values computed, {skipped} skipped")
+    for name, reason in results.skipped.items():
+        console.print(f"  skipped {name}: {reason}")
+    for line in analysis.verdicts():
+        console.print(f"  {line}")
+    if results.failed:
+        console.print(f"{len(results.failed)} failures are in {folder.path / 'failed.jsonl'}")
+    print(report)

@@ -1,0 +1,302 @@
+"""How sure: intervals, paired tests, win rates, groups, and how far metrics agree; on top of `portraitkit.statistics`.
+
+Pictures are the units everywhere: what is compared between methods is compared photo by photo, on the photos that both have a value of.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from benchmarks.metric import Metric
+from benchmarks.suite import Results
+from portraitkit.errors import DataError
+from portraitkit.statistics import bootstrap_interval, paired_change
+
+Interval = tuple[float, float]
+PERMUTATIONS = 10_000
+EXACT = 12
+Z = 1.959964
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean of a metric over a method's pictures; `n` have a value, `missing` have none. A set metric has no interval."""
+
+    method: str
+    metric: str
+    mean: float
+    ci95: Interval
+    n: int
+    missing: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method against another on the same photos.
+
+    Attributes:
+        metric: measured.
+        before: the one.
+        after: the other.
+        n: photos that both have a value of.
+        gain: mean of after minus before, whatever the direction.
+        ci95: bootstrap interval of the gain.
+        better: whether the gain points to the better side.
+        p: of the sign-flip permutation test of the paired differences, two-sided.
+        p_holm: with Holm's correction over all comparisons of the run.
+        wins: share of photos on which `after` is better; ties count half.
+        wins_ci95: Wilson's interval of it.
+        ties: photos with equal values.
+    """
+
+    metric: str
+    before: str
+    after: str
+    n: int
+    gain: float
+    ci95: Interval
+    better: bool
+    p: float
+    p_holm: float
+    wins: float
+    wins_ci95: Interval
+    ties: int
+
+
+def sign_flip_test(differences: Float[Tensor, " n"], *, draws: int = PERMUTATIONS, seed: int = 0) -> float:
+    """Two-sided p of the mean of paired differences under random signs (Fisher 1935): exact up to 12 pairs; NaN for none."""
+    values = differences[differences.isfinite()].double()
+    count = len(values)
+    if count == 0:
+        return math.nan
+    observed = abs(float(values.sum())) * (1 - 1e-12)
+    if count <= EXACT:
+        signs = torch.tensor(list(itertools.product((1.0, -1.0), repeat=count)), dtype=torch.float64)
+        return float(((signs @ values).abs() >= observed).double().mean())
+    generator = torch.Generator().manual_seed(seed)
+    chunk, hits, left = max(1, 2_000_000 // count), 0, draws
+    while left:
+        size = min(chunk, left)
+        signs = torch.randint(0, 2, (size, count), generator=generator, dtype=torch.int8).double() * 2 - 1
+        hits += int(((signs @ values).abs() >= observed).sum())
+        left -= size
+    return (hits + 1) / (draws + 1)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (1979); NaN stays NaN and does not count."""
+    order = sorted((value, place) for place, value in enumerate(p) if math.isfinite(value))
+    out, running = [math.nan] * len(p), 0.0
+    for rank, (value, place) in enumerate(order):
+        running = max(running, min(1.0, value * (len(order) - rank)))
+        out[place] = running
+    return out
+
+
+def wilson_interval(successes: float, count: int) -> Interval:
+    """95 % interval of a share (Wilson 1927); NaN for none."""
+    if count == 0:
+        return math.nan, math.nan
+    share, square = successes / count, Z * Z
+    middle = (share + square / (2 * count)) / (1 + square / count)
+    half = Z / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def interval(values: Float[Tensor, " n"], seed: int = 0) -> Interval:
+    """`bootstrap_interval` with as many draws as keep its memory flat: 10 000 up to 500 values, 1000 from 5000."""
+    draws = max(1000, min(10_000, 5_000_000 // max(1, len(values))))
+    return bootstrap_interval(values, draws=draws, seed=seed)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Values by photo and method.
+
+    Attributes:
+        names: photos.
+        methods: in the run's order.
+        values: metric -> value, NaN where there is none.
+    """
+
+    names: list[str]
+    methods: list[str]
+    values: Mapping[str, Float[Tensor, "names methods"]]
+
+
+def grid(results: Results) -> Grid:
+    """The run's values by photo and method."""
+    inputs = results.inputs
+    names = sorted({item.name for item in inputs.items})
+    row, column = {name: i for i, name in enumerate(names)}, {method: i for i, method in enumerate(inputs.methods)}
+    rows = torch.tensor([row[item.name] for item in inputs.items])
+    columns = torch.tensor([column[item.method] for item in inputs.items])
+    tables = {}
+    for metric, values in results.values.items():
+        tables[metric] = torch.full((len(names), len(inputs.methods)), math.nan, dtype=torch.float64)
+        tables[metric][rows, columns] = values
+    return Grid(names, inputs.methods, tables)
+
+
+def means(results: Results, table: Grid, seed: int = 0) -> list[Mean]:
+    """Of every metric and method."""
+    out = []
+    for metric in results.metrics:
+        for place, method in enumerate(table.methods):
+            if metric.name in results.pooled:
+                value = results.pooled[metric.name].get(method, math.nan)
+                count = sum(item.method == method for item in results.inputs.items)
+                out.append(Mean(method, metric.name, value, (math.nan, math.nan), count, 0))
+                continue
+            values = table.values[metric.name][:, place]
+            known = values[values.isfinite()]
+            count = sum(item.method == method for item in results.inputs.items)
+            mean = float(known.mean()) if len(known) else math.nan
+            out.append(Mean(method, metric.name, mean, interval(known, seed), len(known), count - len(known)))
+    return out
+
+
+def comparisons(results: Results, table: Grid, seed: int = 0) -> list[Comparison]:
+    """Every two methods by every metric, Holm's correction over all of them."""
+    out: list[Comparison] = []
+    for metric in results.metrics:
+        if metric.name not in table.values:
+            continue
+        for one, other in itertools.combinations(range(len(table.methods)), 2):
+            before, after = table.values[metric.name][:, one], table.values[metric.name][:, other]
+            difference = (after - before)[(after - before).isfinite()]
+            count = len(difference)
+            if count == 0:
+                continue
+            change = paired_change(before, after) if count <= 500 else None
+            bounds = change.ci95 if change else interval(difference, seed)
+            gain = metric.sign * difference
+            ties = int((gain == 0).sum())
+            wins = float((gain > 0).sum()) + ties / 2
+            out.append(
+                Comparison(
+                    metric=metric.name,
+                    before=table.methods[one],
+                    after=table.methods[other],
+                    n=count,
+                    gain=float(difference.mean()),
+                    ci95=bounds,
+                    better=float(gain.mean()) > 0,
+                    p=sign_flip_test(difference, seed=seed),
+                    p_holm=math.nan,
+                    wins=wins / count,
+                    wins_ci95=wilson_interval(wins, count),
+                    ties=ties,
+                )
+            )
+    corrected = holm([entry.p for entry in out])
+    return [replace(entry, p_holm=p) for entry, p in zip(out, corrected, strict=True)]
+
+
+def group_tables(results: Results, table: Grid, seed: int = 0) -> list[dict[str, Any]]:
+    """Means per group value, where the photos' metadata has groups; `worst` marks the group that fares worst with a method."""
+    out: list[dict[str, Any]] = []
+    known = results.inputs.groups
+    for group in sorted({group for groups in known.values() for group in groups}):
+        kinds = sorted({known[name][group] for name in table.names if group in known.get(name, {})})
+        for metric in results.metrics:
+            if metric.name not in table.values:
+                continue
+            for place, method in enumerate(table.methods):
+                rows = []
+                for kind in kinds:
+                    mask = torch.tensor([known.get(name, {}).get(group) == kind for name in table.names])
+                    values = table.values[metric.name][mask, place]
+                    values = values[values.isfinite()]
+                    if len(values):
+                        mean, bounds = float(values.mean()), interval(values, seed)
+                        row = {"group": group, "value": kind, "method": method, "metric": metric.name, "n": len(values), "mean": mean}
+                        rows.append(row | {"ci95": bounds, "worst": False})
+                if len(rows) > 1:
+                    min(rows, key=lambda row: metric.sign * row["mean"])["worst"] = True
+                out += rows
+    return out
+
+
+def correlations(results: Results, table: Grid) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """How far metrics say the same, each turned so that higher is better.
+
+    Returns:
+        Names of the metrics; Spearman's correlation over all pictures; the share of equal verdicts over every two methods of a photo.
+    """
+    from scipy.stats import rankdata
+
+    names = [metric.name for metric in results.metrics if metric.name in table.values]
+    sign = {metric.name: metric.sign for metric in results.metrics}
+    flat = {name: (sign[name] * table.values[name]).flatten().numpy() for name in names}
+    pairs = list(itertools.combinations(range(len(table.methods)), 2))
+    verdicts = {}
+    for name in names:
+        values = sign[name] * table.values[name]
+        parts = [values[:, other] - values[:, one] for one, other in pairs]
+        verdicts[name] = torch.cat(parts).sign().numpy() if parts else np.empty(0)
+    spearman, agreement = np.full((len(names), len(names)), np.nan), np.full((len(names), len(names)), np.nan)
+    for i, one in enumerate(names):
+        for j, other in enumerate(names):
+            both = np.isfinite(flat[one]) & np.isfinite(flat[other])
+            if both.sum() >= 3:
+                a, b = rankdata(flat[one][both]), rankdata(flat[other][both])
+                if a.std() > 0 and b.std() > 0:
+                    spearman[i, j] = np.corrcoef(a, b)[0, 1]
+            decided = np.isfinite(verdicts[one]) & np.isfinite(verdicts[other]) & (verdicts[one] != 0) & (verdicts[other] != 0)
+            if decided.any():
+                agreement[i, j] = float((verdicts[one][decided] == verdicts[other][decided]).mean())
+    return names, spearman, agreement
+
+
+def read_pairs(path: Path, table: Grid) -> list[tuple[str, str, str]]:
+    """Preferences of people or of a judge: `{"image": name, "better": method, "worse": method}`, one a line.
+
+    Raises:
+        DataError: the file cannot be read, or a row breaks the schema; its line is named.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--pairs {path}: cannot be read ({error}); give a UTF-8 file of JSON lines") from error
+    pairs = []
+    names = set(table.names)
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            image, better, worse = (row[key] for key in ("image", "better", "worse"))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f'--pairs {path} line {number}: needs {{"image": .., "better": .., "worse": ..}} ({error!r})') from error
+        if image not in names or better not in table.methods or worse not in table.methods:
+            raise DataError(f"--pairs {path} line {number}: {image!r}, {better!r} or {worse!r} is no picture or method of this run")
+        pairs.append((image, better, worse))
+    return pairs
+
+
+def pair_accuracy(metrics: Sequence[Metric], table: Grid, pairs: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:
+    """How often each metric prefers what was preferred; ties count half, pairs without a value are left out."""
+    row = {name: place for place, name in enumerate(table.names)}
+    column = {method: place for place, method in enumerate(table.methods)}
+    out = []
+    for metric in metrics:
+        if metric.name not in table.values:
+            continue
+        values = metric.sign * table.values[metric.name]
+        gaps = [float(values[row[image], column[better]] - values[row[image], column[worse]]) for image, better, worse in pairs]
+        gaps = [gap for gap in gaps if math.isfinite(gap)]
+        right = sum(gap > 0 for gap in gaps) + sum(gap == 0 for gap in gaps) / 2
+        accuracy = right / len(gaps) if gaps else math.nan
+        entry = {"metric": metric.name, "n": len(gaps), "accuracy": accuracy, "ci95": wilson_interval(right, len(gaps))}
+        out.append(entry | {"ties": sum(gap == 0 for gap in gaps)})
+    return out

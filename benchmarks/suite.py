@@ -1,0 +1,228 @@
+"""The suite: every metric on every picture, each picture decoded once, every value kept for the next run."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from benchmarks.decode import decoded
+from benchmarks.inputs import Inputs, Item
+from benchmarks.metric import Metric, Pictures, Score
+from benchmarks.plan import SET, Batch, Plan, applies, keys, plan_batches
+from benchmarks.store import Store
+from benchmarks.weight_files import Digests, Found
+from portraitkit.errors import DataError, WeightsError
+
+
+@dataclass
+class Results:
+    """What a run measured.
+
+    Attributes:
+        inputs: what was measured.
+        metrics: those with values, in the tables' order.
+        values: metric -> one value an item, NaN where there is none.
+        pooled: metric -> method -> value of a set metric.
+        skipped: metric -> why it has no values.
+        failed: (file, metric or "", reason) of pictures that could not be read or measured.
+        found: metric -> its weights.
+        computed: values computed in this run; the others were known.
+        stopped: whether the run was interrupted.
+    """
+
+    inputs: Inputs
+    metrics: list[Metric] = field(default_factory=list)
+    values: dict[str, Float[Tensor, " n"]] = field(default_factory=dict)
+    pooled: dict[str, dict[str, float]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    failed: list[tuple[str, str, str]] = field(default_factory=list)
+    found: dict[str, Found] = field(default_factory=dict)
+    computed: int = 0
+    stopped: bool = False
+
+
+class Suite:
+    """One run over given inputs.
+
+    Args:
+        metrics: with their weights, found and checked.
+        store: known values.
+        digest: of files.
+        max_failed: share of pictures that may be unreadable.
+        progress: called with (done, total) pictures times metrics.
+        stop: asked between batches whether to end.
+    """
+
+    def __init__(
+        self,
+        metrics: Sequence[tuple[Metric, Found]],
+        store: Store,
+        digest: Digests,
+        *,
+        max_failed: float = 0.1,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.metrics, self.store, self.digest = list(metrics), store, digest
+        self.max_failed, self.progress, self.stop = max_failed, progress, stop
+
+    def run(self, inputs: Inputs) -> Results:
+        """Measure.
+
+        Raises:
+            DataError: more pictures than allowed cannot be read.
+        """
+        results = Results(inputs, found={metric.name: found for metric, found in self.metrics})
+        plan = plan_batches(inputs)
+        results.failed += [(str(path), "", reason) for path, reason in plan.refused.items()]
+        self._check_failed(results)
+        todo = self._missing(plan)
+        scores = self._open({metric.name for work in todo for metric in work[1]}, results)
+        todo = [(batch, [metric for metric in wanted if metric.name in scores]) for batch, wanted in todo]
+        total = sum(len(batch.items) * len(wanted) for batch, wanted in todo)
+        done = 0
+        self.progress(0, total)
+        for pictures, batch, wanted, problems in decoded([work for work in todo if work[1]]):
+            if self.stop():
+                results.stopped = True
+                break
+            results.failed += problems
+            self._check_failed(results)
+            for metric in wanted:
+                if pictures is not None:
+                    results.computed += self._compute(metric, scores[metric.name], pictures, batch, results)
+                done += len(batch.items)
+                self.progress(done, total)
+        self.store.add_digests(self.digest.known)
+        self._collect(results, plan)
+        return results
+
+    def _missing(self, plan: Plan) -> list[tuple[Batch, list[Metric]]]:
+        """The batches with the metrics that lack a value in them."""
+        todo = []
+        for batch in plan.batches:
+            wanted = []
+            for metric, found in self.metrics:
+                if applies(metric, batch) and not self._known(metric, found, batch).issuperset(self._keys(metric, found, batch)):
+                    wanted.append(metric)
+            todo.append((batch, wanted))
+        return todo
+
+    def _known(self, metric: Metric, found: Found, batch: Batch) -> set[str]:
+        names = self._keys(metric, found, batch)
+        return self.store.known_features(names) if metric.reference == "set" else set(self.store.values(names))
+
+    def _keys(self, metric: Metric, found: Found, batch: Batch) -> list[str]:
+        return keys(metric, found, batch.items, self.digest)
+
+    def _open(self, names: set[str], results: Results) -> dict[str, Score]:
+        scores: dict[str, Score] = {}
+        for metric, found in self.metrics:
+            if metric.name in names:
+                try:
+                    scores[metric.name] = metric.open(found.files)
+                except WeightsError as error:
+                    results.skipped[metric.name] = str(error)
+        return scores
+
+    def _compute(self, metric: Metric, score: Score, pictures: Pictures, batch: Batch, results: Results) -> int:
+        """Measure the pictures of a batch that lack a value and keep the values; how many there were."""
+        found = results.found[metric.name]
+        names, known = self._keys(metric, found, batch), self._known(metric, found, batch)
+        rows = [row for row, name in enumerate(names) if name not in known and pictures.sources[row]]
+        if not rows:
+            return 0
+        part = pictures.select(rows)
+        try:
+            out = _call(score, part)
+        except DataError:
+            out = self._one_by_one(metric, score, part, [batch.items[row] for row in rows], results)
+        if metric.reference == "set":
+            self.store.add({}, {names[row]: features for row, features in zip(rows, out, strict=True) if features is not None})
+        else:
+            known_now = {names[row]: value for row, value in zip(rows, out, strict=True) if value is not None}
+            self.store.add({name: float(value) for name, value in known_now.items()})
+        return len(rows)
+
+    def _one_by_one(self, metric: Metric, score: Score, pictures: Pictures, items: list[Item], results: Results) -> list[Tensor | None]:
+        """After a picture of the batch was refused: the others get their values, the refused ones a reason."""
+        out: list[Tensor | None] = []
+        for row, item in enumerate(items):
+            try:
+                out += _call(score, pictures.select([row]))
+            except DataError as error:
+                out.append(None)
+                results.failed.append((str(item.path), metric.name, str(error)))
+        return out
+
+    def _check_failed(self, results: Results) -> None:
+        unreadable = {file for file, metric, _ in results.failed if not metric}
+        count = len(results.inputs.items) + len(results.inputs.sets)
+        if len(unreadable) > self.max_failed * count:
+            raise DataError(
+                f"{len(unreadable)} of {count} pictures cannot be read, more than --max-failed {self.max_failed:g} allows; "
+                f"the first: {results.failed[0][2]}"
+            )
+
+    def _collect(self, results: Results, plan: Plan) -> None:
+        """All values, from the store; metrics without any are skipped with the reason."""
+        count = len(results.inputs.items)
+        for metric, found in self.metrics:
+            if metric.name in results.skipped:
+                continue
+            batches = [batch for batch in plan.batches if applies(metric, batch)]
+            if metric.reference == "set":
+                self._pool(metric, found, batches, results)
+                continue
+            values = torch.full((count,), math.nan, dtype=torch.float64)
+            for batch in batches:
+                names = self._keys(metric, found, batch)
+                known = self.store.values(names)
+                values[list(batch.rows)] = torch.tensor([known.get(name, math.nan) for name in names], dtype=torch.float64)
+            if values.isfinite().any():
+                results.metrics.append(metric)
+                results.values[metric.name] = values
+            elif not results.stopped:
+                results.skipped[metric.name] = _why_nothing(metric, plan, batches)
+
+    def _pool(self, metric: Metric, found: Found, batches: list[Batch], results: Results) -> None:
+        if not results.inputs.sets:
+            results.skipped[metric.name] = "compares with a set of pictures: give a folder by --set"
+            return
+        assert metric.pool is not None
+        of_method: dict[str, list[str]] = {}
+        for batch in batches:
+            for item, name in zip(batch.items, self._keys(metric, found, batch), strict=True):
+                of_method.setdefault(item.method, []).append(name)
+        known = {method: sorted(self.store.known_features(names)) for method, names in of_method.items()}
+        target = self.store.features(known.pop(SET)) if known.get(SET) else torch.empty(0, 1)
+        pooled = {method: metric.pool(self.store.features(names), target) for method, names in known.items() if names and len(target)}
+        pooled = {method: value for method, value in pooled.items() if math.isfinite(value)}
+        if pooled:
+            results.metrics.append(metric)
+            results.pooled[metric.name] = pooled
+        elif not results.stopped:
+            results.skipped[metric.name] = "needs at least two readable pictures a method and two in --set"
+
+
+def _why_nothing(metric: Metric, plan: Plan, batches: list[Batch]) -> str:
+    if batches:
+        return f"no picture has a value: {metric.missing}"
+    items = [item for batch in plan.batches for item in batch.items if item.method != SET]
+    if metric.reference == "full" and not any(item.reference for item in items):
+        return "compares with a known good retouch: give the folder by --reference"
+    if metric.reference == "source" and not any(item.source for item in items):
+        return "compares with the untouched photo: give the folder by --source"
+    largest = max((min(batch.height, batch.width) for batch in plan.batches), default=0)
+    return f"the shorter side of every picture is below {metric.smallest} px (the largest has {largest})"
+
+
+def _call(score: Score, pictures: Pictures) -> list[Tensor | None]:
+    with torch.inference_mode():
+        values = score(pictures)
+    if values.dim() == 1:
+        values = torch.where(values.isfinite(), values.double(), math.nan)
+    return list(values)

@@ -1,0 +1,242 @@
+"""Results as files: JSON, CSV, Markdown and LaTeX, each written in one piece."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from benchmarks import published
+from benchmarks.metric import Metric
+from benchmarks.statistics import Comparison, Grid, Mean, comparisons, correlations, grid, group_tables, means, pair_accuracy
+from benchmarks.suite import Results
+from portraitkit.errors import RunFolderError
+
+Pairs = list[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything that is written about a run.
+
+    Attributes:
+        results: the run's values.
+        table: by photo and method.
+        means: of every metric and method.
+        comparisons: of every two methods.
+        groups: by group of people.
+        names: metrics of the two matrices.
+        spearman: their correlation.
+        agreement: share of equal verdicts.
+        accuracy: on preference pairs.
+    """
+
+    results: Results
+    table: Grid
+    means: list[Mean]
+    comparisons: list[Comparison]
+    groups: list[dict[str, Any]]
+    names: list[str]
+    spearman: np.ndarray
+    agreement: np.ndarray
+    accuracy: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, results: Results, seed: int, read: Callable[[Path, Grid], Pairs] | None = None, pairs: Path | None = None) -> Self:
+        """Analyse a run; `read` and `pairs` where there are preference pairs."""
+        table = grid(results)
+        chosen = read(pairs, table) if read and pairs else []
+        names, spearman, agreement = correlations(results, table)
+        return cls(
+            results,
+            table,
+            means(results, table, seed),
+            comparisons(results, table, seed),
+            group_tables(results, table, seed),
+            names,
+            spearman,
+            agreement,
+            pair_accuracy(results.metrics, table, chosen) if chosen else [],
+        )
+
+    def mean(self, metric: str, method: str) -> Mean | None:
+        """Of one metric and method."""
+        return next((entry for entry in self.means if (entry.metric, entry.method) == (metric, method)), None)
+
+    def verdicts(self) -> list[str]:
+        """One line for every two methods: on how many metrics the second is better, worse or neither, after correction."""
+        out = []
+        for before, after in dict.fromkeys((entry.before, entry.after) for entry in self.comparisons):
+            entries = [entry for entry in self.comparisons if (entry.before, entry.after) == (before, after)]
+            sure = [entry for entry in entries if entry.p_holm < 0.05]
+            better = [entry.metric for entry in sure if entry.better]
+            worse = [entry.metric for entry in sure if not entry.better]
+            rest = len(entries) - len(sure)
+            out.append(f"{after} against {before}: {len(better)} better, {len(worse)} worse, {rest} undecided (Holm, 5 %)")
+        return out
+
+
+def rows(analysis: Analysis) -> Iterator[dict[str, Any]]:
+    """One a picture and metric, in the tables' order; None where there is no value."""
+    results = analysis.results
+    for metric in results.metrics:
+        values = results.values.get(metric.name)
+        if values is not None:
+            for item, value in zip(results.inputs.items, values.tolist(), strict=True):
+                yield {"image": item.name, "method": item.method, "metric": metric.name, "value": value if math.isfinite(value) else None}
+
+
+def write_tables(folder: Path, analysis: Analysis) -> None:
+    """Write results.json, rows.csv, summary.csv, summary.md, summary.tex and failed.jsonl."""
+    _write_json(folder / "results.json", analysis)
+    _write(folder / "rows.csv", _csv(("image", "method", "metric", "value"), rows(analysis)))
+    flat = ({**asdict(entry), "ci95_low": entry.ci95[0], "ci95_high": entry.ci95[1]} for entry in analysis.means)
+    _write(folder / "summary.csv", _csv(("method", "metric", "mean", "ci95_low", "ci95_high", "n", "missing"), flat))
+    _write(folder / "summary.md", iter([markdown(analysis)]))
+    _write(folder / "summary.tex", iter([latex(analysis)]))
+    failed = analysis.results.failed
+    (folder / "failed.jsonl").unlink(missing_ok=True)
+    if failed:
+        lines = (json.dumps({"file": file, "metric": metric, "reason": reason}) + "\n" for file, metric, reason in failed)
+        _write(folder / "failed.jsonl", lines)
+
+
+def _write_json(path: Path, analysis: Analysis) -> None:
+    results = analysis.results
+
+    def parts() -> Iterator[str]:
+        yield '{\n"rows": [\n'
+        before = ""
+        for row in rows(analysis):
+            yield before + json.dumps(row)
+            before = ",\n"
+        rest = {
+            "summary": [asdict(entry) for entry in analysis.means],
+            "skipped": [{"metric": name, "reason": reason} for name, reason in results.skipped.items()],
+            "comparisons": [asdict(entry) for entry in analysis.comparisons],
+            "groups": analysis.groups,
+            "correlation": {"metrics": analysis.names, "spearman": analysis.spearman.tolist(), "agreement": analysis.agreement.tolist()},
+            "pairs": analysis.accuracy,
+            "metrics": [_about(metric, results) for metric in results.metrics],
+            "failed": [{"file": file, "metric": metric, "reason": reason} for file, metric, reason in results.failed],
+            "published": asdict(published.BEAUTYGRPO) | {"note": published.NOTE},
+        }
+        yield "\n]"
+        for key, value in rest.items():
+            yield f",\n{json.dumps(key)}: {json.dumps(_finite(value), indent=1)}"
+        yield "\n}\n"
+
+    _write(path, parts())
+
+
+def _about(metric: Metric, results: Results) -> dict[str, Any]:
+    found = results.found[metric.name]
+    return {
+        "name": metric.name,
+        "direction": metric.direction,
+        "range": [metric.range.low, metric.range.high],
+        "reference": metric.reference,
+        "licence": metric.licence,
+        "revision": metric.revision,
+        "version": metric.version,
+        "sha256": dict(found.sha256),
+        "notes": list(found.notes),
+    }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _csv(columns: tuple[str, ...], lines: Iterator[dict[str, Any]]) -> Iterator[str]:
+    for values in [columns, *([_cell(line[column]) for column in columns] for line in lines)]:
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerow(values)
+        yield buffer.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Text that a spreadsheet would run as a formula is quoted."""
+    if isinstance(value, float):
+        return f"{value:.8g}" if math.isfinite(value) else ""
+    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" else value
+
+
+def figure(entry: Mean | None, *, best: bool = False) -> tuple[str, str]:
+    """A mean and half its interval, as text; digits follow the size of the value."""
+    if entry is None or not math.isfinite(entry.mean):
+        return "", ""
+    digits = 3 if abs(entry.mean) < 2 else 2
+    half = (entry.ci95[1] - entry.ci95[0]) / 2
+    return f"{entry.mean:.{digits}f}", f"{half:.{digits}f}" if math.isfinite(half) else ""
+
+
+def best_methods(analysis: Analysis, metric: Metric) -> set[str]:
+    """The method with the best mean, if two methods or more have one."""
+    known = [entry for entry in analysis.means if entry.metric == metric.name and math.isfinite(entry.mean)]
+    if len(known) < 2:
+        return set()
+    top = max(metric.sign * entry.mean for entry in known)
+    return {entry.method for entry in known if metric.sign * entry.mean == top}
+
+
+def _lines(analysis: Analysis) -> Iterator[tuple[Metric, list[tuple[str, str, bool]]]]:
+    for metric in analysis.results.metrics:
+        best = best_methods(analysis, metric)
+        yield metric, [(*figure(analysis.mean(metric.name, method)), method in best) for method in analysis.table.methods]
+
+
+def markdown(analysis: Analysis) -> str:
+    """Means with half the 95 % interval, best in bold; then what was skipped."""
+    methods = analysis.table.methods
+    out = ["| metric | " + " | ".join(_plain(method) for method in methods) + " |", "| --- |" + " ---: |" * len(methods)]
+    for metric, cells in _lines(analysis):
+        texts = [(f"**{mean}**" if best else mean) + (f" ± {half}" if half else "") for mean, half, best in cells]
+        out.append(f"| {metric.name} {metric.arrow} | " + " | ".join(texts) + " |")
+    out += ["", "± is half the 95 % bootstrap interval over photos.", ""]
+    out += [f"- {_plain(line)}" for line in analysis.verdicts()]
+    if analysis.results.skipped:
+        out += ["", "Skipped:", "", *(f"- {name}: {_plain(reason)}" for name, reason in analysis.results.skipped.items())]
+    return "\n".join(out) + "\n"
+
+
+def latex(analysis: Analysis) -> str:
+    """A booktabs table of the same means."""
+    methods = analysis.table.methods
+    out = [rf"\begin{{tabular}}{{l{'r' * len(methods)}}}", r"\toprule", " & ".join(["metric", *map(_tex, methods)]) + r" \\", r"\midrule"]
+    for metric, cells in _lines(analysis):
+        arrow = r"$\uparrow$" if metric.direction == "higher" else r"$\downarrow$"
+        texts = [
+            (rf"\textbf{{{mean}}}" if best else mean) + (rf" {{\scriptsize$\pm${half}}}" if half else "") for mean, half, best in cells
+        ]
+        out.append(" & ".join([f"{_tex(metric.name)} {arrow}", *texts]) + r" \\")
+    return "\n".join([*out, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _plain(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _tex(text: str) -> str:
+    special = {char: f"\\{char}" for char in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(char, char) for char in text)
+
+
+def _write(path: Path, parts: Iterator[str]) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.writelines(parts)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error

@@ -1,0 +1,116 @@
+"""`benchmark-portraits` as a user runs it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import skimage.data
+import torch
+
+from benchmarks.main import benchmark_portraits
+from portraitkit.images import resize, write_image
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PORTRAITKIT_WEIGHTS", str(tmp_path / "weights"))
+    return tmp_path
+
+
+@pytest.fixture
+def pictures(place) -> Path:
+    """photos/, base/ and ours/ with three pictures each."""
+    portrait = torch.from_numpy(skimage.data.astronaut()).permute(2, 0, 1).float() / 255
+    for name, gain in (("photos", 1.0), ("runs/base", 0.9), ("runs/ours", 1.05)):
+        (place / name).mkdir(parents=True)
+        for number in range(3):
+            crop = resize(portrait[:, 20:300, 90 + 10 * number : 370 + 10 * number], (96, 96))
+            write_image(place / name / f"p{number}.png", (crop * gain).clamp(0, 1))
+    return place
+
+
+def test_without_options_the_embedded_retoucher_is_measured(command, place):
+    code, out, err = command(benchmark_portraits, "--limit", 3)
+    assert code == 0, err
+    assert "holds no aligned retoucher" in err and out.strip() == "runs/benchmark/report.html"
+    results = json.loads((place / "runs/benchmark/results.json").read_text())
+    metrics = {row["metric"] for row in results["summary"]}
+    assert {"brisque", "piqe", "identity_cosine", "psnr", "reward"} <= metrics
+    assert {row["method"] for row in results["rows"]} == {"input", "base"} and set(results["rows"][0]) == {
+        "image",
+        "method",
+        "metric",
+        "value",
+    }
+    skipped = {entry["metric"]: entry["reason"] for entry in results["skipped"]}
+    assert "put it into" in skipped["musiq"] and "192 px" in skipped["niqe"]
+    assert not metrics & skipped.keys()
+    page = (place / "runs/benchmark/report.html").read_text()
+    assert "default-src 'none'" in page and not re.search(r'(src|href)="(https?:)?//', page)
+    code, out, err = command(benchmark_portraits, "--limit", 3)
+    assert code == 0 and " 0 values computed" in err
+
+
+def test_methods_pairs_and_tables(command, pictures):
+    (pictures / "pairs.jsonl").write_text('{"image": "p0", "better": "ours", "worse": "base"}\n')
+    options = ["--metrics", "brisque", "psnr", "reward", "--source", "photos", "--reference", "photos", "--pairs", "pairs.jsonl"]
+    code, _, err = command(benchmark_portraits, *options, "--method", "base=runs/base", "ours=runs/ours", "--output-dir", "out")
+    assert code == 0, err
+    results = json.loads((pictures / "out/results.json").read_text())
+    assert [row["n"] for row in results["pairs"]] == [1, 1, 1]
+    assert len(results["rows"]) == 2 * 3 * 3 and len(results["comparisons"]) == 3
+    assert (pictures / "out/summary.tex").read_text().startswith(r"\begin{tabular}{lrr}")
+    assert "| metric | base | ours |" in (pictures / "out/summary.md").read_text()
+    code, _, err = command(benchmark_portraits, *options, "--method", "base=runs/base", "--output-dir", "out")
+    assert code == 2 and "--overwrite" in err and err.count("\n") == 1
+
+
+def test_hostile_names_are_escaped(command, pictures):
+    name = '<img src=x onerror=alert(1)>"'
+    (pictures / "runs/base/p0.png").rename(pictures / f"runs/base/{name.replace('/', '')}.png")
+    code, _, err = command(benchmark_portraits, "--metrics", "piqe", "--method", f"{name}=runs/base", "--output-dir", "out")
+    assert code == 2 and not (pictures / "out").exists(), "the name ends at its first equals sign"
+    code, _, err = command(benchmark_portraits, "--metrics", "piqe", "--method", "<b>x</b>&=runs/base", "--output-dir", "out")
+    assert code == 0, err
+    page = (pictures / "out/report.html").read_text()
+    assert "<b>x</b>&" not in page and "<img src=x" not in page
+
+
+def test_weights_are_listed(command, place):
+    code, out, _ = command(benchmark_portraits, "--weights", "--metrics", "musiq", "niqe", "piqe")
+    assert code == 0 and "musiq_koniq" in out.replace("\n", "") and "needs none" in out
+    assert not (place / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--metrics", "brisk"], "did you mean 'brisque'"),
+        (["--method", "x"], "NAME=PLACE"),
+        (["--method", "x=nowhere"], "no such folder"),
+        (["--limit", "0"], "at least 1"),
+        (["--method", "x=retoucher:tiny"], "needs --source"),
+        (["--pairs", "nowhere.jsonl"], "no such file"),
+    ],
+)
+def test_mistakes_are_one_line(command, place, options, message):
+    code, _, err = command(benchmark_portraits, *options)
+    assert code == 2 and message in err.splitlines()[-1] and err.count("error:") == 1
+
+
+def test_the_guide_to_a_metric_works_as_written(command, pictures):
+    """docs/add_a_metric.md, followed literally."""
+    guide = (DOCS / "add_a_metric.md").read_text()
+    name = re.search(r"Write `(\w+\.py)`", guide)[1]
+    (pictures / name).write_text(re.search(r"```python\n(.*?)```", guide, re.S)[1])
+    line = re.search(r"```bash\nbenchmark-portraits (.*?)\n```", guide, re.S)[1]
+    code, _, err = command(benchmark_portraits, *line.split())
+    assert code == 0, err
+    results = json.loads((pictures / "runs/benchmark/results.json").read_text())
+    assert {row["metric"] for row in results["summary"]} == {"colourfulness", "brisque"}
+    assert {row["method"] for row in results["summary"]} == {"ours", "base"}

@@ -1,0 +1,106 @@
+"""NIQE, BRISQUE, PIQE, PSNR and SSIM against pyiqa's implementations, with the same parameters."""
+
+import pytest
+import scipy.io
+import torch
+
+from benchmarks.metric import Pictures
+from benchmarks.metrics import brisque, niqe, piqe, psnr, ssim
+from benchmarks.natural_scenes import luma
+from benchmarks.pyiqa_nets import quiet
+
+NAMES = ("clean", "noisy", "blurred", "odd")
+
+
+@pytest.fixture(scope="module")
+def archs():
+    with quiet():
+        pytest.importorskip("pyiqa", exc_type=ImportError)
+        import pyiqa.archs
+
+    return pyiqa.archs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_niqe_is_pyiqas(archs, pictures, name, tmp_path):
+    from pyiqa.archs.niqe_arch import NIQE
+
+    parts = scipy.io.loadmat(niqe.BUNDLED)
+    path = tmp_path / niqe.OFFICIAL
+    scipy.io.savemat(path, {"mu_prisparam": parts["pop_mu"], "cov_prisparam": parts["pop_cov"]})
+    theirs = NIQE(pretrained_model_path=str(path))(pictures[name])
+    assert niqe.open_niqe({niqe.OFFICIAL: path})(Pictures(pictures[name])) == pytest.approx(theirs.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_brisque_is_pyiqas_on_the_same_luminance(archs, pictures, name, monkeypatch):
+    """In float64: a few pixels' luminance rounds otherwise in float32, and the machine makes hundredths of the score of that."""
+    from pyiqa.archs import brisque_arch
+
+    machine = brisque.read_machine(brisque.BUNDLED, brisque.RANGES)
+    batch = Pictures(pictures[name])
+    monkeypatch.setattr(brisque_arch, "scale_features", lambda f: 2 * (f - machine.low) / (machine.high - machine.low) - 1)
+    monkeypatch.setattr(brisque_arch, "to_y_channel", lambda *_: luma(batch).double()[:, None])
+    theirs = brisque_arch.brisque(
+        pictures[name].double(), sv_coef=machine.coefficients, sv=machine.vectors, gamma=machine.gamma, rho=machine.rho
+    )
+    assert brisque.METRIC.open({})(batch).item() == pytest.approx(theirs.item(), abs=1e-5)
+
+
+def test_the_ranges_asked_of_pyiqa_are_its_own(archs):
+    from pyiqa.archs.brisque_arch import scale_features
+
+    low, high = brisque.pyiqa_ranges()
+    torch.testing.assert_close(scale_features(low[None]), -torch.ones(1, 36, dtype=torch.float64))
+    torch.testing.assert_close(scale_features(high[None]), torch.ones(1, 36, dtype=torch.float64))
+
+
+def test_the_official_machine_is_read_without_unpickling(tmp_path, pictures, archs, monkeypatch):
+    from pyiqa.archs import brisque_arch
+
+    generator = torch.Generator().manual_seed(0)
+    path = tmp_path / brisque.OFFICIAL
+    torch.save((torch.randn(774, 1, generator=generator), torch.rand(774, 36, generator=generator) * 2 - 1), path)
+    batch = Pictures(pictures["clean"])
+    monkeypatch.setattr(brisque_arch, "to_y_channel", lambda *_: luma(batch).double()[:, None])
+    theirs = brisque_arch.BRISQUE(pretrained_model_path=str(path))(pictures["clean"].double())
+    assert brisque.open_brisque({brisque.OFFICIAL: path})(batch).item() == pytest.approx(theirs.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_piqe_is_pyiqas(archs, pictures, name):
+    from pyiqa.archs.piqe_arch import PIQE
+
+    assert piqe.piqe(pictures[name]).item() == pytest.approx(PIQE()(pictures[name]).item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["noisy", "blurred"])
+def test_psnr_and_ssim_are_pyiqas(archs, pictures, name):
+    from pyiqa.archs.psnr_arch import PSNR
+    from pyiqa.archs.ssim_arch import SSIM
+
+    batch = Pictures(pictures[name], reference=pictures["clean"])
+    assert psnr.psnr(batch).item() == pytest.approx(PSNR()(pictures[name], pictures["clean"]).item(), abs=1e-4)
+    assert ssim.ssim(batch).item() == pytest.approx(SSIM(test_y_channel=True)(pictures[name], pictures["clean"]).item(), abs=1e-4)
+
+
+def test_brisque_orders_what_eyes_order(pictures):
+    score = brisque.METRIC.open({})
+    clean, noisy, blurred = (score(Pictures(pictures[name])).item() for name in ("clean", "noisy", "blurred"))
+    assert clean < 10 < blurred and noisy > 50
+
+
+@pytest.mark.parametrize("metric", [niqe.METRIC, brisque.METRIC, piqe.METRIC], ids=lambda metric: metric.name)
+def test_a_batch_scores_like_its_pictures(metric, pictures):
+    batch = torch.cat([pictures["clean"], pictures["noisy"]])
+    score = metric.open({})
+    single = torch.cat([score(Pictures(picture[None])) for picture in batch])
+    torch.testing.assert_close(score(Pictures(batch)), single, atol=1e-6, rtol=0)
+
+
+def test_flat_pictures_have_no_value(tmp_path):
+    flat = Pictures(torch.full((1, 3, 192, 192), 0.5))
+    assert luma(flat).unique().numel() == 1
+    parts = scipy.io.loadmat(niqe.BUNDLED)
+    scipy.io.savemat(tmp_path / "x.mat", {"mu_prisparam": parts["pop_mu"], "cov_prisparam": parts["pop_cov"]})
+    assert niqe.open_niqe({niqe.OFFICIAL: tmp_path / "x.mat"})(flat).isnan().all()
