@@ -66,9 +66,10 @@ def test_mixed_dtypes_compute_in_the_widest_and_store_as_x() -> None:
 
 
 @pytest.mark.parametrize("sampler", NOISY)
-@given(lam=st.floats(0, 0.99), sigma=st.floats(0.05, 1), share=st.floats(0.05, 0.95), seed=st.integers(0, 99))
+@given(lam=st.floats(0, 0.99), sigma=st.floats(0.05, 1 - 1e-6) | st.just(1.0), share=st.floats(0.05, 0.95), seed=st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
 def test_log_ratio_does_not_depend_on_lam(sampler: str, lam: float, sigma: float, share: float, seed: int) -> None:
+    """At 1, where sigma_max stands in, too; between that and 1 - 1e-6 the noise is so large that float64 keeps too few digits."""
     x, v, change, z, anchor = tensors("x", "v", "change", "z", "anchor", dtype=torch.float64, seed=seed)
     sigma_next = sigma * share
     mean_old, std = step_mean_std(x, v, sigma, sigma_next, sampler)
