@@ -1,6 +1,5 @@
 """What is measured: the pictures of each method, matched by name with the untouched photos, the references and the people's groups."""
 
-import json
 import shutil
 import stat
 import zipfile
@@ -10,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from portraitkit.errors import ConfigError, DataError
 from portraitkit.images import SUFFIXES
+from portraitkit.jsonl import read_objects
 
 GROUPS = ("age_band", "gender", "skin_tone")
 MAX_UNPACKED = 20 * 2**30
@@ -102,19 +102,9 @@ def _data_set(folder: Path, metadata: Path) -> Folder:
     pictures: dict[str, Path] = {}
     anchors: dict[str, Path] = {}
     groups: dict[str, dict[str, str]] = {}
-    try:
-        lines = metadata.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{metadata}: cannot be read ({error}); save it as UTF-8") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, row in read_objects(metadata):
         where = f"{metadata} line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON ({error}); one object a line") from error
-        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+        if not isinstance(row.get("file_name"), str):
             raise DataError(f"{where}: needs a string file_name")
         name = PurePosixPath(row["file_name"]).with_suffix("").as_posix()
         _add(pictures, name, _inside(folder, row["file_name"], where))

@@ -1,10 +1,10 @@
 """Groups of the people on the photos, from an ImageFolder's metadata.jsonl."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from portraitkit.errors import DataError
+from portraitkit.jsonl import read_objects
 
 
 def read_groups(given: Path | None, folders: Iterable[Path], columns: tuple[str, ...]) -> dict[str, dict[str, str]]:
@@ -22,20 +22,10 @@ def read_groups(given: Path | None, folders: Iterable[Path], columns: tuple[str,
     path = given or next((file for folder in folders if (file := folder / "metadata.jsonl").is_file()), None)
     if path is None:
         return {}
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); give a UTF-8 file of JSON lines") from error
     out: dict[str, dict[str, str]] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, row in read_objects(path):
         where = f"{path} line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON ({error}); one object a line") from error
-        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+        if not isinstance(row.get("file_name"), str):
             raise DataError(f"{where}: needs a text file_name")
         name = Path(row["file_name"]).stem
         if name in out:
