@@ -220,9 +220,11 @@ def _write_answers(folder: Path, rows: list[Row], before: Evaluation, after: Eva
     (folder / "held_out").mkdir(exist_ok=True)
     lines = []
     for index, row in enumerate(rows):
-        name = f"held_out/{index:04d}.png"
-        row.image().save(folder / name)
-        line = {"image": name, "target": row.target}
+        images = row.images()
+        names = [f"held_out/{index:04d}{f'-{place}' if len(images) > 1 else ''}.png" for place in range(len(images))]
+        for name, image in zip(names, images, strict=True):
+            image.save(folder / name)
+        line = {"images": names, "target": row.target}
         for when, evaluation in (("before", before), ("after", after)):
             line[when] = {
                 "greedy": evaluation.answers[index].text,

@@ -132,7 +132,7 @@ def _examples(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
     by_reward = sorted(rows, key=lambda row: row["after"]["reward"])
     middle = max(len(rows) // 2 - SHOWN // 2, 0)
     groups = (("Most improved", by_gain[::-1][:SHOWN]), ("Typical", by_reward[middle : middle + SHOWN]), ("Worst", by_reward[:SHOWN]))
-    return [(name, [{**row, "picture": _picture(folder / row["image"])} for row in some]) for name, some in groups]
+    return [(name, [{**row, "pictures": [_picture(folder / name) for name in row["images"]]} for row in some]) for name, some in groups]
 
 
 def _picture(path: Path) -> str:

@@ -17,17 +17,18 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from policies.vlm.pretrain_facts import FACTS, Head
+from policies.vlm.pretrain_facts import FACTS, Facts, Readers
 from policies.vlm.tasks import load_task
 from portraitkit.cli import run_command
 from portraitkit.config import load_config
 from portraitkit.images import from_uint8, to_uint8
 from portraitkit.vlm.evaluate import score_all
 from portraitkit.vlm.generate import complete
+from portraitkit.vlm.muon import MuonAdamW
 from portraitkit.vlm.rows import Row
-from portraitkit.vlm.tiny import build_model, build_processor
+from portraitkit.vlm.tiny import build_model, build_processor, whiten_patches
 
-ROWS = {"area": 3000, "area-rotated": 1500, "area-5-35": 1500, "makeup-lips": 3000, "makeup": 4000, "emotion": 4000}
+ROWS = {"area": 3000, "area-rotated": 1500, "area-5-35": 1500, "makeup-lips": 3000, "makeup": 4000, "emotion": 4000, "preference": 4000}
 """Training rows of each task."""
 WORDS = ("<think>", "</think>", "<answer>", "</answer>", "<reasoning>", "</reasoning>")
 
@@ -42,14 +43,16 @@ class PretrainConfig:
     """Stages and logs."""
     seed: int = 0
     """Of weights, rows and batches."""
-    see_steps: int = 3000
+    see_steps: int = 2000
     """Updates of the vision tower with its heads."""
     see_learning_rate: float = 1e-3
-    """Constant after a warm-up of 100 updates, then linear to 0 over the last third; a fifth of it for the heads."""
+    """Constant after a warm-up of 50 updates, then linear to 0 over the last third; half of it for the heads."""
+    muon_learning_rate: float = 0.02
+    """Of the matrices, see `portraitkit.vlm.muon`."""
     speak_steps: int = 1500
     """Updates of supervised fine-tuning of the whole model."""
     speak_learning_rate: float = 1e-3
-    """Cosine, with a warm-up of 5 %."""
+    """Cosine, with a warm-up of 5 %; of the matrices ten times that, by Muon."""
     batch: int = 64
     """Rows in an update."""
     validation_rows: int = 100
@@ -92,9 +95,9 @@ def _rows(config: PretrainConfig, work: Path, name: str, split: str, console: Co
     assert task.make_row is not None
     for index in range(count):
         columns = dict(task.make_row(split, config.seed * count + index))
-        picture = torch.from_numpy(to_uint8(columns.pop("image")))
+        pictures = [torch.from_numpy(to_uint8(picture)) for picture in columns.pop("images", None) or [columns.pop("image")]]
         target = columns.pop("target", None) or task.perfect(task.read_truth(columns))
-        rows.append({"picture": picture, "target": target, "columns": columns})
+        rows.append({"pictures": pictures, "target": target, "columns": columns})
     console.print(f"{name} {split}: {count} rows in {time.monotonic() - started:.0f} s", highlight=False)
     torch.save(rows, path)
     return rows
@@ -112,10 +115,10 @@ def make_processor(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
 
 
 def pixels_of(processor: Any, rows: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
-    """(patches, n x patches x values, in bfloat16; grid of one picture) of equal-sized pictures."""
+    """(patches, n x patches x values, in bfloat16; grid of one picture) of all pictures of the rows, which are equally large."""
     parts, grids = [], []
     for start in range(0, len(rows), 256):
-        pictures = [row["picture"].permute(2, 0, 1) for row in rows[start : start + 256]]
+        pictures = [picture.permute(2, 0, 1) for row in rows[start : start + 256] for picture in row["pictures"]]
         found = processor.image_processor(pictures, return_tensors="pt")
         parts.append(found["pixel_values"].view(len(pictures), -1, found["pixel_values"].shape[-1]).bfloat16())
         grids.append(found["image_grid_thw"][:1])
@@ -133,48 +136,59 @@ def look(model: Any, pixels: Tensor, grid: Tensor) -> Tensor:
 def teach_to_see(
     config: PretrainConfig, model: Any, processor: Any, rows: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], console: Console
 ) -> dict[str, Tensor]:
-    """Train the vision tower with one head for each kind of facts; returns its weights."""
+    """Train the vision tower with heads for each kind of facts; returns its weights."""
     data = {
-        (kind, split): (*pixels_of(processor, some), torch.tensor([facts.read(row["columns"]) for row in some]))
+        (kind, split): (*pixels_of(processor, some), torch.tensor([found for row in some for found in facts.read(row["columns"])]))
         for kind, facts in FACTS.items()
         for split in rows
         if (some := [row for name in facts.tasks for row in rows[split][name]])
     }
-    heads = torch.nn.ModuleDict()
+    sample = torch.cat([data[kind, "train"][0][::20].flatten(0, 1)[::7] for kind in FACTS])
+    whiten_patches(model, sample[:: len(sample) // 40_000 + 1])
+    tower = model.model.visual
+    readers = torch.nn.ModuleDict()
     for kind, facts in FACTS.items():
         pixels, grid, truth = data[kind, "train"]
         with torch.no_grad():
-            heads[kind] = Head(look(model, pixels[::8][:256], grid), truth.mean(0), facts.outputs)
-    parameters = [*model.model.visual.parameters(), *heads.parameters()]
+            readers[kind] = Readers(look(model, pixels[:: len(pixels) // 256 + 1], grid), truth.mean(0), facts.outputs)
     steps = max(int(config.see_steps * config.scale), 1)
-    groups = [
-        {"params": model.model.visual.parameters(), "lr": config.see_learning_rate},
-        {"params": heads.parameters(), "lr": config.see_learning_rate / 5},
-    ]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / min(100, steps)) * min(1.0, max(0.02, 3 * (steps - step) / steps))
+    optimizer = MuonAdamW(
+        tower.named_parameters(), muon_learning_rate=config.muon_learning_rate, learning_rate=config.see_learning_rate, weight_decay=0.02
     )
+    reading = torch.optim.AdamW(readers.parameters(), lr=config.see_learning_rate / 2)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(
+            one, lambda step: min(1.0, (step + 1) / min(50, steps)) * min(1.0, max(0.02, 3 * (steps - step) / steps))
+        )
+        for one in (optimizer, reading)
+    ]
     started = time.monotonic()
     for step in range(1, steps + 1):
         optimizer.zero_grad()
+        reading.zero_grad()
         for kind, facts in FACTS.items():
             pixels, grid, truth = data[kind, "train"]
             index = torch.randint(len(pixels), (config.batch // len(FACTS),))
-            loss = facts.loss(heads[kind](look(model, pixels[index], grid)), truth[index])
-            (loss / len(FACTS)).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 250 == 0 or step == steps:
+            losses = [facts.loss(found, truth[index]) for found in readers[kind](look(model, pixels[index], grid))]
+            (torch.stack(losses).sum() / len(FACTS)).backward()
+        torch.nn.utils.clip_grad_norm_([*tower.parameters(), *readers.parameters()], 1.0)
+        for one in (optimizer, reading, *schedules):
+            one.step()
+        if step % 200 == 0 or step == steps:
             console.print(f"see {step}/{steps}, {time.monotonic() - started:.0f} s", highlight=False)
             for kind, facts in FACTS.items():
-                pixels, grid, truth = data[kind, "validation"]
-                with torch.no_grad():
-                    predicted = torch.cat([heads[kind](look(model, part, grid)) for part in pixels.split(100)])
-                figures = facts.describe(predicted, truth)
-                console.print("  " + kind + "  " + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()), highlight=False)
-    return model.model.visual.state_dict()
+                _describe(kind, facts, readers[kind], model, *data[kind, "validation"], console)
+            torch.save(tower.state_dict(), Path(config.work_dir) / "tower_so_far.pt")
+    return tower.state_dict()
+
+
+@torch.no_grad()
+def _describe(kind: str, facts: Facts, readers: Any, model: Any, pixels: Tensor, grid: Tensor, truth: Tensor, console: Console) -> None:
+    """Print what both readers make of the validation pictures."""
+    found = [readers(look(model, part, grid)) for part in pixels.split(100)]
+    for name, parts in zip(("places", "glance"), zip(*found, strict=True), strict=True):
+        figures = facts.describe(torch.cat(parts), truth)
+        console.print(f"  {kind} {name}  " + "  ".join(f"{what} {value:.3f}" for what, value in figures.items()), highlight=False)
 
 
 def teach_to_speak(
@@ -190,7 +204,7 @@ def teach_to_speak(
     for name, some in rows.items():
         task = load_task(name)
         prompts += [task.brief or task.prompt] * len(some)
-        examples += [Row(from_uint8(row["picture"].numpy()), None, row["target"], {}) for row in some]
+        examples += [Row(_pictures(row), None, row["target"], {}) for row in some]
     steps = max(int(config.speak_steps * config.scale), 1)
     arguments = SFTConfig(
         output_dir=str(work / "speak"),
@@ -211,9 +225,15 @@ def teach_to_speak(
         report_to="none",
         dataloader_pin_memory=False,
     )
-    trainer = make_sft_trainer(model, processor, prompts, examples, arguments, Say(console))
+    rate = config.speak_learning_rate
+    optimizer = MuonAdamW(model.named_parameters(), muon_learning_rate=10 * rate, learning_rate=rate)
+    trainer = make_sft_trainer(model, processor, prompts, examples, arguments, Say(console), optimizer=optimizer)
     kept = sorted((work / "speak").glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     trainer.train(resume_from_checkpoint=str(kept[-1]) if kept else None)
+
+
+def _pictures(row: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    return tuple(from_uint8(picture.numpy()) for picture in row["pictures"])
 
 
 def validate(model: Any, processor: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
@@ -221,7 +241,7 @@ def validate(model: Any, processor: Any, rows: Mapping[str, Sequence[Mapping[str
     found = {}
     for name, some in rows.items():
         task = load_task(name)
-        examples = [Row(from_uint8(row["picture"].numpy()), task.read_truth(row["columns"]), row["target"], row["columns"]) for row in some]
+        examples = [Row(_pictures(row), task.read_truth(row["columns"]), row["target"], row["columns"]) for row in some]
         answers = complete(model, processor, task.brief or task.prompt, examples, max_tokens=128)
         found[name] = round(float(score_all(task, [group[0] for group in answers], examples, "fixed").mean()), 4)
     return found

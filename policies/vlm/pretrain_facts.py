@@ -17,6 +17,7 @@ from torch import Tensor
 from policies.vlm.tasks.emotion import EMOTIONS
 from policies.vlm.tasks.makeup_scores import hex_to_lab
 from preference_data.makeup_shapes import SHAPES
+from preference_data.schema import DIMENSIONS
 
 REGIONS = {region: [name for name, shape in SHAPES.items() if shape.region == region] for region in ("lips", "blush", "eyeshadow")}
 UNITS = (1, 2, 4, 5, 6, 7, 9, 12, 15, 17, 20, 25, 26, 43)
@@ -30,21 +31,21 @@ class Facts:
 
     Attributes:
         tasks: whose rows have them.
-        read: columns of a row -> numbers.
+        read: columns of a row -> numbers, for each of its pictures.
         outputs: numbers that the head predicts.
         loss: (predicted, true) -> loss.
         describe: (predicted, true) -> figures for the log.
     """
 
     tasks: tuple[str, ...]
-    read: Callable[[Mapping[str, Any]], list[float]]
+    read: Callable[[Mapping[str, Any]], list[list[float]]]
     outputs: int
     loss: Callable[[Float[Tensor, "n outputs"], Float[Tensor, "n facts"]], Float[Tensor, ""]]
     describe: Callable[[Float[Tensor, "n outputs"], Float[Tensor, "n facts"]], dict[str, float]]
 
 
-def _read_area(columns: Mapping[str, Any]) -> list[float]:
-    return [math.log(columns["area"] / TYPICAL_AREA)]
+def _read_area(columns: Mapping[str, Any]) -> list[list[float]]:
+    return [[math.log(columns["area"] / TYPICAL_AREA)]]
 
 
 def _area_loss(predicted: Tensor, true: Tensor) -> Tensor:
@@ -55,14 +56,14 @@ def _area_figures(predicted: Tensor, true: Tensor) -> dict[str, float]:
     return {"relative_error": float(((predicted - true).exp() - 1).abs().mean())}
 
 
-def _read_makeup(columns: Mapping[str, Any]) -> list[float]:
+def _read_makeup(columns: Mapping[str, Any]) -> list[list[float]]:
     """Per region: present, shape, L*, a*, b*."""
     facts: list[float] = []
     for region, names in REGIONS.items():
         found = next((item for item in columns["solution"] if SHAPES[item["shape"]].region == region), None)
         lab = [value / LAB_SCALE for value in hex_to_lab(found["color"])] if found else [0.0, 0.0, 0.0]
         facts += [float(found is not None), float(names.index(found["shape"])) if found else 0.0, *lab]
-    return facts
+    return [facts]
 
 
 def _makeup_parts(predicted: Tensor, true: Tensor) -> Sequence[tuple[str, Tensor, Tensor, Tensor, Tensor]]:
@@ -95,8 +96,8 @@ def _makeup_figures(predicted: Tensor, true: Tensor) -> dict[str, float]:
     return figures
 
 
-def _read_emotion(columns: Mapping[str, Any]) -> list[float]:
-    return [float(EMOTIONS.index(columns["labels"][0])), *(float(f"AU{unit}" in columns["AUs"]) for unit in UNITS)]
+def _read_emotion(columns: Mapping[str, Any]) -> list[list[float]]:
+    return [[float(EMOTIONS.index(columns["labels"][0])), *(float(f"AU{unit}" in columns["AUs"]) for unit in UNITS)]]
 
 
 def _emotion_loss(predicted: Tensor, true: Tensor) -> Tensor:
@@ -113,20 +114,37 @@ def _emotion_figures(predicted: Tensor, true: Tensor) -> dict[str, float]:
     }
 
 
+def _read_scores(columns: Mapping[str, Any]) -> list[list[float]]:
+    """Of each candidate: its scores, 1 to 5 as -1 to 1."""
+    return [[(columns["scores"][name][side] - 3) / 2 for name in DIMENSIONS] for side in (0, 1)]
+
+
+def _scores_loss(predicted: Tensor, true: Tensor) -> Tensor:
+    return 3 * F.smooth_l1_loss(predicted, true, beta=0.2)
+
+
+def _scores_figures(predicted: Tensor, true: Tensor) -> dict[str, float]:
+    """Rank correlation of each dimension's score would need ties; the linear one reads as well."""
+    return {name: float(torch.corrcoef(torch.stack([predicted[:, at], true[:, at]]))[0, 1]) for at, name in enumerate(DIMENSIONS)}
+
+
 FACTS = {
     "area": Facts(("area", "area-rotated", "area-5-35"), _read_area, 1, _area_loss, _area_figures),
     "makeup": Facts(
         ("makeup", "makeup-lips"), _read_makeup, sum(4 + len(names) for names in REGIONS.values()), _makeup_loss, _makeup_figures
     ),
     "emotion": Facts(("emotion",), _read_emotion, len(EMOTIONS) + len(UNITS), _emotion_loss, _emotion_figures),
+    "preference": Facts(("preference",), _read_scores, len(DIMENSIONS), _scores_loss, _scores_figures),
 }
 
 
-class Head(torch.nn.Module):
-    """Reads facts off the tower's tokens, each at its place.
+class Readers(torch.nn.Module):
+    """Two heads that read facts off the tower's tokens.
 
-    Tokens differ little from picture to picture and much from place to place, which makes them hard to read by gradient descent; so
-    they are standardised by what they are like before training.
+    The first reads each token at its place. Tokens differ little from picture to picture and much from place to place, which makes them
+    hard to read by gradient descent; so they are standardised by what they are like before training. It learns fast, but what it reads
+    may stand anywhere. The second reads the mean of all tokens alone, as a language model does before it knows where to look: it makes
+    the tower's attention gather what was found.
 
     Args:
         tokens: of some training pictures, from the untrained tower.
@@ -136,14 +154,18 @@ class Head(torch.nn.Module):
 
     def __init__(self, tokens: Float[Tensor, "n tokens width"], facts: Float[Tensor, " facts"], outputs: int) -> None:
         super().__init__()
-        flat = tokens.flatten(1)
+        flat, width = tokens.flatten(1), tokens.shape[-1]
         self.mean = torch.nn.Buffer(flat.mean(0))
         self.scale = torch.nn.Buffer(flat.std(0).clamp_min(1e-4))
-        self.out = torch.nn.Sequential(torch.nn.Linear(flat.shape[1], 128), torch.nn.GELU(), torch.nn.Linear(128, outputs))
-        if len(facts) == outputs:
-            torch.nn.init.zeros_(self.out[2].weight)
-            self.out[2].bias.data.copy_(facts)
+        self.places = torch.nn.Sequential(torch.nn.Linear(flat.shape[1], 128), torch.nn.GELU(), torch.nn.Linear(128, outputs))
+        self.glance = torch.nn.Sequential(
+            torch.nn.LayerNorm(width), torch.nn.Linear(width, 128), torch.nn.GELU(), torch.nn.Linear(128, outputs)
+        )
+        for last in (self.places[-1], self.glance[-1]):
+            if len(facts) == outputs:
+                torch.nn.init.zeros_(last.weight)
+                last.bias.data.copy_(facts)
 
-    def forward(self, tokens: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n outputs"]:
-        """Facts of each picture."""
-        return self.out((tokens.flatten(1) - self.mean) / self.scale)
+    def forward(self, tokens: Float[Tensor, "n tokens width"]) -> tuple[Float[Tensor, "n outputs"], Float[Tensor, "n outputs"]]:
+        """Facts of each picture, by places and at a glance."""
+        return self.places((tokens.flatten(1) - self.mean) / self.scale), self.glance(tokens.mean(1))

@@ -276,7 +276,7 @@ def _local_writer(config: SynthesizeConfig, source: str) -> Writer:
     model = load_model(source, dtype=config.dtype, device=config.device)
 
     def write(prompts: Sequence[str], pictures: Sequence[Path]) -> list[Reply]:
-        rows = [Row(path, None, "", {}) for path in pictures]
+        rows = [Row((path,), None, "", {}) for path in pictures]
         groups = complete(model, processor, prompts, rows, max_tokens=config.max_tokens, batch_size=config.batch_size)
         return [Reply(group[0].text) for group in groups]
 

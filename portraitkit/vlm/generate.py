@@ -45,7 +45,7 @@ def complete(
         model: and `processor`, from `portraitkit.vlm.load`.
         processor: padding on the left.
         prompt: the user turn's text, the same for all rows or one a row.
-        rows: whose pictures are shown.
+        rows: whose pictures are shown, as many in each row.
         max_tokens: most tokens of an answer.
         temperature: 0 is greedy decoding.
         top_p: nucleus of the sampling.
@@ -61,7 +61,11 @@ def complete(
     prompts = [prompt] * len(rows) if isinstance(prompt, str) else list(prompt)
     if len(prompts) != len(rows):
         raise ValueError(f"{len(prompts)} prompts for {len(rows)} rows")
-    chats = {text: processor.apply_chat_template(messages(text), tokenize=False, add_generation_prompt=True) for text in set(prompts)}
+    shown = len(rows[0].pictures) if rows else 1
+    chats = {
+        text: processor.apply_chat_template(messages(text, pictures=shown), tokenize=False, add_generation_prompt=True)
+        for text in set(prompts)
+    }
     ends = model.generation_config.eos_token_id
     ends = set(ends) if isinstance(ends, list) else {ends}
     was_training = model.training
@@ -73,7 +77,7 @@ def complete(
         for start in range(0, len(rows), at_once):
             part = rows[start : start + at_once]
             texts = [chats[text] for text in prompts[start : start + at_once]]
-            inputs = processor(images=[row.image() for row in part], text=texts, padding=True, return_tensors="pt")
+            inputs = processor(images=[row.images() for row in part], text=texts, padding=True, return_tensors="pt")
             inputs = inputs.to(model.device)
             sampling = (
                 {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {"do_sample": False}

@@ -216,12 +216,13 @@ def probe(
 
 
 def count_tokens(processor: Any, prompt: str, rows: Sequence[Row]) -> tuple[list[int], int]:
-    """Tokens of each row's picture, and of the longest prompt with its picture."""
-    text = processor.apply_chat_template(messages(prompt), tokenize=False, add_generation_prompt=True)
+    """Tokens of each row's pictures, and of the longest prompt with its pictures."""
+    turns = messages(prompt, pictures=len(rows[0].pictures))
+    text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     pictures, longest = [], 0
     for row in rows:
-        ids = processor(images=[row.image()], text=[text], return_tensors="pt")["input_ids"][0]
+        ids = processor(images=row.images(), text=[text], return_tensors="pt")["input_ids"][0]
         pictures.append(int((ids == image_token).sum()))
         longest = max(longest, len(ids))
     return pictures, longest

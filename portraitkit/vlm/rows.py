@@ -23,21 +23,20 @@ class Row:
     """One example.
 
     Attributes:
-        picture: RGB in [0, 1], or the file that holds it.
+        pictures: shown before the prompt, in this order: RGB in [0, 1], or the files that hold them.
         truth: what `Task.read_truth` made of the columns.
         target: the completion to imitate.
         columns: everything else the row says, for tables by group.
     """
 
-    picture: Float[Tensor, "3 h w"] | Path
+    pictures: tuple[Float[Tensor, "3 h w"] | Path, ...]
     truth: Any
     target: str
     columns: Mapping[str, Any]
 
-    def image(self) -> Image.Image:
-        """The picture as Pillow has it, 8 bits."""
-        pixels = read_image(self.picture).pixels if isinstance(self.picture, Path) else self.picture
-        return to_pil(pixels)
+    def images(self) -> list[Image.Image]:
+        """The pictures as Pillow has them, 8 bits."""
+        return [to_pil(read_image(picture).pixels if isinstance(picture, Path) else picture) for picture in self.pictures]
 
 
 def make_rows(task: Task, split: str, count: int, seed: int, *, advance: Callable[[], object] = lambda: None) -> list[Row]:
@@ -58,25 +57,29 @@ def make_rows(task: Task, split: str, count: int, seed: int, *, advance: Callabl
     rows = []
     for index in range(count):
         made = dict(task.make_row(split, (seed * STRIDE + index) % 2**31))
-        rows.append(_row(task, made.pop("image"), made))
+        rows.append(_row(task, tuple(made.pop("images", None) or [made.pop("image")]), made))
         advance()
     return rows
 
 
 def read_rows(path: Path, task: Task) -> list[Row]:
-    """Rows of a JSONL file: `image` (a path beside the file), the task's columns, and optionally `target`.
+    """Rows of a JSONL file: `image` or `images` (paths beside the file), the task's columns, and optionally `target`.
 
     Raises:
-        DataError: the file cannot be read, or a row breaks the schema or names no picture; its number is named.
+        DataError: the file cannot be read, or a row breaks the schema, names no picture or not as many as the others; its number
+            is named.
     """
     rows = []
     for number, columns in read_objects(path):
         where = f"{path} line {number}"
-        name = columns.pop("image", None)
-        if not isinstance(name, str) or not (path.parent / name).is_file():
-            raise DataError(f"{where}: image {name!r}: must name a file beside {path.name}")
+        names = columns.pop("images", None) or [columns.pop("image", None)]
+        for name in names if isinstance(names, list) else [names]:
+            if not isinstance(name, str) or not (path.parent / name).is_file():
+                raise DataError(f"{where}: image {name!r}: must name a file beside {path.name}")
+        if rows and len(names) != len(rows[0].pictures):
+            raise DataError(f"{where}: {len(names)} pictures where the first row has {len(rows[0].pictures)}: all rows show as many")
         try:
-            rows.append(_row(task, path.parent / name, columns))
+            rows.append(_row(task, tuple(path.parent / name for name in names), columns))
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
     if not rows:
@@ -120,20 +123,21 @@ def open_rows(task: Task, data: str, counts: Mapping[str, int], seed: int) -> di
 FILES = {"train": ("train.jsonl",), "validation": ("validation.jsonl",), "held_out": ("test.jsonl", "held_out.jsonl")}
 
 
-def _row(task: Task, picture: Any, columns: dict[str, Any]) -> Row:
+def _row(task: Task, pictures: tuple[Any, ...], columns: dict[str, Any]) -> Row:
     target = columns.pop("target", None)
     truth = task.read_truth(columns)
-    return Row(picture, truth, target if isinstance(target, str) else task.perfect(truth), columns)
+    return Row(pictures, truth, target if isinstance(target, str) else task.perfect(truth), columns)
 
 
-def messages(prompt: str, target: str | None = None) -> list[dict[str, Any]]:
-    """One user turn with a picture before the prompt, and the assistant's answer if given, as chat templates take them."""
-    turns: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+def messages(prompt: str, target: str | None = None, *, pictures: int = 1) -> list[dict[str, Any]]:
+    """One user turn with the pictures before the prompt, and the assistant's answer if given, as chat templates take them."""
+    turns: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "image"}] * pictures + [{"type": "text", "text": prompt}]}]
     if target is not None:
         turns.append({"role": "assistant", "content": [{"type": "text", "text": target}]})
     return turns
 
 
 def shuffled(rows: Sequence[Row]) -> list[Row]:
-    """The rows with each one's picture taken from the next: what a policy earns that does not look."""
-    return [Row(other.picture, row.truth, row.target, row.columns) for row, other in zip(rows, [*rows[1:], *rows[:1]], strict=True)]
+    """The rows with each one's pictures taken from one half the list away: what a policy earns that does not look."""
+    half = max(len(rows) // 2, 1)
+    return [Row(other.pictures, row.truth, row.target, row.columns) for row, other in zip(rows, [*rows[half:], *rows[:half]], strict=True)]

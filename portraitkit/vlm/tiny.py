@@ -7,7 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 SIDE = 128
-"""Largest side of a square picture, in pixels; larger ones are scaled down."""
+"""Side of what the vision tower's windows span, and of the square pictures it was trained on, in pixels."""
+LARGEST = 192 * 96
+"""Pixels of the largest picture, a judge's view of a candidate; larger ones are scaled down."""
+PATCH = 8
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -27,7 +30,7 @@ def build_processor(texts: Iterable[str], words: Sequence[str] = (), *, vocabula
         vocabulary: number of tokens, words and special ones not counted.
 
     Returns:
-        The processor: left padding, Qwen's special tokens, pictures scaled to at most `SIDE` squared pixels in patches of 8.
+        The processor: left padding, Qwen's special tokens, pictures scaled to at most `LARGEST` pixels in patches of `PATCH`.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
@@ -50,10 +53,10 @@ def build_processor(texts: Iterable[str], words: Sequence[str] = (), *, vocabula
         model_max_length=2048,
     )
     pictures: dict[str, Any] = {
-        "patch_size": 8,
+        "patch_size": PATCH,
         "temporal_patch_size": 1,
         "merge_size": 2,
-        "size": {"shortest_edge": 64 * 64, "longest_edge": SIDE * SIDE},
+        "size": {"shortest_edge": 64 * 64, "longest_edge": LARGEST},
     }
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(**pictures),
@@ -83,7 +86,7 @@ def build_model(processor: Any, *, hidden_size: int = 192, layers: int = 4, visi
             "hidden_size": vision_size,
             "intermediate_size": vision_size * 5 // 2,
             "num_heads": vision_size // 32,
-            "patch_size": 8,
+            "patch_size": PATCH,
             "temporal_patch_size": 1,
             "spatial_merge_size": 2,
             "window_size": SIDE,
@@ -116,3 +119,22 @@ def build_model(processor: Any, *, hidden_size: int = 192, layers: int = 4, visi
     torch.nn.init.normal_(model.get_parameter("model.visual.blocks.0.attn.proj.bias"), std=0.3)
     model.generation_config.update(eos_token_id=token("<|im_end|>"), pad_token_id=token("<|endoftext|>"), bos_token_id=None)
     return model
+
+
+def whiten_patches(model: Any, patches: Any) -> None:
+    """Start the patch embedding from the principal components of real patches, each scaled to the same spread.
+
+    Faint detail such as a blemish's edge then weighs as much as a bright background: from random weights, the tower learns the colour
+    of lips not at all in the steps in which it learns it from here.
+
+    Args:
+        model: from `build_model`.
+        patches: n x values, as the image processor makes them; some ten thousand.
+    """
+    import torch
+
+    weight = model.get_parameter("model.visual.patch_embed.proj.weight")
+    spread, components = torch.linalg.svd(patches.float(), full_matrices=False)[1:]
+    spread = spread / len(patches) ** 0.5
+    with torch.no_grad():
+        weight.copy_((components[: len(weight)] * (0.3 / (spread[: len(weight), None] + 0.02))).view_as(weight))

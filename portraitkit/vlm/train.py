@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Image
+from datasets import Dataset, Image, List
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from portraitkit.errors import CheckpointError
@@ -21,6 +21,8 @@ def make_sft_trainer(
     arguments: Any,
     callback: TrainerCallback,
     lora: Any = None,
+    *,
+    optimizer: Any = None,
 ) -> Any:
     """TRL's SFTTrainer on the rows' targets; only the answers bear a loss.
 
@@ -32,12 +34,19 @@ def make_sft_trainer(
         arguments: a `trl.SFTConfig`.
         callback: see `portraitkit.vlm.callbacks`.
         lora: a `peft.LoraConfig`, or None to train all that is not frozen.
+        optimizer: over the model's parameters; None: the arguments name one.
     """
     from trl import SFTTrainer
 
     data = _dataset(rows, prompt, target=True)
     trainer = SFTTrainer(
-        model=model, args=arguments, train_dataset=data, processing_class=processor, callbacks=[callback], peft_config=lora
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        processing_class=processor,
+        callbacks=[callback],
+        peft_config=lora,
+        optimizers=(optimizer, None),
     )
     return _quiet(trainer)
 
@@ -108,17 +117,17 @@ def _complete(path: Path) -> bool:
 
 
 def _dataset(rows: Sequence[Row], prompt: str | Sequence[str], *, target: bool = False) -> Dataset:
-    """Columns as TRL's trainers take them: prompt, image, the row's index, and for imitation the completion."""
+    """Columns as TRL's trainers take them: prompt, images, the row's index, and for imitation the completion."""
     prompts = [prompt] * len(rows) if isinstance(prompt, str) else prompt
     columns: dict[str, list[Any]] = {
         "prompt": [[{"role": "user", "content": text}] for text in prompts],
-        "image": [row.image() for row in rows],
+        "images": [row.images() for row in rows],
     }
     if target:
         columns["completion"] = [[{"role": "assistant", "content": row.target}] for row in rows]
     else:
         columns["index"] = list(range(len(rows)))
-    return Dataset.from_dict(columns).cast_column("image", Image())
+    return Dataset.from_dict(columns).cast_column("images", List(Image()))
 
 
 def _quiet(trainer: Any) -> Any:

@@ -171,7 +171,7 @@ def test_each_data_set_from_its_own_layout(command, tmp_path, name):
     for split in EXPECTED[name]:
         for row in read_rows(out / f"{split}.jsonl", TASK):
             assert row.truth.units is not None or row.truth.emotion is not None
-            assert row.image().size[0] >= 20
+            assert row.images()[0].size[0] >= 20
     ids = [row["id"] for rows in found.values() for row in rows]
     assert len(set(ids)) == len(ids)
     subjects = [{row["meta_info"].get("subject", row["id"]) for row in rows} for rows in found.values()]

@@ -93,7 +93,7 @@ def test_accepted_rejected_and_unverifiable_rows(command, folder):
     assert summary["accepted_by_attempt"] == {"1": 4, "2": 1} and summary["open"] == 0
     splits = open_rows(TASK, str(out), {"train": 0, "validation": 1, "held_out": 0}, 0)
     assert splits["train"][0].target == GOOD and splits["held_out"][0].truth.emotion == "happiness"
-    assert splits["train"][0].image().size == (32, 32)
+    assert splits["train"][0].images()[0].size == (32, 32)
     assert len(read_emotion_rows(out / "train.jsonl")) == 5
 
 

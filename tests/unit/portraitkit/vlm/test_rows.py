@@ -10,15 +10,15 @@ from portraitkit.vlm.rows import make_rows, messages, open_rows, read_rows, shuf
 
 def test_equal_seeds_give_equal_rows_and_other_seeds_other_ones(brightness):
     first, same, other = (make_rows(brightness, "train", 8, seed) for seed in (1, 1, 2))
-    assert all(torch.equal(a.picture, b.picture) and a.truth == b.truth for a, b in zip(first, same, strict=True))
-    assert not any(torch.equal(a.picture, b.picture) for a in first for b in other)
+    assert all(torch.equal(a.pictures[0], b.pictures[0]) and a.truth == b.truth for a, b in zip(first, same, strict=True))
+    assert not any(torch.equal(a.pictures[0], b.pictures[0]) for a in first for b in other)
     assert first[0].target == brightness.perfect(first[0].truth)
 
 
 def test_shuffled_rows_keep_their_truths_and_lose_their_pictures(rows):
     mixed = shuffled(rows)
     assert [row.truth for row in mixed] == [row.truth for row in rows]
-    assert all(a.picture is not b.picture for a, b in zip(mixed, rows, strict=True))
+    assert all(a.pictures[0] is not b.pictures[0] for a, b in zip(mixed, rows, strict=True))
 
 
 def write_folder(folder, counts):
@@ -36,8 +36,8 @@ def test_a_folder_is_read_and_validation_is_set_aside(brightness, tmp_path):
     folder = write_folder(tmp_path / "data", {"train": 20, "test": 6})
     found = open_rows(brightness, str(folder), {"train": 0, "validation": 3, "held_out": 4}, 0)
     assert {split: len(some) for split, some in found.items()} == {"train": 17, "validation": 3, "held_out": 4}
-    assert found["train"][0].columns["age_band"] == "20-29" and found["train"][0].image().size == (16, 16)
-    assert not {row.picture for row in found["train"]} & {row.picture for row in found["validation"]}
+    assert found["train"][0].columns["age_band"] == "20-29" and found["train"][0].images()[0].size == (16, 16)
+    assert not {row.pictures for row in found["train"]} & {row.pictures for row in found["validation"]}
 
 
 @pytest.mark.parametrize(
