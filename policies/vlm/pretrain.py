@@ -1,7 +1,7 @@
 """`make embedded`: rebuild the committed tiny Qwen2.5-VL from its recipe. About two hours on two cores.
 
-Stages, each kept in the work folder and skipped when it is already there: rows of every task's training split; the vision tower with
-heads that name facts (`pretrain_facts`); supervised fine-tuning of the whole model on all tasks by TRL. Validation rows alone are
+Stages, each kept in the work folder and gone on from: rows of every task's training split; the language part alone
+(`pretrain_read`); supervised fine-tuning of the whole model on all tasks by TRL. Validation rows alone are
 looked at; the held-out split is never touched.
 """
 
@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from policies.vlm.pretrain_facts import FACTS, Facts, Readers
+from policies.vlm.pretrain_read import teach_to_read
 from policies.vlm.tasks import load_task
 from portraitkit.cli import run_command
 from portraitkit.config import load_config
@@ -26,10 +26,12 @@ from portraitkit.vlm.evaluate import score_all
 from portraitkit.vlm.generate import complete
 from portraitkit.vlm.muon import MuonAdamW
 from portraitkit.vlm.rows import Row
-from portraitkit.vlm.tiny import build_model, build_processor, whiten_patches
+from portraitkit.vlm.tiny import build_model, build_processor, see_from_the_start
 
 ROWS = {"area": 3000, "area-rotated": 1500, "area-5-35": 1500, "makeup-lips": 3000, "makeup": 4000, "emotion": 4000, "preference": 4000}
 """Training rows of each task."""
+READ_SHARES = {"area": 24, "makeup": 64, "emotion": 32, "preference": 40}
+"""Rows of each kind in one update of the first stage: colours are what takes longest to find."""
 WORDS = ("<think>", "</think>", "<answer>", "</answer>", "<reasoning>", "</reasoning>")
 
 
@@ -43,10 +45,10 @@ class PretrainConfig:
     """Stages and logs."""
     seed: int = 0
     """Of weights, rows and batches."""
-    see_steps: int = 2000
-    """Updates of the vision tower with its heads."""
-    see_learning_rate: float = 1e-3
-    """Constant after a warm-up of 50 updates, then linear to 0 over the last third; half of it for the heads."""
+    read_steps: int = 900
+    """Updates of the language part on the untrained tower's tokens."""
+    read_learning_rate: float = 3e-3
+    """Of embeddings and norms, see `teach_to_read`."""
     muon_learning_rate: float = 0.02
     """Of the matrices, see `portraitkit.vlm.muon`."""
     speak_steps: int = 1500
@@ -71,10 +73,20 @@ def main(argv: list[str]) -> int:
     rows = {split: {name: _rows(config, work, name, split, console) for name in ROWS} for split in ("train", "validation")}
     processor = make_processor(rows["train"])
     model = build_model(processor)
-    tower = work / "tower.pt"
-    if not tower.is_file():
-        torch.save(teach_to_see(config, model, processor, rows, console), tower)
-    model.model.visual.load_state_dict(torch.load(tower, weights_only=True))
+    start(model, processor, rows["train"])
+    teach_to_read(
+        model,
+        processor,
+        rows["train"],
+        lambda some: _tokens(model, processor, some),
+        shares=READ_SHARES,
+        steps=max(int(config.read_steps * config.scale), 1),
+        learning_rate=config.read_learning_rate,
+        muon_learning_rate=config.muon_learning_rate,
+        keep=work / "read.pt",
+        console=console,
+    )
+    console.print(validate(model, processor, rows["validation"]))
     teach_to_speak(config, model, processor, rows["train"], work, console)
     found = validate(model, processor, rows["validation"])
     console.print(found)
@@ -133,62 +145,22 @@ def look(model: Any, pixels: Tensor, grid: Tensor) -> Tensor:
     return tokens.float().view(len(pixels), -1, tokens.shape[-1])
 
 
-def teach_to_see(
-    config: PretrainConfig, model: Any, processor: Any, rows: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], console: Console
-) -> dict[str, Tensor]:
-    """Train the vision tower with heads for each kind of facts; returns its weights."""
-    data = {
-        (kind, split): (*pixels_of(processor, some), torch.tensor([found for row in some for found in facts.read(row["columns"])]))
-        for kind, facts in FACTS.items()
-        for split in rows
-        if (some := [row for name in facts.tasks for row in rows[split][name]])
-    }
-    sample = torch.cat([data[kind, "train"][0][::20].flatten(0, 1)[::7] for kind in FACTS])
-    whiten_patches(model, sample[:: len(sample) // 40_000 + 1])
-    tower = model.model.visual
-    readers = torch.nn.ModuleDict()
-    for kind, facts in FACTS.items():
-        pixels, grid, truth = data[kind, "train"]
-        with torch.no_grad():
-            readers[kind] = Readers(look(model, pixels[:: len(pixels) // 256 + 1], grid), truth.mean(0), facts.outputs)
-    steps = max(int(config.see_steps * config.scale), 1)
-    optimizer = MuonAdamW(
-        tower.named_parameters(), muon_learning_rate=config.muon_learning_rate, learning_rate=config.see_learning_rate, weight_decay=0.02
-    )
-    reading = torch.optim.AdamW(readers.parameters(), lr=config.see_learning_rate / 2)
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(
-            one, lambda step: min(1.0, (step + 1) / min(50, steps)) * min(1.0, max(0.02, 3 * (steps - step) / steps))
-        )
-        for one in (optimizer, reading)
-    ]
-    started = time.monotonic()
-    for step in range(1, steps + 1):
-        optimizer.zero_grad()
-        reading.zero_grad()
-        for kind, facts in FACTS.items():
-            pixels, grid, truth = data[kind, "train"]
-            index = torch.randint(len(pixels), (config.batch // len(FACTS),))
-            losses = [facts.loss(found, truth[index]) for found in readers[kind](look(model, pixels[index], grid))]
-            (torch.stack(losses).sum() / len(FACTS)).backward()
-        torch.nn.utils.clip_grad_norm_([*tower.parameters(), *readers.parameters()], 1.0)
-        for one in (optimizer, reading, *schedules):
-            one.step()
-        if step % 200 == 0 or step == steps:
-            console.print(f"see {step}/{steps}, {time.monotonic() - started:.0f} s", highlight=False)
-            for kind, facts in FACTS.items():
-                _describe(kind, facts, readers[kind], model, *data[kind, "validation"], console)
-            torch.save(tower.state_dict(), Path(config.work_dir) / "tower_so_far.pt")
-    return tower.state_dict()
+@torch.no_grad()
+def _tokens(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> Tensor:
+    """The tower's tokens of each row, those of its pictures one after the other."""
+    pixels, grid = pixels_of(processor, rows)
+    tokens = torch.cat([look(model, part, grid).bfloat16() for part in pixels.split(64)])
+    return tokens.reshape(len(rows), -1, tokens.shape[-1])
 
 
 @torch.no_grad()
-def _describe(kind: str, facts: Facts, readers: Any, model: Any, pixels: Tensor, grid: Tensor, truth: Tensor, console: Console) -> None:
-    """Print what both readers make of the validation pictures."""
-    found = [readers(look(model, part, grid)) for part in pixels.split(100)]
-    for name, parts in zip(("places", "glance"), zip(*found, strict=True), strict=True):
-        figures = facts.describe(torch.cat(parts), truth)
-        console.print(f"  {kind} {name}  " + "  ".join(f"{what} {value:.3f}" for what, value in figures.items()), highlight=False)
+def start(model: Any, processor: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Set what has a closed form, from a few pictures of each task."""
+    some = [pixels_of(processor, part[::60]) for part in rows.values()]
+    patches = torch.cat([pixels.flatten(0, 1)[::3] for pixels, _ in some])
+    see_from_the_start(
+        model, patches[:: len(patches) // 40_000 + 1], lambda: torch.cat([look(model, *found).flatten(0, 1) for found in some])
+    )
 
 
 def teach_to_speak(

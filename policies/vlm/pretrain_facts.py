@@ -1,7 +1,7 @@
-"""What the vision tower is first taught to see: facts of each task's rows, as numbers with a loss.
+"""What the language part is first taught to read off the pictures: facts of each task's rows, as numbers with a loss.
 
-A tiny language model alone does not teach a tower to look: supervised fine-tuning from scratch stays at the best constant answer. So
-the tower is trained first to name what the answers are made of.
+The digits of an answer say little about how to look: from them alone, lipstick's colour is not found within thousands of rows. So linear
+heads on the last token of the prompt predict what the answer will be made of, beside the answer itself.
 """
 
 import math
@@ -31,21 +31,21 @@ class Facts:
 
     Attributes:
         tasks: whose rows have them.
-        read: columns of a row -> numbers, for each of its pictures.
+        read: columns of a row -> numbers.
         outputs: numbers that the head predicts.
         loss: (predicted, true) -> loss.
         describe: (predicted, true) -> figures for the log.
     """
 
     tasks: tuple[str, ...]
-    read: Callable[[Mapping[str, Any]], list[list[float]]]
+    read: Callable[[Mapping[str, Any]], list[float]]
     outputs: int
     loss: Callable[[Float[Tensor, "n outputs"], Float[Tensor, "n facts"]], Float[Tensor, ""]]
     describe: Callable[[Float[Tensor, "n outputs"], Float[Tensor, "n facts"]], dict[str, float]]
 
 
-def _read_area(columns: Mapping[str, Any]) -> list[list[float]]:
-    return [[math.log(columns["area"] / TYPICAL_AREA)]]
+def _read_area(columns: Mapping[str, Any]) -> list[float]:
+    return [math.log(columns["area"] / TYPICAL_AREA)]
 
 
 def _area_loss(predicted: Tensor, true: Tensor) -> Tensor:
@@ -56,14 +56,14 @@ def _area_figures(predicted: Tensor, true: Tensor) -> dict[str, float]:
     return {"relative_error": float(((predicted - true).exp() - 1).abs().mean())}
 
 
-def _read_makeup(columns: Mapping[str, Any]) -> list[list[float]]:
+def _read_makeup(columns: Mapping[str, Any]) -> list[float]:
     """Per region: present, shape, L*, a*, b*."""
     facts: list[float] = []
     for region, names in REGIONS.items():
         found = next((item for item in columns["solution"] if SHAPES[item["shape"]].region == region), None)
         lab = [value / LAB_SCALE for value in hex_to_lab(found["color"])] if found else [0.0, 0.0, 0.0]
         facts += [float(found is not None), float(names.index(found["shape"])) if found else 0.0, *lab]
-    return [facts]
+    return facts
 
 
 def _makeup_parts(predicted: Tensor, true: Tensor) -> Sequence[tuple[str, Tensor, Tensor, Tensor, Tensor]]:
@@ -96,8 +96,8 @@ def _makeup_figures(predicted: Tensor, true: Tensor) -> dict[str, float]:
     return figures
 
 
-def _read_emotion(columns: Mapping[str, Any]) -> list[list[float]]:
-    return [[float(EMOTIONS.index(columns["labels"][0])), *(float(f"AU{unit}" in columns["AUs"]) for unit in UNITS)]]
+def _read_emotion(columns: Mapping[str, Any]) -> list[float]:
+    return [float(EMOTIONS.index(columns["labels"][0])), *(float(f"AU{unit}" in columns["AUs"]) for unit in UNITS)]
 
 
 def _emotion_loss(predicted: Tensor, true: Tensor) -> Tensor:
@@ -114,9 +114,9 @@ def _emotion_figures(predicted: Tensor, true: Tensor) -> dict[str, float]:
     }
 
 
-def _read_scores(columns: Mapping[str, Any]) -> list[list[float]]:
-    """Of each candidate: its scores, 1 to 5 as -1 to 1."""
-    return [[(columns["scores"][name][side] - 3) / 2 for name in DIMENSIONS] for side in (0, 1)]
+def _read_scores(columns: Mapping[str, Any]) -> list[float]:
+    """Scores of both candidates, 1 to 5 as -1 to 1."""
+    return [(columns["scores"][name][side] - 3) / 2 for side in (0, 1) for name in DIMENSIONS]
 
 
 def _scores_loss(predicted: Tensor, true: Tensor) -> Tensor:
@@ -124,8 +124,9 @@ def _scores_loss(predicted: Tensor, true: Tensor) -> Tensor:
 
 
 def _scores_figures(predicted: Tensor, true: Tensor) -> dict[str, float]:
-    """Rank correlation of each dimension's score would need ties; the linear one reads as well."""
-    return {name: float(torch.corrcoef(torch.stack([predicted[:, at], true[:, at]]))[0, 1]) for at, name in enumerate(DIMENSIONS)}
+    """Correlation of each dimension's scores."""
+    both = [values.reshape(-1, len(DIMENSIONS)).T for values in (predicted, true)]
+    return {name: float(torch.corrcoef(torch.stack([both[0][at], both[1][at]]))[0, 1]) for at, name in enumerate(DIMENSIONS)}
 
 
 FACTS = {
@@ -134,38 +135,5 @@ FACTS = {
         ("makeup", "makeup-lips"), _read_makeup, sum(4 + len(names) for names in REGIONS.values()), _makeup_loss, _makeup_figures
     ),
     "emotion": Facts(("emotion",), _read_emotion, len(EMOTIONS) + len(UNITS), _emotion_loss, _emotion_figures),
-    "preference": Facts(("preference",), _read_scores, len(DIMENSIONS), _scores_loss, _scores_figures),
+    "preference": Facts(("preference",), _read_scores, 2 * len(DIMENSIONS), _scores_loss, _scores_figures),
 }
-
-
-class Readers(torch.nn.Module):
-    """Two heads that read facts off the tower's tokens.
-
-    The first reads each token at its place. Tokens differ little from picture to picture and much from place to place, which makes them
-    hard to read by gradient descent; so they are standardised by what they are like before training. It learns fast, but what it reads
-    may stand anywhere. The second reads the mean of all tokens alone, as a language model does before it knows where to look: it makes
-    the tower's attention gather what was found.
-
-    Args:
-        tokens: of some training pictures, from the untrained tower.
-        facts: mean facts of the training rows, where the outputs start.
-        outputs: numbers to predict.
-    """
-
-    def __init__(self, tokens: Float[Tensor, "n tokens width"], facts: Float[Tensor, " facts"], outputs: int) -> None:
-        super().__init__()
-        flat, width = tokens.flatten(1), tokens.shape[-1]
-        self.mean = torch.nn.Buffer(flat.mean(0))
-        self.scale = torch.nn.Buffer(flat.std(0).clamp_min(1e-4))
-        self.places = torch.nn.Sequential(torch.nn.Linear(flat.shape[1], 128), torch.nn.GELU(), torch.nn.Linear(128, outputs))
-        self.glance = torch.nn.Sequential(
-            torch.nn.LayerNorm(width), torch.nn.Linear(width, 128), torch.nn.GELU(), torch.nn.Linear(128, outputs)
-        )
-        for last in (self.places[-1], self.glance[-1]):
-            if len(facts) == outputs:
-                torch.nn.init.zeros_(last.weight)
-                last.bias.data.copy_(facts)
-
-    def forward(self, tokens: Float[Tensor, "n tokens width"]) -> tuple[Float[Tensor, "n outputs"], Float[Tensor, "n outputs"]]:
-        """Facts of each picture, by places and at a glance."""
-        return self.places((tokens.flatten(1) - self.mean) / self.scale), self.glance(tokens.mean(1))

@@ -3,7 +3,7 @@
 What is embedded was built by these functions and trained by `policies.vlm.pretrain`; a user's own tiny model can be, too.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 SIDE = 128
@@ -121,20 +121,31 @@ def build_model(processor: Any, *, hidden_size: int = 192, layers: int = 4, visi
     return model
 
 
-def whiten_patches(model: Any, patches: Any) -> None:
-    """Start the patch embedding from the principal components of real patches, each scaled to the same spread.
+def see_from_the_start(model: Any, patches: Any, tokens: Callable[[], Any]) -> None:
+    """Set what of the untrained vision tower has a closed form, so that its tokens can be read from the first step on.
 
-    Faint detail such as a blemish's edge then weighs as much as a bright background: from random weights, the tower learns the colour
-    of lips not at all in the steps in which it learns it from here.
+    The patch embedding becomes the principal components of real patches. The last layer is scaled so that each channel of the tokens has
+    mean 0 and spread 1 over real pictures: untrained tokens differ much from place to place and little from picture to picture. And the
+    layers of the language part begin as the identity (their output projections are 0).
 
     Args:
         model: from `build_model`.
         patches: n x values, as the image processor makes them; some ten thousand.
+        tokens: gives the tower's tokens of some pictures, n x width.
     """
     import torch
 
-    weight = model.get_parameter("model.visual.patch_embed.proj.weight")
-    spread, components = torch.linalg.svd(patches.float(), full_matrices=False)[1:]
-    spread = spread / len(patches) ** 0.5
+    tower, text = model.model.visual, model.model.language_model
+    weight = tower.patch_embed.proj.weight
+    components = torch.linalg.svd(patches.float(), full_matrices=False)[2][: len(weight)]
+    spread = (patches.float() @ components.T).square().mean().sqrt()
+    last = [layer for layer in tower.merger.mlp if isinstance(layer, torch.nn.Linear)][-1]
     with torch.no_grad():
-        weight.copy_((components[: len(weight)] * (0.3 / (spread[: len(weight), None] + 0.02))).view_as(weight))
+        weight.copy_((components * (0.3 / spread)).view_as(weight))
+        found = tokens()
+        mean, deviation = found.mean(0), found.std(0).clamp_min(1e-3)
+        last.weight.div_(deviation[:, None])
+        last.bias.copy_((last.bias - mean) / deviation)
+        for layer in text.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
