@@ -105,6 +105,7 @@ def curve_svg(
             axes.yaxis.set_major_locator(MaxNLocator(4))
             axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
             low, high = _reach(axes.get_ylim(), [*floors, *(one.value for one in references)])
+            high += 0.1 * (high - low) * bool(references)  # for the label
             missing = max(0.0, least_span - (high - low)) / 2
             axes.set_ylim(low - missing, high + missing)
             if max(abs(low), abs(high)) < 1e-3:
@@ -113,14 +114,15 @@ def curve_svg(
             axes.axhline(floor, color=MUTED, linewidth=0.8, dashes=(3, 3), zorder=1)
         for one in references:
             axes.axhline(one.value, color=MUTED, linewidth=1.0, dashes=(1, 2), zorder=1)
-            highest = one.value == max(reference.value for reference in references)  # labelled below its line, inside the plot
+            first = one.value == max(reference.value for reference in references)  # a curve that rises leaves these two corners free
             axes.annotate(
                 one.label,
-                (0, one.value),
-                (2, -3 if highest else 2),
+                (0 if first else 1, one.value),
+                (2, 2) if first else (-2, -3),
                 xycoords=axes.get_yaxis_transform(),
                 textcoords="offset points",
-                va="top" if highest else "bottom",
+                ha="left" if first else "right",
+                va="bottom" if first else "top",
                 color=MUTED,
                 fontsize=7,
             )

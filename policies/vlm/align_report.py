@@ -110,7 +110,7 @@ def _plots(metrics: list[dict[str, Any]], floors: dict[str, float], published: S
         lines = [Series(x, y, kind="line", colour="muted"), Series(x, smooth, kind="line")]
         svg = curve_svg(lines, floors=[floors["constant"]], references=published)
         reads = f"grey: each step; colour: mean of {SMOOTH}; dashed: best constant answer"
-        reads += "; dotted: reward in training of the published run, another model and other steps" if published else ""
+        reads += "; dotted: start and end of the published run (Qwen2.5-VL-7B, 950 prompts)" if published else ""
         plots.append(("Sampled reward in training", reads, svg))
     if validation:
         series = Series([row["step"] for row in validation], [row["greedy"] for row in validation])
