@@ -54,8 +54,27 @@ class Series:
     colour: Literal["accent", "muted"] = "accent"
 
 
+@dataclass(frozen=True)
+class Reference:
+    """A value from elsewhere, drawn as a labelled line across the plot.
+
+    Attributes:
+        value: on the y axis.
+        label: written along the line; plain words, no data of users.
+    """
+
+    value: float
+    label: str
+
+
 def curve_svg(
-    series: Sequence[Series], *, mark: float | None = None, floors: Sequence[float] = (), log: bool = False, least_span: float = 0.0
+    series: Sequence[Series],
+    *,
+    mark: float | None = None,
+    floors: Sequence[float] = (),
+    references: Sequence[Reference] = (),
+    log: bool = False,
+    least_span: float = 0.0,
 ) -> str:
     """Draw lines over training steps.
 
@@ -63,11 +82,12 @@ def curve_svg(
         series: the lines, drawn in order.
         mark: a step to mark by a dashed line.
         floors: values to mark by dashed lines across the plot.
+        references: values to mark by dotted lines with their labels.
         log: logarithmic y axis where any value is above 0; those at or below 0 are then left out.
         least_span: smallest extent of the y axis, so that noise is not blown up to a trend.
 
     Returns:
-        An `<svg>` element with numbers as its only text; empty where no value can be drawn.
+        An `<svg>` element with numbers, and labels of references, as its only text; empty where no value can be drawn.
     """
     log = log and any(y > 0 for one in series for y in one.y)
     shown = [part for part in (_drawable(one, log) for one in series) if part.x]
@@ -84,13 +104,28 @@ def curve_svg(
         else:
             axes.yaxis.set_major_locator(MaxNLocator(4))
             axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
-            low, high = axes.get_ylim()
+            low, high = _reach(axes.get_ylim(), [*floors, *(one.value for one in references)])
+            high += 0.1 * (high - low) * bool(references)  # for the label
             missing = max(0.0, least_span - (high - low)) / 2
             axes.set_ylim(low - missing, high + missing)
             if max(abs(low), abs(high)) < 1e-3:
                 axes.yaxis.set_major_formatter(_scientific)
         for floor in floors:
             axes.axhline(floor, color=MUTED, linewidth=0.8, dashes=(3, 3), zorder=1)
+        for one in references:
+            axes.axhline(one.value, color=MUTED, linewidth=1.0, dashes=(1, 2), zorder=1)
+            first = one.value == max(reference.value for reference in references)  # a curve that rises leaves these two corners free
+            axes.annotate(
+                one.label,
+                (0 if first else 1, one.value),
+                (2, 2) if first else (-2, -3),
+                xycoords=axes.get_yaxis_transform(),
+                textcoords="offset points",
+                ha="left" if first else "right",
+                va="bottom" if first else "top",
+                color=MUTED,
+                fontsize=7,
+            )
         if mark is not None:
             axes.axvline(mark, color=MUTED, linewidth=0.8, dashes=(3, 3), zorder=1)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=(1, 2, 5, 10)))
@@ -107,6 +142,13 @@ def curve_svg(
         mpl.rcParams["svg.hashsalt"] = repr(shown)  # clip paths of two plots of a page must not share an id
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     return _inline(text.getvalue())
+
+
+def _reach(limits: tuple[float, float], values: Sequence[float]) -> tuple[float, float]:
+    """Limits of the y axis that hold the values, too, with a little room beyond those that lie outside."""
+    low, high = min([limits[0], *values]), max([limits[1], *values])
+    room = 0.05 * (high - low)
+    return low - room * (low < limits[0]), high + room * (high > limits[1])
 
 
 def _drawable(one: Series, log: bool) -> Series:

@@ -174,6 +174,42 @@ def may_resume(
     return True
 
 
+def start_or_go_on(
+    path: Path,
+    config: dict[str, Any],
+    *,
+    command: list[str],
+    seed: int,
+    maker: str,
+    mark: str,
+    holds: str,
+    free: Collection[str],
+    overwrite: bool = False,
+) -> RunFolder:
+    """Open the folder of a command that goes on by itself where it was stopped, without being asked to resume.
+
+    Args:
+        path: the folder.
+        config: resolved configuration, JSON-able.
+        command: as typed, for the record.
+        seed: of the run.
+        maker: see `may_resume`, as for the other arguments.
+        mark: an option that only this command stores.
+        holds: what it makes and how.
+        free: options that may differ.
+        overwrite: replace what this command made there.
+
+    Returns:
+        The folder: with all its files where work goes on, empty where it starts.
+
+    Raises:
+        RunFolderError: see `may_resume` and `RunFolder.open`.
+    """
+    goes_on = may_resume(path, config, maker=maker, mark=mark, holds=holds, free=free, overwrite=overwrite)
+    resume = "latest" if goes_on else None
+    return RunFolder.open(path, config, command=command, seed=seed, overwrite=overwrite, resume=resume, allow_changed=True)
+
+
 def environment(command: list[str], seed: int) -> dict[str, Any]:
     """What the run ran on: versions, hardware, revision, the exact command."""
     import torch

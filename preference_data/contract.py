@@ -19,7 +19,7 @@ Order = Literal["ab", "ba"]
 ORDERS: tuple[Order, ...] = ("ab", "ba")
 """Which candidate is shown as Image1 and which as Image2."""
 SHAPE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
-LINE = re.compile(r"(.+?): Image1 = (\d+), Image2 = (\d+)")
+LINE = re.compile(r"(.+?): Image1 = (\d{1,9}), Image2 = (\d{1,9})")
 AVERAGES = re.compile(r"Average: Image1 = (\d+(?:\.\d+)?), Image2 = (\d+(?:\.\d+)?)")
 BETTER = re.compile(r"Image([12]) is better\.?")
 

@@ -24,7 +24,7 @@ from portraitkit.files import replacing
 from portraitkit.images import read_image, write_image
 from portraitkit.interrupt import Interruptible
 from portraitkit.jsonl import write_lines
-from portraitkit.runs import RunFolder, may_resume
+from portraitkit.runs import start_or_go_on
 from preference_data.emotion_adapters import Adapter, ReadOptions, Record
 from preference_data.emotion_config import EmotionConfig
 from preference_data.emotion_labels import normalise_label
@@ -48,23 +48,16 @@ def build_emotion_rows(config: EmotionConfig, adapter: Adapter, command: list[st
     first = next(records, None)  # a folder that breaks the layout is refused before anything is written
     if first is None:
         raise DataError(f"{config.folder}: holds no rows; the folder must hold {adapter.layout}")
-    resume = may_resume(
+    with start_or_go_on(
         config.output_dir,
         config_to_dict(config),
+        command=command,
+        seed=config.seed,
         maker="make-preferences emotion",
         mark="min_intensity",
         holds="a set made",
         free=FREE,
         overwrite=config.overwrite,
-    )
-    with RunFolder.open(
-        config.output_dir,
-        config_to_dict(config),
-        command=command,
-        seed=config.seed,
-        overwrite=config.overwrite,
-        resume="latest" if resume else None,
-        allow_changed=True,
     ) as run:
         pictures = _Pictures(config, run.path)
         kept: list[Kept] = []

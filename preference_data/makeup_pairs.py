@@ -23,7 +23,7 @@ from portraitkit.images import read_image, resize, write_image
 from portraitkit.interrupt import Interruptible
 from portraitkit.jsonl import append_line, read_json_lines, write_lines
 from portraitkit.progress import progress_bar
-from portraitkit.runs import RunFolder, may_resume
+from portraitkit.runs import start_or_go_on
 from preference_data import makeup_prompts
 from preference_data.makeup import PARAMETERS, render_makeup
 from preference_data.makeup_config import MakeupConfig
@@ -48,26 +48,19 @@ def build_pairs(config: MakeupConfig, command: list[str]) -> int:
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     names = list_photos(config)
     free = FREE[:-1] if config.embedded else FREE  # the embedded people are dealt out by their count
-    resume = may_resume(
+    with start_or_go_on(
         config.output_dir,
         config_to_dict(config),
+        command=command,
+        seed=config.seed,
         maker="make-preferences makeup",
         mark="looks_per_face",
         holds="a set made",
         free=free,
         overwrite=config.overwrite,
-    )
-    with RunFolder.open(
-        config.output_dir,
-        config_to_dict(config),
-        command=command,
-        seed=config.seed,
-        overwrite=config.overwrite,
-        resume="latest" if resume else None,
-        allow_changed=True,
     ) as run:
         (run.path / "images").mkdir(exist_ok=True)
-        done = _read_journal(run.path / "faces.jsonl", config.looks_per_face) if resume else {}
+        done = _read_journal(run.path / "faces.jsonl", config.looks_per_face)
         if done:
             console.print(f"{run.path}: {len(done)} photos are done already, going on")
         write_lines(run.path / "faces.jsonl", done.values())  # without a line that a killed process left unfinished

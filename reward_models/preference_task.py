@@ -18,6 +18,13 @@ from preference_data.schema import DIMENSIONS, Verdict
 
 VERDICTS = {"x": "a", "y": "b", "tie": "tie"}
 """Of a row: x is the candidate shown first, y the second."""
+INVENTED: dict[Verdict | None, tuple[int, int]] = {"a": (5, 3), "b": (3, 5), "tie": (4, 4), None: (4, 4)}
+"""Scores for a verdict, where the true ones are not known."""
+WIDE: dict[Verdict, dict[Verdict | None, tuple[int, int]]] = {
+    "a": {"a": (5, 1), "b": (4, 5), "tie": (4, 4), None: (5, 1)},
+    "b": {"a": (5, 4), "b": (1, 5), "tie": (4, 4), None: (1, 5)},
+}
+"""The same by the overall verdict, where the dimensions speak for the other side."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +60,19 @@ def read_truth(columns: Mapping[str, Any]) -> Preference:
     for name, value in verdict.items():
         if name not in ("overall", *DIMENSIONS):
             raise DataError(f"verdict {name!r}: unknown; use overall, {', '.join(DIMENSIONS)}")
-        if value not in VERDICTS:
+        if not isinstance(value, str) or value not in VERDICTS:
             raise DataError(f"verdict of {name} {value!r}: must be x, y or tie")
     scores = columns.get("scores")
     if scores is not None:
-        good = isinstance(scores, Mapping) and set(scores) == set(DIMENSIONS)
-        if not good or not all(len(both) == 2 and all(score in range(1, 6) for score in both) for both in scores.values()):
+        if not isinstance(scores, Mapping) or set(scores) != set(DIMENSIONS) or not all(map(_is_pair, scores.values())):
             raise DataError(f"scores {scores!r}: must give every dimension two whole numbers from 1 to 5")
         scores = {name: (int(scores[name][0]), int(scores[name][1])) for name in DIMENSIONS}
     known: dict[str, Any] = {name: VERDICTS[value] for name, value in verdict.items()}
     return Preference(known.pop("overall", None), known, scores)
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(type(score) is int and 1 <= score <= 5 for score in value)
 
 
 def score(completion: str, truth: Preference, mode: Mode) -> Score:
@@ -90,7 +100,7 @@ def _known(truth: Preference, value: float) -> float | None:
 
 def verdicts_shown(answer: Answer) -> dict[str, Verdict]:
     """Dimension -> "a" where the candidate shown first has the higher score, "b" or "tie"."""
-    return {name: "tie" if x == y else "a" if x > y else "b" for name, (x, y) in answer.scores.items()}
+    return {name: _verdict(both) for name, both in answer.scores.items()}
 
 
 def perfect(truth: Preference) -> str:
@@ -104,12 +114,31 @@ def perfect_in_full(truth: Preference) -> str:
 
 
 def answer_of(truth: Preference, reasoning: str = "") -> Answer:
-    """The right answer, coherent wherever the verdicts allow it."""
-    invented = {"a": (5, 3), "b": (3, 5), "tie": (4, 4)}
-    scores = dict(truth.scores) if truth.scores else {name: invented[truth.verdicts.get(name, "tie")] for name in DIMENSIONS}
+    """The right answer, coherent wherever the truth allows it.
+
+    It has the true scores where they agree with the verdicts. Scores that are not known are invented, wider apart where the overall
+    winner wins fewer dimensions: then it is incoherent only if no dimension is the winner's or open, and one is the loser's.
+    """
+    verdicts = {name: truth.verdicts.get(name) for name in DIMENSIONS}
+    if truth.scores:
+        scores = {
+            name: both if verdicts[name] in (None, _verdict(both)) else INVENTED[verdicts[name]] for name, both in truth.scores.items()
+        }
+    else:
+        scores = {name: INVENTED[verdict] for name, verdict in verdicts.items()}
+        if truth.overall in ("a", "b") and not Answer(scores, _number(truth.overall), "").coherent:
+            scores = {name: WIDE[truth.overall][verdict] for name, verdict in verdicts.items()}
     first, second = (sum(both[side] for both in scores.values()) for side in (0, 1))
-    better = {"a": 1, "b": 2}.get(truth.overall or "", 1 if first >= second else 2)
+    better = _number(truth.overall) if truth.overall in ("a", "b") else 1 if first >= second else 2
     return Answer(scores, better, reasoning)
+
+
+def _number(verdict: Verdict) -> int:
+    return 1 if verdict == "a" else 2
+
+
+def _verdict(both: tuple[int, int]) -> Verdict:
+    return "tie" if both[0] == both[1] else "a" if both[0] > both[1] else "b"
 
 
 def metrics(completions: Sequence[str], truths: Sequence[Preference]) -> dict[str, float]:

@@ -1,9 +1,7 @@
 """One run of `align-vlm`: probe the reward, evaluate, train by TRL, evaluate again, report."""
 
 import json
-import logging
 import time
-import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +22,7 @@ from portraitkit.runs import RunFolder
 from portraitkit.vlm.callbacks import Follow
 from portraitkit.vlm.evaluate import Decoding, Evaluation, best_constant, compare, evaluate, finite, score_all
 from portraitkit.vlm.generate import complete
-from portraitkit.vlm.load import check_device, load_model, load_processor
+from portraitkit.vlm.load import ASKED, asked_briefly, attach_adapter, be_quiet, check_device, load_model, load_processor, merge_adapter
 from portraitkit.vlm.probe import Probe, probe
 from portraitkit.vlm.rewards import part_names
 from portraitkit.vlm.rows import Row, make_rows, open_rows
@@ -40,6 +38,7 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
     task = load_task(config.task)
     grpo, sft = arguments.grpo_arguments(config), arguments.sft_arguments(config)  # refused here, before anything is loaded
     check_device(config.device)
+    arguments.check_continued(config)
     processor = load_processor(config.model, max_pixels=config.max_pixels)
     rows = _open_rows(config, task, console)
     if config.reward_weights and len(config.reward_weights) != len(parts := part_names(task, rows["train"][0], config.mode)):
@@ -80,7 +79,7 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
             "floors.json", {"constant": floor, "validation_constant": validation_floor, "shuffled_image": float(before.blind.mean())}
         )
         validate = partial(_validate, config, task, processor, rows["validation"], decoding)
-        prompt, lora = decoding.prompt, arguments.lora_arguments(config)
+        prompt, lora = decoding.prompt, arguments.lora_arguments(config) if config.adapter is None else None
         for stage in config.stages:
             steps = config.sft_steps if stage == "sft" else config.max_train_steps
             with _progress(console) as progress:
@@ -97,10 +96,11 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
                     f"stopped and saved; go on with --resume-from-checkpoint latest --output-dir {config.folder}", highlight=False
                 )
                 return interrupt.exit_code
-            model = trainer.model.merge_and_unload() if lora is not None and stage != config.stages[-1] else trainer.model
+            model, lora = trainer.model, None  # the next stage trains the same LoRA on: merged, its saved part would lack this one's
         _check_finite(model)
         after = measure(model, "after")
-        model.save_pretrained(folder / "model")
+        setattr(model.config, ASKED, "full" if prompt == task.prompt else "brief")
+        model.save_pretrained(folder / "model", **({"selected_adapters": ["default"]} if config.rank else {}))  # TRL adds a reference
         processor.save_pretrained(folder / "model")
         summary = {
             "task": task.name,
@@ -125,19 +125,9 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
     return 0
 
 
-def be_quiet() -> None:
-    """Without the progress bars and notices of transformers and DeepSpeed: ours says what is going on."""
-    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
-
-    disable_progress_bar()
-    set_verbosity_error()
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
-
-
 def prompt_of(config: AlignVlmConfig, task: Task) -> str:
     """What the model is asked, see `--prompt`."""
-    brief = config.prompt == "brief" or (config.prompt == "auto" and config.model == "embedded")
+    brief = config.prompt == "brief" or (config.prompt == "auto" and asked_briefly(config.model))
     return (task.brief or task.prompt) if brief else task.prompt
 
 
@@ -157,15 +147,7 @@ def _load(config: AlignVlmConfig) -> Any:
     model = load_model(config.model, dtype=config.dtype, device=config.device, freeze_vision=config.freeze_vision)
     if config.adapter is None:
         return model
-    from peft import PeftModel
-
-    if not (Path(config.adapter) / "adapter_config.json").is_file():
-        raise ConfigError(f"--adapter {config.adapter}: holds no adapter_config.json; give the model folder of a run with --rank")
-    trained = [parameter.requires_grad for parameter in model.parameters()]
-    merged = PeftModel.from_pretrained(model, config.adapter).merge_and_unload()
-    for parameter, before in zip(merged.parameters(), trained, strict=True):
-        parameter.requires_grad_(before)  # peft froze them all
-    return merged
+    return attach_adapter(model, config.adapter) if config.rank else merge_adapter(model, config.adapter)
 
 
 def _probe(config: AlignVlmConfig, task: Task, model: Any, processor: Any, rows: list[Row], decoding: Decoding, console: Console) -> Probe:

@@ -1,5 +1,6 @@
 """TRL's arguments for `align-vlm`, from its options."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from transformers import TrainingArguments
 
 from policies.vlm.align_config import AlignVlmConfig
 from portraitkit.errors import ConfigError
+from portraitkit.vlm.load import check_adapter
 from portraitkit.vlm.trl_arguments import build_arguments, parse_extra
 
 # transformers 5.20 renamed it; earlier ones know the old name only.
@@ -104,3 +106,32 @@ def lora_arguments(config: AlignVlmConfig) -> Any:
         target_modules=list(config.lora_targets),
         exclude_modules=r".*(visual|vision_tower|vision_model).*",
     )
+
+
+def check_continued(config: AlignVlmConfig) -> None:
+    """Refuse to train an adapter on with other settings than its own: peft takes the adapter's, and ours would be ignored.
+
+    Raises:
+        ConfigError: --adapter holds none, or --rank and its companions differ from it.
+    """
+    check_adapter(config.adapter)
+    if config.adapter is None or config.rank == 0:
+        return
+    path = Path(config.adapter) / "adapter_config.json"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"--adapter {config.adapter}: {path.name} is not JSON; give the model folder of a finished run") from error
+    targets = stored.get("target_modules")
+    given = {
+        "rank": (config.rank, stored.get("r")),
+        "lora-alpha": (config.lora_alpha, stored.get("lora_alpha")),
+        "lora-dropout": (config.lora_dropout, stored.get("lora_dropout")),
+        "lora-targets": (sorted(config.lora_targets), sorted(targets) if isinstance(targets, list) else targets),
+    }
+    for name, (wanted, has) in given.items():
+        if wanted != has:
+            raise ConfigError(
+                f"--{name} {wanted}: the LoRA of --adapter {config.adapter} has {has}; give that to train it on, or --rank 0 to merge it "
+                "and train all weights"
+            )

@@ -11,7 +11,7 @@ class AlignVlmConfig:
     """Align a vision-language model with a task's verifiable rewards, by TRL's SFT and GRPO trainers."""
 
     task: str = "area"
-    """area, area-rotated, area-5-35, makeup-lips, makeup, emotion, or my_file.py:TASK."""
+    """area, area-rotated, area-5-35, makeup-lips, makeup, emotion, preference, or my_file.py:TASK."""
     mode: Literal["paper", "fixed"] = "fixed"
     """paper: the published rewards, faults included; fixed: the faults repaired."""
     output_dir: str = ""
@@ -19,11 +19,11 @@ class AlignVlmConfig:
     model: str = "embedded"
     """embedded (tiny Qwen2.5-VL, CPU), a local folder, or a hub id such as Qwen/Qwen2.5-VL-7B-Instruct."""
     adapter: str | None = None
-    """A LoRA of an earlier run to go on from (a curriculum), merged into the model before training."""
+    """A LoRA of an earlier run to go on from (a curriculum): trained on with the same --rank, or merged into the model with --rank 0."""
     data: str = "embedded"
     """embedded (synthetic, made while you wait) or a folder with train.jsonl and test.jsonl: image, the task's columns, perhaps target."""
     prompt: Literal["auto", "full", "brief"] = "auto"
-    """full: the task's instruction; brief: what a model that knows the task is asked; auto: brief for the embedded model."""
+    """full: the task's instruction; brief: what a model that knows it is asked; auto: brief for the embedded model and its offspring."""
     stages: tuple[Literal["sft", "grpo"], ...] = ("grpo",)
     """What is trained, in this order: supervised fine-tuning on the rows' targets, then GRPO."""
     device: str = "cpu"

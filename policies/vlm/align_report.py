@@ -12,7 +12,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from policies.curves import Series, curve_svg
+from policies.curves import Reference, Series, curve_svg
+from policies.vlm.tasks.shape_area import PUBLISHED_CURVES
 from portraitkit.files import write_text
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -60,7 +61,7 @@ def _context(folder: Path) -> dict[str, Any]:
             ("seed", str(summary["seed"])),
             ("model", str(config["model"])),
         ],
-        "plots": _plots(metrics, floors),
+        "plots": _plots(metrics, floors, _published(summary)),
         "probe": _probe_lines(_read(folder / "probe.json")),
         "metric_rows": [(name, value, summary["metrics"]["after"].get(name)) for name, value in summary["metrics"]["before"].items()],
         "examples": _examples(folder),
@@ -89,7 +90,15 @@ def _verdict(interval: Sequence[float]) -> str:
     return "rose" if interval[0] > 0 else "fell" if interval[1] < 0 else "did not change beyond chance"
 
 
-def _plots(metrics: list[dict[str, Any]], floors: dict[str, float]) -> list[tuple[str, str, str]]:
+def _published(summary: dict[str, Any]) -> list[Reference]:
+    """Where the published run of the same task began and ended; none for other tasks, or for rewards that it did not use."""
+    curve = PUBLISHED_CURVES.get(summary["task"]) if summary["mode"] == "paper" else None
+    if curve is None:
+        return []
+    return [Reference(value, f"published, real model: {when} {value:g}") for when, value in zip(("start", "end"), curve, strict=True)]
+
+
+def _plots(metrics: list[dict[str, Any]], floors: dict[str, float], published: Sequence[Reference]) -> list[tuple[str, str, str]]:
     """(title, how to read it, SVG)."""
     steps = [row for row in metrics if row.get("kind") == "grpo"]
     validation = [row for row in metrics if row.get("kind") == "validation"]
@@ -98,8 +107,11 @@ def _plots(metrics: list[dict[str, Any]], floors: dict[str, float]) -> list[tupl
     if rewards:
         x, y = zip(*rewards, strict=True)
         smooth = [sum(y[max(i - SMOOTH + 1, 0) : i + 1]) / len(y[max(i - SMOOTH + 1, 0) : i + 1]) for i in range(len(y))]
-        svg = curve_svg([Series(x, y, kind="line", colour="muted"), Series(x, smooth, kind="line")], floors=[floors["constant"]])
-        plots.append(("Sampled reward in training", f"grey: each step; colour: mean of {SMOOTH}; dashed: best constant answer", svg))
+        lines = [Series(x, y, kind="line", colour="muted"), Series(x, smooth, kind="line")]
+        svg = curve_svg(lines, floors=[floors["constant"]], references=published)
+        reads = f"grey: each step; colour: mean of {SMOOTH}; dashed: best constant answer"
+        reads += "; dotted: start and end of the published run (Qwen2.5-VL-7B, 950 prompts)" if published else ""
+        plots.append(("Sampled reward in training", reads, svg))
     if validation:
         series = Series([row["step"] for row in validation], [row["greedy"] for row in validation])
         svg = curve_svg([series], floors=[floors["validation_constant"]])

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.table import Table
 
 from policies.vlm.align_arguments import grpo_values, lora_arguments, sft_values
 from policies.vlm.align_config import AlignVlmConfig
+from portraitkit.config import load_config, recipe_names
 from portraitkit.vlm.load import EMBEDDED, model_path
 
 KNOWN = {
@@ -34,11 +36,13 @@ class Shape:
 def dry_run(config: AlignVlmConfig) -> int:
     """Print the plan of a run; returns the exit code."""
     console = Console()
-    shape = model_shape(config.model)
+    maker = recipe_that_makes(config.model)
+    shape = model_shape(maker[1] if maker else config.model)
     table = Table(title=f"align-vlm --task {config.task}, not started", title_justify="left")
     table.add_column("")
     table.add_column("planned")
-    for name, value in plan(config, shape):
+    made = [("model", f"{config.model}, which --config {maker[0]} makes from {maker[1]}")] if maker else []
+    for name, value in [*made, *plan(config, shape)]:
         table.add_row(name, value)
     console.print(table)
     if "sft" in config.stages:
@@ -51,6 +55,17 @@ def dry_run(config: AlignVlmConfig) -> int:
         console.print("peft.LoraConfig", highlight=False)
         console.print_json(json.dumps({"r": lora.r, "lora_alpha": lora.lora_alpha, "target_modules": sorted(lora.target_modules)}))
     return 0
+
+
+def recipe_that_makes(source: str) -> tuple[str, str] | None:
+    """Name and model of the recipe whose run folder would hold a model that is not there yet; None if no recipe does."""
+    if Path(source).exists():
+        return None
+    for name in recipe_names(AlignVlmConfig):
+        recipe = load_config(AlignVlmConfig, ["--config", name], prog="align-vlm")
+        if source == f"{recipe.folder}/model":
+            return name, recipe.model
+    return None
 
 
 def model_shape(source: str) -> Shape | None:

@@ -1,4 +1,4 @@
-"""Entry points of `align-vlm`, `score-completions` and `synthesize-emotion`. Imports nothing heavy: `--help` must answer at once."""
+"""Entry points of the commands for vision-language models. Imports nothing heavy: `--help` must answer at once."""
 
 import sys
 
@@ -33,6 +33,21 @@ def _align(argv: list[str]) -> int:
     from policies.vlm.align import run_alignment
 
     return run_alignment(config, [sys.argv[0], *argv])
+
+
+def extract_makeup() -> None:
+    """Console command `extract-makeup PHOTO`: the makeup of a face as JSON, and on a second face."""
+    run_command(_extract)
+
+
+def _extract(argv: list[str]) -> int:
+    from policies.vlm.extract_config import ExtractConfig
+    from portraitkit.config import load_config
+
+    config = load_config(ExtractConfig, argv, prog="extract-makeup")
+    from policies.vlm.extract import run_extraction
+
+    return run_extraction(config, [sys.argv[0], *argv])
 
 
 def synthesize_emotion() -> None:

@@ -14,9 +14,9 @@ class ScoreConfig:
     """Score completions of a task with its verifiable rewards, without a model: one JSON line a row, on stdout."""
 
     rows: Positional[Annotated[Path, arg(metavar="ROWS.jsonl")]]
-    """One JSON object a line: a string completion, and the task's truth (area; solution; AUs and labels). - reads stdin."""
+    """One JSON object a line: a string completion, and the task's truth (area; solution; AUs and labels; verdict). - reads stdin."""
     task: str = "area"
-    """area, makeup, makeup-lips, emotion, or my_file.py:TASK."""
+    """area, makeup, makeup-lips, emotion, preference, or my_file.py:TASK."""
     mode: Literal["paper", "fixed"] = "fixed"
     """paper: the published rewards, faults included; fixed: the faults repaired."""
     metrics: Path | None = None

@@ -24,7 +24,7 @@ from portraitkit.images import read_image
 from portraitkit.interrupt import Interruptible
 from portraitkit.jsonl import append_line, read_json_lines, write_lines
 from portraitkit.progress import progress_bar
-from portraitkit.runs import RunFolder, may_resume
+from portraitkit.runs import RunFolder, start_or_go_on
 from preference_data.emotion_rows import EmotionRow, read_emotion_rows
 
 FREE = ("output_dir", "overwrite", "timeout", "request_retries", "requests_per_minute", "workers", "max_failures", "batch_size", "count")
@@ -55,23 +55,16 @@ def run_synthesis(config: SynthesizeConfig, command: list[str]) -> int:
 
         check_device(config.device)
         model_path(config.model)
-    resume = may_resume(
+    with start_or_go_on(
         config.output_dir,
         config_to_dict(config),
+        command=command,
+        seed=0,
         maker="synthesize-emotion",
         mark="endpoint_model",
         holds="a synthesis",
         free=FREE,
         overwrite=config.overwrite,
-    )
-    with RunFolder.open(
-        config.output_dir,
-        config_to_dict(config),
-        command=command,
-        seed=0,
-        overwrite=config.overwrite,
-        resume="latest" if resume else None,
-        allow_changed=True,
     ) as run:
         done = _read_journal(run.path / "journal.jsonl")
         write_lines(run.path / "journal.jsonl", done.values())  # without a line that a killed process left unfinished

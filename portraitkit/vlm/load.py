@@ -1,5 +1,8 @@
 """Load a vision-language model and its processor: the embedded one, a local folder or a hub id."""
 
+import json
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,19 @@ from portraitkit.errors import ConfigError, WeightsError
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """The tiny Qwen2.5-VL that ships with the package; `policies.vlm.pretrain` builds it."""
+ASKED = "portraitkit_prompt"
+"""Where a saved model's config.json says whether it was trained on a task's full or brief prompt."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def be_quiet() -> None:
+    """Without the progress bars and notices of transformers and DeepSpeed: ours says what is going on."""
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    disable_progress_bar()
+    set_verbosity_error()
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
 
 
 def model_path(source: str) -> str:
@@ -23,6 +38,8 @@ def model_path(source: str) -> str:
             raise WeightsError("--model embedded: its weights are not built; run make embedded (hours), or give a local folder or a hub id")
         return str(EMBEDDED)
     path = Path(source)
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        raise WeightsError(f"--model {source}: the folder holds a LoRA, not a model; give its base as --model and this folder as --adapter")
     if path.is_dir() and not (path / "config.json").is_file():
         raise WeightsError(f"--model {source}: the folder holds no config.json; give a folder written by save_pretrained, or a hub id")
     if not path.is_dir() and (path.is_absolute() or source.startswith(".") or source.count("/") != 1):
@@ -82,6 +99,73 @@ def load_model(source: str, *, dtype: str = "float32", device: str = "cpu", free
     if freeze_vision:
         vision_tower(model).requires_grad_(False)
     return model
+
+
+def check_adapter(folder: str | None) -> None:
+    """Refuse an adapter that is not there, before its model is loaded; None is no adapter.
+
+    Raises:
+        ConfigError: the folder holds none.
+    """
+    if folder is not None and not (Path(folder) / "adapter_config.json").is_file():
+        raise ConfigError(f"--adapter {folder}: holds no adapter_config.json; give the model folder of a run with --rank")
+
+
+def merge_adapter(model: Any, folder: str) -> Any:
+    """The model with a LoRA merged into its weights, of which the same ones are trained as before.
+
+    Args:
+        model: the adapter's base.
+        folder: written by a run with a LoRA.
+
+    Raises:
+        ConfigError: the folder holds no adapter.
+        WeightsError: the adapter is damaged or of another model.
+    """
+    trained = [parameter.requires_grad for parameter in model.parameters()]
+    merged = attach_adapter(model, folder).merge_and_unload()
+    for parameter, before in zip(merged.parameters(), trained, strict=True):
+        parameter.requires_grad_(before)  # peft froze them all
+    return merged
+
+
+def attach_adapter(model: Any, folder: str) -> Any:
+    """A `peft.PeftModel` whose LoRA is trained on; what it saves is an adapter of the same base.
+
+    Args:
+        model: the adapter's base.
+        folder: written by a run with a LoRA.
+
+    Raises:
+        ConfigError: the folder holds no adapter.
+        WeightsError: the adapter is damaged or of another model.
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    check_adapter(folder)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*missing adapter keys", category=UserWarning)
+            return PeftModel.from_pretrained(model, folder, is_trainable=True).eval()
+    except (OSError, ValueError, RuntimeError, SafetensorError, UserWarning) as error:
+        raise WeightsError(
+            f"--adapter {folder}: does not fit the model ({_first_line(error)}); give the --model that the adapter was trained on"
+        ) from error
+
+
+def asked_briefly(source: str) -> bool:
+    """Whether a model knows its tasks by their brief prompts: the embedded one, and what was trained from it.
+
+    Args:
+        source: see `model_path`.
+    """
+    if source == "embedded":
+        return True
+    try:
+        return json.loads((Path(source) / "config.json").read_text(encoding="utf-8")).get(ASKED) == "brief"
+    except (OSError, ValueError):
+        return False  # a hub id; what is wrong with a folder, loading it says
 
 
 def check_device(device: str) -> None:

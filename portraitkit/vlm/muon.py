@@ -31,17 +31,24 @@ class MuonAdamW(torch.optim.Optimizer):
         matrices = [parameter for name, parameter in named if parameter.ndim == 2 and "embed" not in name and "head" not in name]
         taken = {id(parameter) for parameter in matrices}
         rest = [parameter for _, parameter in named if id(parameter) not in taken]
-        self.parts: tuple[torch.optim.Optimizer, ...] = (
-            torch.optim.Muon(matrices, lr=muon_learning_rate, weight_decay=weight_decay),
-            torch.optim.AdamW(rest, lr=learning_rate, weight_decay=weight_decay),
-        )
+        parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            parts.append(torch.optim.Muon(matrices, lr=muon_learning_rate, weight_decay=weight_decay))
+        if rest:
+            parts.append(torch.optim.AdamW(rest, lr=learning_rate, weight_decay=weight_decay))
+        self.parts = tuple(parts)
         super().__init__([parameter for _, parameter in named], {})
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update both kinds."""
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update both kinds; a closure is called once, before."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for part in self.parts:
             part.step()
+        return loss
 
     def state_dict(self) -> dict[str, Any]:
         """Of both optimizers, in `parts`."""

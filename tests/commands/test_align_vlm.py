@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from policies.vlm.align_config import AlignVlmConfig
 from policies.vlm.main import align_vlm
 from portraitkit.config import load_config, recipe_names
+from portraitkit.vlm.load import ASKED
 from portraitkit.vlm.tiny import build_model, build_processor
 
 SMALL = {
@@ -54,6 +56,15 @@ def test_every_recipe_dry_runs(command, name):
     assert "peak, estimated" in out and "trl.GRPOConfig" in out
 
 
+def test_a_recipe_that_goes_on_from_another_says_so(command):
+    code, out, err = command(align_vlm, "--config", "facial_r1_enhance_7b", "--dry-run", "--device", "cpu")
+    assert code == 0, err
+    assert "which --config facial_r1_7b makes from Qwen/Qwen2.5-VL-7B-Instruct" in " ".join(out.split()).replace(" │ │ │ ", " ")
+    assert "10 of 4 prompts x 8 answers" in out and "8,292,166,656" in out
+    code, _, err = command(align_vlm, "--config", "facial_r1_enhance_7b", "--device", "cpu")
+    assert code == 2 and "--model runs/facial-r1-7b/model: no such folder" in err
+
+
 def test_a_run_writes_all_that_it_promises(command, model, tmp_path):
     run = tmp_path / "run"
     code, _, err = command(align_vlm, "--model", model, "--output-dir", run, "--stages", "sft", "grpo", *OPTIONS)
@@ -82,6 +93,54 @@ def test_a_lora_is_saved_as_one_and_can_be_gone_on_from(command, model, tmp_path
     assert (first / "model" / "adapter_model.safetensors").is_file()
     code, _, err = command(align_vlm, "--model", model, "--adapter", first / "model", "--output-dir", second, *OPTIONS)
     assert code == 0, err
+
+
+def adapter_of(run):
+    return load_file(run / "model" / "adapter_model.safetensors")
+
+
+def test_the_makeup_curriculum_with_all_weights(command, model, tmp_path):
+    lips, full = tmp_path / "lips", tmp_path / "full"
+    options = [*OPTIONS, "--max-train-steps", 1]
+    code, _, err = command(align_vlm, "--task", "makeup-lips", "--model", model, "--prompt", "brief", "--output-dir", lips, *options)
+    assert code == 0, err
+    code, _, err = command(align_vlm, "--task", "makeup", "--model", lips / "model", "--output-dir", full, *options)
+    assert code == 0, err
+    assert json.loads((full / "summary.json").read_text())["task"] == "makeup"
+    asked = [json.loads((run / "model" / "config.json").read_text())[ASKED] for run in (lips, full)]
+    assert asked == ["brief", "brief"]  # the second step asks as the first did
+
+
+def test_the_makeup_curriculum_with_a_lora(command, model, tmp_path):
+    lips, both, full = (tmp_path / name for name in ("lips", "both", "full"))
+    lora = ["--model", model, "--rank", 2, *OPTIONS, "--sft-steps", 4, "--max-train-steps", 1, "--learning-rate", 1e-12]
+    assert command(align_vlm, "--task", "makeup-lips", "--stages", "sft", "--output-dir", lips, *lora)[0] == 0
+    learned = adapter_of(lips)
+    assert all(value.abs().sum() > 0 for name, value in learned.items() if "lora_B" in name)
+    code, _, err = command(align_vlm, "--task", "makeup-lips", "--stages", "sft", "grpo", "--output-dir", both, *lora)
+    assert code == 0, err
+    code, _, err = command(align_vlm, "--task", "makeup", "--adapter", lips / "model", "--beta", 0.1, "--output-dir", full, *lora)
+    assert code == 0, err
+    for run in (both, full):  # a later stage or run trains the same LoRA on: nothing of the earlier one is lost
+        assert sorted(path.name for path in (run / "model").iterdir() if path.is_dir()) == []
+        later = adapter_of(run)
+        assert later.keys() == learned.keys()
+        for name, value in later.items():
+            torch.testing.assert_close(value, learned[name], atol=1e-6, rtol=0)
+    for options, words in (
+        (["--rank", 4], ["--rank 4", "has 2"]),
+        (["--rank", 2, "--lora-targets", "q_proj"], ["--lora-targets"]),
+        (["--adapter", tmp_path / "damaged"], ["damaged", "does not fit"]),
+        (["--model", lips / "model"], ["holds a LoRA", "--adapter"]),
+    ):
+        copy = tmp_path / "damaged"
+        copy.mkdir(exist_ok=True)
+        for path in (lips / "model").iterdir():
+            (copy / path.name).write_bytes(path.read_bytes()[: 200 if path.suffix == ".safetensors" else None])
+        given = ["--adapter", lips / "model", *lora, *options, "--output-dir", tmp_path / "other"]
+        code, _, err = command(align_vlm, "--task", "makeup", *given)
+        message = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert code == 2 and len(message) == 1 and all(word in message[0] for word in words), err
 
 
 def test_a_resumed_run_ends_as_the_uninterrupted_one(command, model, tmp_path):

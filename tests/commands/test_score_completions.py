@@ -43,6 +43,31 @@ def test_every_task(command, tmp_path, task, row, reward):
     assert code == 0 and json.loads(out)["reward"] == pytest.approx(reward, abs=1e-4)
 
 
+PREFERRED = "<think>smooth 4 2 blemish 5 3 texture 4 4 clarity 3 3 identity 5 5</think><answer>1</answer>"
+
+
+def test_preferences(command, tmp_path):
+    verdict = {"overall": "x", "skin_smoothing": "x", "texture": "tie", "clarity": "y"}
+    texts = [PREFERRED, PREFERRED.replace("<answer>1", "<answer>2"), "Image1"]
+    rows = write(tmp_path / "rows.jsonl", [{"completion": text, "verdict": verdict} for text in texts])
+    totals = {"fixed": [2 + 2 / 3, 0.5 + 2 / 3, 0], "paper": [3, 1, 0]}
+    for mode, wanted in totals.items():
+        code, out, err = command(score_completions, "--task", "preference", "--mode", mode, rows)
+        assert code == 0 and err == ""
+        found = [json.loads(line) for line in out.splitlines()]
+        assert [line["reward"] for line in found] == pytest.approx(wanted)
+        assert found[0]["parsed"]["better"] == "x" and found[0]["parsed"]["scores"]["texture"] == [4, 4] and found[2]["parsed"] is None
+    figures = tmp_path / "figures.json"
+    assert command(score_completions, "--task", "preference", rows, "--metrics", figures)[0] == 0
+    summary = json.loads(figures.read_text())
+    assert summary["readable"] == pytest.approx(2 / 3) and summary["overall_accuracy"] == pytest.approx(1 / 3)
+    assert "identity_accuracy" not in summary
+    for bad, word in (({"overall": "a"}, "x, y or tie"), ({"beauty": "x"}, "beauty"), ("x", "verdict")):
+        rows = write(tmp_path / "rows.jsonl", [{"completion": "x", "verdict": {"overall": "x"}}, {"completion": "x", "verdict": bad}])
+        code, out, err = command(score_completions, "--task", "preference", rows)
+        assert code == 2 and out == "" and "line 2" in err and word in err and len(err.splitlines()) == 1
+
+
 def test_a_users_own_task(command, tmp_path):
     (tmp_path / "mine.py").write_text("from policies.vlm.tasks.shape_area import area_task\nTASK = area_task('think')\n")
     row = {"completion": "<think>r</think><answer>400.00</answer>", "area": 400}

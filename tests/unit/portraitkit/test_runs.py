@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from portraitkit.errors import CheckpointError, ConfigError, RunFolderError
-from portraitkit.runs import RunFolder, environment, may_resume
+from portraitkit.runs import RunFolder, environment, may_resume, start_or_go_on
 
 CONFIG = {"output_dir": "runs/a", "seed": 3, "learning_rate": 1e-4, "rewards": ["identity", "skin"], "lam_max": math.nan}
 
@@ -280,3 +280,21 @@ def test_work_may_go_on_with_the_same_options_only(tmp_path):
         (tmp_path / "config.json").write_text(other)
         with pytest.raises(RunFolderError, match="that make-it did not make"):
             may(config, overwrite=True)
+
+
+def test_a_maker_starts_goes_on_and_replaces(tmp_path):
+    made = tmp_path / "made"
+
+    def opened(config, **options):
+        words = {"maker": "make-it", "mark": "looks", "holds": "a set made", "free": ("count",)}
+        return start_or_go_on(made, config, command=["make-it"], seed=0, **words, **options)
+
+    with opened({"looks": 2, "count": 3}) as run:
+        (run.path / "done.txt").touch()
+    with opened({"looks": 2, "count": 9}) as run:
+        assert (run.path / "done.txt").is_file()
+    assert json.loads((made / "config.json").read_text())["count"] == 9
+    with pytest.raises(RunFolderError, match="looks 2 -> 1"):
+        opened({"looks": 1, "count": 9})
+    with opened({"looks": 1, "count": 9}, overwrite=True) as run:
+        assert not (run.path / "done.txt").exists()
