@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
     work = Path(config.work_dir)
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    rows = {split: {name: _rows(config, work, name, split, console) for name in ROWS} for split in ("train", "validation")}
+    rows = {split: {name: open_rows(config, work, name, split, console) for name in ROWS} for split in ("train", "validation")}
     processor = make_processor(rows["train"])
     model = build_model(processor)
     start(model, processor, rows["train"])
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
         model,
         processor,
         rows["train"],
-        lambda some: _tokens(model, processor, some),
+        lambda some: tokens_of(model, processor, some),
         shares=READ_SHARES,
         steps=max(int(config.read_steps * config.scale), 1),
         learning_rate=config.read_learning_rate,
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _rows(config: PretrainConfig, work: Path, name: str, split: str, console: Console) -> list[dict[str, Any]]:
+def open_rows(config: PretrainConfig, work: Path, name: str, split: str, console: Console) -> list[dict[str, Any]]:
     """Rows with 8-bit pictures, kept in the work folder."""
     path = work / f"{name}_{split}.pt"
     if path.is_file():
@@ -146,7 +146,7 @@ def look(model: Any, pixels: Tensor, grid: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _tokens(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> Tensor:
+def tokens_of(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> Tensor:
     """The tower's tokens of each row, those of its pictures one after the other."""
     pixels, grid = pixels_of(processor, rows)
     tokens = torch.cat([look(model, part, grid).bfloat16() for part in pixels.split(64)])
@@ -154,9 +154,9 @@ def _tokens(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> Te
 
 
 @torch.no_grad()
-def start(model: Any, processor: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Set what has a closed form, from a few pictures of each task."""
-    some = [pixels_of(processor, part[::60]) for part in rows.values()]
+def start(model: Any, processor: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]], *, every: int = 60) -> None:
+    """Set what has a closed form, from every 60th row of each task."""
+    some = [pixels_of(processor, part[::every]) for part in rows.values()]
     patches = torch.cat([pixels.flatten(0, 1)[::3] for pixels, _ in some])
     see_from_the_start(
         model, patches[:: len(patches) // 40_000 + 1], lambda: torch.cat([look(model, *found).flatten(0, 1) for found in some])

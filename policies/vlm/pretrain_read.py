@@ -70,6 +70,11 @@ def teach_to_read(
         keep: file that the state is written to every 100 updates, and gone on from.
         console: for a line every 50 updates.
     """
+    state = torch.load(keep, weights_only=True) if keep.is_file() else {"done": 0}
+    if state["done"]:
+        model.load_state_dict(state["model"])
+    if state["done"] >= steps:
+        return
     lessons = {name: _lesson(name, model, processor, some, look) for name, some in rows.items()}
     width = lessons["area"].pictures.shape[-1]
     heads = torch.nn.ModuleDict({kind: torch.nn.Linear(width, facts.outputs) for kind, facts in FACTS.items()})
@@ -79,16 +84,12 @@ def teach_to_read(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 50) * min(1.0, max(0.02, (steps - step) / (0.4 * steps)))
     )
-    done = 0
-    if keep.is_file():
-        state = torch.load(keep, weights_only=True)
-        done = state["done"]
-        model.load_state_dict(state["model"])
+    if state["done"]:
         heads.load_state_dict(state["heads"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
     started, sums = time.monotonic(), dict.fromkeys(FACTS, torch.zeros(2))
-    for step in range(done + 1, steps + 1):
+    for step in range(state["done"] + 1, steps + 1):
         optimizer.zero_grad()
         for kind, facts in FACTS.items():
             task = facts.tasks[int(torch.randint(len(facts.tasks), ()))]
@@ -103,8 +104,8 @@ def teach_to_read(
             console.print(f"read {step}/{steps}, {time.monotonic() - started:.0f} s  {figures}", highlight=False, soft_wrap=True)
             sums = dict.fromkeys(FACTS, torch.zeros(2))
         if step % 100 == 0 or step == steps:
-            state = {"done": step, "model": model.state_dict(), "heads": heads.state_dict()}
-            torch.save(state | {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, keep)
+            reached = {"done": step, "model": model.state_dict(), "heads": heads.state_dict()}
+            torch.save(reached | {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, keep)
 
 
 def _lesson(name: str, model: Any, processor: Any, rows: Sequence[Mapping[str, Any]], look: Any) -> Lesson:
