@@ -10,9 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from policies.retoucher.adapter import check_start
 from policies.retoucher.backbones import load_backbone
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.evaluate import Evaluation, EvaluationSet, compare, measure
+from policies.retoucher.loading import loading_options
 from policies.retoucher.report import write_report
 from policies.retoucher.report_pictures import write_overview
 from policies.retoucher.rollout import check_plan
@@ -34,8 +36,10 @@ def run_alignment(config: RetoucherConfig, command: list[str]) -> int:
     console = Console(stderr=True)
     started = time.monotonic()
     check_plan(config)
+    if config.init_adapter is not None:
+        check_start(config.init_adapter, config.rank, config.lora_alpha)
     rewards = build_rewards(config.rewards, config.reward_weights, config.combine)
-    backbone = load_backbone(config.backbone, config.model, config.resolution, config.device)
+    backbone = load_backbone(config.backbone, config.model, config.resolution, config.device, **loading_options(config))
     source = open_photos(config.photos, backbone.resolution, need_anchors=config.dpg and config.anchor != "none")
     validation, held_out = make_evaluation_sets(config, backbone, source)
     with RunFolder.open(
