@@ -46,12 +46,13 @@ def load_pipeline(
         WeightsError: the weights are not there, cannot be had, or are another pipeline's.
     """
     import torch
+    from huggingface_hub.errors import HFValidationError
 
     extra = {"quantization_config": _quantization(quantize)} if quantize != "none" else {}
     _check_class(kind, Path(name))
     try:
         pipeline = kind.from_pretrained(name, dtype=torch.bfloat16, **extra)
-    except OSError as error:
+    except (OSError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
             f"{name}: no {kind.__name__} weights there ({reason}); accept the licence on its model page and log in, or give --model a "
@@ -84,8 +85,17 @@ def _quantization(quantize: str) -> Any:
     if quantize != "nf4":
         raise ConfigError(f"--quantize {quantize}: use none or nf4")
     need_bitsandbytes("--quantize nf4", "--quantize none")
+    if not has_accelerator():
+        raise ConfigError("--quantize nf4: diffusers quantises on a GPU only, and there is none here; use --quantize none")
     settings = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
     return PipelineQuantizationConfig(quant_backend="bitsandbytes_4bit", quant_kwargs=settings, components_to_quantize=["transformer"])
+
+
+def has_accelerator() -> bool:
+    """Whether torch sees a GPU that bitsandbytes knows."""
+    import torch
+
+    return torch.cuda.is_available() or torch.xpu.is_available()
 
 
 def need_bitsandbytes(option: str, instead: str) -> Any:

@@ -13,6 +13,7 @@ from rich.table import Table
 from policies.retoucher.adapter import check_start
 from policies.retoucher.backbones import load_backbone
 from policies.retoucher.config import RetoucherConfig
+from policies.retoucher.encoding_cache import open_cache, with_cache
 from policies.retoucher.evaluate import Evaluation, EvaluationSet, compare, measure
 from policies.retoucher.loading import loading_options
 from policies.retoucher.report import write_report
@@ -39,7 +40,8 @@ def run_alignment(config: RetoucherConfig, command: list[str]) -> int:
     if config.init_adapter is not None:
         check_start(config.init_adapter, config.rank, config.lora_alpha)
     rewards = build_rewards(config.rewards, config.reward_weights, config.combine)
-    backbone = load_backbone(config.backbone, config.model, config.resolution, config.device, **loading_options(config))
+    loaded = load_backbone(config.backbone, config.model, config.resolution, config.device, **loading_options(config))
+    backbone = with_cache(loaded, config)
     source = open_photos(config.photos, backbone.resolution, need_anchors=config.dpg and config.anchor != "none")
     validation, held_out = make_evaluation_sets(config, backbone, source)
     with RunFolder.open(
@@ -52,6 +54,7 @@ def run_alignment(config: RetoucherConfig, command: list[str]) -> int:
         allow_changed=config.allow_changed,
         report_to=list(config.report_to),
     ) as run:
+        open_cache(backbone, config)
         if bool(validation.batch.photos.clean.isnan().any()):
             console.print(
                 "[yellow]photos without an anchor: blemishes are guessed and over-smoothing can win (docs/rewards.md); look at the "
