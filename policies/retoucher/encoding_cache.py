@@ -86,7 +86,7 @@ class CachedBackbone:
         own_text = "prompt" in rows[0]
         texts = {name: torch.cat([row[name] for row in rows]) for name in TEXT if name in rows[0]} if own_text else _entry(text)
         residual = torch.stack([row["residual"] if "residual" in row else torch.zeros_like(images[0]) for row in rows])
-        device = self.transformer_device()
+        device = images.device if own_text else self._transformer_device()
         return Condition(
             torch.stack([row["reference"] for row in rows]).to(images.device),
             residual.to(images.device),
@@ -94,8 +94,8 @@ class CachedBackbone:
             **{name: value.to(device) for name, value in texts.items()},
         )
 
-    def transformer_device(self) -> torch.device:
-        """Where text embeddings are wanted."""
+    def _transformer_device(self) -> torch.device:
+        """Where text that all photos share is wanted."""
         parameter = next(self.transformer.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
 

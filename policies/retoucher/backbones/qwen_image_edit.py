@@ -80,12 +80,12 @@ class QwenEditBackbone(PipelineBackbone):
         return {"prompt": words, "pooled": words.new_zeros(len(words), 0), "negative": negative, "own_text": True}
 
     def _words(self, images: Images, prompt: str) -> Tensor:
-        """One row a photo, each photo encoded on its own, as the stock pipeline does."""
+        """One row a photo, each photo encoded on its own, as the stock pipeline does; kept where the photos are, for each is some MB."""
         rows = []
         for image in images:
             shown = self.pipeline.image_processor.resize(to_pil(image.cpu()), self.prompt_side, self.prompt_side)
             rows.append(self.pipeline.encode_prompt(prompt=prompt, image=[shown], device=self.device)[0])
-        return torch.cat(rows)
+        return torch.cat(rows).to(images.device)
 
     def velocity(self, x: Latents, sigma: float, condition: Condition) -> Latents:
         """See `Backbone.velocity`; the guided velocity is scaled to the unguided one's length token by token, as in the pipeline."""

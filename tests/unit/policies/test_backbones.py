@@ -12,6 +12,7 @@ from peft import LoraConfig
 from dpg.sde import log_ratio, step_mean_std
 from policies.retoucher.backbone import Backbone, sample_ode
 from policies.retoucher.backbones import tiny, tiny_qwen
+from policies.retoucher.backbones.flux_kontext import KontextBackbone
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.rollout import plan_steps, roll_out
 from policies.retoucher.update import accumulate_gradients
@@ -150,6 +151,8 @@ def test_the_ratio_is_exactly_one_before_an_update(made, config):
     figures = accumulate_gradients(made, condition, rollout, plan, advantages, torch.arange(2), config)
     assert figures.ratio_deviation < 1e-6
     assert figures.evaluations == made.forwards * 3 * (2 + 2 * config.group_size)
+    unused = [name for name, p in made.transformer.named_parameters() if p.requires_grad and p.grad is None]
+    assert len(unused) == (0 if isinstance(made, KontextBackbone) else 2 * 4), "the text output of Qwen's last block leads nowhere"
     gradients = [p.grad for p in made.transformer.parameters() if p.requires_grad and p.grad is not None]
     assert sum(float(g.abs().sum()) for g in gradients) > 0
 

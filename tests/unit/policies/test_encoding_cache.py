@@ -136,7 +136,8 @@ def test_training_is_the_same_with_a_cache(make_trainer, config, tmp_path):
     cached.keep_in(tmp_path)
     trainer = Trainer(config, cached, plain.source, plain.rewards, plain.console)
     for _ in range(2):
-        plain.train_step(), trainer.train_step()
+        plain.train_step()
+        trainer.train_step()
     for name, value in plain.adapter.items():
         assert torch.equal(value, trainer.adapter[name]), name
     assert len(list(tmp_path.iterdir())) == 2 * 2 * config.photos_per_step + 1, "photos, their anchors, one text"
