@@ -201,7 +201,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor])
 
 
 def _number(value: Tensor) -> float:
-    number = value.item()
+    number = float(value)
     return int(number) if number.is_integer() else number
 
 

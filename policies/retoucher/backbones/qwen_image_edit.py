@@ -11,7 +11,7 @@ from policies.retoucher.backbones.pipeline import PipelineBackbone
 from policies.retoucher.loading import check_multiple, load_pipeline
 from portraitkit.images import to_pil
 
-# Both streams of each of the 60 blocks: 720 modules. The last block's text output is not used: 4 of its modules get no gradient.
+# Both streams of each of the 60 blocks: 720 modules. The last block's text output is not used: 4 of its modules never learn.
 LORA_TARGETS = [
     "attn.to_q",
     "attn.to_k",

@@ -151,10 +151,9 @@ def test_the_ratio_is_exactly_one_before_an_update(made, config):
     figures = accumulate_gradients(made, condition, rollout, plan, advantages, torch.arange(2), config)
     assert figures.ratio_deviation < 1e-6
     assert figures.evaluations == made.forwards * 3 * (2 + 2 * config.group_size)
-    unused = [name for name, p in made.transformer.named_parameters() if p.requires_grad and p.grad is None]
-    assert len(unused) == (0 if isinstance(made, KontextBackbone) else 2 * 4), "the text output of Qwen's last block leads nowhere"
-    gradients = [p.grad for p in made.transformer.parameters() if p.requires_grad and p.grad is not None]
-    assert sum(float(g.abs().sum()) for g in gradients) > 0
+    adapter = {name: p for name, p in made.transformer.named_parameters() if p.requires_grad}
+    idle = [name for name, p in adapter.items() if p.grad is None or not p.grad.any()]
+    assert len(idle) == (0 if isinstance(made, KontextBackbone) else 2 * 4), "the text output of Qwen's last block leads nowhere"
 
 
 def test_evaluations_count_both_sides_of_guidance(made, config):
