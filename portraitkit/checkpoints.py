@@ -168,11 +168,16 @@ def set_rng_state(states: dict[str, Tensor]) -> None:
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's per-parameter state as a flat dictionary `"<index>/<name>"`; numbers become 0-d float64 tensors."""
+    """An optimiser's per-parameter state as a flat dictionary `"<index>/<name>"`, with `"<index>/<group>/<name>"` for what is nested.
+
+    Numbers become 0-d float64 tensors.
+    """
     flat = {}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
-            flat[f"{index}/{name}"] = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+            inner = {f"{name}/{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+            for key, item in inner.items():
+                flat[f"{index}/{key}"] = item if isinstance(item, Tensor) else torch.tensor(item, dtype=torch.float64)
     return flat
 
 
@@ -182,14 +187,22 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor])
     Raises:
         CheckpointError: the state belongs to more parameters than the optimiser has.
     """
-    states: dict[int, dict[str, Tensor]] = {}
+    states: dict[int, dict[str, Any]] = {}
     for key, value in flat.items():
-        index, name = key.split("/", 1)
-        states.setdefault(int(index), {})[name] = value.clone()
+        index, *groups, name = key.split("/")
+        place = states.setdefault(int(index), {})
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[name] = _number(value) if value.dtype == torch.float64 and value.ndim == 0 else value.clone()
     have = sum(len(group["params"]) for group in optimizer.param_groups)
     if states and max(states) >= have:
         raise CheckpointError(f"optimiser state of parameter {max(states)}, but there are {have}: the checkpoint is of another model")
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _number(value: Tensor) -> float:
+    number = float(value)
+    return int(number) if number.is_integer() else number
 
 
 def _complete(folder: Path) -> list[Path]:

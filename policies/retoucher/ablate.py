@@ -12,9 +12,12 @@ from pathlib import Path
 from rich.console import Console
 
 from policies.retoucher.ablation_plots import ablation_plot, ablation_table_markdown
+from policies.retoucher.adapter import check_start
 from policies.retoucher.backbones import load_backbone
 from policies.retoucher.config import RetoucherConfig
+from policies.retoucher.encoding_cache import open_cache, with_cache
 from policies.retoucher.evaluate import Evaluation, EvaluationSet, compare
+from policies.retoucher.loading import loading_options
 from policies.retoucher.train import Trainer, make_evaluation_sets
 from policies.retoucher.training_photos import PhotoSource, open_photos
 from portraitkit.config import config_to_dict
@@ -46,8 +49,11 @@ def run_ablation(config: RetoucherConfig, command: list[str]) -> int:
         for seed in range(config.seed, config.seed + config.ablate_seeds)
         for arm, changes in ARMS.items()
     ]
+    if config.init_adapter is not None:
+        check_start(config.init_adapter, config.rank, config.lora_alpha)
     rewards = build_rewards(config.rewards, config.reward_weights, config.combine)
-    backbone = load_backbone(config.backbone, config.model, config.resolution, config.device)
+    loaded = load_backbone(config.backbone, config.model, config.resolution, config.device, **loading_options(config))
+    backbone = with_cache(loaded, config)
     source = open_photos(config.photos, backbone.resolution, need_anchors=True)
     resume = "latest" if (Path(config.output_dir) / "ablation.jsonl").is_file() and not config.overwrite else None
     with (
@@ -65,6 +71,7 @@ def run_ablation(config: RetoucherConfig, command: list[str]) -> int:
         kept = run.path / "ablation.jsonl"
         kept.touch()
         rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.is_file() else []
+        open_cache(backbone, config)
         _, held_out = make_evaluation_sets(config, backbone, source)
         for arm, arm_config in runs:
             if any(row["arm"] == arm and row["seed"] == arm_config.seed for row in rows):
@@ -98,7 +105,9 @@ def _run_arm(
     console: Console,
     interrupt: Interruptible,
 ) -> dict[str, object] | None:
-    backbone = load_backbone(config.backbone, config.model, config.resolution, config.device)
+    loaded = load_backbone(config.backbone, config.model, config.resolution, config.device, **loading_options(config))
+    backbone = with_cache(loaded, config)
+    open_cache(backbone, config)
     trainer = Trainer(config, backbone, source, rewards, console)
     base: Evaluation = trainer.evaluate(held_out, None)
     rollout_rewards: list[float] = []

@@ -8,7 +8,8 @@ from typing import Any, cast
 from diffusers.loaders import PeftAdapterMixin
 from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from policies.retoucher.backbone import Backbone
 from portraitkit.errors import WeightsError
@@ -27,6 +28,15 @@ class AdapterFile:
     """Of all tensors, by key."""
     settings: dict[str, Any]
     """peft's configuration of the transformer's LoRA; empty where the file has none."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The file's tensors, by key."""
+        return load_file(self.path)
+
+
+def without_prefix(items: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a LoRA file by the names of the transformer's own modules."""
+    return {key.removeprefix(PREFIX): value for key, value in items.items()}
 
 
 def attach_adapter(backbone: Backbone, folder: str | Path) -> None:
@@ -64,7 +74,7 @@ def attach_adapter(backbone: Backbone, folder: str | Path) -> None:
         target_modules=backbone.lora_targets,
     )
     cast(PeftAdapterMixin, backbone.transformer).add_adapter(settings)
-    backbone.load_adapter(str(file.path.parent))
+    backbone.load_adapter(str(file.path))
     backbone.transformer.requires_grad_(False)
 
 
@@ -72,14 +82,14 @@ def read_adapter(folder: str | Path) -> AdapterFile:
     """Read the header of a LoRA file; no tensor is loaded.
 
     Args:
-        folder: holds `pytorch_lora_weights.safetensors`; or the file.
+        folder: holds `pytorch_lora_weights.safetensors`; or a safetensors file.
 
     Raises:
         WeightsError: no such file, or it is no safetensors file.
     """
     path = Path(folder) / FILE if Path(folder).is_dir() else Path(folder)
-    if path.name != FILE or not path.is_file():
-        raise WeightsError(f"{path}: no LoRA there; give a folder with {FILE}, as align-retoucher writes it")
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise WeightsError(f"{path}: no LoRA there; give a folder with {FILE}, as align-retoucher writes it, or a .safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (a file, not a dict)
@@ -91,6 +101,28 @@ def read_adapter(folder: str | Path) -> AdapterFile:
     except (json.JSONDecodeError, AttributeError) as error:
         raise WeightsError(f"{path}: its {METADATA} is no JSON object ({error}); save the LoRA again") from error
     return AdapterFile(path, shapes, settings)
+
+
+def check_start(folder: str | Path, rank: int, alpha: int) -> None:
+    """Refuse a LoRA to start from that a run's rank and alpha would scale differently from how it was trained.
+
+    Args:
+        folder: as for `read_adapter`.
+        rank: of the run.
+        alpha: of the run.
+
+    Raises:
+        WeightsError: no LoRA there, or one of another rank or alpha.
+    """
+    file = read_adapter(folder)
+    ranks = {shape[0] for key, shape in file.shapes.items() if key.endswith(".lora_A.weight")}
+    have = max(ranks, default=0)
+    has_alpha = file.settings.get("lora_alpha", have)
+    if ranks != {rank} or has_alpha != alpha:
+        raise WeightsError(
+            f"--init-adapter {file.path}: has rank {', '.join(map(str, sorted(ranks))) or '0'} and alpha {has_alpha:g}, the run {rank} and "
+            f"{alpha}; use --rank {have} --lora-alpha {has_alpha:g}"
+        )
 
 
 def _compare(file: AdapterFile, expected: dict[str, tuple[int, ...]], name: str) -> None:

@@ -1,7 +1,8 @@
 """The contract between the alignment loop and a diffusion image editor: one file a backbone in `backbones/`.
 
-A backbone file exports `BACKBONE`, a function `(model: str | None, resolution: int | None, device) -> Backbone`;
-`--backbone my_file.py:BACKBONE` loads a user's own by the same road as the built-in ones.
+A backbone file exports `BACKBONE`, a function `(model: str | None, resolution: int | None, device) -> Backbone`, with a keyword
+argument for each option of `policies.retoucher.loading.LOADING` that it knows; `--backbone my_file.py:BACKBONE` loads a user's own by
+the same road as the built-in ones.
 """
 
 from dataclasses import dataclass, replace
@@ -22,21 +23,29 @@ class Condition:
     Attributes:
         reference: the photos' latents, normalised and packed as the policy's own.
         residual: what decoding the photo's own latent loses, `source - decode(reference)`; zero where it is not added back.
-        prompt: text embeddings, one row for all photos.
-        pooled: pooled text embedding, one row for all photos.
+        prompt: text embeddings, one row for all photos, or one a photo where the photo is part of the prompt.
+        pooled: pooled text embedding, rows as `prompt`; of width 0 where the model has none.
+        negative: text embeddings of the negative prompt, rows as `prompt`; None without classifier-free guidance.
+        own_text: whether each photo has its own row of text embeddings.
     """
 
     reference: Latents
     residual: Images
-    prompt: Float[Tensor, "1 words dim"]
-    pooled: Float[Tensor, "1 dim2"]
+    prompt: Float[Tensor, "rows words dim"]
+    pooled: Float[Tensor, "rows dim2"]
+    negative: Float[Tensor, "rows words2 dim"] | None = None
+    own_text: bool = False
 
     def __len__(self) -> int:
         return len(self.reference)
 
     def select(self, index: Int[Tensor, " k"]) -> Self:
         """The photos at `index`, which may repeat."""
-        return replace(self, reference=self.reference[index], residual=self.residual[index])
+        chosen = replace(self, reference=self.reference[index], residual=self.residual[index])
+        if not self.own_text:
+            return chosen
+        negative = None if self.negative is None else self.negative[index]
+        return replace(chosen, prompt=self.prompt[index], pooled=self.pooled[index], negative=negative)
 
 
 @runtime_checkable
@@ -50,6 +59,7 @@ class Backbone(Protocol):
         lora_targets: module names (peft's suffix rule) that LoRA adapts.
         base_model: hub id or name of the base, written into the adapter's card.
         licence: licence of the base.
+        forwards: evaluations of the transformer in one velocity, 2 with true classifier-free guidance.
     """
 
     name: str
@@ -58,6 +68,11 @@ class Backbone(Protocol):
     lora_targets: list[str]
     base_model: str
     licence: str
+    forwards: int
+
+    def encoding_key(self) -> str:
+        """What encodings depend on beside photo and prompt (weights of the encoders, their settings), as text; keys a cache."""
+        ...
 
     def sigmas(self, num_steps: int) -> list[float]:
         """Noise levels from 1 down to 0, `num_steps + 1` of them, as the stock pipeline would use."""

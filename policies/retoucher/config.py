@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from policies.retoucher.config_rules import RULES, check_guidance
 from portraitkit.errors import ConfigError
 
 
@@ -13,7 +14,7 @@ class RetoucherConfig:
     output_dir: str = "runs/retoucher"
     """Run folder: configuration, metrics, checkpoints, summary.json, report.html and the LoRA."""
     backbone: str = "tiny"
-    """tiny (embedded, CPU), flux_kontext, or my_file.py:BACKBONE."""
+    """tiny (embedded, CPU), flux_kontext, qwen_image_edit, qwen_image_edit_plus, or my_file.py:BACKBONE."""
     model: str | None = None
     """Hub id or local folder of the backbone's weights; the backbone's own default if not given."""
     photos: str = "embedded"
@@ -24,6 +25,22 @@ class RetoucherConfig:
     """Side of the square face crops in pixels; the backbone's own if not given."""
     device: str = "cpu"
     """cpu, cuda, cuda:1 ..."""
+    guidance: float | None = None
+    """Guidance scale; the backbone's own if not given. On qwen_image_edit it is true classifier-free guidance: at 1 it is off,
+    at half the cost."""
+    negative_prompt: str = " "
+    """What true classifier-free guidance leads away from."""
+    quantize: Literal["none", "nf4"] = "none"
+    """nf4: the transformer's frozen weights in 4 bits (bitsandbytes); LoRA stays float32."""
+    offload_text_encoder: bool = False
+    """Text encoders are on the device only while they encode."""
+    vae_tiling: bool = False
+    """Encode and decode large pictures in tiles, in less memory."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward instead of keeping them: a third more time, a fraction of the memory."""
+    cache_dir: str | None = None
+    """Where encoded photos, anchors and prompts are kept, one file each, and encoded once; for a folder of photos OUTPUT_DIR/cache if not
+    given, for the embedded ones nowhere. none turns it off."""
     seed: int = 0
     """Everything random follows from it."""
 
@@ -91,6 +108,8 @@ class RetoucherConfig:
     """Optimiser updates a training step; the photos are divided among them."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """AdamW, or the same with its state in 8 bits (bitsandbytes)."""
     lr_scheduler: Literal["constant", "linear"] = "linear"
     """After the warm-up: constant, or falling linearly to 0 at --max-train-steps."""
     warmup_steps: int = 3
@@ -104,7 +123,7 @@ class RetoucherConfig:
     lora_alpha: int = 16
     """LoRA alpha."""
     init_adapter: str | None = None
-    """Folder with pytorch_lora_weights.safetensors to start from."""
+    """LoRA to start from: a folder with pytorch_lora_weights.safetensors, or a .safetensors file; its rank and alpha must be the run's."""
     clip_range: float = 1e-4
     """Clip range of the ratio; small, because log-probabilities are means over the latent's dimensions."""
     ratio: Literal["ppo", "guard"] = "ppo"
@@ -187,6 +206,7 @@ class RetoucherConfig:
         for name, holds in rules.items():
             if not holds:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: {RULES[name]}")
+        check_guidance(self.guidance)
         if self.group_size < 2:
             raise ConfigError(f"--group-size {self.group_size}: a group needs at least 2 candidates to be compared; try 12")
         if self.dpg and self.anchor == "wrong" and self.photos_per_step < 2:
@@ -199,33 +219,3 @@ class RetoucherConfig:
             raise ConfigError(
                 f"--reward-weights has {len(self.reward_weights)} values for {len(self.rewards)} rewards: give one each, or none"
             )
-
-
-RULES = {
-    "num_steps": "at least 1 sampling step",
-    "photos_per_step": "at least 1 photo",
-    "max_train_steps": "at least 1 training step",
-    "warmup_steps": "0 or more",
-    "rank": "a LoRA needs rank 1 or more",
-    "micro_batch": "at least 1 candidate",
-    "updates_per_step": "between 1 and --photos-per-step",
-    "learning_rate": "must be above 0",
-    "eta": "must be above 0, or nothing is explored",
-    "lam_max": "between 0 (no guidance) and 1",
-    "validation_photos": "at least 1",
-    "held_out_photos": "at least 2, or there is no interval",
-    "ema_decay": "at least 0 (off) and below 1",
-    "validation_steps": "at least 1 training step between two validations",
-    "checkpointing_steps": "0 (only at the end) or more",
-    "adam_epsilon": "must be above 0",
-    "weight_decay": "0 or more",
-    "max_grad_norm": "must be above 0",
-    "clip_range": "must be above 0",
-    "advantage_clip": "must be above 0",
-    "kl_beta": "0 (off) or more",
-    "lora_alpha": "at least 1",
-    "ablate_seeds": "at least 1 seed an arm",
-    "max_network_evaluations": "0 (no limit) or more",
-    "max_unscorable": "a share between 0 and 1",
-    "seed": "between 0 and 2^63 - 1",
-}

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from policies.retoucher.config import RetoucherConfig
+from policies.retoucher.config_rules import check_guidance
 from portraitkit.errors import ConfigError
 
 
@@ -19,7 +20,7 @@ class RetouchConfig:
     target: Positional[Annotated[Path, arg(metavar="OUT")]]
     """Where to write: a file or a folder; a folder if IN is one."""
     backbone: str = "tiny"
-    """tiny (embedded, CPU), flux_kontext, or my_file.py:BACKBONE."""
+    """tiny (embedded, CPU), flux_kontext, qwen_image_edit, qwen_image_edit_plus, or my_file.py:BACKBONE."""
     model: str | None = None
     """Hub id or local folder of the backbone's weights; the backbone's own default if not given."""
     adapter: str | None = None
@@ -36,6 +37,17 @@ class RetouchConfig:
     """Share of the edit that is applied: 0 leaves the photo as it is, 1 is the whole retouch."""
     min_face: int = 32
     """Smallest side of a face in pixels; smaller ones are left as they are."""
+    guidance: float | None = None
+    """Guidance scale; the backbone's own if not given. On qwen_image_edit it is true classifier-free guidance: at 1 it is off,
+    at half the cost."""
+    negative_prompt: str = " "
+    """What true classifier-free guidance leads away from."""
+    quantize: Literal["none", "nf4"] = "none"
+    """nf4: the transformer's frozen weights in 4 bits (bitsandbytes); LoRA stays float32."""
+    offload_text_encoder: bool = False
+    """Text encoders are on the device only while they encode."""
+    vae_tiling: bool = False
+    """Encode and decode large pictures in tiles, in less memory."""
     overwrite: bool = False
     """Replace files that are there already."""
     device: str = "cpu"
@@ -47,6 +59,7 @@ class RetouchConfig:
         Raises:
             ConfigError: a value is out of range.
         """
+        check_guidance(self.guidance)
         if not 0 <= self.strength <= 1:
             raise ConfigError(f"--strength {self.strength:g}: must be in [0, 1], the share of the edit that is applied")
         if self.num_steps < 1:

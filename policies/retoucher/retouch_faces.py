@@ -10,6 +10,7 @@ from torch import Tensor
 from policies.retoucher.adapter import attach_adapter
 from policies.retoucher.backbone import Backbone, sample_ode
 from policies.retoucher.backbones import load_backbone
+from policies.retoucher.loading import loading_options
 from policies.retoucher.retouch_config import RetouchConfig
 from portraitkit.errors import FaceError
 from portraitkit.faces.align import align_face
@@ -39,7 +40,7 @@ def open_backbone(config: RetouchConfig) -> Backbone:
         ConfigError: an unknown backbone, or a device that is not there.
         WeightsError: weights or adapter missing, or not for each other.
     """
-    backbone = load_backbone(config.backbone, config.model, config.resolution, config.device)
+    backbone = load_backbone(config.backbone, config.model, config.resolution, config.device, **loading_options(config))
     if config.adapter is not None:
         attach_adapter(backbone, config.adapter)
     return backbone

@@ -149,7 +149,7 @@ def roll_out(
     for index, (sigma, sigma_next) in enumerate(zip(plan.sigmas[:-1], plan.sigmas[1:], strict=True)):
         with bfloat16(bf16 and index not in plan.drawn and len(x) == len(photo_of)):
             v = evaluate(backbone, x, sigma, condition, rows, batch)
-        evaluations += len(x)
+        evaluations += len(x) * backbone.forwards
         if index not in plan.drawn:
             x = x + (sigma_next - sigma) * v
             continue

@@ -10,9 +10,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from policies.retoucher.adapter import check_start
 from policies.retoucher.backbones import load_backbone
 from policies.retoucher.config import RetoucherConfig
+from policies.retoucher.encoding_cache import open_cache, with_cache
 from policies.retoucher.evaluate import Evaluation, EvaluationSet, compare, measure
+from policies.retoucher.loading import loading_options
 from policies.retoucher.report import write_report
 from policies.retoucher.report_pictures import write_overview
 from policies.retoucher.rollout import check_plan
@@ -34,8 +37,11 @@ def run_alignment(config: RetoucherConfig, command: list[str]) -> int:
     console = Console(stderr=True)
     started = time.monotonic()
     check_plan(config)
+    if config.init_adapter is not None:
+        check_start(config.init_adapter, config.rank, config.lora_alpha)
     rewards = build_rewards(config.rewards, config.reward_weights, config.combine)
-    backbone = load_backbone(config.backbone, config.model, config.resolution, config.device)
+    loaded = load_backbone(config.backbone, config.model, config.resolution, config.device, **loading_options(config))
+    backbone = with_cache(loaded, config)
     source = open_photos(config.photos, backbone.resolution, need_anchors=config.dpg and config.anchor != "none")
     validation, held_out = make_evaluation_sets(config, backbone, source)
     with RunFolder.open(
@@ -48,6 +54,7 @@ def run_alignment(config: RetoucherConfig, command: list[str]) -> int:
         allow_changed=config.allow_changed,
         report_to=list(config.report_to),
     ) as run:
+        open_cache(backbone, config)
         if bool(validation.batch.photos.clean.isnan().any()):
             console.print(
                 "[yellow]photos without an anchor: blemishes are guessed and over-smoothing can win (docs/rewards.md); look at the "

@@ -15,6 +15,7 @@ from policies.retoucher.alarms import Alarms
 from policies.retoucher.backbone import Backbone, sample_ode
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.evaluate import Evaluation, EvaluationSet, evaluate_policy, evaluation_set
+from policies.retoucher.memory import make_optimizer, prepare_training
 from policies.retoucher.rollout import StepPlan, bfloat16, plan_steps, roll_out
 from policies.retoucher.training_photos import PhotoSource
 from policies.retoucher.update import UpdateFigures, accumulate_gradients, base_policy
@@ -89,11 +90,16 @@ class Trainer:
                 init_lora_weights="gaussian",
             )
             backbone.transformer.add_adapter(adapter)
+        prepare_training(backbone.transformer, gradient_checkpointing=config.gradient_checkpointing)
         if config.init_adapter is not None:
             backbone.load_adapter(config.init_adapter)
         self.adapter = {name: p for name, p in backbone.transformer.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(
-            self.adapter.values(), lr=config.learning_rate, betas=(0.9, 0.95), eps=config.adam_epsilon, weight_decay=config.weight_decay
+        self.optimizer = make_optimizer(
+            config.optimizer,
+            list(self.adapter.values()),
+            learning_rate=config.learning_rate,
+            epsilon=config.adam_epsilon,
+            weight_decay=config.weight_decay,
         )
         self.average = {name: p.detach().clone() for name, p in self.adapter.items()}
         self.best = {name: p.detach().clone() for name, p in self.adapter.items()}

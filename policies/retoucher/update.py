@@ -112,7 +112,7 @@ def _step_terms(
         return step_mean_std(x, v, sigma, sigma_next, sampler=plan.sampler, eta=plan.eta, sigma_max=plan.sigmas[1])[0]
 
     mean = mean_of_policy()
-    evaluations = 3 * len(x)
+    evaluations = 3 * len(x) * backbone.forwards
     old = step.mean[rows]
     ratio = log_ratio(mean[spread], old[spread], step.std, step.z[members], sampler=plan.sampler, keep=advantages.ndim)
     if config.ratio == "guard":
@@ -122,6 +122,6 @@ def _step_terms(
     if config.kl_beta > 0:
         with torch.no_grad(), base_policy(backbone):
             reference = mean_of_policy()
-        evaluations += len(x)
+        evaluations += len(x) * backbone.forwards
         kl = gaussian_kl(mean, reference, step.std)[spread]
     return _StepTerms(surrogate, kl, ratio, evaluations)

@@ -1,17 +1,14 @@
 """FLUX.1 Kontext (arXiv 2506.15742) as a policy: stock diffusers pipeline parts, latent packing and LoRA targets as published."""
 
-import copy
-from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from diffusers import FluxKontextPipeline
-from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift, retrieve_timesteps
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
+from torch import Tensor
 
 from policies.retoucher.backbone import Condition, Images, Latents
-from portraitkit.errors import ConfigError, WeightsError
+from policies.retoucher.backbones.pipeline import PipelineBackbone
+from policies.retoucher.loading import check_multiple, load_pipeline
 
 # The published 342 modules of the real model: 12 in each of 19 double blocks, 3 in each of 38 single ones (BeautyGRPO's released LoRA).
 LORA_TARGETS = [
@@ -30,100 +27,54 @@ LORA_TARGETS = [
 ]
 
 
-class KontextBackbone:
-    """Wraps a `FluxKontextPipeline`; see `policies.retoucher.backbone.Backbone` for the contract.
-
-    Latents and pictures stay where the caller has them (they are small); the networks live on the pipeline's device.
+class KontextBackbone(PipelineBackbone):
+    """Wraps a `FluxKontextPipeline`.
 
     Args:
         pipeline: the stock pipeline; its transformer is aligned, the rest frozen.
-        name: as logged.
-        resolution: side of the square pictures, a multiple of 16.
         text_tokens: length of the T5 sequence (512 as published).
         guidance: distilled guidance scale (2.5 as published); unused where the transformer has no guidance embedding.
-        add_residual: return `source + decode(z_out) - decode(z_source)` instead of `decode(z_out)`: what the
-            autoencoder cannot carry (pores, sharp hair) then stays exactly as it was in the photo.
-        base_model: hub id or name of the base.
-        licence: licence of the base.
-        batch: pictures encoded, decoded or evaluated at once.
         lora_targets: module names that LoRA adapts; the published ones if not given.
+        **facts: see `PipelineBackbone`.
     """
+
+    text_parts = ("text_encoder", "text_encoder_2")
 
     def __init__(
         self,
         pipeline: FluxKontextPipeline,
         *,
-        name: str,
-        resolution: int,
         text_tokens: int,
         guidance: float,
-        add_residual: bool,
-        base_model: str,
-        licence: str,
-        batch: int,
         lora_targets: list[str] | None = None,
+        **facts: Any,
     ) -> None:
-        self.pipeline = pipeline
-        self.name, self.resolution, self.base_model, self.licence = name, resolution, base_model, licence
-        self.text_tokens, self.guidance, self.add_residual, self.batch = text_tokens, guidance, add_residual, batch
-        self.lora_targets = lora_targets or LORA_TARGETS
-        self.transformer = pipeline.transformer
-        for part in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.transformer):
-            part.requires_grad_(False).eval()
+        super().__init__(pipeline, lora_targets=lora_targets or LORA_TARGETS, **facts)
+        self.text_tokens, self.guidance = text_tokens, guidance
         pipeline.vae.to(memory_format=torch.channels_last)
-        self.side = resolution // (pipeline.vae_scale_factor * 2)
         target = pipeline._prepare_latent_image_ids(1, self.side, self.side, self.device, torch.float32)
         reference = target.clone()
         reference[:, 0] = 1
         self.image_ids = torch.cat([target, reference])
 
-    @property
-    def device(self) -> torch.device:
-        """Where the transformer lives."""
-        return self.transformer.device
+    def _settings(self) -> dict[str, object]:
+        return {"text_tokens": self.text_tokens}
 
-    def sigmas(self, num_steps: int) -> list[float]:
-        """See `Backbone.sigmas`; the resolution-dependent shift of the pipeline's scheduler included."""
-        scheduler = copy.deepcopy(self.pipeline.scheduler)
-        names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-        mu = calculate_shift(self.side**2, *(scheduler.config[name] for name in names))
-        retrieve_timesteps(scheduler, num_steps, "cpu", sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=mu)
-        return scheduler.sigmas.tolist()
-
-    @torch.no_grad()
-    def encode(self, images: Images) -> Latents:
-        """See `Backbone.encode`."""
+    def _encode(self, pixels: Tensor) -> Tensor:
         vae = self.pipeline.vae
-        shift = vae.config.shift_factor or 0.0
-        parts = []
-        for part in images.split(self.batch):
-            pixels = (part * 2 - 1).to(self.device, vae.dtype, memory_format=torch.channels_last)
-            z = (vae.encode(pixels).latent_dist.mode() - shift) * vae.config.scaling_factor
-            parts.append(self.pipeline._pack_latents(z, *z.shape).float().to(images.device))
-        return torch.cat(parts)
+        z = vae.encode(pixels.to(memory_format=torch.channels_last)).latent_dist.mode()
+        z = (z - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+        return self.pipeline._pack_latents(z, *z.shape)
 
-    @torch.no_grad()
-    def _pictures(self, x: Latents) -> Images:
+    def _decode(self, x: Tensor) -> Tensor:
         vae = self.pipeline.vae
-        shift = vae.config.shift_factor or 0.0
-        parts = []
-        for part in x.split(self.batch):
-            z = self.pipeline._unpack_latents(part, self.resolution, self.resolution, self.pipeline.vae_scale_factor)
-            z = (z / vae.config.scaling_factor + shift).to(self.device, vae.dtype, memory_format=torch.channels_last)
-            parts.append(vae.decode(z).sample.float().contiguous().to(x.device) / 2 + 0.5)
-        return torch.cat(parts)
+        z = self.pipeline._unpack_latents(x, self.resolution, self.resolution, self.pipeline.vae_scale_factor)
+        z = z / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        return vae.decode(z.to(vae.dtype, memory_format=torch.channels_last)).sample
 
-    @torch.no_grad()
-    def condition(self, images: Images, prompt: str) -> Condition:
-        """See `Backbone.condition`."""
-        reference = self.encode(images)
-        residual = images - self._pictures(reference) if self.add_residual else torch.zeros_like(images)
+    def _text(self, images: Images, prompt: str) -> dict[str, Any]:
         words, pooled, _ = self.pipeline.encode_prompt(prompt, None, device=self.device, max_sequence_length=self.text_tokens)
-        return Condition(reference, residual, words, pooled)
-
-    def noise(self, count: int, generator: torch.Generator) -> Latents:
-        """See `Backbone.noise`."""
-        return torch.randn(count, self.side**2, self.transformer.config.in_channels, generator=generator)
+        return {"prompt": words, "pooled": pooled}
 
     def velocity(self, x: Latents, sigma: float, condition: Condition) -> Latents:
         """See `Backbone.velocity`."""
@@ -142,60 +93,52 @@ class KontextBackbone:
         )[0]
         return out[:, : x.shape[1]].float().to(x.device)
 
-    @torch.no_grad()
-    def decode(self, x: Latents, condition: Condition) -> Images:
-        """See `Backbone.decode`."""
-        return (self._pictures(x) + condition.residual).clamp(0, 1)
 
-    def save_adapter(self, folder: str) -> None:
-        """See `Backbone.save_adapter`."""
-        layers = get_peft_model_state_dict(self.transformer)
-        FluxKontextPipeline.save_lora_weights(folder, transformer_lora_layers=layers)
-
-    def load_adapter(self, folder: str) -> None:
-        """See `Backbone.load_adapter`.
-
-        Raises:
-            WeightsError: no LoRA there, or one of other modules or another rank; the keys are named.
-        """
-        path = Path(folder) / "pytorch_lora_weights.safetensors" if Path(folder).is_dir() else Path(folder)
-        if not path.is_file():
-            raise WeightsError(f"{path}: no LoRA there; give a folder with pytorch_lora_weights.safetensors")
-        layers = {key.removeprefix("transformer."): value for key, value in load_file(path).items()}
-        own = get_peft_model_state_dict(self.transformer)
-        wrong = sorted(set(own) ^ set(layers)) or [key for key in own if own[key].shape != layers[key].shape]
-        if wrong:
-            raise WeightsError(f"{path}: {len(wrong)} tensors do not fit this backbone and --rank, first {wrong[0]!r}")
-        set_peft_model_state_dict(self.transformer, layers)
-
-
-def load_flux_kontext(model: str | None, resolution: int | None, device: str) -> KontextBackbone:
+def load_flux_kontext(
+    model: str | None,
+    resolution: int | None,
+    device: str,
+    *,
+    guidance: float = 2.5,
+    quantize: str = "none",
+    offload_text_encoder: bool = False,
+    vae_tiling: bool = False,
+) -> KontextBackbone:
     """FLUX.1 Kontext [dev] from a hub id or a local folder, bf16, 512 px unless told otherwise.
 
+    Args:
+        model: hub id or local folder.
+        resolution: side of the pictures, a multiple of 16.
+        device: of the networks.
+        guidance: distilled guidance scale; 2.5 as published.
+        quantize: none, or nf4 for the transformer's frozen weights.
+        offload_text_encoder: T5 and CLIP are on the device only while they encode.
+        vae_tiling: encode and decode in tiles.
+
     Raises:
-        ConfigError: the resolution is not a multiple of 16.
+        ConfigError: the resolution is not a multiple of 16, or a quantiser is missing.
         WeightsError: the weights are not there and cannot be had.
     """
-    resolution = resolution or 512
-    if resolution % 16:
-        raise ConfigError(f"--resolution {resolution}: FLUX works on multiples of 16; try {resolution // 16 * 16}")
+    resolution = check_multiple(resolution or 512, 16)
     name = model or "black-forest-labs/FLUX.1-Kontext-dev"
-    try:
-        pipeline = FluxKontextPipeline.from_pretrained(name, dtype=torch.bfloat16).to(device)
-    except OSError as error:
-        raise WeightsError(
-            f"{name}: no FLUX.1 Kontext weights there; accept the licence on its model page and log in, or give --model a local folder"
-        ) from error
+    pipeline = load_pipeline(
+        FluxKontextPipeline,
+        name,
+        device,
+        quantize=quantize,
+        resident=("transformer", "vae") if offload_text_encoder else ("transformer", "vae", *KontextBackbone.text_parts),
+        vae_tiling=vae_tiling,
+    )
     return KontextBackbone(
         pipeline,
         name="flux_kontext",
         resolution=resolution,
         text_tokens=512,
-        guidance=2.5,
-        add_residual=False,
+        guidance=guidance,
         base_model=name,
         licence="flux-1-dev-non-commercial-license",
         batch=4,
+        offload_text_encoder=offload_text_encoder,
     )
 
 

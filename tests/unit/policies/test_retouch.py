@@ -31,7 +31,10 @@ from policies.retoucher.backbone import Condition
 
 class Painter:
     name, resolution, lora_targets, base_model, licence = "painter", 64, [], "none", "none"
-    transformer = nn.Identity()
+    transformer, forwards = nn.Identity(), 1
+
+    def encoding_key(self):
+        return self.name
 
     def sigmas(self, num_steps):
         return torch.linspace(1, 0, num_steps + 1).tolist()

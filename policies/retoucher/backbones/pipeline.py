@@ -1,0 +1,179 @@
+"""What backbones made of a stock diffusers pipeline share: devices, batches, noise levels, residual and LoRA files."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift, retrieve_timesteps
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+
+from policies.retoucher.adapter import read_adapter, without_prefix
+from policies.retoucher.backbone import Condition, Images, Latents
+from portraitkit.errors import WeightsError
+
+SHIFT = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
+"""The scheduler's settings that make the shift depend on the number of tokens, with the pipelines' own defaults."""
+
+
+class PipelineBackbone:
+    """Wraps a stock pipeline; a subclass says how to encode, decode and evaluate. See `policies.retoucher.backbone.Backbone`.
+
+    Latents and pictures stay where the caller has them (they are small); the networks live on the transformer's device.
+
+    Args:
+        pipeline: the stock pipeline; its transformer is aligned, the rest frozen.
+        name: as logged.
+        resolution: side of the square pictures, in pixels; a multiple of what one token covers.
+        base_model: hub id or name of the base.
+        licence: licence of the base.
+        batch: pictures encoded, decoded or evaluated at once.
+        lora_targets: module names that LoRA adapts.
+        add_residual: return `source + decode(z_out) - decode(z_source)` instead of `decode(z_out)`: what the
+            autoencoder cannot carry (pores, sharp hair) then stays exactly as it was in the photo.
+        offload_text_encoder: text encoders are on the device only while they encode.
+    """
+
+    text_parts: ClassVar[tuple[str, ...]]
+    """Names of the pipeline's text encoders."""
+    forwards = 1
+
+    def __init__(
+        self,
+        pipeline: Any,
+        *,
+        name: str,
+        resolution: int,
+        base_model: str,
+        licence: str,
+        batch: int,
+        lora_targets: list[str],
+        add_residual: bool = False,
+        offload_text_encoder: bool = False,
+    ) -> None:
+        self.pipeline = pipeline
+        self.name, self.resolution, self.base_model, self.licence = name, resolution, base_model, licence
+        self.batch, self.lora_targets, self.add_residual = batch, lora_targets, add_residual
+        self.offload_text_encoder = offload_text_encoder
+        self.transformer: Any = pipeline.transformer
+        self.text_encoders: list[nn.Module] = [getattr(pipeline, part) for part in self.text_parts]
+        for part in (pipeline.vae, pipeline.transformer, *self.text_encoders):
+            part.requires_grad_(False).eval()
+        self.side = resolution // (pipeline.vae_scale_factor * 2)
+
+    # ---- what a subclass adds
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        """Packed, normalised latents of pixels in [-1, 1] on the device, in the autoencoder's dtype."""
+        raise NotImplementedError
+
+    def _decode(self, x: Tensor) -> Tensor:
+        """Pixels in [-1, 1] of packed latents on the device."""
+        raise NotImplementedError
+
+    def _text(self, images: Images, prompt: str) -> dict[str, Any]:
+        """The fields of a `Condition` that come from text encoders, on the device."""
+        raise NotImplementedError
+
+    def _settings(self) -> dict[str, object]:
+        """What else encodings depend on."""
+        return {}
+
+    # ---- what all share
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer lives."""
+        return self.transformer.device
+
+    def encoding_key(self) -> str:
+        """See `Backbone.encoding_key`; the weights count by a sample of each tensor, so that no 9 GB are read."""
+        settings = {"name": self.name, "resolution": self.resolution, "residual": self.add_residual, **self._settings()}
+        return f"{json.dumps(settings, sort_keys=True)} {fingerprint([self.pipeline.vae, *self.text_encoders])}"
+
+    def sigmas(self, num_steps: int) -> list[float]:
+        """See `Backbone.sigmas`; the resolution-dependent shift of the pipeline's scheduler included."""
+        scheduler = copy.deepcopy(self.pipeline.scheduler)
+        mu = calculate_shift(self.side**2, *(scheduler.config.get(name, default) for name, default in SHIFT.items()))
+        retrieve_timesteps(scheduler, num_steps, "cpu", sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=mu)
+        return scheduler.sigmas.tolist()
+
+    @torch.no_grad()
+    def encode(self, images: Images) -> Latents:
+        """See `Backbone.encode`."""
+        parts = [self._encode((part * 2 - 1).to(self.device, self.pipeline.vae.dtype)) for part in images.split(self.batch)]
+        return torch.cat([part.float().to(images.device) for part in parts])
+
+    @torch.no_grad()
+    def _pictures(self, x: Latents) -> Images:
+        parts = [self._decode(part.to(self.device)).float().contiguous().to(x.device) / 2 + 0.5 for part in x.split(self.batch)]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def condition(self, images: Images, prompt: str) -> Condition:
+        """See `Backbone.condition`."""
+        reference = self.encode(images)
+        residual = images - self._pictures(reference) if self.add_residual else torch.zeros_like(images)
+        with self._text_encoders_at_work():
+            return Condition(reference, residual, **self._text(images, prompt))
+
+    @contextmanager
+    def _text_encoders_at_work(self) -> Iterator[None]:
+        if not self.offload_text_encoder:
+            yield
+            return
+        for part in self.text_encoders:
+            part.to(self.device)
+        try:
+            yield
+        finally:
+            for part in self.text_encoders:
+                part.to("cpu")
+
+    def noise(self, count: int, generator: torch.Generator) -> Latents:
+        """See `Backbone.noise`."""
+        return torch.randn(count, self.side**2, self.transformer.config.in_channels, generator=generator)
+
+    @torch.no_grad()
+    def decode(self, x: Latents, condition: Condition) -> Images:
+        """See `Backbone.decode`."""
+        return (self._pictures(x) + condition.residual).clamp(0, 1)
+
+    def save_adapter(self, folder: str) -> None:
+        """See `Backbone.save_adapter`; peft's settings go along, so that whoever loads it uses the same alpha."""
+        self.pipeline.save_lora_weights(
+            folder,
+            transformer_lora_layers=get_peft_model_state_dict(self.transformer),
+            transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict(),
+        )
+
+    def load_adapter(self, folder: str) -> None:
+        """See `Backbone.load_adapter`.
+
+        Raises:
+            WeightsError: no LoRA there, or one of other modules or another rank; the keys are named.
+        """
+        file = read_adapter(folder)
+        shapes = without_prefix(file.shapes)
+        own = get_peft_model_state_dict(self.transformer)
+        wrong = sorted(own.keys() ^ shapes.keys()) or [key for key in own if tuple(own[key].shape) != shapes[key]]
+        if wrong:
+            raise WeightsError(f"{file.path}: {len(wrong)} tensors do not fit this backbone and --rank, first {wrong[0]!r}")
+        set_peft_model_state_dict(self.transformer, without_prefix(file.tensors()))
+
+
+def fingerprint(modules: list[nn.Module]) -> str:
+    """A hash of networks: class, every tensor's name, shape and dtype, and 16 of its values."""
+    digest = hashlib.sha256()
+    for module in modules:
+        digest.update(type(module).__name__.encode())
+        for name, value in module.state_dict().items():
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            flat = value.detach().reshape(-1)
+            digest.update(flat[:: max(1, len(flat) // 16)][:16].float().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,188 @@
+"""Qwen-Image-Edit (arXiv 2508.02324) as a policy: the photo is part of the prompt, and guidance is true classifier-free guidance."""
+
+from typing import Any
+
+import torch
+from diffusers import QwenImageEditPipeline
+from torch import Tensor
+
+from policies.retoucher.backbone import Condition, Images, Latents
+from policies.retoucher.backbones.pipeline import PipelineBackbone
+from policies.retoucher.loading import check_multiple, load_pipeline
+from portraitkit.images import to_pil
+
+# Both streams of each of the 60 blocks: 720 modules. The last block's text output is not used: 4 of its modules never learn.
+LORA_TARGETS = [
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+    "img_mlp.net.0.proj",
+    "img_mlp.net.2",
+    "txt_mlp.net.0.proj",
+    "txt_mlp.net.2",
+]
+
+
+class QwenEditBackbone(PipelineBackbone):
+    """Wraps a `QwenImageEditPipeline` or a `QwenImageEditPlusPipeline`.
+
+    All photos have one size and one prompt, so all rows of text embeddings have one length and no mask is needed.
+
+    Args:
+        pipeline: the stock pipeline; its transformer is aligned, the rest frozen.
+        guidance: true classifier-free guidance scale (4 as published); 1 turns it off and halves the cost.
+        negative_prompt: what guidance leads away from.
+        prompt_side: side in pixels of the photo as the text encoder sees it; the resolution if not given.
+        **facts: see `PipelineBackbone`.
+    """
+
+    text_parts = ("text_encoder",)
+
+    def __init__(
+        self,
+        pipeline: Any,
+        *,
+        guidance: float = 4.0,
+        negative_prompt: str = " ",
+        prompt_side: int | None = None,
+        **facts: Any,
+    ) -> None:
+        super().__init__(pipeline, lora_targets=LORA_TARGETS, **facts)
+        self.guidance, self.negative_prompt = guidance, negative_prompt
+        self.prompt_side = prompt_side or self.resolution
+        self.forwards = 2 if guidance > 1 else 1
+        config = pipeline.vae.config
+        self.mean = torch.tensor(config.latents_mean).view(1, -1, 1, 1, 1)
+        self.std = torch.tensor(config.latents_std).view(1, -1, 1, 1, 1)
+
+    def _settings(self) -> dict[str, object]:
+        return {"negative": self.negative_prompt if self.forwards == 2 else None, "prompt_side": self.prompt_side}
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        z = self.pipeline.vae.encode(pixels.unsqueeze(2)).latent_dist.mode()
+        z = (z - self.mean.to(z)) / self.std.to(z)
+        return self.pipeline._pack_latents(z, len(z), z.shape[1], z.shape[3], z.shape[4])
+
+    def _decode(self, x: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        z = self.pipeline._unpack_latents(x, self.resolution, self.resolution, self.pipeline.vae_scale_factor)
+        z = z * self.std.to(z) + self.mean.to(z)
+        return vae.decode(z.to(vae.dtype)).sample[:, :, 0]
+
+    def _text(self, images: Images, prompt: str) -> dict[str, Any]:
+        words = self._words(images, prompt)
+        negative = self._words(images, self.negative_prompt) if self.forwards == 2 else None
+        return {"prompt": words, "pooled": words.new_zeros(len(words), 0), "negative": negative, "own_text": True}
+
+    def _words(self, images: Images, prompt: str) -> Tensor:
+        """One row a photo, each photo encoded on its own, as the stock pipeline does; kept where the photos are, for each is some MB."""
+        rows = []
+        for image in images:
+            shown = self.pipeline.image_processor.resize(to_pil(image.cpu()), self.prompt_side, self.prompt_side)
+            rows.append(self.pipeline.encode_prompt(prompt=prompt, image=[shown], device=self.device)[0])
+        return torch.cat(rows).to(images.device)
+
+    def velocity(self, x: Latents, sigma: float, condition: Condition) -> Latents:
+        """See `Backbone.velocity`; the guided velocity is scaled to the unguided one's length token by token, as in the pipeline."""
+        v = self._evaluate(x, sigma, condition.reference, condition.prompt)
+        if condition.negative is None:
+            return v.to(x.device)
+        negative = self._evaluate(x, sigma, condition.reference, condition.negative)
+        guided = negative + self.guidance * (v - negative)
+        return (guided * (v.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))).to(x.device)
+
+    def _evaluate(self, x: Latents, sigma: float, reference: Latents, words: Tensor) -> Tensor:
+        dtype = self.transformer.dtype
+        grid = (1, self.side, self.side)
+        out = self.transformer(
+            hidden_states=torch.cat([x, reference], dim=1).to(self.device, dtype),
+            timestep=torch.full((len(x),), sigma, device=self.device, dtype=dtype),
+            encoder_hidden_states=words.to(self.device, dtype),
+            img_shapes=[[grid, grid]] * len(x),
+            return_dict=False,
+        )[0]
+        return out[:, : x.shape[1]].float()
+
+
+def load_qwen(
+    kind: Any,
+    name: str,
+    hub_id: str,
+    model: str | None,
+    resolution: int | None,
+    device: str,
+    *,
+    prompt_side: int | None,
+    guidance: float,
+    negative_prompt: str,
+    quantize: str,
+    offload_text_encoder: bool,
+    vae_tiling: bool,
+) -> QwenEditBackbone:
+    """A pipeline of the Qwen-Image-Edit family in bf16, 512 px unless told otherwise; see `load_qwen_image_edit`."""
+    resolution = check_multiple(resolution or 512, 16)
+    resident = ("transformer", "vae") if offload_text_encoder else ("transformer", "vae", *QwenEditBackbone.text_parts)
+    pipeline = load_pipeline(kind, model or hub_id, device, quantize=quantize, resident=resident, vae_tiling=vae_tiling)
+    return QwenEditBackbone(
+        pipeline,
+        name=name,
+        resolution=resolution,
+        guidance=guidance,
+        negative_prompt=negative_prompt,
+        prompt_side=prompt_side,
+        base_model=model or hub_id,
+        licence="apache-2.0",
+        batch=4,
+        offload_text_encoder=offload_text_encoder,
+    )
+
+
+def load_qwen_image_edit(
+    model: str | None,
+    resolution: int | None,
+    device: str,
+    *,
+    guidance: float = 4.0,
+    negative_prompt: str = " ",
+    quantize: str = "none",
+    offload_text_encoder: bool = False,
+    vae_tiling: bool = False,
+) -> QwenEditBackbone:
+    """Qwen-Image-Edit from a hub id or a local folder.
+
+    Args:
+        model: hub id or local folder.
+        resolution: side of the pictures, a multiple of 16.
+        device: of the networks.
+        guidance: true classifier-free guidance scale; 1 turns it off.
+        negative_prompt: what guidance leads away from.
+        quantize: none, or nf4 for the transformer's frozen weights.
+        offload_text_encoder: the vision-language model is on the device only while it encodes.
+        vae_tiling: encode and decode in tiles.
+
+    Raises:
+        ConfigError: the resolution is not a multiple of 16, or a quantiser is missing.
+        WeightsError: the weights are not there and cannot be had.
+    """
+    return load_qwen(
+        QwenImageEditPipeline,
+        "qwen_image_edit",
+        "Qwen/Qwen-Image-Edit",
+        model,
+        resolution,
+        device,
+        prompt_side=None,
+        guidance=guidance,
+        negative_prompt=negative_prompt,
+        quantize=quantize,
+        offload_text_encoder=offload_text_encoder,
+        vae_tiling=vae_tiling,
+    )
+
+
+BACKBONE = load_qwen_image_edit

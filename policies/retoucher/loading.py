@@ -1,0 +1,111 @@
+"""Loading a stock pipeline's parts within a memory budget. Imports nothing heavy before it is asked to."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from portraitkit.errors import ConfigError, WeightsError
+
+LOADING = ("guidance", "negative_prompt", "quantize", "offload_text_encoder", "vae_tiling")
+"""Options that are handed to a backbone when they are not at their default; a backbone need not know them all."""
+
+
+def loading_options(config: Any) -> dict[str, Any]:
+    """The options of `LOADING` that a configuration changes."""
+    defaults = {field.name: field.default for field in fields(config)}
+    return {name: getattr(config, name) for name in LOADING if getattr(config, name) != defaults[name]}
+
+
+def check_multiple(resolution: int, of: int) -> int:
+    """A resolution that the model can work at.
+
+    Raises:
+        ConfigError: not a positive multiple.
+    """
+    if resolution < of or resolution % of:
+        raise ConfigError(f"--resolution {resolution}: this backbone works on multiples of {of}; try {max(of, resolution // of * of)}")
+    return resolution
+
+
+def load_pipeline(
+    kind: Any, name: str, device: str, *, quantize: str = "none", resident: tuple[str, ...] = (), vae_tiling: bool = False
+) -> Any:
+    """A stock pipeline in bf16.
+
+    Args:
+        kind: the pipeline's class.
+        name: hub id or local folder.
+        device: of the resident parts.
+        quantize: none, or nf4: 4-bit NF4 weights of the transformer with bf16 arithmetic (bitsandbytes), for a frozen base.
+        resident: parts that are put on the device; the others stay on the CPU.
+        vae_tiling: encode and decode large pictures in tiles.
+
+    Raises:
+        ConfigError: `quantize` is unknown, or bitsandbytes is missing.
+        WeightsError: the weights are not there, cannot be had, or are another pipeline's.
+    """
+    import torch
+    from huggingface_hub.errors import HFValidationError
+
+    extra = {"quantization_config": _quantization(quantize)} if quantize != "none" else {}
+    _check_class(kind, Path(name))
+    try:
+        pipeline = kind.from_pretrained(name, dtype=torch.bfloat16, **extra)
+    except (OSError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(
+            f"{name}: no {kind.__name__} weights there ({reason}); accept the licence on its model page and log in, or give --model a "
+            "local folder"
+        ) from error
+    for part in resident:
+        getattr(pipeline, part).to(device)
+    if vae_tiling:
+        pipeline.vae.enable_tiling()
+    return pipeline
+
+
+def _check_class(kind: Any, folder: Path) -> None:
+    """Refuse a local folder that holds another pipeline, before its gigabytes are read."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return
+    try:
+        found = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    except (ValueError, AttributeError) as error:
+        raise WeightsError(f"{index}: no JSON object ({error}); download the model again") from error
+    if found != kind.__name__:
+        raise WeightsError(f"{folder}: holds a {found}, but this --backbone is made for {kind.__name__}; give another --model")
+
+
+def _quantization(quantize: str) -> Any:
+    import torch
+    from diffusers import PipelineQuantizationConfig
+
+    if quantize != "nf4":
+        raise ConfigError(f"--quantize {quantize}: use none or nf4")
+    need_bitsandbytes("--quantize nf4", "--quantize none")
+    if not has_accelerator():
+        raise ConfigError("--quantize nf4: diffusers quantises on a GPU only, and there is none here; use --quantize none")
+    settings = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
+    return PipelineQuantizationConfig(quant_backend="bitsandbytes_4bit", quant_kwargs=settings, components_to_quantize=["transformer"])
+
+
+def has_accelerator() -> bool:
+    """Whether torch sees a GPU that bitsandbytes knows."""
+    import torch
+
+    return torch.cuda.is_available() or torch.xpu.is_available()
+
+
+def need_bitsandbytes(option: str, instead: str) -> Any:
+    """The module bitsandbytes.
+
+    Raises:
+        ConfigError: not installed.
+    """
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise ConfigError(f"{option}: needs bitsandbytes, which is not installed; pip install bitsandbytes, or use {instead}") from error
+    return bitsandbytes
