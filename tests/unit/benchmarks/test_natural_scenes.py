@@ -71,7 +71,7 @@ def test_the_official_machine_is_read_without_unpickling(tmp_path, pictures, arc
 def test_piqe_is_pyiqas(archs, pictures, name):
     from pyiqa.archs.piqe_arch import PIQE
 
-    assert piqe.piqe(pictures[name]).item() == pytest.approx(PIQE()(pictures[name]).item(), abs=1e-4)
+    assert piqe.METRIC.open({})(Pictures(pictures[name])).item() == pytest.approx(PIQE()(pictures[name]).item(), abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["noisy", "blurred"])
