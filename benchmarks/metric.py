@@ -3,9 +3,11 @@
 A metric is one file with one constant METRIC (docs/add_a_metric.md). Built-in metrics load by the same road as `my_file.py:METRIC`.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Literal, TypeVar
 
 import torch
@@ -33,14 +35,16 @@ class Pictures:
     reference: Float[Tensor, "n 3 h w"] | None = None
     sources: tuple[str, ...] = ()
     _known: dict[object, object] = field(default_factory=dict)
+    _locks: defaultdict[object, Lock] = field(default_factory=lambda: defaultdict(Lock))
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def once(self, function: Callable[["Pictures"], Shared]) -> Shared:
         """What `function` makes of the batch, computed for the first metric that asks and kept for the others."""
-        if function not in self._known:
-            self._known[function] = function(self)
+        with self._locks[function]:  # metrics run beside each other
+            if function not in self._known:
+                self._known[function] = function(self)
         return self._known[function]  # pyright: ignore[reportReturnType]
 
     def select(self, rows: list[int]) -> "Pictures":

@@ -21,7 +21,12 @@ Maps = Float[Tensor, "n h w"]
 
 def luma(pictures: Pictures) -> Maps:
     """Luminance in 0 .. 255, rounded as 8-bit implementations have it."""
-    return (luminance(pictures.pixels) * 255).round()
+    return (pictures.once(luminance_of) * 255).round()
+
+
+def luminance_of(pictures: Pictures) -> Maps:
+    """Y of YIQ, in [0, 1]."""
+    return luminance(pictures.pixels)
 
 
 def luminance(pixels: Float[Tensor, "n 3 h w"]) -> Maps:

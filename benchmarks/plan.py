@@ -14,7 +14,7 @@ from benchmarks.weight_files import Digests, Found
 from portraitkit.errors import ImageError
 from portraitkit.images import image_size
 
-PIXELS = 2**20
+PIXELS = 2**19
 PICTURES = 32
 SET = "\0set"
 """Method name of the pictures that set metrics compare with."""
@@ -46,7 +46,7 @@ class Plan:
 
 
 def plan_batches(inputs: Inputs) -> Plan:
-    """Group the pictures by size, in the order of their names; a batch is full at a million pixels or 32 pictures."""
+    """Group the pictures by size, in the order of their names; a batch is full at half a million pixels or 32 pictures."""
     refused: dict[Path, str] = {}
     sizes: dict[Path, tuple[int, int] | None] = {}
 

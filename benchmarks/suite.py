@@ -1,7 +1,15 @@
-"""The suite: every metric on every picture, each picture decoded once, every value kept for the next run."""
+"""The suite: every metric on every picture, each picture decoded once, every value kept for the next run.
+
+Metrics run beside each other, each on one core: convolutions and matrix products of this size gain less from a second core than two of
+them do from one each, and a value does not depend on how many cores there are.
+"""
 
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -9,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.decode import decoded
-from benchmarks.inputs import Inputs, Item
+from benchmarks.inputs import Inputs
 from benchmarks.metric import Metric, Pictures, Score
 from benchmarks.plan import SET, Batch, Plan, applies, keys, plan_batches
 from benchmarks.store import Store
@@ -68,6 +76,7 @@ class Suite:
     ) -> None:
         self.metrics, self.store, self.digest = list(metrics), store, digest
         self.max_failed, self.progress, self.stop = max_failed, progress, stop
+        self._seconds: dict[str, float] = {}
 
     def run(self, inputs: Inputs) -> Results:
         """Measure.
@@ -82,23 +91,44 @@ class Suite:
         todo = self._missing(plan)
         scores = self._open({metric.name for work in todo for metric in work[1]}, results)
         todo = [(batch, [metric for metric in wanted if metric.name in scores]) for batch, wanted in todo]
-        total = sum(len(batch.items) * len(wanted) for batch, wanted in todo)
-        done = 0
-        self.progress(0, total)
-        for pictures, batch, wanted, problems in decoded([work for work in todo if work[1]]):
-            if self.stop():
-                results.stopped = True
-                break
-            results.failed += problems
-            self._check_failed(results)
-            for metric in wanted:
-                if pictures is not None:
-                    results.computed += self._compute(metric, scores[metric.name], pictures, batch, results)
-                done += len(batch.items)
-                self.progress(done, total)
+        self._measure([work for work in todo if work[1]], scores, results)
         self.store.add_digests(self.digest.known)
         self._collect(results, plan)
         return results
+
+    def _measure(self, todo: list[tuple[Batch, list[Metric]]], scores: dict[str, Score], results: Results) -> None:
+        """Compute and keep what is missing; the batch after the one that is waited for is under way."""
+        total = sum(len(batch.items) * len(wanted) for batch, wanted in todo)
+        done = 0
+        self.progress(0, total)
+        flying: deque[tuple[Batch, list[Metric], dict[str, Job]]] = deque()
+
+        def land() -> None:
+            nonlocal done
+            batch, wanted, jobs = flying.popleft()
+            for metric in wanted:
+                if metric.name in jobs:
+                    self._keep(metric, jobs[metric.name], results)
+                done += len(batch.items)
+                self.progress(done, total)
+
+        with one_core_each() as (pool, cores):
+            ahead = 1 + math.ceil(cores / max(1, len(scores)))
+            for pictures, batch, wanted, problems in decoded(todo):
+                if self.stop():
+                    results.stopped = True
+                    break
+                results.failed += problems
+                self._check_failed(results)
+                flying.append((batch, wanted, {} if pictures is None else self._start(pool, wanted, scores, pictures, batch, results)))
+                while len(flying) >= ahead:
+                    land()
+            if results.stopped:
+                for _, _, jobs in flying:
+                    for job in jobs.values():
+                        job.future.cancel()
+            while flying:
+                land()
 
     def _missing(self, plan: Plan) -> list[tuple[Batch, list[Metric]]]:
         """The batches with the metrics that lack a value in them."""
@@ -128,35 +158,32 @@ class Suite:
                     results.skipped[metric.name] = str(error)
         return scores
 
-    def _compute(self, metric: Metric, score: Score, pictures: Pictures, batch: Batch, results: Results) -> int:
-        """Measure the pictures of a batch that lack a value and keep the values; how many there were."""
-        found = results.found[metric.name]
-        names, known = self._keys(metric, found, batch), self._known(metric, found, batch)
-        rows = [row for row, name in enumerate(names) if name not in known and pictures.sources[row]]
-        if not rows:
-            return 0
-        part = pictures.select(rows)
-        try:
-            out = _call(score, part)
-        except DataError:
-            out = self._one_by_one(metric, score, part, [batch.items[row] for row in rows], results)
-        if metric.reference == "set":
-            self.store.add({}, {names[row]: features for row, features in zip(rows, out, strict=True) if features is not None})
-        else:
-            known_now = {names[row]: value for row, value in zip(rows, out, strict=True) if value is not None}
-            self.store.add({name: float(value) for name, value in known_now.items()})
-        return len(rows)
+    def _start(
+        self, pool: ThreadPoolExecutor, wanted: list[Metric], scores: dict[str, Score], pictures: Pictures, batch: Batch, results: Results
+    ) -> "dict[str, Job]":
+        """Let every metric measure those pictures of a batch that lack its value, the slowest so far first."""
+        jobs = {}
+        for metric in sorted(wanted, key=lambda metric: -self._seconds.get(metric.name, 0.0)):
+            found = results.found[metric.name]
+            names, known = self._keys(metric, found, batch), self._known(metric, found, batch)
+            rows = [row for row, name in enumerate(names) if name not in known and pictures.sources[row]]
+            if rows:
+                paths = [str(batch.items[row].path) for row in rows]
+                future = pool.submit(_measured, metric.name, scores[metric.name], pictures.select(rows), paths)
+                jobs[metric.name] = Job([names[row] for row in rows], future)
+        return jobs
 
-    def _one_by_one(self, metric: Metric, score: Score, pictures: Pictures, items: list[Item], results: Results) -> list[Tensor | None]:
-        """After a picture of the batch was refused: the others get their values, the refused ones a reason."""
-        out: list[Tensor | None] = []
-        for row, item in enumerate(items):
-            try:
-                out += _call(score, pictures.select([row]))
-            except DataError as error:
-                out.append(None)
-                results.failed.append((str(item.path), metric.name, str(error)))
-        return out
+    def _keep(self, metric: Metric, job: "Job", results: Results) -> None:
+        if job.future.cancelled():
+            return
+        values, failed, self._seconds[metric.name] = job.future.result()
+        known = {name: value for name, value in zip(job.names, values, strict=True) if value is not None}
+        if metric.reference == "set":
+            self.store.add({}, known)
+        else:
+            self.store.add({name: float(value) for name, value in known.items()})
+        results.failed += failed
+        results.computed += len(job.names)
 
     def _check_failed(self, results: Results) -> None:
         unreadable = {file for file, metric, _ in results.failed if not metric}
@@ -220,7 +247,47 @@ def _why_nothing(metric: Metric, plan: Plan, batches: list[Batch]) -> str:
     return f"the shorter side of every picture is below {metric.smallest} px (the largest has {largest})"
 
 
-def _call(score: Score, pictures: Pictures) -> list[Tensor | None]:
+@dataclass(frozen=True)
+class Job:
+    """A metric at work on pictures of a batch: the names under which values are kept, and (values, failures, seconds) to come."""
+
+    names: list[str]
+    future: "Future[tuple[list[Tensor | None], list[tuple[str, str, str]], float]]"
+
+
+@contextmanager
+def one_core_each() -> Iterator[tuple[ThreadPoolExecutor, int]]:
+    """As many threads as torch would use, in each of which torch uses one."""
+    cores = torch.get_num_threads()
+    pool = ThreadPoolExecutor(cores, thread_name_prefix="metric")
+    torch.set_num_threads(1)
+    try:
+        yield pool, cores
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)
+
+
+def _measured(
+    metric: str, score: Score, pictures: Pictures, paths: list[str]
+) -> tuple[list[Tensor | None], list[tuple[str, str, str]], float]:
+    """Values of a batch, why some are missing, and seconds. After a picture was refused, one by one: the others get their values."""
+    start = time.perf_counter()
+    failed: list[tuple[str, str, str]] = []
+    try:
+        values: list[Tensor | None] = [*_call(score, pictures)]
+    except DataError:
+        values = []
+        for row, path in enumerate(paths):
+            try:
+                values += _call(score, pictures.select([row]))
+            except DataError as error:
+                values.append(None)
+                failed.append((path, metric, str(error)))
+    return values, failed, time.perf_counter() - start
+
+
+def _call(score: Score, pictures: Pictures) -> list[Tensor]:
     with torch.inference_mode():
         values = score(pictures)
     if values.dim() == 1:

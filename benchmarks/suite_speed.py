@@ -64,8 +64,8 @@ def write_weights(folder: Path) -> None:
         state = {key: value.contiguous().clone() for key, value in empty_net(name).state_dict().items()}
         torch.save(state if name == "musiq" else {"params": state}, path)
         save_file(state, path.with_suffix(".safetensors"))
-    parts = scipy.io.loadmat(niqe.BUNDLED)
-    scipy.io.savemat(folder / niqe.OFFICIAL, {"mu_prisparam": parts["pop_mu"], "cov_prisparam": parts["pop_cov"]})
+    mean, covariance = niqe.read_parameters()
+    scipy.io.savemat(folder / "niqe_modelparameters.mat", {"mu_prisparam": mean[None].numpy(), "cov_prisparam": covariance.numpy()})
     machine = brisque.read_machine(brisque.BUNDLED, brisque.RANGES)
     torch.save((machine.coefficients.float()[:, None], machine.vectors.float()), folder / brisque.OFFICIAL)
 

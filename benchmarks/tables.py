@@ -15,6 +15,7 @@ from benchmarks import published
 from benchmarks.metric import Metric
 from benchmarks.statistics import Comparison, Grid, Mean, comparisons, correlations, grid, group_tables, means, pair_accuracy
 from benchmarks.suite import Results
+from portraitkit.csv_cells import safe_cell
 from portraitkit.errors import RunFolderError
 
 Pairs = list[tuple[str, str, str]]
@@ -165,10 +166,9 @@ def _csv(columns: tuple[str, ...], lines: Iterator[dict[str, Any]]) -> Iterator[
 
 
 def _cell(value: Any) -> Any:
-    """Text that a spreadsheet would run as a formula is quoted."""
     if isinstance(value, float):
         return f"{value:.8g}" if math.isfinite(value) else ""
-    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" else value
+    return safe_cell(value)
 
 
 def figure(entry: Mean | None, *, best: bool = False) -> tuple[str, str]:

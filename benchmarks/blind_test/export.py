@@ -9,6 +9,7 @@ from benchmarks.blind_test.config import ExportConfig
 from benchmarks.blind_test.design import CHECK
 from benchmarks.blind_test.store import read_votes
 from benchmarks.blind_test.study import VOTES, read_study
+from portraitkit.csv_cells import safe_cell
 from portraitkit.errors import RunFolderError
 
 COLUMNS = ("rater", "position", "kind", "photo", "left", "right", "choice", "preferred", "seconds", "failed_checks_of_rater")
@@ -52,7 +53,7 @@ def export_votes(config: ExportConfig) -> int:
     if config.output.suffix.lower() == ".csv":
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({column: safe_cell(value) for column, value in row.items()} for row in rows)
     else:
         text.writelines(json.dumps(row) + "\n" for row in rows)
     unfinished = config.output.with_name(f".{config.output.name}.part")

@@ -17,6 +17,9 @@ from portraitkit.errors import ConfigError, RunFolderError
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
+KEEP_ALIVE = 300
+"""Seconds that a connection stays open without a request: longer than people look at a pair, so that no answer meets a closing one."""
+
 
 def serve_study(config: ServeConfig) -> int:
     """Serve until interrupted.
@@ -48,7 +51,7 @@ def serve_study(config: ServeConfig) -> int:
             log_level="warning",
             server_header=False,
             timeout_graceful_shutdown=3,
-            timeout_keep_alive=30,
+            timeout_keep_alive=KEEP_ALIVE,
             lifespan="off",
         )
         uvicorn.Server(settings).run(sockets=[listener])

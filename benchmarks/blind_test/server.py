@@ -1,7 +1,9 @@
 """The web application of a blind test: a few pages, a small JSON interface, and pictures under opaque tokens.
 
-What a browser learns: the question, the rater's own progress, and two random picture names a comparison. Method names, photo names and
-paths stay here. Every answer carries a strict content security policy; bodies are bounded; other hosts' pages cannot post.
+What a browser learns: the question, the rater's own progress, and for every comparison the addresses of its two pictures. Those are made
+of the comparison's own random token and the side, and answer to its rater alone: they stay the same when the page is loaded again, and tell
+neither the method nor that a picture was seen before. Method names, photo names and paths stay here. Every answer carries a strict content
+security policy; bodies are bounded; other hosts' pages cannot post.
 """
 
 import json
@@ -62,7 +64,7 @@ def build_app(study: Study, store: Store, *, allowed_hosts: Sequence[str] = ("*"
         Route("/r/{token}", pages.resume),
         Route("/api/trial", pages.api_trial),
         Route("/api/vote", pages.api_vote, methods=["POST"]),
-        Route("/picture/{token}", pages.picture),
+        Route("/picture/{token}/{side}", pages.picture),
         Route("/static/{name}", pages.static),
     ]
     middleware = [Middleware(SecurityHeaders), Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)]
@@ -191,19 +193,22 @@ class _Pages:
         return state
 
     def _pictures(self, trial: Trial) -> dict[str, str | None]:
-        photo, cell = self.study.photos[trial.cell.photo], trial.cell
-        methods = [] if cell.pair < 0 else self.study.pairs[cell.pair]
-        tokens = [photo.versions[method] for method in methods] or [photo.original, photo.spoiled]
-        left, right = reversed(tokens) if cell.swapped else tokens
-        reference = f"/picture/{photo.reference}" if photo.reference else None
-        return {"left": f"/picture/{left}", "right": f"/picture/{right}", "reference": reference}
+        sides = ["left", "right", *(["reference"] if self.study.photos[trial.cell.photo].reference else [])]
+        return {"reference": None} | {side: f"/picture/{trial.token}/{side}" for side in sides}
 
     # ---- files
 
     async def picture(self, request: Request) -> Response:
-        path = self.study.pictures.get(request.path_params["token"])
-        if path is None:
+        rater, side = self._rater(request), request.path_params["side"]
+        trial = None if rater is None else self.store.find_trial(rater, request.path_params["token"])
+        if trial is None or side not in ("left", "right", "reference"):
             raise HTTPException(404, "No such picture.")
+        cell = trial.cell
+        left, right = self.study.shown(cell.photo, cell.pair, cell.swapped)
+        token = {"left": left, "right": right, "reference": self.study.photos[cell.photo].reference}[side]
+        if token is None:
+            raise HTTPException(404, "No such picture.")
+        path = self.study.pictures[token]
         data = await anyio.Path(path).read_bytes()
         kind = "image/png" if self.study.image_format == "png" else "image/jpeg"
         return Response(data, media_type=kind, headers={"cache-control": "private, max-age=86400, immutable"})

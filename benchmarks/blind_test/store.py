@@ -111,6 +111,13 @@ class Store:
             WHERE rater = ? ORDER BY position"""
         return [Trial(row[0], row[1], row[2], Cell(row[3], row[4], bool(row[5])), row[6]) for row in self._db.execute(query, (rater,))]
 
+    def find_trial(self, rater: int, token: str) -> Trial | None:
+        """The comparison with this token, where it is this rater's."""
+        query = """SELECT id, token, position, photo, pair, swapped, choice FROM trials LEFT JOIN votes ON trial = id
+            WHERE token = ? AND rater = ?"""
+        row = self._db.execute(query, (token, rater)).fetchone()
+        return None if row is None else Trial(row[0], row[1], row[2], Cell(row[3], row[4], bool(row[5])), row[6])
+
     def mark_shown(self, trial: Trial) -> None:
         """Note when a comparison was first shown; kept in memory, so that no answer waits for the disk twice."""
         self._shown.setdefault(trial.token, time.monotonic())

@@ -55,7 +55,7 @@ class Study:
 
     @cached_property
     def pictures(self) -> dict[str, Path]:
-        """Token -> file. Only what is in here is ever served: a request never becomes a path."""
+        """Token -> file. Only what is in here is ever served: a request never becomes a path, and no token reaches a browser."""
         tokens = [
             token
             for photo in self.photos
@@ -63,6 +63,12 @@ class Study:
             if token is not None
         ]
         return {token: self.folder / PICTURES / f"{token}.{self.image_format}" for token in tokens}
+
+    def shown(self, photo: int, pair: int, swapped: bool) -> tuple[str, str]:
+        """Tokens of the pictures at the left and at the right of a comparison; of an attention check for a negative pair."""
+        what = self.photos[photo]
+        first, second = (what.original, what.spoiled) if pair < 0 else (what.versions[method] for method in self.pairs[pair])
+        return (second, first) if swapped else (first, second)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, without the folder."""

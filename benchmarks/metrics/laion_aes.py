@@ -38,7 +38,7 @@ def prepare(pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 224 224"]:
     scale = SIDE / min(pixels.shape[-2:])
     size = [max(SIDE, int(side * scale)) for side in pixels.shape[-2:]]
     pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp(0, 1)
-    top, left = ((side - SIDE) // 2 for side in size)
+    top, left = (round((side - SIDE) / 2) for side in size)
     pixels = pixels[..., top : top + SIDE, left : left + SIDE]
     mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return (pixels - mean) / std

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks.fast_musiq import FastMusiq
 from benchmarks.metric import Metric, Range, Score, WeightFile
 from benchmarks.pyiqa_nets import IQA_WEIGHTS, column, empty_net, fill
 
@@ -13,7 +14,7 @@ def open_musiq_ava(files: Mapping[str, Path]) -> Score:
     """The scoring function."""
     net = empty_net("musiq-ava")
     fill(net, files[FILE])
-    return column(net)
+    return column(FastMusiq(net))
 
 
 METRIC = Metric(
@@ -26,5 +27,6 @@ METRIC = Metric(
     open=open_musiq_ava,
     weights=(WeightFile(FILE, f"{IQA_WEIGHTS}/{FILE}", "e8d3f067", 104, from_name=True),),
     revision="IQA-PyTorch-Weights, main (not pinned)",
+    version=2,
     smallest=32,
 )

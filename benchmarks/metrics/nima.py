@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks.fused import fold
 from benchmarks.metric import Metric, Range, Score, WeightFile
 from benchmarks.pyiqa_nets import IQA_WEIGHTS, column, empty_net, fill
 
@@ -13,6 +14,7 @@ def open_nima(files: Mapping[str, Path]) -> Score:
     """The scoring function."""
     net = empty_net("nima")
     fill(net, files[FILE])
+    fold(net.base_model)  # pyright: ignore[reportArgumentType]
     return column(net)
 
 
@@ -26,5 +28,6 @@ METRIC = Metric(
     open=open_nima,
     weights=(WeightFile(FILE, f"{IQA_WEIGHTS}/{FILE}", "b0c77c00", 208, from_name=True),),
     revision="IQA-PyTorch-Weights, main (not pinned)",
+    version=2,
     smallest=32,
 )

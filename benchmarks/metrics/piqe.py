@@ -8,15 +8,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from benchmarks.metric import Metric, Range, Score
-from benchmarks.natural_scenes import luminance, normalised
+from benchmarks.natural_scenes import luminance_of, normalised
 
 BLOCK, SEGMENT = 16, 6
 ACTIVE, IMPAIRED = 0.1, 0.1
 
 
-def piqe(pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
-    """Scores, 0 .. 100, lower is better; RGB in [0, 1]."""
-    maps = luminance(pixels)
+def piqe(maps: Float[Tensor, "n h w"]) -> Float[Tensor, " n"]:
+    """Scores, 0 .. 100, lower is better, of luminance in [0, 1]."""
     maps = (255 * (maps / maps.amax((1, 2), keepdim=True))).round()
     maps = _filled(_filled(maps, 1), 2)
     parts = normalised(maps, padding="replicate")[:, : maps.shape[1] // BLOCK * BLOCK, : maps.shape[2] // BLOCK * BLOCK]
@@ -55,7 +54,7 @@ def _has_flat_edge(blocks: Float[Tensor, "n m 16 16"]) -> Bool[Tensor, "n m"]:
 
 def open_piqe(files: Mapping[str, Path]) -> Score:
     """The scoring function."""
-    return lambda pictures: piqe(pictures.pixels)
+    return lambda pictures: piqe(pictures.once(luminance_of))
 
 
 METRIC = Metric(

@@ -24,19 +24,20 @@ TITLES = {
 
 
 def total_reward(candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> Float[Tensor, " n"]:
-    """Weighted mean of the rewards that apply, with their own weights: the default of `align-retoucher`."""
+    """All rewards that apply, with their own weights, combined as `align-retoucher` does by default: by product, so that none is bought."""
     with torch.no_grad():
         parts = {name: reward(candidates, photos) for name, reward in REWARDS.items()}
-    return combine(parts, {name: reward.weight for name, reward in REWARDS.items()}, "sum")
+    return combine(parts, {name: reward.weight for name, reward in REWARDS.items()}, "product")
 
 
-def reward_metric(name: str, title: str, function: Measure) -> Metric:
+def reward_metric(name: str, title: str, function: Measure, version: int = 1) -> Metric:
     """A reward as a metric, higher is better.
 
     Args:
         name: of the metric.
         title: for people.
         function: aligned candidates and their photos to values in [0, 1], NaN where the reward does not apply. A judge fits here too.
+        version: of the values; see `Metric`.
     """
 
     def open_reward(files: Mapping[str, Path]) -> Score:
@@ -50,13 +51,14 @@ def reward_metric(name: str, title: str, function: Measure) -> Metric:
         reference="source",
         licence="own code",
         open=open_reward,
+        version=version,
         smallest=MIN_FACE,
         missing=NO_FACE,
     )
 
 
 METRICS = [
-    reward_metric("reward", "reward: weighted sum", total_reward),
+    reward_metric("reward", "reward: weighted product", total_reward, version=2),
     *(reward_metric(f"reward_{name}", TITLES[name], reward) for name, reward in REWARDS.items()),
 ]
 REWARD, BLEMISH_REMOVAL, TEXTURE, SKIN_TONE, IDENTITY, CLARITY = METRICS

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks.fast_topiq import FastTopiq
 from benchmarks.metric import Metric, Range, Score, WeightFile
 from benchmarks.pyiqa_nets import IQA_WEIGHTS, column, empty_net, fill
 
@@ -13,7 +14,7 @@ def open_topiq_nr(files: Mapping[str, Path]) -> Score:
     """The scoring function."""
     net = empty_net("topiq_nr")
     fill(net, files[FILE])
-    return column(net)
+    return column(FastTopiq(net))
 
 
 METRIC = Metric(
@@ -26,5 +27,6 @@ METRIC = Metric(
     open=open_topiq_nr,
     weights=(WeightFile(FILE, f"{IQA_WEIGHTS}/{FILE}", "9a73138b", 180, from_name=True),),
     revision="IQA-PyTorch-Weights, main (not pinned)",
+    version=2,
     smallest=32,
 )

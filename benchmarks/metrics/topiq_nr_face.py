@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from benchmarks.fast_topiq import FastTopiq
 from benchmarks.metric import Metric, Pictures, Range, Score, WeightFile
 from benchmarks.pyiqa_nets import IQA_WEIGHTS, empty_net, fill
 from portraitkit.errors import FaceError
@@ -43,6 +44,7 @@ def open_topiq_nr_face(files: Mapping[str, Path]) -> Score:
     with patch("facexlib.utils.face_restoration_helper.FaceRestoreHelper"), patch("pyiqa.archs.topiq_arch.FaceRestoreHelper"):
         net = empty_net("topiq_nr-face", align_crop_face=False)
     fill(net, files[FILE])
+    net = FastTopiq(net)
 
     def score(pictures: Pictures) -> Float[Tensor, " n"]:
         values = torch.full((len(pictures),), torch.nan)
@@ -64,6 +66,7 @@ METRIC = Metric(
     open=open_topiq_nr_face,
     weights=(WeightFile(FILE, f"{IQA_WEIGHTS}/{FILE}", "0a8b8e4f", 180, from_name=True),),
     revision="IQA-PyTorch-Weights, main (not pinned)",
+    version=2,
     smallest=32,
     missing="no face was found in it",
 )

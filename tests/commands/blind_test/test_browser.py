@@ -1,12 +1,15 @@
 """The pages in a real browser: voting by key and by button, zoom, the original, resume; desktop and mobile."""
 
+import json
 import random
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from benchmarks.blind_test.main import blind_test
 from benchmarks.blind_test.store import read_votes
-from benchmarks.blind_test.study import VOTES, read_study
+from benchmarks.blind_test.study import VOTES
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -45,33 +48,39 @@ def ready(page, number: int) -> None:
     page.wait_for_selector("#pictures[aria-busy=false]")
 
 
-def token_of(page, side: str) -> str:
-    return page.locator(f".frame[data-side={side}] .version").get_attribute("src").rsplit("/", 1)[1]
+def trial_of(page) -> str:
+    return page.locator(".frame[data-side=left] .version").get_attribute("src").split("/")[2]
 
 
 def transforms(page) -> list[str]:
     return [stage.get_attribute("style") or "" for stage in page.locator(".stage").all()]
 
 
-def test_a_rater_by_keyboard_from_start_to_end(browser, make, serve):
-    folder = make("--photos-per-rater", "8")
-    study = read_study(folder)
-    ours = {photo.versions["ours"] for photo in study.photos} | {photo.original for photo in study.photos}
-    generator, said = random.Random(0), []
-    with serve(folder) as address:
+def test_a_rater_by_keyboard_among_19_others(browser, make, serve, crowd, command):
+    """20 raters of 10 comparisons at once, one of them in a real browser; the report gives back what they prefer."""
+    folder = make("--photos-per-rater", "8", "--attention-checks", "2")
+    people, generator, said = crowd(folder), random.Random(0), []
+    with serve(folder) as address, ThreadPoolExecutor(1) as pool:
+        others = pool.submit(people.vote, address, people.careful(19))
         page = new_page(browser, viewport={"width": 1200, "height": 800})
         begin(page, address)
         for number in range(1, 11):
             ready(page, number)
-            choice = "left" if token_of(page, "left") in ours else "right" if token_of(page, "right") in ours else generator.choice([*KEYS])
+            choice = people.answer(trial_of(page), generator)
             said.append(choice)
             page.keyboard.press(KEYS[choice])
             page.keyboard.press(KEYS[choice])  # too soon: must not answer the next one unseen
         page.wait_for_url("**/done")
         assert page.get_by_role("heading", name="Thank you").is_visible() and not page.faults
         page.context.close()
-    votes = read_votes(folder / VOTES)
-    assert [vote.choice for vote in votes] == said
+        others.result(60)
+    everything = read_votes(folder / VOTES)
+    assert len(everything) == 20 * 10
+    by_rater = [[vote for vote in everything if vote.rater == rater] for rater in range(1, 21)]
+    votes = next(votes for votes in by_rater if [vote.choice for vote in votes] == said)
+    assert command(blind_test, "report", folder)[0] == 0
+    for row in json.loads((folder / "results.json").read_text())["strengths"]:
+        assert row["strength"]["low"] <= people.strengths[row["method"]] <= row["strength"]["high"], row
     assert all(vote.seconds is not None and 0 < vote.seconds < 30 for vote in votes)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -161,6 +162,22 @@ def test_report_and_export(make, command, tmp_path):
     assert code == 2 and "--overwrite" in said
     command(blind_test, "export", folder, "--output", tmp_path / "votes.jsonl")
     assert len((tmp_path / "votes.jsonl").read_text().splitlines()) == 8 * 22
+
+
+def test_a_photo_named_like_a_formula_is_text_in_the_export(folders, command, tmp_path):
+    methods = []
+    for method in ("input", "ours"):
+        (tmp_path / method).mkdir()
+        for number, start in enumerate("=+-@a"):
+            shutil.copy(folders / method / f"person_{number:02d}.png", tmp_path / method / f"{start}1+1.png")
+        methods += ["--method", f"{method}={tmp_path / method}"]
+    folder = tmp_path / "study"
+    code, _, said = command(blind_test, "make", *methods, "--photos-per-rater", "5", "--attention-checks", "0", "--output-dir", folder)
+    assert code == 0, said
+    answer(folder, lambda first, second: 2, raters=1)
+    command(blind_test, "export", folder, "--output", tmp_path / "votes.csv")
+    rows = list(csv.DictReader((tmp_path / "votes.csv").read_text().splitlines()))
+    assert {row["photo"] for row in rows} == {"'=1+1", "'+1+1", "'-1+1", "'@1+1", "a1+1"}
 
 
 def test_hostile_groups_and_titles_are_escaped(make, command, folders, tmp_path):

@@ -1,14 +1,11 @@
 """The server over HTTP: what it tells, what it refuses, that no vote is lost."""
 
-import asyncio
 import contextlib
 import json
 import os
-import random
 import re
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import time
@@ -21,8 +18,6 @@ from scipy.special import softmax
 from benchmarks.blind_test.main import blind_test
 from benchmarks.blind_test.store import read_votes
 from benchmarks.blind_test.study import VOTES, read_study
-
-STRENGTHS, TIE = {"input": -0.1, "ours": 0.55, "other": -0.45}, -0.8
 
 
 @pytest.fixture
@@ -39,17 +34,6 @@ def enter(address: str):
     with httpx.Client(base_url=address, follow_redirects=True) as client:
         assert client.post("/start", data={"agree": "yes"}).status_code == 200
         yield client
-
-
-def planted(study, trial: dict, generator: random.Random) -> str:
-    """The answer of a rater who follows Davidson's model, and who passes attention checks."""
-    method = {token: name for photo in study.photos for name, token in photo.versions.items()}
-    spoiled = {photo.spoiled for photo in study.photos}
-    left, right = (trial[side].rsplit("/", 1)[1] for side in ("left", "right"))
-    if spoiled & {left, right}:
-        return "right" if left in spoiled else "left"
-    a, b = STRENGTHS[method[left]], STRENGTHS[method[right]]
-    return generator.choices(["left", "tie", "right"], softmax([a, (a + b) / 2 + TIE, b]))[0]
 
 
 def test_consent_comes_first_and_answers_are_idempotent(study):
@@ -145,6 +129,35 @@ def test_every_answer_is_guarded_and_tells_no_name(study):
     assert token.encode() not in b"".join(path.read_bytes() for path in folder.glob("votes.sqlite*"))
 
 
+def test_a_picture_address_is_the_raters_own_and_tells_nothing(study):
+    """The same after a reload, another for another rater, and never the picture's name on disk, which is the same in every comparison."""
+    folder, address = study
+    with enter(address) as one, enter(address) as two:
+        state = one.get("/api/trial").json()
+        first, again = state["trial"], one.get("/api/trial").json()["trial"]
+        assert first == again and one.get(first["left"]).content == one.get(again["left"]).content != one.get(first["right"]).content
+        assert one.get(first["reference"]).status_code == 200
+        assert two.get(first["left"]).status_code == 404 and httpx.get(address + first["left"]).status_code == 404
+        assert one.get(first["left"].replace("left", "middle")).status_code == 404
+        seen = set(re.findall(r"[\w-]{20,}", json.dumps([state, two.get("/api/trial").json()])))
+        assert seen and not seen & read_study(folder).pictures.keys()
+
+
+def test_a_connection_stays_open_between_answers(study):
+    _, address = study
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as raw:
+        for _ in range(3):
+            raw.sendall(f"GET /static/icon.svg HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            data = b""
+            while b"</svg>" not in data:
+                part = raw.recv(65536)
+                assert part, "the server closed the connection"
+                data += part
+            assert data.startswith(b"HTTP/1.1 200") and b"connection: close" not in data.lower()
+            time.sleep(0.1)
+
+
 def test_consent_text_is_the_experimenters_and_is_escaped(study):
     folder, address = study
     (folder / "consent.txt").write_text("Hello <script>alert(1)</script>\n\nSecond paragraph")
@@ -159,43 +172,22 @@ def test_other_host_names_and_too_many_raters_are_refused(make, serve):
             assert httpx.post(f"{address}/start", data={"agree": "yes"}).status_code == 503
 
 
-TLS = ssl.create_default_context()  # one for all clients: making it is the slow part of a client
-
-
-async def take_part(address: str, cookie: str, answer) -> None:
-    """One rater, on a connection of their own."""
-    async with httpx.AsyncClient(base_url=address, timeout=60, verify=TLS, trust_env=False, cookies={"rater": cookie}) as client:
-        state = (await client.get("/api/trial")).json()
-        while state["trial"]:
-            reply = await client.post("/api/vote", json={"trial": state["trial"]["token"], "choice": answer(state["trial"])})
-            assert reply.status_code == 200
-            state = reply.json()
-
-
-async def crowd(address: str, cookies: list[str], answers) -> None:
-    await asyncio.gather(*(take_part(address, cookie, answer) for cookie, answer in zip(cookies, answers, strict=True)))
-
-
-def test_a_crowd_of_100_gives_back_the_planted_preference(monkeypatch, request, command):
+def test_a_crowd_of_100_gives_back_the_planted_preference(monkeypatch, request, command, crowd):
     monkeypatch.setattr("benchmarks.blind_test.store.SYNCHRONOUS", "OFF")  # 2,200 times the disk's latency is no part of this test
     folder, address = request.getfixturevalue("study")
-    read = read_study(folder)
-    cookies = [httpx.post(f"{address}/start", data={"agree": "yes"}, verify=TLS).cookies["rater"] for _ in range(100)]
-    generators = [random.Random(number) for number in range(100)]
-    careless = [lambda trial, g=g: g.choice(["left", "right", "tie"]) for g in generators[:8]]
-    careful = [lambda trial, g=g: planted(read, trial, g) for g in generators[8:]]
-    asyncio.run(crowd(address, cookies, careless + careful))
+    people = crowd(folder)
+    people.vote(address, people.careless(8) + people.careful(100)[8:])
     assert len(read_votes(folder / VOTES)) == 100 * 22
     code, said, _ = command(blind_test, "report", folder)
     assert code == 0 and said.startswith("ours is preferred to input")
     results = json.loads((folder / "results.json").read_text())
     assert 0 < len(results["raters"]["left_out"]) <= 8 and max(results["raters"]["left_out"]) <= 8
     for row in results["strengths"]:
-        assert row["strength"]["low"] <= STRENGTHS[row["method"]] <= row["strength"]["high"], row
+        assert row["strength"]["low"] <= people.strengths[row["method"]] <= row["strength"]["high"], row
         assert row["strength"]["high"] - row["strength"]["low"] < 0.35
     for pair in results["pairs"]:
-        a, b = STRENGTHS[pair["first"]], STRENGTHS[pair["second"]]
-        chance = softmax([a, (a + b) / 2 + TIE, b])
+        a, b = people.strengths[pair["first"]], people.strengths[pair["second"]]
+        chance = softmax([a, (a + b) / 2 + people.tie, b])
         assert pair["rate"]["low"] <= chance[0] + chance[1] / 2 <= pair["rate"]["high"]
         assert pair["votes"] == pytest.approx(2000 / 3, rel=0.12)
     assert results["position"]["p"] > 0.01 and results["agreement"]["value"] < 0.3
@@ -203,23 +195,12 @@ def test_a_crowd_of_100_gives_back_the_planted_preference(monkeypatch, request, 
     assert left == pytest.approx(0.5, abs=0.01)
 
 
-def test_200_raters_at_once_lose_no_vote(make, serve):
+def test_200_raters_at_once_lose_no_vote(make, serve, crowd):
     folder = make("--photos-per-rater", "4", "--attention-checks", "1")
-
-    async def join(address: str, number: int) -> str:
-        async with httpx.AsyncClient(base_url=address, timeout=60, verify=TLS, trust_env=False) as client:
-            cookie = (await client.post("/start", data={"agree": "yes"})).cookies["rater"]
-        generator = random.Random(number)
-        await take_part(address, cookie, lambda trial: generator.choice(["left", "right", "tie"]))
-        return cookie
-
-    async def everyone(address: str) -> list[str]:
-        return await asyncio.gather(*(join(address, number) for number in range(200)))
-
     with serve(folder) as address:
-        cookies = asyncio.run(everyone(address))
+        crowd(folder).vote(address, crowd.careless(200))
     votes = read_votes(folder / VOTES)
-    assert len(set(cookies)) == 200 and len(votes) == 200 * 5
+    assert len(votes) == 200 * 5
     assert {rater: sum(vote.rater == rater for vote in votes) for rater in range(1, 201)} == dict.fromkeys(range(1, 201), 5)
 
 

@@ -25,11 +25,11 @@ def archs():
 def test_niqe_is_pyiqas(archs, pictures, name, tmp_path):
     from pyiqa.archs.niqe_arch import NIQE
 
-    parts = scipy.io.loadmat(niqe.BUNDLED)
-    path = tmp_path / niqe.OFFICIAL
-    scipy.io.savemat(path, {"mu_prisparam": parts["pop_mu"], "cov_prisparam": parts["pop_cov"]})
+    mean, covariance = niqe.read_parameters()
+    path = tmp_path / "niqe_modelparameters.mat"
+    scipy.io.savemat(path, {"mu_prisparam": mean[None].numpy(), "cov_prisparam": covariance.numpy()})
     theirs = NIQE(pretrained_model_path=str(path))(pictures[name])
-    assert niqe.open_niqe({niqe.OFFICIAL: path})(Pictures(pictures[name])) == pytest.approx(theirs.item(), abs=1e-4)
+    assert niqe.open_niqe({})(Pictures(pictures[name])) == pytest.approx(theirs.item(), abs=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -71,7 +71,7 @@ def test_the_official_machine_is_read_without_unpickling(tmp_path, pictures, arc
 def test_piqe_is_pyiqas(archs, pictures, name):
     from pyiqa.archs.piqe_arch import PIQE
 
-    assert piqe.piqe(pictures[name]).item() == pytest.approx(PIQE()(pictures[name]).item(), abs=1e-4)
+    assert piqe.METRIC.open({})(Pictures(pictures[name])).item() == pytest.approx(PIQE()(pictures[name]).item(), abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["noisy", "blurred"])
@@ -98,9 +98,13 @@ def test_a_batch_scores_like_its_pictures(metric, pictures):
     torch.testing.assert_close(score(Pictures(batch)), single, atol=1e-6, rtol=0)
 
 
-def test_flat_pictures_have_no_value(tmp_path):
+def test_flat_pictures_have_no_value():
     flat = Pictures(torch.full((1, 3, 192, 192), 0.5))
     assert luma(flat).unique().numel() == 1
-    parts = scipy.io.loadmat(niqe.BUNDLED)
-    scipy.io.savemat(tmp_path / "x.mat", {"mu_prisparam": parts["pop_mu"], "cov_prisparam": parts["pop_cov"]})
-    assert niqe.open_niqe({niqe.OFFICIAL: tmp_path / "x.mat"})(flat).isnan().all()
+    assert niqe.open_niqe({})(flat).isnan().all()
+
+
+def test_niqe_orders_what_eyes_order(pictures):
+    score = niqe.open_niqe({})
+    clean, noisy, blurred = (score(Pictures(pictures[name])).item() for name in ("clean", "noisy", "blurred"))
+    assert clean < 5 < min(noisy, blurred)
