@@ -9,7 +9,8 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from policies.vlm.pretrain_read import teach_to_read
+from policies.vlm.pretrain_read import Phase, make_heads, make_lessons, teach_to_read
 from policies.vlm.tasks import load_task
 from portraitkit.cli import run_command
 from portraitkit.config import load_config
@@ -30,8 +31,11 @@ from portraitkit.vlm.tiny import build_model, build_processor, see_from_the_star
 
 ROWS = {"area": 3000, "area-rotated": 1500, "area-5-35": 1500, "makeup-lips": 3000, "makeup": 4000, "emotion": 4000, "preference": 4000}
 """Training rows of each task."""
-READ_SHARES = {"area": 24, "makeup": 64, "emotion": 32, "preference": 40}
-"""Rows of each kind in one update of the first stage: colours are what takes longest to find."""
+READ = (
+    Phase(900, 3e-3, 0.02, 0.4, {"area": 24, "makeup": 64, "emotion": 32, "preference": 40}),
+    Phase(800, 1.2e-3, 0.008, 0.7, {"area": 12, "makeup": 96, "emotion": 12, "preference": 40}),
+)
+"""Of the language part alone, two seconds an update; colours are what takes longest to find."""
 WORDS = ("<think>", "</think>", "<answer>", "</answer>", "<reasoning>", "</reasoning>")
 
 
@@ -45,12 +49,6 @@ class PretrainConfig:
     """Stages and logs."""
     seed: int = 0
     """Of weights, rows and batches."""
-    read_steps: int = 900
-    """Updates of the language part on the untrained tower's tokens."""
-    read_learning_rate: float = 3e-3
-    """Of embeddings and norms, see `teach_to_read`."""
-    muon_learning_rate: float = 0.02
-    """Of the matrices, see `portraitkit.vlm.muon`."""
     speak_steps: int = 1500
     """Updates of supervised fine-tuning of the whole model."""
     speak_learning_rate: float = 1e-3
@@ -74,18 +72,11 @@ def main(argv: list[str]) -> int:
     processor = make_processor(rows["train"])
     model = build_model(processor)
     start(model, processor, rows["train"])
-    teach_to_read(
-        model,
-        processor,
-        rows["train"],
-        lambda some: tokens_of(model, processor, some),
-        shares=READ_SHARES,
-        steps=max(int(config.read_steps * config.scale), 1),
-        learning_rate=config.read_learning_rate,
-        muon_learning_rate=config.muon_learning_rate,
-        keep=work / "read.pt",
-        console=console,
-    )
+    heads = make_heads(model.config.text_config.hidden_size)
+    lessons = cache(lambda: make_lessons(model, processor, rows["train"], lambda some: tokens_of(model, processor, some)))
+    for number, phase in enumerate(READ):
+        part = replace(phase, steps=max(int(phase.steps * config.scale), 1))
+        teach_to_read(model, heads, lessons, part, work / f"read_{number}.pt", console)
     console.print(validate(model, processor, rows["validation"]))
     teach_to_speak(config, model, processor, rows["train"], work, console)
     found = validate(model, processor, rows["validation"])

@@ -6,7 +6,7 @@ the small language part is trained, many times faster than both together.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,6 @@ from policies.vlm.pretrain_facts import FACTS, Facts
 from policies.vlm.tasks import load_task
 from portraitkit.vlm.muon import MuonAdamW
 from portraitkit.vlm.rows import messages
-
-FACTS_WEIGHT = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,72 +41,87 @@ class Lesson:
     facts: Tensor
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A run of updates.
+
+    Attributes:
+        steps: updates.
+        learning_rate: of embeddings, norms and heads, after a warm-up of 50 updates.
+        muon_learning_rate: of the matrices.
+        decay: share of the updates, at the end, over which both fall to 0 in a straight line. Most is learned there.
+        shares: rows of each kind of facts in one update.
+    """
+
+    steps: int
+    learning_rate: float
+    muon_learning_rate: float
+    decay: float
+    shares: Mapping[str, int]
+
+
 def teach_to_read(
-    model: Any,
-    processor: Any,
-    rows: Mapping[str, Sequence[Mapping[str, Any]]],
-    look: Any,
-    *,
-    shares: Mapping[str, int],
-    steps: int,
-    learning_rate: float,
-    muon_learning_rate: float,
-    keep: Path,
-    console: Console,
+    model: Any, heads: torch.nn.ModuleDict, lessons: Callable[[], Mapping[str, Lesson]], phase: Phase, keep: Path, console: Console
 ) -> None:
-    """Train everything but the tower on all tasks' answers, and on their facts by linear heads that are then thrown away.
+    """Train everything but the tower on all tasks' answers, and on their facts by linear heads.
 
     Args:
         model: whose tower stays as it is.
-        processor: of the model.
-        rows: of each task.
-        look: (rows) -> the tower's tokens, n x tokens x width.
-        shares: rows of each kind of facts in one update.
-        steps: updates.
-        learning_rate: of embeddings, norms and heads; constant after a warm-up of 50 updates, then linear to 0 over the last 40 %.
-        muon_learning_rate: of the matrices.
+        heads: from `make_heads`.
+        lessons: gives what `make_lessons` made, if there is anything left to do.
+        phase: how long and how fast.
         keep: file that the state is written to every 100 updates, and gone on from.
-        console: for a line every 50 updates.
+        console: for a line every 50 updates: losses of the answers and of the facts of each kind.
     """
     state = torch.load(keep, weights_only=True) if keep.is_file() else {"done": 0}
     if state["done"]:
         model.load_state_dict(state["model"])
-    if state["done"] >= steps:
+        heads.load_state_dict(state["heads"])
+    if state["done"] >= phase.steps:
         return
-    lessons = {name: _lesson(name, model, processor, some, look) for name, some in rows.items()}
-    width = lessons["area"].pictures.shape[-1]
-    heads = torch.nn.ModuleDict({kind: torch.nn.Linear(width, facts.outputs) for kind, facts in FACTS.items()})
     named = [(name, value) for name, value in model.named_parameters() if "visual" not in name]
     named += [(f"head.{name}", value) for name, value in heads.named_parameters()]
-    optimizer = MuonAdamW(named, muon_learning_rate=muon_learning_rate, learning_rate=learning_rate)
+    optimizer = MuonAdamW(named, muon_learning_rate=phase.muon_learning_rate, learning_rate=phase.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 50) * min(1.0, max(0.02, (steps - step) / (0.4 * steps)))
+        optimizer, lambda step: min(1.0, (step + 1) / 50) * min(1.0, max(0.02, (phase.steps - step) / (phase.decay * phase.steps)))
     )
     if state["done"]:
-        heads.load_state_dict(state["heads"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
+    found = lessons()
     started, sums = time.monotonic(), dict.fromkeys(FACTS, torch.zeros(2))
-    for step in range(state["done"] + 1, steps + 1):
+    for step in range(state["done"] + 1, phase.steps + 1):
         optimizer.zero_grad()
         for kind, facts in FACTS.items():
             task = facts.tasks[int(torch.randint(len(facts.tasks), ()))]
-            losses = torch.stack(_losses(model, lessons[task], shares[kind], heads[kind], facts))
-            (losses[0] + FACTS_WEIGHT * losses[1]).backward()
+            losses = torch.stack(_losses(model, found[task], phase.shares[kind], heads[kind], facts))
+            losses.sum().backward()
             sums[kind] = sums[kind] + losses.detach() / 50
         torch.nn.utils.clip_grad_norm_([value for _, value in named], 1.0)
         optimizer.step()
         schedule.step()
         if step % 50 == 0:
             figures = "  ".join(f"{kind} {float(both[0]):.3f} {float(both[1]):.3f}" for kind, both in sums.items())
-            console.print(f"read {step}/{steps}, {time.monotonic() - started:.0f} s  {figures}", highlight=False, soft_wrap=True)
+            console.print(f"read {step}/{phase.steps}, {time.monotonic() - started:.0f} s  {figures}", highlight=False, soft_wrap=True)
             sums = dict.fromkeys(FACTS, torch.zeros(2))
-        if step % 100 == 0 or step == steps:
+        if step % 100 == 0 or step == phase.steps:
             reached = {"done": step, "model": model.state_dict(), "heads": heads.state_dict()}
             torch.save(reached | {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, keep)
 
 
-def _lesson(name: str, model: Any, processor: Any, rows: Sequence[Mapping[str, Any]], look: Any) -> Lesson:
+def make_heads(width: int) -> torch.nn.ModuleDict:
+    """A linear head for each kind of facts; they are thrown away after training."""
+    return torch.nn.ModuleDict({kind: torch.nn.Linear(width, facts.outputs) for kind, facts in FACTS.items()})
+
+
+def make_lessons(
+    model: Any, processor: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]], look: Callable[[Sequence[Any]], Tensor]
+) -> dict[str, Lesson]:
+    """Every task's rows as tokens; `look` gives the tower's tokens of rows, n x tokens x width."""
+    return {name: _lesson(name, model, processor, some, look) for name, some in rows.items()}
+
+
+def _lesson(name: str, model: Any, processor: Any, rows: Sequence[Mapping[str, Any]], look: Callable[[Sequence[Any]], Tensor]) -> Lesson:
     """Tokens, positions and facts of a task's rows."""
     task = load_task(name)
     facts = next(facts for facts in FACTS.values() if name in facts.tasks)
