@@ -46,7 +46,7 @@ def run_ablation(config: RetoucherConfig, command: list[str]) -> int:
         for seed in range(config.seed, config.seed + config.ablate_seeds)
         for arm, changes in ARMS.items()
     ]
-    rewards = build_rewards(config.rewards, config.reward_weights, config.combine)
+    rewards = build_rewards(config.all_rewards, config.reward_weights, config.combine, config.device)
     backbone = load_backbone(config.backbone, config.model, config.resolution, config.device)
     source = open_photos(config.photos, backbone.resolution, need_anchors=True)
     resume = "latest" if (Path(config.output_dir) / "ablation.jsonl").is_file() and not config.overwrite else None
