@@ -78,11 +78,29 @@ def read_image(
         raise ImageError(f"{path}: no such file")
     if path.stat().st_size > max_bytes:
         raise ImageError(f"{path}: {path.stat().st_size:,} bytes, at most {max_bytes:,} are read; make it smaller")
+    return _decode(path, path, background, max_pixels, max_aspect)
+
+
+def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image:
+    """Decode one picture that came as bytes, as `read_image` does a file.
+
+    Args:
+        data: a whole file.
+        name: what messages call it.
+        max_pixels: most pixels, checked before decoding.
+
+    Raises:
+        ImageError: unreadable, truncated, too large, or of an impossible shape.
+    """
+    return _decode(io.BytesIO(data), Path(name), WHITE, max_pixels, MAX_ASPECT)
+
+
+def _decode(source: Path | io.BytesIO, path: Path, background: tuple[float, float, float], max_pixels: int, max_aspect: float) -> Image:
     notes: list[str] = []
     try:
         with warnings.catch_warnings(record=True) as raised:
             warnings.simplefilter("always")
-            with PilImage.open(path) as opened:
+            with PilImage.open(source) as opened:
                 _check_shape(path, opened.size, max_pixels, max_aspect)
                 frames = getattr(opened, "n_frames", 1)
                 if frames > 1:
