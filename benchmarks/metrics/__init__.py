@@ -75,9 +75,8 @@ def _load(name: str, known: dict[str, Metric]) -> Metric:
 
         return judge_metric(name)
     if ":" not in name:
-        raise ConfigError(
-            f"--metrics {name}: no such metric{nearest(name, known)}; known: {', '.join(known)}, judge:PATH, or my_file.py:METRIC"
-        )
+        near = nearest(name, known)
+        raise ConfigError(f"--metrics {name}: no such metric{near}; known: {', '.join(known)}, judge:PATH, or my_file.py:METRIC")
     metric = load_object(name)
     if not isinstance(metric, Metric):
         raise ConfigError(f"--metrics {name}: is a {type(metric).__name__}, not a benchmarks.metric.Metric")

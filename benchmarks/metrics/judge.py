@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.aligned_faces import MIN_FACE, on_faces
+from benchmarks.aligned_faces import MIN_FACE, NO_FACE, on_faces
 from benchmarks.metric import Metric, Range, Score
 from portraitkit.errors import ConfigError, WeightsError
 from portraitkit.vlm.load import model_path
@@ -61,5 +61,5 @@ def judge_metric(name: str) -> Metric:
         bundled=tuple(parameters),
         revision=path,
         smallest=MIN_FACE,
-        missing="its photo shows no face that can be measured, it has no reference where one is needed, or the judge's answer broke the form",
+        missing=f"{NO_FACE}, a reference is needed and not there, or the judge's answer broke the form",
     )

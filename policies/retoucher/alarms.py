@@ -137,6 +137,8 @@ class Alarms:
 
     def _follow(self, step: int, judged: float, checked: float) -> list[Alarm]:
         """Whether the judge's reward rises over the window while the verifiable ones fall."""
+        if judged != judged or checked != checked:  # NaN: nothing could be scored
+            return []
         self.courses = [*self.courses, (judged, checked)][-WINDOW:]
         if len(self.courses) < WINDOW:
             return []

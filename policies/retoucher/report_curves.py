@@ -65,7 +65,7 @@ def judge_plots(run: Run) -> list[Plot]:
             checked = Series(steps, [number(line["verifiable"]) for line in both], kind=kind, colour="muted")
             svg = curve_svg([judged, checked], least_span=0.04)
             if svg:
-                out.append(Plot(f"{meaning_of(name).title}, {title}", "green the judge, grey the verifiable rewards", Markup(svg)))
+                out.append(Plot(f"{meaning_of(name).title}, {title}", "coloured: the judge; grey: the verifiable rewards", Markup(svg)))
     return out
 
 
