@@ -117,7 +117,7 @@ def _decode(source: Path | io.BytesIO, path: Path, background: tuple[float, floa
     except PilImage.DecompressionBombError as error:
         raise ImageError(f"{path}: at most {max_pixels / 1e6:.0f} million pixels are read; make it smaller") from error
     except DAMAGED as error:
-        reason = " ".join(str(error).replace(str(path), "").split()).strip(" '") or type(error).__name__
+        reason = " ".join(str(error).replace(str(path), "").replace(repr(source), "").split()).strip(" '") or type(error).__name__
         raise ImageError(f"{path}: cannot be read as a picture ({reason}); convert it to PNG or JPEG again") from error
     for warning in raised:
         if not issubclass(warning.category, PilImage.DecompressionBombWarning):

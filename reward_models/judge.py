@@ -130,6 +130,13 @@ class Judge:
             advance(len(part))
         return judged
 
+    def close(self) -> None:
+        """Close an endpoint's connections; nothing to do for a model in this process."""
+        from reward_models.judge_http import HttpBackend
+
+        if isinstance(self.backend, HttpBackend):
+            self.backend.close()
+
     def _show(self, comparisons: Sequence[Comparison]) -> list[tuple[Picture, ...]]:
         """The pictures of each question, each comparison's orders together; equal views are one object."""
         show = SHOWN[self.settings.shown]

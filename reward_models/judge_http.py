@@ -62,3 +62,7 @@ class HttpBackend:
         self.endpoint.max_tokens = max_tokens
         replies = self.endpoint.ask([Question(prompt, pictures) for pictures in shown])
         return [Said(reply.text, reply.error, reply.choices) for reply in replies]
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.endpoint.close()

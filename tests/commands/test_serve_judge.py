@@ -52,6 +52,7 @@ def test_the_same_judgement_as_in_process_and_a_graceful_end(server, judge_folde
         assert (ours.verdicts, ours.overall, ours.reasoning) == (theirs.verdicts, theirs.overall, theirs.reasoning)
         assert ours.probability == pytest.approx(theirs.probability, abs=1e-3)
         assert ours.means == pytest.approx(theirs.means, abs=1e-3)
+    there.close()
     health = httpx.get(url.replace("/v1", "/health")).json()
     assert health["answered"] == 6 and health["batches"] < 6
 

@@ -259,6 +259,7 @@ def test_an_endpoint_without_log_probabilities_gives_verdicts(monkeypatch):
     with ScriptedEndpoint(lambda body: write_answer(answer(4, 3, 1))) as server:
         judge = load_judge(server.url)
         (one,) = judge.judge([Comparison(picture(0), picture(0.9), picture(0.1))])
+        judge.close()
     assert isinstance(one, Judgement) and one.flipped and server.requests[0]["top_logprobs"] == 20
     assert len(server.requests[0]["messages"][0]["content"]) == 4
 

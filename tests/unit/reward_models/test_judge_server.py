@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import json
+import struct
+import zlib
 
 import pytest
 import torch
@@ -63,10 +65,9 @@ def test_models_and_health(client):
     assert client.get("/health").json()["status"] == "ok"
 
 
-BOMB = (
-    "data:image/png;base64,"
-    + base64.b64encode(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x75\x30\x00\x00\x75\x30\x08\x02\x00\x00\x00").decode()
-)
+HEAD = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+CHUNK = struct.pack(">I", 13) + HEAD + struct.pack(">I", zlib.crc32(HEAD)) + struct.pack(">I", 0) + b"IDAT"
+BOMB = "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + CHUNK).decode()
 REFUSED = {
     "array": ([1], "is a list"),
     "other model": (request(model="gpt"), "only 'echo' is served"),
@@ -77,16 +78,13 @@ REFUSED = {
     "nothing": (request(messages=[]), "one turn of the user"),
     "text": (turn("x"), "must be a list"),
     "no picture": (turn([{"type": "text", "text": "x"}]), "at least one image_url"),
-    "too many": (
-        request(messages=[{"role": "user", "content": [{"type": "image_url"}] * 4 + [{"type": "text", "text": "x"}]}]),
-        "4 pictures",
-    ),
+    "too many": (turn([{"type": "image_url"}] * 4 + [{"type": "text", "text": "x"}]), "4 pictures"),
     "no text": (turn([{"type": "image_url"}, {"type": "text", "text": ""}]), "1 to 20000"),
     "web": (picture("http://example.org/a.png"), "nothing is fetched"),
     "file": (picture("file:///etc/passwd"), "nothing is fetched"),
     "base64": (picture("data:image/png;base64,@@"), "picture 1: is not valid base64"),
-    "cut": (picture(URL[:60]), "picture 1: cannot be read"),
-    "bomb": (picture(BOMB), "picture 1: 30000x30000 px"),
+    "cut": (picture(URL[: len("data:image/png;base64,") + 40]), "picture 1: cannot be read"),
+    "bomb": (picture(BOMB), "picture 1: at most 20 million pixels"),
     "tokens": (request(max_tokens=0), "max_tokens 0"),
     "tokens as text": (request(max_tokens="9"), "max_tokens 9"),
     "alternatives": (request(logprobs=True, top_logprobs=21), "top_logprobs 21"),
