@@ -78,7 +78,7 @@ class Batcher:
             return
         for (_, future), one in zip(part, said, strict=True):
             if not future.done():
-                future.set_result(one)  # pyright: ignore[reportArgumentType]
+                future.set_result(one)
 
 
 def _alike(batch: Sequence[tuple[ChatRequest, Any]]) -> list[list[tuple[ChatRequest, Any]]]:

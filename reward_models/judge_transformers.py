@@ -51,7 +51,7 @@ class TransformersBackend:
             from peft import PeftModel
 
             try:
-                model = PeftModel.from_pretrained(model, source).merge_and_unload().eval()  # pyright: ignore[reportCallIssue]
+                model = PeftModel.from_pretrained(model, source).merge_and_unload().eval()
             except (OSError, ValueError, RuntimeError) as error:
                 raise WeightsError(f"judge {source}: its LoRA does not fit {base} ({str(error).splitlines()[0]}); check both") from error
         return cls(model, processor, name=source, batch_size=batch_size)

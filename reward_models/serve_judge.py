@@ -4,6 +4,7 @@ import socket
 
 from portraitkit.cli import run_command
 from portraitkit.errors import ConfigError
+from reward_models.serve_judge_config import ServeJudgeConfig
 
 
 def serve_judge() -> None:
@@ -13,16 +14,15 @@ def serve_judge() -> None:
 
 def _serve(argv: list[str]) -> int:
     from portraitkit.config import load_config
-    from reward_models.serve_judge_config import ServeJudgeConfig
 
     return serve(load_config(ServeJudgeConfig, argv, prog="serve-judge"))
 
 
-def serve(config) -> int:
+def serve(config: ServeJudgeConfig) -> int:
     """Serve until SIGINT or SIGTERM; what is being answered is finished first.
 
     Args:
-        config: a `ServeJudgeConfig`.
+        config: the options.
 
     Returns:
         0 after a clean stop.

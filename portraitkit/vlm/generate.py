@@ -90,7 +90,7 @@ def complete(
             texts = [chats[text] for text in prompts[start : start + at_once]]
             inputs = processor(images=[row.images() for row in part], text=texts, padding=True, return_tensors="pt")
             inputs = inputs.to(model.device)
-            sampling = (
+            sampling: dict[str, Any] = (
                 {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {"do_sample": False}
             )
             sampling["repetition_penalty"] = 1.0  # some hub models ship one: it would punish a score for having been given before
