@@ -21,7 +21,7 @@ class BenchmarkConfig:
     set: Path | None = None
     """Folder of pictures that FID and KID compare with."""
     metrics: tuple[str, ...] = ()
-    """Names of metrics or my_file.py:METRIC; all for every built-in one, which is the default."""
+    """Names of metrics, judge:PATH[:FORM] or my_file.py:METRIC; all for every built-in one, which is the default."""
     weights: bool = False
     """List what every metric needs, where to get it and where to put it, and end."""
     weights_dir: Path | None = None

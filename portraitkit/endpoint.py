@@ -35,6 +35,8 @@ class Reply:
         tokens_in: billed input tokens, 0 where the server does not say.
         tokens_out: billed output tokens.
         cached: whether the answer came from the disk.
+        choices: of each token its text and the log-probabilities of the likeliest texts in its place, where they were asked for and the
+            server gives them; answers from the disk have none.
     """
 
     text: str | None
@@ -42,6 +44,7 @@ class Reply:
     tokens_in: int = 0
     tokens_out: int = 0
     cached: bool = False
+    choices: tuple[tuple[str, dict[str, float]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,13 @@ class Question:
 
     Attributes:
         text: what is asked.
-        pictures: files shown before it.
+        pictures: shown before it: files, or RGB tensors of shape 3 x h x w in [0, 1].
         system: a system turn before it; none if empty.
         model: who is asked; the endpoint's if empty.
     """
 
     text: str
-    pictures: tuple[Path, ...] = ()
+    pictures: tuple[Any, ...] = ()
     system: str = ""
     model: str = ""
 
@@ -95,6 +98,7 @@ class Endpoint:
         workers: requests of one `ask` under way at once.
         temperature: of sampling.
         max_tokens: most tokens of an answer.
+        top_logprobs: likeliest tokens to be told at each place of an answer; 0 asks for none.
 
     Raises:
         ConfigError: the URL is none, or the key is missing or cannot be one.
@@ -115,6 +119,7 @@ class Endpoint:
         workers: int = 4,
         temperature: float = 0.0,
         max_tokens: int = 1024,
+        top_logprobs: int = 0,
     ) -> None:
         import httpx
 
@@ -126,6 +131,7 @@ class Endpoint:
         self.client = httpx.Client(timeout=timeout, headers=headers, follow_redirects=False)
         self.url, self.model, self.retries, self.workers = url.rstrip("/"), model, retries, workers
         self.cache, self.max_side, self.temperature, self.max_tokens = cache, max_side, temperature, max_tokens
+        self.top_logprobs = top_logprobs
         self._stop = threading.Event()
         self._pace = Pace(per_minute, self._stop)
 
@@ -166,7 +172,8 @@ class Endpoint:
         if question.system:
             turns.insert(0, {"role": "system", "content": question.system})
         model = question.model or self.model
-        return {"model": model, "messages": turns, "temperature": self.temperature, "max_tokens": self.max_tokens}
+        told = {"logprobs": True, "top_logprobs": self.top_logprobs} if self.top_logprobs else {}
+        return {"model": model, "messages": turns, "temperature": self.temperature, "max_tokens": self.max_tokens, **told}
 
     def _post(self, body: dict[str, Any]) -> Reply:
         import httpx
@@ -205,15 +212,15 @@ class Endpoint:
         return " ".join(text[:200].split())
 
 
-def data_url(path: Path, max_side: int = 0) -> str:
-    """A picture as a PNG data URL, upright and in sRGB, its longer side at most `max_side` pixels (0: as it is).
+def data_url(picture: Any, max_side: int = 0) -> str:
+    """A picture, a file or an RGB tensor, as a PNG data URL, upright and in sRGB, its longer side at most `max_side` pixels (0: as it is).
 
     Raises:
         ImageError: it cannot be read.
     """
     from portraitkit.images import read_image, resize, to_pil
 
-    pixels = read_image(path).pixels
+    pixels = read_image(picture).pixels if isinstance(picture, str | Path) else picture
     height, width = pixels.shape[1:]
     scale = min(1.0, max_side / max(height, width)) if max_side else 1.0
     out = io.BytesIO()
@@ -249,7 +256,21 @@ def _read(response: Any) -> Reply | None:
         return None
     usage = value.get("usage")
     usage = usage if isinstance(usage, dict) else {}
-    return Reply(text, "", _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))) if isinstance(text, str) else None
+    if not isinstance(text, str):
+        return None
+    tokens = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    return Reply(text, "", *tokens, choices=_choices(value["choices"][0].get("logprobs")))
+
+
+def _choices(logprobs: Any) -> tuple[tuple[str, dict[str, float]], ...]:
+    """What OpenAI calls `logprobs.content`; empty where there is none or it has another form."""
+    try:
+        return tuple(
+            (str(one["token"]), {str(other["token"]): float(other["logprob"]) for other in one["top_logprobs"]})
+            for one in logprobs["content"]
+        )
+    except (LookupError, TypeError, ValueError):
+        return ()
 
 
 def _count(tokens: Any) -> int:

@@ -78,11 +78,29 @@ def read_image(
         raise ImageError(f"{path}: no such file")
     if path.stat().st_size > max_bytes:
         raise ImageError(f"{path}: {path.stat().st_size:,} bytes, at most {max_bytes:,} are read; make it smaller")
+    return _decode(path, path, background, max_pixels, max_aspect)
+
+
+def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image:
+    """Decode one picture that came as bytes, as `read_image` does a file.
+
+    Args:
+        data: a whole file.
+        name: what messages call it.
+        max_pixels: most pixels, checked before decoding.
+
+    Raises:
+        ImageError: unreadable, truncated, too large, or of an impossible shape.
+    """
+    return _decode(io.BytesIO(data), Path(name), WHITE, max_pixels, MAX_ASPECT)
+
+
+def _decode(source: Path | io.BytesIO, path: Path, background: tuple[float, float, float], max_pixels: int, max_aspect: float) -> Image:
     notes: list[str] = []
     try:
         with warnings.catch_warnings(record=True) as raised:
             warnings.simplefilter("always")
-            with PilImage.open(path) as opened:
+            with PilImage.open(source) as opened:
                 _check_shape(path, opened.size, max_pixels, max_aspect)
                 frames = getattr(opened, "n_frames", 1)
                 if frames > 1:
@@ -99,7 +117,7 @@ def read_image(
     except PilImage.DecompressionBombError as error:
         raise ImageError(f"{path}: at most {max_pixels / 1e6:.0f} million pixels are read; make it smaller") from error
     except DAMAGED as error:
-        reason = " ".join(str(error).replace(str(path), "").split()).strip(" '") or type(error).__name__
+        reason = " ".join(str(error).replace(str(path), "").replace(repr(source), "").split()).strip(" '") or type(error).__name__
         raise ImageError(f"{path}: cannot be read as a picture ({reason}); convert it to PNG or JPEG again") from error
     for warning in raised:
         if not issubclass(warning.category, PilImage.DecompressionBombWarning):

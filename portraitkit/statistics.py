@@ -40,3 +40,17 @@ def paired_change(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> Ch
     before, after = before[both], after[both]
     gain = after - before
     return Change(float(before.mean()), float(after.mean()), float(gain.mean()), bootstrap_interval(gain))
+
+
+def rank_correlation(first: Float[Tensor, " n"], second: Float[Tensor, " n"]) -> float:
+    """Spearman's rank correlation in [-1, 1] of the places where both are finite, ties at their mean rank; NaN where one does not vary."""
+    both = first.isfinite() & second.isfinite()
+    centred = [_ranks(values[both]) for values in (first, second)]
+    scale = centred[0].norm() * centred[1].norm()
+    return float((centred[0] * centred[1]).sum() / scale) if float(scale) > 0 else float("nan")
+
+
+def _ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Mean ranks, centred on 0."""
+    below = (values[:, None] > values).sum(1) - (values[:, None] < values).sum(1)
+    return below.double() / 2

@@ -1,5 +1,7 @@
 """Options and skips shared by all tests: slow ones need --run-slow, gpu ones need a device."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import settings
@@ -19,3 +21,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="slow: run with --run-slow"))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="gpu: no CUDA device here"))
+
+
+@pytest.fixture(scope="session")
+def judge_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny judge that can be read and knows nothing, see `tiny_judge`."""
+    from tiny_judge import write_tiny_judge
+
+    return write_tiny_judge(tmp_path_factory.mktemp("judge"))

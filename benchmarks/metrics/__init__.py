@@ -50,10 +50,11 @@ def load_metrics(names: tuple[str, ...]) -> list[Metric]:
     """Metrics by name or by place; every built-in one for no names.
 
     Args:
-        names: built-in names, or `my_file.py:METRIC`; `all` stands for every built-in one.
+        names: built-in names, `judge:PATH[:FORM]`, or `my_file.py:METRIC`; `all` stands for every built-in one.
 
     Raises:
         ConfigError: an unknown name, an object that is no metric, or two metrics of one name.
+        WeightsError: no model where a judge is named.
     """
     known = built_in_metrics()
     chosen: dict[str, Metric] = {}
@@ -69,8 +70,13 @@ def load_metrics(names: tuple[str, ...]) -> list[Metric]:
 
 
 def _load(name: str, known: dict[str, Metric]) -> Metric:
+    if name.startswith("judge:"):
+        from benchmarks.metrics.judge import judge_metric
+
+        return judge_metric(name)
     if ":" not in name:
-        raise ConfigError(f"--metrics {name}: no such metric{nearest(name, known)}; known: {', '.join(known)}, or my_file.py:METRIC")
+        near = nearest(name, known)
+        raise ConfigError(f"--metrics {name}: no such metric{near}; known: {', '.join(known)}, judge:PATH, or my_file.py:METRIC")
     metric = load_object(name)
     if not isinstance(metric, Metric):
         raise ConfigError(f"--metrics {name}: is a {type(metric).__name__}, not a benchmarks.metric.Metric")

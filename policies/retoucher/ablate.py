@@ -51,7 +51,7 @@ def run_ablation(config: RetoucherConfig, command: list[str]) -> int:
     ]
     if config.init_adapter is not None:
         check_start(config.init_adapter, config.rank, config.lora_alpha)
-    rewards = build_rewards(config.rewards, config.reward_weights, config.combine)
+    rewards = build_rewards(config.all_rewards, config.reward_weights, config.combine, config.device)
     loaded = load_backbone(config.backbone, config.model, config.resolution, config.device, **loading_options(config))
     backbone = with_cache(loaded, config)
     source = open_photos(config.photos, backbone.resolution, need_anchors=True)

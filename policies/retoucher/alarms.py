@@ -2,9 +2,19 @@
 
 from dataclasses import dataclass, field
 
+import torch
+
+from portraitkit.statistics import rank_correlation
+
 RATIO_TOLERANCE = 1e-3
 SPREAD_FLOOR = 5e-4
 GAP = 0.15
+WINDOW = 5
+"""Validations over which a judge and the verifiable rewards are followed."""
+STEPS = 10
+"""Training steps over which their agreement inside groups is averaged."""
+APART = -0.5
+"""Rank correlation over the window from which on the two go opposite ways."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +28,21 @@ class Alarm:
 
 @dataclass
 class Alarms:
-    """Watches validations and training steps; each kind of alarm is raised at most once every `quiet` steps."""
+    """Watches validations and training steps; each kind of alarm is raised at most once every `quiet` steps.
+
+    Attributes:
+        quiet: see above.
+        raised: alarms so far.
+        first: means of the first validation.
+        courses: mean of judge and of the verifiable rewards at the last `WINDOW` validations, where a judge is in use.
+        agreements: rank correlation of the two inside groups in the last `STEPS` training steps.
+    """
 
     quiet: int = 20
     raised: list[Alarm] = field(default_factory=list)
     first: dict[str, float] = field(default_factory=dict)
+    courses: list[tuple[float, float]] = field(default_factory=list)
+    agreements: list[float] = field(default_factory=list)
 
     def _raise(self, step: int, name: str, message: str) -> list[Alarm]:
         last = [alarm.step for alarm in self.raised if alarm.name == name]
@@ -32,7 +52,9 @@ class Alarms:
         self.raised.append(alarm)
         return [alarm]
 
-    def after_step(self, step: int, *, spread: float, ratio_deviation: float, on_policy: bool, clip_range: float) -> list[Alarm]:
+    def after_step(
+        self, step: int, *, spread: float, ratio_deviation: float, on_policy: bool, clip_range: float, agreement: float | None = None
+    ) -> list[Alarm]:
         """Check a training step.
 
         Args:
@@ -41,6 +63,7 @@ class Alarms:
             ratio_deviation: largest |ratio - 1| of the step.
             on_policy: whether the policy had not moved since the rollout, so that the ratio must be 1.
             clip_range: of the surrogate.
+            agreement: rank correlation of judge and verifiable rewards inside groups; None without a judge, NaN where it is not known.
 
         Returns:
             The alarms newly raised.
@@ -59,10 +82,26 @@ class Alarms:
                 "ratio",
                 f"likelihood ratio off 1 by {ratio_deviation:.2e}: lower --learning-rate or --updates-per-step",
             )
+        if agreement is not None and agreement == agreement:
+            self.agreements = [*self.agreements, agreement][-STEPS:]
+            mean = sum(self.agreements) / len(self.agreements)
+            if len(self.agreements) == STEPS and mean < 0:
+                out += self._raise(
+                    step,
+                    "judge disagrees",
+                    f"inside groups the judge ranks candidates against the verifiable rewards (rank correlation {mean:.2f} over "
+                    f"{STEPS} steps): lower its weight or train it on such pairs",
+                )
         return out
 
     def after_validation(
-        self, step: int, means: dict[str, float], *, rollout_reward: float | None, ode_reward: float | None
+        self,
+        step: int,
+        means: dict[str, float],
+        *,
+        rollout_reward: float | None,
+        ode_reward: float | None,
+        judged: float | None = None,
     ) -> list[Alarm]:
         """Check a validation.
 
@@ -71,11 +110,12 @@ class Alarms:
             means: mean of every validated value, as `Evaluation.means`.
             rollout_reward: mean reward of this step's rollouts.
             ode_reward: mean reward of the plain ODE on the same photos.
+            judged: mean of the judges' values; `means` then has `verifiable` to set beside it.
 
         Returns:
             The alarms newly raised.
         """
-        out: list[Alarm] = []
+        out = [] if judged is None else self._follow(step, judged, means["verifiable"])
         if not self.first:
             self.first = dict(means)
             return out
@@ -94,3 +134,24 @@ class Alarms:
                 f"rollouts score {rollout_reward:.3f}, the plain ODE {ode_reward:.3f} on the same photos: do not trust rollout reward",
             )
         return out
+
+    def _follow(self, step: int, judged: float, checked: float) -> list[Alarm]:
+        """Whether the judge's reward rises over the window while the verifiable ones fall."""
+        if judged != judged or checked != checked:  # NaN: nothing could be scored
+            return []
+        self.courses = [*self.courses, (judged, checked)][-WINDOW:]
+        if len(self.courses) < WINDOW:
+            return []
+        judge, check = torch.tensor(self.courses, dtype=torch.float64).T
+        time = torch.arange(WINDOW, dtype=torch.float64)
+        up, down = rank_correlation(judge, time), rank_correlation(check, time)
+        apart = rank_correlation(judge, check)
+        rises, falls = float(judge[-1] - judge[0]) > 0.01, float(check[-1] - check[0]) < -0.01
+        if not (rises and falls and up > -APART and down < APART and apart < APART):
+            return []
+        return self._raise(
+            step,
+            "judge hacked",
+            f"over {WINDOW} validations the judge's reward rose by {float(judge[-1] - judge[0]):.3f} while the verifiable rewards fell by "
+            f"{float(check[0] - check[-1]):.3f} (rank correlation {apart:.2f}): lower the judge's weight, and look at the pictures",
+        )

@@ -84,9 +84,12 @@ class RetoucherConfig:
     the updates and every evaluation stay in the backbone's own type, so that the ratio is exact."""
 
     rewards: tuple[str, ...] = ("blemish_removal", "texture", "skin_tone", "identity", "clarity")
-    """Rewards in use: the verifiable ones, clip_similarity:PATH (open_clip weights), iqa:NAME (a pyiqa metric)."""
+    """Rewards in use: the verifiable ones, clip_similarity:PATH (open_clip weights), iqa:NAME (a pyiqa metric), judge:PATH[:FORM]."""
+    reward: tuple[str, ...] = ()
+    """Further rewards beside --rewards, such as judge:PATH: embedded, a folder, a hub id, vllm:ID or http://host:port/v1, with :score (the
+    default), :score_beside_anchor, :versus_anchor or :win_rate behind it (docs/judge.md)."""
     reward_weights: tuple[float, ...] = ()
-    """One weight a reward, in the order of --rewards; each reward's own if empty."""
+    """One weight a reward, in the order of --rewards and then --reward; each reward's own if empty."""
     combine: Literal["product", "sum", "minimum"] = "product"
     """How the rewards of a candidate become one."""
     advantage: Literal["combined", "per_reward"] = "combined"
@@ -215,7 +218,12 @@ class RetoucherConfig:
             raise ConfigError(f"--segments {self.segments}: at most --num-steps ({self.num_steps}), one drawn step a segment")
         if self.credit == "local" and (self.advantage, self.ratio, self.global_std) != ("combined", "ppo", False):
             raise ConfigError("--credit local: goes with --advantage combined, --ratio ppo and --no-global-std; leave those options out")
-        if self.reward_weights and len(self.reward_weights) != len(self.rewards):
+        if self.reward_weights and len(self.reward_weights) != len(self.all_rewards):
             raise ConfigError(
-                f"--reward-weights has {len(self.reward_weights)} values for {len(self.rewards)} rewards: give one each, or none"
+                f"--reward-weights has {len(self.reward_weights)} values for {len(self.all_rewards)} rewards: give one each, or none"
             )
+
+    @property
+    def all_rewards(self) -> tuple[str, ...]:
+        """--rewards and --reward, in the order of the weights."""
+        return (*self.rewards, *self.reward)

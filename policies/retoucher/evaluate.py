@@ -10,6 +10,7 @@ from policies.retoucher.backbone import Backbone, Condition, sample_ode
 from policies.retoucher.training_photos import PhotoSource, TrainingPhotos
 from portraitkit.statistics import Change, paired_change
 from reward_models.grain import residual_grain
+from reward_models.judge_check import verifiable_reward
 from reward_models.reward_set import RewardSet
 from reward_models.verifiable import blemish_residual, clarity_error, identity_change, texture_error, tone_error
 
@@ -35,7 +36,8 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Retouched photos and what was measured on each: `reward`, every reward's part, every measure."""
+    """Retouched photos and what was measured on each: `reward`, every reward's part, every measure; `verifiable`, the five verifiable
+    rewards combined, where a judge is in use."""
 
     pictures: Float[Tensor, "n 3 h w"]
     values: dict[str, Float[Tensor, " n"]]
@@ -64,6 +66,8 @@ def measure(pictures: Float[Tensor, "n 3 h w"], data: EvaluationSet, rewards: Re
     photos = data.batch.photos
     parts = rewards.parts(pictures, photos)
     values = {"reward": rewards.combined(parts)} | parts
+    if rewards.group_rewards:
+        values["verifiable"] = verifiable_reward(rewards, parts, pictures, photos)
     rows = torch.arange(len(pictures)).split(32)
     for name, function in MEASURES.items():
         values[name] = torch.cat([function(pictures[part], photos.select(part)) for part in rows])

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from policies.retoucher import report_words as words
 from policies.retoucher.config import RetoucherConfig
-from policies.retoucher.report_curves import rollout_plot, training_plots, validation_plots
+from policies.retoucher.report_curves import judge_plots, rollout_plot, training_plots, validation_plots
 from policies.retoucher.report_pictures import AMPLIFY, Figure, featured, full_figure, plain_figure, ranked
 from policies.retoucher.report_run import Json, Run, number, read_measures, read_run
 from portraitkit.files import write_text
@@ -75,6 +75,7 @@ def _context(run: Run) -> dict[str, object]:
         "meanings": words.MEANINGS,
         "amplify": AMPLIFY,
         "validation_plots": validation_plots(run, list(measures)),
+        "judge_plots": judge_plots(run),
         "rollout_plot": rollout_plot(run),
         "training_plots": training_plots(run),
         "best_step": run.summary.get("best_step"),

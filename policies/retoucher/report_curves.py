@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from policies.curves import Series, curve_svg
 from policies.retoucher.report_run import Run, number
-from policies.retoucher.report_words import MEANINGS, Meaning
+from policies.retoucher.report_words import meaning_of
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ def validation_plots(run: Run, names: Sequence[str]) -> list[Plot]:
             [number(high) for _, high in ends],
             colour="accent",
         )
-        better = "higher is better" if name == "reward" or name in run.rewards else "lower is better"
-        meaning = MEANINGS.get(name, Meaning(name, ""))
+        better = "higher is better" if name in ("reward", "verifiable", *run.rewards) else "lower is better"
+        meaning = meaning_of(name)
         svg = curve_svg([series], mark=_best_step(run), least_span=0.04)
         if svg:
             out.append(Plot(meaning.title, better, Markup(svg)))
@@ -53,6 +53,22 @@ def rollout_plot(run: Run) -> Plot | None:
     return Plot("Rollout reward", "not progress", Markup(svg)) if svg else None
 
 
+def judge_plots(run: Run) -> list[Plot]:
+    """For each judge its reward and the verifiable rewards in one panel: at validation, and over the rollouts."""
+    out = []
+    for name in run.judges:
+        for title, lines, key in (("at validation", run.validation, name), ("of the rollouts", run.train, f"parts/{name}")):
+            both = [line for line in lines if key in line and "verifiable" in line]
+            steps = [number(line.get("step")) for line in both]
+            kind = "measured" if lines is run.validation else "line"
+            judged = Series(steps, [number(line[key]) for line in both], kind=kind)
+            checked = Series(steps, [number(line["verifiable"]) for line in both], kind=kind, colour="muted")
+            svg = curve_svg([judged, checked], least_span=0.04)
+            if svg:
+                out.append(Plot(f"{meaning_of(name).title}, {title}", "coloured: the judge; grey: the verifiable rewards", Markup(svg)))
+    return out
+
+
 def training_plots(run: Run) -> list[Plot]:
     panels = [
         (
@@ -65,6 +81,7 @@ def training_plots(run: Run) -> list[Plot]:
         ("gradient_norm", "Gradient norm", "before clipping", False),
         ("loss", "Loss", "near 0 on policy: no sign of progress", False),
         ("clipped", "Clipped share", "of the ratios", False),
+        ("judge_agreement", "Judge's agreement", "rank correlation with the verifiable rewards inside groups", False),
         ("kl", "KL to the base", "per latent dimension", False),
     ]
     out = []

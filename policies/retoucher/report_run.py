@@ -28,7 +28,12 @@ class Run:
     @property
     def rewards(self) -> list[str]:
         """Names of the rewards in use."""
-        return [str(name) for name in self.config.get("rewards") or []]
+        return [str(name) for key in ("rewards", "reward") for name in self.config.get(key) or []]
+
+    @property
+    def judges(self) -> list[str]:
+        """Those of them that are judges."""
+        return [name for name in self.rewards if name.startswith("judge:")]
 
 
 def read_run(folder: Path) -> Run:
@@ -64,7 +69,7 @@ def read_measures(run: Run) -> dict[str, Measure]:
         low, high = (number(end) for end in change.get("ci95") or (None, None))
         out[name] = Measure(
             name=name,
-            higher_is_better=name == "reward" or name in rewards,
+            higher_is_better=name in ("reward", "verifiable", *rewards),
             untouched=untouched.get(name, math.nan),
             before=number(change.get("before")),
             after=number(change.get("after")),

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from reward_models.judge_reward import FORMS, split_argument
+
 
 @dataclass(frozen=True)
 class Meaning:
@@ -15,6 +17,7 @@ class Meaning:
 
 MEANINGS = {
     "reward": Meaning("Reward", "all rewards combined, 0 to 1"),
+    "verifiable": Meaning("Verifiable rewards", "the five combined: the independent check of the judge"),
     "blemish_removal": Meaning("Blemish removal", "share of the blemishes' contrast that is gone"),
     "texture": Meaning("Texture", "1 = pores exactly kept"),
     "skin_tone": Meaning("Skin tone", "1 = the skin's broad colour is kept"),
@@ -27,6 +30,14 @@ MEANINGS = {
     "tone_error": Meaning("Tone error", "broad colour of the skin, in CIELAB units"),
     "residual_grain": Meaning("Residual grain", "noise that the retouch adds, % of full scale"),
 }
+
+
+def meaning_of(name: str) -> Meaning:
+    """Its title and how it reads; the bare name for rewards of the user's own."""
+    if name.startswith("judge:"):
+        path, form = split_argument(name.removeprefix("judge:"))
+        return Meaning(f"Judge {path}", f"{form.replace('_', ' ')}: {FORMS[form]}")
+    return MEANINGS.get(name, Meaning(name, ""))
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,7 @@ class Measure:
     @property
     def meaning(self) -> Meaning:
         """Its title and how it reads; the bare name for rewards of the user's own."""
-        return MEANINGS.get(self.name, Meaning(self.name, ""))
+        return meaning_of(self.name)
 
     @property
     def verdict(self) -> str:
@@ -165,6 +176,7 @@ def warnings(measures: Mapping[str, Measure]) -> list[str]:
 def _counted(summary: Mapping[str, object]) -> list[str]:
     counted = {
         "unscorable": "candidates could not be scored and were left out",
+        "judge_unreadable": "answers of the judge could not be read; they were never scored",
         "skipped_updates": "updates were skipped because loss or gradient was not finite",
     }
     counts = {text: summary.get(key) for key, text in counted.items()}

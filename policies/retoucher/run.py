@@ -23,11 +23,14 @@ from policies.retoucher.train import StepResult, Trainer, make_evaluation_sets
 from policies.retoucher.training_photos import open_photos
 from portraitkit.checkpoints import load_checkpoint, save_checkpoint
 from portraitkit.config import config_to_dict
+from portraitkit.errors import ConfigError
 from portraitkit.images import write_image
 from portraitkit.interrupt import Interruptible
 from portraitkit.runs import RunFolder
 from portraitkit.statistics import Change, bootstrap_interval
-from reward_models.reward_set import build_rewards
+from reward_models.judge_check import judged_reward
+from reward_models.judge_reward import JudgeReward
+from reward_models.reward_set import RewardSet, build_rewards
 
 HEADLINE = ("reward", "identity_distance", "blemish_residual", "texture_error")
 
@@ -39,11 +42,12 @@ def run_alignment(config: RetoucherConfig, command: list[str]) -> int:
     check_plan(config)
     if config.init_adapter is not None:
         check_start(config.init_adapter, config.rank, config.lora_alpha)
-    rewards = build_rewards(config.rewards, config.reward_weights, config.combine)
+    rewards = build_rewards(config.all_rewards, config.reward_weights, config.combine, config.device)
     loaded = load_backbone(config.backbone, config.model, config.resolution, config.device, **loading_options(config))
     backbone = with_cache(loaded, config)
     source = open_photos(config.photos, backbone.resolution, need_anchors=config.dpg and config.anchor != "none")
     validation, held_out = make_evaluation_sets(config, backbone, source)
+    _check_anchors(rewards, validation)
     with RunFolder.open(
         Path(config.output_dir),
         config_to_dict(config),
@@ -86,6 +90,12 @@ def run_alignment(config: RetoucherConfig, command: list[str]) -> int:
     return 0
 
 
+def _check_anchors(rewards: RewardSet, validation: EvaluationSet) -> None:
+    needing = [name for name, function in rewards.functions.items() if isinstance(function, JudgeReward) and function.needs_anchors]
+    if needing and bool(validation.batch.photos.clean.isnan().any()):
+        raise ConfigError(f"--reward {needing[0]}: needs an anchor_file_name for every photo; add them, or use judge:PATH:score")
+
+
 def _train(trainer: Trainer, validation: EvaluationSet, run: RunFolder, console: Console, interrupt: Interruptible) -> None:
     config, progress = trainer.config, trainer.progress
     columns = (
@@ -100,7 +110,8 @@ def _train(trainer: Trainer, validation: EvaluationSet, run: RunFolder, console:
         task = bar.add_task("", total=config.max_train_steps, completed=progress.step)
         if progress.step == 0:
             evaluation = trainer.validate(validation)
-            trainer.alarms.after_validation(0, evaluation.means(), rollout_reward=None, ode_reward=None)
+            judged = _judged(trainer, evaluation)
+            trainer.alarms.after_validation(0, evaluation.means(), rollout_reward=None, ode_reward=None, judged=judged)
             _log_validation(run, 0, evaluation)
         while not trainer.out_of_budget() and not interrupt.requested:
             result = trainer.train_step()
@@ -112,20 +123,25 @@ def _train(trainer: Trainer, validation: EvaluationSet, run: RunFolder, console:
                 evaluation = trainer.validate(validation)
                 ode = trainer.ode_reward(result.photos)
                 _log_validation(run, progress.step, evaluation, rollout_reward=reward, ode_reward=ode)
-                _warn(
-                    console,
-                    trainer.alarms.after_validation(progress.step, evaluation.means(), rollout_reward=reward, ode_reward=ode),
-                )
+                seen = {"rollout_reward": reward, "ode_reward": ode, "judged": _judged(trainer, evaluation)}
+                _warn(console, trainer.alarms.after_validation(progress.step, evaluation.means(), **seen))
             if config.checkpointing_steps and progress.step % config.checkpointing_steps == 0:
                 _checkpoint(trainer, run)
 
 
-def _ratio_facts(result: StepResult, config: RetoucherConfig) -> dict[str, float | bool]:
+def _judged(trainer: Trainer, evaluation: Evaluation) -> float | None:
+    """Mean of the judges' values; None without a judge."""
+    rewards = trainer.rewards
+    return float(judged_reward(rewards, evaluation.values).nanmean()) if rewards.group_rewards else None
+
+
+def _ratio_facts(result: StepResult, config: RetoucherConfig) -> dict[str, float | bool | None]:
     return {
         "spread": result.spread,
         "ratio_deviation": max(figures.ratio_deviation for figures in result.figures),
         "on_policy": config.updates_per_step == 1,
         "clip_range": config.clip_range,
+        "agreement": result.judged.get("judge_agreement"),
     }
 
 
@@ -157,6 +173,7 @@ def _log_step(run: RunFolder, trainer: Trainer, result: StepResult) -> None:
         zero_groups=result.zero_groups,
         seconds=progress.seconds,
         network_evaluations=progress.evaluations,
+        **result.judged,
         **{f"parts/{name}": float(value.nanmean()) for name, value in result.parts.items()},
     )
 
@@ -189,6 +206,7 @@ def _summary(trainer: Trainer, changes: dict[str, Change], untouched: Evaluation
         "best_step": progress.best_step if config.keep_best else progress.step,
         "zero_groups": progress.zero_groups,
         "unscorable": progress.unscorable,
+        **({"judge_asked": progress.judge_asked, "judge_unreadable": progress.judge_unreadable} if trainer.rewards.group_rewards else {}),
         "skipped_updates": progress.skipped_updates,
         "photos": {
             "train": progress.step * config.photos_per_step,

@@ -22,6 +22,9 @@ from policies.retoucher.update import UpdateFigures, accumulate_gradients, base_
 from portraitkit.errors import TrainingStopped
 from portraitkit.grpo import Advantages, group_advantages, local_advantages, normalise_then_sum
 from reward_models.credit import local_credit, to_tokens
+from reward_models.judge_check import agreement_in_groups, judged_reward, verifiable_reward
+from reward_models.judge_reward import JudgeReward
+from reward_models.photos import Photos
 from reward_models.reward_set import RewardSet
 
 FIRST_RATIO = 1e-2
@@ -42,6 +45,8 @@ class Progress:
         skipped_updates: all such updates.
         zero_groups: groups without spread so far.
         unscorable: candidates that could not be scored so far.
+        judge_asked: answers that training asked of judges.
+        judge_unreadable: of them, those that broke the contract or never came.
     """
 
     step: int = 0
@@ -53,11 +58,13 @@ class Progress:
     skipped_updates: int = 0
     zero_groups: int = 0
     unscorable: int = 0
+    judge_asked: int = 0
+    judge_unreadable: int = 0
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one training step saw, for logs and alarms."""
+    """What one training step saw, for logs and alarms; `judged` has the judge's figures, empty without one."""
 
     parts: dict[str, Float[Tensor, " members"]]
     rewards: Float[Tensor, " members"]
@@ -66,6 +73,7 @@ class StepResult:
     gradient_norm: float
     zero_groups: int
     photos: list[int]
+    judged: dict[str, float]
 
 
 class Trainer:
@@ -143,12 +151,13 @@ class Trainer:
         )
         with bfloat16(config.bf16_rollouts):
             candidates = self.backbone.decode(rollout.latents, condition.select(rollout.photo_of))
-        parts = self.rewards.parts(candidates, batch.photos.select(rollout.photo_of))
+        repeated = batch.photos.select(rollout.photo_of)
+        parts, judged = self._score(candidates, repeated, rollout.photo_of)
         rewards = self.rewards.combined(parts)
         advantages = self._advantages(parts, rewards, rollout.photo_of)
         values = advantages.values
         if config.credit == "local":
-            credit = local_credit(candidates, batch.photos.select(rollout.photo_of), rollout.photo_of, self.rewards, parts)
+            credit = local_credit(candidates, repeated, rollout.photo_of, self.rewards, parts)
             values = local_advantages(credit, rewards, rollout.photo_of, clip=config.advantage_clip)
             values = to_tokens(values, rollout.latents.shape[1])
         self.progress.evaluations += rollout.evaluations
@@ -171,12 +180,33 @@ class Trainer:
         self.progress.step += 1
         self.progress.seconds += time.monotonic() - started
         spread = rewards.view(-1, config.group_size).std(1).nanmean()
-        return StepResult(parts, rewards, float(spread), figures, norm, advantages.zero_groups, indices)
+        return StepResult(parts, rewards, float(spread), figures, norm, advantages.zero_groups, indices, judged)
+
+    def _score(self, candidates: Tensor, photos: Photos, groups: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Every reward of the candidates, and what the judges did: how far they agree with the verifiable rewards, what was unreadable."""
+        judges = [function for function in self.rewards.functions.values() if isinstance(function, JudgeReward)]
+        before = [judge.counts.copy() for judge in judges]
+        parts = self.rewards.parts(candidates, photos, groups)
+        if not judges:
+            return parts, {}
+        new = [judge.counts.since(count) for judge, count in zip(judges, before, strict=True)]
+        asked = sum(count["asked"] for count in new)
+        unreadable = sum(count["unreadable"] + count["failed"] for count in new)
+        self.progress.judge_asked += asked
+        self.progress.judge_unreadable += unreadable
+        checked = verifiable_reward(self.rewards, parts, candidates, photos)
+        return parts, {
+            "judge_asked": asked,
+            "judge_unreadable": unreadable,
+            "judge_flips": sum(count["flips"] for count in new),
+            "verifiable": float(checked.nanmean()),
+            "judge_agreement": agreement_in_groups(judged_reward(self.rewards, parts), checked, groups),
+        }
 
     def _advantages(self, parts: dict[str, Tensor], rewards: Tensor, groups: Tensor) -> Advantages:
         config = self.config
         if config.advantage == "per_reward":
-            rewards = normalise_then_sum(parts, groups, self.rewards.weights)
+            rewards = self.rewards.drop_unscored(normalise_then_sum(parts, groups, self.rewards.weights), parts)
         return group_advantages(rewards, groups, clip=config.advantage_clip, global_std=config.global_std)
 
     def _update(
@@ -287,6 +317,8 @@ class Trainer:
             "progress": asdict(self.progress),
             "alarms": [asdict(alarm) for alarm in self.alarms.raised],
             "first_validation": copy.deepcopy(self.alarms.first),
+            "judge_courses": [list(pair) for pair in self.alarms.courses],
+            "judge_agreements": list(self.alarms.agreements),
         }
 
     def restore(self, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
@@ -300,6 +332,8 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self.alarms.raised = [Alarm(**alarm) for alarm in state["alarms"]]
         self.alarms.first = dict(state["first_validation"])
+        self.alarms.courses = [(judge, check) for judge, check in state.get("judge_courses", [])]
+        self.alarms.agreements = list(state.get("judge_agreements", []))
 
     def save_adapter(self, folder: Path) -> None:
         """Write the chosen weights as a LoRA that stock diffusers loads."""

@@ -5,8 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from portraitkit.vlm.rows import Row, messages
+from portraitkit.vlm.tower import tower_once
+
+Choice = tuple[str, dict[str, float]]
+"""A token's text, and the log-probabilities of texts that could have stood in its place."""
 
 
 @dataclass(frozen=True)
@@ -17,11 +23,13 @@ class Completion:
         text: without special tokens.
         tokens: that were generated, the end token included.
         cut: the token limit ended it.
+        choices: each token that is one of the watched ones, in order, with the log-probabilities of all watched ones.
     """
 
     text: str
     tokens: int
     cut: bool
+    choices: tuple[Choice, ...] = ()
 
 
 @torch.inference_mode()
@@ -37,6 +45,7 @@ def complete(
     samples: int = 1,
     batch_size: int = 64,
     seed: int = 0,
+    watch: Sequence[str] = (),
     advance: Callable[[int], object] = lambda count: None,
 ) -> list[list[Completion]]:
     """Answer the prompt about each row's picture.
@@ -52,6 +61,7 @@ def complete(
         samples: answers a row; more than one needs a temperature above 0.
         batch_size: answers generated at once.
         seed: of the sampling; torch's global generator is left as it was.
+        watch: texts of tokens whose probabilities are kept, such as digits; ignored where one of them is not a single token.
         advance: called with the number of rows done, for a progress bar.
 
     Returns:
@@ -68,6 +78,7 @@ def complete(
     }
     ends = model.generation_config.eos_token_id
     ends = set(ends) if isinstance(ends, list) else {ends}
+    watched = _single_tokens(processor.tokenizer, watch)
     was_training = model.training
     model.eval()
     answers: list[list[Completion]] = []
@@ -79,19 +90,60 @@ def complete(
             texts = [chats[text] for text in prompts[start : start + at_once]]
             inputs = processor(images=[row.images() for row in part], text=texts, padding=True, return_tensors="pt")
             inputs = inputs.to(model.device)
-            sampling = (
+            sampling: dict[str, Any] = (
                 {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {"do_sample": False}
             )
-            tokens = model.generate(**inputs, max_new_tokens=max_tokens, num_return_sequences=samples, **sampling)
+            sampling["repetition_penalty"] = 1.0  # some hub models ship one: it would punish a score for having been given before
+            recorder = _Recorder(watched)
+            with tower_once(model, [id(picture) if isinstance(picture, Tensor) else picture for row in part for picture in row.pictures]):
+                tokens = model.generate(
+                    **inputs,
+                    max_new_tokens=max_tokens,
+                    num_return_sequences=samples,
+                    logits_processor=[recorder] if watched else [],
+                    **sampling,
+                )
             new = tokens[:, inputs["input_ids"].shape[1] :]
             answered = processor.batch_decode(new, skip_special_tokens=True)
-            done = [_finish(text, ids, ends) for text, ids in zip(answered, new.tolist(), strict=True)]
+            choices = recorder.choices(new) if watched else [()] * len(new)
+            done = [_finish(text, ids, ends, chosen) for text, ids, chosen in zip(answered, new.tolist(), choices, strict=True)]
             answers += [done[i : i + samples] for i in range(0, len(done), samples)]
             advance(len(part))
     model.train(was_training)
     return answers
 
 
-def _finish(text: str, tokens: list[int], ends: set[int]) -> Completion:
+def _finish(text: str, tokens: list[int], ends: set[int], choices: tuple[Choice, ...]) -> Completion:
     length = next((place + 1 for place, token in enumerate(tokens) if token in ends), None)
-    return Completion(text, length or len(tokens), length is None)
+    return Completion(text, length or len(tokens), length is None, choices)
+
+
+def _single_tokens(tokenizer: Any, texts: Sequence[str]) -> dict[str, int]:
+    """Text -> token; empty where one of the texts is not exactly one token."""
+    encoded = {text: tokenizer.encode(text, add_special_tokens=False) for text in texts}
+    return {text: ids[0] for text, ids in encoded.items()} if all(len(ids) == 1 for ids in encoded.values()) else {}
+
+
+class _Recorder:
+    """A logits processor that changes nothing and keeps the log-probabilities of some tokens: of all of them, they would fill memories."""
+
+    def __init__(self, watched: dict[str, int]) -> None:
+        self.texts, self.ids = list(watched), list(watched.values())
+        self.steps: list[Float[Tensor, "rows watched"]] = []
+
+    def __call__(self, input_ids: Int[Tensor, "rows length"], scores: Float[Tensor, "rows vocabulary"]) -> Float[Tensor, "rows vocabulary"]:
+        self.steps.append(scores.float().log_softmax(-1)[:, self.ids])
+        return scores
+
+    def choices(self, tokens: Int[Tensor, "rows new"]) -> list[tuple[Choice, ...]]:
+        """The watched tokens of each row, in order."""
+        kept = torch.stack(self.steps, 1).tolist()
+        text_of = dict(zip(self.ids, self.texts, strict=True))
+        return [
+            tuple(
+                (text_of[token], dict(zip(self.texts, step, strict=True)))
+                for token, step in zip(row, steps, strict=False)
+                if token in text_of
+            )
+            for row, steps in zip(tokens.tolist(), kept, strict=True)
+        ]

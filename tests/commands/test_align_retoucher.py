@@ -237,3 +237,55 @@ def test_interrupt_saves_and_the_resumed_run_ends_the_same(tmp_path, command, nu
 def test_a_step_on_a_gpu(command, tmp_path):
     code, _, err = command(align_retoucher, "--config", "demo", "--output-dir", tmp_path / "run", *SMALL, "--device", "cuda")
     assert code == 0, err
+
+
+JUDGED = [*SHORT, "--group-size", "4", "--max-train-steps", "2", "--checkpointing-steps", "1", "--validation-steps", "1"]
+
+
+def test_a_judge_in_the_loop_and_resumed(command, judge_folder, tmp_path):
+    options = [*JUDGED, "--dpg", "--reward", f"judge:{judge_folder}", "--output-dir"]
+    code, _, err = command(align_retoucher, *options, tmp_path / "whole")
+    assert code == 0, err
+    summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    assert summary["judge_asked"] == 2 * 2 * 4 and summary["judge_unreadable"] == 0
+    assert {"verifiable", f"judge:{judge_folder}"} <= summary["held_out"].keys()
+    page = (tmp_path / "whole" / "report.html").read_text()
+    assert "The judge and its check" in page and "at validation" in page and "of the rollouts" in page
+
+    assert command(align_retoucher, *options, tmp_path / "parts")[0] == 0
+    for path in (tmp_path / "parts" / "checkpoint-2").iterdir():
+        path.unlink()  # as if killed while it was written
+    code, _, err = command(align_retoucher, *options, tmp_path / "parts", "--resume-from-checkpoint", "latest")
+    assert code == 0, err
+    runs = [
+        [{key: value for key, value in json.loads(line).items() if "seconds" not in key and key != "time"} for line in text.splitlines()]
+        for text in ((tmp_path / run / "metrics.jsonl").read_text() for run in ("whole", "parts"))
+    ]
+    assert runs[0] == runs[1]
+    name = "pytorch_lora_weights.safetensors"
+    ours, whole = load_file(tmp_path / "parts" / name), load_file(tmp_path / "whole" / name)
+    assert all(torch.equal(ours[key], whole[key]) for key in whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--reward", "judge:./nowhere"], ["judge ./nowhere", "no such folder"]),
+        (["--reward", "judge:embedded:scoer"], ["scoer", "did you mean 'score'"]),
+        (["--reward", "judge:http://127.0.0.1:9/v1"], ["nothing answers there"]),
+        (["--reward", "texture"], ["'texture' is named 2 times"]),
+        (["--reward", "judge:x/y", "--reward-weights", "1"], ["1 values for 6 rewards"]),
+    ],
+)
+def test_mistakes_about_a_judge_are_one_line(command, tmp_path, options, words):
+    code, out, err = command(align_retoucher, "--output-dir", tmp_path / "run", *SMALL, *options)
+    check_refusal(code, out, err, words)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_judge_that_needs_anchors_says_so(command, judge_folder, folder):
+    path, rows = folder
+    write_rows(path, [{"file_name": row["file_name"]} for row in rows])
+    options = ["--no-dpg", "--photos", path, "--reward", f"judge:{judge_folder}:versus_anchor", "--output-dir", path / "run", *SMALL]
+    code, _, err = command(align_retoucher, *options)
+    assert code == 2 and "needs an anchor_file_name for every photo" in err.splitlines()[-1]

@@ -369,3 +369,34 @@ def test_the_ablation_is_drawn_and_tabled_arm_by_arm(tmp_path):
     picture = np.asarray(Image.open(tmp_path / "ablation.png").convert("RGB")).astype(int)
     accent = (abs(picture - np.array([0x0B, 0x7A, 0x75])).sum(2) < 20).sum()
     assert picture.shape[1] == round(9.6 * 160) and accent > 200
+
+
+def test_a_judge_stands_beside_its_check(make_run):
+    """Both curves on one page, the judge by its name and form, the check as what it is; unreadable answers among the caveats."""
+    name = "judge:runs/model:versus_anchor"
+    folder = make_run(validations=8, judge_asked=96, judge_unreadable=5)
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", config | {"reward": [name]})
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for place, line in enumerate(lines):
+        hacked = {name: 0.5 + 0.02 * place, "verifiable": 0.7 - 0.01 * place}
+        line |= hacked | {f"parts/{name}": hacked[name], "judge_agreement": -0.05 * place}
+        if line["kind"] == "validation":
+            line |= {f"{key}_ci95": [value - 0.03, value + 0.03] for key, value in hacked.items()}
+    write_lines(folder / "metrics.jsonl", lines)
+    summary = json.loads((folder / "summary.json").read_text())
+    for key, (first, last) in {name: (0.5, 0.7), "verifiable": (0.7, 0.6)}.items():
+        summary["held_out"][key] = {
+            "before": first,
+            "after": last,
+            "gain": last - first,
+            "ci95": [last - first - 0.02, last - first + 0.02],
+        }
+    write_json(folder / "summary.json", summary)
+    page = write_report(folder).read_text()
+    assert "The judge and its check" in page and "Judge runs/model, at validation" in page and "Judge runs/model, of the rollouts" in page
+    assert "versus anchor: calibrated probability" in page and "the independent check of the judge" in page
+    assert "5 answers of the judge could not be read" in page and "Judge&#39;s agreement" in page
+    measures = read_measures(read_run(folder))
+    assert measures[name].verdict == "better" and measures["verifiable"].verdict == "worse"
+    assert "The judge and its check" not in write_report(make_run(folder="plain")).read_text()

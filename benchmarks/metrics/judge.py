@@ -1,0 +1,65 @@
+"""A judge as a metric, `judge:PATH[:FORM]`: its opinion beside the verifiable rewards and IQA on one table.
+
+`score` judges a picture's face beside the photo's, `score_beside_anchor` and `versus_anchor` beside the reference's. A win rate needs the
+methods' pictures of one photo side by side: judge those as pairs instead (`--pairs`).
+"""
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from benchmarks.aligned_faces import MIN_FACE, NO_FACE, on_faces
+from benchmarks.metric import Metric, Range, Score
+from portraitkit.errors import ConfigError, WeightsError
+from portraitkit.vlm.load import model_path
+from reward_models.judge_reward import FORMS, judge_reward, split_argument
+from reward_models.photos import Photos
+
+REMOTE = ("http://", "https://", "vllm:")
+
+
+def judge_metric(name: str) -> Metric:
+    """The metric that `judge:PATH[:FORM]` names; the model is loaded when pictures are measured.
+
+    Raises:
+        ConfigError: the form is unknown, or is a win rate.
+        WeightsError: no model is there.
+    """
+    path, form = split_argument(name.removeprefix("judge:"))
+    if form == "win_rate":
+        raise ConfigError(f"--metrics {name}: a win rate needs pairs of methods; take score or versus_anchor, or judge pairs (--pairs)")
+    folder: Path | None = None
+    if not path.startswith(REMOTE):
+        try:
+            folder = Path(model_path(path))
+        except WeightsError as error:
+            raise WeightsError(str(error).replace("--model", "--metrics judge", 1)) from error
+
+    def open_judge(files: Mapping[str, Path]) -> Score:
+        reward = judge_reward(path if form == "score" else f"{path}:{form}")
+
+        def measure(candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> Float[Tensor, " n"]:
+            return reward.of_groups(candidates, photos, torch.arange(len(candidates)))
+
+        return partial(on_faces, measure)
+
+    parameters = sorted([*folder.glob("*.safetensors"), *folder.glob("judge.json")]) if folder is not None and folder.is_dir() else []
+    short = re.sub(r"[^A-Za-z0-9.-]+", "_", path).strip("_")
+    return Metric(
+        name=f"judge_{short}" if form == "score" else f"judge_{short}_{form}",
+        title=f"judge: {FORMS[form]}",
+        direction="higher",
+        range=Range(0, 1),
+        reference="source",
+        licence="that of the judge's model",
+        open=open_judge,
+        bundled=tuple(parameters),
+        revision=path,
+        smallest=MIN_FACE,
+        missing=f"{NO_FACE}, a reference is needed and not there, or the judge's answer broke the form",
+    )
