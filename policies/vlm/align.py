@@ -1,9 +1,7 @@
 """One run of `align-vlm`: probe the reward, evaluate, train by TRL, evaluate again, report."""
 
 import json
-import logging
 import time
-import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,12 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from policies.vlm import align_arguments as arguments
 from policies.vlm.align_config import AlignVlmConfig
 from policies.vlm.align_report import write_report
 from policies.vlm.tasks import load_task
 from portraitkit.config import config_to_dict
-from portraitkit.errors import ConfigError, TrainingStopped
+from portraitkit.errors import ConfigError
 from portraitkit.interrupt import Interruptible
 from portraitkit.runs import RunFolder
 from portraitkit.vlm.callbacks import Follow
@@ -29,7 +26,8 @@ from portraitkit.vlm.probe import Probe, probe
 from portraitkit.vlm.rewards import part_names
 from portraitkit.vlm.rows import Row, make_rows, open_rows
 from portraitkit.vlm.task import Task
-from portraitkit.vlm.train import find_checkpoint, make_grpo_trainer, make_sft_trainer
+from portraitkit.vlm.train import be_quiet, check_finite, find_checkpoint, make_grpo_trainer, make_sft_trainer
+from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments, sft_arguments
 
 
 def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
@@ -38,7 +36,10 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
     started = time.monotonic()
     be_quiet()
     task = load_task(config.task)
-    grpo, sft = arguments.grpo_arguments(config), arguments.sft_arguments(config)  # refused here, before anything is loaded
+    grpo, sft = (
+        grpo_arguments(config, config.folder),
+        sft_arguments(config, f"{config.folder}/sft"),
+    )
     check_device(config.device)
     processor = load_processor(config.model, max_pixels=config.max_pixels)
     rows = _open_rows(config, task, console)
@@ -80,7 +81,7 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
             "floors.json", {"constant": floor, "validation_constant": validation_floor, "shuffled_image": float(before.blind.mean())}
         )
         validate = partial(_validate, config, task, processor, rows["validation"], decoding)
-        prompt, lora = decoding.prompt, arguments.lora_arguments(config)
+        prompt, lora = decoding.prompt, lora_arguments(config)
         for stage in config.stages:
             steps = config.sft_steps if stage == "sft" else config.max_train_steps
             with _progress(console) as progress:
@@ -98,7 +99,7 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
                 )
                 return interrupt.exit_code
             model = trainer.model.merge_and_unload() if lora is not None and stage != config.stages[-1] else trainer.model
-        _check_finite(model)
+        check_finite(model)
         after = measure(model, "after")
         model.save_pretrained(folder / "model")
         processor.save_pretrained(folder / "model")
@@ -123,16 +124,6 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
         write_report(folder)
     _print_result(console, summary, folder)
     return 0
-
-
-def be_quiet() -> None:
-    """Without the progress bars and notices of transformers and DeepSpeed: ours says what is going on."""
-    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
-
-    disable_progress_bar()
-    set_verbosity_error()
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
 
 
 def prompt_of(config: AlignVlmConfig, task: Task) -> str:
@@ -203,12 +194,6 @@ def _measure(
 def _validate(config: AlignVlmConfig, task: Task, processor: Any, rows: list[Row], decoding: Decoding, model: Any) -> dict[str, float]:
     answers = complete(model, processor, decoding.prompt, rows, max_tokens=decoding.max_tokens, batch_size=decoding.batch_size)
     return {"greedy": float(score_all(task, [group[0] for group in answers], rows, config.mode).mean())}
-
-
-def _check_finite(model: Any) -> None:
-    bad = [name for name, value in model.named_parameters() if not bool(value.isfinite().all())]
-    if bad:
-        raise TrainingStopped(f"{bad[0]}: is not finite after training; nothing was saved, lower --learning-rate or raise --beta")
 
 
 def _step_of(checkpoint: str | None) -> int:

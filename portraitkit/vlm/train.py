@@ -1,5 +1,7 @@
 """The two training loops of vision-language models, both TRL's: supervised (SFTTrainer) and by reward (GRPOTrainer)."""
 
+import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,10 +9,20 @@ from typing import Any
 from datasets import Dataset, Image, List
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from portraitkit.errors import CheckpointError
+from portraitkit.errors import CheckpointError, TrainingStopped
 from portraitkit.vlm.rewards import reward_functions
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import Mode, Task
+
+
+def be_quiet() -> None:
+    """Without the progress bars and notices of transformers and DeepSpeed: ours says what is going on."""
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    disable_progress_bar()
+    set_verbosity_error()
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
 
 
 def make_sft_trainer(
@@ -109,6 +121,17 @@ def find_checkpoint(folder: Path, which: str | None) -> str | None:
     if not _complete(Path(which)):
         raise CheckpointError(f"--resume-from-checkpoint {which}: no complete checkpoint; give a checkpoint-N folder or latest")
     return which
+
+
+def check_finite(model: Any) -> None:
+    """Refuse a model that training has destroyed.
+
+    Raises:
+        TrainingStopped: a weight is not finite.
+    """
+    bad = [name for name, value in model.named_parameters() if not bool(value.isfinite().all())]
+    if bad:
+        raise TrainingStopped(f"{bad[0]}: is not finite after training; nothing was saved, lower --learning-rate or raise --beta")
 
 
 def _complete(path: Path) -> bool:
