@@ -132,9 +132,8 @@ def held_out_summary(
     Returns:
         `held_out`, `unreadable`, `tie_thresholds` and `baselines` (all figures of the blind copy and of exchanged pictures).
     """
-    thresholds = {
-        name: fit_thresholds(pairs["validation"], judged["validation"]) if "validation" in judged else {} for name, judged in stages.items()
-    }
+    validation = pairs.get("validation", [])
+    thresholds = {name: fit_thresholds(validation, judged.get("validation", [])) for name, judged in stages.items()}
     held_out: dict[str, Any] = {
         name: all_figures(pairs["held_out"], judged["held_out"], thresholds[name]) for name, judged in stages.items()
     }

@@ -47,7 +47,7 @@ class WhatToJudge:
     reject_steps: int = 30
     """Updates of supervised fine-tuning on what was kept; --sft-batch and --sft-learning-rate hold here, too."""
     grpo_pairs: Literal["overall", "dimensions", "all"] = "overall"
-    """GRPO trains on the pairs whose overall verdict is still wrong in one order or the other; or also those with a wrong dimension; or all."""
+    """overall: GRPO trains on the pairs whose overall verdict is still wrong in one order or the other; dimensions: or any other; all."""
     validation_pairs: int = 60
     """Validation pairs, in both orders: looked at during training; tie thresholds are fitted on them."""
     held_out_pairs: int = 250

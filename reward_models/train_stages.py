@@ -97,7 +97,7 @@ def run_stage(training: Training, stage: str) -> None:
 
 
 def train_blind(training: Training) -> None:
-    """The same SFT on pairs whose pictures were exchanged, then asked about exchanged pictures: it has never seen what it is asked about."""
+    """The same SFT on pairs whose pictures were exchanged, then asked about exchanged pictures: what needs no eyes."""
     folder = training.run.path / "blind"
     if (folder / "held_out.jsonl").is_file():
         return
