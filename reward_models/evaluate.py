@@ -16,6 +16,7 @@ from reward_models.judge_checks import Asking, check_judge, checks_summary, held
 from reward_models.judge_report import print_result, write_report
 from reward_models.judge_settings import view_of
 from reward_models.judged_pairs import JudgedPair, open_pairs
+from reward_models.public_pairs import benchmark_files, read_benchmark
 from reward_models.stage_fit import Interrupted
 from reward_models.train_config import RewardModelConfig
 
@@ -31,7 +32,10 @@ def run_evaluation(config: RewardModelConfig, command: list[str]) -> int:
     check_device(config.device)
     view = view_of(config.model, config.shown, config.form)
     processor = load_processor(config.model, max_pixels=config.max_pixels)
-    pairs = _read(config, console)
+    public = config.benchmark != "none"
+    if public:
+        benchmark_files(config.benchmark, Path(config.data))  # refused before anything is written
+    pairs = {} if public else _embedded_or_stored(config, console)
     folder = Path(config.folder)
     stored, seed = config_to_dict(config), config.seed
     with RunFolder.open(folder, stored, command=command, seed=seed, overwrite=config.overwrite) as run, Interruptible() as interrupt:
@@ -42,6 +46,10 @@ def run_evaluation(config: RewardModelConfig, command: list[str]) -> int:
 
         asking = Asking(config, processor, view, console, stop)
         run.write_json("view.json", vars(view))
+        if public:
+            found, left_out = read_benchmark(config.benchmark, Path(config.data), folder / "pictures", limit=config.held_out_pairs)
+            console.print(f"{config.benchmark}: {len(found)} pairs, {left_out} rows of another kind left out", highlight=False)
+            pairs = {"held_out": found}
         model = load_model(config.model, dtype=config.dtype, device=config.device)
         try:
             judged = {
@@ -69,12 +77,8 @@ def run_evaluation(config: RewardModelConfig, command: list[str]) -> int:
     return 0
 
 
-def _read(config: RewardModelConfig, console: Console) -> dict[str, list[JudgedPair]]:
-    """Held-out pairs, and validation pairs for the tie thresholds where the data have any."""
-    if config.benchmark != "none":
-        from reward_models.public_pairs import read_benchmark
-
-        return {"held_out": read_benchmark(config.benchmark, Path(config.data), limit=config.held_out_pairs)}
+def _embedded_or_stored(config: RewardModelConfig, console: Console) -> dict[str, list[JudgedPair]]:
+    """Held-out pairs, and validation pairs for the tie thresholds."""
     counts = {split: config.counts[split] for split in ("validation", "held_out")}
     with progress_bar(console, elapsed=True) as progress:
         bar = progress.add_task("reading pairs", total=sum(counts.values()) if config.data == "embedded" else None)
