@@ -21,6 +21,7 @@ from reward_models.judging import Judged, judged_from
 from reward_models.train_config import STAGES
 
 SHOWN = 3
+SHORT = {name: name.replace("_", " ") for name in NAMES}
 TITLE = {"overall": "Overall", **{name: TITLES[name] for name in DIMENSIONS}}
 
 
@@ -33,20 +34,24 @@ def print_result(console: Console, summary: dict[str, Any], folder: Path) -> Non
     """The main figures as a table."""
     held_out, stages = summary["held_out"], stages_of(summary)
     last = stages[-1]
+    names = [name for name in NAMES if name in held_out[last]]
     table = Table(title=f"Right in both orders, {summary['pairs']['held_out']} held-out pairs", title_justify="left")
-    columns = ["", *stages, "95 %", "P(first)", "flips", *(name.replace("_", " ") for name in ("blind", "shuffled_images", "majority"))]
-    for column in columns:
-        table.add_column(column, justify="right" if column else "left")
-    for name in NAMES:
-        if name not in held_out[last]:
-            continue
+    for column in ("", *stages, "95 % interval"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for name in names:
         row = held_out[last][name]
-        values = [number(held_out[stage][name]["acc_consistent"]) for stage in stages]
-        baselines = [number(held_out.get(key, {}).get(name)) for key in ("blind", "shuffled_images", "majority")]
-        ends = f"{number(row['ci95'][0])}–{number(row['ci95'][1])}"
-        table.add_row(TITLE[name], *values, ends, number(row["p_first"]), number(row["flip_rate"]), *baselines)
+        values = [number(held_out[stage].get(name, {}).get("acc_consistent")) for stage in stages]
+        table.add_row(SHORT[name], *values, f"{number(row['ci95'][0])} to {number(row['ci95'][1])}")
     console.print(table)
-    console.print(headline(summary), highlight=False, markup=False)
+    table = Table(title=f"An answer of {last}, and what needs no eyes", title_justify="left")
+    for column in ("", "right", "P(first)", "flips", "blind", "shuffled", "majority"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for name in names:
+        row = held_out[last][name]
+        baselines = [number(held_out.get(key, {}).get(name)) for key in ("blind", "shuffled_images", "majority")]
+        table.add_row(SHORT[name], number(row["acc_average"]), number(row["p_first"]), number(row["flip_rate"]), *baselines)
+    console.print(table)
+    console.print(headline(summary), highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", highlight=False)
 
 

@@ -79,7 +79,9 @@ def _editscore(row: Mapping[str, Any], number: int, folder: Path) -> PublicPair:
     outputs = row["output_images"]
     if not isinstance(outputs, list) or len(outputs) != 2:
         raise DataError("output_images: must be two pictures")
-    photo, a, b = (_bytes(value, name) for value, name in ((row["input_image"], "input_image"), *((one, "output_images") for one in outputs)))
+    photo, a, b = (
+        _bytes(value, name) for value, name in ((row["input_image"], "input_image"), *((one, "output_images") for one in outputs))
+    )
     return PublicPair(f"{number}", photo, a, b, "a" if row["dimension"] == "overall" else None)
 
 

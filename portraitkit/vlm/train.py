@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Image, List
+from datasets import Dataset, Image, List, disable_progress_bars
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from portraitkit.errors import CheckpointError, TrainingStopped
@@ -20,6 +20,7 @@ def be_quiet() -> None:
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     disable_progress_bar()
+    disable_progress_bars()
     set_verbosity_error()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)

@@ -51,7 +51,13 @@ def test_editreward_bench_of_tiger(tmp_path):
 
 def test_editreward_bench_of_editscore_takes_the_overall_rows_the_better_one_first(tmp_path):
     rows = [
-        {"key": ["k1", "k2"], "input_image": picture(1), "output_images": [picture(2), picture(3)], "dimension": name, "task_type": "ps_human"}
+        {
+            "key": ["k1", "k2"],
+            "input_image": picture(1),
+            "output_images": [picture(2), picture(3)],
+            "dimension": name,
+            "task_type": "ps_human",
+        }
         for name in ("overall", "consistency", "prompt_following", "overall")
     ]
     features = {"key": List(Value("string")), "input_image": Image(), "output_images": List(Image())}
