@@ -3,10 +3,10 @@
 They ask about edits of any kind, by an instruction; our judge is asked about portraits and is not shown the instruction. What is
 measured is how far its idea of a good edit carries, not what the benchmarks' own tables show.
 
-    editreward-bench-tiger      TIGER-Lab/EditReward-Bench: parquet, source_image, candidate_1, candidate_2, ranking, comparison_type, id
-    editreward-bench-editscore  EditScore/EditReward-Bench: arrow or parquet, input_image, output_images (the better one first), dimension, key
+    editreward-bench-tiger      TIGER-Lab/EditReward-Bench, parquet: source_image, candidate_1, candidate_2, ranking, comparison_type
+    editreward-bench-editscore  EditScore/EditReward-Bench, arrow or parquet: input_image, output_images (the better first), dimension
     mmrb2-edit                  facebookresearch/MMRB2, built by its scripts: edit.json beside images/ and input_images/
-    genai-bench                 TIGER-Lab/GenAI-Bench, image_edition: parquet, source_image, left_output_image, right_output_image, vote_type
+    genai-bench                 TIGER-Lab/GenAI-Bench, image_edition, parquet: source_image, {left,right}_output_image, vote_type
 
 Columns and the meaning of verdicts are those that the owners' own evaluation scripts read. Not seen by us are the data themselves.
 """
@@ -79,9 +79,8 @@ def _editscore(row: Mapping[str, Any], number: int, folder: Path) -> PublicPair:
     outputs = row["output_images"]
     if not isinstance(outputs, list) or len(outputs) != 2:
         raise DataError("output_images: must be two pictures")
-    photo, a, b = (
-        _bytes(value, name) for value, name in ((row["input_image"], "input_image"), *((one, "output_images") for one in outputs))
-    )
+    photo = _bytes(row["input_image"], "input_image")
+    a, b = (_bytes(value, "output_images") for value in outputs)
     return PublicPair(f"{number}", photo, a, b, "a" if row["dimension"] == "overall" else None)
 
 

@@ -85,10 +85,7 @@ def test_reasons_in_words_agree_with_their_scores_and_turn_with_the_order():
 def test_a_row_of_either_order_asks_and_answers_in_its_form(pairs, view):
     for pair in pairs["train"]:
         first, second = view.rows(pair)
-        assert first.columns["pair"] == second.columns["pair"] == pair.id and (first.columns["order"], second.columns["order"]) == (
-            "ab",
-            "ba",
-        )
+        assert [(row.columns["pair"], row.columns["order"]) for row in (first, second)] == [(pair.id, "ab"), (pair.id, "ba")]
         assert len(first.pictures) == (2 if view is BRIEF else 3)
         assert torch.equal(first.pictures[-1], second.pictures[-2]) and torch.equal(first.pictures[-2], second.pictures[-1])
         for row in (first, second):
@@ -112,9 +109,8 @@ def test_what_grpo_pays_for_the_right_answer_and_for_agreeing_with_itself():
 
 def test_rewards_reach_trl_part_by_part(pairs):
     task = judge_task(BRIEF, consistency_weight=0.1)
-    rows = [
-        replace(row, truth=Asked(row.truth.overall, row.truth.verdicts, row.truth.scores, None)) for row in BRIEF.rows(pairs["train"][0])
-    ]
+    shown = BRIEF.rows(pairs["train"][0])
+    rows = [replace(row, truth=Asked(row.truth.overall, row.truth.verdicts, row.truth.scores, None)) for row in shown]
     assert part_names(task, rows[0], "fixed") == ["form", "coherence", "overall", "dimensions", "consistency"]
     functions = {function.__name__: function for function in reward_functions(task, rows, "fixed")}
     completions = [[{"role": "assistant", "content": row.target}] for row in rows]

@@ -50,16 +50,9 @@ def test_editreward_bench_of_tiger(tmp_path):
 
 
 def test_editreward_bench_of_editscore_takes_the_overall_rows_the_better_one_first(tmp_path):
-    rows = [
-        {
-            "key": ["k1", "k2"],
-            "input_image": picture(1),
-            "output_images": [picture(2), picture(3)],
-            "dimension": name,
-            "task_type": "ps_human",
-        }
-        for name in ("overall", "consistency", "prompt_following", "overall")
-    ]
+    pictures = {"input_image": picture(1), "output_images": [picture(2), picture(3)]}
+    names = ("overall", "consistency", "prompt_following", "overall")
+    rows = [{"key": ["k1", "k2"], **pictures, "dimension": name, "task_type": "ps_human"} for name in names]
     features = {"key": List(Value("string")), "input_image": Image(), "output_images": List(Image())}
     features |= {"dimension": Value("string"), "task_type": Value("string")}
     table(rows, **features).save_to_disk(tmp_path / "bench")
