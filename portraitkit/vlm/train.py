@@ -158,4 +158,24 @@ def _quiet(trainer: Any) -> Any:
     """Without transformers' own progress line and prints."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    _load_exactly(trainer)
     return trainer
+
+
+def _load_exactly(trainer: Any) -> None:
+    """Resuming loads every weight of a checkpoint, or fails.
+
+    transformers' trainer takes a checkpoint's names as they stand in the file and ignores those that the model does not have. A
+    Qwen2.5-VL is stored under its published names, which differ from its modules': it would go on from the weights it started with.
+    """
+    theirs = trainer._load_from_checkpoint
+
+    def load(checkpoint: str, model: Any = None) -> None:
+        if not (Path(checkpoint) / "config.json").is_file():
+            return theirs(checkpoint, model)  # an adapter, which peft loads
+        own = trainer.accelerator.unwrap_model(trainer.model if model is None else model)
+        stored = type(own).from_pretrained(checkpoint, dtype=own.dtype)
+        own.load_state_dict(stored.state_dict())
+        return None
+
+    trainer._load_from_checkpoint = load

@@ -137,8 +137,27 @@ def test_any_stage_alone_starts_from_the_model(command, model, tmp_path):
     code, _, err = command(train_reward_model, "--model", model, "--output-dir", run, *OPTIONS, *options)
     assert code == 0, err
     assert json.loads((run / "grpo" / "stage.json").read_text())["from"] == "base"
-    rows = [row for row in lines(run / "metrics.jsonl") if row["kind"] == "grpo"]
-    assert any("rewards/consistency/mean" in row for row in rows)
+    assert [row["step"] for row in lines(run / "metrics.jsonl") if row["kind"] == "grpo" and "reward" in row] == [1, 2]
+
+
+def test_what_is_kept_is_imitated(command, model, tmp_path, monkeypatch):
+    """A random model is never right: its trajectories are replaced by a right and a wrong one."""
+    from portraitkit.vlm.generate import Completion
+    from reward_models import train_stages
+
+    def ask(model, processor, view, rows, **how):
+        assert how["samples"] == 2 and how["temperature"] == 1.0
+        return [[Completion(row.target, 20, False), Completion("no idea", 3, False)] for row in rows]
+
+    monkeypatch.setattr(train_stages, "ask", ask)
+    run = tmp_path / "run"
+    options = ["--stages", "reject", "--no-blind", "--hack-cases", "0", "--stability-pairs", "0"]
+    code, _, err = command(train_reward_model, "--model", model, "--output-dir", run, *OPTIONS, *options)
+    assert code == 0, err
+    note = json.loads((run / "reject" / "stage.json").read_text())
+    assert note["from"] == "base" and note["keep_rate"] == 0.5 and note["shares"] == {"kept": 0.5, "unreadable": 0.5}
+    assert note["imitated"] == note["sampled"] // 2 == 4 and "50% of 8 trajectories kept" in err
+    assert not torch.equal(weights(run / "reject"), weights_of(model))
 
 
 def test_an_interrupted_run_goes_on_and_ends_as_the_uninterrupted_one(command, model, finished, tmp_path):
