@@ -96,7 +96,7 @@ def fit(setting: Fit, stage: str, start: str, rows: Sequence[Row], *, steps: int
             arguments = grpo_arguments(config, str(folder))
             trainer = make_grpo_trainer(model, setting.processor, setting.view.prompt, rows, arguments, follow, task, "fixed", lora)
         trainer.train(resume_from_checkpoint=checkpoint)
-    if setting.interrupt.requested:
+    if setting.interrupt.requested and trainer.state.global_step < steps:
         raise Interrupted
     check_finite(trainer.model)
     _save(setting, trainer, start, folder, lora is not None)
