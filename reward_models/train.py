@@ -40,7 +40,7 @@ def run_training(config: RewardModelConfig, command: list[str]) -> int:
     release()
     from accelerate import PartialState
 
-    state = PartialState(cpu=config.device == "cpu")
+    state = PartialState(cpu=config.device == "cpu" and config.deepspeed is None)
     first = state.is_main_process
     console = Console(stderr=True, quiet=not first)
     check_device(config.device)

@@ -19,7 +19,7 @@ def common_arguments(options: TrainerOptions, folder: str) -> dict[str, Any]:
     on_cpu = options.device == "cpu"
     return {
         "output_dir": folder,
-        "use_cpu": on_cpu,
+        "use_cpu": on_cpu and options.deepspeed is None,  # with it, accelerate leaves DeepSpeed out
         "bf16": options.dtype == "bfloat16" and not on_cpu,
         "fp16": False,
         CHECKPOINTING: options.gradient_checkpointing,
