@@ -141,9 +141,11 @@ def _save(setting: Fit, trainer: Any, start: str, folder: Path, lora: bool) -> N
 
 def release() -> None:
     """What DeepSpeed's configuration and the trainer hold."""
+    from accelerate.state import AcceleratorState
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()
+    AcceleratorState._reset_state()  # or a second trainer could not have its own DeepSpeed configuration
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -15,7 +15,7 @@ from portraitkit.progress import progress_bar
 from portraitkit.runs import RunFolder, SilentRunFolder
 from portraitkit.vlm.load import check_device, load_processor
 from portraitkit.vlm.train import be_quiet
-from portraitkit.vlm.trainer_arguments import grpo_arguments, sft_arguments
+from portraitkit.vlm.trainer_arguments import grpo_arguments, sft_arguments, start_processes
 from reward_models.coherence import load_coherence
 from reward_models.judge_checks import Asking, check_judge, checks_summary, held_out_summary, read_judged
 from reward_models.judge_figures import gain, right
@@ -35,12 +35,10 @@ def run_training(config: RewardModelConfig, command: list[str]) -> int:
     """Train one judge and write the run folder; returns the exit code (0, or 130 / 143 when interrupted and saved)."""
     started = time.monotonic()
     be_quiet()
+    state = start_processes(config)
     for build in (sft_arguments, grpo_arguments):
-        build(config, config.folder)  # refused here, before anything is loaded; starts the processes of a distributed run
+        build(config, config.folder)  # refused here, before anything is loaded
     release()
-    from accelerate import PartialState
-
-    state = PartialState(cpu=config.device == "cpu" and config.deepspeed is None)
     first = state.is_main_process
     console = Console(stderr=True, quiet=not first)
     check_device(config.device)

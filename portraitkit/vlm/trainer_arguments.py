@@ -1,5 +1,6 @@
 """TRL's and peft's arguments, from the options of our commands."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,26 @@ from portraitkit.vlm.trl_arguments import build_arguments, parse_extra
 
 # transformers 5.20 renamed it; earlier ones know the old name only.
 CHECKPOINTING = "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
+
+
+def start_processes(options: TrainerOptions) -> Any:
+    """The processes of this run, as accelerate knows them; to be called before TRL's arguments are made.
+
+    With DeepSpeed on the CPU they talk by gloo, which transformers would not choose by itself: each would train alone.
+
+    Returns:
+        An `accelerate.PartialState`.
+    """
+    from accelerate import PartialState
+
+    if _deepspeed_on_cpu(options):
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        return PartialState(backend="gloo")
+    return PartialState(cpu=options.device == "cpu")
+
+
+def _deepspeed_on_cpu(options: TrainerOptions) -> bool:
+    return options.deepspeed is not None and options.device == "cpu" and "LOCAL_RANK" in os.environ
 
 
 def common_arguments(options: TrainerOptions, folder: str) -> dict[str, Any]:
@@ -33,6 +54,7 @@ def common_arguments(options: TrainerOptions, folder: str) -> dict[str, Any]:
         "report_to": "none",
         "deepspeed": deepspeed_file(options.deepspeed),
         "dataloader_pin_memory": not on_cpu,
+        **({"accelerator_config": {"use_configured_state": True}} if _deepspeed_on_cpu(options) else {}),
     }
 
 
