@@ -114,11 +114,16 @@ class RunFolder:
         for tracker in self.trackers:
             tracker.log(numbers, step=step)
 
-    def truncate_metrics(self, step: int) -> None:
-        """Drop lines logged after `step`, which the resumed run writes again, and lines that a killed process left unfinished."""
+    def truncate_metrics(self, step: int, stage: str | None = None) -> None:
+        """Drop lines logged after `step`, which the resumed run writes again, and lines that a killed process left unfinished.
+
+        Args:
+            step: the last one that stays.
+            stage: drop lines of this stage only, by their `kind` or `stage`.
+        """
         path = self.path / "metrics.jsonl"
         self._metrics.close()
-        kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step_of(line) <= step]
+        kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _stays(line, step, stage)]
         _write_text(path, "".join(line + "\n" for line in kept))
         self._metrics = path.open("a", encoding="utf-8")
 
@@ -138,6 +143,25 @@ class RunFolder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+class SilentRunFolder(RunFolder):
+    """A run folder as the other processes of a distributed run have it: the first one writes, they write nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.trackers = path, []
+
+    def log(self, step: int, **values: Any) -> None:
+        """Nothing."""
+
+    def truncate_metrics(self, step: int, stage: str | None = None) -> None:
+        """Nothing."""
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 def may_resume(
@@ -294,11 +318,12 @@ def _compare(path: Path, stored: dict[str, Any], config: dict[str, Any], allow_c
         raise RunFolderError(f"{path}: the run to resume had another configuration ({'; '.join(changed)}); use --allow-changed to go on")
 
 
-def _step_of(line: str) -> float:
+def _stays(line: str, step: int, stage: str | None) -> bool:
     try:
-        return json.loads(line)["step"]
+        row = json.loads(line)
     except json.JSONDecodeError:
-        return math.inf
+        return False
+    return row["step"] <= step or (stage is not None and stage not in (row.get("kind"), row.get("stage")))
 
 
 def _finite(value: Any) -> Any:

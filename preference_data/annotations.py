@@ -14,7 +14,7 @@ from typing import Any, Literal
 from portraitkit.errors import DataError
 from portraitkit.jsonl import Rejected, append_line, read_json_lines
 from preference_data.agreement import Judgements
-from preference_data.contract import ORDERS, Order
+from preference_data.contract import ORDERS, Order, turned
 from preference_data.schema import DIMENSIONS, VERDICTS, Pair, Verdict, read_scores, read_verdicts
 
 FOLDER = "annotations"
@@ -165,7 +165,9 @@ def consensus(pair: Pair, judgements: list[Judgement]) -> Pair | None:
         if any((a > b and verdicts[name] == "b") or (b > a and verdicts[name] == "a") for name, (a, b) in scores.items()):
             scores = None
     names = ", ".join(dict.fromkeys(judgement.annotator for judgement in deciding))
-    reasoning = next((judgement.reasoning for judgement in deciding if judgement.overall == overall and judgement.reasoning), "")
+    # What was said about Image1 and Image2 is kept about a and b.
+    words = [one.reasoning if one.order == "ab" else turned(one.reasoning) for one in deciding if one.overall == overall]
+    reasoning = next((text for text in words if text), "")
     return replace(pair, verdicts=verdicts, overall=overall, scores=scores, annotator=names, reasoning=reasoning)
 
 

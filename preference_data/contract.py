@@ -76,6 +76,15 @@ class Unreadable:
     text: str
 
 
+def turned(text: str) -> str:
+    """Words about Image1 and Image2 as they read with the two exchanged.
+
+    >>> turned("Image1 is sharper than Image2.")
+    'Image2 is sharper than Image1.'
+    """
+    return re.sub(r"\b([Ii]mage ?)([12])\b", lambda found: found[1] + ("2" if found[2] == "1" else "1"), text)
+
+
 def write_answer(answer: Answer) -> str:
     """The answer as the contract wants it; `read_answer` gives it back."""
     lines = [f"{TITLES[name]}: Image1 = {answer.scores[name][0]}, Image2 = {answer.scores[name][1]}" for name in DIMENSIONS]

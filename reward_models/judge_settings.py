@@ -13,6 +13,7 @@ from preference_data.brief_contract import PROMPT
 from preference_data.contract import prompt
 from preference_data.schema import Verdict
 from reward_models.judge_views import SHOWN
+from reward_models.judged_pairs import View
 
 FILE = "judge.json"
 FORMS = {"full": 1024, "brief": 96}
@@ -69,6 +70,21 @@ def read_settings(folder: Path) -> JudgeSettings | None:
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: not valid JSON; write it again, or remove it to use the defaults") from error
     return settings_from(value, str(path))
+
+
+def view_of(model: str, shown: str = "auto", form: str = "auto") -> View:
+    """The view for a model: what is given, else what its folder says, else the embedded judge's or a large model's.
+
+    Args:
+        model: embedded, a folder or a hub id.
+        shown: auto, or a key of `judge_views.SHOWN`.
+        form: auto, brief or full.
+
+    Raises:
+        WeightsError: its `judge.json` is none.
+    """
+    found = EMBEDDED if model == "embedded" else read_settings(Path(model)) or JudgeSettings()
+    return View(found.shown if shown == "auto" else shown, found.form if form == "auto" else form)
 
 
 def settings_from(value: Any, where: str) -> JudgeSettings:

@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 
 from benchmarks.blind_test.analysis import analyse
@@ -14,6 +13,7 @@ from benchmarks.blind_test.plots import Row, interval_plot, outcome_bar
 from benchmarks.blind_test.store import read_votes
 from benchmarks.blind_test.study import VOTES, read_study
 from portraitkit.errors import RunFolderError
+from portraitkit.pages import page_environment
 
 HERE = Path(__file__).parent
 SHARE_TICKS = [(0.0, "0 %"), (0.25, "25 %"), (0.5, "50 %"), (0.75, "75 %"), (1.0, "100 %")]
@@ -51,13 +51,7 @@ def report_study(config: ReportConfig) -> int:
 
 def render(template: str, results: Json) -> str:
     """A page from results; HTML is escaped, and so is what Markdown would read as markup."""
-    environment = Environment(
-        loader=FileSystemLoader([HERE / "templates", HERE.parents[1] / "policies" / "templates"]),
-        autoescape=template.endswith(".html.j2"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(HERE / "templates", autoescape=template.endswith(".html.j2"))
     environment.filters |= {"share": share, "ends": ends, "p": p_value, "cell": cell, "words": lambda name: str(name).replace("_", " ")}
     plots = {"strength_plot": _strength_plot(results), "group_plots": _group_plots(results), "outcome_bar": outcome_bar}
     return environment.get_template(template).render(results, headline=headline(results), verdict=verdict, **plots)

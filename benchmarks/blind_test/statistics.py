@@ -13,6 +13,8 @@ import krippendorff
 import numpy as np
 from scipy import stats
 
+from portraitkit.statistics import wilson_interval
+
 VIRTUAL_VOTES = 0.1
 """Added to each of the three outcomes of every pair that was compared: keeps the estimates finite where a method never loses."""
 
@@ -48,21 +50,6 @@ class Strengths:
 def pairs_of(count: int) -> list[tuple[int, int]]:
     """All pairs of `count` methods, the lower index first, in lexical order."""
     return list(combinations(range(count), 2))
-
-
-def wilson_interval(wins: float, votes: float, *, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927); a tie may count as half a win.
-
-    >>> [round(end, 3) for end in wilson_interval(8, 10)]
-    [0.49, 0.943]
-    """
-    if votes <= 0:
-        return 0.0, 1.0
-    z = float(stats.norm.ppf(0.5 + level / 2))
-    share = wins / votes
-    middle = (share + z * z / (2 * votes)) / (1 + z * z / votes)
-    half = z / (1 + z * z / votes) * math.sqrt(share * (1 - share) / votes + z * z / (4 * votes * votes))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def win_rate(counts: Sequence[float]) -> Estimate:

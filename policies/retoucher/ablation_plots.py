@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from policies.curves import STYLE
+from portraitkit.curves import STYLE
 
 Row = dict[str, object]
 

@@ -8,14 +8,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from policies.retoucher import report_words as words
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.report_curves import judge_plots, rollout_plot, training_plots, validation_plots
 from policies.retoucher.report_pictures import AMPLIFY, Figure, featured, full_figure, plain_figure, ranked
 from policies.retoucher.report_run import Json, Run, number, read_measures, read_run
 from portraitkit.files import write_text
+from portraitkit.pages import page_environment
 
 
 def write_report(folder: Path) -> Path:
@@ -33,13 +32,7 @@ def write_report(folder: Path) -> Path:
         ImageError: a picture cannot be read.
     """
     run = read_run(folder)
-    environment = Environment(
-        loader=FileSystemLoader([Path(__file__).parent / "templates", Path(__file__).parents[1] / "templates"]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(Path(__file__).parent / "templates")
     environment.filters |= {"number": words.number, "signed": words.signed, "csp_hash": _csp_hash}
     page = environment.get_template("report.html.j2").render(_context(run))
     path = folder / "report.html"

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from policies.curves import Series, curve_svg
 from policies.retoucher.report_run import Run, number
 from policies.retoucher.report_words import meaning_of
+from portraitkit.curves import Series, curve_svg
 
 
 @dataclass(frozen=True)

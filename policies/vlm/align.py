@@ -11,12 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from policies.vlm import align_arguments as arguments
 from policies.vlm.align_config import AlignVlmConfig
 from policies.vlm.align_report import write_report
 from policies.vlm.tasks import load_task
 from portraitkit.config import config_to_dict
-from portraitkit.errors import ConfigError, TrainingStopped
+from portraitkit.errors import ConfigError
 from portraitkit.interrupt import Interruptible
 from portraitkit.runs import RunFolder
 from portraitkit.vlm.callbacks import Follow
@@ -27,7 +26,8 @@ from portraitkit.vlm.probe import Probe, probe
 from portraitkit.vlm.rewards import part_names
 from portraitkit.vlm.rows import Row, make_rows, open_rows
 from portraitkit.vlm.task import Task
-from portraitkit.vlm.train import find_checkpoint, make_grpo_trainer, make_sft_trainer
+from portraitkit.vlm.train import check_finite, find_checkpoint, make_grpo_trainer, make_sft_trainer
+from portraitkit.vlm.trainer_arguments import check_continued, grpo_arguments, lora_arguments, sft_arguments
 
 
 def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
@@ -36,9 +36,12 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
     started = time.monotonic()
     be_quiet()
     task = load_task(config.task)
-    grpo, sft = arguments.grpo_arguments(config), arguments.sft_arguments(config)  # refused here, before anything is loaded
+    grpo, sft = (
+        grpo_arguments(config, config.folder),
+        sft_arguments(config, f"{config.folder}/sft"),
+    )
     check_device(config.device)
-    arguments.check_continued(config)
+    check_continued(config, config.adapter)
     processor = load_processor(config.model, max_pixels=config.max_pixels)
     rows = _open_rows(config, task, console)
     if config.reward_weights and len(config.reward_weights) != len(parts := part_names(task, rows["train"][0], config.mode)):
@@ -79,7 +82,7 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
             "floors.json", {"constant": floor, "validation_constant": validation_floor, "shuffled_image": float(before.blind.mean())}
         )
         validate = partial(_validate, config, task, processor, rows["validation"], decoding)
-        prompt, lora = decoding.prompt, arguments.lora_arguments(config) if config.adapter is None else None
+        prompt, lora = decoding.prompt, lora_arguments(config) if config.adapter is None else None
         for stage in config.stages:
             steps = config.sft_steps if stage == "sft" else config.max_train_steps
             with _progress(console) as progress:
@@ -97,7 +100,7 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
                 )
                 return interrupt.exit_code
             model, lora = trainer.model, None  # the next stage trains the same LoRA on: merged, its saved part would lack this one's
-        _check_finite(model)
+        check_finite(model)
         after = measure(model, "after")
         setattr(model.config, ASKED, "full" if prompt == task.prompt else "brief")
         model.save_pretrained(folder / "model", **({"selected_adapters": ["default"]} if config.rank else {}))  # TRL adds a reference
@@ -185,12 +188,6 @@ def _measure(
 def _validate(config: AlignVlmConfig, task: Task, processor: Any, rows: list[Row], decoding: Decoding, model: Any) -> dict[str, float]:
     answers = complete(model, processor, decoding.prompt, rows, max_tokens=decoding.max_tokens, batch_size=decoding.batch_size)
     return {"greedy": float(score_all(task, [group[0] for group in answers], rows, config.mode).mean())}
-
-
-def _check_finite(model: Any) -> None:
-    bad = [name for name, value in model.named_parameters() if not bool(value.isfinite().all())]
-    if bad:
-        raise TrainingStopped(f"{bad[0]}: is not finite after training; nothing was saved, lower --learning-rate or raise --beta")
 
 
 def _step_of(checkpoint: str | None) -> int:

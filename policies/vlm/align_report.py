@@ -1,22 +1,16 @@
 """`report.html` of an `align-vlm` run: one file, made from the run folder alone."""
 
-import base64
 import json
-import math
 import shlex
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
-
-from policies.curves import Reference, Series, curve_svg
 from policies.vlm.tasks.shape_area import PUBLISHED_CURVES
+from portraitkit.curves import Reference, Series, curve_svg
 from portraitkit.files import write_text
+from portraitkit.pages import inline_picture, number, page_environment, signed
 
-TEMPLATES = Path(__file__).parents[1] / "templates"
 SHOWN = 4
 SMOOTH = 5
 
@@ -30,14 +24,7 @@ def write_report(folder: Path) -> Path:
     Returns:
         The path of the report.
     """
-    environment = Environment(
-        loader=FileSystemLoader([Path(__file__).parent / "templates", TEMPLATES]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": _number, "signed": _signed}
+    environment = page_environment(Path(__file__).parent / "templates")
     page = environment.get_template("align.html.j2").render(_context(folder))
     path = folder / "report.html"
     write_text(path, page)
@@ -76,13 +63,13 @@ def headline(summary: dict[str, Any]) -> str:
     held_out = summary["held_out"]
     greedy, sampled = held_out["greedy"], held_out["sampled"]
     words = [
-        f"{name} {_verdict(row['gain_ci95'])} ({_signed(row['gain'])})" for name, row in (("Sampled reward", sampled), ("greedy", greedy))
+        f"{name} {_verdict(row['gain_ci95'])} ({signed(row['gain'])})" for name, row in (("Sampled reward", sampled), ("greedy", greedy))
     ]
     low = greedy["ci95_after"][0]
     looks = "It looks: " if low > max(held_out["constant_floor"], held_out["shuffled_image_after"]) else "It is not shown to look: "
     return (
-        f"{words[0]}, {words[1]}. {looks}greedy {_number(greedy['after'])} against {_number(held_out['constant_floor'])} for the best "
-        f"constant answer and {_number(held_out['shuffled_image_after'])} with shuffled pictures."
+        f"{words[0]}, {words[1]}. {looks}greedy {number(greedy['after'])} against {number(held_out['constant_floor'])} for the best "
+        f"constant answer and {number(held_out['shuffled_image_after'])} with shuffled pictures."
     )
 
 
@@ -144,24 +131,10 @@ def _examples(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
     by_reward = sorted(rows, key=lambda row: row["after"]["reward"])
     middle = max(len(rows) // 2 - SHOWN // 2, 0)
     groups = (("Most improved", by_gain[::-1][:SHOWN]), ("Typical", by_reward[middle : middle + SHOWN]), ("Worst", by_reward[:SHOWN]))
-    return [(name, [{**row, "pictures": [_picture(folder / name) for name in row["images"]]} for row in some]) for name, some in groups]
-
-
-def _picture(path: Path) -> str:
-    with Image.open(path) as image:
-        image.thumbnail((256, 256))
-        buffer = BytesIO()
-        image.save(buffer, "WEBP", quality=85)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return [
+        (name, [{**row, "pictures": [inline_picture(folder / file) for file in row["images"]]} for row in some]) for name, some in groups
+    ]
 
 
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
-
-
-def _signed(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:+.{digits}f}".replace("-", "−")

@@ -66,4 +66,4 @@ class Follow(TrainerCallback):
         if self.interrupt.requested:
             control.should_save = control.should_training_stop = True
         elif self.validate is not None and self.every and state.global_step % self.every == 0:
-            self.run.log(state.global_step, kind="validation", **self.validate())
+            self.run.log(state.global_step, kind="validation", stage=self.stage, **self.validate())

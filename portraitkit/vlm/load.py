@@ -19,9 +19,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def be_quiet() -> None:
     """Without the progress bars and notices of transformers and DeepSpeed: ours says what is going on."""
+    from datasets import disable_progress_bars
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     disable_progress_bar()
+    disable_progress_bars()
     set_verbosity_error()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)

@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset, Image, List
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from portraitkit.errors import CheckpointError
+from portraitkit.errors import CheckpointError, TrainingStopped
 from portraitkit.vlm.rewards import reward_functions
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import Mode, Task
@@ -111,6 +111,17 @@ def find_checkpoint(folder: Path, which: str | None) -> str | None:
     return which
 
 
+def check_finite(model: Any) -> None:
+    """Refuse a model that training has destroyed.
+
+    Raises:
+        TrainingStopped: a weight is not finite.
+    """
+    bad = [name for name, value in model.named_parameters() if not bool(value.isfinite().all())]
+    if bad:
+        raise TrainingStopped(f"{bad[0]}: is not finite after training; nothing was saved, lower --learning-rate or raise --beta")
+
+
 def _complete(path: Path) -> bool:
     """The trainer's state is what is written last."""
     return (path / "trainer_state.json").is_file() and any(path.glob("*.safetensors"))
@@ -134,4 +145,24 @@ def _quiet(trainer: Any) -> Any:
     """Without transformers' own progress line and prints."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    _load_exactly(trainer)
     return trainer
+
+
+def _load_exactly(trainer: Any) -> None:
+    """Resuming loads every weight of a checkpoint, or fails.
+
+    transformers' trainer takes a checkpoint's names as they stand in the file and ignores those that the model does not have. A
+    Qwen2.5-VL is stored under its published names, which differ from its modules': it would go on from the weights it started with.
+    """
+    theirs = trainer._load_from_checkpoint
+
+    def load(checkpoint: str, model: Any = None) -> None:
+        if not (Path(checkpoint) / "config.json").is_file():
+            return theirs(checkpoint, model)  # an adapter, which peft loads
+        own = trainer.accelerator.unwrap_model(trainer.model if model is None else model)
+        stored = type(own).from_pretrained(checkpoint, dtype=own.dtype)
+        own.load_state_dict(stored.state_dict())
+        return None
+
+    trainer._load_from_checkpoint = load

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from policies.curves import Series, curve_svg
 from policies.retoucher.ablation_plots import ablation_plot, ablation_table_markdown
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.report import write_report
 from policies.retoucher.report_pictures import Photo, featured, full_figure, ranked, zoom_box
 from policies.retoucher.report_run import read_measures, read_run
 from policies.retoucher.report_words import Measure, findings, headline
+from portraitkit.curves import Series, curve_svg
 from portraitkit.errors import RunFolderError
 
 HOSTILE = """x"'><script src=https://evil.example/a.js></script><img src=//evil.example/b onerror=a()>{{ 7 * 7 }}$\\x"""

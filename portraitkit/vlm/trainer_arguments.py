@@ -1,0 +1,174 @@
+"""TRL's and peft's arguments, from the options of our commands."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from portraitkit.config import RECIPES
+from portraitkit.errors import ConfigError
+from portraitkit.vlm.load import check_adapter
+from portraitkit.vlm.trainer_options import TrainerOptions
+from portraitkit.vlm.trl_arguments import build_arguments, parse_extra
+
+# transformers 5.20 renamed it; earlier ones know the old name only.
+CHECKPOINTING = "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
+
+
+def start_processes(options: TrainerOptions) -> Any:
+    """The processes of this run, as accelerate knows them; to be called before TRL's arguments are made.
+
+    With DeepSpeed on the CPU they talk by gloo, which transformers would not choose by itself: each would train alone.
+
+    Returns:
+        An `accelerate.PartialState`.
+    """
+    from accelerate import PartialState
+
+    if _deepspeed_on_cpu(options):
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        return PartialState(backend="gloo")
+    return PartialState(cpu=options.device == "cpu")
+
+
+def _deepspeed_on_cpu(options: TrainerOptions) -> bool:
+    return options.deepspeed is not None and options.device == "cpu" and "LOCAL_RANK" in os.environ
+
+
+def common_arguments(options: TrainerOptions, folder: str) -> dict[str, Any]:
+    """What both trainers take; checkpoints go to `folder`."""
+    on_cpu = options.device == "cpu"
+    return {
+        "output_dir": folder,
+        "use_cpu": on_cpu and options.deepspeed is None,  # with it, accelerate leaves DeepSpeed out
+        "bf16": options.dtype == "bfloat16" and not on_cpu,
+        "fp16": False,
+        CHECKPOINTING: options.gradient_checkpointing,
+        "max_grad_norm": options.max_grad_norm,
+        "seed": options.seed % 2**32,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": options.checkpointing_steps or 10**9,
+        "save_total_limit": options.checkpoints_total_limit,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "deepspeed": deepspeed_file(options.deepspeed),
+        "dataloader_pin_memory": not on_cpu,
+        **({"accelerator_config": {"use_configured_state": True}} if _deepspeed_on_cpu(options) else {}),
+    }
+
+
+def deepspeed_file(name: str | None) -> str | None:
+    """The DeepSpeed configuration: a file of the user's, or `zero2` or `zero3`, which are in the package.
+
+    Raises:
+        ConfigError: no such file.
+    """
+    if name is None or Path(name).is_file():
+        return name
+    if (path := RECIPES / "deepspeed" / f"{name}.json").is_file():
+        return str(path)
+    raise ConfigError(f"--deepspeed {name}: no such file; give a DeepSpeed configuration in JSON, zero2 or zero3")
+
+
+def grpo_values(options: TrainerOptions, folder: str) -> dict[str, Any]:
+    """The arguments of `trl.GRPOConfig`, by name; `--trl` has the last word."""
+    from trl import GRPOConfig
+
+    values = {
+        **common_arguments(options, folder),
+        "max_steps": options.max_train_steps,
+        "per_device_train_batch_size": options.prompts_per_step * options.group_size // options.accumulation_steps,
+        "gradient_accumulation_steps": options.accumulation_steps,
+        "num_generations": options.group_size,
+        "learning_rate": options.learning_rate,
+        "lr_scheduler_type": options.lr_scheduler,
+        "warmup_steps": options.warmup_steps,
+        "beta": options.beta,
+        "loss_type": options.loss_type,
+        "scale_rewards": options.scale_rewards,
+        "multi_objective_aggregation": options.aggregation,
+        "reward_weights": list(options.reward_weights) or None,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "max_completion_length": options.max_tokens,
+    }
+    return {**values, **parse_extra(options.trl, GRPOConfig)}
+
+
+def grpo_arguments(options: TrainerOptions, folder: str) -> Any:
+    """A checked `trl.GRPOConfig`."""
+    from trl import GRPOConfig
+
+    return build_arguments(GRPOConfig, grpo_values(options, folder))
+
+
+def sft_values(options: TrainerOptions, folder: str) -> dict[str, Any]:
+    """The arguments of `trl.SFTConfig`, by name."""
+    return {
+        **common_arguments(options, folder),
+        "max_steps": options.sft_steps,
+        "per_device_train_batch_size": options.sft_batch,
+        "learning_rate": options.sft_learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": max(options.sft_steps // 20, 1),
+        "max_length": None,
+        "completion_only_loss": True,
+    }
+
+
+def sft_arguments(options: TrainerOptions, folder: str) -> Any:
+    """A checked `trl.SFTConfig`."""
+    from trl import SFTConfig
+
+    return build_arguments(SFTConfig, sft_values(options, folder))
+
+
+def lora_arguments(options: TrainerOptions) -> Any:
+    """A `peft.LoraConfig` for the language part, or None for full training."""
+    if options.rank == 0:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=options.rank,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        target_modules=list(options.lora_targets),
+        exclude_modules=r".*(visual|vision_tower|vision_model).*",
+    )
+
+
+def check_continued(options: TrainerOptions, adapter: str | None) -> None:
+    """Refuse to train an adapter on with other settings than its own: peft takes the adapter's, and ours would be ignored.
+
+    Args:
+        options: of the trainers.
+        adapter: folder of the LoRA, or None.
+
+    Raises:
+        ConfigError: --adapter holds none, or --rank and its companions differ from it.
+    """
+    check_adapter(adapter)
+    if adapter is None or options.rank == 0:
+        return
+    path = Path(adapter) / "adapter_options.json"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"--adapter {adapter}: {path.name} is not JSON; give the model folder of a finished run") from error
+    targets = stored.get("target_modules")
+    given = {
+        "rank": (options.rank, stored.get("r")),
+        "lora-alpha": (options.lora_alpha, stored.get("lora_alpha")),
+        "lora-dropout": (options.lora_dropout, stored.get("lora_dropout")),
+        "lora-targets": (sorted(options.lora_targets), sorted(targets) if isinstance(targets, list) else targets),
+    }
+    for name, (wanted, has) in given.items():
+        if wanted != has:
+            raise ConfigError(
+                f"--{name} {wanted}: the LoRA of --adapter {adapter} has {has}; give that to train it on, or --rank 0 to merge it "
+                "and train all weights"
+            )

@@ -1,0 +1,152 @@
+"""The options that every command with TRL's trainers has. The docstring under a field is its help text."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from portraitkit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """How and on what a vision-language model is trained; commands add what they train it to do."""
+
+    device: str = "cpu"
+    """cpu, cuda ..."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights."""
+    seed: int = 0
+    """Everything random follows from it, except the embedded held-out rows, which are the same for all."""
+
+    max_train_steps: int = 40
+    """GRPO updates."""
+    prompts_per_step: int = 8
+    """Groups in an update, on each device."""
+    group_size: int = 8
+    """Answers to one prompt that are compared with each other."""
+    accumulation_steps: int = 1
+    """Parts that an update's answers are split into; must divide prompts times group."""
+    learning_rate: float = 1e-4
+    """Of GRPO."""
+    lr_scheduler: str = "constant"
+    """As transformers names it: constant, linear, cosine, constant_with_warmup ..."""
+    warmup_steps: int = 0
+    """Updates in which the learning rate rises from 0."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    beta: float = 0.0
+    """Weight of the KL to the reference model; 0 needs no reference model."""
+    loss_type: str = "dr_grpo"
+    """TRL's: grpo, dr_grpo, dapo, bnpo, cispo, sapo, luspo, vespo ..."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """Divide advantages by the standard deviation of the group, of the batch, or not."""
+    aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
+    """Add the task's parts and then normalise in the group, or normalise each part first (GDPO)."""
+    reward_weights: tuple[float, ...] = ()
+    """One weight for each part of the task's reward; all 1 if empty."""
+    temperature: float = 1.0
+    """Of the sampling, in training and evaluation."""
+    top_p: float = 1.0
+    """Nucleus of the sampling."""
+    max_tokens: int = 96
+    """Most tokens of an answer."""
+    max_pixels: int | None = None
+    """Largest picture in pixels; larger ones are scaled down before they become tokens."""
+    generation_batch: int = 64
+    """Answers generated at once in probe and evaluation."""
+
+    rank: int = 0
+    """Rank of a LoRA; 0 trains all weights."""
+    lora_alpha: int = 32
+    """Scale of the LoRA."""
+    lora_dropout: float = 0.0
+    """Of the LoRA's input."""
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Modules of the language part that get a LoRA."""
+    freeze_vision: bool = False
+    """Train nothing of the vision tower."""
+    gradient_checkpointing: bool = False
+    """Save memory by computing activations twice."""
+    deepspeed: str | None = None
+    """For accelerate launch or torchrun: zero2, zero3, or a DeepSpeed configuration (JSON)."""
+
+    sft_steps: int = 200
+    """Updates of the sft stage."""
+    sft_batch: int = 32
+    """Rows in one of them, on each device."""
+    sft_learning_rate: float = 3e-4
+    """Of the sft stage, cosine with 5 % warm-up."""
+
+    validation_steps: int = 10
+    """Updates between two validations."""
+    checkpointing_steps: int = 20
+    """Updates between checkpoints; 0 = only on interrupt."""
+    checkpoints_total_limit: int = 2
+    """Checkpoints kept."""
+    resume_from_checkpoint: str | None = None
+    """A checkpoint folder, or latest."""
+    allow_changed: bool = False
+    """Resume although the configuration differs."""
+    overwrite: bool = False
+    """Replace the run that --output-dir holds."""
+    report_to: tuple[str, ...] = ()
+    """Trackers besides metrics.jsonl: wandb, trackio, tensorboard."""
+    trl: tuple[str, ...] = ()
+    """Any other argument of trl.GRPOConfig as name=value, for example epsilon_high=0.28 use_vllm=true vllm_mode=colocate."""
+    dry_run: bool = False
+    """Print devices, memory estimate, steps, tokens and TRL's exact arguments, and stop."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values before any model is loaded.
+
+        Raises:
+            ConfigError: a value is out of range, or two options contradict each other.
+        """
+        check_least(self, LEAST)
+        for name in ("learning_rate", "max_grad_norm", "temperature", "sft_learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"--top-p {self.top_p}: must be above 0 and at most 1")
+        if not 0 <= self.lora_dropout < 1:
+            raise ConfigError(f"--lora-dropout {self.lora_dropout}: must be at least 0 and below 1")
+        if self.group_size < 2:
+            raise ConfigError(f"--group-size {self.group_size}: a group needs at least 2 answers to be compared; try 8")
+        if self.prompts_per_step * self.group_size % self.accumulation_steps:
+            raise ConfigError(
+                f"--accumulation-steps {self.accumulation_steps}: must divide {self.prompts_per_step} prompts x {self.group_size} answers"
+            )
+        if self.max_pixels is not None and self.max_pixels < 784:
+            raise ConfigError(f"--max-pixels {self.max_pixels}: a picture needs 28 x 28 = 784 pixels or more")
+        if self.freeze_vision and self.rank:
+            raise ConfigError("--freeze-vision: a LoRA trains the language part only; leave one of --freeze-vision and --rank out")
+
+
+LEAST = {
+    "max_train_steps": 1,
+    "prompts_per_step": 1,
+    "accumulation_steps": 1,
+    "warmup_steps": 0,
+    "max_tokens": 1,
+    "generation_batch": 1,
+    "rank": 0,
+    "lora_alpha": 1,
+    "sft_steps": 1,
+    "sft_batch": 1,
+    "validation_steps": 0,
+    "checkpointing_steps": 0,
+    "checkpoints_total_limit": 1,
+    "seed": 0,
+    "beta": 0,
+}
+
+
+def check_least(options: Any, least: Mapping[str, float]) -> None:
+    """Refuse values below the smallest that makes sense.
+
+    Raises:
+        ConfigError: the first of them is named.
+    """
+    for name, smallest in least.items():
+        if getattr(options, name) < smallest:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be {smallest} or more")

@@ -1,0 +1,28 @@
+"""Entry point of `train-reward-model`. Imports nothing heavy: `--help` must answer at once."""
+
+import sys
+
+from portraitkit.cli import run_command
+
+
+def train_reward_model() -> None:
+    """Console command `train-reward-model`: train the five-dimension judge, and say how good and how biased it is."""
+    run_command(_train)
+
+
+def _train(argv: list[str]) -> int:
+    from portraitkit.config import load_config
+    from reward_models.train_config import RewardModelConfig
+
+    config = load_config(RewardModelConfig, argv, prog="train-reward-model")
+    if config.dry_run:
+        from reward_models.train_plan import dry_run
+
+        return dry_run(config)
+    if config.evaluate:
+        from reward_models.evaluate import run_evaluation
+
+        return run_evaluation(config, [sys.argv[0], *argv])
+    from reward_models.train import run_training
+
+    return run_training(config, [sys.argv[0], *argv])

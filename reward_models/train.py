@@ -1,0 +1,197 @@
+"""One run of `train-reward-model`: evaluate the base, train the stages, evaluate after each, train a blind copy, check, report."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from portraitkit.config import config_to_dict
+from portraitkit.errors import CheckpointError, RunFolderError
+from portraitkit.interrupt import Interruptible
+from portraitkit.progress import progress_bar
+from portraitkit.runs import RunFolder, SilentRunFolder
+from portraitkit.vlm.load import be_quiet, check_device, load_processor
+from portraitkit.vlm.trainer_arguments import grpo_arguments, sft_arguments, start_processes
+from reward_models.coherence import load_coherence
+from reward_models.judge_checks import Asking, check_judge, checks_summary, held_out_summary, read_judged
+from reward_models.judge_figures import gain, right
+from reward_models.judge_report import print_result, write_report
+from reward_models.judge_settings import view_of
+from reward_models.judged_pairs import JudgedPair, check_disjoint, open_pairs
+from reward_models.judging import Judged, judge_pairs
+from reward_models.stage_fit import Fit, Interrupted, release
+from reward_models.train_config import STAGES, RewardModelConfig
+from reward_models.train_stages import Training, forget, is_done, newest, run_stage, train_blind
+
+SAME = ("model", "data", "seed", "shown", "form", "train_pairs", "sft_pairs", "validation_pairs", "held_out_pairs", "max_pixels")
+"""What must not change between the stages of one run folder: what is judged, and how it is shown."""
+
+
+def run_training(config: RewardModelConfig, command: list[str]) -> int:
+    """Train one judge and write the run folder; returns the exit code (0, or 130 / 143 when interrupted and saved)."""
+    started = time.monotonic()
+    be_quiet()
+    state = start_processes(config)
+    for build in (sft_arguments, grpo_arguments):
+        build(config, config.folder)  # refused here, before anything is loaded
+    release()
+    first = state.is_main_process
+    console = Console(stderr=True, quiet=not first)
+    check_device(config.device)
+    view = view_of(config.model, config.shown, config.form)
+    processor = load_processor(config.model, max_pixels=config.max_pixels)
+    coherence = load_coherence(config.coherence, config.device)
+    pairs = read_all(config, console)
+    folder = Path(config.folder)
+    run = open_run(config, command) if first else None
+    state.wait_for_everyone()
+    with run or SilentRunFolder(folder) as run, Interruptible() as interrupt:
+
+        def stop() -> None:
+            if interrupt.requested:
+                raise Interrupted
+
+        run.write_json("identities.json", check_disjoint(pairs))
+        run.write_json("view.json", vars(view))
+        asking = Asking(config, processor, view, console, stop, write=first)
+        validate = _validation(config, processor, asking, pairs["validation"])
+        setting = Fit(config, run, processor, view, interrupt, console, validate, first, state.num_processes, state.wait_for_everyone)
+        training = Training(config, run, asking, setting, pairs, coherence, state.wait_for_everyone)
+        try:
+            _all_stages(training, first)
+        except Interrupted:
+            _add_seconds(run, started)
+            console.print(f"stopped and saved; go on with --resume-from-checkpoint latest --output-dir {folder}", highlight=False)
+            return interrupt.exit_code
+        if first:
+            summary = summarise(training, _add_seconds(run, started))
+            run.write_json("summary.json", summary)
+            write_report(folder, pairs["held_out"])
+            print_result(console, summary, folder)
+        state.wait_for_everyone()
+    return 0
+
+
+def _add_seconds(run: RunFolder, started: float) -> float:
+    """Seconds spent on the run, those before an interrupt included."""
+    path = run.path / "seconds.json"
+    spent = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
+    run.write_json("seconds.json", {"seconds": spent + time.monotonic() - started})
+    return spent + time.monotonic() - started
+
+
+def open_run(config: RewardModelConfig, command: list[str]) -> RunFolder:
+    """A new run; the run to resume; or one whose later stages are to be done again from its earlier ones.
+
+    Raises:
+        RunFolderError: the folder holds something else, or pairs, model or seed differ.
+        CheckpointError: there is nothing to resume.
+    """
+    folder, resume = Path(config.folder), config.resume_from_checkpoint
+    if resume not in (None, "latest"):
+        raise CheckpointError(f"--resume-from-checkpoint {resume}: a run of several stages goes on from the newest; give latest")
+    again = resume is None and not config.overwrite and config.stages[0] != "sft" and newest(folder, "", config.stages[0])[0] != "base"
+    if again:
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        now = config_to_dict(config)
+        changed = [f"{name} {stored.get(name)!r} -> {now[name]!r}" for name in SAME if stored.get(name) != now[name]]
+        if changed:
+            raise RunFolderError(f"{folder}: its stages were trained with other options ({'; '.join(changed)}); use another --output-dir")
+        for stage in config.stages:
+            forget(folder, stage)
+    return RunFolder.open(
+        folder,
+        config_to_dict(config),
+        command=command,
+        seed=config.seed,
+        overwrite=config.overwrite,
+        resume="latest" if again else resume,
+        allow_changed=config.allow_changed or again,
+        report_to=list(config.report_to),
+    )
+
+
+def read_all(config: RewardModelConfig, console: Console) -> dict[str, list[JudgedPair]]:
+    """The pairs of all splits."""
+    with progress_bar(console, elapsed=True) as progress:
+        total = sum(config.counts.values()) if config.data == "embedded" else None
+        bar = progress.add_task("making pairs" if total else "reading pairs", total=total)
+        return open_pairs(config.data, config.counts, config.seed, advance=lambda: progress.advance(bar))
+
+
+def _validation(config: RewardModelConfig, processor: Any, asking: Asking, pairs: Sequence[JudgedPair]) -> Any:
+    """Overall accuracy in both orders on the validation pairs, for the log."""
+
+    def validate(model: Any) -> dict[str, float]:
+        judged = judge_pairs(model, processor, asking.view, pairs, max_tokens=config.max_tokens, batch_size=config.generation_batch)
+        forward, backward = right(pairs, judged, "overall")
+        return {"acc_average": float(((forward + backward) / 2).nanmean()), "acc_consistent": float((forward * backward).nanmean())}
+
+    return validate
+
+
+def _all_stages(training: Training, first: bool) -> None:
+    config, folder = training.config, training.run.path
+    evaluate(training, "base", config.model)
+    for stage in config.stages:
+        if is_done(folder, stage):
+            training.say(f"{stage}: is finished, see {folder / stage}")
+        else:
+            run_stage(training, stage)
+        evaluate(training, stage, str(folder / stage / "model"))
+    if config.blind:
+        train_blind(training)
+    last, model = newest(folder, config.model)
+    judged = read_judged(folder / last / "held_out.jsonl", training.asking.view)
+    check_judge(training.asking, training.load(model), training.pairs["held_out"], folder / "checks", judged)
+    training.together()
+    if first and last != "base":
+        link = folder / "model"
+        link.unlink(missing_ok=True)
+        link.symlink_to(Path(last) / "model", target_is_directory=True)
+
+
+def evaluate(training: Training, stage: str, model: str) -> None:
+    """Ask about held-out and validation pairs, unless that was done."""
+    folder = training.run.path / stage
+    missing = [split for split in ("validation", "held_out") if not (folder / f"{split}.jsonl").is_file()]
+    training.together()
+    if missing:
+        loaded = training.load(model)
+        for split in missing:
+            what = f"{split.replace('_', '-')}, {stage}"
+            training.asking.judge(loaded, training.pairs[split], what, folder / f"{split}.jsonl")
+        training.together()
+
+
+def summarise(training: Training, seconds: float) -> dict[str, Any]:
+    """`summary.json`, from the answers that the stages left in the run folder."""
+    folder, pairs, view = training.run.path, training.pairs, training.asking.view
+    stages: dict[str, dict[str, list[Judged]]] = {
+        stage: {split: read_judged(folder / stage / f"{split}.jsonl", view) for split in ("validation", "held_out")}
+        for stage in ("base", *STAGES)
+        if (folder / stage / "held_out.jsonl").is_file()
+    }
+    last, _ = newest(folder, training.config.model)
+    blind = folder / "blind" / "held_out.jsonl"
+    checks = checks_summary(folder / "checks", view, pairs["held_out"], stages[last]["held_out"])
+    summary = held_out_summary(pairs, stages, checks, read_judged(blind, view) if blind.is_file() else None)
+    notes = {stage: json.loads((folder / stage / "stage.json").read_text(encoding="utf-8")) for stage in STAGES if is_done(folder, stage)}
+    if "grpo" in stages:
+        before = {"sft": "sft" if "sft" in stages else "base", "start": notes["grpo"]["from"]}
+        gains = {name: gain(pairs["held_out"], stages[stage]["held_out"], stages["grpo"]["held_out"]) for name, stage in before.items()}
+        summary["held_out"]["grpo_gain"] = gains["sft"]
+        summary["held_out"]["grpo_gain_over_its_start"] = {**gains["start"], "from": notes["grpo"]["from"]}
+    return {
+        **summary,
+        **{name: checks[name] for name in ("hacks", "stability", "groups", "calibration")},
+        "stages": notes,
+        "final": last,
+        "seconds": seconds,
+        "pairs": {split: len(some) for split, some in pairs.items()},
+        "seed": training.config.seed,
+        "synthetic": all(pair.synthetic for pair in pairs["held_out"]),
+    }
