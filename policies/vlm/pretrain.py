@@ -1,8 +1,8 @@
 """`make embedded`: rebuild the committed tiny Qwen2.5-VL from its recipe. About two hours on two cores.
 
-Stages, each kept in the work folder and gone on from: rows of every task's training split; the language part alone
-(`pretrain_read`); supervised fine-tuning of the whole model on all tasks by TRL. Validation rows alone are
-looked at; the held-out split is never touched.
+Rows of every task's training split; what of the tower has a closed form; then the language part alone learns to read what the tower
+sees (`pretrain_read`). Rows and phases are kept in the work folder and gone on from. Validation rows alone are looked at; the
+held-out split is never touched.
 """
 
 import json
@@ -25,7 +25,6 @@ from portraitkit.config import load_config
 from portraitkit.images import from_uint8, to_uint8
 from portraitkit.vlm.evaluate import score_all
 from portraitkit.vlm.generate import complete
-from portraitkit.vlm.muon import MuonAdamW
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.tiny import build_model, build_processor, see_from_the_start
 
@@ -49,12 +48,6 @@ class PretrainConfig:
     """Stages and logs."""
     seed: int = 0
     """Of weights, rows and batches."""
-    speak_steps: int = 1500
-    """Updates of supervised fine-tuning of the whole model."""
-    speak_learning_rate: float = 1e-3
-    """Cosine, with a warm-up of 5 %; of the matrices ten times that, by Muon."""
-    batch: int = 64
-    """Rows in an update."""
     validation_rows: int = 100
     """Validation rows of each task."""
     scale: float = 1.0
@@ -77,13 +70,12 @@ def main(argv: list[str]) -> int:
     for number, phase in enumerate(READ):
         part = replace(phase, steps=max(int(phase.steps * config.scale), 1))
         teach_to_read(model, heads, lessons, part, work / f"read_{number}.pt", console)
-    console.print(validate(model, processor, rows["validation"]))
-    teach_to_speak(config, model, processor, rows["train"], work, console)
     found = validate(model, processor, rows["validation"])
     console.print(found)
     model.half().save_pretrained(config.output_dir)
     processor.save_pretrained(config.output_dir)
-    (Path(config.output_dir) / "recipe.json").write_text(json.dumps({**asdict(config), "rows": ROWS, "validation": found}, indent=2) + "\n")
+    recipe = {**asdict(config), "rows": ROWS, "read": [asdict(phase) for phase in READ], "validation": found}
+    (Path(config.output_dir) / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
     return 0
 
 
@@ -152,47 +144,6 @@ def start(model: Any, processor: Any, rows: Mapping[str, Sequence[Mapping[str, A
     see_from_the_start(
         model, patches[:: len(patches) // 40_000 + 1], lambda: torch.cat([look(model, *found).flatten(0, 1) for found in some])
     )
-
-
-def teach_to_speak(
-    config: PretrainConfig, model: Any, processor: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]], work: Path, console: Console
-) -> None:
-    """Supervised fine-tuning of the whole model on all tasks' answers, by TRL."""
-    from trl import SFTConfig
-
-    from portraitkit.vlm.callbacks import Say
-    from portraitkit.vlm.train import make_sft_trainer
-
-    prompts, examples = [], []
-    for name, some in rows.items():
-        task = load_task(name)
-        prompts += [task.brief or task.prompt] * len(some)
-        examples += [Row(_pictures(row), None, row["target"], {}) for row in some]
-    steps = max(int(config.speak_steps * config.scale), 1)
-    arguments = SFTConfig(
-        output_dir=str(work / "speak"),
-        max_steps=steps,
-        per_device_train_batch_size=config.batch,
-        learning_rate=config.speak_learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(steps // 20, 1),
-        max_length=None,
-        completion_only_loss=True,
-        use_cpu=True,
-        bf16=True,
-        seed=config.seed,
-        logging_steps=50,
-        save_steps=250,
-        save_total_limit=1,
-        disable_tqdm=True,
-        report_to="none",
-        dataloader_pin_memory=False,
-    )
-    rate = config.speak_learning_rate
-    optimizer = MuonAdamW(model.named_parameters(), muon_learning_rate=10 * rate, learning_rate=rate)
-    trainer = make_sft_trainer(model, processor, prompts, examples, arguments, Say(console), optimizer=optimizer)
-    kept = sorted((work / "speak").glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    trainer.train(resume_from_checkpoint=str(kept[-1]) if kept else None)
 
 
 def _pictures(row: Mapping[str, Any]) -> tuple[Tensor, ...]:

@@ -21,8 +21,6 @@ def make_sft_trainer(
     arguments: Any,
     callback: TrainerCallback,
     lora: Any = None,
-    *,
-    optimizer: Any = None,
 ) -> Any:
     """TRL's SFTTrainer on the rows' targets; only the answers bear a loss.
 
@@ -34,7 +32,6 @@ def make_sft_trainer(
         arguments: a `trl.SFTConfig`.
         callback: see `portraitkit.vlm.callbacks`.
         lora: a `peft.LoraConfig`, or None to train all that is not frozen.
-        optimizer: over the model's parameters; None: the arguments name one.
     """
     from trl import SFTTrainer
 
@@ -46,7 +43,6 @@ def make_sft_trainer(
         processing_class=processor,
         callbacks=[callback],
         peft_config=lora,
-        optimizers=(optimizer, None),
     )
     return _quiet(trainer)
 
