@@ -40,13 +40,7 @@ def test_pictures_in_files_train_as_pictures_in_memory_do(tiny_vlm, rows, bright
         trainer = make_sft_trainer(copy.deepcopy(model), processor, brightness.brief, some, arguments, TrainerCallback())
         losses.append(trainer.train().training_loss)
     assert losses[0] == losses[1]
-    arguments = GRPOConfig(
-        output_dir=str(tmp_path / "grpo"),
-        num_generations=2,
-        max_completion_length=4,
-        dataloader_pin_memory=False,
-        save_strategy="no",
-        **PLAIN,
-    )
+    options = {"num_generations": 2, "max_completion_length": 4, "dataloader_pin_memory": False, "save_strategy": "no"}
+    arguments = GRPOConfig(output_dir=str(tmp_path / "grpo"), **options, **PLAIN)
     trainer = make_grpo_trainer(copy.deepcopy(model), processor, brightness.brief, filed, arguments, TrainerCallback(), brightness, "fixed")
     assert trainer.train().global_step == 1
