@@ -8,6 +8,7 @@ from datasets import Dataset, Image, List
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from portraitkit.errors import CheckpointError, TrainingStopped
+from portraitkit.images import read_image, to_pil
 from portraitkit.vlm.rewards import reward_functions
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import Mode, Task
@@ -124,17 +125,29 @@ def _complete(path: Path) -> bool:
 
 
 def _dataset(rows: Sequence[Row], prompt: str | Sequence[str], *, target: bool = False) -> Dataset:
-    """Columns as TRL's trainers take them: prompt, images, the row's index, and for imitation the completion."""
+    """Columns as TRL's trainers take them: prompt, images, the row's index, and for imitation the completion.
+
+    Pictures that are files are opened when their row's turn comes; the others are held encoded.
+    """
     prompts = [prompt] * len(rows) if isinstance(prompt, str) else prompt
+    in_files = all(isinstance(picture, Path) for row in rows for picture in row.pictures)
     columns: dict[str, list[Any]] = {
         "prompt": [[{"role": "user", "content": text}] for text in prompts],
-        "images": [row.images() for row in rows],
+        "images": [[str(picture) for picture in row.pictures] if in_files else row.images() for row in rows],
     }
     if target:
         columns["completion"] = [[{"role": "assistant", "content": row.target}] for row in rows]
     else:
         columns["index"] = list(range(len(rows)))
-    return Dataset.from_dict(columns).cast_column("images", List(Image()))
+    data = Dataset.from_dict(columns)
+    return data.with_transform(_open) if in_files else data.cast_column("images", List(Image()))
+
+
+def _open(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """File names to pictures, by the one decoder."""
+    if "images" in batch:
+        batch["images"] = [[to_pil(read_image(name).pixels) for name in names] for names in batch["images"]]
+    return batch
 
 
 def _quiet(trainer: Any) -> Any:
