@@ -5,7 +5,7 @@ from typing import Any
 
 from portraitkit.endpoint import data_url
 from portraitkit.errors import WeightsError
-from reward_models.judge_backend import Picture, Said
+from reward_models.judge_backend import Choice, Picture, Said
 
 TOP = 20
 """Likeliest tokens whose probabilities vLLM tells, its default limit."""
@@ -57,8 +57,8 @@ class VllmBackend:
 
 
 def _said(output: Any) -> Said:
-    choices = []
-    for token, places in zip(output.token_ids, output.logprobs or (), strict=False):
+    choices: list[Choice] = []
+    for token, places in zip(output.token_ids, output.logprobs or [], strict=False):
         told = {other.decoded_token: float(other.logprob) for other in places.values() if other.decoded_token is not None}
         text = places[token].decoded_token if token in places else None
         if text is not None:

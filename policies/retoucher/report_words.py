@@ -195,5 +195,5 @@ def _percent(share: float) -> str:
 def ordered(names: Iterable[str], rewards: Iterable[str]) -> list[str]:
     """Names in reading order: the combined reward, its parts as configured, then the errors."""
     names = list(names)
-    order = {name: place for place, name in enumerate(["reward", *rewards, *MEANINGS])}
+    order = {name: place for place, name in enumerate(dict.fromkeys(["reward", *rewards, *MEANINGS]))}
     return sorted(names, key=lambda name: (order.get(name, len(order)), name))

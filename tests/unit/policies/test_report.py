@@ -398,5 +398,6 @@ def test_a_judge_stands_beside_its_check(make_run):
     assert "versus anchor: calibrated probability" in page and "the independent check of the judge" in page
     assert "5 answers of the judge could not be read" in page and "Judge&#39;s agreement" in page
     measures = read_measures(read_run(folder))
+    assert list(measures)[:5] == ["reward", "blemish_removal", "texture", name, "verifiable"]
     assert measures[name].verdict == "better" and measures["verifiable"].verdict == "worse"
     assert "The judge and its check" not in write_report(make_run(folder="plain")).read_text()
