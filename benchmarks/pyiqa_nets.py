@@ -49,7 +49,7 @@ def empty_net(name: str, **options: Any) -> torch.nn.Module:
     except ImportError as error:
         raise WeightsError(f"{NO_PYIQA}: {error}") from error
     defaults: dict[str, Any] = dict(DEFAULT_CONFIGS)[name]["metric_opts"]  # pyright: ignore[reportAssignmentType]
-    settings = defaults | {"pretrained": False} | options
+    settings = defaults | ({} if "pretrained_model_path" in options else {"pretrained": False}) | options
     if defaults["type"] == "MUSIQ" and defaults.get("pretrained") == "ava":
         settings["num_class"] = 10
     with quiet(), no_downloads(), torch.random.fork_rng(devices=[]):
