@@ -41,10 +41,11 @@ class FastMusiq(nn.Module):
         height, width = x.shape[-2:]
         tokens = []
         for scale, length in enumerate([*self.lengths, None]):
+            scaled = pixels
             if length is not None:
                 ratio = length / max(height, width)
-                size = round(height * ratio), round(width * ratio)
-            tokens.append(self._tokens(F.interpolate(pixels, size, mode="bicubic") if length else pixels, scale))
+                scaled = F.interpolate(pixels, (round(height * ratio), round(width * ratio)), mode="bicubic")
+            tokens.append(self._tokens(scaled, scale))
         encoder = self.net.transformer_encoder
         state = torch.cat([encoder.cls.expand(len(x), -1, -1), *tokens], 1)
         for layer in self.layers[:-1]:
@@ -89,8 +90,8 @@ class Layer(nn.Module):
         self.layer, attention = layer, layer.attention
         self.heads = attention.num_heads
         parts = (attention.query, attention.key, attention.value)
-        self.register_buffer("weight", torch.cat([part.weight for part in parts]).detach(), persistent=False)
-        self.register_buffer("bias", torch.cat([part.bias for part in parts]).detach(), persistent=False)
+        self.weight = nn.Buffer(torch.cat([part.weight for part in parts]).detach(), persistent=False)
+        self.bias = nn.Buffer(torch.cat([part.bias for part in parts]).detach(), persistent=False)
 
     def forward(self, tokens: Float[Tensor, "n k dim"], others: Float[Tensor, "n m dim"]) -> Float[Tensor, "n k dim"]:
         """Tokens after attending to others, the first of which they are."""

@@ -68,7 +68,7 @@ class FastTopiq(nn.Module):
         self.reduce = nn.ModuleList([FusedConv(layer[0], None, "gelu") for layer in net.dim_reduce])
         height, width = net.h_emb, net.w_emb
         places = torch.cat([height.expand(-1, -1, -1, width.shape[3]), width.expand(-1, -1, height.shape[2], -1)], 1)
-        self.register_buffer("places", places.detach().clone(), persistent=False)
+        self.places = nn.Buffer(places.detach().clone(), persistent=False)
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1"]:
         """Scores; RGB in [0, 1]."""

@@ -4,6 +4,8 @@ Folding is exact but for rounding (done in float64). oneDNN's fused convolution 
 because compiling would take longer than most runs. Where this torch lacks it, the same is computed by plain calls.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Literal
 
 import torch
@@ -47,24 +49,24 @@ class FusedConv(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d hh ww"]:
         """Convolve."""
-        if not has_fused():
+        reorder = _reorder()
+        if reorder is None:
             out = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
             return ACTIVATIONS[self.activation](out)
         if self._packed is None:  # in the layout that suits pictures of this size; right, if slower, for any other
             shape = (self.padding, self.stride, self.dilation, self.groups, list(x.shape))
-            self._packed = torch._C._nn.mkldnn_reorder_conv2d_weight(self.weight.to_mkldnn(), *shape)
+            self._packed = reorder(self.weight.to_mkldnn(), *shape)
         algorithm = "none" if self.activation == "gelu" else ""
         shape = (self.padding, self.stride, self.dilation, self.groups)
         return torch.ops.mkldnn._convolution_pointwise(x, self._packed, self.bias, *shape, self.activation, [], algorithm)
 
 
-def has_fused() -> bool:
-    """Whether this torch has oneDNN's fused convolution."""
-    return (
-        torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-        and hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight")
-    )
+@cache
+def _reorder() -> Callable[..., Tensor] | None:
+    """Lays weights out for oneDNN, where this torch has its fused convolution."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")):
+        return None
+    return getattr(getattr(torch._C, "_nn", None), "mkldnn_reorder_conv2d_weight", None)
 
 
 def fold(net: nn.Module) -> nn.Module:

@@ -8,19 +8,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
 
 INK, MUTED, ACCENT, LINE = "#010203", "#040506", "#070809", "#0a0b0c"
 VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", ACCENT: "var(--accent)", LINE: "var(--line)"}
 """Stand-in colours, replaced by the page's CSS variables once the SVG is drawn: light and dark mode for free."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "axes.spines.top": False,
@@ -109,7 +109,7 @@ def curve_svg(
             missing = max(0.0, least_span - (high - low)) / 2
             axes.set_ylim(low - missing, high + missing)
             if max(abs(low), abs(high)) < 1e-3:
-                axes.yaxis.set_major_formatter(_scientific)
+                axes.yaxis.set_major_formatter(FuncFormatter(_scientific))
         for floor in floors:
             axes.axhline(floor, color=MUTED, linewidth=0.8, dashes=(3, 3), zorder=1)
         for one in references:
@@ -164,8 +164,8 @@ def _draw(axes: Axes, one: Series) -> None:
         axes.fill_between(one.x, one.low, one.high, color=colour, alpha=0.18, linewidth=0)
     elif one.low:
         axes.vlines(one.x, one.low, one.high, color=colour, alpha=0.5, linewidth=1.2)
-    line = {"linewidth": 0} if one.kind == "dots" else {"linewidth": 1.6 if one.kind == "measured" else 1.0}
-    dots = {} if one.kind == "line" and len(one.x) > 1 else {"marker": "o", "markersize": 3.2, "markeredgewidth": 0}
+    line: dict[str, Any] = {"linewidth": 0} if one.kind == "dots" else {"linewidth": 1.6 if one.kind == "measured" else 1.0}
+    dots: dict[str, Any] = {} if one.kind == "line" and len(one.x) > 1 else {"marker": "o", "markersize": 3.2, "markeredgewidth": 0}
     axes.plot(one.x, one.y, color=colour, solid_capstyle="round", solid_joinstyle="round", **line, **dots)
 
 

@@ -28,7 +28,8 @@ class Judged:
 
     def verdicts(self, name: str) -> tuple[Verdict | None, Verdict | None]:
         """Of both orders, overall or on a dimension, about the files; None where the answer cannot be read."""
-        first, second = (None if isinstance(answer, Unreadable) else said(answer, name) for answer in self.answers)
+        found: list[Verdict | None] = [None if isinstance(answer, Unreadable) else said(answer, name) for answer in self.answers]
+        first, second = found
         return first, None if second is None else OTHER[second]
 
     def difference(self, name: str) -> float | None:
