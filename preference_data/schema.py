@@ -36,7 +36,7 @@ AGE_BANDS = ("child", "teen", "18-29", "30-44", "45-59", "60-74", "75+")
 GENDERS = ("woman", "man", "other")
 SKIN_TONES = tuple(f"monk-{step}" for step in range(1, 11))
 """The Monk Skin Tone scale, 1 (lightest) to 10."""
-OTHER = {"a": "b", "b": "a", "tie": "tie"}
+OTHER: dict[str, Verdict] = {"a": "b", "b": "a", "tie": "tie"}
 
 
 @dataclass(frozen=True)
