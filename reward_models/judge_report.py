@@ -21,6 +21,7 @@ from reward_models.judging import Judged, judged_from
 from reward_models.train_config import STAGES
 
 SHOWN = 3
+BIAS = 0.05
 SHORT = {name: name.replace("_", " ") for name in NAMES}
 TITLE = {"overall": "Overall", **{name: TITLES[name] for name in DIMENSIONS}}
 
@@ -52,6 +53,8 @@ def print_result(console: Console, summary: dict[str, Any], folder: Path) -> Non
         table.add_row(SHORT[name], number(row["acc_average"]), number(row["p_first"]), number(row["flip_rate"]), *baselines)
     console.print(table)
     console.print(headline(summary), highlight=False, markup=False, soft_wrap=True)
+    for warning in warnings(summary):
+        console.print(warning, highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", highlight=False)
 
 
@@ -62,20 +65,30 @@ def headline(summary: Mapping[str, Any]) -> str:
     floors = [value for key in ("blind", "shuffled_images", "majority") if (value := held_out.get(key, {}).get("overall")) is not None]
     looks = "It looks" if row["ci95"][0] > max(floors) else "It is not shown to look"
     words = [
-        f"{number(row['acc_consistent'])} of the held-out pairs are judged rightly in both orders ({number(row['ci95'][0])} to "
-        f"{number(row['ci95'][1])}). {looks}: what needs no eyes earns {number(max(floors))} an answer."
+        f"{row['acc_consistent']:.1%} of the held-out pairs are judged rightly in both orders ({row['ci95'][0]:.1%} to "
+        f"{row['ci95'][1]:.1%}). {looks}: {max(floors):.1%} of single answers are right without eyes."
     ]
     if "grpo_gain" in held_out:
         change = held_out["grpo_gain"]
         low, high = change["ci95"]
         verdict = "rose" if low > 0 else "fell" if high < 0 else "did not change beyond chance"
         words.append(f"From SFT to GRPO it {verdict} ({signed(change['overall'])}, {signed(low)} to {signed(high)}).")
-    beaten = [name for name, found in summary["hacks"].items() if found["ci95"][0] <= 0.5]
-    if beaten:
-        words.append(f"Not shown to see through: {', '.join(name.replace('_', ' ') for name in beaten)}.")
-    if summary["unreadable"][last]:
-        words.append(f"{summary['unreadable'][last]:.1%} of the answers cannot be read; they count as wrong.")
     return " ".join(words)
+
+
+def warnings(summary: Mapping[str, Any]) -> list[str]:
+    """What speaks against the judge, a sentence each."""
+    last = stages_of(summary)[-1]
+    found = []
+    beaten = [name.replace("_", " ") for name, row in summary["hacks"].items() if row["ci95"][0] <= 0.5]
+    if beaten:
+        found.append(f"Not shown to see through: {', '.join(beaten)}.")
+    if summary["unreadable"][last]:
+        found.append(f"{summary['unreadable'][last]:.1%} of the answers cannot be read; they count as wrong.")
+    first = summary["held_out"][last]["overall"]["p_first"]
+    if first is not None and abs(first - 0.5) > BIAS:
+        found.append(f"The candidate shown first wins {first:.1%} of the verdicts: the place counts.")
+    return found
 
 
 def write_report(folder: Path, pairs: Sequence[JudgedPair]) -> Path:
@@ -91,6 +104,7 @@ def write_report(folder: Path, pairs: Sequence[JudgedPair]) -> Path:
     context = {
         "title": "train-reward-model" if not config["evaluate"] else "train-reward-model --evaluate",
         "headline": headline(summary),
+        "warnings": warnings(summary),
         "summary": summary,
         "held_out": summary["held_out"],
         "stages": stages,

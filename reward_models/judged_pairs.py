@@ -163,8 +163,10 @@ def open_pairs(
     for split in counts:
         some = [stored_pair(pair, folder) for pair in judged if pair.split == split]
         pairs[split] = some[: counts[split] or None]
-        if not some:
-            raise DataError(f"{folder}: no judged pair is in the {split} split; annotate them, or build the set again with other --shares")
+        if not any(pair.truth.overall in ("a", "b") for pair in some):
+            raise DataError(
+                f"{folder}: no pair with an overall winner is in the {split} split; annotate them, or build the set with other --shares"
+            )
     check_disjoint(pairs)
     return pairs
 

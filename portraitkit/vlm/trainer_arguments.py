@@ -154,7 +154,7 @@ def check_continued(options: TrainerOptions, adapter: str | None) -> None:
     check_adapter(adapter)
     if adapter is None or options.rank == 0:
         return
-    path = Path(adapter) / "adapter_options.json"
+    path = Path(adapter) / "adapter_config.json"
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -95,7 +95,8 @@ def test_a_run_writes_all_that_it_promises(finished):
     assert {"sft", "grpo", "validation", "blind"} <= {row["kind"] for row in lines(finished / "metrics.jsonl")}
     page = (finished / "report.html").read_text()
     assert "Right in both orders" in page and "http" not in page.replace("http-equiv", "")
-    assert json.loads((finished / "model" / "judge.json").read_text()) == {"shown": "beside-difference", "form": "brief"}
+    asked = json.loads((finished / "model" / "judge.json").read_text())
+    assert (asked["shown"], asked["form"]) == ("beside-difference", "brief")
     assert not list(finished.glob("*/checkpoint-*")) and not (finished / ".lock").exists()
 
 

@@ -22,7 +22,6 @@ from policies.retoucher.report import write_report
 from policies.retoucher.report_pictures import Photo, featured, full_figure, ranked, zoom_box
 from policies.retoucher.report_run import read_measures, read_run
 from policies.retoucher.report_words import Measure, findings, headline
-from portraitkit.curves import Series, curve_svg
 from portraitkit.errors import RunFolderError
 
 HOSTILE = """x"'><script src=https://evil.example/a.js></script><img src=//evil.example/b onerror=a()>{{ 7 * 7 }}$\\x"""
@@ -327,15 +326,6 @@ def test_words_claim_no_more_than_the_interval():
 def test_a_policy_that_loses_to_doing_nothing_is_called_so(make_run):
     page = Page(write_report(make_run(untouched={"reward": 0.9})))
     assert "Doing nothing scores as well or better: the untouched photos have reward 0.900" in page.text
-
-
-def test_curves_follow_the_pages_colours_and_survive_odd_values():
-    svg = curve_svg([Series([0, 10, 20], [0.1, math.nan, 0.3], [0.0, 0.1, 0.2], [0.2, 0.3, 0.4])], mark=10, least_span=0.04)
-    assert svg.startswith('<svg viewBox="') and "var(--accent)" in svg and "xmlns" not in svg and "metadata" not in svg
-    assert not re.search(r"(?:stroke|fill): #(?!var)", svg)
-    assert curve_svg([Series([], [])]) == "" and curve_svg([Series([1], [math.nan])]) == ""
-    assert "<svg" in curve_svg([Series([1, 2], [0.0, 0.0])], log=True)
-    assert re.search(r">\d\.\de-7<", curve_svg([Series([1, 2], [0.0, 1e-6])]))
 
 
 def test_the_ablation_is_drawn_and_tabled_arm_by_arm(tmp_path):

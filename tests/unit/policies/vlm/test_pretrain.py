@@ -4,7 +4,7 @@ from rich.console import Console
 
 from policies.vlm.pretrain import ROWS, PretrainConfig, look, make_processor, open_rows, pixels_of, start, tokens_of, validate
 from policies.vlm.pretrain_facts import FACTS
-from policies.vlm.pretrain_read import teach_to_read
+from policies.vlm.pretrain_read import Phase, make_heads, make_lessons, teach_to_read
 from portraitkit.vlm.tiny import build_model
 
 CONFIG = PretrainConfig(scale=0.001, validation_rows=2000)
@@ -51,18 +51,12 @@ def test_reading_is_learned_kept_and_not_done_twice(rows, started, tmp_path):
     console = Console(record=True, quiet=True)
 
     def teach(steps):
-        teach_to_read(
-            model,
-            processor,
-            rows,
-            lambda some: tokens_of(model, processor, some),
-            shares=dict.fromkeys(FACTS, 4),
-            steps=steps,
-            learning_rate=3e-3,
-            muon_learning_rate=0.02,
-            keep=tmp_path / "read.pt",
-            console=console,
-        )
+        phase = Phase(steps, 3e-3, 0.02, 0.5, dict.fromkeys(FACTS, 4))
+        heads = make_heads(model.config.text_config.hidden_size)
+        teach_to_read(model, heads, lambda: make_lessons(model, processor, rows, tokens), phase, tmp_path / "read.pt", console)
+
+    def tokens(some):
+        return tokens_of(model, processor, some)
 
     teach(50)
     state = torch.load(tmp_path / "read.pt", weights_only=True)

@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, SFTConfig
 
 from portraitkit.images import write_image
-from portraitkit.vlm.train import make_grpo_trainer, make_sft_trainer
+from portraitkit.vlm.train import be_quiet, make_grpo_trainer, make_sft_trainer
 
 PLAIN = {"use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 1, "per_device_train_batch_size": 2, "disable_tqdm": True}
 
@@ -29,6 +29,7 @@ def test_resuming_loads_every_weight_of_a_checkpoint(tiny_vlm, rows, brightness,
 
 
 def test_pictures_in_files_train_as_pictures_in_memory_do(tiny_vlm, rows, brightness, tmp_path):
+    be_quiet()
     model, processor, _ = tiny_vlm
     filed = []
     for place, row in enumerate(rows[:2]):
