@@ -164,9 +164,7 @@ def open_pairs(
         some = [stored_pair(pair, folder) for pair in judged if pair.split == split]
         pairs[split] = some[: counts[split] or None]
         if not any(pair.truth.overall in ("a", "b") for pair in some):
-            raise DataError(
-                f"{folder}: no pair with an overall winner is in the {split} split; annotate them, or build the set again with other --shares"
-            )
+            raise DataError(f"{folder}: no pair with an overall winner is in the {split} split; annotate, or build with --split-shares")
     check_disjoint(pairs)
     return pairs
 
