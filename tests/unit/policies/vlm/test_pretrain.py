@@ -65,5 +65,4 @@ def test_reading_is_learned_kept_and_not_done_twice(rows, started, tmp_path):
         model.lm_head.weight.zero_()
     teach(50)
     assert torch.equal(model.lm_head.weight, state["model"]["lm_head.weight"])
-    rewards = validate(model, processor, rows)
-    assert rewards["preference"] > 0 and rewards["area"] > -3  # both answer in the form by now
+    assert set(validate(model, processor, rows)) == set(ROWS)

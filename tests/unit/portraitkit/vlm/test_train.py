@@ -8,7 +8,8 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, SFTConfig
 
 from portraitkit.images import write_image
-from portraitkit.vlm.train import be_quiet, make_grpo_trainer, make_sft_trainer
+from portraitkit.vlm.load import be_quiet
+from portraitkit.vlm.train import make_grpo_trainer, make_sft_trainer
 
 PLAIN = {"use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 1, "per_device_train_batch_size": 2, "disable_tqdm": True}
 
