@@ -205,7 +205,7 @@ def contradictions(pair: Pair) -> list[str]:
             if (a > b and pair.verdicts[name] == "b") or (b > a and pair.verdicts[name] == "a"):
                 found.append(f"{name}: verdict {pair.verdicts[name]}, but scores {a:g} (a) and {b:g} (b)")
     if pair.verdicts and pair.overall:
-        decided = {verdict for verdict in pair.verdicts.values() if verdict != "tie"}
+        decided: set[Verdict] = {verdict for verdict in pair.verdicts.values() if verdict != "tie"}
         if len(decided) == 1 and pair.overall == OTHER[next(iter(decided))]:
             found.append(f"overall {pair.overall}, but no dimension is won by it")
         if not decided and pair.overall != "tie":
