@@ -2,24 +2,25 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from portraitkit.config import config_to_dict
-from portraitkit.errors import CheckpointError, RunFolderError
+from portraitkit.errors import CheckpointError, ConfigError, RunFolderError
 from portraitkit.interrupt import Interruptible
 from portraitkit.progress import progress_bar
 from portraitkit.runs import RunFolder, SilentRunFolder
 from portraitkit.vlm.load import be_quiet, check_device, load_processor
 from portraitkit.vlm.trainer_arguments import grpo_arguments, sft_arguments, start_processes
 from reward_models.coherence import load_coherence
+from reward_models.judge import Comparison, calibrate, load_judge
 from reward_models.judge_checks import Asking, check_judge, checks_summary, held_out_summary, read_judged
 from reward_models.judge_figures import gain, right
 from reward_models.judge_report import print_result, write_report
-from reward_models.judge_settings import view_of
+from reward_models.judge_settings import view_of, write_settings
 from reward_models.judged_pairs import JudgedPair, check_disjoint, open_pairs
 from reward_models.judging import Judged, judge_pairs
 from reward_models.stage_fit import Fit, Interrupted, release
@@ -145,6 +146,8 @@ def _all_stages(training: Training, first: bool) -> None:
     if config.blind:
         train_blind(training)
     last, model = newest(folder, config.model)
+    if first and last != "base":
+        calibrate_last(config, training.pairs["validation"], folder / last / "model", training.say)
     judged = read_judged(folder / last / "held_out.jsonl", training.asking.view)
     check_judge(training.asking, training.load(model), training.pairs["held_out"], folder / "checks", judged)
     training.together()
@@ -152,6 +155,19 @@ def _all_stages(training: Training, first: bool) -> None:
         link = folder / "model"
         link.unlink(missing_ok=True)
         link.symlink_to(Path(last) / "model", target_is_directory=True)
+
+
+def calibrate_last(config: RewardModelConfig, pairs: Sequence[JudgedPair], folder: Path, say: Callable[[str], None]) -> None:
+    """Fit the temperature of the judge in `folder` on validation pairs and write it into its `judge.json`."""
+    known = [(pair, pair.truth.overall) for pair in pairs if pair.truth.overall]
+    judge = load_judge(str(folder), device=config.device, dtype=config.dtype)
+    try:
+        settings = calibrate(judge, [Comparison(*pair.pixels()) for pair, _ in known], [truth for _, truth in known])
+    except ConfigError as error:
+        say(f"not calibrated: {error}")
+        return
+    write_settings(folder, settings)
+    say(f"calibrated on {len(known)} validation pairs: log-odds are divided by {settings.temperature:.2f}")
 
 
 def evaluate(training: Training, stage: str, model: str) -> None:
