@@ -28,9 +28,9 @@ class TrainerOptions:
     """Parts that an update's answers are split into; must divide prompts times group."""
     learning_rate: float = 1e-4
     """Of GRPO."""
-    lr_scheduler: str = "constant"
+    lr_scheduler: str = "linear"
     """As transformers names it: constant, linear, cosine, constant_with_warmup ..."""
-    warmup_steps: int = 0
+    warmup_steps: int = 4
     """Updates in which the learning rate rises from 0."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
@@ -63,8 +63,8 @@ class TrainerOptions:
     """Of the LoRA's input."""
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Modules of the language part that get a LoRA."""
-    freeze_vision: bool = False
-    """Train nothing of the vision tower."""
+    freeze_vision: bool = True
+    """Train nothing of the vision tower, and make sure of it; a LoRA of --rank leaves it alone anyway."""
     gradient_checkpointing: bool = False
     """Save memory by computing activations twice."""
     deepspeed: str | None = None
@@ -74,7 +74,7 @@ class TrainerOptions:
     """Updates of the sft stage."""
     sft_batch: int = 32
     """Rows in one of them, on each device."""
-    sft_learning_rate: float = 3e-4
+    sft_learning_rate: float = 1e-4
     """Of the sft stage, cosine with 5 % warm-up."""
 
     validation_steps: int = 10
@@ -118,8 +118,6 @@ class TrainerOptions:
             )
         if self.max_pixels is not None and self.max_pixels < 784:
             raise ConfigError(f"--max-pixels {self.max_pixels}: a picture needs 28 x 28 = 784 pixels or more")
-        if self.freeze_vision and self.rank:
-            raise ConfigError("--freeze-vision: a LoRA trains the language part only; leave one of --freeze-vision and --rank out")
 
 
 LEAST = {

@@ -180,7 +180,6 @@ def test_dry_run_prints_the_plan_and_trls_arguments(command):
         (["--reward-weights", "1"], ["correctness"]),
         (["--adapter", "nowhere"], ["--adapter nowhere"]),
         (["--resume-from-checkpoint", "latest"], ["holds no run"]),
-        (["--freeze-vision", "--rank", "4"], ["--freeze-vision"]),
         (["--temperature", "0"], ["--temperature"]),
     ],
 )
