@@ -189,9 +189,10 @@ def named_licence(name: str) -> Licence:
     return Licence("other", name, NAMED[name]) if name in NAMED else Licence(name)
 
 
-def cell(value: str) -> str:
-    """Text for a cell of a table."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+def cell(value: object) -> str:
+    """Text for a cell of a table; the items of a list with commas between."""
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def counted(values: Iterable[str], *, nothing: str = "not given", most: int = 8) -> str:

@@ -130,7 +130,7 @@ def _record_lines(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         shown = (
             ", ".join(str(item) if name != "generators" else _generator(str(item)) for item in value) if isinstance(value, list) else value
         )
-        lines.append((name.replace("_", " "), cell(str(shown))))
+        lines.append((name.replace("_", " "), cell(shown)))
     return lines
 
 

@@ -58,14 +58,14 @@ def write_retoucher_card(folder: Path, base_model: str, licence: str) -> Path:
     card = Card(
         title="A portrait retoucher by portraitkit",
         what="A LoRA that makes a diffusion image editor retouch portraits as the rewards below ask for: blemishes gone, pores, tone and "
-        f"the person kept. Instruction: “{cell(str(run.config.get('prompt', '')))}”.",
+        f"the person kept. Instruction: “{cell(run.config.get('prompt', ''))}”.",
         headline=" ".join([words.headline(reward), *words.warnings(measures)]),
         base=Base(f"`{name}`" if own or local else name, None if own or local else base_model, named_licence(licence)),
         data=_provenance(run, rows, embedded),
         tables=tuple(tables),
         limits=tuple(limits),
         settings=(
-            *((key.replace("_", " "), cell(str(run.config[key]))) for key in SETTINGS if key in run.config),
+            *((key.replace("_", " "), cell(run.config[key])) for key in SETTINGS if key in run.config),
             *((key, str(version)) for key, version in (run.environment.get("versions") or {}).items() if version),
         ),
         usage="" if own else _usage(base_model if not local else "BASE"),

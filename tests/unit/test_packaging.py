@@ -77,17 +77,13 @@ def test_help_is_quick_and_loads_no_torch(command: str):
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
-UNLOCKED = ("vllm",)
-"""It needs an older torch and CUDA: docs/align_vlm.md has the versions that fit together."""
-
-
 def test_the_lock_holds_versions_only_and_every_dependency():
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     assert [line for line in lines if not re.fullmatch(r"[a-z0-9][a-z0-9-]*==[\w.]+", line)] == []
     locked = {line.split("==")[0] for line in lines}
     wanted = [
         *PROJECT["dependencies"],
-        *(name for title, extra in PROJECT["optional-dependencies"].items() if title not in UNLOCKED for name in extra),
+        *(name for extra in PROJECT["optional-dependencies"].values() for name in extra),
     ]
     names = {re.match(r"[\w-]+", requirement)[0].lower().replace("_", "-") for requirement in wanted}
     assert names <= locked
