@@ -190,7 +190,9 @@ def named_licence(name: str) -> Licence:
 
 
 def cell(value: object) -> str:
-    """Text for a cell of a table; the items of a list with commas between."""
+    """Text for a cell of a table; the items of a list with commas between; a dash for None."""
+    if value is None:
+        return "–"
     text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 

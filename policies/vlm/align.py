@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from policies.vlm.align_card import by_group, write_align_card
+from policies.vlm.align_card import by_group, provenance, write_align_card
 from policies.vlm.align_config import AlignVlmConfig
 from policies.vlm.align_inputs import check_all_lengths, open_all_rows, prompt_of
 from policies.vlm.align_report import write_report
@@ -133,6 +133,8 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
             "seconds": time.monotonic() - started,
             "groups": by_group(rows["held_out"], before.greedy, after.greedy),
             "rows": {split: len(some) for split, some in rows.items()},
+            "provenance": provenance(rows),
+            "prompt": "full" if prompt == task.prompt else "brief",
             "reward_file": config.reward_file and Path(config.reward_file).name,
             "seed": config.seed,
             "synthetic": config.data == "embedded",

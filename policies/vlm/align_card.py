@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from policies.vlm.align_report import headline
-from portraitkit.cards import Card, Result, Table, base_of, cell, figure, group_tables, interval, write_card
+from portraitkit.cards import Card, Result, Table, base_of, cell, counted, figure, group_tables, interval, write_card
 from portraitkit.statistics import bootstrap_interval
 from portraitkit.vlm.rows import Row
 
@@ -43,6 +43,13 @@ def by_group(rows: Sequence[Row], before: Float[Tensor, " n"], after: Float[Tens
     return found
 
 
+def provenance(rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:
+    """What the rows of all splits say of licence and consent, counted; only what at least one of them says."""
+    every = [row for some in rows.values() for row in some]
+    said = {name: [_group(row.columns, name) or "" for row in every] for name in ("licence", "license", "consent")}
+    return {name: counted(values) for name, values in said.items() if any(values)}
+
+
 def _group(columns: Mapping[str, Any], name: str) -> str | None:
     meta = columns.get("meta_info")
     value = columns.get(name, meta.get(name) if isinstance(meta, Mapping) else None)
@@ -65,7 +72,7 @@ def write_align_card(folder: Path) -> Path:
         title=f"{task} by portraitkit",
         what=f"A vision-language model aligned with the verifiable rewards of the task {task} by supervised fine-tuning or GRPO "
         f"(stages: {', '.join(config['stages'])}). The prompt that it was trained on is the task's "
-        f"{'brief' if config['prompt'] == 'brief' else 'own'} one.",
+        f"{summary['prompt']} one.",
         headline=headline(summary),
         base=base_of(config["model"], embedded="the embedded tiny Qwen2.5-VL of portraitkit (2.9 M parameters, trained on synthetic rows)"),
         data=_provenance(config, summary),
@@ -93,9 +100,10 @@ def _provenance(config: Mapping[str, Any], summary: Mapping[str, Any]) -> tuple[
     else:
         first = (
             f"Rows of a user's folder `{cell(Path(config['data']).name)}`. Whether its pictures may be used so, and whether the people in "
-            "them agreed, its owner must know: this card does not."
+            "them agreed, its owner must know: this card knows no more than what follows."
         )
-    lines = [first, f"Rows: {counts}. The held-out rows were looked at before and after training only."]
+    said = [f"{name.capitalize()} as the rows say: {counts}." for name, counts in summary["provenance"].items()]
+    lines = [first, *said, f"Rows: {counts}. The held-out rows were looked at before and after training only."]
     if summary.get("reward_file"):
         lines.append(f"The reward is a function of the user's own (`{cell(summary['reward_file'])}`), not the task's.")
     if config.get("adapter"):

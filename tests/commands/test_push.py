@@ -57,7 +57,7 @@ def own(tmp_path, monkeypatch):
         for index in range(count):
             write_image(tmp_path / "faces" / f"{split}{index}.png", torch.rand(3, 48, 48))
             row = {"image": f"{split}{index}.png", "area": 10.0 + index, "gender": ("woman", "man")[index % 2]}
-            lines.append(json.dumps(row | {"meta_info": {"skin_tone": f"monk-{index // 2 + 1}"}}))
+            lines.append(json.dumps(row | {"meta_info": {"skin_tone": f"monk-{index // 2 + 1}"}, "licence": "cc0" if index else ""}))
         (tmp_path / "faces" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     processor = build_processor(["<answer>1.00</answer> Area? " * 3], ["<answer>", "</answer>"])
     build_model(processor, hidden_size=96, layers=1, vision_size=32, vision_layers=1).save_pretrained("model")
@@ -82,6 +82,7 @@ def test_a_vlm_with_its_card_is_pushed(command, own, hub):
     assert f"| greedy reward | {greedy['before']:.3f} | {greedy['after']:.3f} |" in card.text
     assert "user's folder `faces`" in card.text and "ynthetic" not in card.text and str(own) not in card.text
     assert "### Greedy reward by gender" in card.text and "| woman * | 2 |" in card.text and "### Greedy reward by skin tone" in card.text
+    assert "Licence as the rows say: cc0 8, not given 2." in card.text
     group = summary["groups"]["gender"]
     assert (group["man"]["after"] + group["woman"]["after"]) / 2 == pytest.approx(greedy["after"], abs=1e-5)
     assert "load_dataset" not in card.text and "is **not known**" not in card.text
@@ -106,6 +107,8 @@ def test_a_failed_push_loses_nothing(command, own, hub):
 )
 def test_what_cannot_be_pushed_is_refused_before_training(command, own, hub, monkeypatch, entry, options):
     options = [*options, "--output-dir", "run"]
+    if entry is align_vlm:
+        options += ["--train-rows", 2, *SMALL]
     if entry is train_reward_model:
         options += ["--train-pairs", 2, "--validation-pairs", 1, "--held-out-pairs", 2, "--max-tokens", 6, "--form", "brief"]
         options += ["--shown", "beside-difference"]
