@@ -140,7 +140,7 @@ def write_card(folder: Path, card: Card) -> Path:
         if math.isfinite(result.value)
     ]
     licence = card.base.licence
-    related = {"base_model_relation": "adapter" if card.adapter else "finetune"} if card.base.hub_id else {}
+    related: dict[str, Any] = {"base_model_relation": "adapter" if card.adapter else "finetune"} if card.base.hub_id else {}
     data = ModelCardData(
         license=licence.key,
         license_name=licence.name,
@@ -153,7 +153,7 @@ def write_card(folder: Path, card: Card) -> Path:
         eval_results=results or None,
         **related,
     )
-    words = {"card": card, "tables": [(table.heading, table.markdown(), table.note) for table in card.tables]}
+    words: dict[str, Any] = {"card": card, "tables": [(table.heading, table.markdown(), table.note) for table in card.tables]}
     made = ModelCard.from_template(data, template_path=str(TEMPLATE), **words)
     path = folder / "README.md"
     write_text(path, str(made).rstrip() + "\n")

@@ -68,9 +68,15 @@ def push_folder(folder: Path, name: str, *, files: Sequence[str] = ()) -> str:
     import httpx
     from huggingface_hub import HfApi
 
-    chosen = {"allow_patterns": list(files)} if files else {"ignore_patterns": ["*.bin", "*.pt", "*.pkl"]}
+    allowed, ignored = (list(files), None) if files else (None, ["*.bin", "*.pt", "*.pkl"])
     try:
-        HfApi().upload_folder(repo_id=name, folder_path=folder.resolve(), commit_message="Model and card by portraitkit", **chosen)
+        HfApi().upload_folder(
+            repo_id=name,
+            folder_path=folder.resolve(),
+            commit_message="Model and card by portraitkit",
+            allow_patterns=allowed,
+            ignore_patterns=ignored,
+        )
     except (OSError, httpx.HTTPError) as error:
         only = "".join(f" --include {file}" for file in files)
         raise HubError(

@@ -77,7 +77,7 @@ def write_data_card(folder: Path, pairs: Sequence[Pair], record: Mapping[str, An
         tags=["portraitkit", "preference", *(["synthetic"] if any(pair.synthetic for pair in pairs) else [])],
     )
     synthetic = sum(pair.synthetic for pair in pairs)
-    words = {
+    words: dict[str, Any] = {
         "pairs": len(pairs),
         "synthetic": synthetic,
         "whole": synthetic == len(pairs),

@@ -6,6 +6,7 @@ them: both then find nothing left to scale, and all that read a row read the sam
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -74,9 +75,7 @@ def shown(row: Row, limit: Limit | None) -> list[Image.Image]:
 
 def sizes_of(row: Row) -> tuple[tuple[int, int], ...]:
     """Height and width of each picture of a row; files are not decoded."""
-    return tuple(
-        image_size(picture) if not hasattr(picture, "shape") else (picture.shape[-2], picture.shape[-1]) for picture in row.pictures
-    )
+    return tuple(image_size(picture) if isinstance(picture, Path) else (picture.shape[-2], picture.shape[-1]) for picture in row.pictures)
 
 
 def picture_tokens(processor: Any, sizes: Sequence[tuple[int, int]]) -> int:
