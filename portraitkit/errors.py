@@ -9,6 +9,7 @@
         ├── DataError             a row or a data set that breaks its schema
         ├── RunFolderError        output folder taken, locked, or holding another run
         ├── CheckpointError       checkpoint missing, incomplete, damaged, or of another run
+        ├── HubError              the hub cannot be reached or refuses; nothing local is lost
         └── TrainingStopped       too many unscorable samples or non-finite steps in a row
 
 Anything else is a bug and keeps its traceback.
@@ -47,6 +48,10 @@ class RunFolderError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, incomplete, damaged, or belongs to another run."""
+
+
+class HubError(UserError):
+    """The hub cannot be reached or refuses; the message says what is kept and how to push it later."""
 
 
 class TrainingStopped(UserError):

@@ -1,6 +1,7 @@
 """The command `make-preferences build`: subjects, candidates, pairs; resumable, with a quarantine."""
 
 import hashlib
+import json
 import shutil
 import sys
 from collections import Counter
@@ -13,11 +14,13 @@ from rich.console import Console
 
 from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError, UserError
+from portraitkit.files import write_text
 from portraitkit.images import write_image
 from portraitkit.interrupt import Interruptible
 from portraitkit.jsonl import Rejected, append_line, read_json_lines, write_lines
 from portraitkit.progress import progress_bar
 from preference_data.build_config import BuildConfig
+from preference_data.card import BUILT, build_record
 from preference_data.generators import open_generators
 from preference_data.generators.base import Candidate, Generator, GeneratorOptions, Subject
 from preference_data.io import METADATA, QUARANTINE, write_quarantine
@@ -183,7 +186,7 @@ def _check_folder(out: Path, config: BuildConfig) -> None:
 def _open_folder(out: Path, config: BuildConfig, console: Console) -> None:
     if config.overwrite and out.is_dir():
         shutil.rmtree(out / "images", ignore_errors=True)
-        for name in (METADATA, QUARANTINE, STATE, FACES, DONE):
+        for name in (METADATA, QUARANTINE, STATE, FACES, DONE, BUILT):
             (out / name).unlink(missing_ok=True)
     try:
         (out / "images").mkdir(parents=True, exist_ok=True)
@@ -209,6 +212,7 @@ def _finish(rows: list[PhotoRow], done: dict[str, dict[str, Any]], rejected: lis
         raise ConfigError(
             f"{config.photos}: no pair could be made; the first reason: {rejected[0].reason if rejected else 'no candidates'}"
         )
+    write_text(out / BUILT, json.dumps(build_record(config_to_dict(config), config.photos == "embedded"), indent=2) + "\n")
     write_lines(out / METADATA, (row_of(pair) for pair in pairs))
     for name in (STATE, FACES, DONE):
         (out / name).unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """Pair sets as Hugging Face data sets: parquet with Image features, and back; rows for TRL's trainers."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portraitkit.errors import DataError
+from preference_data.card import built_by, write_data_card
 from preference_data.contract import Answer, Order, prompt, write_answer
 from preference_data.io import METADATA, read_pairs, write_pairs
 from preference_data.schema import DIMENSIONS, FILES, SPLITS, Pair, pair_of, row_of
@@ -69,7 +69,7 @@ def save_parquet(folder: Path, out: Path) -> "DatasetDict":
                     cache_dir=cache,
                 )
                 made.to_parquet(out / "data" / f"{split}.parquet")
-    (out / "README.md").write_text(_card(pairs), encoding="utf-8")
+    write_data_card(out, pairs, built_by(folder))
     return load_dataset(str(out))
 
 
@@ -158,17 +158,6 @@ def _unpacked(row: dict[str, Any], split: str, images: Path, stem: str) -> Pair:
         if values[key] is not None and all(value is None for value in values[key].values()):
             values[key] = None
     return pair_of(values | {"split": split})
-
-
-def _card(pairs: list[Pair]) -> str:
-    synthetic = sum(pair.synthetic for pair in pairs)
-    licences = sorted({pair.licence for pair in pairs if pair.licence})
-    files = [{"split": split, "path": f"data/{split}.parquet"} for split in SPLITS if any(pair.split == split for pair in pairs)]
-    return (
-        f"---\nconfigs: {json.dumps([{'config_name': 'default', 'data_files': files}])}\n---\n# Preference pairs of portrait retouches\n\n"
-        f"{len(pairs)} pairs, **{synthetic} of them synthetic** (column `synthetic`; their truth follows from known degradations, columns "
-        f"`origin_a` and `origin_b`). Splits are disjoint in the column `identity`. Licences: {', '.join(licences) or 'not given'}.\n"
-    )
 
 
 def copy_pictures(pairs: list[Pair], folder: Path, out: Path) -> None:

@@ -10,15 +10,19 @@ from rich.console import Console
 
 from portraitkit.config import config_to_dict
 from portraitkit.errors import CheckpointError, ConfigError, RunFolderError
+from portraitkit.hub import open_repo, push_folder
 from portraitkit.interrupt import Interruptible
 from portraitkit.progress import progress_bar
 from portraitkit.runs import RunFolder, SilentRunFolder
 from portraitkit.vlm.load import be_quiet, check_device, load_processor
 from portraitkit.vlm.trainer_arguments import grpo_arguments, sft_arguments, start_processes
+from portraitkit.vlm.vllm_engine import check_vllm
 from reward_models.coherence import load_coherence
 from reward_models.judge import Comparison, calibrate, load_judge
+from reward_models.judge_card import write_judge_card
 from reward_models.judge_checks import Asking, check_judge, checks_summary, held_out_summary, read_judged
 from reward_models.judge_figures import gain, right
+from reward_models.judge_lengths import check_pair_lengths
 from reward_models.judge_report import print_result, write_report
 from reward_models.judge_settings import view_of, write_settings
 from reward_models.judged_pairs import JudgedPair, check_disjoint, open_pairs
@@ -36,17 +40,20 @@ def run_training(config: RewardModelConfig, command: list[str]) -> int:
     started = time.monotonic()
     be_quiet()
     state = start_processes(config)
-    for build in (sft_arguments, grpo_arguments):
-        build(config, config.folder)  # refused here, before anything is loaded
+    sft_arguments(config, config.folder)  # refused here, before anything is loaded
+    grpo = grpo_arguments(config, config.folder)
     release()
     first = state.is_main_process
     console = Console(stderr=True, quiet=not first)
     check_device(config.device)
+    longest = check_vllm(grpo, config.device) if "grpo" in config.stages else None
     view = view_of(config.model, config.shown, config.form)
     processor = load_processor(config.model, max_pixels=config.max_pixels)
     coherence = load_coherence(config.coherence, config.device)
     pairs = read_all(config, console)
+    console.print(str(check_pair_lengths(config, processor, view, pairs, longest)), highlight=False)
     folder = Path(config.folder)
+    repo = open_repo(config.push_to_hub) if config.push_to_hub is not None and first else None
     run = open_run(config, command) if first else None
     state.wait_for_everyone()
     with run or SilentRunFolder(folder) as run, Interruptible() as interrupt:
@@ -71,8 +78,11 @@ def run_training(config: RewardModelConfig, command: list[str]) -> int:
             summary = summarise(training, _add_seconds(run, started))
             run.write_json("summary.json", summary)
             write_report(folder, pairs["held_out"])
+            write_judge_card(folder)
             print_result(console, summary, folder)
         state.wait_for_everyone()
+    if repo is not None:
+        console.print(f"pushed: {push_folder(folder / 'model', repo)}", highlight=False)
     return 0
 
 

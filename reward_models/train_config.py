@@ -107,6 +107,8 @@ class RewardModelConfig(TrainerOptions, WhatToJudge):
             raise ConfigError(f"--coherence {self.coherence}: the brief form has no words to judge; use --form full")
         if self.benchmark != "none" and (not self.evaluate or own):
             raise ConfigError(f"--benchmark {self.benchmark}: needs --evaluate and --data FOLDER with the benchmark's files")
+        if self.evaluate and self.push_to_hub is not None:
+            raise ConfigError("--push-to-hub: an evaluation trains nothing; leave one of the two out")
         if self.evaluate and self.resume_from_checkpoint is not None:
             raise ConfigError("--resume-from-checkpoint: an evaluation has none; use --overwrite")
 

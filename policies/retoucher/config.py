@@ -5,6 +5,7 @@ from typing import Literal
 
 from policies.retoucher.config_rules import RULES, check_guidance
 from portraitkit.errors import ConfigError
+from portraitkit.hub import check_repo_name
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,8 @@ class RetoucherConfig:
     """Replace the run that --output-dir holds."""
     report_to: tuple[str, ...] = ()
     """Trackers besides metrics.jsonl: wandb, trackio, tensorboard."""
+    push_to_hub: str | None = None
+    """OWNER/NAME of a hub repository that takes the LoRA and its card, no pictures; made, private, before training if it is not there."""
     ablate: bool = False
     """Run the six arms of the DPG ablation instead of one training."""
     ablate_seeds: int = 3
@@ -210,6 +213,10 @@ class RetoucherConfig:
             if not holds:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: {RULES[name]}")
         check_guidance(self.guidance)
+        if self.push_to_hub is not None:
+            check_repo_name(self.push_to_hub)
+            if self.ablate:
+                raise ConfigError("--push-to-hub: an ablation has many models; leave one of --push-to-hub and --ablate out")
         if self.group_size < 2:
             raise ConfigError(f"--group-size {self.group_size}: a group needs at least 2 candidates to be compared; try 12")
         if self.dpg and self.anchor == "wrong" and self.photos_per_step < 2:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from policies.retoucher.adapter import check_start
 from policies.retoucher.backbones import load_backbone
+from policies.retoucher.card import FILES, write_retoucher_card
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.encoding_cache import open_cache, with_cache
 from policies.retoucher.evaluate import Evaluation, EvaluationSet, compare, measure
@@ -24,6 +25,7 @@ from policies.retoucher.training_photos import open_photos
 from portraitkit.checkpoints import load_checkpoint, save_checkpoint
 from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError
+from portraitkit.hub import open_repo, push_folder
 from portraitkit.images import write_image
 from portraitkit.interrupt import Interruptible
 from portraitkit.runs import RunFolder
@@ -43,6 +45,7 @@ def run_alignment(config: RetoucherConfig, command: list[str]) -> int:
     if config.init_adapter is not None:
         check_start(config.init_adapter, config.rank, config.lora_alpha)
     rewards = build_rewards(config.all_rewards, config.reward_weights, config.combine, config.device)
+    repo = open_repo(config.push_to_hub) if config.push_to_hub is not None else None
     loaded = load_backbone(config.backbone, config.model, config.resolution, config.device, **loading_options(config))
     backbone = with_cache(loaded, config)
     source = open_photos(config.photos, backbone.resolution, need_anchors=config.dpg and config.anchor != "none")
@@ -86,7 +89,10 @@ def run_alignment(config: RetoucherConfig, command: list[str]) -> int:
         run.write_json("summary.json", _summary(trainer, changes, untouched, time.monotonic() - started))
         write_overview(run.path / "held_out", run.path / "overview.png")
         report = write_report(run.path)
+        write_retoucher_card(run.path, backbone.base_model, backbone.licence)
         _print_result(console, changes, report)
+    if repo is not None:
+        console.print(f"pushed: {push_folder(Path(config.output_dir), repo, files=FILES)}", highlight=False)
     return 0
 
 

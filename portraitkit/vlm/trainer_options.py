@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from portraitkit.errors import ConfigError
+from portraitkit.hub import check_repo_name
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ class TrainerOptions:
     """Replace the run that --output-dir holds."""
     report_to: tuple[str, ...] = ()
     """Trackers besides metrics.jsonl: wandb, trackio, tensorboard."""
+    push_to_hub: str | None = None
+    """OWNER/NAME of a hub repository that takes the finished model and its card; made, private, before training if it is not there."""
     trl: tuple[str, ...] = ()
     """Any other argument of trl.GRPOConfig as name=value, for example epsilon_high=0.28 use_vllm=true vllm_mode=colocate."""
     dry_run: bool = False
@@ -116,6 +119,8 @@ class TrainerOptions:
             raise ConfigError(
                 f"--accumulation-steps {self.accumulation_steps}: must divide {self.prompts_per_step} prompts x {self.group_size} answers"
             )
+        if self.push_to_hub is not None:
+            check_repo_name(self.push_to_hub)
         if self.max_pixels is not None and self.max_pixels < 784:
             raise ConfigError(f"--max-pixels {self.max_pixels}: a picture needs 28 x 28 = 784 pixels or more")
 

@@ -143,6 +143,22 @@ def test_the_makeup_curriculum_with_a_lora(command, model, tmp_path):
         assert code == 2 and len(message) == 1 and all(word in message[0] for word in words), err
 
 
+@pytest.mark.parametrize("lora", [[], ["--rank", 2]])
+def test_a_frozen_vision_tower_keeps_every_bit(command, model, tmp_path, lora):
+    stages = ["--stages", "sft", "grpo", "--sft-steps", 3]  # the first update only warms up
+    given = ["--model", model, "--output-dir", tmp_path / "run", *OPTIONS, *stages, "--freeze-vision", *lora]
+    code, _, err = command(align_vlm, *given)
+    assert code == 0, err
+    if lora:
+        assert not any("visual" in name for name in load_file(tmp_path / "run" / "model" / "adapter_model.safetensors"))
+        return
+    before, after = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "run" / "model"))
+    assert before.keys() == after.keys()
+    same = {name: torch.equal(value, after[name]) for name, value in before.items()}
+    assert any("visual" in name for name in same) and all(kept for name, kept in same.items() if "visual" in name)
+    assert not all(kept for name, kept in same.items() if "visual" not in name)
+
+
 def test_a_resumed_run_ends_as_the_uninterrupted_one(command, model, tmp_path):
     options = ["--model", model, *OPTIONS, "--max-train-steps", 4, "--checkpointing-steps", 2, "--checkpoints-total-limit", 3]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -181,6 +197,8 @@ def test_dry_run_prints_the_plan_and_trls_arguments(command):
         (["--adapter", "nowhere"], ["--adapter nowhere"]),
         (["--resume-from-checkpoint", "latest"], ["holds no run"]),
         (["--temperature", "0"], ["--temperature"]),
+        (["--trl", "use_vllm=true", "vllm_mode=colocate"], ["vllm is not installed", "portraitkit[vllm]"]),
+        (["--max-tokens", "2040"], ["train row 1", "must fit into the model's context of 2048"]),
     ],
 )
 def test_mistakes_are_one_line(command, model, tmp_path, options, words):
