@@ -10,6 +10,7 @@
         ├── RunFolderError        output folder taken, locked, or holding another run
         ├── CheckpointError       checkpoint missing, incomplete, damaged, or of another run
         └── TrainingStopped       too many unscorable samples or non-finite steps in a row
+            └── WorkersLost       no reward worker scores any more; what was trained is saved
 
 Anything else is a bug and keeps its traceback.
 """
@@ -51,3 +52,7 @@ class CheckpointError(UserError):
 
 class TrainingStopped(UserError):
     """Training cannot go on: too many unscorable samples, or too many non-finite steps in a row."""
+
+
+class WorkersLost(TrainingStopped):
+    """No reward worker scores any more: none answers in time, or each refuses for good."""
