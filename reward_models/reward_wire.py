@@ -56,8 +56,8 @@ def pack(rewards: Mapping[str, str], candidates: Float[Tensor, "n 3 h w"], photo
     index = torch.zeros(len(candidates), dtype=torch.int64) if one else torch.arange(len(candidates))
     kept = photos.select(index[:1]) if one else photos
     tensors = {f"photos.{name}": getattr(kept, name) for name in FIELDS} | {"candidates": candidates, "groups": groups, "index": index}
-    head = json.dumps({"protocol": PROTOCOL, "rewards": dict(rewards)})
-    return head.encode() + b"\n" + save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    head = json.dumps({"protocol": PROTOCOL, "rewards": dict(rewards)})  # clones: safetensors refuses tensors that share memory
+    return head.encode() + b"\n" + save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()})
 
 
 def unpack(body: bytes) -> Asked:
