@@ -139,7 +139,7 @@ def _train(trainer: Trainer, validation: EvaluationSet, run: RunFolder, console:
     )
     with Progress(*columns, console=console, transient=False) as bar:
         task = bar.add_task("", total=config.max_train_steps, completed=progress.step)
-        if progress.step == 0:
+        if progress.step == 0 and not trainer.alarms.first:  # not again in a run that was stopped in its first step
             evaluation = trainer.validate(validation)
             judged = _judged(trainer, evaluation)
             trainer.alarms.after_validation(0, evaluation.means(), rollout_reward=None, ode_reward=None, judged=judged)
