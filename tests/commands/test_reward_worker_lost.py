@@ -1,6 +1,7 @@
 """A run that loses its reward workers at any moment: saved, told on one line, and resumed to what it would have been."""
 
 import json
+import signal
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,14 +21,16 @@ TIMES = ("seconds", "time")
 
 
 class Elsewhere:
-    """Scores `texture` in this process, but for a time at which nobody answers."""
+    """Scores `texture` in this process, but for a time at which nobody answers, and a signal comes if one is given."""
 
-    def __init__(self, lost_at):
-        self.local, self.asked, self.lost_at = build_rewards(("texture", "clarity"), (), "product"), 0, lost_at
+    def __init__(self, lost_at, number=None):
+        self.local, self.asked, self.lost_at, self.number = build_rewards(("texture", "clarity"), (), "product"), 0, lost_at, number
 
     def submit(self, names, *unit):
         future = Future()
         if self.asked == self.lost_at:
+            if self.number is not None:
+                signal.raise_signal(self.number)
             future.set_exception(WorkersLost("no reward worker scored anything for 9 s (http://a: killed)"))
         else:
             future.set_result(self.local.score_unit(list(names), *unit))
@@ -39,8 +42,8 @@ class Elsewhere:
 def lose(monkeypatch):
     """Sets the request at which the workers are lost, -1 for never; returns what counts them."""
 
-    def set_up(lost_at):
-        elsewhere = Elsewhere(lost_at)
+    def set_up(lost_at, number=None):
+        elsewhere = Elsewhere(lost_at, number)
 
         @contextmanager
         def opened(config, console):
@@ -88,3 +91,10 @@ def test_lost_at_any_moment_and_resumed(command, tmp_path, lose):
         assert lines(run) == lines(tmp_path / "whole"), lost_at
         summaries = [json.loads((folder / "summary.json").read_text()) for folder in (run, tmp_path / "whole")]
         assert summaries[0]["held_out"] == summaries[1]["held_out"] and summaries[0]["alarms"] == summaries[1]["alarms"]
+
+
+def test_an_interrupt_while_no_worker_answers(command, tmp_path, lose):
+    lose(4, signal.SIGINT)  # in the second step
+    code, _, err = command(align_retoucher, *OPTIONS, "--output-dir", tmp_path / "run")
+    assert code == 130 and "stopped at step 1; go on with --resume-from-checkpoint latest" in err and "error:" not in err
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]
