@@ -51,9 +51,8 @@ def serve(config: ServeRewardsConfig) -> int:
             advice = "" if token else f" Set {TOKEN_ENV} here and for the run."
             console.print(f"[bold red]warning:[/] --host {config.host}: {who} can use the rewards, without encryption.{advice}")
         console.print(f"{', '.join(config.rewards)} at {url_of(config.host, listener)}", markup=False, soft_wrap=True)
-        settings = uvicorn.Config(
-            app, access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=60, lifespan="on"
-        )
+        limits = {"timeout_graceful_shutdown": 60, "timeout_keep_alive": 60}  # longer than a client keeps an idle connection
+        settings = uvicorn.Config(app, access_log=False, log_level="warning", server_header=False, lifespan="on", **limits)
         server = uvicorn.Server(settings)
         desk.on_failure = lambda: setattr(server, "should_exit", True)
         server.run(sockets=[listener])

@@ -23,7 +23,7 @@ def open_rewards(config: RetoucherConfig, console: Console) -> Iterator[RewardSe
         from reward_models.worker_check import connect
 
         def say(text: str) -> None:
-            console.print(f"[yellow]{text}[/yellow]", highlight=False, soft_wrap=True)
+            console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
         limits = {"timeout": config.reward_worker_timeout, "patience": config.reward_worker_patience}
         workers = connect(config.reward_worker, config.all_rewards, say=say, **limits)

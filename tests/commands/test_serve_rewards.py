@@ -116,8 +116,11 @@ def test_the_same_values_as_in_process_shared_by_two_workers(pair, groups):
         workers.workers[0].client.timeout = httpx.Timeout(1.0)
         assert equal(ours, there.parts(*groups))
         one.process.send_signal(signal.SIGCONT)
-    answered = one.health()
-    assert answered["ready"] and answered["waiting"] == 0
+    deadline = time.monotonic() + 400
+    while (answered := one.health())["waiting"]:  # what nobody waits for any more is dropped in its turn
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert answered["ready"] and answered["scored"] + answered["left"] >= shares[0]
 
 
 def test_a_worker_that_hangs_is_asked_again(pair, groups):
