@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from policies.retoucher.main import align_retoucher
 from policies.retoucher.training_photos import SyntheticSource
+from reward_models.judge_reward import CountedJudge
 from reward_models.reward_set import build_rewards
 from reward_models.reward_wire import PROTOCOL, SERVICE, own_version, pack
 from reward_models.serve_rewards import serve_rewards
@@ -104,8 +105,9 @@ def test_the_same_values_as_in_process_shared_by_two_workers(pair, groups):
         ours, theirs = here.parts(*groups), there.parts(*groups)
         assert equal(ours, theirs) and ours["texture"].isfinite().sum() == 5
         assert equal(here.parts(*groups[:2]), there.parts(*groups[:2]))  # each alone, as in evaluation
-        judge = names[-1]
-        assert here.functions[judge].counts == there.functions[judge].counts and there.functions[judge].counts.asked > 0
+        judges = [rewards.functions[names[-1]] for rewards in (here, there)]
+        assert isinstance(judges[0], CountedJudge) and isinstance(judges[1], CountedJudge)
+        assert judges[0].counts == judges[1].counts and judges[1].counts.asked > 0
         for _ in range(3):
             assert equal(ours, there.parts(*groups))
         shares = [figures["scored"] for figures in workers.figures().values()]

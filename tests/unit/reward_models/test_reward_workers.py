@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from portraitkit.errors import WorkersLost
+from reward_models.judge_reward import CountedJudge
 from reward_models.reward_set import build_rewards
 from reward_models.reward_wire import pack_answer, unpack
 from reward_models.reward_workers import BUGS, RewardWorkers, Worker
@@ -159,6 +160,7 @@ def test_each_reward_goes_to_workers_that_serve_it(photos):
             assert torch.equal(parts[name], photos.source.mean((1, 2, 3)))
         assert torch.equal(parts["identity"], build_rewards(("identity",), (), "product").parts(photos.source, photos)["identity"])
         judge = rewards.functions["judge:x:win_rate"]
+        assert isinstance(judge, CountedJudge)
         assert torch.equal(judge.of_groups(photos.source, photos, torch.arange(8)), parts["judge:x:win_rate"]) and not judge.needs_anchors
 
 
@@ -170,5 +172,7 @@ def test_what_a_judge_counted_there_is_counted_here(unit):
         rewards = build_rewards(("judge:x",), (), "product", workers=workers)
         rewards.parts(*unit)
         rewards.parts(*unit)
-        counts = rewards.functions["judge:x"].counts
+        judge = rewards.functions["judge:x"]
+    assert isinstance(judge, CountedJudge)
+    counts = judge.counts
     assert (counts.asked, counts.unreadable, counts.flips) == (8, 2, 0)
