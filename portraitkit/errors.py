@@ -11,6 +11,7 @@
         ├── CheckpointError       checkpoint missing, incomplete, damaged, or of another run
         ├── HubError              the hub cannot be reached or refuses; nothing local is lost
         └── TrainingStopped       too many unscorable samples or non-finite steps in a row
+            └── WorkersLost       no reward worker scores any more; what was trained is saved
 
 Anything else is a bug and keeps its traceback.
 """
@@ -56,3 +57,7 @@ class HubError(UserError):
 
 class TrainingStopped(UserError):
     """Training cannot go on: too many unscorable samples, or too many non-finite steps in a row."""
+
+
+class WorkersLost(TrainingStopped):
+    """No reward worker scores any more: none answers in time, or each refuses for good."""

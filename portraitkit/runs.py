@@ -27,8 +27,14 @@ FREE_TO_CHANGE = (
     "allow_changed",
     "report_to",
     "checkpointing_steps",
+    "checkpoints_total_limit",
+    "cache_dir",
+    "push_to_hub",
+    "export",
+    "reward_worker",
+    "reward_worker_timeout",
+    "reward_worker_patience",
 )
-FREE_TO_CHANGE += ("checkpoints_total_limit", "cache_dir", "push_to_hub", "export")
 
 
 class RunFolder:
