@@ -196,7 +196,7 @@ def vision_tower(model: Any) -> torch.nn.Module:
         for name in ("visual", "vision_tower", "vision_model"):
             if isinstance(tower := getattr(owner, name, None), torch.nn.Module):
                 return tower
-    raise ConfigError(f"--freeze-vision: {type(inner).__name__} has no vision tower that is known here; leave the option out")
+    raise ConfigError(f"--freeze-vision: {type(inner).__name__} has no vision tower that is known here; give --no-freeze-vision")
 
 
 def check_frozen(model: Any, optimizer: Any = None) -> None:
@@ -215,7 +215,7 @@ def check_frozen(model: Any, optimizer: Any = None) -> None:
         held = {id(value) for group in optimizer.param_groups for value in group["params"]}
         trained += [name for name, value in tower.items() if id(value) in held]
     if trained:
-        raise ConfigError(f"--freeze-vision: {trained[0]} of the vision tower would be trained; leave --freeze-vision or --adapter out")
+        raise ConfigError(f"--freeze-vision: {trained[0]} of the vision tower would be trained; give --no-freeze-vision, or leave --adapter out")
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
