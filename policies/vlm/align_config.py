@@ -27,7 +27,7 @@ class WhatToAlign:
     """full: the task's instruction; brief: what a model that knows it is asked; auto: brief for the embedded model and its offspring."""
     stages: tuple[Literal["sft", "grpo"], ...] = ("grpo",)
     """What is trained, in this order: supervised fine-tuning on the rows' targets, then GRPO."""
-    train_rows: int = 320
+    train_rows: int = 640
     """Training rows made or, of a folder, taken; 0 takes all that a folder has."""
     validation_rows: int = 48
     """Validation rows: what is looked at during training."""

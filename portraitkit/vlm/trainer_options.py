@@ -21,7 +21,7 @@ class TrainerOptions:
 
     max_train_steps: int = 40
     """GRPO updates."""
-    prompts_per_step: int = 8
+    prompts_per_step: int = 16
     """Groups in an update, on each device."""
     group_size: int = 8
     """Answers to one prompt that are compared with each other."""
