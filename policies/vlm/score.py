@@ -125,7 +125,7 @@ def read_rows(path: Path, task: Task) -> Iterator[tuple[str, Any]]:
 
 
 def _read_columns(path: Path, task: Task) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    for number, row in read_objects(path):
+    for number, row in read_objects(path, strict=True):
         where = f"{path} line {number}"
         if not isinstance(row.get("completion"), str):
             raise DataError(f"{where}: needs a string completion")

@@ -83,6 +83,9 @@ def test_a_users_own_task(command, tmp_path):
         ([{"completion": "x", "area": 1}, {"completion": "x", "area": -1}], ["line 2", "above 0"]),
         (["[1]"], ["line 1"]),
         (["[" * 100_000], ["line 1", "not JSON"]),
+        (['{"completion": "x", "area": 1, "area": 2}'], ["line 1", "'area' is given twice"]),
+        (['{"completion": "x", "area": NaN}'], ["line 1", "NaN"]),
+        ([{"completion": "x", "area": 10**400}], ["line 1", "above 0"]),
     ],
 )
 def test_bad_rows_are_named_and_nothing_is_printed(command, tmp_path, rows, words):

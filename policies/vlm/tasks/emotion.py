@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from portraitkit.errors import DataError
+from portraitkit.vlm.tags import inside
 from portraitkit.vlm.task import Mode, Score, Task
 from preference_data.emotion_labels import ACTION_UNITS, DEFINITIONS, EMOTIONS
 
-THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
-ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 BODY = r"((?:(?!</?(?:think|answer)>).)*)"
 WHOLE = re.compile(rf"\s*<think>{BODY}</think>\s*<answer>{BODY}</answer>\s*", re.DOTALL)
 UNIT = re.compile(r"\bAU\s?0*([1-9]\d?)\b", re.IGNORECASE)
@@ -36,8 +35,7 @@ def emotion_task(*, signed: bool = False) -> Task:
     def score(completion: str, truth: Expression, mode: Mode) -> Score:
         whole = WHOLE.fullmatch(completion)
         if mode == "paper":
-            think, answer = THINK.search(completion), ANSWER.search(completion)
-            reasoning, word = think[1] if think else "", answer[1].strip() if answer else ""
+            reasoning, word = inside(completion, "think") or "", (inside(completion, "answer") or "").strip()
         else:
             whole = whole if whole and whole[2].strip().isalpha() else None  # an answer is one word; an empty one is none
             reasoning, word = (whole[1], whole[2].strip().lower()) if whole else ("", "")
