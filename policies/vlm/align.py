@@ -17,7 +17,7 @@ from policies.vlm.tasks import load_task
 from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError
 from portraitkit.interrupt import Interruptible
-from portraitkit.runs import RunFolder
+from portraitkit.runs import RunFolder, check_run_folder
 from portraitkit.vlm.callbacks import Follow
 from portraitkit.vlm.evaluate import Decoding, Evaluation, best_constant, compare, evaluate, finite, score_all
 from portraitkit.vlm.generate import complete
@@ -41,12 +41,19 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
         sft_arguments(config, f"{config.folder}/sft"),
     )
     check_device(config.device)
+    folder = Path(config.folder)
+    check_run_folder(
+        folder,
+        overwrite=config.overwrite,
+        resume=config.resume_from_checkpoint,
+        report_to=list(config.report_to),
+        needed={"--model": config.model, "--adapter": config.adapter, "--data": config.data},
+    )
     check_continued(config, config.adapter)
     processor = load_processor(config.model, max_pixels=config.max_pixels)
     rows = _open_rows(config, task, console)
     if config.reward_weights and len(config.reward_weights) != len(parts := part_names(task, rows["train"][0], config.mode)):
         raise ConfigError(f"--reward-weights has {len(config.reward_weights)} values for the parts {', '.join(parts)}: give one each")
-    folder = Path(config.folder)
     with (
         RunFolder.open(
             folder,

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from policies.vlm.tasks.emotion import UNIT, WHOLE, Expression
+from policies.vlm.tasks.emotion import UNIT, WHOLE, Expression, published_form
 from portraitkit.errors import ConfigError
 from portraitkit.suggest import nearest
 from portraitkit.vlm.tags import inside
@@ -47,15 +47,13 @@ class Answer:
 
 def read_answer(completion: str, mode: Mode = "fixed") -> Answer:
     """Read a completion: `fixed` takes it only in the form asked for, `paper` also tags anywhere in it, as the published code does."""
-    whole = WHOLE.fullmatch(completion)
-    if whole is None and mode == "fixed":
-        return Answer(frozenset(), "", "", False)
-    if whole is not None:
-        think, word = whole[1], whole[2]
+    if mode == "fixed":
+        whole = WHOLE.fullmatch(completion)
+        readable, think, word = whole is not None, whole[1] if whole else "", whole[2] if whole else ""
     else:
-        think, word = (inside(completion, tag) or "" for tag in ("think", "answer"))
+        readable, think, word = published_form(completion), inside(completion, "think") or "", inside(completion, "answer") or ""
     units = frozenset(int(number) for number in UNIT.findall(think))
-    return Answer(units, word.strip().lower(), think.strip(), whole is not None)
+    return Answer(units, word.strip().lower(), think.strip(), readable)
 
 
 def au_list(name: str) -> tuple[int, ...]:

@@ -100,6 +100,11 @@ def test_mistakes(command, tmp_path):
         code, out, err = command(score_completions, rows, *options)
         assert code == 2 and out == "" and word in err
     assert command(score_completions, tmp_path / "none.jsonl")[0] == 2
+    code, out, err = command(score_completions, rows, "--metrics", tmp_path)
+    assert code == 2 and out == "" and "is a folder" in err
+    rows = write(tmp_path / "rows.jsonl", [{"completion": "x", "AUs": ["AU4"]}])
+    code, out, err = command(score_completions, rows, "--task", "emotion", "--metrics", tmp_path / "m.json", "--au-list", "\u00b2")
+    assert code == 2 and out == "" and "--au-list" in err
 
 
 def test_it_needs_no_torch(tmp_path):
