@@ -20,7 +20,7 @@ from benchmarks.weight_files import Digests, Found, find_weights, locate, search
 from portraitkit.config import config_to_dict
 from portraitkit.errors import RunFolderError, WeightsError
 from portraitkit.interrupt import Interruptible
-from portraitkit.runs import RunFolder
+from portraitkit.runs import RunFolder, may_resume
 
 NOT_COMPARED = ("weights", "threads", "cache", "max_failed", "overwrite", "output_dir")
 
@@ -110,11 +110,13 @@ def _open_folder(config: BenchmarkConfig, command: list[str]) -> RunFolder:
     """The run's folder; the same run again goes on in it, and so does any run where none has written results yet.
 
     Raises:
-        RunFolderError: it holds other files or another run.
+        RunFolderError: it holds other files, another run, or the run of another command.
     """
     path = config.output_dir
     resolved = {key: value for key, value in config_to_dict(config).items() if key not in NOT_COMPARED}
-    resume = "latest" if (path / "config.json").is_file() and not config.overwrite else None
+    maker, holds = "benchmark-portraits", "a benchmark"
+    ours = may_resume(path, resolved, maker=maker, mark="weights_dir", holds=holds, free=resolved, overwrite=config.overwrite)
+    resume = "latest" if ours else None
     try:
         return RunFolder.open(
             path,

@@ -19,11 +19,12 @@ from portraitkit.images import write_image
 from portraitkit.interrupt import Interruptible
 from portraitkit.jsonl import Rejected, append_line, read_json_lines, write_lines
 from portraitkit.progress import progress_bar
+from preference_data.annotations import FOLDER as ANNOTATIONS
 from preference_data.build_config import BuildConfig
 from preference_data.card import BUILT, build_record
 from preference_data.generators import open_generators
 from preference_data.generators.base import Candidate, Generator, GeneratorOptions, Subject
-from preference_data.io import METADATA, QUARANTINE, write_quarantine
+from preference_data.io import METADATA, QUARANTINE, holds_pairs, write_quarantine
 from preference_data.schema import Origin, Pair, pair_of, row_of
 from preference_data.subjects import PhotoRow, describe_rows, embedded_rows, folder_rows, open_subject, without_paint
 from preference_data.synthetic_pairs import verdicts_of
@@ -164,9 +165,16 @@ def _write(
 def _check_folder(out: Path, config: BuildConfig) -> None:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--output-dir {out}: is a file; give a folder")
-    if not out.is_dir() or config.overwrite:
-        if config.overwrite and out.is_dir() and not (out / METADATA).is_file() and not (out / STATE).is_file() and any(out.iterdir()):
+    photos = None if config.photos == "embedded" else Path(config.photos).resolve()
+    if photos is not None and (photos == out.resolve() or photos.is_relative_to((out / "images").resolve())):
+        raise ConfigError(f"--output-dir {out}: holds PHOTOS {config.photos}; choose another folder")
+    if not out.is_dir():
+        return
+    if config.overwrite:
+        if any(out.iterdir()) and not (out / STATE).is_file() and not holds_pairs(out):
             raise ConfigError(f"--output-dir {out}: holds files that are no pair set; choose another folder or empty it")
+        if any((out / ANNOTATIONS).glob("*.jsonl")):
+            raise ConfigError(f"--output-dir {out}: people or models have judged these pairs ({ANNOTATIONS}/); choose another folder")
         return
     if (out / METADATA).is_file():
         raise ConfigError(f"--output-dir {out}: holds a pair set; add --overwrite or choose another folder")

@@ -21,7 +21,7 @@ from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError
 from portraitkit.hub import open_repo, push_folder
 from portraitkit.interrupt import Interruptible
-from portraitkit.runs import RunFolder
+from portraitkit.runs import RunFolder, check_run_folder
 from portraitkit.vlm.callbacks import Follow
 from portraitkit.vlm.evaluate import Decoding, Evaluation, best_constant, compare, evaluate, finite, score_all
 from portraitkit.vlm.generate import complete
@@ -48,13 +48,21 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
         sft_arguments(config, f"{config.folder}/sft"),
     )
     check_device(config.device)
+    folder = Path(config.folder)
+    check_run_folder(
+        folder,
+        overwrite=config.overwrite,
+        resume=config.resume_from_checkpoint,
+        report_to=list(config.report_to),
+        needed={"--model": config.model, "--adapter": config.adapter, "--data": config.data},
+    )
     check_continued(config, config.adapter)
     longest = check_vllm(grpo, config.device) if "grpo" in config.stages else None
     processor = load_processor(config.model, max_pixels=config.max_pixels)
     rows = open_all_rows(config, task, console)
     if config.reward_weights and len(config.reward_weights) != len(parts := part_names(task, rows["train"][0], config.mode)):
         raise ConfigError(f"--reward-weights has {len(config.reward_weights)} values for the parts {', '.join(parts)}: give one each")
-    folder, prompt = Path(config.folder), prompt_of(config, task)
+    prompt = prompt_of(config, task)
     console.print(str(check_all_lengths(config, processor, rows, prompt, longest)), highlight=False)
     repo = open_repo(config.push_to_hub) if config.push_to_hub is not None else None
     with (

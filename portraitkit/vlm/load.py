@@ -215,7 +215,9 @@ def check_frozen(model: Any, optimizer: Any = None) -> None:
         held = {id(value) for group in optimizer.param_groups for value in group["params"]}
         trained += [name for name, value in tower.items() if id(value) in held]
     if trained:
-        raise ConfigError(f"--freeze-vision: {trained[0]} of the vision tower would be trained; give --no-freeze-vision, or leave --adapter out")
+        raise ConfigError(
+            f"--freeze-vision: {trained[0]} of the vision tower would be trained; give --no-freeze-vision, or leave --adapter out"
+        )
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

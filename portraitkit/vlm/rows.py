@@ -72,12 +72,13 @@ def read_rows(path: Path, task: Task) -> list[Row]:
             is named.
     """
     rows = []
-    for number, columns in read_objects(path):
+    for number, columns in read_objects(path, strict=True):
         where = f"{path} line {number}"
         names = columns.pop("images", None) or [columns.pop("image", None)]
-        for name in names if isinstance(names, list) else [names]:
-            if not isinstance(name, str) or not (path.parent / name).is_file():
-                raise DataError(f"{where}: image {name!r}: must name a file beside {path.name}")
+        if not isinstance(names, list):
+            raise DataError(f'{where}: images {names!r:.80}: must be a list of files, such as ["photo.png", "a.png"]')
+        for name in names:
+            _check_name(path, name, where)
         if rows and len(names) != len(rows[0].pictures):
             raise DataError(f"{where}: {len(names)} pictures where the first row has {len(rows[0].pictures)}: all rows show as many")
         try:
@@ -87,6 +88,18 @@ def read_rows(path: Path, task: Task) -> list[Row]:
     if not rows:
         raise DataError(f"{path}: holds no rows; one JSON object a line")
     return rows
+
+
+def _check_name(path: Path, name: object, where: str) -> None:
+    """A picture lies below the folder of its rows; links in the folder are the user's own, as make-preferences emotion makes them."""
+    if isinstance(name, str) and (Path(name).is_absolute() or ".." in Path(name).parts):
+        raise DataError(f"{where}: image {name!r}: leaves the folder of {path.name}; copy or link it into it")
+    try:
+        there = isinstance(name, str) and (path.parent / name).is_file()
+    except (OSError, ValueError):  # a name too long for the file system, or with a zero byte
+        there = False
+    if not there:
+        raise DataError(f"{where}: image {name!r:.80}: must name a file beside {path.name}")
 
 
 def open_rows(task: Task, data: str, counts: Mapping[str, int], seed: int) -> dict[str, list[Row]]:

@@ -1,6 +1,7 @@
 """align-vlm as a user runs it, on a tiny model with random weights in a folder."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -189,7 +190,10 @@ def test_dry_run_prints_the_plan_and_trls_arguments(command):
         (["--accumulation-steps", "7"], ["--accumulation-steps 7"]),
         (["--trl", "epsilon_hihg=1"], ["epsilon_high"]),
         (["--trl", "num_generations=3"], ["TRL refuses"]),
-        (["--loss-type", "wrong", "--dry-run"], []),
+        (["--loss-type", "gpro"], ["--loss-type gpro", "did you mean 'grpo'"]),
+        (["--loss-type", "wrong", "--dry-run"], ["--loss-type wrong"]),
+        (["--lr-scheduler", "cosin", "--dry-run"], ["--lr-scheduler cosin", "did you mean 'cosine'"]),
+        (["--report-to", "wandbx"], ["--report-to wandbx"]),
         (["--device", "cuda"], ["--device cuda"]),
         (["--model", "./nothing"], ["./nothing"]),
         (["--data", "nowhere"], ["nowhere", "train.jsonl"]),
@@ -204,9 +208,32 @@ def test_dry_run_prints_the_plan_and_trls_arguments(command):
 def test_mistakes_are_one_line(command, model, tmp_path, options, words):
     base = [] if "--model" in options else ["--model", model]
     code, _, err = command(align_vlm, *base, "--output-dir", tmp_path / "run", *OPTIONS, *options)
-    if "--dry-run" in options:
-        assert code == 0
-        return
+    assert "making rows" not in err or "--reward-weights" in options  # said before anything that takes time
     message = [line for line in err.splitlines() if line.startswith("error: ")]
     assert code == 2 and len(message) == 1 and all(word in message[0] for word in words), err
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_folder_that_cannot_be_used_is_refused_before_rows_are_made(command, model, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("")
+    for name, word in (("file", "is a file"), ("file/run", "is a file"), ("notes", "no run")):
+        code, _, err = command(align_vlm, "--model", model, "--output-dir", tmp_path / name, *OPTIONS)
+        assert code == 2 and err.startswith("error: ") and word in err and len(err.splitlines()) == 1, err
+    assert [path.name for path in (tmp_path / "notes").iterdir()] == ["a.txt"]
+
+
+def test_overwrite_never_deletes_what_is_no_run_or_what_the_run_needs(command, model, tmp_path):
+    mine = tmp_path / "mine"  # a model: it has a config.json, as a run has
+    shutil.copytree(model, mine)
+    before = sorted(path.name for path in mine.iterdir())
+    code, _, err = command(align_vlm, "--model", model, "--output-dir", mine, "--overwrite", *OPTIONS)
+    assert code == 2 and "no run" in err and sorted(path.name for path in mine.iterdir()) == before
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.json", "environment.json"):
+        (run / name).write_text("{}")
+    shutil.copytree(model, run / "model")
+    code, _, err = command(align_vlm, "--model", run / "model", "--output-dir", run, "--overwrite", *OPTIONS)
+    assert code == 2 and "would delete --model" in err and sorted(path.name for path in (run / "model").iterdir()) == before

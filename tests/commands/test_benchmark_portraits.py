@@ -132,6 +132,20 @@ def test_mistakes_are_one_line(command, place, options, message):
     assert code == 2 and message in err.splitlines()[-1] and err.count("error:") == 1
 
 
+def test_the_run_of_another_command_is_left_alone(command, pictures):
+    """config.json is also what a model's folder and every other run has; going on would write over it."""
+    other = pictures / "other"
+    other.mkdir()
+    for name in ("config.json", "environment.json"):
+        (other / name).write_text('{"task": "area"}')
+    for more in ((), ("--overwrite",)):
+        code, _, err = command(benchmark_portraits, "--metrics", "piqe", "--method", "base=runs/base", "--output-dir", other, *more)
+        assert code == 2 and "did not make" in err and err.count("\n") == 1
+        assert {path.name: path.read_text() for path in other.iterdir()} == dict.fromkeys(
+            ("config.json", "environment.json"), '{"task": "area"}'
+        )
+
+
 def test_the_guide_to_a_metric_works_as_written(command, pictures):
     """docs/add_a_metric.md, followed literally."""
     guide = (DOCS / "add_a_metric.md").read_text()

@@ -48,6 +48,22 @@ def test_another_data_set_is_refused(tmp_path):
     (tmp_path / "other" / "train.jsonl").write_text(json.dumps({"text": "x"}) + "\n")
     with pytest.raises(DataError, match="column 'id' is missing"):
         load_parquet(str(tmp_path / "other"), tmp_path / "back")
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["other"]  # nothing half-written
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./nowhere", "/nowhere", "empty"])
+def test_no_data_set_is_one_line_and_writes_nothing(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=name) as error:
+        load_parquet(name, tmp_path / "back")
+    assert "\n" not in str(error.value) and not (tmp_path / "back").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(pair_set, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="could not be written"):
+        save_parquet(pair_set, tmp_path / "file" / "out")
 
 
 def test_a_full_folder_is_refused(pair_set):
