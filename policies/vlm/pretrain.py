@@ -48,6 +48,8 @@ READ = (
     Phase(900, 2e-3, 0.012, 0.8, {"area": 8, "makeup": 48, "emotion": 24, "preference": 64}),
 )
 """Of the language part alone, two seconds an update. The last one, on all rows, is for what the others leave: marks of a few pixels."""
+WORTH_A_POOL = 500
+"""Rows from which on processes are started for them."""
 WORDS = ("<think>", "</think>", "<answer>", "</answer>", "<reasoning>", "</reasoning>")
 
 
@@ -99,9 +101,12 @@ def open_rows(config: PretrainConfig, work: Path, name: str, split: str, console
         return torch.load(path, weights_only=False)
     count = int((ROWS[name] if split == "train" else config.validation_rows) * config.scale) or 1
     started = time.monotonic()
-    first = config.seed * count
-    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        rows = list(pool.map(partial(_make_row, name, split), range(first, first + count), chunksize=20))
+    seeds, make = range(config.seed * count, config.seed * count + count), partial(_make_row, name, split)
+    if count < WORTH_A_POOL:
+        rows = list(map(make, seeds))
+    else:
+        with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            rows = list(pool.map(make, seeds, chunksize=20))
     for row in rows:
         row["pictures"] = [torch.from_numpy(picture) for picture in row["pictures"]]
     console.print(f"{name} {split}: {count} rows in {time.monotonic() - started:.0f} s", highlight=False)

@@ -138,7 +138,7 @@ def test_the_makeup_curriculum_with_a_lora(command, model, tmp_path):
         copy.mkdir(exist_ok=True)
         for path in (lips / "model").iterdir():
             (copy / path.name).write_bytes(path.read_bytes()[: 200 if path.suffix == ".safetensors" else None])
-        given = ["--adapter", lips / "model", *lora, *options, "--output-dir", tmp_path / "other"]
+        given = ["--adapter", lips / "model", *lora, *options, "--output-dir", tmp_path / "other", "--overwrite"]
         code, _, err = command(align_vlm, "--task", "makeup", *given)
         message = [line for line in err.splitlines() if line.startswith("error: ")]
         assert code == 2 and len(message) == 1 and all(word in message[0] for word in words), err

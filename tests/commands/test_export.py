@@ -89,7 +89,7 @@ def test_verls_columns_and_pictures(command, tmp_path):
                 assert np.array_equal(np.asarray(ours), np.asarray(theirs))
     words = (tmp_path / "verl" / "README.md").read_text()
     assert f"reward.custom_reward_function.path={tmp_path / 'verl'}/reward.py" in words and "**synthetic**" in words
-    assert "data.train_batch_size=8" in words and "rollout.n=8" in words and "{{" not in words
+    assert "data.train_batch_size=16" in words and "rollout.n=8" in words and "{{" not in words
 
 
 def test_easyr1s_columns_and_reward(command, tmp_path):
