@@ -198,11 +198,11 @@ def cell(value: object) -> str:
 
 
 def counted(values: Iterable[str], *, nothing: str = "not given", most: int = 8) -> str:
-    """`mit 12, not given 3`: how often each value occurs, the most frequent first."""
+    """`mit (12), not given (3)`: how often each value occurs, the most frequent first."""
     from collections import Counter
 
     counts = Counter(cell(value) or nothing for value in values).most_common()
-    shown = ", ".join(f"{name} {count}" for name, count in counts[:most])
+    shown = ", ".join(f"{name} ({count})" for name, count in counts[:most])
     return shown + (f", {len(counts) - most} others" if counts[most:] else "")
 
 

@@ -82,7 +82,7 @@ def test_a_vlm_with_its_card_is_pushed(command, own, hub):
     assert f"| greedy reward | {greedy['before']:.3f} | {greedy['after']:.3f} |" in card.text
     assert "user's folder `faces`" in card.text and "ynthetic" not in card.text and str(own) not in card.text
     assert "### Greedy reward by gender" in card.text and "| woman * | 2 |" in card.text and "### Greedy reward by skin tone" in card.text
-    assert "Licence as the rows say: cc0 8, not given 2." in card.text
+    assert "Licence as the rows say: cc0 (8), not given (2)." in card.text
     group = summary["groups"]["gender"]
     assert (group["man"]["after"] + group["woman"]["after"]) / 2 == pytest.approx(greedy["after"], abs=1e-5)
     assert "load_dataset" not in card.text and "is **not known**" not in card.text

@@ -68,7 +68,7 @@ def test_the_base_carries_its_licence_over(tmp_path):
 
 
 def test_counts_and_groups():
-    assert counted(["mit", "", "mit", "a|b"]) == "mit 2, not given 1, a\\|b 1"
+    assert counted(["mit", "", "mit", "a|b"]) == "mit (2), not given (1), a\\|b (1)"
     assert counted(map(str, range(10)), most=2).endswith("8 others")
     (table,) = group_tables({"age_band": {"18-29": {"before": 0.5, "after": 0.75, "ci95": (0.5, 1.0), "n": 4}}}, "Reward")
     assert table.heading == "Reward by age band" and table.rows == (("18-29 *", "4", "0.500", "0.750", "0.500 to 1.000"),)

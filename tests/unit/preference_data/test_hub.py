@@ -101,6 +101,6 @@ def test_the_data_card_says_where_everything_comes_from(pair_set, tmp_path):
     save_parquet(pair_set, tmp_path / "mixed")
     card = DatasetCard.load(tmp_path / "mixed" / "README.md")
     assert card.data.license == "mit" and f"**{len(pairs) - 2} of them are synthetic**" in card.text
-    assert f"| consent of the person | release 7 {len(pairs) - 2}, not given 2 |" in card.text
-    assert "**2 pairs of real photos do not say" in card.text and f"| gender | man {len(pairs) - 2}, woman 2 |" in card.text
-    assert "ann\\|a 2" in card.text and "were not recorded" in card.text
+    assert f"| consent of the person | release 7 ({len(pairs) - 2}), not given (2) |" in card.text
+    assert "**2 pairs of real photos do not say" in card.text and f"| gender | man ({len(pairs) - 2}), woman (2) |" in card.text
+    assert "ann\\|a (2)" in card.text and "were not recorded" in card.text
