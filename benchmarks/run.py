@@ -1,5 +1,6 @@
 """One run of `benchmark-portraits`: gather, measure, compute how sure, write."""
 
+import shutil
 import signal
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from benchmarks.store import Store
 from benchmarks.suite import Results, Suite
 from benchmarks.weight_files import Digests, Found, find_weights, locate, search_folders
 from portraitkit.config import config_to_dict
-from portraitkit.errors import RunFolderError, WeightsError
+from portraitkit.errors import RunFolderError, UserError, WeightsError
 from portraitkit.interrupt import Interruptible
 from portraitkit.runs import RunFolder, may_resume
 
@@ -47,9 +48,15 @@ def run_benchmark(config: BenchmarkConfig, command: list[str]) -> int:
     check_places(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    fresh = not config.output_dir.exists()
     with _open_folder(config, command) as folder, Store(config.cache.expanduser()) as store, Interruptible() as interrupt:
         digest = Digests(store.digests())
-        inputs = gather(config, folder.path, console.print)
+        try:
+            inputs = gather(config, folder.path, console.print)
+        except UserError:
+            if fresh and not (folder.path / "retouched").exists():  # nothing was done that is worth keeping
+                shutil.rmtree(folder.path)
+            raise
         for note in inputs.notes:
             console.print(f"note: {note}")
         ready, skipped = _with_weights(metrics, folders, digest)

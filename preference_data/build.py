@@ -51,8 +51,12 @@ def build_pairs(config: BuildConfig) -> int:
         rows = embedded_rows(config.count, config.split_shares, config.seed)
     else:
         facts = {"consent": config.consent, "licence": config.licence, "source": photos.resolve().name}
-        rows, rejected = folder_rows(photos, shares=config.split_shares, seed=config.seed, cache=out / FACES, facts=facts)
-    console.print(describe_rows(rows), highlight=False)
+        try:
+            rows, rejected = folder_rows(photos, shares=config.split_shares, seed=config.seed, cache=out / FACES, facts=facts)
+        except UserError:
+            _leave_folder(out)
+            raise
+    console.print(describe_rows(rows), highlight=False, soft_wrap=True)
     done = {row["subject"]: row for row in read_json_lines(out / DONE, dict).rows} if (out / DONE).is_file() else {}
     with Interruptible() as interrupt, progress_bar(console) as bar:
         task = bar.add_task("building", total=len(rows), completed=sum(row.id in done for row in rows))
@@ -203,6 +207,17 @@ def _open_folder(out: Path, config: BuildConfig, console: Console) -> None:
     if (out / STATE).is_file():
         console.print(f"{out}: going on with the build that was interrupted", highlight=False)
     write_lines(out / STATE, [_resumable(config)])
+
+
+def _leave_folder(out: Path) -> None:
+    """Take back what `_open_folder` made where no photo can be used: other photos may go there."""
+    if (out / DONE).is_file():
+        return
+    for name in (STATE, FACES):
+        (out / name).unlink(missing_ok=True)
+    for folder in (out / "images", out):
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _resumable(config: BuildConfig) -> dict[str, Any]:

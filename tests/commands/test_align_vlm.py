@@ -61,6 +61,7 @@ def test_a_recipe_that_goes_on_from_another_says_so(command):
     code, out, err = command(align_vlm, "--config", "facial_r1_enhance_7b", "--dry-run", "--device", "cpu")
     assert code == 0, err
     assert "which --config facial_r1_7b makes from Qwen/Qwen2.5-VL-7B-Instruct" in " ".join(out.split()).replace(" │ │ │ ", " ")
+    assert "data/raf-au, which is not there yet" in " ".join(out.split())
     assert "10 of 4 prompts x 8 answers" in out and "8,292,166,656" in out
     code, _, err = command(align_vlm, "--config", "facial_r1_enhance_7b", "--device", "cpu")
     assert code == 2 and "--model runs/facial-r1-7b/model: no such folder" in err

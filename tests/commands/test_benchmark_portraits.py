@@ -125,11 +125,14 @@ def test_weights_are_listed(command, place):
         (["--limit", "0"], "at least 1"),
         (["--method", "x=retoucher:tiny"], "needs --source"),
         (["--pairs", "nowhere.jsonl"], "no such file"),
+        (["--method", "x=."], "holds no pictures"),
+        (["--method", "x=a", "--method", "y=b"], "--method is given twice"),
     ],
 )
 def test_mistakes_are_one_line(command, place, options, message):
     code, _, err = command(benchmark_portraits, *options)
     assert code == 2 and message in err.splitlines()[-1] and err.count("error:") == 1
+    assert not (place / "runs/benchmark").exists()
 
 
 def test_the_run_of_another_command_is_left_alone(command, pictures):

@@ -200,6 +200,15 @@ def test_overwrite_deletes_no_photos_and_no_judgements(command, tmp_path, pair_s
     assert code == 2 and "have judged" in err and (pair_set_path / "metadata.jsonl").is_file()
 
 
+def test_a_folder_without_a_usable_photo_leaves_nothing_behind(command, tmp_path, photos):
+    (tmp_path / "none").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "broken.png").write_bytes(b"\x89PNG")
+    for name, word in (("none", "holds no photos"), ("bad", "no photo can be used")):
+        code, _, err = command(make_preferences, "build", tmp_path / name, "--output-dir", tmp_path / "pairs")
+        assert code == 2 and word in err and err.count("\n") == 1 and not (tmp_path / "pairs").exists()
+
+
 def test_a_set_is_not_replaced_unasked(command, pair_set_path):
     before = (pair_set_path / "metadata.jsonl").read_text()
     code, _, err = command(make_preferences, *EMBEDDED, "--output-dir", pair_set_path, "--seed", "5")
