@@ -63,9 +63,14 @@ def over_smoothing(stage: Stage, strength: float, variant: int) -> Picture:
 def left_blemishes(stage: Stage, strength: float, variant: int) -> Picture:
     """A share `strength` of all blemishes is still there: even variants fade every spot alike, odd ones leave whole spots and
     remove the others. A greater strength leaves all that a smaller one does."""
-    share = torch.full_like(stage.opacity, min(strength, 1.0)) if variant % 2 == 0 else _whole_spots(stage.opacity, strength, variant)
+    share = share_left(stage.opacity, strength, variant)
     ratio = (stage.source + 0.02) / (stage.clean + 0.02)
     return (stage.picture * torch.lerp(torch.ones_like(ratio), ratio, share)).clamp(0, 1)
+
+
+def share_left(opacity: Mask, strength: float, variant: int) -> Mask:
+    """How much of each pixel's blemish `left_blemishes` leaves, in [0, 1]."""
+    return torch.full_like(opacity, min(strength, 1.0)) if variant % 2 == 0 else _whole_spots(opacity, strength, variant)
 
 
 def _whole_spots(opacity: Mask, strength: float, variant: int) -> Mask:

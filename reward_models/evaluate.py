@@ -30,7 +30,7 @@ def run_evaluation(config: RewardModelConfig, command: list[str]) -> int:
     console = Console(stderr=True)
     check_device(config.device)
     view = view_of(config.model, config.shown, config.form)
-    processor = load_processor(config.model, max_pixels=config.max_pixels)
+    processor = load_processor(config.source, max_pixels=config.max_pixels)
     public = config.benchmark != "none"
     if public:
         benchmark_files(config.benchmark, Path(config.data))  # refused before anything is written
@@ -49,7 +49,7 @@ def run_evaluation(config: RewardModelConfig, command: list[str]) -> int:
             found, left_out = read_benchmark(config.benchmark, Path(config.data), folder / "pictures", limit=config.held_out_pairs)
             console.print(f"{config.benchmark}: {len(found)} pairs, {left_out} rows of another kind left out", highlight=False)
             pairs = {"held_out": found}
-        model = load_model(config.model, dtype=config.dtype, device=config.device)
+        model = load_model(config.source, dtype=config.dtype, device=config.device)
         try:
             judged = {
                 split: asking.judge(model, some, split.replace("_", "-"), folder / "base" / f"{split}.jsonl")

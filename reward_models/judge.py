@@ -13,7 +13,7 @@ from preference_data.brief_contract import read_brief
 from preference_data.contract import ORDERS, Answer, Order, Unreadable, read_answer, verdicts_in_files
 from preference_data.schema import DIMENSIONS, Verdict
 from reward_models.judge_backend import Backend, Certainty, Picture, Said, read_certainty
-from reward_models.judge_settings import EMBEDDED, JudgeSettings, fit_temperature, probability_of, read_settings, settings_from
+from reward_models.judge_settings import JudgeSettings, fit_temperature, probability_of, read_settings, settings_from, source_of
 from reward_models.judge_views import SHOWN
 
 AT_ONCE = 256
@@ -252,9 +252,7 @@ def load_judge(source: str, *, device: str = "cpu", dtype: str | None = None, ba
         from reward_models.judge_vllm import VllmBackend
 
         return Judge(VllmBackend.load(name), read_settings(Path(name)) or JudgeSettings(model=name))
-    from portraitkit.vlm import load
     from reward_models.judge_transformers import TransformersBackend
 
-    folder, default = (load.EMBEDDED, EMBEDDED) if name == "embedded" else (Path(name), JudgeSettings(model=name))
-    settings = read_settings(folder) or default
+    settings = read_settings(Path(source_of(name))) or JudgeSettings(model=name)
     return Judge(TransformersBackend.load(name, device=device, dtype=dtype, batch_size=batch_size), settings)

@@ -29,7 +29,7 @@ def check_pair_lengths(
     Raises:
         DataError: a pair does not fit; it is named.
     """
-    context, limit = context_of(config.model), "the model's context"
+    context, limit = context_of(config.source), "the model's context"
     if longest is not None and (context is None or longest < context):
         context, limit = longest, "vLLM's longest sequence"
     rows: dict[object, Row] = {}

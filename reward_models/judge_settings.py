@@ -49,6 +49,14 @@ class JudgeSettings:
 
 
 EMBEDDED = JudgeSettings("beside-difference", "brief", model="embedded")
+"""How the embedded judge was taught to be asked, before its temperature is fitted."""
+EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
+"""The judge that ships with the package: portraitkit's embedded Qwen2.5-VL, taught further on pairs alone by `policies.vlm.pretrain`."""
+
+
+def source_of(model: str) -> str:
+    """What the loaders of `portraitkit.vlm` take: the folder of the embedded judge for `embedded`, any other model as it is."""
+    return str(EMBEDDED_FOLDER) if model == "embedded" else model
 
 
 def write_settings(folder: Path, settings: JudgeSettings) -> None:
@@ -83,7 +91,7 @@ def view_of(model: str, shown: str = "auto", form: str = "auto") -> View:
     Raises:
         WeightsError: its `judge.json` is none.
     """
-    found = EMBEDDED if model == "embedded" else read_settings(Path(model)) or JudgeSettings()
+    found = read_settings(Path(source_of(model))) or JudgeSettings()
     return View(found.shown if shown == "auto" else shown, found.form if form == "auto" else form)
 
 

@@ -9,6 +9,7 @@ from portraitkit.vlm.generate import complete
 from portraitkit.vlm.load import load_model, load_processor
 from portraitkit.vlm.rows import Row
 from reward_models.judge_backend import DIGITS, Picture, Said
+from reward_models.judge_settings import source_of
 
 
 class TransformersBackend:
@@ -29,7 +30,7 @@ class TransformersBackend:
 
     @classmethod
     def load(cls, source: str, *, device: str = "cpu", dtype: str | None = None, batch_size: int = 32) -> "TransformersBackend":
-        """The embedded model, a folder or a hub id; a folder with a LoRA is loaded onto the base that it names.
+        """The embedded judge, a folder or a hub id; a folder with a LoRA is loaded onto the base that it names.
 
         Args:
             source: see `portraitkit.vlm.load`.
@@ -43,8 +44,8 @@ class TransformersBackend:
         dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
         base = _base_of(Path(source))
         try:
-            model = load_model(base or source, dtype=dtype, device=device)
-            processor = load_processor(base or source)
+            model = load_model(base or source_of(source), dtype=dtype, device=device)
+            processor = load_processor(base or source_of(source))
         except WeightsError as error:
             raise WeightsError(str(error).replace("--model", "judge", 1)) from error
         if base is not None:

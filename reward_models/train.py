@@ -48,7 +48,7 @@ def run_training(config: RewardModelConfig, command: list[str]) -> int:
     check_device(config.device)
     longest = check_vllm(grpo, config.device) if "grpo" in config.stages else None
     view = view_of(config.model, config.shown, config.form)
-    processor = load_processor(config.model, max_pixels=config.max_pixels)
+    processor = load_processor(config.source, max_pixels=config.max_pixels)
     coherence = load_coherence(config.coherence, config.device)
     pairs = read_all(config, console)
     console.print(str(check_pair_lengths(config, processor, view, pairs, longest)), highlight=False)
@@ -146,7 +146,7 @@ def _validation(config: RewardModelConfig, processor: Any, asking: Asking, pairs
 
 def _all_stages(training: Training, first: bool) -> None:
     config, folder = training.config, training.run.path
-    evaluate(training, "base", config.model)
+    evaluate(training, "base", config.source)
     for stage in config.stages:
         if is_done(folder, stage):
             training.say(f"{stage}: is finished, see {folder / stage}")
@@ -155,7 +155,7 @@ def _all_stages(training: Training, first: bool) -> None:
         evaluate(training, stage, str(folder / stage / "model"))
     if config.blind:
         train_blind(training)
-    last, model = newest(folder, config.model)
+    last, model = newest(folder, config.source)
     if first and last != "base":
         calibrate_last(config, training.pairs["validation"], folder / last / "model", training.say)
     judged = read_judged(folder / last / "held_out.jsonl", training.asking.view)

@@ -14,7 +14,7 @@ class WhatToJudge:
     """What the judge learns from; its options stand before those of the trainers."""
 
     model: str = "embedded"
-    """embedded (tiny Qwen2.5-VL, CPU), a local folder, or a hub id such as Qwen/Qwen2.5-VL-7B-Instruct."""
+    """embedded (the tiny Qwen2.5-VL judge, CPU), a local folder, or a hub id such as Qwen/Qwen2.5-VL-7B-Instruct."""
     data: str = "embedded"
     """embedded (synthetic pairs, made while you wait), or a pair set of make-preferences; with --benchmark, that benchmark's folder."""
     output_dir: str = ""
@@ -113,6 +113,13 @@ class RewardModelConfig(TrainerOptions, WhatToJudge):
             raise ConfigError("--push-to-hub: an evaluation trains nothing; leave one of the two out")
         if self.evaluate and self.resume_from_checkpoint is not None:
             raise ConfigError("--resume-from-checkpoint: an evaluation has none; use --overwrite")
+
+    @property
+    def source(self) -> str:
+        """What the model and its processor are loaded from."""
+        from reward_models.judge_settings import source_of
+
+        return source_of(self.model)
 
     @property
     def folder(self) -> str:

@@ -84,7 +84,7 @@ def forget(folder: Path, stage: str) -> None:
 
 def run_stage(training: Training, stage: str) -> None:
     """Run one stage, or go on with it."""
-    source, start = newest(training.run.path, training.config.model, stage)
+    source, start = newest(training.run.path, training.config.source, stage)
     folder = training.run.path / stage
     folder.mkdir(exist_ok=True)
     training.say(f"{stage}: from {source}")
@@ -104,7 +104,7 @@ def train_blind(training: Training) -> None:
     folder.mkdir(exist_ok=True)
     pairs = exchanged(training.pairs["train"][: training.config.sft_pairs or None], training.config.seed)
     rows, _ = imitation_rows(training, pairs)
-    fit(training.fit, "blind", training.config.model, rows, steps=training.config.sft_steps)
+    fit(training.fit, "blind", training.config.source, rows, steps=training.config.sft_steps)
     training.together()
     asked = exchanged(training.pairs["held_out"], training.config.seed + 1)
     training.asking.judge(training.load(str(folder / "model")), asked, "held-out, blind copy", folder / "held_out.jsonl")

@@ -18,6 +18,7 @@ from benchmarks.metric import Metric, Range, Score
 from portraitkit.errors import ConfigError, WeightsError
 from portraitkit.vlm.load import model_path
 from reward_models.judge_reward import FORMS, judge_reward, split_argument
+from reward_models.judge_settings import source_of
 from reward_models.photos import Photos
 
 REMOTE = ("http://", "https://", "vllm:")
@@ -36,7 +37,7 @@ def judge_metric(name: str) -> Metric:
     folder: Path | None = None
     if not path.startswith(REMOTE):
         try:
-            folder = Path(model_path(path))
+            folder = Path(model_path(source_of(path)))
         except WeightsError as error:
             raise WeightsError(str(error).replace("--model", "--metrics judge", 1)) from error
 

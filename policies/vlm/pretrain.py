@@ -1,4 +1,4 @@
-"""`make embedded`: rebuild the committed tiny Qwen2.5-VL from its recipe. About two hours on two cores.
+"""`make embedded`: rebuild the committed tiny Qwen2.5-VL, and the judge made from it, from their recipe. Under three hours on two cores.
 
 Rows of every task's training split; what of the tower has a closed form; then the language part alone learns to read what the tower
 sees (`pretrain_read`). Rows and phases are kept in the work folder and gone on from. Validation rows alone are looked at; the
@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from multiprocessing import get_context
@@ -20,6 +21,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from policies.vlm.pretrain_judge import JudgePhase, calibrate_embedded, open_cells, teach_judge
 from policies.vlm.pretrain_read import Phase, make_heads, make_lessons, teach_to_read
 from policies.vlm.tasks import load_task
 from portraitkit.cli import run_command
@@ -48,6 +50,8 @@ READ = (
     Phase(900, 2e-3, 0.012, 0.8, {"area": 8, "makeup": 48, "emotion": 24, "preference": 64}),
 )
 """Of the language part alone, two seconds an update. The last one, on all rows, is for what the others leave: marks of a few pixels."""
+JUDGE = JudgePhase()
+"""Of the judge, on pairs alone, one second an update."""
 WORTH_A_POOL = 500
 """Rows from which on processes are started for them."""
 WORDS = ("<think>", "</think>", "<answer>", "</answer>", "<reasoning>", "</reasoning>")
@@ -59,6 +63,8 @@ class PretrainConfig:
 
     output_dir: str = "portraitkit/vlm/embedded"
     """Where the model and its processor go."""
+    judge_dir: str = "reward_models/embedded"
+    """Where the judge made from it goes."""
     work_dir: str = "runs/embedded-vlm"
     """Stages and logs."""
     seed: int = 0
@@ -86,12 +92,25 @@ def main(argv: list[str]) -> int:
         part = replace(phase, steps=max(int(phase.steps * config.scale), 1))
         teach_to_read(model, heads, lessons, part, work / f"read_{number}.pt", console)
     found = validate(model, processor, rows["validation"])
-    console.print(found)
-    model.half().save_pretrained(config.output_dir)
-    processor.save_pretrained(config.output_dir)
-    recipe = {**asdict(config), "rows": ROWS, "read": [asdict(phase) for phase in READ], "validation": found}
-    (Path(config.output_dir) / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
+    recipe = {**asdict(config), "rows": ROWS, "read": [asdict(phase) for phase in READ]}
+    write(model, processor, Path(config.output_dir), {**recipe, "validation": found}, console)
+    torch.manual_seed(config.seed + 1)
+    phase = replace(JUDGE, steps=max(int(JUDGE.steps * config.scale), 1), with_cells=int(JUDGE.with_cells * config.scale) or 1)
+    first = config.seed * len(rows["train"]["preference"])
+    cells = open_cells(work / "cells.pt", phase.with_cells, first, console)
+    teach_judge(model, heads["preference"], lessons()["preference"], cells, phase, work / "judge.pt", console)
+    found = validate(model, processor, {"preference": rows["validation"]["preference"]})
+    write(model, processor, Path(config.judge_dir), {**recipe, "judge": asdict(phase), "validation": found}, console)
+    calibrate_embedded(Path(config.judge_dir), console)
     return 0
+
+
+def write(model: Any, processor: Any, folder: Path, recipe: Mapping[str, Any], console: Console) -> None:
+    """Write a model in half precision, its processor and how it was made; the model in memory stays as it is."""
+    console.print(recipe["validation"])
+    deepcopy(model).half().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
 
 
 def open_rows(config: PretrainConfig, work: Path, name: str, split: str, console: Console) -> list[dict[str, Any]]:

@@ -163,7 +163,22 @@ def _both_orders(lesson: Lesson, rows: Sequence[Mapping[str, Any]], processor: A
 def _losses(model: Any, lesson: Lesson, phase: Phase, head: torch.nn.Linear, facts: Facts, count: int) -> tuple[Tensor, Tensor]:
     """Loss of the answers of random rows, and of the facts read at the prompt's last token."""
     index = torch.randint(min(len(lesson.answers), phase.rows or len(lesson.answers)), (count,))
-    chosen = [lesson.answers[i] for i in index.tolist()]
+    loss, states = read(model, lesson, index)
+    return loss, facts.loss(head(states[:, len(lesson.prompt) - 1]), lesson.facts[index])
+
+
+def read(model: Any, lesson: Lesson, index: Tensor) -> tuple[Tensor, Tensor]:
+    """The language part on some rows of a lesson.
+
+    Args:
+        model: whose tower is not asked.
+        lesson: of the rows.
+        index: of the rows, n.
+
+    Returns:
+        Loss of their answers; last hidden states of prompt and answer, n x tokens x width.
+    """
+    chosen, count = [lesson.answers[i] for i in index.tolist()], len(index)
     length, longest = len(lesson.prompt), max(map(len, chosen))
     answers = torch.full((count, longest), -100)
     for row, answer in enumerate(chosen):
@@ -179,7 +194,4 @@ def _losses(model: Any, lesson: Lesson, phase: Phase, head: torch.nn.Linear, fac
             inputs_embeds=embedded, position_ids=positions[:, None].expand(3, count, -1), use_cache=False
         ).last_hidden_state
         said = model.lm_head(hidden[:, length - 1 : -1])
-    return (
-        F.cross_entropy(said.float().flatten(0, 1), answers.flatten(), ignore_index=-100),
-        facts.loss(head(hidden[:, length - 1].float()), lesson.facts[index]),
-    )
+    return F.cross_entropy(said.float().flatten(0, 1), answers.flatten(), ignore_index=-100), hidden.float()

@@ -9,14 +9,13 @@ import torch
 
 from portraitkit.errors import ConfigError, DataError, WeightsError
 from portraitkit.vlm.generate import Completion
-from portraitkit.vlm.load import EMBEDDED
 from portraitkit.vlm.rewards import part_names, reward_functions
 from preference_data.brief_contract import write_brief
 from preference_data.contract import Answer, read_answer, turned, write_answer
 from preference_data.schema import DIMENSIONS
 from reward_models.coherence import NliCoherence, deterministic, load_coherence
 from reward_models.judge_hacks import DISTURBANCES, HACKS, disturbed, hack_figures, hack_pairs, stability
-from reward_models.judge_settings import JudgeSettings, read_settings, view_of, write_settings
+from reward_models.judge_settings import EMBEDDED_FOLDER, JudgeSettings, read_settings, view_of, write_settings
 from reward_models.judge_task import Asked, judge_task
 from reward_models.judged_pairs import View, check_disjoint, exchanged, identity_hash, open_pairs, swapped, synthetic_pair
 from reward_models.judging import judged_of
@@ -246,7 +245,7 @@ def test_a_stored_set_needs_judged_pairs_in_every_split(tmp_path):
 
 def test_the_last_judge_is_calibrated_on_the_validation_pairs(tmp_path):
     folder, said = tmp_path / "model", []
-    shutil.copytree(EMBEDDED, folder)
+    shutil.copytree(EMBEDDED_FOLDER, folder)
     write_settings(folder, JudgeSettings("beside-difference", "brief"))
     pairs = [synthetic_pair("validation", seed) for seed in range(6)]
     calibrate_last(RewardModelConfig(), pairs, folder, said.append)

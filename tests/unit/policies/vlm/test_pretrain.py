@@ -1,11 +1,17 @@
+import shutil
+
 import pytest
 import torch
 from rich.console import Console
 
 from policies.vlm.pretrain import ROWS, PretrainConfig, look, make_processor, open_rows, pixels_of, start, tokens_of, validate
 from policies.vlm.pretrain_facts import FACTS
+from policies.vlm.pretrain_judge import JudgePhase, blemish_cells, calibrate_embedded, open_cells, teach_judge
 from policies.vlm.pretrain_read import Phase, make_heads, make_lessons, teach_to_read
 from portraitkit.vlm.tiny import build_model
+from preference_data.synthetic import make_case
+from preference_data.synthetic_pairs import SPOTS, make_pair
+from reward_models.judge_settings import EMBEDDED_FOLDER, read_settings
 
 CONFIG = PretrainConfig(scale=0.001, validation_rows=2000)
 
@@ -66,3 +72,41 @@ def test_reading_is_learned_kept_and_not_done_twice(rows, started, tmp_path):
     teach(50)
     assert torch.equal(model.lm_head.weight, state["model"]["lm_head.weight"])
     assert set(validate(model, processor, rows)) == set(ROWS)
+
+
+def test_cells_hold_all_blemish_that_the_pictures_show():
+    """Removed and left add up to what the photo has; what is left grows with the fault; the second candidate's come second."""
+    for seed in range(6):
+        pair, cells = make_pair("train", seed), blemish_cells("train", seed)
+        shown = make_case("train", seed, size=128, count=SPOTS).opacity[:, 16:112, 16:112]
+        assert cells.shape == (2, 2, 36) and torch.allclose(cells.sum((1, 2)), shown.sum().expand(2), rtol=1e-4)
+        left = cells[:, 1].sum(1)
+        first, second = pair["scores"]["blemish_removal"][:: 1 if seed % 2 == 0 else -1]
+        assert (left[0] > left[1]) == (first < second) or (first == second and torch.isclose(left[0], left[1]))
+
+
+def test_the_judge_is_taught_on_pairs_and_kept(rows, started, tmp_path):
+    model, processor = started
+    console, rows = Console(quiet=True), {"preference": rows["preference"]}
+    lesson = make_lessons(model, processor, rows, lambda some: tokens_of(model, processor, some))["preference"]
+    head = make_heads(model.config.text_config.hidden_size)["preference"]
+    cells = open_cells(tmp_path / "cells.pt", 4, 0, console)
+    assert torch.equal(cells, open_cells(tmp_path / "cells.pt", 4, 0, console))
+    before, tower = model.lm_head.weight.clone(), model.model.visual.patch_embed.proj.weight.clone()
+    teach_judge(model, head, lesson, cells, JudgePhase(steps=2, batch=4), tmp_path / "judge.pt", console)
+    after = model.lm_head.weight.clone()
+    assert not torch.equal(before, after) and torch.equal(tower, model.model.visual.patch_embed.proj.weight)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    teach_judge(model, head, lesson, cells, JudgePhase(steps=2, batch=4), tmp_path / "judge.pt", console)
+    assert torch.equal(model.lm_head.weight, after)
+
+
+@pytest.mark.slow
+def test_the_committed_judge_is_calibrated_as_its_recipe_does(tmp_path):
+    folder = tmp_path / "judge"
+    shutil.copytree(EMBEDDED_FOLDER, folder)
+    calibrate_embedded(folder, Console(quiet=True))
+    found, committed = read_settings(folder), read_settings(EMBEDDED_FOLDER)
+    assert found is not None and committed is not None and (found.shown, found.form) == (committed.shown, committed.form)
+    assert found.temperature == pytest.approx(committed.temperature, rel=0.05)
