@@ -28,7 +28,7 @@ FREE_TO_CHANGE = (
     "report_to",
     "checkpointing_steps",
 )
-FREE_TO_CHANGE += ("checkpoints_total_limit", "cache_dir")
+FREE_TO_CHANGE += ("checkpoints_total_limit", "cache_dir", "dry_run", "device_memory", "plan_devices", "plan_sharding")
 
 
 class RunFolder:

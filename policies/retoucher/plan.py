@@ -1,0 +1,267 @@
+"""`align-retoucher --dry-run`: what a run holds on a device and needs at its peak, by its own code on the meta device."""
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from policies.retoucher.architectures import meta_backbone, parts_of
+from policies.retoucher.backbone import Condition
+from policies.retoucher.config import RetoucherConfig
+from policies.retoucher.memory import prepare_training
+from policies.retoucher.rollout import Rollout, StepPlan, TakenStep, check_plan, plan_steps
+from policies.retoucher.update import step_terms
+from portraitkit.memory_plan import NF4, Change, Memory, Shards, Trained, check_fits, device_limit, human
+from portraitkit.memory_trace import size_of, tensors_of, tracing
+
+PICTURE_CHANNELS = 3 + 3 + 1 + 1 + 1 + 3 + 3
+"""Of a candidate and of the copy of its photo that it is compared with (photo, skin, features, opacity, anchor, residual), on the host."""
+WORDS = 96
+"""Tokens of the edit instruction with its template, where the text encoder reads the photo, too (assumed)."""
+
+
+def dry_run(config: RetoucherConfig) -> int:
+    """Print the plan of a run and refuse what cannot fit; returns the exit code.
+
+    Raises:
+        ConfigError: the run cannot fit on the device; the message names the change that makes it fit.
+    """
+    check_plan(config)
+    memory = plan_memory(config)
+    table = Table(title="align-retoucher, not started", title_justify="left")
+    table.add_column("")
+    table.add_column("planned")
+    for name, value in [*_recipe_lines(config), *memory.lines()]:
+        table.add_row(name, value)
+    Console().print(table)
+    check_fits(config, memory, device_limit(config.device_memory, config.device), CHANGES, plan_memory)
+    return 0
+
+
+def plan_memory(config: RetoucherConfig) -> Memory:
+    """What one device holds and needs.
+
+    Pictures and latents count where the run is on the CPU; with a GPU they stay on the host.
+    """
+    gpu = config.device != "cpu"
+    traced = _traced(_traced_fields(config))
+    shards = Shards(config.plan_sharding, config.plan_devices)
+    base = traced["transformer"] if config.quantize == "none" else traced["quantised transformer"]
+    gathered = 2 * traced["largest block"] if shards.of_weights > 1 else 0
+    unpacked = 2 * traced["largest linear"] // 2 if config.quantize == "nf4" else 0
+    trained: Trained = traced["trained"]
+    adapter = trained.size
+    held = {
+        "weights of the transformer": base // shards.of_weights + gathered,
+        "autoencoder": traced["autoencoder"],
+        "text encoders": 0 if config.offload_text_encoder else traced["text encoders"],
+        "LoRA": adapter // shards.of_weights,
+        "LoRA, moving average and best": 2 * adapter,
+        "gradients": adapter // shards.of_state,
+        "optimiser states": trained.states(config.optimizer, shards),
+        "pictures and latents": 0 if gpu else _host_bytes(config, traced),
+    }
+    text = traced["encode text"] + (traced["text encoders"] if config.offload_text_encoder else 0)
+    phases = {
+        "encoding text": text,
+        "encoding photos": traced["encode"],
+        f"rollout, {_rollout_rows(config)} candidates at once": traced["rollout"] + unpacked,
+        "decoding": traced["decode"],
+        f"update, {_update_rows(config)} candidates at once": traced["update"] + unpacked,
+        "optimiser step": adapter if gpu else trained.largest,
+    }
+    notes = {"activations, checkpointing": "on" if config.gradient_checkpointing else "off", "attention": "fused (SDPA), no score matrix"}
+    if shards.devices > 1:
+        notes["split"] = f"{shards.kind} over {shards.devices} devices (planned only)"
+    return Memory(traced["parameters"], trained.values, held, phases, gpu, notes)
+
+
+def _recipe_lines(config: RetoucherConfig) -> list[tuple[str, str]]:
+    base = "nf4" if config.quantize == "nf4" else "float32" if config.backbone == "tiny" else "bfloat16"
+    return [
+        ("backbone", f"{config.backbone}, {config.model or 'its own weights'}, base {base}, LoRA float32 of rank {config.rank}"),
+        ("step", f"{config.photos_per_step} photos x {config.group_size} candidates, {config.num_steps} sampling steps"),
+        ("pictures", f"{_backbone(config).resolution} px"),
+    ]
+
+
+# ---- what a change of options would do
+
+
+def _to(**values: Any) -> Any:
+    """Set options; None where they are so already or where the backbone does not know them."""
+
+    def apply(config: RetoucherConfig) -> RetoucherConfig | None:
+        known = config.backbone != "tiny" or not values.keys() & {"quantize", "offload_text_encoder", "vae_tiling"}
+        return replace(config, **values) if known and any(getattr(config, name) != value for name, value in values.items()) else None
+
+    return apply
+
+
+def _at_most(name: str, value: int) -> Any:
+    def apply(config: RetoucherConfig) -> RetoucherConfig | None:
+        now = _backbone(config).resolution if name == "resolution" else getattr(config, name)
+        return replace(config, **{name: value}) if now > value and (name != "resolution" or config.backbone != "tiny") else None
+
+    return apply
+
+
+def _zero3(devices: int) -> Any:
+    def apply(config: RetoucherConfig) -> RetoucherConfig | None:
+        if config.plan_devices >= devices and config.plan_sharding == "zero3" or config.quantize == "nf4":
+            return None
+        return replace(config, plan_devices=devices, plan_sharding="zero3")
+
+    return apply
+
+
+CHANGES: tuple[Change[RetoucherConfig], ...] = (
+    Change("--offload-text-encoder", _to(offload_text_encoder=True)),
+    Change("--gradient-checkpointing", _to(gradient_checkpointing=True)),
+    Change("--micro-batch 1", _at_most("micro_batch", 1)),
+    Change("--vae-tiling", _to(vae_tiling=True)),
+    Change("--quantize nf4", _to(quantize="nf4")),
+    Change("--optimizer adamw_8bit", _to(optimizer="adamw_8bit")),
+    Change("--group-size 8", _at_most("group_size", 8)),
+    Change("--group-size 4", _at_most("group_size", 4)),
+    Change("--resolution 512", _at_most("resolution", 512)),
+    Change("--resolution 256", _at_most("resolution", 256)),
+    Change("--plan-sharding zero3 --plan-devices 8", _zero3(8)),
+)
+
+
+# ---- tracing
+
+
+def _update_rows(config: RetoucherConfig) -> int:
+    """Candidates (or photos, where their first step is shared) of the largest forward with gradients."""
+    photos = -(-config.photos_per_step // config.updates_per_step)
+    own = min(photos, max(1, config.micro_batch // config.group_size)) * config.group_size
+    plan = _plan(config)
+    if config.shared_noise and len(plan.drawn) == 1:
+        return min(photos, config.micro_batch)
+    return own
+
+
+def _rollout_rows(config: RetoucherConfig) -> int:
+    return min(config.micro_batch, config.photos_per_step * config.group_size)
+
+
+def _plan(config: RetoucherConfig) -> StepPlan:
+    return plan_steps(config, [1 - step / config.num_steps for step in range(config.num_steps + 1)], 0)
+
+
+def _traced_fields(config: RetoucherConfig) -> tuple[Any, ...]:
+    """What traced figures depend on; all else is arithmetic."""
+    return (
+        config.backbone,
+        config.model,
+        _backbone(config).resolution,
+        config.guidance,
+        config.vae_tiling,
+        config.rank,
+        config.gradient_checkpointing,
+        config.kl_beta,
+        _update_rows(config),
+        _rollout_rows(config),
+        min(config.photos_per_step * config.group_size, _backbone(config).batch),
+    )
+
+
+@lru_cache(maxsize=4)
+def _made(name: str, model: str | None, resolution: int | None, guidance: float | None, tiling: bool) -> Any:
+    return meta_backbone(name, model, resolution, guidance=guidance, vae_tiling=tiling)
+
+
+def _backbone(config: RetoucherConfig) -> Any:
+    return _made(config.backbone, config.model, config.resolution, config.guidance, config.vae_tiling)
+
+
+def _host_bytes(config: RetoucherConfig, traced: dict[str, Any]) -> int:
+    members = config.photos_per_step * config.group_size
+    pictures = members * PICTURE_CHANNELS * traced["resolution"] ** 2 * 4
+    return pictures + members * traced["latent"] * (2 + 2 * len(_plan(config).drawn))
+
+
+@lru_cache(maxsize=64)
+def _traced(fields: tuple[Any, ...]) -> dict[str, Any]:
+    """Bytes by name, of weights and of what computations add to them."""
+    name, model, resolution, guidance, tiling, rank, checkpointing, kl_beta, update_rows, rollout_rows, pictures = fields
+    backbone = meta_backbone(name, model, resolution, guidance=guidance, vae_tiling=tiling)
+    config = RetoucherConfig(kl_beta=kl_beta)
+    transformer = backbone.transformer
+    parts = parts_of(backbone)
+    sizes: dict[str, Any] = {part: size_of(t for module in modules for t in tensors_of(module)) for part, modules in parts.items()}
+    linear = [module.weight.numel() for module in transformer.modules() if isinstance(module, nn.Linear)]
+    width = next(transformer.parameters()).element_size()
+    sizes["parameters"] = sum(p.numel() for p in transformer.parameters())
+    sizes["quantised transformer"] = int(sum(linear) * NF4) + sizes["transformer"] - sum(linear) * width
+    sizes["largest linear"] = max(linear) * width
+    sizes["largest block"] = max(size_of(tensors_of(m)) for m in transformer.modules() if type(m).__name__.endswith("Block"))
+    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=backbone.lora_targets, init_lora_weights="gaussian"))
+    prepare_training(transformer, gradient_checkpointing=checkpointing)
+    trained = [p for p in transformer.parameters() if p.requires_grad]
+    sizes["trained"] = Trained(tuple((p.numel(), p.element_size()) for p in trained))
+    held = [t for modules in parts.values() for module in modules for t in tensors_of(module)]
+    latent = (backbone.side**2, transformer.config.in_channels)
+    sizes["latent"], sizes["resolution"] = 4 * latent[0] * latent[1], backbone.resolution
+
+    def extra(compute: Any) -> int:
+        with tracing(held) as live:
+            before = live.now
+            result = compute()
+        del result
+        return live.peak - before
+
+    with torch.device("meta"), torch.no_grad():
+        images = torch.empty(pictures, 3, backbone.resolution, backbone.resolution)
+        sizes["encode"] = extra(lambda: backbone.encode(images))
+        sizes["decode"] = extra(lambda: backbone._pictures(torch.empty(pictures, *latent)))
+        sizes["encode text"] = extra(lambda: [_read_text(module, backbone) for module in parts["text encoders"]])
+        sizes["rollout"] = extra(lambda: backbone.velocity(torch.empty(rollout_rows, *latent), 0.5, _condition(backbone, rollout_rows, latent)))
+    for parameter in trained:
+        parameter.grad = torch.empty_like(parameter)
+        held.append(parameter.grad)
+    sizes["update"] = extra(lambda: _update(backbone, update_rows, latent, config))
+    return sizes
+
+
+def _condition(backbone: Any, rows: int, latent: tuple[int, int]) -> Condition:
+    transformer = backbone.transformer
+    own = hasattr(backbone, "negative_prompt")
+    text = WORDS + (backbone.prompt_side // 28) ** 2 if own else backbone.text_tokens
+    with torch.device("meta"):
+        prompt = torch.empty(rows if own else 1, text, transformer.config.joint_attention_dim, dtype=transformer.dtype)
+        pooled = torch.empty(len(prompt), 0 if own else transformer.config.pooled_projection_dim, dtype=transformer.dtype)
+        negative = torch.empty_like(prompt) if own and backbone.forwards == 2 else None
+        return Condition(torch.empty(rows, *latent), torch.empty(rows, 3, 1, 1), prompt, pooled, negative, own)
+
+
+def _update(backbone: Any, rows: int, latent: tuple[int, int], config: RetoucherConfig) -> None:
+    """One forward and backward of the policy's own loss, for a group as large as what is computed at once."""
+    condition = _condition(backbone, rows, latent)
+    with torch.device("meta"):
+        x, z, mean = (torch.empty(rows, *latent) for _ in range(3))
+        advantages = torch.empty(rows)
+    step = TakenStep(0, x, z, mean, 1.0, shared=False)
+    plan = StepPlan([1.0, 0.5, 0.0], [0], [0.0, 0.0], config.sampler, config.eta, anchored=False)
+    members = torch.arange(rows)
+    terms = step_terms(backbone, condition, Rollout(x, members, [step], 0), plan, step, advantages, members, config)
+    (terms.surrogate.sum() + config.kl_beta * terms.kl.sum()).backward()
+
+
+def _read_text(module: nn.Module, backbone: Any) -> Any:
+    """One prompt through a text encoder; of one that sees, the language part."""
+    if hasattr(backbone, "text_tokens"):
+        longest = getattr(module.config, "max_position_embeddings", backbone.text_tokens)
+        return module(torch.empty(1, min(longest, backbone.text_tokens), dtype=torch.long))
+    language: Any = module.get_submodule("model.language_model")
+    length = WORDS + (backbone.prompt_side // 28) ** 2
+    embedded = torch.empty(1, length, language.config.hidden_size, dtype=next(module.parameters()).dtype)
+    positions = torch.empty(3, 1, length, dtype=torch.long)
+    return language(inputs_embeds=embedded, position_ids=positions, use_cache=False).last_hidden_state
