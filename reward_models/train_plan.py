@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from portraitkit.vlm.plan import plan, print_plan
+from portraitkit.vlm.plan import Planner, plan, print_plan, refuse_if_too_large
 from portraitkit.vlm.trainer_arguments import grpo_values, sft_values
 from reward_models.judge_settings import view_of
 from reward_models.train_config import RewardModelConfig
@@ -14,10 +14,15 @@ VIEW_TOKENS = 72
 
 
 def dry_run(config: RewardModelConfig) -> int:
-    """Print the plan of a run; returns the exit code."""
+    """Print the plan of a run and refuse what cannot fit; returns the exit code.
+
+    Raises:
+        ConfigError: the run cannot fit on the device; the message names the change that makes it fit.
+    """
     view = view_of(config.model, config.shown, config.form)
     pictures = 2 if view.shown == "beside-difference" else 3
-    lines = plan(config, config.model, config.stages, pictures=pictures, picture_tokens=VIEW_TOKENS)
+    planner = Planner(config.model, config.stages, pictures=pictures, picture_tokens=VIEW_TOKENS)
+    lines = plan(config, planner)
     lines[1:1] = [
         ("shown", f"{view.shown}, {pictures} pictures; answers in the {view.form} form, at most {config.max_tokens} tokens"),
         ("sft", f"{config.sft_steps} updates of {config.sft_batch} rows, of {config.sft_pairs or 'all'} pairs in both orders"),
@@ -32,6 +37,7 @@ def dry_run(config: RewardModelConfig) -> int:
     if "grpo" in config.stages:
         arguments["trl.GRPOConfig"] = grpo_values(config, f"{config.folder}/grpo")
     print_plan("train-reward-model", lines, arguments, config)
+    refuse_if_too_large(config, planner)
     return 0
 
 

@@ -14,8 +14,8 @@ from policies.retoucher.architectures import meta_backbone, parts_of
 from policies.retoucher.backbone import Condition
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.memory import prepare_training
-from policies.retoucher.rollout import Rollout, StepPlan, TakenStep, check_plan, plan_steps
-from policies.retoucher.update import step_terms
+from policies.retoucher.rollout import StepPlan, check_plan, plan_steps
+from policies.retoucher.update import base_policy
 from portraitkit.memory_plan import NF4, Change, Memory, Shards, Trained, check_fits, device_limit, human
 from portraitkit.memory_trace import size_of, tensors_of, tracing
 
@@ -193,7 +193,6 @@ def _traced(fields: tuple[Any, ...]) -> dict[str, Any]:
     """Bytes by name, of weights and of what computations add to them."""
     name, model, resolution, guidance, tiling, rank, checkpointing, kl_beta, update_rows, rollout_rows, pictures = fields
     backbone = meta_backbone(name, model, resolution, guidance=guidance, vae_tiling=tiling)
-    config = RetoucherConfig(kl_beta=kl_beta)
     transformer = backbone.transformer
     parts = parts_of(backbone)
     sizes: dict[str, Any] = {part: size_of(t for module in modules for t in tensors_of(module)) for part, modules in parts.items()}
@@ -227,7 +226,7 @@ def _traced(fields: tuple[Any, ...]) -> dict[str, Any]:
     for parameter in trained:
         parameter.grad = torch.empty_like(parameter)
         held.append(parameter.grad)
-    sizes["update"] = extra(lambda: _update(backbone, update_rows, latent, config))
+    sizes["update"] = extra(lambda: _update(backbone, update_rows, latent, kl_beta > 0))
     return sizes
 
 
@@ -242,17 +241,18 @@ def _condition(backbone: Any, rows: int, latent: tuple[int, int]) -> Condition:
         return Condition(torch.empty(rows, *latent), torch.empty(rows, 3, 1, 1), prompt, pooled, negative, own)
 
 
-def _update(backbone: Any, rows: int, latent: tuple[int, int], config: RetoucherConfig) -> None:
-    """One forward and backward of the policy's own loss, for a group as large as what is computed at once."""
+def _update(backbone: Any, rows: int, latent: tuple[int, int], kl: bool) -> None:
+    """One forward and backward through the policy, with a loss of the shape of the run's own (`policies.retoucher.update`)."""
     condition = _condition(backbone, rows, latent)
     with torch.device("meta"):
-        x, z, mean = (torch.empty(rows, *latent) for _ in range(3))
-        advantages = torch.empty(rows)
-    step = TakenStep(0, x, z, mean, 1.0, shared=False)
-    plan = StepPlan([1.0, 0.5, 0.0], [0], [0.0, 0.0], config.sampler, config.eta, anchored=False)
-    members = torch.arange(rows)
-    terms = step_terms(backbone, condition, Rollout(x, members, [step], 0), plan, step, advantages, members, config)
-    (terms.surrogate.sum() + config.kl_beta * terms.kl.sum()).backward()
+        x, noise, old = (torch.empty(rows, *latent) for _ in range(3))
+    mean = x - backbone.velocity(x, 0.5, condition)
+    loss = ((mean - old) * noise).flatten(1).mean(1).exp().sum()
+    if kl:
+        with torch.no_grad(), base_policy(backbone):
+            reference = x - backbone.velocity(x, 0.5, condition)
+        loss = loss + (mean - reference).square().sum()
+    torch.autograd.backward(loss)  # not loss.backward(): in it, recomputed attention would not be exchanged
 
 
 def _read_text(module: nn.Module, backbone: Any) -> Any:

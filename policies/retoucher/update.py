@@ -70,7 +70,7 @@ def accumulate_gradients(
         chunk = config.micro_batch if step.shared else per_call
         for start in range(0, len(live), chunk):
             chosen = torch.tensor(live[start : start + chunk])
-            part = step_terms(backbone, condition, rollout, plan, step, advantages, chosen, config)
+            part = _step_terms(backbone, condition, rollout, plan, step, advantages, chosen, config)
             (weight * (part.surrogate.sum() + config.kl_beta * part.kl.sum()) / terms).backward()
             loss += weight * float(part.surrogate.detach().sum() + config.kl_beta * part.kl.detach().sum()) / terms
             kl += float(part.kl.detach().sum()) / terms
@@ -82,14 +82,14 @@ def accumulate_gradients(
 
 
 @dataclass(frozen=True)
-class StepTerms:
+class _StepTerms:
     surrogate: Float[Tensor, " members"]
     kl: Float[Tensor, " members"]
     log_ratio: Float[Tensor, " members *tokens"]
     evaluations: int
 
 
-def step_terms(
+def _step_terms(
     backbone: Backbone,
     condition: Condition,
     rollout: Rollout,
@@ -98,7 +98,7 @@ def step_terms(
     advantages: Float[Tensor, " members *tokens"],
     photos: Int[Tensor, " k"],
     config: RetoucherConfig,
-) -> StepTerms:
+) -> _StepTerms:
     """Loss terms of one drawn step for the candidates of some photos."""
     members = torch.isin(rollout.photo_of, photos).nonzero()[:, 0]
     rows = photos if step.shared else members
@@ -124,4 +124,4 @@ def step_terms(
             reference = mean_of_policy()
         evaluations += len(x) * backbone.forwards
         kl = gaussian_kl(mean, reference, step.std)[spread]
-    return StepTerms(surrogate, kl, ratio, evaluations)
+    return _StepTerms(surrogate, kl, ratio, evaluations)
