@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -67,18 +66,23 @@ class LiveBytes(TorchDispatchMode):
         return result
 
 
-class FusedAttention(TorchFunctionMode):
+@contextmanager
+def fused_attention() -> Iterator[None]:
     """On the meta device, attention as the fused kernels of CPUs and GPUs keep it: its output and one number a row, no score matrix.
 
-    Left alone, torch takes the unfused formula there, whose score matrices no real device would hold.
+    Left alone, torch takes the unfused formula there, whose score matrices no real device would hold. torch's function is exchanged for the
+    time being, because a `TorchFunctionMode` is not in force while a checkpointed block is computed again.
     """
+    whole = F.scaled_dot_product_attention
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Exchange attention on meta tensors; leave all else."""
-        given = kwargs or {}
-        if func is F.scaled_dot_product_attention and (args[0] if args else given["query"]).is_meta:
-            return _attention(*args, **given)
-        return func(*args, **given)
+    def exchanged(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return _attention(query, *args, **kwargs) if query.is_meta else whole(query, *args, **kwargs)
+
+    F.scaled_dot_product_attention = exchanged
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = whole
 
 
 def _attention(
@@ -106,7 +110,7 @@ def tracing(held: Iterable[Tensor] = ()) -> Iterator[LiveBytes]:
     Args:
         held: tensors that are alive all the while: the model.
     """
-    with FusedAttention(), LiveBytes(held, ("meta",)) as live:
+    with fused_attention(), LiveBytes(held, ("meta",)) as live:
         yield live
 
 

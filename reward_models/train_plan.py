@@ -21,7 +21,7 @@ def dry_run(config: RewardModelConfig) -> int:
     """
     view = view_of(config.model, config.shown, config.form)
     pictures = 2 if view.shown == "beside-difference" else 3
-    planner = Planner(config.model, config.stages, pictures=pictures, picture_tokens=VIEW_TOKENS)
+    planner = Planner(config.model, config.stages, pictures=pictures, picture_tokens=VIEW_TOKENS if config.model == "embedded" else None)
     lines = plan(config, planner)
     lines[1:1] = [
         ("shown", f"{view.shown}, {pictures} pictures; answers in the {view.form} form, at most {config.max_tokens} tokens"),

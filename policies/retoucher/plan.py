@@ -19,8 +19,8 @@ from policies.retoucher.update import base_policy
 from portraitkit.memory_plan import NF4, Change, Memory, Shards, Trained, check_fits, device_limit, human
 from portraitkit.memory_trace import size_of, tensors_of, tracing
 
-PICTURE_CHANNELS = 3 + 3 + 1 + 1 + 1 + 3 + 3
-"""Of a candidate and of the copy of its photo that it is compared with (photo, skin, features, opacity, anchor, residual), on the host."""
+PHOTO_CHANNELS = 3 + 1 + 1 + 1 + 3
+"""Of a photo on the host: itself, skin, features, opacity, anchor. Each candidate's picture stands beside a copy of them."""
 WORDS = 96
 """Tokens of the edit instruction with its template, where the text encoder reads the photo, too (assumed)."""
 
@@ -64,7 +64,7 @@ def plan_memory(config: RetoucherConfig) -> Memory:
         "LoRA, moving average and best": 2 * adapter,
         "gradients": adapter // shards.of_state,
         "optimiser states": trained.states(config.optimizer, shards),
-        "pictures and latents": 0 if gpu else _host_bytes(config, traced),
+        "photos and latents": 0 if gpu else _latents(config, traced),
     }
     text = traced["encode text"] + (traced["text encoders"] if config.offload_text_encoder else 0)
     phases = {
@@ -72,7 +72,7 @@ def plan_memory(config: RetoucherConfig) -> Memory:
         "encoding photos": traced["encode"],
         f"rollout, {_rollout_rows(config)} candidates at once": traced["rollout"] + unpacked,
         "decoding": traced["decode"],
-        f"update, {_update_rows(config)} candidates at once": traced["update"] + unpacked,
+        f"update, {_update_rows(config)} candidates at once": traced["update"] + unpacked + (0 if gpu else _pictures(config, traced)),
         "optimiser step": adapter if gpu else trained.largest,
     }
     notes = {"activations, checkpointing": "on" if config.gradient_checkpointing else "off", "attention": "fused (SDPA), no score matrix"}
@@ -182,10 +182,15 @@ def _backbone(config: RetoucherConfig) -> Any:
     return _made(config.backbone, config.model, config.resolution, config.guidance, config.vae_tiling)
 
 
-def _host_bytes(config: RetoucherConfig, traced: dict[str, Any]) -> int:
-    members = config.photos_per_step * config.group_size
-    pictures = members * PICTURE_CHANNELS * traced["resolution"] ** 2 * 4
-    return pictures + members * traced["latent"] * (2 + 2 * len(_plan(config).drawn))
+def _latents(config: RetoucherConfig, traced: dict[str, Any]) -> int:
+    """Photos of a step with their residuals, and of each candidate its latents and those of its drawn steps."""
+    photos = config.photos_per_step * (PHOTO_CHANNELS + 3) * traced["resolution"] ** 2 * 4
+    return photos + config.photos_per_step * config.group_size * traced["latent"] * (1 + 3 * len(_plan(config).drawn))
+
+
+def _pictures(config: RetoucherConfig, traced: dict[str, Any]) -> int:
+    """Candidates and the copies of their photos."""
+    return config.photos_per_step * config.group_size * (3 + PHOTO_CHANNELS) * traced["resolution"] ** 2 * 4
 
 
 @lru_cache(maxsize=64)
@@ -252,7 +257,7 @@ def _update(backbone: Any, rows: int, latent: tuple[int, int], kl: bool) -> None
         with torch.no_grad(), base_policy(backbone):
             reference = x - backbone.velocity(x, 0.5, condition)
         loss = loss + (mean - reference).square().sum()
-    torch.autograd.backward(loss)  # not loss.backward(): in it, recomputed attention would not be exchanged
+    loss.backward()
 
 
 def _read_text(module: nn.Module, backbone: Any) -> Any:

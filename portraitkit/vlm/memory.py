@@ -71,7 +71,9 @@ class Facts:
     cache_per_token: int
     """Bytes of keys and values of a token in all layers."""
     vocabulary: int
-    pixels_per_token: int
+    token_side: int
+    """Pixels along a side of what one token of a picture covers."""
+    values_per_token: int
     """Values of a picture's patches behind one of its tokens."""
 
 
@@ -87,7 +89,7 @@ def facts(made: Made) -> Facts | None:
     text, width = model.config.get_text_config(), next(model.parameters()).element_size()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     vision = model.config.vision_config
-    patch = 3 * getattr(vision, "temporal_patch_size", 1) * vision.patch_size**2 * getattr(vision, "spatial_merge_size", 1) ** 2
+    side = vision.patch_size * getattr(vision, "spatial_merge_size", 1)
     whole, trained = _trainable(model, made)
     adapter = size_of(p for name, p in whole.named_parameters() if "lora_" in name)
     return Facts(
@@ -99,14 +101,21 @@ def facts(made: Made) -> Facts | None:
         text.num_hidden_layers,
         2 * text.num_hidden_layers * text.num_key_value_heads * head * width,
         text.vocab_size,
-        patch,
+        side,
+        3 * getattr(vision, "temporal_patch_size", 1) * side**2,
     )
 
 
 @lru_cache(maxsize=32)
-def update_bytes(made: Made, load: Load) -> int:
-    """Bytes that a forward and backward add to the model, gradients included."""
-    model, _ = _trainable(_fresh(made), made)
+def update_bytes(made: Made, load: Load, *, accumulated: bool) -> int:
+    """Bytes that a forward and backward add to the model, gradients included.
+
+    Args:
+        made: the model.
+        load: its input.
+        accumulated: gradients of earlier parts of the batch are there when it begins.
+    """
+    model, trained = _trainable(_fresh(made), made)
     if made.gpu and made.dtype == "bfloat16" and made.lora is not None:
         for name, parameter in model.named_parameters():
             if "lora_" in name:  # under autocast, their inputs and products are in bfloat16
@@ -117,10 +126,13 @@ def update_bytes(made: Made, load: Load) -> int:
         base.gradient_checkpointing_enable({"use_reentrant": False})
     with tracing(tensors_of(model)) as live:
         before = live.now
+        for parameter in trained if accumulated else ():
+            parameter.grad = torch.empty_like(parameter)
+            live.see(parameter.grad)
         hidden = _hidden(base, load)[:, :-1]
         scored = hidden[:, -load.answer :] if made.gpu else hidden
         score = _FusedHead.apply(scored.reshape(-1, hidden.shape[-1]), base.lm_head.weight, made.gpu)
-        torch.autograd.backward(score.sum())
+        score.sum().backward()
     return live.peak - before
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,14 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from portraitkit.memory_plan import Change, Memory, Shards, check_fits, device_limit
-from portraitkit.vlm.load import EMBEDDED
 from portraitkit.vlm.memory import Facts, Load, Made, facts, read_bytes, update_bytes
 from portraitkit.vlm.trainer_arguments import deepspeed_file, lora_arguments
 from portraitkit.vlm.trainer_options import TrainerOptions
 from portraitkit.vlm.trl_arguments import parse_extra
 
-PICTURE_TOKENS, WORDS = 1280, 300
-"""Of a picture without --max-pixels and of the prompt's text (assumed)."""
+PICTURE_PIXELS, WORDS = 1280 * 784, 300
+"""Of a picture without --max-pixels, and tokens of the prompt's text (assumed)."""
 EMBEDDED_TOKENS, EMBEDDED_WORDS = 64, 40
 """Of a picture and of the brief prompt of the embedded model."""
 
@@ -29,7 +29,7 @@ class Planner:
         model: embedded, a folder or a hub id.
         stages: of the run.
         pictures: shown in a row.
-        picture_tokens: of one picture of the embedded data.
+        picture_tokens: of one picture; None: 64 with the embedded model, else by pixels.
         words: tokens of the prompt's text; None: assumed.
     """
 
@@ -47,8 +47,15 @@ class Planner:
 
     def load(self, options: TrainerOptions, rows: int) -> Load:
         """What a pass of so many rows is given."""
-        own = self.model == "embedded" or self.picture_tokens is not None and str(EMBEDDED) in self.model
-        tokens = (self.picture_tokens or EMBEDDED_TOKENS) if own else min((options.max_pixels or PICTURE_TOKENS * 784) // 784, 16384)
+        own = self.model == "embedded"
+        if self.picture_tokens is not None:
+            tokens = self.picture_tokens
+        elif own:
+            tokens = EMBEDDED_TOKENS
+        else:
+            known = facts(self.made(options))
+            largest = options.max_pixels or min(_largest_picture(self.model) or PICTURE_PIXELS, PICTURE_PIXELS)
+            tokens = max(1, largest // (known.token_side**2 if known else 28 * 28))
         words = self.words if self.words is not None else EMBEDDED_WORDS if own else WORDS
         return Load(rows, self.pictures, tokens, words, options.max_tokens)
 
@@ -79,25 +86,22 @@ def _memory(planner: Planner, options: TrainerOptions, made: Made, known: Facts)
         "optimiser states": trained.states("adamw", shards),
         "vLLM, colocated": int(share * (limit or 0)),
     }
-    saved = trained.size - trained.size // shards.of_state
+    elsewhere = trained.size - trained.size // shards.of_state  # gradients that other devices keep
     phases: dict[str, int] = {}
 
-    def update(load: Load, accumulated: bool) -> int:
-        """Gradients of earlier parts stand while a part is computed; then one's own come and go tensor by tensor."""
-        own = update_bytes(made, load)
-        return max(own, trained.size + own - trained.size + trained.largest if accumulated else 0) - saved * (own > saved)
-
     if {"sft", "reject"} & set(planner.stages):
-        phases[f"sft, {options.sft_batch} rows at once"] = update(imitated, False)
+        phases[f"sft, {options.sft_batch} rows at once"] = update_bytes(made, imitated, accumulated=False) - elsewhere
     if {"grpo", "reject"} & set(planner.stages):
         if vllm is None:
             phases[f"generation, {answers} answers at once"] = _generation(made, known, generated)
     if "grpo" in planner.stages:
-        pixels = 4 * known.pixels_per_token * generated.picture_tokens * generated.pictures * generated.rows
+        pixels = 4 * known.values_per_token * generated.picture_tokens * generated.pictures * generated.rows
         held["pictures of a step"] = pixels
         if reference:
             phases["reference's log-probabilities"] = read_bytes(replace(made, lora=None), updated, scored=True)
-        phases[f"grpo update, {at_once} sequences at once"] = update(updated, options.accumulation_steps > 1)
+        phases[f"grpo update, {at_once} sequences at once"] = (
+            update_bytes(made, updated, accumulated=options.accumulation_steps > 1) - elsewhere
+        )
     phases["evaluation, generation"] = _generation(made, known, planner.load(options, options.generation_batch))
     step = trained.size // shards.of_state
     phases["optimiser step"] = step + (step if made.gpu else trained.largest)
@@ -118,12 +122,21 @@ def _generation(made: Made, known: Facts, load: Load) -> int:
     return max(read_bytes(replace(made, lora=None), load, scored=False), cache + cache // known.layers + 4 * words)
 
 
+def _largest_picture(model: str) -> int | None:
+    """Pixels that a folder's processor scales pictures down to; None where it does not say."""
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        if (path := Path(model) / name).is_file():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            return stored.get("image_processor", stored).get("size", {}).get("longest_edge")
+    return None
+
+
 def _stage(options: TrainerOptions) -> Any:
     """How DeepSpeed splits the run."""
     path = deepspeed_file(options.deepspeed)
     if path is None:
         return options.plan_sharding
-    stage = json.loads(open(path, encoding="utf-8").read()).get("zero_optimization", {}).get("stage", 0)
+    stage = json.loads(Path(path).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", 0)
     return {2: "zero2", 3: "zero3"}.get(stage, "none")
 
 
