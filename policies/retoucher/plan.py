@@ -17,7 +17,7 @@ from policies.retoucher.memory import prepare_training
 from policies.retoucher.rollout import StepPlan, check_plan, plan_steps
 from policies.retoucher.update import base_policy
 from portraitkit.memory_plan import NF4, Change, Memory, Shards, Trained, check_fits, device_limit, human
-from portraitkit.memory_trace import size_of, tensors_of, tracing
+from portraitkit.memory_trace import by_depth, size_of, stacks_of, tensors_of, tracing
 
 PHOTO_CHANNELS = 3 + 1 + 1 + 1 + 3
 """Of a photo on the host: itself, skin, features, opacity, anchor. Each candidate's picture stands beside a copy of them."""
@@ -215,23 +215,29 @@ def _traced(fields: tuple[Any, ...]) -> dict[str, Any]:
     latent = (backbone.side**2, transformer.config.in_channels)
     sizes["latent"], sizes["resolution"] = 4 * latent[0] * latent[1], backbone.resolution
 
-    def extra(compute: Any) -> int:
-        with tracing(held) as live:
-            before = live.now
-            result = compute()
-        del result
-        return live.peak - before
+    def extra(compute: Any, *networks: nn.Module) -> int:
+        def once() -> int:
+            with tracing(held) as live:
+                before = live.now
+                result = compute()
+            del result
+            return live.peak - before
+
+        return by_depth([stack for network in networks for stack in stacks_of(network)], once)
 
     with torch.device("meta"), torch.no_grad():
         images = torch.empty(pictures, 3, backbone.resolution, backbone.resolution)
         sizes["encode"] = extra(lambda: backbone.encode(images))
         sizes["decode"] = extra(lambda: backbone._pictures(torch.empty(pictures, *latent)))
-        sizes["encode text"] = extra(lambda: [_read_text(module, backbone) for module in parts["text encoders"]])
-        sizes["rollout"] = extra(lambda: backbone.velocity(torch.empty(rollout_rows, *latent), 0.5, _condition(backbone, rollout_rows, latent)))
+        sizes["encode text"] = max(
+            extra(lambda module=module: _read_text(module, backbone), module) for module in parts["text encoders"]
+        )
+        given = _condition(backbone, rollout_rows, latent)
+        sizes["rollout"] = extra(lambda: backbone.velocity(torch.empty(rollout_rows, *latent), 0.5, given), transformer)
     for parameter in trained:
         parameter.grad = torch.empty_like(parameter)
         held.append(parameter.grad)
-    sizes["update"] = extra(lambda: _update(backbone, update_rows, latent, kl_beta > 0))
+    sizes["update"] = extra(lambda: _update(backbone, update_rows, latent, kl_beta > 0), transformer)
     return sizes
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from portraitkit.memory_plan import Trained
-from portraitkit.memory_trace import size_of, tensors_of, tracing
+from portraitkit.memory_trace import SHALLOW, by_depth, size_of, stacks_of, tensors_of, tracing
 from portraitkit.vlm.architectures import meta_model
 from portraitkit.vlm.load import DTYPES, vision_tower
 
@@ -116,24 +116,39 @@ def update_bytes(made: Made, load: Load, *, accumulated: bool) -> int:
         accumulated: gradients of earlier parts of the batch are there when it begins.
     """
     model, trained = _trainable(_fresh(made), made)
-    if made.gpu and made.dtype == "bfloat16" and made.lora is not None:
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:  # under autocast, their inputs and products are in bfloat16
-                parameter.data = parameter.data.bfloat16()
+    size = size_of(trained)
     base = model.get_base_model() if made.lora is not None else model
+    if made.gpu and made.dtype == "bfloat16" and made.lora is not None:
+        for parameter in trained:  # under autocast, their inputs and products are in bfloat16
+            parameter.data = parameter.data.bfloat16()
     base.train()
     if made.checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
-    with tracing(tensors_of(model)) as live:
-        before = live.now
-        for parameter in trained if accumulated else ():
-            parameter.grad = torch.empty_like(parameter)
-            live.see(parameter.grad)
-        hidden = _hidden(base, load)[:, :-1]
-        scored = hidden[:, -load.answer :] if made.gpu else hidden
-        score = _FusedHead.apply(scored.reshape(-1, hidden.shape[-1]), base.lm_head.weight, made.gpu)
-        score.sum().backward()
-    return live.peak - before
+    stacks = stacks_of(base)
+    exact = all(len(stack) <= SHALLOW for stack in stacks)
+    if not exact:  # the gradients of blocks are added below: their sum grows while what the blocks kept shrinks
+        for parameter in {id(p): p for stack in stacks for p in stack.parameters() if p.requires_grad}.values():
+            parameter.register_post_accumulate_grad_hook(_drop)
+
+    def once() -> int:
+        for parameter in trained:
+            parameter.grad = torch.empty_like(parameter) if exact and accumulated else None
+        with tracing(tensors_of(model)) as live:
+            before = live.now
+            for parameter in trained if exact and accumulated else ():
+                live.see(parameter.grad)
+            hidden = _hidden(base, load)[:, :-1]
+            scored = hidden[:, -load.answer :] if made.gpu else hidden
+            score = _FusedHead.apply(scored.reshape(-1, hidden.shape[-1]), base.lm_head.weight, made.gpu)
+            score.sum().backward()
+        return live.peak - before
+
+    kept = by_depth(stacks, once)
+    return kept if exact else size + kept if accumulated else max(kept, size + kept // 8)
+
+
+def _drop(parameter: Tensor) -> None:
+    parameter.grad = None
 
 
 @lru_cache(maxsize=32)
@@ -146,12 +161,16 @@ def read_bytes(made: Made, load: Load, *, scored: bool) -> int:
         scored: for the log-probabilities of answers; if not, to begin an answer, with keys and values kept.
     """
     model = _fresh(made)
-    with torch.no_grad(), tracing(tensors_of(model)) as live:
-        before = live.now
-        hidden = _hidden(model, load, cache=not scored)
-        if scored:
-            _FusedHead.apply(hidden[:, -load.answer :].reshape(-1, hidden.shape[-1]), model.lm_head.weight, made.gpu)
-    return live.peak - before
+
+    def once() -> int:
+        with torch.no_grad(), tracing(tensors_of(model)) as live:
+            before = live.now
+            hidden = _hidden(model, load, cache=not scored)
+            if scored:
+                _FusedHead.apply(hidden[:, -load.answer :].reshape(-1, hidden.shape[-1]), model.lm_head.weight, made.gpu)
+        return live.peak - before
+
+    return by_depth(stacks_of(model), once)
 
 
 def _fresh(made: Made) -> Any:

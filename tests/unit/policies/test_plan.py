@@ -3,7 +3,6 @@
 What the photos' source and the rewards hold is the host's, whatever the device: they are run outside of the counter. All else counts.
 """
 
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -21,7 +20,7 @@ def uncounted(function):
     """The function, its operations not seen by the counter; what it returns is, when it is used."""
 
     def call(*args, **kwargs):
-        with _disable_current_modes() or nullcontext():
+        with _disable_current_modes():
             return function(*args, **kwargs)
 
     return call
