@@ -130,6 +130,8 @@ def update_bytes(made: Made, load: Load, *, accumulated: bool) -> int:
         for parameter in {id(p): p for stack in stacks for p in stack.parameters() if p.requires_grad}.values():
             parameter.register_post_accumulate_grad_hook(_drop)
 
+    measured: list[int] = []
+
     def once() -> int:
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter) if exact and accumulated else None
@@ -141,10 +143,11 @@ def update_bytes(made: Made, load: Load, *, accumulated: bool) -> int:
             scored = hidden[:, -load.answer :] if made.gpu else hidden
             score = _FusedHead.apply(scored.reshape(-1, hidden.shape[-1]), base.lm_head.weight, made.gpu)
             score.sum().backward()
-        return live.peak - before
+        measured.append(live.peak - before)
+        return measured[-1]
 
     kept = by_depth(stacks, once)
-    return kept if exact else size + kept if accumulated else max(kept, size + kept // 8)
+    return kept if exact else size + kept if accumulated else max(kept, size + measured[0])  # at the head, or at the first blocks
 
 
 def _drop(parameter: Tensor) -> None:
@@ -206,8 +209,9 @@ def _hidden(model: Any, load: Load, *, cache: bool = False) -> Tensor:
         positions = torch.empty(3, load.rows, length, dtype=torch.long)
         mask = torch.empty(load.rows, 1, length, length, dtype=torch.bool)
         places = torch.empty(load.rows, length, 1, dtype=torch.bool)
+        spots = torch.empty(count * patches, 2, dtype=torch.long)
     grid = torch.tensor([[1, high * merge, wide * merge]] * count)
-    seen = core.visual(pixels, grid_thw=grid).pooler_output
+    seen = core.visual(pixels, grid_thw=grid, position_ids=spots).pooler_output
     embedded = core.language_model.embed_tokens(words)
     embedded = embedded.masked_scatter(places.expand_as(embedded), seen.to(embedded.dtype))
     out = core.language_model(
