@@ -50,7 +50,7 @@ class Made:
     source: str
     dtype: str
     lora: Any = None
-    """A frozen stand-in: (rank, alpha, targets), or None for all weights."""
+    """(rank, alpha, dropout, targets), or None for all weights."""
     freeze_vision: bool = False
     checkpointing: bool = False
     gpu: bool = False
@@ -123,7 +123,8 @@ def update_bytes(made: Made, load: Load, *, accumulated: bool) -> int:
             parameter.data = parameter.data.bfloat16()
     base.train()
     if made.checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable  # the old name before 5.20
+        enable({"use_reentrant": False})
     stacks = stacks_of(base)
     exact = all(len(stack) <= SHALLOW for stack in stacks)
     if not exact:  # the gradients of blocks are added below: their sum grows while what the blocks kept shrinks
@@ -187,9 +188,10 @@ def _trainable(model: Any, made: Made) -> tuple[Any, list[Tensor]]:
     if made.lora is not None:
         from peft import LoraConfig, get_peft_model
 
-        rank, alpha, targets = made.lora
+        rank, alpha, dropout, targets = made.lora
         exclude = r".*(visual|vision_tower|vision_model).*"
-        model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), exclude_modules=exclude))
+        settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), exclude_modules=exclude)
+        model = get_peft_model(model, settings)
     return model, [p for p in model.parameters() if p.requires_grad]
 
 

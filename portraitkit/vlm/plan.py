@@ -41,7 +41,7 @@ class Planner:
 
     def made(self, options: TrainerOptions) -> Made:
         """How the model is trained."""
-        lora = (options.rank, options.lora_alpha, tuple(options.lora_targets)) if options.rank else None
+        lora = (options.rank, options.lora_alpha, options.lora_dropout, tuple(options.lora_targets)) if options.rank else None
         gpu = options.device != "cpu"
         return Made(self.model, options.dtype, lora, options.freeze_vision, options.gradient_checkpointing, gpu)
 
@@ -176,7 +176,8 @@ def refuse_if_too_large(options: TrainerOptions, planner: Planner) -> None:
     """
     memory = planner.memory(options)
     if memory is not None:
-        check_fits(options, memory, device_limit(options.device_memory, options.device), CHANGES, lambda changed: _known(planner, changed))
+        limit = device_limit(options.device_memory, options.device)
+        check_fits(options, memory, limit, changes(options), lambda changed: _known(planner, changed))
 
 
 def _known(planner: Planner, options: TrainerOptions) -> Memory:
@@ -197,9 +198,11 @@ def _lora(options: TrainerOptions) -> TrainerOptions | None:
 def _less(name: str, value: int) -> Any:
     def apply(options: TrainerOptions) -> TrainerOptions | None:
         now = getattr(options, name)
-        if name == "group_size" and options.prompts_per_step * value % options.accumulation_steps:
+        if now is not None and now <= value:
             return None
-        return replace(options, **{name: value}) if now is None or now > value else None
+        answers = {"prompts_per_step": options.prompts_per_step, "group_size": options.group_size} | {name: value}
+        divides = answers["prompts_per_step"] * answers["group_size"] % options.accumulation_steps == 0
+        return replace(options, **{name: value}) if divides else None
 
     return apply
 
@@ -213,17 +216,19 @@ def _zero3(options: TrainerOptions) -> TrainerOptions | None:
     return None if split or options.device == "cpu" else replace(options, deepspeed="zero3", plan_devices=8)
 
 
-CHANGES: tuple[Change[Any], ...] = (
-    Change("--gradient-checkpointing", _checkpointing),
-    Change("--accumulation-steps PROMPTS x GROUP", _parts),
-    Change("--sft-batch 1", _less("sft_batch", 1)),
-    Change("--generation-batch 8", _less("generation_batch", 8)),
-    Change("--rank 64", _lora),
-    Change("--max-pixels 401408", _less("max_pixels", 401408)),
-    Change("--group-size 4", _less("group_size", 4)),
-    Change("--prompts-per-step 1", _less("prompts_per_step", 1)),
-    Change("--deepspeed zero3 --plan-devices 8", _zero3),
-)
+def changes(options: TrainerOptions) -> tuple[Change[Any], ...]:
+    """What may be changed to make a run fit, the least painful first."""
+    return (
+        Change("--gradient-checkpointing", _checkpointing),
+        Change(f"--accumulation-steps {options.prompts_per_step * options.group_size}", _parts),
+        Change("--sft-batch 1", _less("sft_batch", 1)),
+        Change("--generation-batch 8", _less("generation_batch", 8)),
+        Change("--rank 64", _lora),
+        Change("--max-pixels 401408", _less("max_pixels", 401408)),
+        Change("--group-size 4", _less("group_size", 4)),
+        Change("--prompts-per-step 1", _less("prompts_per_step", 1)),
+        Change("--deepspeed zero3 --plan-devices 8", _zero3),
+    )
 
 
 def print_plan(title: str, lines: Sequence[tuple[str, str]], arguments: Mapping[str, Mapping[str, Any]], options: TrainerOptions) -> None:
