@@ -16,7 +16,7 @@ from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.memory import prepare_training
 from policies.retoucher.rollout import StepPlan, check_plan, plan_steps
 from policies.retoucher.update import base_policy
-from portraitkit.memory_plan import NF4, Change, Memory, Shards, Trained, check_fits, device_limit, human
+from portraitkit.memory_plan import NF4, Change, Memory, Shards, Trained, check_fits, device_limit
 from portraitkit.memory_trace import by_depth, size_of, stacks_of, tensors_of, tracing
 
 PHOTO_CHANNELS = 3 + 1 + 1 + 1 + 3
@@ -53,7 +53,7 @@ def plan_memory(config: RetoucherConfig) -> Memory:
     shards = Shards(config.plan_sharding, config.plan_devices)
     base = traced["transformer"] if config.quantize == "none" else traced["quantised transformer"]
     gathered = 2 * traced["largest block"] if shards.of_weights > 1 else 0
-    unpacked = 2 * traced["largest linear"] // 2 if config.quantize == "nf4" else 0
+    unpacked = traced["largest linear"] if config.quantize == "nf4" else 0
     trained: Trained = traced["trained"]
     adapter = trained.size
     held = {
@@ -229,9 +229,7 @@ def _traced(fields: tuple[Any, ...]) -> dict[str, Any]:
         images = torch.empty(pictures, 3, backbone.resolution, backbone.resolution)
         sizes["encode"] = extra(lambda: backbone.encode(images))
         sizes["decode"] = extra(lambda: backbone._pictures(torch.empty(pictures, *latent)))
-        sizes["encode text"] = max(
-            extra(lambda module=module: _read_text(module, backbone), module) for module in parts["text encoders"]
-        )
+        sizes["encode text"] = max(extra(lambda module=module: _read_text(module, backbone), module) for module in parts["text encoders"])
         given = _condition(backbone, rollout_rows, latent)
         sizes["rollout"] = extra(lambda: backbone.velocity(torch.empty(rollout_rows, *latent), 0.5, given), transformer)
     for parameter in trained:

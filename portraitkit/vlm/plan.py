@@ -91,9 +91,8 @@ def _memory(planner: Planner, options: TrainerOptions, made: Made, known: Facts)
 
     if {"sft", "reject"} & set(planner.stages):
         phases[f"sft, {options.sft_batch} rows at once"] = update_bytes(made, imitated, accumulated=False) - elsewhere
-    if {"grpo", "reject"} & set(planner.stages):
-        if vllm is None:
-            phases[f"generation, {answers} answers at once"] = _generation(made, known, generated)
+    if {"grpo", "reject"} & set(planner.stages) and vllm is None:
+        phases[f"generation, {answers} answers at once"] = _generation(made, known, generated)
     if "grpo" in planner.stages:
         pixels = 4 * known.values_per_token * generated.picture_tokens * generated.pictures * generated.rows
         held["pictures of a step"] = pixels

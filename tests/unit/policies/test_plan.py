@@ -63,7 +63,9 @@ def test_a_folder_of_ones_own_counts(tmp_path):
     from policies.retoucher.backbones import tiny
 
     tiny.build_pipeline(0).save_pretrained(tmp_path / "kontext")
-    memory = plan_memory(RetoucherConfig(backbone="flux_kontext", model=str(tmp_path / "kontext"), resolution=64, group_size=2, micro_batch=2))
+    memory = plan_memory(
+        RetoucherConfig(backbone="flux_kontext", model=str(tmp_path / "kontext"), resolution=64, group_size=2, micro_batch=2)
+    )
     assert memory.parameters == sum(p.numel() for p in tiny.build_pipeline(0).transformer.parameters())
     with pytest.raises(WeightsError, match="made for QwenImageEditPipeline"):
         plan_memory(RetoucherConfig(backbone="qwen_image_edit", model=str(tmp_path / "kontext")))

@@ -107,9 +107,7 @@ def test_what_cannot_fit_is_refused_with_what_would(folder):
 
 def test_zero_divides_what_it_should(folder):
     plan = Planner(str(folder), ("grpo",), picture_tokens=64)
-    whole, two, three = (
-        plan.memory(replace(OPTIONS, deepspeed=kind, plan_devices=4)) for kind in (None, "zero2", "zero3")
-    )
+    whole, two, three = (plan.memory(replace(OPTIONS, deepspeed=kind, plan_devices=4)) for kind in (None, "zero2", "zero3"))
     assert whole and two and three
     assert two.held["optimiser states"] * 4 == whole.held["optimiser states"]
     assert two.held["weights"] == whole.held["weights"] > three.held["weights"]
