@@ -178,10 +178,9 @@ def _fitting(
         return plan(changed).peak
 
     able = [change for change in changes if change.apply(config) is not None]
-    alone = {change.words: peak([change]) for change in able}
     for change in able:
-        if alone[change.words] <= limit:
-            return [change], alone[change.words]
+        if (now := peak([change])) <= limit:
+            return [change], now
     chosen: list[Change[Config]] = []
     best = plan(config).peak
     for change in able:

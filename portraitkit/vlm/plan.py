@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from portraitkit.memory_plan import Change, Memory, Shards, check_fits, device_limit
+from portraitkit.vlm.load import be_quiet
 from portraitkit.vlm.memory import Facts, Load, Made, facts, read_bytes, update_bytes
 from portraitkit.vlm.trainer_arguments import deepspeed_file, lora_arguments
 from portraitkit.vlm.trainer_options import TrainerOptions
@@ -152,6 +153,7 @@ def plan(options: TrainerOptions, planner: Planner) -> list[tuple[str, str]]:
         options: of the trainers.
         planner: of the command.
     """
+    be_quiet()
     answers = options.prompts_per_step * options.group_size
     load = planner.load(options, answers // options.accumulation_steps)
     lines = [
