@@ -88,12 +88,13 @@ def _memory(planner: Planner, options: TrainerOptions, made: Made, known: Facts)
         "vLLM, colocated": int(share * (limit or 0)),
     }
     elsewhere = trained.size - trained.size // shards.of_state  # gradients that other devices keep
+    whole = known.weights - known.weights // shards.of_weights  # answers are generated with all weights on each device
     phases: dict[str, int] = {}
 
     if {"sft", "reject"} & set(planner.stages):
         phases[f"sft, {options.sft_batch} rows at once"] = update_bytes(made, imitated, accumulated=False) - elsewhere
     if {"grpo", "reject"} & set(planner.stages) and vllm is None:
-        phases[f"generation, {answers} answers at once"] = _generation(made, known, generated)
+        phases[f"generation, {answers} answers at once"] = whole + _generation(made, known, generated)
     if "grpo" in planner.stages:
         pixels = 4 * known.values_per_token * generated.picture_tokens * generated.pictures * generated.rows
         held["pictures of a step"] = pixels
@@ -102,7 +103,7 @@ def _memory(planner: Planner, options: TrainerOptions, made: Made, known: Facts)
         phases[f"grpo update, {at_once} sequences at once"] = (
             update_bytes(made, updated, accumulated=options.accumulation_steps > 1) - elsewhere
         )
-    phases["evaluation, generation"] = _generation(made, known, planner.load(options, options.generation_batch))
+    phases["evaluation, generation"] = whole + _generation(made, known, planner.load(options, options.generation_batch))
     step = trained.size // shards.of_state
     phases["optimiser step"] = step + (step if made.gpu else trained.largest)
     notes = {
