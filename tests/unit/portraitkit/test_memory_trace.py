@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from portraitkit.memory_trace import LiveBytes, fused_attention, size_of, tensors_of, tracing
+from portraitkit.memory_trace import LiveBytes, by_depth, fused_attention, size_of, stacks_of, tensors_of, tracing
 
 
 def test_it_counts_what_is_alive():
@@ -32,20 +32,20 @@ def test_only_the_devices_asked_for_count():
 
 
 class Net(nn.Module):
-    """Attention and a wide layer, three times."""
+    """Attention and a wide layer, some times."""
 
-    def __init__(self, again: bool) -> None:
+    def __init__(self, again: bool, depth: int = 3) -> None:
         super().__init__()
         self.again = again
-        self.layers = nn.ModuleList(nn.Linear(32, 96) for _ in range(3))
-        self.out = nn.ModuleList(nn.Linear(32, 32) for _ in range(3))
+        self.layers = nn.ModuleList(nn.Linear(32, 96) for _ in range(depth))
+        self.out = nn.ModuleList(nn.Linear(32, 32) for _ in range(depth))
 
     def block(self, x, place):
         q, k, v = self.layers[place](x).view(2, 64, 3, 4, 8).permute(2, 0, 3, 1, 4)
         return x + F.gelu(self.out[place](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 64, 32)))
 
     def forward(self, x):
-        for place in range(3):
+        for place in range(len(self.layers)):
             x = checkpoint(self.block, x, place, use_reentrant=False) if self.again else self.block(x, place)
         return x
 
@@ -65,6 +65,36 @@ def test_meta_counts_what_the_cpu_holds(again):
 
 def test_checkpointing_shows():
     assert backward_peak("meta", True) < 0.7 * backward_peak("meta", False)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_deep_stack_is_extended_from_a_shallow_one(again):
+    depth = 14
+    with torch.device("meta"):
+        net, x = Net(again, depth), torch.empty(2, 64, 32)
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+    seen: list[int] = []
+
+    def extra() -> int:
+        seen.append(len(net.layers))
+        net.out._modules = dict(list(whole.items())[: len(net.layers)])  # the other half of each block
+        given = x.clone().requires_grad_()
+        with tracing(tensors_of(net)) as live:
+            before = live.now
+            net(given).square().sum().backward()
+        return live.peak - before
+
+    whole = net.out._modules
+    exact = extra()
+    assert stacks_of(net) == [net.layers, net.out]
+    assert by_depth([net.layers], extra) == pytest.approx(exact, rel=0.01)
+    assert seen == [depth, 2, 3] and len(net.layers) == depth
+
+
+def test_a_shallow_stack_is_run_whole():
+    net = Net(False, 4)
+    assert by_depth(stacks_of(net), lambda: 10 * len(net.layers)) == 40
 
 
 def test_torchs_attention_is_itself_again_afterwards():
