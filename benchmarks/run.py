@@ -1,5 +1,6 @@
 """One run of `benchmark-portraits`: gather, measure, compute how sure, write."""
 
+import shutil
 import signal
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from benchmarks.store import Store
 from benchmarks.suite import Results, Suite
 from benchmarks.weight_files import Digests, Found, find_weights, locate, search_folders
 from portraitkit.config import config_to_dict
-from portraitkit.errors import RunFolderError, WeightsError
+from portraitkit.errors import RunFolderError, UserError, WeightsError
 from portraitkit.interrupt import Interruptible
-from portraitkit.runs import RunFolder
+from portraitkit.runs import RunFolder, may_resume
 
 NOT_COMPARED = ("weights", "threads", "cache", "max_failed", "overwrite", "output_dir")
 
@@ -47,9 +48,15 @@ def run_benchmark(config: BenchmarkConfig, command: list[str]) -> int:
     check_places(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    fresh = not config.output_dir.exists()
     with _open_folder(config, command) as folder, Store(config.cache.expanduser()) as store, Interruptible() as interrupt:
         digest = Digests(store.digests())
-        inputs = gather(config, folder.path, console.print)
+        try:
+            inputs = gather(config, folder.path, console.print)
+        except UserError:
+            if fresh and not (folder.path / "retouched").exists():  # nothing was done that is worth keeping
+                shutil.rmtree(folder.path)
+            raise
         for note in inputs.notes:
             console.print(f"note: {note}")
         ready, skipped = _with_weights(metrics, folders, digest)
@@ -110,11 +117,13 @@ def _open_folder(config: BenchmarkConfig, command: list[str]) -> RunFolder:
     """The run's folder; the same run again goes on in it, and so does any run where none has written results yet.
 
     Raises:
-        RunFolderError: it holds other files or another run.
+        RunFolderError: it holds other files, another run, or the run of another command.
     """
     path = config.output_dir
     resolved = {key: value for key, value in config_to_dict(config).items() if key not in NOT_COMPARED}
-    resume = "latest" if (path / "config.json").is_file() and not config.overwrite else None
+    maker, holds = "benchmark-portraits", "a benchmark"
+    ours = may_resume(path, resolved, maker=maker, mark="weights_dir", holds=holds, free=resolved, overwrite=config.overwrite)
+    resume = "latest" if ours else None
     try:
         return RunFolder.open(
             path,

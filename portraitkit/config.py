@@ -18,7 +18,7 @@ from contextlib import redirect_stderr
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -47,9 +47,10 @@ def load_config(cls: type[Config], argv: list[str], *, prog: str) -> Config:
             dataclass itself refuses.
     """
     types = get_type_hints(cls)
+    lists = [name for name, hint in get_type_hints(cls, include_extras=True).items() if _is_list(hint)]
     source, argv = _take_recipe(argv)
     values = _read_recipe(_find_recipe(source, cls), types) if source else {}
-    given = _options_given(argv, types, prog)
+    given = _options_given(argv, types, lists, prog)
     printed = io.StringIO()
     try:
         with redirect_stderr(printed):
@@ -181,8 +182,19 @@ def _wanted(annotation: Any) -> str:
     return words[annotation]
 
 
-def _options_given(argv: list[str], types: dict[str, Any], prog: str) -> dict[str, list[str]]:
-    """Options on the command line with the values that follow them; unknown ones are refused by name."""
+def _is_list(hint: Any) -> bool:
+    """Whether an option takes several values after one flag; those that are given again and again say so (`UseAppendAction`)."""
+    if get_origin(hint) is Annotated:
+        inner, *marks = get_args(hint)
+        return get_origin(inner) is tuple and tyro.conf.UseAppendAction not in marks
+    return get_origin(hint) is tuple
+
+
+def _options_given(argv: list[str], types: dict[str, Any], lists: list[str], prog: str) -> dict[str, list[str]]:
+    """Options on the command line with the values that follow them; unknown ones are refused by name.
+
+    Of an option given twice the last one counts, as everywhere; but a list would lose its first values unnoticed.
+    """
     switches = [f"no_{name}" for name, annotation in types.items() if annotation is bool]
     known = [*types, *switches, "help", "tyro_print_completion", "tyro_write_completion"]
     given: dict[str, list[str]] = {}
@@ -196,6 +208,8 @@ def _options_given(argv: list[str], types: dict[str, Any], prog: str) -> dict[st
         if name not in known:
             near = nearest(f"--{name.replace('_', '-')}", [f"--{name.replace('_', '-')}" for name in known])
             raise ConfigError(f"unknown option {flag}{near}; see {prog} --help")
+        if name in given and name in lists:
+            raise ConfigError(f"{flag} is given twice: give all its values after one {flag}")
         values = given[name] = [value] if equals else []
     return given
 

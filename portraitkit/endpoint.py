@@ -123,10 +123,10 @@ class Endpoint:
     ) -> None:
         import httpx
 
-        _check_url(url)
+        check_url(f"endpoint {url}", url)
         if not model:
             raise ConfigError(f"endpoint {url}: needs the model's name there")
-        self._key = _read_key(url, key_env, key_optional)
+        self._key = read_key(f"endpoint {url}", key_env, optional=key_optional)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self.client = httpx.Client(timeout=timeout, headers=headers, follow_redirects=False)
         self.url, self.model, self.retries, self.workers = url.rstrip("/"), model, retries, workers
@@ -200,7 +200,7 @@ class Endpoint:
                     trouble = f"HTTP {response.status_code}: {self._words(response.text)}"
                     if response.status_code not in AGAIN:
                         return Reply(None, f"{self.url}: model {body['model']}: {trouble}; check address, model and API key")
-                    wait = max(wait, _retry_after(response))
+                    wait = max(wait, retry_after(response))
             if attempt < self.retries and self._stop.wait(min(wait, LONGEST_WAIT)):
                 return Reply(None, f"{self.url}: stopped")
         tries = f"{self.retries + 1} {'tries' if self.retries else 'try'}"
@@ -228,7 +228,12 @@ def data_url(picture: Any, max_side: int = 0) -> str:
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def _check_url(url: str) -> None:
+def check_url(where: str, url: str, example: str = "http://localhost:8000/v1") -> None:
+    """Refuse what is no URL of a server.
+
+    Raises:
+        ConfigError: it is none.
+    """
     import httpx
 
     try:
@@ -236,15 +241,25 @@ def _check_url(url: str) -> None:
     except httpx.InvalidURL:
         good = False
     if not good:
-        raise ConfigError(f"endpoint {url}: must be a URL such as http://localhost:8000/v1")
+        raise ConfigError(f"{where}: must be a URL such as {example}")
 
 
-def _read_key(url: str, key_env: str, optional: bool) -> str:
+def read_key(where: str, key_env: str, *, optional: bool) -> str:
+    """The key in an environment variable, "" where there is none.
+
+    Args:
+        where: what needs it, for messages.
+        key_env: the variable; no key if empty.
+        optional: whether the variable need not be set.
+
+    Raises:
+        ConfigError: the key is missing or cannot be one.
+    """
     key = os.environ.get(key_env, "").strip() if key_env else ""
     if key_env and not key and not optional:
-        raise ConfigError(f"endpoint {url}: the environment variable {key_env} is not set; put the key there")
+        raise ConfigError(f"{where}: the environment variable {key_env} is not set; put the key there")
     if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"endpoint {url}: the environment variable {key_env} holds characters that no key has; put the key alone there")
+        raise ConfigError(f"{where}: the environment variable {key_env} holds characters that no key has; put the key alone there")
     return key
 
 
@@ -280,7 +295,8 @@ def _count(tokens: Any) -> int:
         return 0
 
 
-def _retry_after(response: Any) -> float:
+def retry_after(response: Any) -> float:
+    """Seconds that a response asks to wait; 0 where it does not, or gives a date."""
     try:
         return max(0.0, float(response.headers.get("retry-after", "0")))
     except ValueError:

@@ -9,7 +9,9 @@
         ├── DataError             a row or a data set that breaks its schema
         ├── RunFolderError        output folder taken, locked, or holding another run
         ├── CheckpointError       checkpoint missing, incomplete, damaged, or of another run
+        ├── HubError              the hub cannot be reached or refuses; nothing local is lost
         └── TrainingStopped       too many unscorable samples or non-finite steps in a row
+            └── WorkersLost       no reward worker scores any more; what was trained is saved
 
 Anything else is a bug and keeps its traceback.
 """
@@ -49,5 +51,13 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, incomplete, damaged, or belongs to another run."""
 
 
+class HubError(UserError):
+    """The hub cannot be reached or refuses; the message says what is kept and how to push it later."""
+
+
 class TrainingStopped(UserError):
     """Training cannot go on: too many unscorable samples, or too many non-finite steps in a row."""
+
+
+class WorkersLost(TrainingStopped):
+    """No reward worker scores any more: none answers in time, or each refuses for good."""

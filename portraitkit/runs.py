@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,8 +27,18 @@ FREE_TO_CHANGE = (
     "allow_changed",
     "report_to",
     "checkpointing_steps",
+    "checkpoints_total_limit",
+    "cache_dir",
+    "push_to_hub",
+    "export",
+    "reward_worker",
+    "reward_worker_timeout",
+    "reward_worker_patience",
+    "dry_run",
+    "device_memory",
+    "plan_devices",
+    "plan_sharding",
 )
-FREE_TO_CHANGE += ("checkpoints_total_limit", "cache_dir", "dry_run", "device_memory", "plan_devices", "plan_sharding")
 
 
 class RunFolder:
@@ -72,19 +82,10 @@ class RunFolder:
             CheckpointError: nothing to resume.
             ConfigError: a tracker is unknown or not installed.
         """
-        from portraitkit.trackers import check_trackers, open_trackers
+        from portraitkit.trackers import open_trackers
 
-        check_trackers(report_to or [])
+        check_run_folder(path, overwrite=overwrite, resume=resume, report_to=report_to)
         stored = path / "config.json"
-        if resume is not None and not stored.is_file():
-            raise CheckpointError(f"{path}: holds no run to resume; leave --resume-from-checkpoint out to start one")
-        if resume is None and path.is_dir() and any(path.iterdir()):
-            if not stored.is_file():
-                raise RunFolderError(f"{path}: holds files that are no run; choose another --output-dir or empty it")
-            if not overwrite:
-                raise RunFolderError(
-                    f"{path}: holds another run; use --overwrite, --resume-from-checkpoint latest, or another --output-dir"
-                )
         try:
             path.mkdir(parents=True, exist_ok=True)
             _lock(path)
@@ -162,6 +163,47 @@ class SilentRunFolder(RunFolder):
 
     def close(self) -> None:
         """Nothing."""
+
+
+def check_run_folder(
+    path: Path,
+    *,
+    overwrite: bool = False,
+    resume: str | None = None,
+    report_to: list[str] | None = None,
+    needed: Mapping[str, str | None] | None = None,
+) -> None:
+    """What `RunFolder.open` refuses, as far as it can be told without writing: for commands that work before they open their folder.
+
+    Args:
+        path: see `RunFolder.open`, as for the others.
+        overwrite: replace the run the folder holds.
+        resume: a checkpoint or `latest`.
+        report_to: trackers.
+        needed: options and the files or folders that they name, which `overwrite` must not delete.
+
+    Raises:
+        RunFolderError: the folder holds another run, what is no run or what the run needs, or is a file.
+        CheckpointError: nothing to resume.
+        ConfigError: a tracker is unknown or not installed.
+    """
+    from portraitkit.trackers import check_trackers
+
+    check_trackers(report_to or [])
+    stored = path / "config.json"
+    above = next((place for place in (path, *path.parents) if place.exists()), path)
+    if above.exists() and not above.is_dir():
+        raise RunFolderError(f"{path}: cannot be a run folder ({above} is a file); choose another --output-dir")
+    if resume is not None and not stored.is_file():
+        raise CheckpointError(f"{path}: holds no run to resume; leave --resume-from-checkpoint out to start one")
+    if resume is None and path.is_dir() and any(path.iterdir()):
+        if not (stored.is_file() and (path / "environment.json").is_file()):  # a model's folder has a config.json, too
+            raise RunFolderError(f"{path}: holds files that are no run; choose another --output-dir or empty it")
+        if not overwrite:
+            raise RunFolderError(f"{path}: holds another run; use --overwrite, --resume-from-checkpoint latest, or another --output-dir")
+        for option, name in (needed or {}).items():
+            if name and Path(name).exists() and Path(name).resolve().is_relative_to(path.resolve()):
+                raise RunFolderError(f"--overwrite would delete {option} {name}, which the run needs; choose another --output-dir")
 
 
 def may_resume(

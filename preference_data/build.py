@@ -1,6 +1,7 @@
 """The command `make-preferences build`: subjects, candidates, pairs; resumable, with a quarantine."""
 
 import hashlib
+import json
 import shutil
 import sys
 from collections import Counter
@@ -13,14 +14,17 @@ from rich.console import Console
 
 from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError, UserError
+from portraitkit.files import write_text
 from portraitkit.images import write_image
 from portraitkit.interrupt import Interruptible
 from portraitkit.jsonl import Rejected, append_line, read_json_lines, write_lines
 from portraitkit.progress import progress_bar
+from preference_data.annotations import FOLDER as ANNOTATIONS
 from preference_data.build_config import BuildConfig
+from preference_data.card import BUILT, build_record
 from preference_data.generators import open_generators
 from preference_data.generators.base import Candidate, Generator, GeneratorOptions, Subject
-from preference_data.io import METADATA, QUARANTINE, write_quarantine
+from preference_data.io import METADATA, QUARANTINE, holds_pairs, write_quarantine
 from preference_data.schema import Origin, Pair, pair_of, row_of
 from preference_data.subjects import PhotoRow, describe_rows, embedded_rows, folder_rows, open_subject, without_paint
 from preference_data.synthetic_pairs import verdicts_of
@@ -47,8 +51,12 @@ def build_pairs(config: BuildConfig) -> int:
         rows = embedded_rows(config.count, config.split_shares, config.seed)
     else:
         facts = {"consent": config.consent, "licence": config.licence, "source": photos.resolve().name}
-        rows, rejected = folder_rows(photos, shares=config.split_shares, seed=config.seed, cache=out / FACES, facts=facts)
-    console.print(describe_rows(rows), highlight=False)
+        try:
+            rows, rejected = folder_rows(photos, shares=config.split_shares, seed=config.seed, cache=out / FACES, facts=facts)
+        except UserError:
+            _leave_folder(out)
+            raise
+    console.print(describe_rows(rows), highlight=False, soft_wrap=True)
     done = {row["subject"]: row for row in read_json_lines(out / DONE, dict).rows} if (out / DONE).is_file() else {}
     with Interruptible() as interrupt, progress_bar(console) as bar:
         task = bar.add_task("building", total=len(rows), completed=sum(row.id in done for row in rows))
@@ -161,9 +169,16 @@ def _write(
 def _check_folder(out: Path, config: BuildConfig) -> None:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--output-dir {out}: is a file; give a folder")
-    if not out.is_dir() or config.overwrite:
-        if config.overwrite and out.is_dir() and not (out / METADATA).is_file() and not (out / STATE).is_file() and any(out.iterdir()):
+    photos = None if config.photos == "embedded" else Path(config.photos).resolve()
+    if photos is not None and (photos == out.resolve() or photos.is_relative_to((out / "images").resolve())):
+        raise ConfigError(f"--output-dir {out}: holds PHOTOS {config.photos}; choose another folder")
+    if not out.is_dir():
+        return
+    if config.overwrite:
+        if any(out.iterdir()) and not (out / STATE).is_file() and not holds_pairs(out):
             raise ConfigError(f"--output-dir {out}: holds files that are no pair set; choose another folder or empty it")
+        if any((out / ANNOTATIONS).glob("*.jsonl")):
+            raise ConfigError(f"--output-dir {out}: people or models have judged these pairs ({ANNOTATIONS}/); choose another folder")
         return
     if (out / METADATA).is_file():
         raise ConfigError(f"--output-dir {out}: holds a pair set; add --overwrite or choose another folder")
@@ -183,7 +198,7 @@ def _check_folder(out: Path, config: BuildConfig) -> None:
 def _open_folder(out: Path, config: BuildConfig, console: Console) -> None:
     if config.overwrite and out.is_dir():
         shutil.rmtree(out / "images", ignore_errors=True)
-        for name in (METADATA, QUARANTINE, STATE, FACES, DONE):
+        for name in (METADATA, QUARANTINE, STATE, FACES, DONE, BUILT):
             (out / name).unlink(missing_ok=True)
     try:
         (out / "images").mkdir(parents=True, exist_ok=True)
@@ -192,6 +207,17 @@ def _open_folder(out: Path, config: BuildConfig, console: Console) -> None:
     if (out / STATE).is_file():
         console.print(f"{out}: going on with the build that was interrupted", highlight=False)
     write_lines(out / STATE, [_resumable(config)])
+
+
+def _leave_folder(out: Path) -> None:
+    """Take back what `_open_folder` made where no photo can be used: other photos may go there."""
+    if (out / DONE).is_file():
+        return
+    for name in (STATE, FACES):
+        (out / name).unlink(missing_ok=True)
+    for folder in (out / "images", out):
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _resumable(config: BuildConfig) -> dict[str, Any]:
@@ -209,6 +235,7 @@ def _finish(rows: list[PhotoRow], done: dict[str, dict[str, Any]], rejected: lis
         raise ConfigError(
             f"{config.photos}: no pair could be made; the first reason: {rejected[0].reason if rejected else 'no candidates'}"
         )
+    write_text(out / BUILT, json.dumps(build_record(config_to_dict(config), config.photos == "embedded"), indent=2) + "\n")
     write_lines(out / METADATA, (row_of(pair) for pair in pairs))
     for name in (STATE, FACES, DONE):
         (out / name).unlink(missing_ok=True)

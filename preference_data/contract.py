@@ -19,8 +19,8 @@ Order = Literal["ab", "ba"]
 ORDERS: tuple[Order, ...] = ("ab", "ba")
 """Which candidate is shown as Image1 and which as Image2."""
 SHAPE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
-LINE = re.compile(r"(.+?): Image1 = (\d{1,9}), Image2 = (\d{1,9})")
-AVERAGES = re.compile(r"Average: Image1 = (\d+(?:\.\d+)?), Image2 = (\d+(?:\.\d+)?)")
+LINE = re.compile(r"(.+?): Image1 = (\d{1,9}), Image2 = (\d{1,9})", re.ASCII)
+AVERAGES = re.compile(r"Average: Image1 = (\d+(?:\.\d+)?), Image2 = (\d+(?:\.\d+)?)", re.ASCII)
 BETTER = re.compile(r"Image([12]) is better\.?")
 
 
@@ -98,8 +98,9 @@ def read_answer(text: str) -> Answer | Unreadable:
 
     Blank lines and spaces around lines are put up with, nothing else.
     """
-    found = SHAPE.fullmatch(text)
-    if found is None or any(text.count(tag) != 1 for tag in ("<think>", "</think>", "<answer>", "</answer>")):
+    once = all(text.count(tag) == 1 for tag in ("<think>", "</think>", "<answer>", "</answer>"))
+    found = SHAPE.fullmatch(text) if once else None
+    if found is None:
         return Unreadable("not one <think>..</think> followed by one <answer>..</answer> and nothing else", text)
     lines = [line.strip() for line in found[2].splitlines() if line.strip()]
     if len(lines) != len(DIMENSIONS) + 2:

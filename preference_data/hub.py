@@ -1,13 +1,15 @@
 """Pair sets as Hugging Face data sets: parquet with Image features, and back; rows for TRL's trainers."""
 
-import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portraitkit.errors import DataError
+from preference_data.card import built_by, write_data_card
 from preference_data.contract import Answer, Order, prompt, write_answer
 from preference_data.io import METADATA, read_pairs, write_pairs
 from preference_data.schema import DIMENSIONS, FILES, SPLITS, Pair, pair_of, row_of
@@ -54,11 +56,9 @@ def save_parquet(folder: Path, out: Path) -> "DatasetDict":
     from datasets import Dataset, disable_progress_bars, load_dataset
 
     pairs = read_pairs(folder)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: exists and is not empty; give another folder")
-    (out / "data").mkdir(parents=True, exist_ok=True)
     disable_progress_bars()
-    with tempfile.TemporaryDirectory() as cache:
+    with _whole_folder(out) as new, tempfile.TemporaryDirectory() as cache:
+        (new / "data").mkdir()
         for split in SPLITS:
             rows = [pair for pair in pairs if pair.split == split]
             if rows:
@@ -68,8 +68,8 @@ def save_parquet(folder: Path, out: Path) -> "DatasetDict":
                     features=pair_features(),
                     cache_dir=cache,
                 )
-                made.to_parquet(out / "data" / f"{split}.parquet")
-    (out / "README.md").write_text(_card(pairs), encoding="utf-8")
+                made.to_parquet(new / "data" / f"{split}.parquet")
+        write_data_card(new, pairs, built_by(folder))
     return load_dataset(str(out))
 
 
@@ -81,31 +81,71 @@ def load_parquet(source: str, out: Path) -> list[Pair]:
         out: a folder that does not exist yet or is empty.
 
     Raises:
-        DataError: a column is missing or a row malformed, or `out` holds files.
+        DataError: there is no such data set, a column is missing or a row malformed, or `out` holds files; nothing is written then.
     """
-    from datasets import Image, disable_progress_bars, load_dataset
+    from datasets import Image, disable_progress_bars
 
+    _check_free(out)
+    disable_progress_bars()
+    data = _load(source)
+    pairs: list[Pair] = []
+    with _whole_folder(out) as new:
+        (new / "images").mkdir()
+        for split in data:
+            columns = set(data[split].column_names)
+            missing = [name for name in pair_features() if name not in columns]
+            if missing:
+                raise DataError(f"{source}: column {missing[0]!r} is missing; a pair set has those of docs/preference_data.md")
+            part = data[split]
+            for name in PICTURES:
+                part = part.cast_column(name, Image(decode=False))
+            for index, row in enumerate(part):
+                try:
+                    pairs.append(_unpacked(row, split, new / "images", f"{split}-{index:06d}"))
+                except DataError as error:
+                    raise DataError(f"{source} {split} row {index + 1}: {error}") from error
+        write_pairs(new, pairs)
+    return pairs
+
+
+def _load(source: str) -> Any:
+    """A data set from a folder or the hub."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    if not Path(source).is_dir() and (Path(source).is_absolute() or source.startswith(".") or source.count("/") != 1):
+        raise DataError(f"{source}: no such folder; give the folder of a parquet data set, or a hub id such as owner/name")
+    try:
+        return load_dataset(source)
+    except (OSError, ValueError, DatasetsError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{source}: no data set could be read ({reason}); give the folder of a parquet data set, or a hub id") from error
+
+
+def _check_free(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: exists and is not empty; give another folder")
-    (out / "images").mkdir(parents=True, exist_ok=True)
-    disable_progress_bars()
-    pairs: list[Pair] = []
-    data: Any = load_dataset(source)
-    for split in data:
-        columns = set(data[split].column_names)
-        missing = [name for name in pair_features() if name not in columns]
-        if missing:
-            raise DataError(f"{source}: column {missing[0]!r} is missing; a pair set has those of docs/preference_data.md")
-        part = data[split]
-        for name in PICTURES:
-            part = part.cast_column(name, Image(decode=False))
-        for index, row in enumerate(part):
-            try:
-                pairs.append(_unpacked(row, split, out / "images", f"{split}-{index:06d}"))
-            except DataError as error:
-                raise DataError(f"{source} {split} row {index + 1}: {error}") from error
-    write_pairs(out, pairs)
-    return pairs
+
+
+@contextmanager
+def _whole_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write to; it becomes `out` when the block ends well, and is gone if it does not.
+
+    Raises:
+        DataError: `out` holds files, or cannot be written.
+    """
+    _check_free(out)
+    new = out.resolve().with_name(f".{out.resolve().name}.{os.getpid()}")
+    try:
+        new.mkdir(parents=True)
+        yield new
+        if out.is_dir():
+            out.rmdir()
+        new.rename(out.resolve())
+    except OSError as error:
+        raise DataError(f"{out}: could not be written ({error.strerror or error}); check the folder and the disk") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def trl_rows(pair: Pair, folder: Path, order: Order) -> dict[str, Any]:
@@ -158,17 +198,6 @@ def _unpacked(row: dict[str, Any], split: str, images: Path, stem: str) -> Pair:
         if values[key] is not None and all(value is None for value in values[key].values()):
             values[key] = None
     return pair_of(values | {"split": split})
-
-
-def _card(pairs: list[Pair]) -> str:
-    synthetic = sum(pair.synthetic for pair in pairs)
-    licences = sorted({pair.licence for pair in pairs if pair.licence})
-    files = [{"split": split, "path": f"data/{split}.parquet"} for split in SPLITS if any(pair.split == split for pair in pairs)]
-    return (
-        f"---\nconfigs: {json.dumps([{'config_name': 'default', 'data_files': files}])}\n---\n# Preference pairs of portrait retouches\n\n"
-        f"{len(pairs)} pairs, **{synthetic} of them synthetic** (column `synthetic`; their truth follows from known degradations, columns "
-        f"`origin_a` and `origin_b`). Splits are disjoint in the column `identity`. Licences: {', '.join(licences) or 'not given'}.\n"
-    )
 
 
 def copy_pictures(pairs: list[Pair], folder: Path, out: Path) -> None:

@@ -81,6 +81,12 @@ def check_inside(root: Path, name: str, column: str) -> Path:
     return resolved
 
 
+def holds_pairs(folder: Path) -> bool:
+    """Whether a folder's `metadata.jsonl` has a row of a pair: folders of photos and other data sets have such a file, too."""
+    path = folder / METADATA
+    return path.is_file() and any(read_json_lines(path, lambda row: "input_file_name" in row).rows)
+
+
 def write_pairs(folder: Path, pairs: Iterable[Pair]) -> None:
     """Write `metadata.jsonl` in one piece; the pictures must be there already."""
     write_lines(folder / METADATA, (row_of(pair) for pair in pairs))

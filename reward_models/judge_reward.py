@@ -6,7 +6,7 @@ statistics, never scored 0, and counted (`Judge.counts`). Comparisons are asked 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +26,25 @@ FORMS: dict[str, str] = {
 }
 NEED_ANCHORS = ("score_beside_anchor", "versus_anchor")
 Pictures = Sequence[Float[Tensor, "3 h w"]]
+
+
+@runtime_checkable
+class CountedJudge(Protocol):
+    """A judge as a reward, in this process or behind a worker."""
+
+    @property
+    def needs_anchors(self) -> bool:
+        """Whether photos without a preferred retouch have no value."""
+        ...
+
+    @property
+    def counts(self) -> Counts:
+        """What the judge was asked so far."""
+        ...
+
+    def of_groups(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, groups: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """See `reward_set.GroupReward`."""
+        ...
 
 
 @dataclass(frozen=True)

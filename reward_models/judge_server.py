@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from portraitkit.errors import DataError, ImageError
+from portraitkit.serving import read_body
 from reward_models.judge import Judge
 from reward_models.judge_backend import Backend, Said
 from reward_models.judge_requests import ChatRequest, completion_of, read_request
@@ -101,7 +102,7 @@ def build_app(judge: Judge, config: ServeJudgeConfig, *, allowed_hosts: Sequence
     name = judge.backend.name
 
     async def chat(request: Request) -> Response:
-        body = await _body(request, int(config.max_request_mib * 2**20))
+        body = await read_body(request.stream(), int(config.max_request_mib * 2**20))
         try:
             read = read_request(body, model=name, max_pictures=config.max_pictures, max_tokens=config.max_tokens)
         except (DataError, ImageError) as error:
@@ -135,13 +136,3 @@ def build_app(judge: Judge, config: ServeJudgeConfig, *, allowed_hosts: Sequence
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: refuse}, lifespan=lifespan)
     app.state.batcher = batcher
     return app
-
-
-async def _body(request: Request, most: int) -> bytes:
-    """The request's body, at most `most` bytes; reading stops there."""
-    data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > most:
-            raise HTTPException(413, f"the request is larger than {most / 2**20:g} MiB", headers={"connection": "close"})
-    return bytes(data)

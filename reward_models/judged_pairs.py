@@ -100,7 +100,7 @@ class View:
         words = pair.reasoning if order == "ab" else turned(pair.reasoning)
         answer = answer_of(truth)
         target = self.write(replace(answer, reasoning=words or reason(answer)))
-        return Row(pictures, truth, target, {"pair": pair.id, "order": order, "coherent": answer.coherent})
+        return Row(pictures, truth, target, {"pair": pair.id, "order": order, "coherent": answer.coherent}, f"pair {pair.id}")
 
 
 def swapped(truth: Preference) -> Preference:

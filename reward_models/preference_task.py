@@ -182,6 +182,12 @@ def columns_of(pair: Mapping[str, Any], *, swapped: bool) -> dict[str, Any]:
     return {"verdict": verdict, "scores": {name: list(pair["scores"][name])[::step] for name in DIMENSIONS}}
 
 
+def turned_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of the same pair with the other candidate shown first."""
+    verdict = {name: {"x": "y", "y": "x"}.get(value, value) for name, value in columns["verdict"].items()}
+    return {"verdict": verdict, "scores": {name: both[::-1] for name, both in columns["scores"].items()}}
+
+
 TASK = Task(
     "preference", prompt(), read_truth, score, {"paper": (0.0, 3.0), "fixed": (0.0, 3.0)}, perfect, make_row, brief=PROMPT, metrics=metrics
 )

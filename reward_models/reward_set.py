@@ -1,8 +1,9 @@
 """The rewards of a run: built by name, scored together, combined into one number a candidate."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +14,9 @@ from portraitkit.suggest import nearest
 from reward_models.combine import How, combine
 from reward_models.photos import Photos
 from reward_models.verifiable import REWARDS
+
+if TYPE_CHECKING:
+    from reward_models.reward_workers import RewardWorkers
 
 RewardFunction = Callable[[Float[Tensor, "n 3 h w"], Photos], Float[Tensor, " n"]]
 
@@ -28,6 +32,62 @@ class GroupReward(Protocol):
 
 
 LEARNED_WEIGHT = 0.2
+LEARNED = ("clip_similarity", "iqa", "judge")
+"""Kinds of rewards that have weights; what follows the colon says which."""
+Parts = dict[str, Float[Tensor, " n"]]
+
+
+@runtime_checkable
+class Elsewhere(Protocol):
+    """What scores some of the rewards outside this process; see `reward_models.reward_workers`."""
+
+    def submit(
+        self, names: Sequence[str], candidates: Float[Tensor, "n 3 h w"], photos: Photos, groups: Int[Tensor, " n"]
+    ) -> "Sequence[Future[Parts]]":
+        """Begin to score one unit; the parts of the futures together have every reward in `names`, which it serves."""
+        ...
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Candidates that are scored together: those of a group, or some that are alone.
+
+    Attributes:
+        rows: where they are among all candidates.
+        here: their rewards that were scored in this process.
+        there: the others, under way.
+    """
+
+    rows: Int[Tensor, " k"]
+    here: Parts
+    there: "Sequence[Future[Parts]]"
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Rewards under way.
+
+    Attributes:
+        names: of the rewards, in the order of the parts.
+        units: together all candidates.
+    """
+
+    names: Sequence[str]
+    units: Sequence[Unit]
+
+    def result(self) -> Parts:
+        """Every reward of every candidate, once all are there.
+
+        Raises:
+            WorkersLost: a reward that is scored elsewhere never came.
+        """
+        order = torch.cat([unit.rows for unit in self.units])
+        done = [unit.here | {name: values for part in unit.there for name, values in part.result().items()} for unit in self.units]
+        parts = {}
+        for name in self.names:
+            values = torch.cat([unit[name] for unit in done])
+            parts[name] = torch.empty_like(values).index_copy_(0, order.to(values.device), values)
+        return parts
 
 
 @dataclass(frozen=True)
@@ -39,32 +99,61 @@ class RewardSet:
         weights: one weight a reward.
         how: see `reward_models.combine`.
         batch: candidates scored at once.
+        elsewhere: scores the rewards in `served`; None where all are scored in this process.
+        served: names of the rewards that are scored elsewhere.
     """
 
     functions: dict[str, RewardFunction | GroupReward]
     weights: dict[str, float]
     how: How
     batch: int = 32
+    elsewhere: Elsewhere | None = None
+    served: tuple[str, ...] = ()
 
-    @torch.no_grad()
-    def parts(
-        self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, groups: Int[Tensor, " n"] | None = None
-    ) -> dict[str, Float[Tensor, " n"]]:
+    def parts(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, groups: Int[Tensor, " n"] | None = None) -> Parts:
         """Every reward of every candidate, NaN throughout where a pixel is not finite.
 
         Args:
             candidates: RGB, [0, 1].
             photos: photo i belongs to candidate i.
             groups: equal numbers are candidates of one photo; each is alone if not given.
+
+        Raises:
+            WorkersLost: a reward that is scored elsewhere never came.
         """
+        return self.submit(candidates, photos, groups).result()
+
+    @torch.no_grad()
+    def submit(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, groups: Int[Tensor, " n"] | None = None) -> Scoring:
+        """Begin to score; see `parts`. What is scored elsewhere is under way when this returns, the rest is done.
+
+        A group is scored as a unit of its own, and candidates that are alone in units of `batch`, here as elsewhere: what shares a
+        batch decides the last bits of a value, so these do not depend on where it was computed, nor on what else was scored.
+        """
+        alone = groups is None
         groups = torch.arange(len(candidates)) if groups is None else groups
+        if alone:
+            units = list(torch.arange(len(candidates)).split(self.batch))
+        else:
+            units = [(groups == group).nonzero()[:, 0] for group in dict.fromkeys(groups.tolist())]
+        chosen = [(candidates[rows], photos.select(rows), groups[rows]) for rows in units]
+        there = [self.elsewhere.submit(self.served, *unit) if self.elsewhere else [] for unit in chosen]
+        here = [name for name in self.functions if name not in self.served]
+        done = [self.score_unit(here, *unit) for unit in chosen]
+        return Scoring(list(self.functions), [Unit(*unit) for unit in zip(units, done, there, strict=True)])
+
+    @torch.no_grad()
+    def score_unit(self, names: Sequence[str], candidates: Float[Tensor, "n 3 h w"], photos: Photos, groups: Int[Tensor, " n"]) -> Parts:
+        """Some rewards of the candidates of one unit, computed in this process."""
         readable = candidates.isfinite().flatten(1).all(1)
-        parts = {name: self._part(function, candidates, photos, groups) for name, function in self.functions.items()}
+        parts = {name: self._part(self.functions[name], candidates, photos, groups) for name in names}
         return {name: torch.where(readable, values, torch.nan) for name, values in parts.items()}
 
     def _part(self, function: RewardFunction | GroupReward, candidates: Tensor, photos: Photos, groups: Tensor) -> Float[Tensor, " n"]:
         if isinstance(function, GroupReward):
             return function.of_groups(candidates, photos, groups)
+        if len(candidates) <= self.batch:
+            return function(candidates, photos)
         return torch.cat([function(candidates[rows], photos.select(rows)) for rows in torch.arange(len(candidates)).split(self.batch)])
 
     def combined(self, parts: dict[str, Float[Tensor, " n"]]) -> Float[Tensor, " n"]:
@@ -83,7 +172,26 @@ class RewardSet:
         return [name for name, function in self.functions.items() if isinstance(function, GroupReward)]
 
 
-def build_rewards(names: tuple[str, ...], weights: tuple[float, ...], how: How, device: str = "cpu") -> RewardSet:
+def check_names(names: Sequence[str]) -> None:
+    """Refuse names that no reward has, before anything is loaded.
+
+    Raises:
+        ConfigError: there is none, one comes twice, or one is unknown.
+    """
+    if not names:
+        raise ConfigError("--rewards is empty: name at least one, for example blemish_removal")
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"reward {name!r} is named {names.count(name)} times: give it once, with a larger weight")
+        kind, _, argument = name.partition(":")
+        if not (kind in REWARDS and not argument) and kind not in LEARNED:
+            known = [*REWARDS, "clip_similarity:PATH", "iqa:NAME", "judge:PATH"]
+            raise ConfigError(f"reward {name!r} is unknown{nearest(name, known)}; known: {', '.join(known)}")
+
+
+def build_rewards(
+    names: tuple[str, ...], weights: tuple[float, ...], how: How, device: str = "cpu", *, workers: "RewardWorkers | None" = None
+) -> RewardSet:
     """Rewards by name: a verifiable one, `clip_similarity:PATH`, `iqa:NAME` or `judge:PATH[:FORM]`.
 
     Args:
@@ -91,39 +199,39 @@ def build_rewards(names: tuple[str, ...], weights: tuple[float, ...], how: How, 
         weights: one a name, or empty for each reward's own.
         how: see `reward_models.combine`.
         device: of a judge that transformers runs.
+        workers: score what they serve; its weights are not loaded here.
 
     Raises:
         ConfigError: a name is unknown or comes twice, or a weight is not above 0.
         WeightsError: a learned reward's weights are not there.
     """
-    if not names:
-        raise ConfigError("--rewards is empty: name at least one, for example blemish_removal")
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"reward {name!r} is named {names.count(name)} times: give it once, with a larger weight")
-    functions: dict[str, RewardFunction | GroupReward] = {}
-    defaults: dict[str, float] = {}
-    for name in names:
-        kind, _, argument = name.partition(":")
-        if kind in REWARDS and not argument:
-            functions[name], defaults[name] = REWARDS[kind], REWARDS[kind].weight
-        elif kind == "clip_similarity":
-            from reward_models.clip_similarity import clip_similarity
+    check_names(names)
+    served = tuple(name for name in names if workers is not None and name in workers.served)
+    functions: dict[str, RewardFunction | GroupReward] = {name: _load(name, device) for name in names if name not in served}
+    if workers is not None:
+        from reward_models.served import stand_in
 
-            functions[name], defaults[name] = clip_similarity(argument), LEARNED_WEIGHT
-        elif kind == "iqa":
-            from reward_models.iqa import iqa_reward
-
-            functions[name], defaults[name] = iqa_reward(argument), LEARNED_WEIGHT
-        elif kind == "judge":
-            from reward_models.judge_reward import judge_reward
-
-            functions[name], defaults[name] = judge_reward(argument, device=device), LEARNED_WEIGHT
-        else:
-            known = [*REWARDS, "clip_similarity:PATH", "iqa:NAME", "judge:PATH"]
-            raise ConfigError(f"reward {name!r} is unknown{nearest(name, known)}; known: {', '.join(known)}")
+        functions = {name: stand_in(name, workers) if name in served else functions[name] for name in names}
+    defaults = {name: REWARDS[name].weight if name in REWARDS else LEARNED_WEIGHT for name in names}
     chosen = dict(zip(names, weights, strict=True)) if weights else defaults
     for name, weight in chosen.items():
         if not weight > 0:
             raise ConfigError(f"weight {weight} of reward {name!r}: must be above 0; leave the reward out instead")
-    return RewardSet(functions, chosen, how)
+    return RewardSet(functions, chosen, how, elsewhere=workers, served=served)
+
+
+def _load(name: str, device: str) -> RewardFunction | GroupReward:
+    kind, _, argument = name.partition(":")
+    if kind == "clip_similarity":
+        from reward_models.clip_similarity import clip_similarity
+
+        return clip_similarity(argument)
+    if kind == "iqa":
+        from reward_models.iqa import iqa_reward
+
+        return iqa_reward(argument)
+    if kind == "judge":
+        from reward_models.judge_reward import judge_reward
+
+        return judge_reward(argument, device=device)
+    return REWARDS[kind]

@@ -1,7 +1,5 @@
 """Entry point of `serve-judge`. Imports nothing heavy at its top: `--help` must answer at once."""
 
-import socket
-
 from portraitkit.cli import run_command
 from portraitkit.errors import ConfigError
 from reward_models.serve_judge_config import ServeJudgeConfig
@@ -34,6 +32,7 @@ def serve(config: ServeJudgeConfig) -> int:
     import uvicorn
     from rich.console import Console
 
+    from portraitkit.serving import listen, url_of
     from portraitkit.vlm.load import check_device
     from reward_models.judge import load_judge
     from reward_models.judge_server import build_app
@@ -42,42 +41,20 @@ def serve(config: ServeJudgeConfig) -> int:
     check_device(config.device)
     if config.model.startswith(("http://", "https://", "vllm:")):
         raise ConfigError(f"--model {config.model}: is served already, or by vLLM's own server; give embedded, a folder or a hub id")
-    with _listen(config.host, config.port) as listener:
+    with listen(config.host, config.port) as listener:
         judge = load_judge(
             config.model, device=config.device, dtype=None if config.dtype == "auto" else config.dtype, batch_size=config.batch_size
         )
         hosts = ("127.0.0.1", "localhost", "[::1]", *config.allowed_hosts) if config.is_loopback else ("*",)
         app = build_app(judge, config, allowed_hosts=hosts)
-        shown = f"[{config.host}]" if ":" in config.host else config.host
         if not config.is_loopback:
             console.print(
                 f"[bold red]warning:[/] --host {config.host}: everyone who reaches this machine can use the model, without encryption "
                 "and without a key. Put a proxy in front, or stay with 127.0.0.1."
             )
-        console.print(f"judge {config.model} at http://{shown}:{listener.getsockname()[1]}/v1", markup=False, soft_wrap=True)
+        console.print(f"judge {config.model} at {url_of(config.host, listener)}/v1", markup=False, soft_wrap=True)
         settings = uvicorn.Config(
             app, access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=30, lifespan="on"
         )
         uvicorn.Server(settings).run(sockets=[listener])
     return 0
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket, so that a taken port is known before the model is loaded.
-
-    Raises:
-        ConfigError: no such address, or the port is taken.
-    """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise ConfigError(f"--host {host}: no such address ({error.strerror or error}); use 127.0.0.1") from error
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(1024)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(f"--port {port}: cannot listen on {host} ({error.strerror}); choose another --port or --host") from error
-    return listener

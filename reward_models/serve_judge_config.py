@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 
 from portraitkit.errors import ConfigError
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+from portraitkit.serving import is_loopback
 
 
 @dataclass(frozen=True)
@@ -59,4 +58,4 @@ class ServeJudgeConfig:
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it."""
-        return self.host in LOOPBACK or self.host.startswith("127.")
+        return is_loopback(self.host)

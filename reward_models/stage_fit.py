@@ -76,7 +76,7 @@ def fit(setting: Fit, stage: str, start: str, rows: Sequence[Row], *, steps: int
     checkpoint = newest_checkpoint(folder)
     torch.manual_seed(config.seed)
     model = load_model(start, dtype=config.dtype, device=config.device, freeze_vision=config.freeze_vision)
-    lora = lora_arguments(config)
+    lora, frozen = lora_arguments(config), config.freeze_vision
     setting.run.truncate_metrics(int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else -1, stage)
     with progress_bar(setting.console, elapsed=True) as progress:
         bar = progress.add_task(stage, total=steps)
@@ -91,10 +91,11 @@ def fit(setting: Fit, stage: str, start: str, rows: Sequence[Row], *, steps: int
         if task is None:
             arguments = sft_arguments(config, str(folder))
             arguments.max_steps = steps
-            trainer = make_sft_trainer(model, setting.processor, setting.view.prompt, rows, arguments, follow, lora)
+            trainer = make_sft_trainer(model, setting.processor, setting.view.prompt, rows, arguments, follow, lora, frozen=frozen)
         else:
             arguments = grpo_arguments(config, str(folder))
-            trainer = make_grpo_trainer(model, setting.processor, setting.view.prompt, rows, arguments, follow, task, "fixed", lora)
+            given = (model, setting.processor, setting.view.prompt, rows, arguments, follow, task, "fixed", lora)
+            trainer = make_grpo_trainer(*given, frozen=frozen)
         trainer.train(resume_from_checkpoint=checkpoint)
     if setting.interrupt.requested and trainer.state.global_step < steps:
         raise Interrupted

@@ -2,24 +2,29 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from portraitkit.config import config_to_dict
-from portraitkit.errors import CheckpointError, RunFolderError
+from portraitkit.errors import CheckpointError, ConfigError, RunFolderError
+from portraitkit.hub import open_repo, push_folder
 from portraitkit.interrupt import Interruptible
 from portraitkit.progress import progress_bar
 from portraitkit.runs import RunFolder, SilentRunFolder
 from portraitkit.vlm.load import be_quiet, check_device, load_processor
 from portraitkit.vlm.trainer_arguments import grpo_arguments, sft_arguments, start_processes
+from portraitkit.vlm.vllm_engine import check_vllm
 from reward_models.coherence import load_coherence
+from reward_models.judge import Comparison, calibrate, load_judge
+from reward_models.judge_card import write_judge_card
 from reward_models.judge_checks import Asking, check_judge, checks_summary, held_out_summary, read_judged
 from reward_models.judge_figures import gain, right
+from reward_models.judge_lengths import check_pair_lengths
 from reward_models.judge_report import print_result, write_report
-from reward_models.judge_settings import view_of
+from reward_models.judge_settings import view_of, write_settings
 from reward_models.judged_pairs import JudgedPair, check_disjoint, open_pairs
 from reward_models.judging import Judged, judge_pairs
 from reward_models.stage_fit import Fit, Interrupted, release
@@ -35,17 +40,20 @@ def run_training(config: RewardModelConfig, command: list[str]) -> int:
     started = time.monotonic()
     be_quiet()
     state = start_processes(config)
-    for build in (sft_arguments, grpo_arguments):
-        build(config, config.folder)  # refused here, before anything is loaded
+    sft_arguments(config, config.folder)  # refused here, before anything is loaded
+    grpo = grpo_arguments(config, config.folder)
     release()
     first = state.is_main_process
     console = Console(stderr=True, quiet=not first)
     check_device(config.device)
+    longest = check_vllm(grpo, config.device) if "grpo" in config.stages else None
     view = view_of(config.model, config.shown, config.form)
     processor = load_processor(config.model, max_pixels=config.max_pixels)
     coherence = load_coherence(config.coherence, config.device)
     pairs = read_all(config, console)
+    console.print(str(check_pair_lengths(config, processor, view, pairs, longest)), highlight=False)
     folder = Path(config.folder)
+    repo = open_repo(config.push_to_hub) if config.push_to_hub is not None and first else None
     run = open_run(config, command) if first else None
     state.wait_for_everyone()
     with run or SilentRunFolder(folder) as run, Interruptible() as interrupt:
@@ -70,8 +78,11 @@ def run_training(config: RewardModelConfig, command: list[str]) -> int:
             summary = summarise(training, _add_seconds(run, started))
             run.write_json("summary.json", summary)
             write_report(folder, pairs["held_out"])
+            write_judge_card(folder)
             print_result(console, summary, folder)
         state.wait_for_everyone()
+    if repo is not None:
+        console.print(f"pushed: {push_folder(folder / 'model', repo)}", highlight=False)
     return 0
 
 
@@ -145,6 +156,8 @@ def _all_stages(training: Training, first: bool) -> None:
     if config.blind:
         train_blind(training)
     last, model = newest(folder, config.model)
+    if first and last != "base":
+        calibrate_last(config, training.pairs["validation"], folder / last / "model", training.say)
     judged = read_judged(folder / last / "held_out.jsonl", training.asking.view)
     check_judge(training.asking, training.load(model), training.pairs["held_out"], folder / "checks", judged)
     training.together()
@@ -152,6 +165,19 @@ def _all_stages(training: Training, first: bool) -> None:
         link = folder / "model"
         link.unlink(missing_ok=True)
         link.symlink_to(Path(last) / "model", target_is_directory=True)
+
+
+def calibrate_last(config: RewardModelConfig, pairs: Sequence[JudgedPair], folder: Path, say: Callable[[str], None]) -> None:
+    """Fit the temperature of the judge in `folder` on validation pairs and write it into its `judge.json`."""
+    known = [(pair, pair.truth.overall) for pair in pairs if pair.truth.overall]
+    judge = load_judge(str(folder), device=config.device, dtype=config.dtype)
+    try:
+        settings = calibrate(judge, [Comparison(*pair.pixels()) for pair, _ in known], [truth for _, truth in known])
+    except ConfigError as error:
+        say(f"not calibrated: {error}")
+        return
+    write_settings(folder, settings)
+    say(f"calibrated on {len(known)} validation pairs: log-odds are divided by {settings.temperature:.2f}")
 
 
 def evaluate(training: Training, stage: str, model: str) -> None:

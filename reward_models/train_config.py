@@ -70,7 +70,9 @@ class RewardModelConfig(TrainerOptions, WhatToJudge):
 
     max_train_steps: int = 30
     """GRPO updates, on the training pairs whose verdict is still wrong or changes with the order."""
-    learning_rate: float = 1e-4
+    prompts_per_step: int = 8
+    """Groups in an update, on each device."""
+    learning_rate: float = 3e-5
     """Of GRPO."""
     max_tokens: int = 64
     """Most tokens of an answer."""
@@ -78,7 +80,7 @@ class RewardModelConfig(TrainerOptions, WhatToJudge):
     """Updates of the sft stage."""
     sft_batch: int = 32
     """Rows in one of them, on each device; the two orders of a pair are two rows."""
-    sft_learning_rate: float = 3e-4
+    sft_learning_rate: float = 3e-5
     """Of the sft and reject stages, cosine with 5 % warm-up."""
 
     def __post_init__(self) -> None:
@@ -107,6 +109,8 @@ class RewardModelConfig(TrainerOptions, WhatToJudge):
             raise ConfigError(f"--coherence {self.coherence}: the brief form has no words to judge; use --form full")
         if self.benchmark != "none" and (not self.evaluate or own):
             raise ConfigError(f"--benchmark {self.benchmark}: needs --evaluate and --data FOLDER with the benchmark's files")
+        if self.evaluate and self.push_to_hub is not None:
+            raise ConfigError("--push-to-hub: an evaluation trains nothing; leave one of the two out")
         if self.evaluate and self.resume_from_checkpoint is not None:
             raise ConfigError("--resume-from-checkpoint: an evaluation has none; use --overwrite")
 

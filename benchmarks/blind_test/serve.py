@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from benchmarks.blind_test.config import ServeConfig
 from benchmarks.blind_test.server import build_app
 from benchmarks.blind_test.store import Store
 from benchmarks.blind_test.study import VOTES, read_study
-from portraitkit.errors import ConfigError, RunFolderError
+from portraitkit.errors import RunFolderError
+from portraitkit.serving import listen
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
@@ -33,7 +33,11 @@ def serve_study(config: ServeConfig) -> int:
     """
     console = Console(stderr=True, highlight=False)
     study = read_study(config.folder)
-    with locked(config.folder), contextlib.closing(Store(config.folder / VOTES, study)) as store, _listen(config) as listener:
+    with (
+        locked(config.folder),
+        contextlib.closing(Store(config.folder / VOTES, study)) as store,
+        listen(config.host, config.port) as listener,
+    ):
         port = listener.getsockname()[1]
         shown = f"[{config.host}]" if ":" in config.host else config.host
         hosts = (*LOCAL_HOSTS, *config.allowed_hosts) if config.is_loopback else ("*",)
@@ -75,21 +79,3 @@ def locked(folder: Path) -> Iterator[None]:
             yield
     except PermissionError as error:
         raise RunFolderError(f"{folder}: cannot be written ({error.strerror}); votes need a folder of your own") from error
-
-
-def _listen(config: ServeConfig) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise ConfigError(f"--host {config.host}: no such address ({error.strerror or error}); use 127.0.0.1") from error
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(1024)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(
-            f"--port {config.port}: cannot listen on {config.host} ({error.strerror}); choose another --port or --host"
-        ) from error
-    return listener

@@ -18,13 +18,14 @@ from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.encoding_cache import open_cache, with_cache
 from policies.retoucher.evaluate import Evaluation, EvaluationSet, compare
 from policies.retoucher.loading import loading_options
+from policies.retoucher.rewards import open_rewards
 from policies.retoucher.train import Trainer, make_evaluation_sets
 from policies.retoucher.training_photos import PhotoSource, open_photos
 from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError
 from portraitkit.interrupt import Interruptible
 from portraitkit.runs import RunFolder
-from reward_models.reward_set import RewardSet, build_rewards
+from reward_models.reward_set import RewardSet
 
 ARMS: dict[str, dict[str, object]] = {
     "all-step SDE": {"dpg": False, "window": "all"},
@@ -51,7 +52,18 @@ def run_ablation(config: RetoucherConfig, command: list[str]) -> int:
     ]
     if config.init_adapter is not None:
         check_start(config.init_adapter, config.rank, config.lora_alpha)
-    rewards = build_rewards(config.all_rewards, config.reward_weights, config.combine, config.device)
+    with open_rewards(config, console) as rewards:
+        return _run_arms(config, runs, budget, command, rewards, console)
+
+
+def _run_arms(
+    config: RetoucherConfig,
+    runs: list[tuple[str, RetoucherConfig]],
+    budget: int,
+    command: list[str],
+    rewards: RewardSet,
+    console: Console,
+) -> int:
     loaded = load_backbone(config.backbone, config.model, config.resolution, config.device, **loading_options(config))
     backbone = with_cache(loaded, config)
     source = open_photos(config.photos, backbone.resolution, need_anchors=True)

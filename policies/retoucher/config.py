@@ -5,6 +5,7 @@ from typing import Literal
 
 from policies.retoucher.config_rules import RULES, check_guidance
 from portraitkit.errors import ConfigError
+from portraitkit.hub import check_repo_name
 from portraitkit.memory_plan import check_planning
 
 
@@ -91,6 +92,13 @@ class RetoucherConfig:
     default), :score_beside_anchor, :versus_anchor or :win_rate behind it (docs/judge.md)."""
     reward_weights: tuple[float, ...] = ()
     """One weight a reward, in the order of --rewards and then --reward; each reward's own if empty."""
+    reward_worker: tuple[str, ...] = ()
+    """Workers that score what they serve, each http://host:port of a serve-rewards: learned rewards must be served by one, verifiable ones
+    may be. The token, if they want one, is in REWARD_WORKER_TOKEN. Where rewards are scored changes none of them (docs/rewards.md)."""
+    reward_worker_timeout: float = 120.0
+    """Seconds for one group's rewards, its wait in the worker's queue included; then the group is sent again."""
+    reward_worker_patience: float = 600.0
+    """Seconds without any value from the workers after which the run saves a checkpoint and stops."""
     combine: Literal["product", "sum", "minimum"] = "product"
     """How the rewards of a candidate become one."""
     advantage: Literal["combined", "per_reward"] = "combined"
@@ -143,7 +151,8 @@ class RetoucherConfig:
     ema_decay: float = 0.0
     """Moving average of the LoRA used for evaluation and saving; 0 = off."""
     micro_batch: int = 48
-    """Candidates in one forward and backward."""
+    """Candidates in one forward and backward. Photos whose groups fit into one are rolled out together, at least one photo; while the next
+    ones are rolled out, reward workers score."""
 
     validation_steps: int = 10
     """Training steps between two validations by the anchor-free ODE."""
@@ -168,6 +177,8 @@ class RetoucherConfig:
     """Replace the run that --output-dir holds."""
     report_to: tuple[str, ...] = ()
     """Trackers besides metrics.jsonl: wandb, trackio, tensorboard."""
+    push_to_hub: str | None = None
+    """OWNER/NAME of a hub repository that takes the LoRA and its card, no pictures; made, private, before training if it is not there."""
     ablate: bool = False
     """Run the six arms of the DPG ablation instead of one training."""
     ablate_seeds: int = 3
@@ -213,6 +224,8 @@ class RetoucherConfig:
             "ablate_seeds": self.ablate_seeds >= 1,
             "max_network_evaluations": self.max_network_evaluations >= 0,
             "max_unscorable": 0 <= self.max_unscorable <= 1,
+            "reward_worker_timeout": self.reward_worker_timeout > 0,
+            "reward_worker_patience": self.reward_worker_patience >= self.reward_worker_timeout,
             "seed": 0 <= self.seed < 2**63,
         }
         for name, holds in rules.items():
@@ -220,6 +233,10 @@ class RetoucherConfig:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: {RULES[name]}")
         check_guidance(self.guidance)
         check_planning(self.device_memory, self.plan_devices)
+        if self.push_to_hub is not None:
+            check_repo_name(self.push_to_hub)
+            if self.ablate:
+                raise ConfigError("--push-to-hub: an ablation has many models; leave one of --push-to-hub and --ablate out")
         if self.group_size < 2:
             raise ConfigError(f"--group-size {self.group_size}: a group needs at least 2 candidates to be compared; try 12")
         if self.dpg and self.anchor == "wrong" and self.photos_per_step < 2:

@@ -28,6 +28,8 @@ RULES = {
     "ablate_seeds": "at least 1 seed an arm",
     "max_network_evaluations": "0 (no limit) or more",
     "max_unscorable": "a share between 0 and 1",
+    "reward_worker_timeout": "must be above 0 seconds",
+    "reward_worker_patience": "at least --reward-worker-timeout, or the first slow answer ends the run",
     "seed": "between 0 and 2^63 - 1",
 }
 

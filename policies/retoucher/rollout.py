@@ -5,8 +5,9 @@ velocity at that step: they are computed once a group. That is exact, and the up
 """
 
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -114,7 +115,30 @@ def check_plan(config: RetoucherConfig) -> None:
     step_coefficients(sigmas[plan.drawn[0]], sigmas[plan.drawn[0] + 1], config.sampler, config.eta, sigmas[1])
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Noise:
+    """All noise of a rollout, drawn before its first step: how the rollout is cut into parts does not change it.
+
+    Attributes:
+        start: initial latents, one row a photo if a group shares them, else one a candidate.
+        steps: noise of every candidate at each drawn step, by the step's index.
+        group_size: candidates a photo.
+    """
+
+    start: Latents
+    steps: dict[int, Float[Tensor, "members tokens channels"]]
+    group_size: int
+
+
+def draw_noise(
+    backbone: Backbone, plan: StepPlan, photos: int, *, group_size: int, shared_noise: bool, generator: torch.Generator
+) -> Noise:
+    """The noise of `photos` groups: the initial one first, then that of each drawn step."""
+    start = backbone.noise(photos if shared_noise else photos * group_size, generator)
+    steps = {index: torch.randn(photos * group_size, *start.shape[1:], generator=generator) for index in plan.drawn}
+    return Noise(start, steps, group_size)
+
+
 def roll_out(
     backbone: Backbone,
     condition: Condition,
@@ -140,10 +164,43 @@ def roll_out(
         batch: candidates evaluated at once.
         bf16: evaluate the ODE steps that a candidate takes on its own in bfloat16. No ratio ever sees them.
     """
-    photos = len(condition)
-    photo_of = torch.arange(photos).repeat_interleave(group_size)
-    rows = torch.arange(photos) if shared_noise else photo_of
-    x = backbone.noise(len(rows), generator)
+    noise = draw_noise(backbone, plan, len(condition), group_size=group_size, shared_noise=shared_noise, generator=generator)
+    return roll_out_photos(backbone, condition, anchors, plan, noise, torch.arange(len(condition)), batch=batch, bf16=bf16)
+
+
+@torch.no_grad()
+def roll_out_photos(
+    backbone: Backbone,
+    condition: Condition,
+    anchors: Latents | None,
+    plan: StepPlan,
+    noise: Noise,
+    photos: Int[Tensor, " k"],
+    *,
+    batch: int,
+    bf16: bool = False,
+) -> Rollout:
+    """Draw the candidates of some of the photos.
+
+    Args:
+        backbone: the policy.
+        condition: the encoded photos, all of them.
+        anchors: encoded anchors of all photos; None without guidance.
+        plan: the steps.
+        noise: of all photos.
+        photos: indices of those that are rolled out, consecutive.
+        batch: candidates evaluated at once.
+        bf16: see `roll_out`.
+
+    Returns:
+        The part of the whole rollout; `photo_of` counts all photos. `join` puts parts together.
+    """
+    group_size, shared_noise = noise.group_size, len(noise.start) == len(condition)
+    own = torch.arange(len(photos)).repeat_interleave(group_size)
+    photo_of = photos[own]
+    members = slice(int(photos[0]) * group_size, (int(photos[-1]) + 1) * group_size)
+    rows = photos if shared_noise else photo_of
+    x = noise.start[photos] if shared_noise else noise.start[members]
     steps: list[TakenStep] = []
     evaluations = 0
     for index, (sigma, sigma_next) in enumerate(zip(plan.sigmas[:-1], plan.sigmas[1:], strict=True)):
@@ -156,16 +213,33 @@ def roll_out(
         settings = {"sampler": plan.sampler, "eta": plan.eta, "sigma_max": plan.sigmas[1]}
         mean, std = step_mean_std(x, v, sigma, sigma_next, **settings)
         shared = len(x) < len(photo_of)
-        z = torch.randn(len(photo_of), *x.shape[1:], generator=generator)
+        z = noise.steps[index][members]
         steps.append(TakenStep(index, x, z, mean, float(std.flatten()[0]), shared))
         if shared:
-            x, v, mean, rows = x[photo_of], v[photo_of], mean[photo_of], photo_of
+            x, v, mean, rows = x[own], v[own], mean[own], photo_of
         pull = {"anchor": anchors[rows]} if plan.anchored and anchors is not None else {"target": mean}
         lam = plan.lams[index]
         x = sde_step(x, v, sigma, sigma_next, noise=z, lam=lam, **(pull if lam > 0 else {}), **settings).x_next
     if len(x) < len(photo_of):
-        x = x[photo_of]
+        x = x[own]
     return Rollout(x, photo_of, steps, evaluations)
+
+
+def join(parts: Sequence[Rollout]) -> Rollout:
+    """One rollout out of those of consecutive photos."""
+    if len(parts) == 1:
+        return parts[0]
+    steps = [
+        replace(
+            taken[0],
+            x=torch.cat([step.x for step in taken]),
+            z=torch.cat([step.z for step in taken]),
+            mean=torch.cat([step.mean for step in taken]),
+        )
+        for taken in zip(*(part.steps for part in parts), strict=True)
+    ]
+    latents, photo_of = (torch.cat([getattr(part, name) for part in parts]) for name in ("latents", "photo_of"))
+    return Rollout(latents, photo_of, steps, sum(part.evaluations for part in parts))
 
 
 def bfloat16(enabled: bool) -> ExitStack:

@@ -3,6 +3,8 @@
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,25 +14,28 @@ from rich.table import Table
 
 from policies.retoucher.adapter import check_start
 from policies.retoucher.backbones import load_backbone
+from policies.retoucher.card import FILES, write_retoucher_card
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.encoding_cache import open_cache, with_cache
 from policies.retoucher.evaluate import Evaluation, EvaluationSet, compare, measure
 from policies.retoucher.loading import loading_options
 from policies.retoucher.report import write_report
 from policies.retoucher.report_pictures import write_overview
+from policies.retoucher.rewards import open_rewards, workers_of
 from policies.retoucher.rollout import check_plan
 from policies.retoucher.train import StepResult, Trainer, make_evaluation_sets
 from policies.retoucher.training_photos import open_photos
 from portraitkit.checkpoints import load_checkpoint, save_checkpoint
 from portraitkit.config import config_to_dict
-from portraitkit.errors import ConfigError
+from portraitkit.errors import ConfigError, WorkersLost
+from portraitkit.hub import open_repo, push_folder
 from portraitkit.images import write_image
 from portraitkit.interrupt import Interruptible
 from portraitkit.runs import RunFolder
 from portraitkit.statistics import Change, bootstrap_interval
 from reward_models.judge_check import judged_reward
-from reward_models.judge_reward import JudgeReward
-from reward_models.reward_set import RewardSet, build_rewards
+from reward_models.judge_reward import CountedJudge
+from reward_models.reward_set import RewardSet
 
 HEADLINE = ("reward", "identity_distance", "blemish_residual", "texture_error")
 
@@ -38,11 +43,16 @@ HEADLINE = ("reward", "identity_distance", "blemish_residual", "texture_error")
 def run_alignment(config: RetoucherConfig, command: list[str]) -> int:
     """Align one policy and write the run folder; returns the exit code (0, or 130 / 143 when interrupted and saved)."""
     console = Console(stderr=True)
-    started = time.monotonic()
     check_plan(config)
     if config.init_adapter is not None:
         check_start(config.init_adapter, config.rank, config.lora_alpha)
-    rewards = build_rewards(config.all_rewards, config.reward_weights, config.combine, config.device)
+    with open_rewards(config, console) as rewards:
+        return _align(config, command, rewards, console)
+
+
+def _align(config: RetoucherConfig, command: list[str], rewards: RewardSet, console: Console) -> int:
+    started = time.monotonic()
+    repo = open_repo(config.push_to_hub) if config.push_to_hub is not None else None
     loaded = load_backbone(config.backbone, config.model, config.resolution, config.device, **loading_options(config))
     backbone = with_cache(loaded, config)
     source = open_photos(config.photos, backbone.resolution, need_anchors=config.dpg and config.anchor != "none")
@@ -70,28 +80,55 @@ def run_alignment(config: RetoucherConfig, command: list[str]) -> int:
             trainer.restore(checkpoint.tensors, checkpoint.state)
             run.truncate_metrics(checkpoint.step)
             console.print(checkpoint.note)
-        with Interruptible() as interrupt:
-            _train(trainer, validation, run, console, interrupt)
-            if interrupt.requested:
-                _checkpoint(trainer, run)
-                console.print(f"stopped at step {trainer.progress.step}; go on with --resume-from-checkpoint latest")
-                return interrupt.exit_code
-        _checkpoint(trainer, run)
-        base = trainer.evaluate(held_out, None)
-        aligned = trainer.evaluate(held_out, trainer.chosen())
-        trainer.save_adapter(run.path)
-        changes = compare(base, aligned)
-        untouched = measure(held_out.batch.photos.source, held_out, rewards)
-        _write_pictures(run.path / "held_out", held_out, base, aligned)
-        run.write_json("summary.json", _summary(trainer, changes, untouched, time.monotonic() - started))
-        write_overview(run.path / "held_out", run.path / "overview.png")
-        report = write_report(run.path)
-        _print_result(console, changes, report)
+        with _saved_without_workers(trainer, run):
+            with Interruptible() as interrupt:
+                if (workers := workers_of(rewards)) is not None:
+                    workers.give_up = lambda: interrupt.requested is not None
+                try:
+                    _train(trainer, validation, run, console, interrupt)
+                except WorkersLost:
+                    if interrupt.requested is None:
+                        raise
+                if interrupt.requested:
+                    _checkpoint(trainer, run)
+                    console.print(f"stopped at step {trainer.progress.step}; go on with --resume-from-checkpoint latest")
+                    return interrupt.exit_code
+            _checkpoint(trainer, run)
+            _finish(trainer, held_out, run, console, started)
+    if repo is not None:
+        console.print(f"pushed: {push_folder(Path(config.output_dir), repo, files=FILES)}", highlight=False)
     return 0
 
 
+def _finish(trainer: Trainer, held_out: EvaluationSet, run: RunFolder, console: Console, started: float) -> None:
+    """Measure on the held-out photos, and write what the run ends with."""
+    base = trainer.evaluate(held_out, None)
+    aligned = trainer.evaluate(held_out, trainer.chosen())
+    trainer.save_adapter(run.path)
+    changes = compare(base, aligned)
+    untouched = measure(held_out.batch.photos.source, held_out, trainer.rewards)
+    _write_pictures(run.path / "held_out", held_out, base, aligned)
+    run.write_json("summary.json", _summary(trainer, changes, untouched, time.monotonic() - started))
+    write_overview(run.path / "held_out", run.path / "overview.png")
+    report = write_report(run.path)
+    write_retoucher_card(run.path, trainer.backbone.base_model, trainer.backbone.licence)
+    _print_result(console, changes, report)
+
+
+@contextmanager
+def _saved_without_workers(trainer: Trainer, run: RunFolder) -> Iterator[None]:
+    """A run whose reward workers are lost keeps what it has: a step or validation that had begun is done again on resume."""
+    try:
+        yield
+    except WorkersLost as error:
+        _checkpoint(trainer, run)
+        raise WorkersLost(
+            f"{error}; step {trainer.progress.step} is saved: start the workers and go on with --resume-from-checkpoint latest"
+        ) from error
+
+
 def _check_anchors(rewards: RewardSet, validation: EvaluationSet) -> None:
-    needing = [name for name, function in rewards.functions.items() if isinstance(function, JudgeReward) and function.needs_anchors]
+    needing = [name for name, function in rewards.functions.items() if isinstance(function, CountedJudge) and function.needs_anchors]
     if needing and bool(validation.batch.photos.clean.isnan().any()):
         raise ConfigError(f"--reward {needing[0]}: needs an anchor_file_name for every photo; add them, or use judge:PATH:score")
 
@@ -108,25 +145,35 @@ def _train(trainer: Trainer, validation: EvaluationSet, run: RunFolder, console:
     )
     with Progress(*columns, console=console, transient=False) as bar:
         task = bar.add_task("", total=config.max_train_steps, completed=progress.step)
-        if progress.step == 0:
+        if progress.step == 0 and not trainer.alarms.first:  # not again in a run that was stopped in its first step
             evaluation = trainer.validate(validation)
             judged = _judged(trainer, evaluation)
             trainer.alarms.after_validation(0, evaluation.means(), rollout_reward=None, ode_reward=None, judged=judged)
             _log_validation(run, 0, evaluation)
+        if progress.owes_validation:
+            _validate(trainer, validation, run, console)
         while not trainer.out_of_budget() and not interrupt.requested:
             result = trainer.train_step()
             _log_step(run, trainer, result)
             _warn(console, trainer.alarms.after_step(progress.step, **_ratio_facts(result, config)))
-            reward = float(result.rewards.nanmean())
-            bar.update(task, completed=progress.step, description=_describe(result, reward, progress.best_reward))
+            progress.rollout_reward = float(result.rewards.nanmean())
+            bar.update(task, completed=progress.step, description=_describe(result, progress.rollout_reward, progress.best_reward))
             if progress.step % config.validation_steps == 0 or trainer.out_of_budget():
-                evaluation = trainer.validate(validation)
-                ode = trainer.ode_reward(result.photos)
-                _log_validation(run, progress.step, evaluation, rollout_reward=reward, ode_reward=ode)
-                seen = {"rollout_reward": reward, "ode_reward": ode, "judged": _judged(trainer, evaluation)}
-                _warn(console, trainer.alarms.after_validation(progress.step, evaluation.means(), **seen))
+                progress.owes_validation = True
+                _validate(trainer, validation, run, console)
             if config.checkpointing_steps and progress.step % config.checkpointing_steps == 0:
                 _checkpoint(trainer, run)
+
+
+def _validate(trainer: Trainer, validation: EvaluationSet, run: RunFolder, console: Console) -> None:
+    """The validation after a step; a run that is stopped in it still owes it."""
+    progress, count = trainer.progress, trainer.config.photos_per_step
+    evaluation = trainer.validate(validation)
+    ode = trainer.ode_reward(list(range((progress.step - 1) * count, progress.step * count)))
+    _log_validation(run, progress.step, evaluation, rollout_reward=progress.rollout_reward, ode_reward=ode)
+    seen = {"rollout_reward": progress.rollout_reward, "ode_reward": ode, "judged": _judged(trainer, evaluation)}
+    _warn(console, trainer.alarms.after_validation(progress.step, evaluation.means(), **seen))
+    progress.owes_validation = False
 
 
 def _judged(trainer: Trainer, evaluation: Evaluation) -> float | None:
@@ -172,6 +219,7 @@ def _log_step(run: RunFolder, trainer: Trainer, result: StepResult) -> None:
         kl=sum(figures.kl for figures in result.figures) / count,
         zero_groups=result.zero_groups,
         seconds=progress.seconds,
+        **({"seconds_waiting_for_rewards": result.waited} if workers_of(trainer.rewards) else {}),
         network_evaluations=progress.evaluations,
         **result.judged,
         **{f"parts/{name}": float(value.nanmean()) for name, value in result.parts.items()},
@@ -214,6 +262,7 @@ def _summary(trainer: Trainer, changes: dict[str, Change], untouched: Evaluation
             "held_out": config.held_out_photos,
         },
         "alarms": [asdict(alarm) for alarm in trainer.alarms.raised],
+        **({"reward_workers": workers.figures()} if (workers := workers_of(trainer.rewards)) else {}),
     }
 
 

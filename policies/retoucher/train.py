@@ -16,14 +16,16 @@ from policies.retoucher.backbone import Backbone, sample_ode
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.evaluate import Evaluation, EvaluationSet, evaluate_policy, evaluation_set
 from policies.retoucher.memory import make_optimizer, prepare_training
-from policies.retoucher.rollout import StepPlan, bfloat16, plan_steps, roll_out
+from policies.retoucher.rollout import StepPlan, plan_steps
+from policies.retoucher.scored_rollout import roll_out_and_score
 from policies.retoucher.training_photos import PhotoSource
 from policies.retoucher.update import UpdateFigures, accumulate_gradients, base_policy
 from portraitkit.errors import TrainingStopped
 from portraitkit.grpo import Advantages, group_advantages, local_advantages, normalise_then_sum
 from reward_models.credit import local_credit, to_tokens
+from reward_models.judge import Counts
 from reward_models.judge_check import agreement_in_groups, judged_reward, verifiable_reward
-from reward_models.judge_reward import JudgeReward
+from reward_models.judge_reward import CountedJudge
 from reward_models.photos import Photos
 from reward_models.reward_set import RewardSet
 
@@ -47,6 +49,8 @@ class Progress:
         unscorable: candidates that could not be scored so far.
         judge_asked: answers that training asked of judges.
         judge_unreadable: of them, those that broke the contract or never came.
+        owes_validation: the validation after this step is not done yet.
+        rollout_reward: of this step, while that is so.
     """
 
     step: int = 0
@@ -60,11 +64,14 @@ class Progress:
     unscorable: int = 0
     judge_asked: int = 0
     judge_unreadable: int = 0
+    owes_validation: bool = False
+    rollout_reward: float = 0.0
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one training step saw, for logs and alarms; `judged` has the judge's figures, empty without one."""
+    """What one training step saw, for logs and alarms; `judged` has the judge's figures, empty without one; `waited`, in seconds, is how
+    long the update waited for rewards after the last candidate was there."""
 
     parts: dict[str, Float[Tensor, " members"]]
     rewards: Float[Tensor, " members"]
@@ -74,6 +81,7 @@ class StepResult:
     zero_groups: int
     photos: list[int]
     judged: dict[str, float]
+    waited: float
 
 
 class Trainer:
@@ -138,21 +146,11 @@ class Trainer:
             anchors = self.backbone.encode(batch.anchors)
             anchors = anchors.roll(1, 0) if config.anchor == "wrong" else anchors
         plan = plan_steps(config, self.sigmas, step)
-        rollout = roll_out(
-            self.backbone,
-            condition,
-            anchors,
-            plan,
-            group_size=config.group_size,
-            shared_noise=config.shared_noise,
-            generator=generator,
-            batch=config.micro_batch,
-            bf16=config.bf16_rollouts,
-        )
-        with bfloat16(config.bf16_rollouts):
-            candidates = self.backbone.decode(rollout.latents, condition.select(rollout.photo_of))
+        counts = [judge.counts.copy() for judge in self._judges()]
+        scored = roll_out_and_score(self.backbone, condition, anchors, plan, batch.photos, self.rewards, config, generator)
+        rollout, candidates, parts = scored.rollout, scored.candidates, scored.parts
         repeated = batch.photos.select(rollout.photo_of)
-        parts, judged = self._score(candidates, repeated, rollout.photo_of)
+        judged = self._judged(parts, counts, candidates, repeated, rollout.photo_of)
         rewards = self.rewards.combined(parts)
         advantages = self._advantages(parts, rewards, rollout.photo_of)
         values = advantages.values
@@ -180,22 +178,25 @@ class Trainer:
         self.progress.step += 1
         self.progress.seconds += time.monotonic() - started
         spread = rewards.view(-1, config.group_size).std(1).nanmean()
-        return StepResult(parts, rewards, float(spread), figures, norm, advantages.zero_groups, indices, judged)
+        return StepResult(parts, rewards, float(spread), figures, norm, advantages.zero_groups, indices, judged, scored.waited)
 
-    def _score(self, candidates: Tensor, photos: Photos, groups: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Every reward of the candidates, and what the judges did: how far they agree with the verifiable rewards, what was unreadable."""
-        judges = [function for function in self.rewards.functions.values() if isinstance(function, JudgeReward)]
-        before = [judge.counts.copy() for judge in judges]
-        parts = self.rewards.parts(candidates, photos, groups)
+    def _judges(self) -> list[CountedJudge]:
+        return [function for function in self.rewards.functions.values() if isinstance(function, CountedJudge)]
+
+    def _judged(
+        self, parts: dict[str, Tensor], before: list[Counts], candidates: Tensor, photos: Photos, groups: Tensor
+    ) -> dict[str, float]:
+        """What the judges did since `before`: how far they agree with the verifiable rewards, what was unreadable; empty without one."""
+        judges = self._judges()
         if not judges:
-            return parts, {}
+            return {}
         new = [judge.counts.since(count) for judge, count in zip(judges, before, strict=True)]
         asked = sum(count["asked"] for count in new)
         unreadable = sum(count["unreadable"] + count["failed"] for count in new)
         self.progress.judge_asked += asked
         self.progress.judge_unreadable += unreadable
         checked = verifiable_reward(self.rewards, parts, candidates, photos)
-        return parts, {
+        return {
             "judge_asked": asked,
             "judge_unreadable": unreadable,
             "judge_flips": sum(count["flips"] for count in new),
@@ -273,9 +274,10 @@ class Trainer:
             with base_policy(self.backbone):
                 return evaluate_policy(self.backbone, data, self.rewards, self.config.num_steps)
         before = self.use(weights)
-        evaluation = evaluate_policy(self.backbone, data, self.rewards, self.config.num_steps)
-        self.use(before)
-        return evaluation
+        try:
+            return evaluate_policy(self.backbone, data, self.rewards, self.config.num_steps)
+        finally:
+            self.use(before)
 
     def validate(self, data: EvaluationSet) -> Evaluation:
         """Evaluate the current policy on the validation set and remember it if it is the best so far."""

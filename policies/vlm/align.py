@@ -11,23 +11,28 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from policies.vlm.align_card import by_group, provenance, write_align_card
 from policies.vlm.align_config import AlignVlmConfig
+from policies.vlm.align_inputs import check_all_lengths, open_all_rows, prompt_of
 from policies.vlm.align_report import write_report
+from policies.vlm.reward_file import with_reward_file
 from policies.vlm.tasks import load_task
 from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError
+from portraitkit.hub import open_repo, push_folder
 from portraitkit.interrupt import Interruptible
-from portraitkit.runs import RunFolder
+from portraitkit.runs import RunFolder, check_run_folder
 from portraitkit.vlm.callbacks import Follow
 from portraitkit.vlm.evaluate import Decoding, Evaluation, best_constant, compare, evaluate, finite, score_all
 from portraitkit.vlm.generate import complete
-from portraitkit.vlm.load import ASKED, asked_briefly, attach_adapter, be_quiet, check_device, load_model, load_processor, merge_adapter
+from portraitkit.vlm.load import ASKED, attach_adapter, be_quiet, check_device, load_model, load_processor, merge_adapter
 from portraitkit.vlm.probe import Probe, probe
 from portraitkit.vlm.rewards import part_names
-from portraitkit.vlm.rows import Row, make_rows, open_rows
+from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import Task
 from portraitkit.vlm.train import check_finite, find_checkpoint, make_grpo_trainer, make_sft_trainer
 from portraitkit.vlm.trainer_arguments import check_continued, grpo_arguments, lora_arguments, sft_arguments
+from portraitkit.vlm.vllm_engine import check_vllm
 
 
 def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
@@ -36,17 +41,30 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
     started = time.monotonic()
     be_quiet()
     task = load_task(config.task)
+    if config.reward_file is not None:
+        task = with_reward_file(task, config.reward_file)
     grpo, sft = (
         grpo_arguments(config, config.folder),
         sft_arguments(config, f"{config.folder}/sft"),
     )
     check_device(config.device)
+    folder = Path(config.folder)
+    check_run_folder(
+        folder,
+        overwrite=config.overwrite,
+        resume=config.resume_from_checkpoint,
+        report_to=list(config.report_to),
+        needed={"--model": config.model, "--adapter": config.adapter, "--data": config.data},
+    )
     check_continued(config, config.adapter)
+    longest = check_vllm(grpo, config.device) if "grpo" in config.stages else None
     processor = load_processor(config.model, max_pixels=config.max_pixels)
-    rows = _open_rows(config, task, console)
+    rows = open_all_rows(config, task, console)
     if config.reward_weights and len(config.reward_weights) != len(parts := part_names(task, rows["train"][0], config.mode)):
         raise ConfigError(f"--reward-weights has {len(config.reward_weights)} values for the parts {', '.join(parts)}: give one each")
-    folder = Path(config.folder)
+    prompt = prompt_of(config, task)
+    console.print(str(check_all_lengths(config, processor, rows, prompt, longest)), highlight=False)
+    repo = open_repo(config.push_to_hub) if config.push_to_hub is not None else None
     with (
         RunFolder.open(
             folder,
@@ -63,7 +81,7 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
         checkpoint = find_checkpoint(folder, config.resume_from_checkpoint)
         model = _load(config)
         decoding = Decoding(
-            prompt_of(config, task),
+            prompt,
             config.max_tokens,
             config.temperature,
             config.top_p,
@@ -82,16 +100,19 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
             "floors.json", {"constant": floor, "validation_constant": validation_floor, "shuffled_image": float(before.blind.mean())}
         )
         validate = partial(_validate, config, task, processor, rows["validation"], decoding)
-        prompt, lora = decoding.prompt, lora_arguments(config) if config.adapter is None else None
+        lora = lora_arguments(config) if config.adapter is None else None
+        frozen = config.freeze_vision
         for stage in config.stages:
             steps = config.sft_steps if stage == "sft" else config.max_train_steps
             with _progress(console) as progress:
                 bar = progress.add_task(stage, total=steps)
                 follow = Follow(run, stage, interrupt, progress, bar, lambda: validate(trainer.model), config.validation_steps)  # noqa: B023
                 if stage == "sft":
-                    trainer = make_sft_trainer(model, processor, prompt, rows["train"], sft, follow, lora)
+                    trainer = make_sft_trainer(model, processor, prompt, rows["train"], sft, follow, lora, frozen=frozen)
                 else:
-                    trainer = make_grpo_trainer(model, processor, prompt, rows["train"], grpo, follow, task, config.mode, lora)
+                    trainer = make_grpo_trainer(
+                        model, processor, prompt, rows["train"], grpo, follow, task, config.mode, lora, frozen=frozen
+                    )
                     run.truncate_metrics(_step_of(checkpoint)) if checkpoint else None
                 trainer.train(resume_from_checkpoint=checkpoint if stage == "grpo" else None)
             if interrupt.requested:
@@ -118,32 +139,22 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
             },
             "metrics": {"before": finite(before.metrics), "after": finite(after.metrics)},
             "seconds": time.monotonic() - started,
+            "groups": by_group(rows["held_out"], before.greedy, after.greedy),
+            "rows": {split: len(some) for split, some in rows.items()},
+            "provenance": provenance(rows),
+            "prompt": "full" if prompt == task.prompt else "brief",
+            "reward_file": config.reward_file and Path(config.reward_file).name,
             "seed": config.seed,
             "synthetic": config.data == "embedded",
         }
         run.write_json("summary.json", summary)
         _write_answers(folder, rows["held_out"], before, after, task, config)
         write_report(folder)
+        write_align_card(folder)
     _print_result(console, summary, folder)
+    if repo is not None:
+        console.print(f"pushed: {push_folder(folder / 'model', repo)}", highlight=False)
     return 0
-
-
-def prompt_of(config: AlignVlmConfig, task: Task) -> str:
-    """What the model is asked, see `--prompt`."""
-    brief = config.prompt == "brief" or (config.prompt == "auto" and asked_briefly(config.model))
-    return (task.brief or task.prompt) if brief else task.prompt
-
-
-def _open_rows(config: AlignVlmConfig, task: Task, console: Console) -> dict[str, list[Row]]:
-    counts = {"train": config.train_rows, "validation": config.validation_rows, "held_out": config.held_out_rows}
-    if config.data != "embedded":
-        return open_rows(task, config.data, counts, config.seed)
-    with _progress(console) as progress:
-        bar = progress.add_task("making rows", total=sum(counts.values()))
-        return {
-            split: make_rows(task, split, count, 0 if split == "held_out" else config.seed, advance=lambda: progress.advance(bar))
-            for split, count in counts.items()
-        }
 
 
 def _load(config: AlignVlmConfig) -> Any:

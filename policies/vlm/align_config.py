@@ -27,7 +27,7 @@ class WhatToAlign:
     """full: the task's instruction; brief: what a model that knows it is asked; auto: brief for the embedded model and its offspring."""
     stages: tuple[Literal["sft", "grpo"], ...] = ("grpo",)
     """What is trained, in this order: supervised fine-tuning on the rows' targets, then GRPO."""
-    train_rows: int = 320
+    train_rows: int = 640
     """Training rows made or, of a folder, taken; 0 takes all that a folder has."""
     validation_rows: int = 48
     """Validation rows: what is looked at during training."""
@@ -39,6 +39,10 @@ class WhatToAlign:
     """Probe the reward, write runs/.../probe.json and stop; every run does it before it trains."""
     probe_rows: int = 32
     """Training rows probed."""
+    reward_file: str | None = None
+    """my_file.py:compute_score, a reward function in verl's form, in place of the task's own reward."""
+    export: Literal["none", "verl", "easyr1"] = "none"
+    """Write the rows, the reward and a launch command for that trainer to --output-dir (exports/NAME-TASK if empty) and stop."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,13 @@ class AlignVlmConfig(TrainerOptions, WhatToAlign):
         check_least(self, {"held_out_rows": 2 * own, "validation_rows": 1, "train_rows": 1 * own, "samples": 1, "probe_rows": 2})
         if not self.stages:
             raise ConfigError("--stages: name sft, grpo or both")
+        if self.push_to_hub is not None and (self.export != "none" or self.probe):
+            raise ConfigError("--push-to-hub: nothing is trained with --export or --probe; leave one of them out")
+        if self.export != "none" and self.reward_file is not None:
+            raise ConfigError("--reward-file: --export writes the task's own reward; leave one of them out")
 
     @property
     def folder(self) -> str:
         """The run folder."""
         name = self.task.rpartition("/")[2].replace(".py:", "-")
-        return self.output_dir or f"runs/vlm-{name}"
+        return self.output_dir or (f"runs/vlm-{name}" if self.export == "none" else f"exports/{self.export}-{name}")

@@ -79,7 +79,7 @@ def _verdict(interval: Sequence[float]) -> str:
 
 def _published(summary: dict[str, Any]) -> list[Reference]:
     """Where the published run of the same task began and ended; none for other tasks, or for rewards that it did not use."""
-    curve = PUBLISHED_CURVES.get(summary["task"]) if summary["mode"] == "paper" else None
+    curve = PUBLISHED_CURVES.get(summary["task"]) if summary["mode"] == "paper" and not summary.get("reward_file") else None
     if curve is None:
         return []
     return [Reference(value, f"published, real model: {when} {value:g}") for when, value in zip(("start", "end"), curve, strict=True)]

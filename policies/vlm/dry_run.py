@@ -22,6 +22,8 @@ def dry_run(config: AlignVlmConfig) -> int:
         arguments["trl.GRPOConfig"] = grpo_values(config, config.folder)
     maker = recipe_that_makes(config.model)
     made = [("model", f"{config.model}, which --config {maker[0]} makes from {maker[1]}")] if maker else []
+    if config.data != "embedded" and not Path(config.data).is_dir():
+        made.append(("data", f"{config.data}, which is not there yet"))
     planner = Planner(maker[1] if maker else config.model, config.stages)
     print_plan(f"align-vlm --task {config.task}", [*made, *plan(config, planner)], arguments, config)
     refuse_if_too_large(config, planner)

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from policies.vlm.tasks.emotion import ANSWER, THINK, UNIT, WHOLE, Expression
+from policies.vlm.tasks.emotion import UNIT, WHOLE, Expression, published_form
 from portraitkit.errors import ConfigError
 from portraitkit.suggest import nearest
+from portraitkit.vlm.tags import inside
 from portraitkit.vlm.task import Mode
 from preference_data.emotion_labels import AU_LISTS, EMOTIONS
 
@@ -46,15 +47,13 @@ class Answer:
 
 def read_answer(completion: str, mode: Mode = "fixed") -> Answer:
     """Read a completion: `fixed` takes it only in the form asked for, `paper` also tags anywhere in it, as the published code does."""
-    whole = WHOLE.fullmatch(completion)
-    if whole is None and mode == "fixed":
-        return Answer(frozenset(), "", "", False)
-    if whole is not None:
-        think, word = whole[1], whole[2]
+    if mode == "fixed":
+        whole = WHOLE.fullmatch(completion)
+        readable, think, word = whole is not None, whole[1] if whole else "", whole[2] if whole else ""
     else:
-        think, word = (found[1] if (found := pattern.search(completion)) else "" for pattern in (THINK, ANSWER))
+        readable, think, word = published_form(completion), inside(completion, "think") or "", inside(completion, "answer") or ""
     units = frozenset(int(number) for number in UNIT.findall(think))
-    return Answer(units, word.strip().lower(), think.strip(), whole is not None)
+    return Answer(units, word.strip().lower(), think.strip(), readable)
 
 
 def au_list(name: str) -> tuple[int, ...]:
@@ -66,7 +65,7 @@ def au_list(name: str) -> tuple[int, ...]:
     if name in AU_LISTS:
         return AU_LISTS[name]
     parts = [part.strip().upper().removeprefix("AU") for part in name.split(",")]
-    if not all(part.isdigit() and 1 <= int(part) <= 99 for part in parts):
+    if not all(part.isdecimal() and 1 <= int(part) <= 99 for part in parts):
         raise ConfigError(f"--au-list {name}: unknown{nearest(name, AU_LISTS)}; use {', '.join(AU_LISTS)}, or numbers such as 1,2,4")
     return tuple(dict.fromkeys(int(part) for part in parts))
 

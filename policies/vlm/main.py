@@ -30,6 +30,10 @@ def _align(argv: list[str]) -> int:
         from policies.vlm.dry_run import dry_run
 
         return dry_run(config)
+    if config.export != "none":
+        from policies.vlm.export import run_export
+
+        return run_export(config)
     from policies.vlm.align import run_alignment
 
     return run_alignment(config, [sys.argv[0], *argv])

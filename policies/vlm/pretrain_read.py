@@ -7,7 +7,7 @@ the small language part is trained, many times faster than both together.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from policies.vlm.pretrain_facts import FACTS, Facts
 from policies.vlm.tasks import load_task
 from portraitkit.vlm.muon import MuonAdamW
 from portraitkit.vlm.rows import messages
+from reward_models.preference_task import TASK, turned_columns
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Phase:
         muon_learning_rate: of the matrices.
         decay: share of the updates, at the end, over which both fall to 0 in a straight line. Most is learned there.
         shares: rows of each kind of facts in one update.
+        rows: how many of each task's rows, the first ones; all if None.
     """
 
     steps: int
@@ -58,6 +60,7 @@ class Phase:
     muon_learning_rate: float
     decay: float
     shares: Mapping[str, int]
+    rows: int | None = None
 
 
 def teach_to_read(
@@ -94,7 +97,7 @@ def teach_to_read(
         optimizer.zero_grad()
         for kind, facts in FACTS.items():
             task = facts.tasks[int(torch.randint(len(facts.tasks), ()))]
-            losses = torch.stack(_losses(model, found[task], phase.shares[kind], heads[kind], facts))
+            losses = torch.stack(_losses(model, found[task], phase, heads[kind], facts, phase.shares[kind]))
             losses.sum().backward()
             sums[kind] = sums[kind] + losses.detach() / 50
         torch.nn.utils.clip_grad_norm_([value for _, value in named], 1.0)
@@ -117,8 +120,11 @@ def make_heads(width: int) -> torch.nn.ModuleDict:
 def make_lessons(
     model: Any, processor: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]], look: Callable[[Sequence[Any]], Tensor]
 ) -> dict[str, Lesson]:
-    """Every task's rows as tokens; `look` gives the tower's tokens of rows, n x tokens x width."""
-    return {name: _lesson(name, model, processor, some, look) for name, some in rows.items()}
+    """Every task's rows as tokens; `look` gives the tower's tokens of rows, n x tokens x width. A judge's rows come in both orders."""
+    lessons = {name: _lesson(name, model, processor, some, look) for name, some in rows.items()}
+    if "preference" in lessons:
+        lessons["preference"] = _both_orders(lessons["preference"], rows["preference"], processor)
+    return lessons
 
 
 def _lesson(name: str, model: Any, processor: Any, rows: Sequence[Mapping[str, Any]], look: Callable[[Sequence[Any]], Tensor]) -> Lesson:
@@ -131,14 +137,32 @@ def _lesson(name: str, model: Any, processor: Any, rows: Sequence[Mapping[str, A
     )
     example = processor(images=shown, text=[chat], return_tensors="pt")
     positions = model.model.get_rope_index(example["input_ids"], example["mm_token_type_ids"], example["image_grid_thw"])[0]
-    answers = [torch.tensor(processor.tokenizer(row["target"] + "<|im_end|>\n")["input_ids"]) for row in rows]
+    answers = [_tokens(row["target"], processor) for row in rows]
     truth = torch.tensor([facts.read(row["columns"]) for row in rows])
     return Lesson(example["input_ids"][0], positions[:, 0], answers, look(rows).bfloat16(), truth)
 
 
-def _losses(model: Any, lesson: Lesson, count: int, head: torch.nn.Linear, facts: Facts) -> tuple[Tensor, Tensor]:
+def _tokens(target: str, processor: Any) -> Tensor:
+    return torch.tensor(processor.tokenizer(target + "<|im_end|>\n")["input_ids"])
+
+
+def _both_orders(lesson: Lesson, rows: Sequence[Mapping[str, Any]], processor: Any) -> Lesson:
+    """The rows as they are, then with their two pictures exchanged."""
+    turned = [turned_columns(row["columns"]) for row in rows]
+    answers = [_tokens(TASK.perfect(TASK.read_truth(columns)), processor) for columns in turned]
+    pictures = lesson.pictures.unflatten(1, (2, -1)).flip(1).flatten(1, 2)
+    facts = torch.tensor([FACTS["preference"].read(columns) for columns in turned])
+    return replace(
+        lesson,
+        answers=lesson.answers + answers,
+        pictures=torch.cat([lesson.pictures, pictures]),
+        facts=torch.cat([lesson.facts, facts]),
+    )
+
+
+def _losses(model: Any, lesson: Lesson, phase: Phase, head: torch.nn.Linear, facts: Facts, count: int) -> tuple[Tensor, Tensor]:
     """Loss of the answers of random rows, and of the facts read at the prompt's last token."""
-    index = torch.randint(len(lesson.answers), (count,))
+    index = torch.randint(min(len(lesson.answers), phase.rows or len(lesson.answers)), (count,))
     chosen = [lesson.answers[i] for i in index.tolist()]
     length, longest = len(lesson.prompt), max(map(len, chosen))
     answers = torch.full((count, longest), -100)

@@ -50,6 +50,8 @@ def _prepare_metrics(config: "ScoreConfig", task: Task, rows: list[tuple[str, An
     """What computes the metrics once the rewards are printed; everything that can be refused is refused here."""
     if not rows:
         raise DataError(f"{config.rows}: holds no rows; metrics need one or more")
+    if config.metrics is not None and config.metrics.is_dir():
+        raise ConfigError(f"--metrics {config.metrics}: is a folder; give the path of a JSON file")
     completions, truths, columns = (list(column) for column in zip(*rows, strict=True))
     if config.task != "emotion":
         if task.metrics is None:
@@ -125,7 +127,7 @@ def read_rows(path: Path, task: Task) -> Iterator[tuple[str, Any]]:
 
 
 def _read_columns(path: Path, task: Task) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    for number, row in read_objects(path):
+    for number, row in read_objects(path, strict=True):
         where = f"{path} line {number}"
         if not isinstance(row.get("completion"), str):
             raise DataError(f"{where}: needs a string completion")

@@ -262,9 +262,10 @@ def _endpoint_writer(endpoint: Endpoint) -> Writer:
 
 def _local_writer(config: SynthesizeConfig, source: str) -> Writer:
     from portraitkit.vlm.generate import complete
-    from portraitkit.vlm.load import load_model, load_processor
+    from portraitkit.vlm.load import be_quiet, load_model, load_processor
     from portraitkit.vlm.rows import Row
 
+    be_quiet()
     processor = load_processor(source, max_pixels=config.max_pixels)
     model = load_model(source, dtype=config.dtype, device=config.device)
 

@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from portraitkit.interrupt import Interruptible
 from portraitkit.runs import RunFolder
+from portraitkit.vlm.load import check_frozen
 
 
 class Say(TrainerCallback):
@@ -67,3 +68,11 @@ class Follow(TrainerCallback):
             control.should_save = control.should_training_stop = True
         elif self.validate is not None and self.every and state.global_step % self.every == 0:
             self.run.log(state.global_step, kind="validation", stage=self.stage, **self.validate())
+
+
+class StayFrozen(TrainerCallback):
+    """Before the first update: the vision tower is neither to get gradients nor in the optimiser, whatever was made of the model since."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        """See `portraitkit.vlm.load.check_frozen`."""
+        check_frozen(given["model"], given.get("optimizer"))

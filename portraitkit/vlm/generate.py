@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from portraitkit.vlm.pictures import limit_of, shown
 from portraitkit.vlm.rows import Row, messages
 from portraitkit.vlm.tower import tower_once
 
@@ -71,9 +72,9 @@ def complete(
     prompts = [prompt] * len(rows) if isinstance(prompt, str) else list(prompt)
     if len(prompts) != len(rows):
         raise ValueError(f"{len(prompts)} prompts for {len(rows)} rows")
-    shown = len(rows[0].pictures) if rows else 1
+    pictures, limit = len(rows[0].pictures) if rows else 1, limit_of(processor)
     chats = {
-        text: processor.apply_chat_template(messages(text, pictures=shown), tokenize=False, add_generation_prompt=True)
+        text: processor.apply_chat_template(messages(text, pictures=pictures), tokenize=False, add_generation_prompt=True)
         for text in set(prompts)
     }
     ends = model.generation_config.eos_token_id
@@ -88,7 +89,7 @@ def complete(
         for start in range(0, len(rows), at_once):
             part = rows[start : start + at_once]
             texts = [chats[text] for text in prompts[start : start + at_once]]
-            inputs = processor(images=[row.images() for row in part], text=texts, padding=True, return_tensors="pt")
+            inputs = processor(images=[shown(row, limit) for row in part], text=texts, padding=True, return_tensors="pt")
             inputs = inputs.to(model.device)
             sampling: dict[str, Any] = (
                 {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {"do_sample": False}

@@ -74,7 +74,7 @@ def load_processor(source: str, *, max_pixels: int | None = None) -> Any:
         if "longest_edge" not in size:
             raise ConfigError(f"--max-pixels {max_pixels}: the processor of {source} has no such limit; leave the option out")
         size["longest_edge"] = max_pixels
-        size["shortest_edge"] = min(size["shortest_edge"], max_pixels)
+        size["shortest_edge"] = min(size["shortest_edge"], max_pixels // 4)  # sides are rounded down, at most to half: never enlarged again
         processor.image_processor.size = size
     return processor
 
@@ -100,6 +100,7 @@ def load_model(source: str, *, dtype: str = "float32", device: str = "cpu", free
     model = model.to(device).eval()
     if freeze_vision:
         vision_tower(model).requires_grad_(False)
+        check_frozen(model)
     return model
 
 
@@ -185,16 +186,38 @@ def check_device(device: str) -> None:
 
 
 def vision_tower(model: Any) -> torch.nn.Module:
-    """The part of a model that sees.
+    """The part of a model that sees, through a LoRA around it, too.
 
     Raises:
         ConfigError: it has none by a name that is known here.
     """
-    for owner in (getattr(model, "model", None), model):
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for owner in (getattr(inner, "model", None), inner):
         for name in ("visual", "vision_tower", "vision_model"):
             if isinstance(tower := getattr(owner, name, None), torch.nn.Module):
                 return tower
-    raise ConfigError(f"--freeze-vision: {type(model).__name__} has no vision tower that is known here; leave the option out")
+    raise ConfigError(f"--freeze-vision: {type(inner).__name__} has no vision tower that is known here; give --no-freeze-vision")
+
+
+def check_frozen(model: Any, optimizer: Any = None) -> None:
+    """Refuse to train a vision tower that must stay as it is: no weight of it asks for a gradient or stands in the optimiser.
+
+    Args:
+        model: with its LoRA, if it has one.
+        optimizer: with `param_groups`; None where there is none yet.
+
+    Raises:
+        ConfigError: a weight of the tower would be trained, as by a LoRA of another program that adapts the tower.
+    """
+    tower = dict(vision_tower(model).named_parameters())
+    trained = [name for name, value in tower.items() if value.requires_grad]
+    if optimizer is not None:
+        held = {id(value) for group in optimizer.param_groups for value in group["params"]}
+        trained += [name for name, value in tower.items() if id(value) in held]
+    if trained:
+        raise ConfigError(
+            f"--freeze-vision: {trained[0]} of the vision tower would be trained; give --no-freeze-vision, or leave --adapter out"
+        )
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

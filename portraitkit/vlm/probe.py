@@ -14,6 +14,7 @@ from rich.table import Table
 
 from portraitkit.vlm.evaluate import Decoding, best_constant
 from portraitkit.vlm.generate import complete
+from portraitkit.vlm.pictures import limit_of, shown
 from portraitkit.vlm.rows import Row, messages
 from portraitkit.vlm.task import Mode, Task
 
@@ -220,9 +221,9 @@ def count_tokens(processor: Any, prompt: str, rows: Sequence[Row]) -> tuple[list
     turns = messages(prompt, pictures=len(rows[0].pictures))
     text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
-    pictures, longest = [], 0
+    pictures, longest, limit = [], 0, limit_of(processor)
     for row in rows:
-        ids = processor(images=row.images(), text=[text], return_tensors="pt")["input_ids"][0]
+        ids = processor(images=shown(row, limit), text=[text], return_tensors="pt")["input_ids"][0]
         pictures.append(int((ids == image_token).sum()))
         longest = max(longest, len(ids))
     return pictures, longest

@@ -1,7 +1,7 @@
 """Rows of a task: pictures with their truth, made (the embedded data) or read (a user's JSON lines)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,14 @@ class Row:
         truth: what `Task.read_truth` made of the columns.
         target: the completion to imitate.
         columns: everything else the row says, for tables by group.
+        name: where it stands, for messages; empty where nobody said.
     """
 
     pictures: tuple[Float[Tensor, "3 h w"] | Path, ...]
     truth: Any
     target: str
     columns: Mapping[str, Any]
+    name: str = ""
 
     def images(self) -> list[Image.Image]:
         """The pictures as Pillow has them, 8 bits."""
@@ -57,7 +59,7 @@ def make_rows(task: Task, split: str, count: int, seed: int, *, advance: Callabl
     rows = []
     for index in range(count):
         made = dict(task.make_row(split, (seed * STRIDE + index) % 2**31))
-        rows.append(_row(task, tuple(made.pop("images", None) or [made.pop("image")]), made))
+        rows.append(_row(task, tuple(made.pop("images", None) or [made.pop("image")]), made, f"{split} row {index + 1}"))
         advance()
     return rows
 
@@ -70,21 +72,34 @@ def read_rows(path: Path, task: Task) -> list[Row]:
             is named.
     """
     rows = []
-    for number, columns in read_objects(path):
+    for number, columns in read_objects(path, strict=True):
         where = f"{path} line {number}"
         names = columns.pop("images", None) or [columns.pop("image", None)]
-        for name in names if isinstance(names, list) else [names]:
-            if not isinstance(name, str) or not (path.parent / name).is_file():
-                raise DataError(f"{where}: image {name!r}: must name a file beside {path.name}")
+        if not isinstance(names, list):
+            raise DataError(f'{where}: images {names!r:.80}: must be a list of files, such as ["photo.png", "a.png"]')
+        for name in names:
+            _check_name(path, name, where)
         if rows and len(names) != len(rows[0].pictures):
             raise DataError(f"{where}: {len(names)} pictures where the first row has {len(rows[0].pictures)}: all rows show as many")
         try:
-            rows.append(_row(task, tuple(path.parent / name for name in names), columns))
+            rows.append(_row(task, tuple(path.parent / name for name in names), columns, where))
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
     if not rows:
         raise DataError(f"{path}: holds no rows; one JSON object a line")
     return rows
+
+
+def _check_name(path: Path, name: object, where: str) -> None:
+    """A picture lies below the folder of its rows; links in the folder are the user's own, as make-preferences emotion makes them."""
+    if isinstance(name, str) and (Path(name).is_absolute() or ".." in Path(name).parts):
+        raise DataError(f"{where}: image {name!r}: leaves the folder of {path.name}; copy or link it into it")
+    try:
+        there = isinstance(name, str) and (path.parent / name).is_file()
+    except (OSError, ValueError):  # a name too long for the file system, or with a zero byte
+        there = False
+    if not there:
+        raise DataError(f"{where}: image {name!r:.80}: must name a file beside {path.name}")
 
 
 def open_rows(task: Task, data: str, counts: Mapping[str, int], seed: int) -> dict[str, list[Row]]:
@@ -123,10 +138,10 @@ def open_rows(task: Task, data: str, counts: Mapping[str, int], seed: int) -> di
 FILES = {"train": ("train.jsonl",), "validation": ("validation.jsonl",), "held_out": ("test.jsonl", "held_out.jsonl")}
 
 
-def _row(task: Task, pictures: tuple[Any, ...], columns: dict[str, Any]) -> Row:
+def _row(task: Task, pictures: tuple[Any, ...], columns: dict[str, Any], name: str) -> Row:
     target = columns.pop("target", None)
     truth = task.read_truth(columns)
-    return Row(pictures, truth, target if isinstance(target, str) else task.perfect(truth), columns)
+    return Row(pictures, truth, target if isinstance(target, str) else task.perfect(truth), columns, name)
 
 
 def messages(prompt: str, target: str | None = None, *, pictures: int = 1) -> list[dict[str, Any]]:
@@ -140,4 +155,4 @@ def messages(prompt: str, target: str | None = None, *, pictures: int = 1) -> li
 def shuffled(rows: Sequence[Row]) -> list[Row]:
     """The rows with each one's pictures taken from one half the list away: what a policy earns that does not look."""
     half = max(len(rows) // 2, 1)
-    return [Row(other.pictures, row.truth, row.target, row.columns) for row, other in zip(rows, [*rows[half:], *rows[:half]], strict=True)]
+    return [replace(row, pictures=other.pictures) for row, other in zip(rows, [*rows[half:], *rows[:half]], strict=True)]

@@ -1,6 +1,7 @@
 """The two training loops of vision-language models, both TRL's: supervised (SFTTrainer) and by reward (GRPOTrainer)."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from portraitkit.errors import CheckpointError, TrainingStopped
 from portraitkit.images import read_image, to_pil
+from portraitkit.vlm.callbacks import StayFrozen
+from portraitkit.vlm.load import check_frozen
+from portraitkit.vlm.pictures import Limit, capped, limit_of, shown
 from portraitkit.vlm.rewards import reward_functions
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import Mode, Task
@@ -22,6 +26,8 @@ def make_sft_trainer(
     arguments: Any,
     callback: TrainerCallback,
     lora: Any = None,
+    *,
+    frozen: bool = False,
 ) -> Any:
     """TRL's SFTTrainer on the rows' targets; only the answers bear a loss.
 
@@ -33,10 +39,14 @@ def make_sft_trainer(
         arguments: a `trl.SFTConfig`.
         callback: see `portraitkit.vlm.callbacks`.
         lora: a `peft.LoraConfig`, or None to train all that is not frozen.
+        frozen: the vision tower must not be trained; checked now, and with the optimiser when training begins.
+
+    Raises:
+        ConfigError: it would be.
     """
     from trl import SFTTrainer
 
-    data = _dataset(rows, prompt, target=True)
+    data = _dataset(rows, prompt, limit_of(processor), target=True)
     trainer = SFTTrainer(
         model=model,
         args=arguments,
@@ -45,7 +55,7 @@ def make_sft_trainer(
         callbacks=[callback],
         peft_config=lora,
     )
-    return _quiet(trainer)
+    return _quiet(trainer, frozen)
 
 
 def make_grpo_trainer(
@@ -58,6 +68,8 @@ def make_grpo_trainer(
     task: Task,
     mode: Mode,
     lora: Any = None,
+    *,
+    frozen: bool = False,
 ) -> Any:
     """TRL's GRPOTrainer with the task's rewards, one function for each part.
 
@@ -71,6 +83,10 @@ def make_grpo_trainer(
         task: that scores.
         mode: of the rewards.
         lora: a `peft.LoraConfig`, or None to train all that is not frozen.
+        frozen: the vision tower must not be trained; checked now, and with the optimiser when training begins.
+
+    Raises:
+        ConfigError: it would be.
     """
     from trl import GRPOTrainer
 
@@ -78,12 +94,12 @@ def make_grpo_trainer(
         model=model,
         reward_funcs=[*reward_functions(task, rows, mode)],
         args=arguments,
-        train_dataset=_dataset(rows, prompt),
+        train_dataset=_dataset(rows, prompt, limit_of(processor)),
         processing_class=processor,
         callbacks=[callback],
         peft_config=lora,
     )
-    return _quiet(trainer)
+    return _quiet(trainer, frozen)
 
 
 def find_checkpoint(folder: Path, which: str | None) -> str | None:
@@ -124,34 +140,37 @@ def _complete(path: Path) -> bool:
     return (path / "trainer_state.json").is_file() and any(path.glob("*.safetensors"))
 
 
-def _dataset(rows: Sequence[Row], prompt: str | Sequence[str], *, target: bool = False) -> Dataset:
+def _dataset(rows: Sequence[Row], prompt: str | Sequence[str], limit: Limit | None, *, target: bool = False) -> Dataset:
     """Columns as TRL's trainers take them: prompt, images, the row's index, and for imitation the completion.
 
-    Pictures that are files are opened when their row's turn comes; the others are held encoded.
+    Pictures that are files are opened when their row's turn comes; the others are held encoded. None has more pixels than the limit.
     """
     prompts = [prompt] * len(rows) if isinstance(prompt, str) else prompt
     in_files = all(isinstance(picture, Path) for row in rows for picture in row.pictures)
     columns: dict[str, list[Any]] = {
         "prompt": [[{"role": "user", "content": text}] for text in prompts],
-        "images": [[str(picture) for picture in row.pictures] if in_files else row.images() for row in rows],
+        "images": [[str(picture) for picture in row.pictures] if in_files else shown(row, limit) for row in rows],
     }
     if target:
         columns["completion"] = [[{"role": "assistant", "content": row.target}] for row in rows]
     else:
         columns["index"] = list(range(len(rows)))
     data = Dataset.from_dict(columns)
-    return data.with_transform(_open) if in_files else data.cast_column("images", List(Image()))
+    return data.with_transform(partial(_open, limit)) if in_files else data.cast_column("images", List(Image()))
 
 
-def _open(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+def _open(limit: Limit | None, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """File names to pictures, by the one decoder."""
     if "images" in batch:
-        batch["images"] = [[to_pil(read_image(name).pixels) for name in names] for names in batch["images"]]
+        batch["images"] = [[capped(to_pil(read_image(name).pixels), limit) for name in names] for names in batch["images"]]
     return batch
 
 
-def _quiet(trainer: Any) -> Any:
-    """Without transformers' own progress line and prints."""
+def _quiet(trainer: Any, frozen: bool) -> Any:
+    """Without transformers' own progress line and prints; with the check of the vision tower."""
+    if frozen:
+        check_frozen(trainer.model)
+        trainer.add_callback(StayFrozen())
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     _load_exactly(trainer)

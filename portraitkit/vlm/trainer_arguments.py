@@ -6,15 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import SchedulerType
 
 from portraitkit.config import RECIPES
 from portraitkit.errors import ConfigError
+from portraitkit.suggest import nearest
 from portraitkit.vlm.load import check_adapter
 from portraitkit.vlm.trainer_options import TrainerOptions
 from portraitkit.vlm.trl_arguments import build_arguments, parse_extra
 
 # transformers 5.20 renamed it; earlier ones know the old name only.
 CHECKPOINTING = "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
+
+
+LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")
+"""TRL's, which it looks at in the first update only."""
+SCHEDULERS = tuple(kind.value for kind in SchedulerType)
 
 
 def start_processes(options: TrainerOptions) -> Any:
@@ -74,9 +81,16 @@ def deepspeed_file(name: str | None) -> str | None:
 
 
 def grpo_values(options: TrainerOptions, folder: str) -> dict[str, Any]:
-    """The arguments of `trl.GRPOConfig`, by name; `--trl` has the last word."""
+    """The arguments of `trl.GRPOConfig`, by name; `--trl` has the last word.
+
+    Raises:
+        ConfigError: a name is unknown.
+    """
     from trl import GRPOConfig
 
+    for option, name, known in (("loss-type", options.loss_type, LOSS_TYPES), ("lr-scheduler", options.lr_scheduler, SCHEDULERS)):
+        if name not in known:
+            raise ConfigError(f"--{option} {name}: unknown{nearest(name, known)}; use {', '.join(known)}")
     values = {
         **common_arguments(options, folder),
         "max_steps": options.max_train_steps,

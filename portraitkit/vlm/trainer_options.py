@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from portraitkit.errors import ConfigError
+from portraitkit.hub import check_repo_name
 from portraitkit.memory_plan import check_planning
 
 
@@ -21,7 +22,7 @@ class TrainerOptions:
 
     max_train_steps: int = 40
     """GRPO updates."""
-    prompts_per_step: int = 8
+    prompts_per_step: int = 16
     """Groups in an update, on each device."""
     group_size: int = 8
     """Answers to one prompt that are compared with each other."""
@@ -29,9 +30,9 @@ class TrainerOptions:
     """Parts that an update's answers are split into; must divide prompts times group."""
     learning_rate: float = 1e-4
     """Of GRPO."""
-    lr_scheduler: str = "constant"
+    lr_scheduler: str = "linear"
     """As transformers names it: constant, linear, cosine, constant_with_warmup ..."""
-    warmup_steps: int = 0
+    warmup_steps: int = 4
     """Updates in which the learning rate rises from 0."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
@@ -64,8 +65,8 @@ class TrainerOptions:
     """Of the LoRA's input."""
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Modules of the language part that get a LoRA."""
-    freeze_vision: bool = False
-    """Train nothing of the vision tower."""
+    freeze_vision: bool = True
+    """Train nothing of the vision tower, and make sure of it; a LoRA of --rank leaves it alone anyway."""
     gradient_checkpointing: bool = False
     """Save memory by computing activations twice."""
     deepspeed: str | None = None
@@ -75,7 +76,7 @@ class TrainerOptions:
     """Updates of the sft stage."""
     sft_batch: int = 32
     """Rows in one of them, on each device."""
-    sft_learning_rate: float = 3e-4
+    sft_learning_rate: float = 1e-4
     """Of the sft stage, cosine with 5 % warm-up."""
 
     validation_steps: int = 10
@@ -92,6 +93,8 @@ class TrainerOptions:
     """Replace the run that --output-dir holds."""
     report_to: tuple[str, ...] = ()
     """Trackers besides metrics.jsonl: wandb, trackio, tensorboard."""
+    push_to_hub: str | None = None
+    """OWNER/NAME of a hub repository that takes the finished model and its card; made, private, before training if it is not there."""
     trl: tuple[str, ...] = ()
     """Any other argument of trl.GRPOConfig as name=value, for example epsilon_high=0.28 use_vllm=true vllm_mode=colocate."""
     dry_run: bool = False
@@ -124,10 +127,10 @@ class TrainerOptions:
             raise ConfigError(
                 f"--accumulation-steps {self.accumulation_steps}: must divide {self.prompts_per_step} prompts x {self.group_size} answers"
             )
+        if self.push_to_hub is not None:
+            check_repo_name(self.push_to_hub)
         if self.max_pixels is not None and self.max_pixels < 784:
             raise ConfigError(f"--max-pixels {self.max_pixels}: a picture needs 28 x 28 = 784 pixels or more")
-        if self.freeze_vision and self.rank:
-            raise ConfigError("--freeze-vision: a LoRA trains the language part only; leave one of --freeze-vision and --rank out")
 
 
 LEAST = {

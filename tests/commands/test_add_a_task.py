@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from policies.vlm.main import align_vlm, score_completions
+from portraitkit.images import write_image
 from portraitkit.vlm.tiny import build_model, build_processor
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "add_a_task.md").read_text(encoding="utf-8")
@@ -45,13 +46,32 @@ def test_the_task_is_probed_and_trained(task, command):
         "samples": 2,
         "max-tokens": 6,
         "validation-steps": 0,
+        "sft-steps": 2,
+        "sft-batch": 2,
+        "max-train-steps": 1,
+        "prompts-per-step": 2,
+        "group-size": 2,
     }
     small = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
-    code, _, err = command(align_vlm, "--task", task, "--model", "./model", "--probe", *small)
-    assert code == 0, err
-    found = json.loads(Path("runs/vlm-light-TASK/probe.json").read_text())
+    data = write_data(Path("data"))
+    lines = [line for line in GUIDE.splitlines() if line.startswith("align-vlm ")]
+    assert len(lines) == 3
+    for line in lines:
+        code, _, err = command(align_vlm, *line.replace("MODEL", "./model").replace("DATA", data).split()[1:], *small)
+        assert code == 0, err
+    found = json.loads(Path("runs/light-probe/probe.json").read_text())
     assert found["inversions"] == 0 and found["perfect_share"] == 1 and found["constant_answer"].startswith("<answer>")
-    steps = ["--sft-steps", "2", "--sft-batch", "2", "--max-train-steps", "1", "--prompts-per-step", "2", "--group-size", "2"]
-    code, _, err = command(align_vlm, "--task", task, "--model", "./model", "--stages", "sft", "grpo", "--overwrite", *small, *steps)
-    assert code == 0, err
-    assert json.loads(Path("runs/vlm-light-TASK/summary.json").read_text())["task"] == "light"
+    for folder, made in (("runs/light", True), ("runs/light-data", False)):
+        summary = json.loads(Path(folder, "summary.json").read_text())
+        assert summary["task"] == "light" and summary["synthetic"] is made
+
+
+def write_data(folder: Path) -> str:
+    folder.mkdir()
+    for name, count in (("train", 6), ("test", 4)):
+        rows = []
+        for index in range(count):
+            write_image(folder / f"{name}{index}.png", torch.full((3, 32, 32), index / 10))
+            rows.append(json.dumps({"image": f"{name}{index}.png", "light": "warm"}))
+        (folder / f"{name}.jsonl").write_text("\n".join(rows))
+    return str(folder)

@@ -1,6 +1,7 @@
 """align-vlm as a user runs it, on a tiny model with random weights in a folder."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -60,6 +61,7 @@ def test_a_recipe_that_goes_on_from_another_says_so(command):
     code, out, err = command(align_vlm, "--config", "facial_r1_enhance_7b", "--dry-run", "--device", "cpu")
     assert code == 0, err
     assert "which --config facial_r1_7b makes from Qwen/Qwen2.5-VL-7B-Instruct" in " ".join(out.split()).replace(" │ │ │ ", " ")
+    assert "data/raf-au, which is not there yet" in " ".join(out.split())
     assert "10 of 4 prompts x 8 answers" in out and "8,292,166,656" in out
     code, _, err = command(align_vlm, "--config", "facial_r1_enhance_7b", "--device", "cpu")
     assert code == 2 and "--model runs/facial-r1-7b/model: no such folder" in err
@@ -137,10 +139,26 @@ def test_the_makeup_curriculum_with_a_lora(command, model, tmp_path):
         copy.mkdir(exist_ok=True)
         for path in (lips / "model").iterdir():
             (copy / path.name).write_bytes(path.read_bytes()[: 200 if path.suffix == ".safetensors" else None])
-        given = ["--adapter", lips / "model", *lora, *options, "--output-dir", tmp_path / "other"]
+        given = ["--adapter", lips / "model", *lora, *options, "--output-dir", tmp_path / "other", "--overwrite"]
         code, _, err = command(align_vlm, "--task", "makeup", *given)
         message = [line for line in err.splitlines() if line.startswith("error: ")]
         assert code == 2 and len(message) == 1 and all(word in message[0] for word in words), err
+
+
+@pytest.mark.parametrize("lora", [[], ["--rank", 2]])
+def test_a_frozen_vision_tower_keeps_every_bit(command, model, tmp_path, lora):
+    stages = ["--stages", "sft", "grpo", "--sft-steps", 3]  # the first update only warms up
+    given = ["--model", model, "--output-dir", tmp_path / "run", *OPTIONS, *stages, "--freeze-vision", *lora]
+    code, _, err = command(align_vlm, *given)
+    assert code == 0, err
+    if lora:
+        assert not any("visual" in name for name in load_file(tmp_path / "run" / "model" / "adapter_model.safetensors"))
+        return
+    before, after = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "run" / "model"))
+    assert before.keys() == after.keys()
+    same = {name: torch.equal(value, after[name]) for name, value in before.items()}
+    assert any("visual" in name for name in same) and all(kept for name, kept in same.items() if "visual" in name)
+    assert not all(kept for name, kept in same.items() if "visual" not in name)
 
 
 def test_a_resumed_run_ends_as_the_uninterrupted_one(command, model, tmp_path):
@@ -184,23 +202,50 @@ def test_a_dry_run_refuses_what_cannot_fit(command):
         (["--accumulation-steps", "7"], ["--accumulation-steps 7"]),
         (["--trl", "epsilon_hihg=1"], ["epsilon_high"]),
         (["--trl", "num_generations=3"], ["TRL refuses"]),
-        (["--loss-type", "wrong", "--dry-run"], []),
+        (["--loss-type", "gpro"], ["--loss-type gpro", "did you mean 'grpo'"]),
+        (["--loss-type", "wrong", "--dry-run"], ["--loss-type wrong"]),
+        (["--lr-scheduler", "cosin", "--dry-run"], ["--lr-scheduler cosin", "did you mean 'cosine'"]),
+        (["--report-to", "wandbx"], ["--report-to wandbx"]),
         (["--device", "cuda"], ["--device cuda"]),
         (["--model", "./nothing"], ["./nothing"]),
         (["--data", "nowhere"], ["nowhere", "train.jsonl"]),
         (["--reward-weights", "1"], ["correctness"]),
         (["--adapter", "nowhere"], ["--adapter nowhere"]),
         (["--resume-from-checkpoint", "latest"], ["holds no run"]),
-        (["--freeze-vision", "--rank", "4"], ["--freeze-vision"]),
         (["--temperature", "0"], ["--temperature"]),
+        (["--trl", "use_vllm=true", "vllm_mode=colocate"], ["vllm is not installed", "portraitkit[vllm]"]),
+        (["--max-tokens", "2040"], ["train row 1", "must fit into the model's context of 2048"]),
     ],
 )
 def test_mistakes_are_one_line(command, model, tmp_path, options, words):
     base = [] if "--model" in options else ["--model", model]
     code, _, err = command(align_vlm, *base, "--output-dir", tmp_path / "run", *OPTIONS, *options)
-    if "--dry-run" in options:
-        assert code == 0
-        return
+    assert "making rows" not in err or "--reward-weights" in options  # said before anything that takes time
     message = [line for line in err.splitlines() if line.startswith("error: ")]
     assert code == 2 and len(message) == 1 and all(word in message[0] for word in words), err
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_folder_that_cannot_be_used_is_refused_before_rows_are_made(command, model, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("")
+    for name, word in (("file", "is a file"), ("file/run", "is a file"), ("notes", "no run")):
+        code, _, err = command(align_vlm, "--model", model, "--output-dir", tmp_path / name, *OPTIONS)
+        assert code == 2 and err.startswith("error: ") and word in err and len(err.splitlines()) == 1, err
+    assert [path.name for path in (tmp_path / "notes").iterdir()] == ["a.txt"]
+
+
+def test_overwrite_never_deletes_what_is_no_run_or_what_the_run_needs(command, model, tmp_path):
+    mine = tmp_path / "mine"  # a model: it has a config.json, as a run has
+    shutil.copytree(model, mine)
+    before = sorted(path.name for path in mine.iterdir())
+    code, _, err = command(align_vlm, "--model", model, "--output-dir", mine, "--overwrite", *OPTIONS)
+    assert code == 2 and "no run" in err and sorted(path.name for path in mine.iterdir()) == before
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.json", "environment.json"):
+        (run / name).write_text("{}")
+    shutil.copytree(model, run / "model")
+    code, _, err = command(align_vlm, "--model", run / "model", "--output-dir", run, "--overwrite", *OPTIONS)
+    assert code == 2 and "would delete --model" in err and sorted(path.name for path in (run / "model").iterdir()) == before

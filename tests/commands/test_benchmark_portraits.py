@@ -125,11 +125,28 @@ def test_weights_are_listed(command, place):
         (["--limit", "0"], "at least 1"),
         (["--method", "x=retoucher:tiny"], "needs --source"),
         (["--pairs", "nowhere.jsonl"], "no such file"),
+        (["--method", "x=."], "holds no pictures"),
+        (["--method", "x=a", "--method", "y=b"], "--method is given twice"),
     ],
 )
 def test_mistakes_are_one_line(command, place, options, message):
     code, _, err = command(benchmark_portraits, *options)
     assert code == 2 and message in err.splitlines()[-1] and err.count("error:") == 1
+    assert not (place / "runs/benchmark").exists()
+
+
+def test_the_run_of_another_command_is_left_alone(command, pictures):
+    """config.json is also what a model's folder and every other run has; going on would write over it."""
+    other = pictures / "other"
+    other.mkdir()
+    for name in ("config.json", "environment.json"):
+        (other / name).write_text('{"task": "area"}')
+    for more in ((), ("--overwrite",)):
+        code, _, err = command(benchmark_portraits, "--metrics", "piqe", "--method", "base=runs/base", "--output-dir", other, *more)
+        assert code == 2 and "did not make" in err and err.count("\n") == 1
+        assert {path.name: path.read_text() for path in other.iterdir()} == dict.fromkeys(
+            ("config.json", "environment.json"), '{"task": "area"}'
+        )
 
 
 def test_the_guide_to_a_metric_works_as_written(command, pictures):

@@ -181,6 +181,34 @@ def test_folders_with_other_things_are_left_alone(command, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_overwrite_deletes_no_photos_and_no_judgements(command, tmp_path, pair_set_path):
+    """A photo folder has a metadata.jsonl and often images/, as a pair set has."""
+    mine = tmp_path / "mine"
+    (mine / "images").mkdir(parents=True)
+    write_image(mine / "images" / "me.png", bundled_portraits()["astronaut"])
+    (mine / "metadata.jsonl").write_text('{"file_name": "images/me.png"}\n')
+    for photos in (mine, "embedded"):
+        code, _, err = command(make_preferences, "build", photos, "--output-dir", mine, "--overwrite")
+        assert code == 2 and err.count("\n") == 1 and ("holds PHOTOS" in err or "no pair set" in err), err
+    assert (mine / "images" / "me.png").is_file() and (mine / "metadata.jsonl").is_file()
+    inside = pair_set_path / "images"
+    code, _, err = command(make_preferences, "build", inside, "--output-dir", pair_set_path, "--overwrite")
+    assert code == 2 and "holds PHOTOS" in err and any(inside.iterdir())
+    (pair_set_path / "annotations").mkdir()
+    (pair_set_path / "annotations" / "anna.jsonl").write_text("{}\n")
+    code, _, err = command(make_preferences, *EMBEDDED, "--output-dir", pair_set_path, "--overwrite")
+    assert code == 2 and "have judged" in err and (pair_set_path / "metadata.jsonl").is_file()
+
+
+def test_a_folder_without_a_usable_photo_leaves_nothing_behind(command, tmp_path, photos):
+    (tmp_path / "none").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "broken.png").write_bytes(b"\x89PNG")
+    for name, word in (("none", "holds no photos"), ("bad", "no photo can be used")):
+        code, _, err = command(make_preferences, "build", tmp_path / name, "--output-dir", tmp_path / "pairs")
+        assert code == 2 and word in err and err.count("\n") == 1 and not (tmp_path / "pairs").exists()
+
+
 def test_a_set_is_not_replaced_unasked(command, pair_set_path):
     before = (pair_set_path / "metadata.jsonl").read_text()
     code, _, err = command(make_preferences, *EMBEDDED, "--output-dir", pair_set_path, "--seed", "5")

@@ -83,6 +83,9 @@ def test_a_users_own_task(command, tmp_path):
         ([{"completion": "x", "area": 1}, {"completion": "x", "area": -1}], ["line 2", "above 0"]),
         (["[1]"], ["line 1"]),
         (["[" * 100_000], ["line 1", "not JSON"]),
+        (['{"completion": "x", "area": 1, "area": 2}'], ["line 1", "'area' is given twice"]),
+        (['{"completion": "x", "area": NaN}'], ["line 1", "NaN"]),
+        ([{"completion": "x", "area": 10**400}], ["line 1", "above 0"]),
     ],
 )
 def test_bad_rows_are_named_and_nothing_is_printed(command, tmp_path, rows, words):
@@ -97,6 +100,11 @@ def test_mistakes(command, tmp_path):
         code, out, err = command(score_completions, rows, *options)
         assert code == 2 and out == "" and word in err
     assert command(score_completions, tmp_path / "none.jsonl")[0] == 2
+    code, out, err = command(score_completions, rows, "--metrics", tmp_path)
+    assert code == 2 and out == "" and "is a folder" in err
+    rows = write(tmp_path / "rows.jsonl", [{"completion": "x", "AUs": ["AU4"]}])
+    code, out, err = command(score_completions, rows, "--task", "emotion", "--metrics", tmp_path / "m.json", "--au-list", "\u00b2")
+    assert code == 2 and out == "" and "--au-list" in err
 
 
 def test_it_needs_no_torch(tmp_path):

@@ -97,6 +97,8 @@ def test_a_run_writes_all_that_it_promises(finished):
     assert "Right in both orders" in page and "http" not in page.replace("http-equiv", "")
     asked = json.loads((finished / "model" / "judge.json").read_text())
     assert (asked["shown"], asked["form"]) == ("beside-difference", "brief")
+    card = (finished / "model" / "README.md").read_text()
+    assert "**Synthetic**" in card and "| overall |" in card and "Honest retouch against tricks" in card and str(finished) not in card
     assert not list(finished.glob("*/checkpoint-*")) and not (finished / ".lock").exists()
 
 

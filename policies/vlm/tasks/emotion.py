@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from portraitkit.errors import DataError
+from portraitkit.vlm.tags import inside
 from portraitkit.vlm.task import Mode, Score, Task
 from preference_data.emotion_labels import ACTION_UNITS, DEFINITIONS, EMOTIONS
 
-THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
-ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 BODY = r"((?:(?!</?(?:think|answer)>).)*)"
-WHOLE = re.compile(rf"\s*<think>{BODY}</think>\s*<answer>{BODY}</answer>\s*", re.DOTALL)
+WHOLE = re.compile(rf"\s*<think>{BODY}</think>\s*<answer>\s*([^\W\d_]+)\s*</answer>\s*", re.DOTALL)
+"""What `fixed` asks for; an answer is one word."""
+TURN = re.compile(r"</think>\s*<answer>")
 UNIT = re.compile(r"\bAU\s?0*([1-9]\d?)\b", re.IGNORECASE)
 
 
@@ -34,18 +35,18 @@ def emotion_task(*, signed: bool = False) -> Task:
     """The task, with `2 F1 - 1` instead of F1 for the action units (as their code has it) where `signed`."""
 
     def score(completion: str, truth: Expression, mode: Mode) -> Score:
-        whole = WHOLE.fullmatch(completion)
         if mode == "paper":
-            think, answer = THINK.search(completion), ANSWER.search(completion)
-            reasoning, word = think[1] if think else "", answer[1].strip() if answer else ""
+            formed = published_form(completion)
+            reasoning, word = inside(completion, "think") or "", (inside(completion, "answer") or "").strip()
         else:
-            whole = whole if whole and whole[2].strip().isalpha() else None  # an answer is one word; an empty one is none
-            reasoning, word = (whole[1], whole[2].strip().lower()) if whole else ("", "")
+            whole = WHOLE.fullmatch(completion)
+            formed = whole is not None
+            reasoning, word = (whole[1], whole[2].lower()) if whole else ("", "")
         named = frozenset(int(number) for number in UNIT.findall(reasoning))
-        units = _units_reward(named, truth.units, mode, readable=whole is not None, signed=signed)
+        units = _units_reward(named, truth.units, mode, readable=formed, signed=signed)
         unlabelled = 0.5 if mode == "paper" else None
         accuracy = unlabelled if truth.emotion is None else float(word == truth.emotion)
-        parts = {"action_units": units, "emotion": accuracy, "format": float(whole is not None)}
+        parts = {"action_units": units, "emotion": accuracy, "format": float(formed)}
         parsed = {"AUs": [f"AU{unit}" for unit in sorted(named)], "label": word} if word or named else None
         return Score(sum(value for value in parts.values() if value is not None), parts, parsed)
 
@@ -61,6 +62,13 @@ def emotion_task(*, signed: bool = False) -> Task:
         make_row=_make_row,
         brief="Emotion?",
     )
+
+
+def published_form(completion: str) -> bool:
+    """Whether `<think>.*?</think>\\s*<answer>.*?</answer>` matches the whole completion, as their code asks; in linear time."""
+    turned = TURN.search(completion, len("<think>"))
+    ends = completion.startswith("<think>") and completion.endswith("</answer>")
+    return ends and turned is not None and turned.end() <= len(completion) - len("</answer>")
 
 
 def f1(named: frozenset[int], truth: frozenset[int]) -> float:

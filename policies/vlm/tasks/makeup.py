@@ -3,7 +3,8 @@
 `TASK` reads `<answer>[{"shape": ..., "color": "#RRGGBB"}, ...]</answer>`, 1 to 3 items; `LIPS` reads
 `<answer>{"color": "#RRGGBB"}</answer>`.
 
-The colour score is `max(0, 1 - dE76 / 100)` in CIELAB. `paper` rewards as published; three faults of theirs are repaired in
+The colour score is `max(0, 1 - dE76 / 100)` in CIELAB. `paper` rewards as published (utils/reward.py and reward_lips.py of the source)
+but for two things: any string is a shape, and any text between the tags leaves them good. Three faults of theirs are repaired in
 `fixed`: F1 over matches of S >= .6 saturates (one colour matches everything), garbage outscores some answers, hex digits are
 never checked. There, accuracy is a soft F1 (matches weighted by S, optimal assignment), and it counts only where the answer is
 well formed throughout.
@@ -19,34 +20,69 @@ from portraitkit.errors import DataError
 from portraitkit.vlm.task import Mode, Score, Task
 from preference_data import makeup_prompts as prompts
 
-TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 WHOLE = re.compile(r"\s*<answer>((?:(?!</?answer>).)*)</answer>\s*", re.DOTALL)
 PAPER_FLOOR = 0.2
 
 
 def _score_look(completion: str, truth: list[Item], mode: Mode) -> Score:
-    tagged = TAGS.search(completion) if mode == "paper" else WHOLE.fullmatch(completion)
-    content = tagged[1] if tagged else completion
-    answer, is_json = _read_json(content)
+    return _published_look(completion, truth) if mode == "paper" else _repaired_look(completion, truth)
+
+
+def _published_look(completion: str, truth: list[Item]) -> Score:
+    """Tags count around the whole answer only; what is no list of objects is unparseable; every object of a list is matched."""
+    body, tagged = _published_body(completion)
+    value = _read_json(body)[0] if body is not None else None
+    items: list[Any] = value if isinstance(value, list) and all(isinstance(item, dict) for item in value) else []
+    good = [_has_color(item) and isinstance(item.get("shape"), str) for item in items]
+    schema = sum(1.0 if ok else PAPER_FLOOR for ok in good) / len(good) if good else PAPER_FLOOR
+    form = 0.3 * (1.0 if tagged else PAPER_FLOOR) + 0.3 * (1.0 if items else PAPER_FLOOR) + 0.4 * schema
+    named = [{"shape": str(item.get("shape", "")), "color": str(item.get("color", ""))} for item in items]
+    accuracy = greedy_f1(named, truth) if items else PAPER_FLOOR
+    return Score(0.3 * form + accuracy, {"format": 0.3 * form, "accuracy": accuracy}, _parsed(items, good))
+
+
+def _published_body(completion: str) -> tuple[str | None, bool]:
+    """What stands in the tags, and whether they enclose the whole completion; those in a code fence are read, too."""
+    text = completion.strip()
+    whole = re.fullmatch(r"<answer>(.*)</answer>", text, re.DOTALL)
+    if whole is None and text.startswith("```") and text.endswith("```"):
+        fenced = re.fullmatch(r"<answer>(.*)</answer>", "\n".join(text.split("\n")[1:-1]).strip(), re.DOTALL)
+        return fenced[1] if fenced else None, False
+    return (whole[1], True) if whole else (None, False)
+
+
+def _has_color(item: dict[str, Any]) -> bool:
+    """As published: a # and six characters, whatever they are."""
+    color = item.get("color")
+    return isinstance(color, str) and color.startswith("#") and len(color) == 7
+
+
+def _repaired_look(completion: str, truth: list[Item]) -> Score:
+    tagged = WHOLE.fullmatch(completion)
+    answer, is_json = _read_json(tagged[1] if tagged else completion)
     items: list[Any] = answer if isinstance(answer, list) else []
-    good = [_is_item(item, check_hex=mode == "fixed") for item in items]
-    low = PAPER_FLOOR if mode == "paper" else 0.0
-    schema = sum(1.0 if ok else low for ok in good) / len(good) if good else low
-    form = 0.3 * (1.0 if tagged else low) + 0.3 * (1.0 if is_json else low) + 0.4 * schema
-    if mode == "paper":
-        accuracy = greedy_f1([item for item, ok in zip(items, good, strict=True) if ok], truth) if any(good) else PAPER_FLOOR
-    else:
-        accuracy = soft_f1(items, truth) if tagged and 1 <= len(items) <= 3 and all(good) else 0.0
-        form = form if len(items) <= 3 else 0.3 * bool(tagged) + 0.3
-    return Score(0.3 * form + accuracy, {"format": 0.3 * form, "accuracy": accuracy}, items if any(good) else None)
+    good = [_is_item(item) for item in items]
+    schema = sum(good) / len(good) if 1 <= len(good) <= 3 else 0.0
+    form = 0.3 * bool(tagged) + 0.3 * is_json + 0.4 * schema
+    accuracy = soft_f1(items, truth) if tagged and 1 <= len(items) <= 3 and all(good) else 0.0
+    return Score(0.3 * form + accuracy, {"format": 0.3 * form, "accuracy": accuracy}, _parsed(items, good))
+
+
+def _parsed(items: Sequence[Any], good: Sequence[bool]) -> list[Item] | None:
+    """Shape and color of the items that have both: what else an answer holds may be no JSON when written again, as 1e400."""
+    return [{name: item[name] for name in ("shape", "color")} for item, ok in zip(items, good, strict=True) if ok] or None
 
 
 def _score_lips(completion: str, truth: list[Item], mode: Mode) -> Score:
-    tagged = TAGS.search(completion) if mode == "paper" else WHOLE.fullmatch(completion)
-    answer, _ = _read_json(tagged[1]) if tagged else (None, False)
+    if mode == "paper":
+        body, floor = _published_body(completion)[0], PAPER_FLOOR
+    else:
+        tagged = WHOLE.fullmatch(completion)
+        body, floor = tagged[1] if tagged else None, 0.0
+    answer = _read_json(body)[0] if body is not None else None
     color = answer.get("color") if isinstance(answer, dict) else None
     if not isinstance(color, str) or HEX.fullmatch(color) is None:
-        return Score(0.0, {"color": 0.0}, None)
+        return Score(floor, {"color": floor}, None)
     value = color_score(color, truth[0]["color"])
     return Score(value, {"color": value}, {"color": color})
 
@@ -57,7 +93,7 @@ def read_look(completion: str) -> list[Item] | None:
     items = _read_json(tagged[1])[0] if tagged else None
     if not isinstance(items, list) or not 1 <= len(items) <= 3:
         return None
-    return items if all(_is_item(item, check_hex=True) for item in items) else None
+    return items if all(_is_item(item) for item in items) else None
 
 
 def read_lips(completion: str, truth: Sequence[Item]) -> list[Item] | None:
@@ -102,10 +138,10 @@ def _refuse(constant: str) -> None:
     raise ValueError(constant)
 
 
-def _is_item(item: object, *, check_hex: bool) -> bool:
+def _is_item(item: object) -> bool:
     if not (isinstance(item, dict) and isinstance(item.get("shape"), str) and isinstance(item.get("color"), str)):
         return False
-    return not check_hex or HEX.fullmatch(item["color"]) is not None
+    return HEX.fullmatch(item["color"]) is not None
 
 
 def _read_truth(row: Mapping[str, Any]) -> list[Item]:
@@ -113,7 +149,7 @@ def _read_truth(row: Mapping[str, Any]) -> list[Item]:
     if not isinstance(solution, list) or not 1 <= len(solution) <= 3:
         raise DataError('solution: must be a list of 1 to 3 items such as {"shape": "LIP_FULL_BASIC", "color": "#B03050"}')
     for item in solution:
-        if not _is_item(item, check_hex=True):
+        if not _is_item(item):
             raise DataError(f"solution item {item!r}: needs a string shape and a color of the form #RRGGBB")
     return solution
 

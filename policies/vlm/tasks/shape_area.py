@@ -7,6 +7,7 @@ where the whole completion has the form that the prompt asks for.
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,21 +36,27 @@ def area_task(
         max_angle: the shapes' rotation in degrees, uniform in +- this.
         name: as `--task` takes it.
     """
-    anywhere = re.compile(rf"<{think_tag}>.*?</{think_tag}>\s*<answer>.*?</answer>", re.DOTALL)
+    turn = re.compile(rf"</{think_tag}>\s*<answer>")
     body = rf"(?:(?!</?(?:{think_tag}|answer)>).)*"
     whole = re.compile(rf"\s*<{think_tag}>{body}</{think_tag}>\s*<answer>\s*\d+\.\d{{2}}\s*</answer>\s*", re.DOTALL)
+
+    def structured(completion: str) -> bool:
+        """Whether `<think_tag>.*?</think_tag>\\s*<answer>.*?</answer>` is found anywhere, in linear time."""
+        start = completion.find(f"<{think_tag}>")
+        turned = turn.search(completion, start) if start >= 0 else None
+        return turned is not None and completion.find("</answer>", turned.end()) >= 0
 
     def score(completion: str, area: float, mode: Mode) -> Score:
         number = NUMBER.search(completion)
         readable = number is not None and (mode == "paper" or whole.fullmatch(completion) is not None)
         if mode == "paper":
-            form = {"two_decimals": 0.5 if number else 0.0, "structure": 0.5 if anywhere.search(completion) else 0.0}
+            form = {"two_decimals": 0.5 if number else 0.0, "structure": 0.5 if structured(completion) else 0.0}
         else:
             form = {"two_decimals": 0.5 if readable else 0.0, "structure": 0.5 if readable else 0.0}
         value = float(number[1]) if number and readable else None
         correctness = -3.0 if value is None else 3 - 6 * min(1.0, abs(value - area) / max(area, floor))
         parts: dict[str, float | None] = {"correctness": correctness, **form}
-        return Score(correctness + sum(form.values()), parts, value)
+        return Score(correctness + sum(form.values()), parts, value if value is not None and math.isfinite(value) else None)
 
     def make_row(split: str, seed: int) -> dict[str, Any]:
         from policies.vlm.tasks.shape_plot import SIDE, draw_picture, draw_shape  # torch: scoring needs none
@@ -78,8 +85,8 @@ def area_task(
 
 def _metrics(completions: Sequence[str], areas: Sequence[float]) -> dict[str, float]:
     """Relative error |p - a| / a of what can be read (leniently: the first number in answer tags), and how much cannot."""
-    read = [ANY_NUMBER.search(completion) for completion in completions]
-    errors = [abs(float(number[1]) - area) / area for number, area in zip(read, areas, strict=True) if number]
+    read = [float(found[1]) if (found := ANY_NUMBER.search(completion)) else math.inf for completion in completions]
+    errors = [abs(number - area) / area for number, area in zip(read, areas, strict=True) if number < math.inf]
     return {
         "relative_error": sum(errors) / len(errors) if errors else math.nan,
         "unreadable": 1 - len(errors) / len(completions),
@@ -88,8 +95,8 @@ def _metrics(completions: Sequence[str], areas: Sequence[float]) -> dict[str, fl
 
 def _read_truth(row: Mapping[str, Any]) -> float:
     area = row.get("area")
-    if isinstance(area, bool) or not isinstance(area, int | float) or not math.isfinite(area) or area <= 0:
-        raise DataError(f"area {area!r}: must be a number above 0")
+    if isinstance(area, bool) or not isinstance(area, int | float) or not 0 < area < math.inf or area > sys.float_info.max:
+        raise DataError(f"area {area!r:.40}: must be a number above 0")
     return float(area)
 
 

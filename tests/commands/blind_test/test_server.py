@@ -204,6 +204,11 @@ def test_200_raters_at_once_lose_no_vote(make, serve, crowd):
     assert {rater: sum(vote.rater == rater for vote in votes) for rater in range(1, 201)} == dict.fromkeys(range(1, 201), 5)
 
 
+def _heeds_interrupts():
+    """A shell's background jobs, and what they start, ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_killed_in_the_middle_it_goes_on_where_it_was(make, command):
     folder = make()
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -221,7 +226,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(make, command):
     answered = 0
     for end in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
         running = contextlib.ExitStack()
-        server = subprocess.Popen(entry, stderr=subprocess.PIPE, text=True, env=os.environ)
+        server = subprocess.Popen(entry, stderr=subprocess.PIPE, text=True, env=os.environ, preexec_fn=_heeds_interrupts)
         try:
             client = running.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", cookies=cookies, follow_redirects=True))
             for _ in range(400):

@@ -65,7 +65,7 @@ def test_unscorable_candidates_are_counted_and_too_many_stop_the_run(make_traine
     trainer.rewards.functions.clear()
     trainer.rewards.functions["texture"] = sometimes
     trainer.train_step()
-    assert trainer.progress.unscorable == 1
+    assert trainer.progress.unscorable == 2  # each group is scored on its own
 
     trainer.rewards.functions["texture"] = lambda candidates, photos: torch.full((len(candidates),), torch.nan)
     with pytest.raises(TrainingStopped, match="8 of 8 candidates could not be scored"):

@@ -150,6 +150,7 @@ def test_rules_between_fields_see_recipe_and_command_line_together(tmp_path: Pat
         (["--config"], "--config needs a value: the name of a recipe or a .toml file"),
         (["--config", "--eta", "1"], "--config needs a value: the name of a recipe or a .toml file"),
         (["--config", "a.toml", "--config", "b.toml"], "--config was given twice"),
+        (["--rewards", "identity", "--rewards", "texture"], "--rewards is given twice: give all its values after one --rewards"),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line(argv: list[str], message: str):

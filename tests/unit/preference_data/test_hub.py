@@ -48,6 +48,22 @@ def test_another_data_set_is_refused(tmp_path):
     (tmp_path / "other" / "train.jsonl").write_text(json.dumps({"text": "x"}) + "\n")
     with pytest.raises(DataError, match="column 'id' is missing"):
         load_parquet(str(tmp_path / "other"), tmp_path / "back")
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["other"]  # nothing half-written
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./nowhere", "/nowhere", "empty"])
+def test_no_data_set_is_one_line_and_writes_nothing(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=name) as error:
+        load_parquet(name, tmp_path / "back")
+    assert "\n" not in str(error.value) and not (tmp_path / "back").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(pair_set, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="could not be written"):
+        save_parquet(pair_set, tmp_path / "file" / "out")
 
 
 def test_a_full_folder_is_refused(pair_set):
@@ -66,3 +82,25 @@ def test_rows_for_trl_show_both_orders_of_one_pair(pair_set):
     answer = read_answer(one["completion"][0]["content"])
     assert isinstance(answer, Answer) and answer.coherent and str(answer.better) == one["overall"]
     assert answer.scores == pair.scores
+
+
+def test_the_data_card_says_where_everything_comes_from(pair_set, tmp_path):
+    from huggingface_hub import DatasetCard
+
+    pairs = read_pairs(pair_set)
+    record = json.loads((pair_set / "build.json").read_text())
+    assert record["photos"] == "embedded" and record["versions"]["portraitkit"] and record["options"]["generators"]
+    save_parquet(pair_set, tmp_path / "all")
+    card = DatasetCard.load(tmp_path / "all" / "README.md")
+    assert card.data.to_dict()["configs"][0]["data_files"][0]["path"] == "data/train.parquet" and "synthetic" in card.data.tags
+    assert f"{len(pairs)} pairs of" in card.text and "All of them are **synthetic**" in card.text and "are not recorded" in card.text
+    assert f"| versions | portraitkit {record['versions']['portraitkit']}" in card.text and "| degradations |" in card.text
+    mixed = [replace(pair, synthetic=False, consent="", licence="mit", gender="woman", annotator="ann|a") for pair in pairs[:2]]
+    write_pairs(pair_set, [*mixed, *(replace(pair, licence="mit", consent="release 7", gender="man") for pair in pairs[2:])])
+    (pair_set / "build.json").unlink()
+    save_parquet(pair_set, tmp_path / "mixed")
+    card = DatasetCard.load(tmp_path / "mixed" / "README.md")
+    assert card.data.license == "mit" and f"**{len(pairs) - 2} of them are synthetic**" in card.text
+    assert f"| consent of the person | release 7 ({len(pairs) - 2}), not given (2) |" in card.text
+    assert "**2 pairs of real photos do not say" in card.text and f"| gender | man ({len(pairs) - 2}), woman (2) |" in card.text
+    assert "ann\\|a (2)" in card.text and "were not recorded" in card.text

@@ -12,6 +12,7 @@ from portraitkit.faces.align import align_face
 from portraitkit.faces.mesh import require_mesh
 from portraitkit.faces.portraits import bundled_portraits
 from portraitkit.faces.regions import LEFT_EYE, LIPS_INNER, LIPS_OUTER, OVAL, RIGHT_EYE
+from preference_data import makeup_prompts
 from preference_data.makeup import render_makeup
 from preference_data.makeup_shapes import SHAPES, Shape, draw_shape, face_scale, shapes_of, smooth_outline
 from preference_data.synthetic import make_person
@@ -262,3 +263,9 @@ def test_the_unit_survives_a_turned_head(faces):
     middle = mesh.mean(0)
     turned = (mesh - middle) * torch.tensor([0.6, 1.0]) + middle
     assert face_scale(turned) > 0.9 * face_scale(mesh)
+
+
+def test_the_prompt_names_every_shape_of_the_renderer():
+    """A model is paid for the right name: it must have read it."""
+    assert set(makeup_prompts.SHAPES) == set(SHAPES)
+    assert all(name in makeup_prompts.MAKEUP for name in SHAPES)

@@ -1,5 +1,6 @@
 """Parts of the judge's training: what is kept, what is coherent, what GRPO pays, what is still wrong, who is in which split."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,19 +9,22 @@ import torch
 
 from portraitkit.errors import ConfigError, DataError, WeightsError
 from portraitkit.vlm.generate import Completion
+from portraitkit.vlm.load import EMBEDDED
 from portraitkit.vlm.rewards import part_names, reward_functions
 from preference_data.brief_contract import write_brief
 from preference_data.contract import Answer, read_answer, turned, write_answer
 from preference_data.schema import DIMENSIONS
 from reward_models.coherence import NliCoherence, deterministic, load_coherence
 from reward_models.judge_hacks import DISTURBANCES, HACKS, disturbed, hack_figures, hack_pairs, stability
-from reward_models.judge_settings import JudgeSettings, view_of, write_settings
+from reward_models.judge_settings import JudgeSettings, read_settings, view_of, write_settings
 from reward_models.judge_task import Asked, judge_task
 from reward_models.judged_pairs import View, check_disjoint, exchanged, identity_hash, open_pairs, swapped, synthetic_pair
 from reward_models.judging import judged_of
 from reward_models.preference_task import Preference, answer_of
 from reward_models.reasoning import reason, words_agree
 from reward_models.rejection import keep, verdict_on
+from reward_models.train import calibrate_last
+from reward_models.train_config import RewardModelConfig
 from reward_models.train_stages import still_wrong
 
 BRIEF, FULL = View("beside-difference", "brief"), View("as-taken", "full")
@@ -238,3 +242,14 @@ def test_a_stored_set_needs_judged_pairs_in_every_split(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         open_pairs(str(tmp_path), {"train": 0, "validation": 0, "held_out": 0}, 0)
     assert not Path("nowhere").exists()
+
+
+def test_the_last_judge_is_calibrated_on_the_validation_pairs(tmp_path):
+    folder, said = tmp_path / "model", []
+    shutil.copytree(EMBEDDED, folder)
+    write_settings(folder, JudgeSettings("beside-difference", "brief"))
+    pairs = [synthetic_pair("validation", seed) for seed in range(6)]
+    calibrate_last(RewardModelConfig(), pairs, folder, said.append)
+    settings = read_settings(folder)
+    assert settings is not None and settings.temperature != 1 and (settings.shown, settings.form) == ("beside-difference", "brief")
+    assert f"{settings.temperature:.2f}" in said[0]

@@ -1,10 +1,12 @@
 """Emotion rewards: F1 of action units, the emotion, the structure."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.vlm.tasks.emotion import ACTION_UNITS, EMOTIONS, TASK, Expression, emotion_task
+from policies.vlm.tasks.emotion import ACTION_UNITS, EMOTIONS, TASK, Expression, emotion_task, published_form
 from portraitkit.errors import DataError
 
 SAD = Expression(frozenset({1, 4, 15}), "sadness")
@@ -31,11 +33,23 @@ def answer(think: str, word: str) -> str:
         (answer("AU 4, au15 and AU01", "sadness"), SAD, 3.0, 3.0),
         (answer("", "AU1 AU4 AU15"), SAD, 1.0, 0.0),  # named in the answer: not credited, and no one word
         ("<think></think><answer></answer>", Expression(frozenset(), "neutral"), 1.0, 0.0),  # an empty answer is none
+        (answer("(AU1) <think>(AU4) (AU15)", "sadness"), SAD, 3.0, 0.0),  # theirs takes tags within tags
+        (answer("(AU1) (AU4) (AU15)", "sadness</answer><answer>fear"), SAD, 3.0, 0.0),
+        (answer("(AU1) (AU4) (AU15)", "sadness") + "\n", SAD, 2.0, 3.0),  # and no line break at the end
+        ("<think>(AU1) (AU4) (AU15)</think><answer>", SAD, 1.0, 0.0),
+        ("<answer>sadness</answer><think>(AU1) (AU4) (AU15)</think>", SAD, 2.0, 0.0),
     ],
 )
 def test_totals(completion, truth, paper, fixed):
     assert TASK.score(completion, truth, "paper").reward == pytest.approx(paper)
     assert TASK.score(completion, truth, "fixed").reward == pytest.approx(fixed)
+
+
+@given(st.lists(st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", " ", "x"]), max_size=9).map("".join))
+def test_the_published_form_is_what_their_pattern_matches(text):
+    for completion in (text, f"<think>{text}</answer>"):
+        pattern = r"<think>.*?</think>\s*<answer>.*?</answer>"  # src/open-r1-multimodal/src/open_r1/grpo_jsonl.py
+        assert published_form(completion) == (re.fullmatch(pattern, completion, re.DOTALL) is not None)
 
 
 def test_what_a_row_does_not_label_is_none():

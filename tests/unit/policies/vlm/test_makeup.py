@@ -49,6 +49,41 @@ def test_published_totals(completion, paper):
     assert TASK.score(completion, TRUTH, "paper").reward == pytest.approx(paper)
 
 
+@pytest.mark.parametrize(
+    ("completion", "paper"),
+    [
+        (json.dumps(TRUTH), 0.26),  # without tags nothing is read
+        ("Sure: " + tagged(TRUTH), 0.26),
+        (tagged(TRUTH) + "\n\n", 1.3),
+        ("```json\n" + tagged(TRUTH) + "\n```", 0.3 * (0.06 + 0.3 + 0.4) + 1),
+        (tagged([]), 0.332),
+        (tagged([TRUTH[0], "x"]), 0.332),
+        (tagged([TRUTH[0], {"color": "pink"}]), 0.3 * (0.6 + 0.4 * 0.6) + 0.5),  # one of two right, and both count
+        (tagged([{"shape": "LIP_FULL_BASIC", "color": "#GGGGGG"}]), 0.3),  # hex digits are not checked
+        (tagged([{"shape": "LIP_FULL_BASIC", "color": "B03050"}]), 0.3 * (0.6 + 0.08)),
+        (tagged([{}]), 0.204),
+        (tagged(TRUTH) * 2, 0.332),
+    ],
+)
+def test_what_the_published_code_pays_for_answers_of_another_form(completion, paper):
+    """By hand from utils/reward.py of the source: FormatReward_ and AccuracyReward_."""
+    assert TASK.score(completion, TRUTH, "paper").reward == pytest.approx(paper)
+
+
+@pytest.mark.parametrize(
+    "completion", ["pink", '{"color": "#B03050"}', tagged({"color": "B03050"}), tagged({"colour": "#B03050"}), tagged('{"color"')]
+)
+def test_lips_that_cannot_be_read_earn_the_published_floor_in_paper_only(completion):
+    assert LIPS.score(completion, TRUTH, "paper").reward == 0.2
+    assert LIPS.score(completion, TRUTH, "fixed").reward == 0
+
+
+@pytest.mark.parametrize("mode", ["paper", "fixed"])
+def test_what_was_parsed_is_json(mode):
+    wild = '[{"shape": "a", "color": "#B03050", "alpha": 1e400, "alpha": -1e400}]'
+    assert TASK.score(tagged(wild), TRUTH, mode).parsed == [{"shape": "a", "color": "#B03050"}]
+
+
 def test_one_colour_matches_what_it_should_not_in_paper_and_not_in_fixed():
     """The right shape matches up to dE 57: F1 says 1 where the colour is far off."""
     truth = [{"shape": "LIP_FULL_BASIC", "color": "#F07749"}]

@@ -75,7 +75,14 @@ def test_the_perfect_answer_earns_the_maximum(cents):
         assert TASK.score(TASK.perfect(truth), truth, mode).reward == pytest.approx(TASK.ranges[mode][1])
 
 
-@pytest.mark.parametrize("area", [None, "400", 0, -1, float("nan"), float("inf"), True])
+def test_a_number_beyond_all_others_is_wrong_and_no_json_value():
+    score = TASK.score(answer("9" * 400 + ".00"), 400.0, "fixed")
+    assert score.reward == -2 and score.parsed is None
+    assert TASK.metrics is not None
+    assert TASK.metrics([answer("9" * 400 + ".00"), answer("300.00")], [400.0, 400.0]) == {"relative_error": 0.25, "unreadable": 0.5}
+
+
+@pytest.mark.parametrize("area", [None, "400", 0, -1, float("nan"), float("inf"), True, 10**400])
 def test_a_truth_that_is_no_area_is_refused(area):
     with pytest.raises(DataError, match="must be a number above 0"):
         TASK.read_truth({"area": area})

@@ -40,6 +40,10 @@ def test_a_folder_is_read_and_validation_is_set_aside(brightness, tmp_path):
     assert not {row.pictures for row in found["train"]} & {row.pictures for row in found["validation"]}
 
 
+def row(text):
+    return lambda folder: (folder / "train.jsonl").write_text(text + "\n")
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -49,6 +53,12 @@ def test_a_folder_is_read_and_validation_is_set_aside(brightness, tmp_path):
         (lambda folder: (folder / "train.jsonl").write_text("[1]\n"), ["line 1", "JSON object"]),
         (lambda folder: (folder / "train.jsonl").write_text("{\n"), ["line 1", "not JSON"]),
         (lambda folder: (folder / "train.jsonl").write_text(""), ["no rows"]),
+        (row('{"images": "train0.png", "word": "dark"}'), ["line 1", "images 'train0.png'", "list"]),
+        (row('{"image": "../data/train0.png", "word": "dark"}'), ["line 1", "leaves the folder"]),
+        (row('{"image": "/etc/hostname", "word": "dark"}'), ["line 1", "leaves the folder"]),
+        (row(json.dumps({"image": "a" * 5000, "word": "dark"})), ["line 1", "must name a file"]),
+        (row('{"image": "train0.png\\u0000", "word": "dark"}'), ["line 1", "must name a file"]),
+        (row('{"image": "train0.png", "word": "dark", "word": "bright"}'), ["line 1", "given twice"]),
     ],
 )
 def test_what_breaks_a_folder_is_named(brightness, tmp_path, spoil, words):

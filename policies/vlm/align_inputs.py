@@ -1,0 +1,59 @@
+"""What a run or an export of a task starts from: its rows, the prompt, and whether they fit."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from policies.vlm.align_config import AlignVlmConfig
+from portraitkit.progress import progress_bar
+from portraitkit.vlm.context import Lengths, check_lengths, context_of
+from portraitkit.vlm.load import asked_briefly
+from portraitkit.vlm.rows import Row, make_rows, open_rows
+from portraitkit.vlm.task import Task
+
+
+def prompt_of(config: AlignVlmConfig, task: Task) -> str:
+    """What the model is asked, see `--prompt`."""
+    brief = config.prompt == "brief" or (config.prompt == "auto" and asked_briefly(config.model))
+    return (task.brief or task.prompt) if brief else task.prompt
+
+
+def open_all_rows(config: AlignVlmConfig, task: Task, console: Console) -> dict[str, list[Row]]:
+    """The rows of the three splits, made or read.
+
+    Raises:
+        DataError: see `portraitkit.vlm.rows.open_rows`.
+    """
+    counts = {"train": config.train_rows, "validation": config.validation_rows, "held_out": config.held_out_rows}
+    if config.data != "embedded":
+        return open_rows(task, config.data, counts, config.seed)
+    with progress_bar(console, elapsed=True) as progress:
+        bar = progress.add_task("making rows", total=sum(counts.values()))
+        return {
+            split: make_rows(task, split, count, 0 if split == "held_out" else config.seed, advance=lambda: progress.advance(bar))
+            for split, count in counts.items()
+        }
+
+
+def check_all_lengths(
+    config: AlignVlmConfig, processor: Any, rows: Mapping[str, Sequence[Row]], prompt: str, longest: int | None = None
+) -> Lengths:
+    """Refuse rows that fit neither into the model's context nor into what the engine takes that generates.
+
+    Args:
+        config: of the run.
+        processor: of the model.
+        rows: of all splits.
+        prompt: the user turn's text.
+        longest: tokens that the engine takes, or None.
+
+    Raises:
+        DataError: a row does not fit; it is named.
+    """
+    context, limit = context_of(config.model), "the model's context"
+    if longest is not None and (context is None or longest < context):
+        context, limit = longest, "vLLM's longest sequence"
+    every = [row for some in rows.values() for row in some]
+    targets = "sft" in config.stages
+    return check_lengths(processor, every, prompt, max_tokens=config.max_tokens, context=context, limit=limit, targets=targets)
