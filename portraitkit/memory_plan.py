@@ -20,7 +20,7 @@ NF4 = 0.5 + 4 / 64
 EIGHT_BIT_FROM, EIGHT_BIT_BLOCK = 4096, 256
 """bitsandbytes keeps states of smaller tensors in float32; the others have a float32 scale for each block."""
 Config = TypeVar("Config")
-Sharding = Literal["none", "zero2", "zero3", "fsdp"]
+Sharding = Literal["none", "zero2", "zero3", "fsdp2"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Shards:
     """How a run is split over devices."""
 
     kind: Sharding = "none"
-    """zero2: gradients and optimiser states are split; zero3 and fsdp: the weights, too; none: each device holds all."""
+    """zero2: gradients and optimiser states are split; zero3 and fsdp2: the weights, too; none: each device holds all."""
     devices: int = 1
     """That take part."""
 
@@ -40,7 +40,7 @@ class Shards:
     @property
     def of_weights(self) -> int:
         """Parts that weights are split into."""
-        return self.devices if self.kind in ("zero3", "fsdp") else 1
+        return self.devices if self.kind in ("zero3", "fsdp2") else 1
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Trained:
 
         Args:
             optimizer: adamw or adamw_8bit.
-            shards: how the run is split. ZeRO keeps moments and a copy in float32; FSDP and a plain run keep the weights' type.
+            shards: how the run is split. ZeRO keeps moments and a copy in float32; FSDP2 and a plain run keep the weights' type.
         """
         if shards.kind in ("zero2", "zero3"):
             return sum(values * (8 + 4 * (width < 4)) for values, width in self.tensors) // shards.devices
@@ -139,12 +139,14 @@ class Change(Generic[Config]):
     """As typed: an option and its value."""
     apply: Callable[[Config], Config | None]
     """The changed configuration; None where it changes nothing."""
+    more_devices: bool = False
+    """It asks for more devices: tried only where nothing else helps."""
 
 
 def check_fits(
     config: Config, memory: Memory, limit: int | None, changes: Sequence[Change[Config]], plan: Callable[[Config], Memory]
 ) -> None:
-    """Refuse a run that cannot fit, with a change that makes it fit: one alone if one does, else the fewest in the given order.
+    """Refuse a run that cannot fit, with what makes it fit: one change if one does, else some together, none of them needless.
 
     Args:
         config: of the run.
@@ -177,21 +179,33 @@ def _fitting(
             changed = change.apply(changed) or changed
         return plan(changed).peak
 
-    able = [change for change in changes if change.apply(config) is not None]
-    for change in able:
-        if (now := peak([change])) <= limit:
-            return [change], now
-    chosen: list[Change[Config]] = []
     best = plan(config).peak
-    for change in able:
+    able = [change for change in changes if change.apply(config) is not None]
+    here, beyond = ([change for change in able if change.more_devices is more] for more in (False, True))
+    for some in (here, [*beyond, *here]) if beyond else (here,):
+        for change in some:
+            if (now := peak([change])) <= limit:
+                return [change], now
+        chosen, now = _together(some, peak, limit, plan(config).peak)
+        if now <= limit:
+            return chosen, now
+        best = min(best, now)
+    return None, best
+
+
+def _together(
+    changes: Sequence[Change[Config]], peak: Callable[[Sequence[Change[Config]]], int], limit: int, start: int
+) -> tuple[list[Change[Config]], int]:
+    """Changes that save together, in their order until it fits, without those that it fits without; and the bytes then."""
+    chosen: list[Change[Config]] = []
+    best = start
+    for change in changes:
         now = peak([*chosen, change])
-        if now < best:
+        if now <= best:  # what saves nothing yet may, once a larger phase has shrunk
             chosen, best = [*chosen, change], now
         if best <= limit:
             break
-    else:
-        return None, best
-    for change in chosen[:-1]:
+    for change in chosen[-2::-1] if best <= limit else ():
         if (now := peak(fewer := [kept for kept in chosen if kept is not change])) <= limit:
             chosen, best = fewer, now
     return chosen, best

@@ -189,7 +189,7 @@ class RetoucherConfig:
     """With --dry-run: memory of a device in GiB; that of the GPU that is here if not given."""
     plan_devices: int = 1
     """With --dry-run: devices that share the run."""
-    plan_sharding: Literal["none", "zero2", "zero3", "fsdp"] = "none"
+    plan_sharding: Literal["none", "fsdp2"] = "none"
     """With --dry-run: how they share it."""
 
     def __post_init__(self) -> None:

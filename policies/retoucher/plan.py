@@ -39,14 +39,15 @@ def dry_run(config: RetoucherConfig) -> int:
     for name, value in [*_recipe_lines(config), *memory.lines()]:
         table.add_row(name, value)
     Console().print(table)
-    check_fits(config, memory, device_limit(config.device_memory, config.device), CHANGES, plan_memory)
+    check_fits(config, memory, device_limit(config.device_memory, config.device), changes(config), plan_memory)
     return 0
 
 
 def plan_memory(config: RetoucherConfig) -> Memory:
     """What one device holds and needs.
 
-    Pictures and latents count where the run is on the CPU; with a GPU they stay on the host.
+    Pictures and latents count where the run is on the CPU; with a GPU they stay on the host. A group is updated at once, however small
+    `--micro-batch` is; offloaded text encoders stand beside the transformer while they encode.
     """
     gpu = config.device != "cpu"
     traced = _traced(_traced_fields(config))
@@ -55,20 +56,20 @@ def plan_memory(config: RetoucherConfig) -> Memory:
     gathered = 2 * traced["largest block"] if shards.of_weights > 1 else 0
     unpacked = traced["largest linear"] if config.quantize == "nf4" else 0
     trained: Trained = traced["trained"]
-    adapter = trained.size
+    adapter, moved = trained.size, config.offload_text_encoder
     held = {
         "weights of the transformer": base // shards.of_weights + gathered,
         "autoencoder": traced["autoencoder"],
-        "text encoders": 0 if config.offload_text_encoder else traced["text encoders"],
+        "text encoders": 0 if moved else traced["text encoders"],
         "LoRA": adapter // shards.of_weights,
         "LoRA, moving average and best": 2 * adapter,
         "gradients": adapter // shards.of_state,
         "optimiser states": trained.states(config.optimizer, shards),
         "photos and latents": 0 if gpu else _latents(config, traced),
     }
-    text = traced["encode text"] + (traced["text encoders"] if config.offload_text_encoder else 0)
+    reading = "encoding text, the encoders beside the transformer" if moved else "encoding text"
     phases = {
-        "encoding text": text,
+        reading: traced["encode text"] + (traced["text encoders"] if moved else 0),
         "encoding photos": traced["encode"],
         f"rollout, {_rollout_rows(config)} candidates at once": traced["rollout"] + unpacked,
         "decoding": traced["decode"],
@@ -76,6 +77,8 @@ def plan_memory(config: RetoucherConfig) -> Memory:
         "optimiser step": adapter if gpu else trained.largest,
     }
     notes = {"activations, checkpointing": "on" if config.gradient_checkpointing else "off", "attention": "fused (SDPA), no score matrix"}
+    if config.micro_batch < config.group_size:
+        notes[f"--micro-batch {config.micro_batch}"] = "cuts the rollout only: the update takes a whole group at once"
     if shards.devices > 1:
         notes["split"] = f"{shards.kind} over {shards.devices} devices (planned only)"
     return Memory(traced["parameters"], trained.values, held, phases, gpu, notes)
@@ -97,8 +100,10 @@ def _to(**values: Any) -> Any:
     """Set options; None where they are so already or where the backbone does not know them."""
 
     def apply(config: RetoucherConfig) -> RetoucherConfig | None:
-        known = config.backbone != "tiny" or not values.keys() & {"quantize", "offload_text_encoder", "vae_tiling"}
-        return replace(config, **values) if known and any(getattr(config, name) != value for name, value in values.items()) else None
+        unknown = config.backbone == "tiny" and values.keys() & {"quantize", "offload_text_encoder", "vae_tiling"}
+        if unknown or ("quantize" in values and config.plan_sharding != "none"):
+            return None
+        return replace(config, **values) if any(getattr(config, name) != value for name, value in values.items()) else None
 
     return apply
 
@@ -111,28 +116,32 @@ def _at_most(name: str, value: int) -> Any:
     return apply
 
 
-def _zero3(devices: int) -> Any:
+def _fsdp2(devices: int) -> Any:
     def apply(config: RetoucherConfig) -> RetoucherConfig | None:
-        if config.plan_devices >= devices and config.plan_sharding == "zero3" or config.quantize == "nf4":
+        split = config.plan_sharding == "fsdp2" and config.plan_devices >= devices
+        if split or config.device == "cpu" or config.quantize == "nf4":
             return None
-        return replace(config, plan_devices=devices, plan_sharding="zero3")
+        return replace(config, plan_devices=devices, plan_sharding="fsdp2")
 
     return apply
 
 
-CHANGES: tuple[Change[RetoucherConfig], ...] = (
-    Change("--offload-text-encoder", _to(offload_text_encoder=True)),
-    Change("--gradient-checkpointing", _to(gradient_checkpointing=True)),
-    Change("--micro-batch 1", _at_most("micro_batch", 1)),
-    Change("--vae-tiling", _to(vae_tiling=True)),
-    Change("--quantize nf4", _to(quantize="nf4")),
-    Change("--optimizer adamw_8bit", _to(optimizer="adamw_8bit")),
-    Change("--group-size 8", _at_most("group_size", 8)),
-    Change("--group-size 4", _at_most("group_size", 4)),
-    Change("--resolution 512", _at_most("resolution", 512)),
-    Change("--resolution 256", _at_most("resolution", 256)),
-    Change("--plan-sharding zero3 --plan-devices 8", _zero3(8)),
-)
+def changes(config: RetoucherConfig) -> tuple[Change[RetoucherConfig], ...]:
+    """What may be changed to make a run fit, the least painful first, more devices last."""
+    return (
+        Change("--offload-text-encoder", _to(offload_text_encoder=True)),
+        Change(f"--micro-batch {config.group_size}", _at_most("micro_batch", config.group_size)),
+        Change("--gradient-checkpointing", _to(gradient_checkpointing=True)),
+        Change("--vae-tiling", _to(vae_tiling=True)),
+        Change("--optimizer adamw_8bit", _to(optimizer="adamw_8bit")),
+        Change("--micro-batch 1", _at_most("micro_batch", 1)),
+        Change("--quantize nf4", _to(quantize="nf4")),
+        Change("--group-size 8", _at_most("group_size", 8)),
+        Change("--group-size 4", _at_most("group_size", 4)),
+        Change("--resolution 512", _at_most("resolution", 512)),
+        Change("--resolution 256", _at_most("resolution", 256)),
+        *(Change(f"fsdp2 over {devices} devices", _fsdp2(devices), more_devices=True) for devices in (2, 4, 8)),
+    )
 
 
 # ---- tracing
@@ -148,8 +157,13 @@ def _update_rows(config: RetoucherConfig) -> int:
     return own
 
 
+def _rolled_rows(config: RetoucherConfig) -> int:
+    """Candidates of the photos that are rolled out and decoded together."""
+    return min(config.photos_per_step, max(1, config.micro_batch // config.group_size)) * config.group_size
+
+
 def _rollout_rows(config: RetoucherConfig) -> int:
-    return min(config.micro_batch, config.photos_per_step * config.group_size)
+    return min(config.micro_batch, _rolled_rows(config))
 
 
 def _plan(config: RetoucherConfig) -> StepPlan:
@@ -169,7 +183,8 @@ def _traced_fields(config: RetoucherConfig) -> tuple[Any, ...]:
         config.kl_beta,
         _update_rows(config),
         _rollout_rows(config),
-        min(config.photos_per_step * config.group_size, _backbone(config).batch),
+        min(config.photos_per_step, _backbone(config).batch),
+        min(_rolled_rows(config), _backbone(config).batch),
     )
 
 
@@ -196,7 +211,7 @@ def _pictures(config: RetoucherConfig, traced: dict[str, Any]) -> int:
 @lru_cache(maxsize=64)
 def _traced(fields: tuple[Any, ...]) -> dict[str, Any]:
     """Bytes by name, of weights and of what computations add to them."""
-    name, model, resolution, guidance, tiling, rank, checkpointing, kl_beta, update_rows, rollout_rows, pictures = fields
+    name, model, resolution, guidance, tiling, rank, checkpointing, kl_beta, update_rows, rollout_rows, photos, pictures = fields
     backbone = meta_backbone(name, model, resolution, guidance=guidance, vae_tiling=tiling)
     transformer = backbone.transformer
     parts = parts_of(backbone)
@@ -226,7 +241,7 @@ def _traced(fields: tuple[Any, ...]) -> dict[str, Any]:
         return by_depth([stack for network in networks for stack in stacks_of(network)], once)
 
     with torch.device("meta"), torch.no_grad():
-        images = torch.empty(pictures, 3, backbone.resolution, backbone.resolution)
+        images = torch.empty(photos, 3, backbone.resolution, backbone.resolution)
         sizes["encode"] = extra(lambda: backbone.encode(images))
         sizes["decode"] = extra(lambda: backbone._pictures(torch.empty(pictures, *latent)))
         sizes["encode text"] = max(extra(lambda module=module: _read_text(module, backbone), module) for module in parts["text encoders"])

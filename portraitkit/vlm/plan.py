@@ -229,7 +229,7 @@ def changes(options: TrainerOptions) -> tuple[Change[Any], ...]:
         Change("--max-pixels 401408", _less("max_pixels", 401408)),
         Change("--group-size 4", _less("group_size", 4)),
         Change("--prompts-per-step 1", _less("prompts_per_step", 1)),
-        Change("--deepspeed zero3 --plan-devices 8", _zero3),
+        Change("--deepspeed zero3 --plan-devices 8", _zero3, more_devices=True),
     )
 
 

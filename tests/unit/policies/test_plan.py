@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from policies.retoucher.architectures import meta_backbone, parts_of
 from policies.retoucher.config import RetoucherConfig
-from policies.retoucher.plan import CHANGES, plan_memory
+from policies.retoucher.plan import changes, plan_memory
 from portraitkit.errors import ConfigError, WeightsError
 from portraitkit.memory_trace import LiveBytes, size_of, tensors_of
 
@@ -30,7 +30,8 @@ def measured(make_trainer, config) -> int:
     """Most bytes of live tensors in two training steps: the second has the optimiser's states."""
     trainer = make_trainer(config)
     trainer.source = type("Source", (), {"load": staticmethod(uncounted(trainer.source.load))})()
-    trainer._score = uncounted(trainer._score)
+    functions = {name: uncounted(function) for name, function in trainer.rewards.functions.items()}
+    trainer.rewards = replace(trainer.rewards, functions=functions)
     modules = [module for some in parts_of(trainer.backbone).values() for module in some]
     held = [t for module in modules for t in tensors_of(module)] + [*trainer.average.values(), *trainer.best.values()]
     with LiveBytes(held, ("cpu",)) as live:
@@ -46,6 +47,7 @@ def measured(make_trainer, config) -> int:
         {"group_size": 8, "gradient_checkpointing": False, "rank": 32},
         {"group_size": 8, "gradient_checkpointing": True, "rank": 4},
         {"group_size": 6, "gradient_checkpointing": False, "micro_batch": 6, "kl_beta": 0.1},
+        {"group_size": 6, "gradient_checkpointing": False, "micro_batch": 2},
     ],
 )
 def test_the_plan_is_within_a_tenth_of_what_is_measured(make_trainer, config, changes):
@@ -82,19 +84,32 @@ def test_more_candidates_take_more_and_checkpointing_less():
 
 def test_shares_of_devices():
     whole = plan_memory(RetoucherConfig(group_size=2))
-    split = plan_memory(RetoucherConfig(group_size=2, plan_devices=4, plan_sharding="zero2"))
-    assert split.held["optimiser states"] * 4 == whole.held["optimiser states"]
-    assert split.held["weights of the transformer"] == whole.held["weights of the transformer"]
-    sharded = plan_memory(RetoucherConfig(group_size=2, plan_devices=4, plan_sharding="zero3"))
-    assert sharded.held["LoRA"] * 4 == whole.held["LoRA"]
+    split = plan_memory(RetoucherConfig(group_size=2, plan_devices=4, plan_sharding="fsdp2"))
+    assert split.held["optimiser states"] * 4 == whole.held["optimiser states"] and split.held["LoRA"] * 4 == whole.held["LoRA"]
+    assert split.phases == whole.phases
+    base = meta_backbone("tiny", None, None).transformer
+    block = max(size_of(tensors_of(module)) for module in base.modules() if type(module).__name__.endswith("Block"))
+    assert split.held["weights of the transformer"] == whole.held["weights of the transformer"] // 4 + 2 * block  # two are gathered
+
+
+def test_what_the_options_do_not_save_is_said():
+    below = plan_memory(RetoucherConfig(group_size=4, micro_batch=2))
+    equal = plan_memory(RetoucherConfig(group_size=4, micro_batch=4))
+    assert below.phases["update, 4 candidates at once"] == equal.phases["update, 4 candidates at once"]
+    assert below.notes["--micro-batch 2"].startswith("cuts the rollout only")
+    offloaded = plan_memory(replace(RetoucherConfig(group_size=4), offload_text_encoder=True))
+    resident = plan_memory(RetoucherConfig(group_size=4))
+    assert offloaded.held["text encoders"] == 0
+    reading = offloaded.phases["encoding text, the encoders beside the transformer"]
+    assert reading == resident.phases["encoding text"] + resident.held["text encoders"]
 
 
 def test_changes_that_a_backbone_does_not_know_are_not_proposed():
     config = RetoucherConfig()
-    proposed = [change.words for change in CHANGES if change.apply(config) is not None]
+    proposed = [change.words for change in changes(config) if change.apply(config) is not None]
     assert "--gradient-checkpointing" in proposed and "--quantize nf4" not in proposed and "--resolution 512" not in proposed
     real = replace(config, backbone="flux_kontext", resolution=1024, gradient_checkpointing=True)
-    proposed = [change.words for change in CHANGES if change.apply(real) is not None]
+    proposed = [change.words for change in changes(real) if change.apply(real) is not None]
     assert {"--quantize nf4", "--resolution 512"} <= set(proposed) and "--gradient-checkpointing" not in proposed
 
 

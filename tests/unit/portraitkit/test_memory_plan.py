@@ -45,7 +45,7 @@ def test_shares_of_devices():
     half = Trained(((1000, 2),))
     assert (half.size, half.values) == (2000, 1000)
     assert half.states("adamw", Shards("zero2", 4)) == 12 * 250  # float32 copy and two moments
-    assert half.states("adamw", Shards("fsdp", 4)) == 1000
+    assert half.states("adamw", Shards("fsdp2", 4)) == 1000
     assert Shards("zero2", 4).of_weights == 1 and Shards("zero3", 4).of_weights == 4 and Shards("none", 4).of_state == 1
 
 
@@ -55,15 +55,20 @@ class Run:
 
     base: int = 10
     rows: int = 8
+    devices: int = 1
+    tiles: bool = False
 
 
 def plan(run: Run) -> Memory:
-    return Memory(1, 1, {"weights": run.base * GIB}, {"update": run.rows * GIB, "rollout": GIB}, gpu=False)
+    phases = {"update": run.rows * GIB, "decoding": GIB // 4 if run.tiles else 2 * GIB}
+    return Memory(1, 1, {"weights": run.base * GIB // run.devices}, phases, gpu=False)
 
 
 CHANGES = (
     Change("--rows 4", lambda run: replace(run, rows=4) if run.rows > 4 else None),
     Change("--rows 1", lambda run: replace(run, rows=1) if run.rows > 1 else None),
+    Change("2 devices", lambda run: replace(run, devices=2) if run.devices < 2 else None, more_devices=True),
+    Change("--tiles", lambda run: replace(run, tiles=True)),
     Change("--base 3", lambda run: replace(run, base=3) if run.base > 3 else None),
 )
 
@@ -72,9 +77,12 @@ CHANGES = (
     ("limit", "words"),
     [
         (14, "; --rows 4 makes it fit: 14.00 GiB"),
-        (11, "; --rows 1 makes it fit: 11.00 GiB"),
-        (5, "; --rows 1 --base 3 makes it fit: 4.00 GiB"),
-        (2, "; no change that is known here makes it fit: with all of them it needs 4.00 GiB"),
+        (12, "; --rows 1 makes it fit: 12.00 GiB"),
+        (11, "; --base 3 makes it fit: 11.00 GiB"),
+        (5, "; --rows 1 --base 3 makes it fit: 5.00 GiB"),
+        (4, "; --rows 1 --tiles --base 3 makes it fit: 4.00 GiB"),  # tiles save nothing before rows do
+        (3, "; 2 devices --rows 1 --tiles --base 3 makes it fit: 2.50 GiB"),  # only where nothing else helps
+        (2, "; no change that is known here makes it fit: with all of them it needs 2.50 GiB"),
     ],
 )
 def test_what_cannot_fit_is_refused_with_what_would(limit, words):
