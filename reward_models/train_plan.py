@@ -20,11 +20,10 @@ def dry_run(config: RewardModelConfig) -> int:
         ConfigError: the run cannot fit on the device; the message names the change that makes it fit.
     """
     view = view_of(config.model, config.shown, config.form)
-    pictures = 2 if view.shown == "beside-difference" else 3
-    planner = Planner(config.model, config.stages, pictures=pictures, picture_tokens=VIEW_TOKENS if config.model == "embedded" else None)
+    planner = planner_of(config)
     lines = plan(config, planner)
     lines[1:1] = [
-        ("shown", f"{view.shown}, {pictures} pictures; answers in the {view.form} form, at most {config.max_tokens} tokens"),
+        ("shown", f"{view.shown}, {planner.pictures} pictures; answers in the {view.form} form, at most {config.max_tokens} tokens"),
         ("sft", f"{config.sft_steps} updates of {config.sft_batch} rows, of {config.sft_pairs or 'all'} pairs in both orders"),
         ("reject", f"{config.reject_pairs or 'all other'} pairs x 2 x {config.reject_samples} trajectories, {config.reject_steps} updates"),
         ("grpo", f"{config.max_train_steps} updates, on the pairs that are still wrong ({config.grpo_pairs})"),
@@ -39,6 +38,12 @@ def dry_run(config: RewardModelConfig) -> int:
     print_plan("train-reward-model", lines, arguments, config)
     refuse_if_too_large(config, planner)
     return 0
+
+
+def planner_of(config: RewardModelConfig) -> Planner:
+    """The planner of a run, which knows what the judge is shown."""
+    pictures = 2 if view_of(config.model, config.shown, config.form).shown == "beside-difference" else 3
+    return Planner(config.model, config.stages, pictures=pictures, picture_tokens=VIEW_TOKENS if config.model == "embedded" else None)
 
 
 def seconds(config: RewardModelConfig) -> float:
