@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,6 +91,7 @@ def _recipe_lines(config: RetoucherConfig) -> list[tuple[str, str]]:
         ("backbone", f"{config.backbone}, {config.model or 'its own weights'}, base {base}, LoRA float32 of rank {config.rank}"),
         ("step", f"{config.photos_per_step} photos x {config.group_size} candidates, {config.num_steps} sampling steps"),
         ("pictures", f"{_backbone(config).resolution} px"),
+        *([("photos", f"{config.photos}, which is not there yet")] if config.photos != "embedded" and not Path(config.photos).is_dir() else []),
     ]
 
 
