@@ -51,7 +51,7 @@ def plan_memory(config: RetoucherConfig) -> Memory:
     `--micro-batch` is; offloaded text encoders stand beside the transformer while they encode.
     """
     gpu = config.device != "cpu"
-    traced = _traced(_traced_fields(config))
+    traced = _traced(config)
     shards = Shards(config.plan_sharding, config.plan_devices)
     base = traced["transformer"] if config.quantize == "none" else traced["quantised transformer"]
     gathered = 2 * traced["largest block"] if shards.of_weights > 1 else 0
@@ -87,11 +87,12 @@ def plan_memory(config: RetoucherConfig) -> Memory:
 
 def _recipe_lines(config: RetoucherConfig) -> list[tuple[str, str]]:
     base = "nf4" if config.quantize == "nf4" else "float32" if config.backbone == "tiny" else "bfloat16"
+    absent = config.photos != "embedded" and not Path(config.photos).is_dir()
     return [
+        *([("photos", f"{config.photos}, which is not there yet")] if absent else []),
         ("backbone", f"{config.backbone}, {config.model or 'its own weights'}, base {base}, LoRA float32 of rank {config.rank}"),
         ("step", f"{config.photos_per_step} photos x {config.group_size} candidates, {config.num_steps} sampling steps"),
         ("pictures", f"{_backbone(config).resolution} px"),
-        *([("photos", f"{config.photos}, which is not there yet")] if config.photos != "embedded" and not Path(config.photos).is_dir() else []),
     ]
 
 
@@ -172,31 +173,22 @@ def _plan(config: RetoucherConfig) -> StepPlan:
     return plan_steps(config, [1 - step / config.num_steps for step in range(config.num_steps + 1)], 0)
 
 
-def _traced_fields(config: RetoucherConfig) -> tuple[Any, ...]:
-    """What traced figures depend on; all else is arithmetic."""
-    return (
-        config.backbone,
-        config.model,
-        _backbone(config).resolution,
-        config.guidance,
-        config.vae_tiling,
-        config.rank,
-        config.gradient_checkpointing,
-        config.kl_beta,
-        _update_rows(config),
-        _rollout_rows(config),
-        min(config.photos_per_step, _backbone(config).batch),
-        min(_rolled_rows(config), _backbone(config).batch),
-    )
+Made = tuple[str, str | None, int | None, float | None, bool]
+"""What a backbone is made of: name, model, resolution, guidance, tiling."""
+
+
+def _made_of(config: RetoucherConfig) -> Made:
+    return config.backbone, config.model, config.resolution, config.guidance, config.vae_tiling
 
 
 @lru_cache(maxsize=4)
-def _made(name: str, model: str | None, resolution: int | None, guidance: float | None, tiling: bool) -> Any:
+def _made(made: Made) -> Any:
+    name, model, resolution, guidance, tiling = made
     return meta_backbone(name, model, resolution, guidance=guidance, vae_tiling=tiling)
 
 
 def _backbone(config: RetoucherConfig) -> Any:
-    return _made(config.backbone, config.model, config.resolution, config.guidance, config.vae_tiling)
+    return _made(_made_of(config))
 
 
 def _latents(config: RetoucherConfig, traced: dict[str, Any]) -> int:
@@ -210,50 +202,112 @@ def _pictures(config: RetoucherConfig, traced: dict[str, Any]) -> int:
     return config.photos_per_step * config.group_size * (3 + PHOTO_CHANNELS) * traced["resolution"] ** 2 * 4
 
 
-@lru_cache(maxsize=64)
-def _traced(fields: tuple[Any, ...]) -> dict[str, Any]:
-    """Bytes by name, of weights and of what computations add to them."""
-    name, model, resolution, guidance, tiling, rank, checkpointing, kl_beta, update_rows, rollout_rows, photos, pictures = fields
-    backbone = meta_backbone(name, model, resolution, guidance=guidance, vae_tiling=tiling)
+def _traced(config: RetoucherConfig) -> dict[str, Any]:
+    """Bytes by name, of weights and of what computations add to them. Each is traced once for what it depends on."""
+    made, backbone = _made_of(config), _backbone(config)
+    adapted = (made, config.rank, config.gradient_checkpointing)
+    return _sizes(made) | {
+        "trained": Trained(tuple((p.numel(), p.element_size()) for p in _trained(_adapted(*adapted)))),
+        "encode": _encode(made, min(config.photos_per_step, backbone.batch)),
+        "decode": _decode(made, min(_rolled_rows(config), backbone.batch)),
+        "encode text": _text(made),
+        "rollout": _rollout(*adapted, _rollout_rows(config)),
+        "update": _updated(*adapted, _update_rows(config), config.kl_beta > 0),
+    }
+
+
+@lru_cache(maxsize=4)
+def _sizes(made: Made) -> dict[str, Any]:
+    """What needs no tracing."""
+    backbone = _made(made)
     transformer = backbone.transformer
-    parts = parts_of(backbone)
-    sizes: dict[str, Any] = {part: size_of(t for module in modules for t in tensors_of(module)) for part, modules in parts.items()}
+    sizes: dict[str, Any] = {part: size_of(t for module in some for t in tensors_of(module)) for part, some in parts_of(backbone).items()}
     linear = [module.weight.numel() for module in transformer.modules() if isinstance(module, nn.Linear)]
     width = next(transformer.parameters()).element_size()
-    sizes["parameters"] = sum(p.numel() for p in transformer.parameters())
-    sizes["quantised transformer"] = int(sum(linear) * NF4) + sizes["transformer"] - sum(linear) * width
-    sizes["largest linear"] = max(linear) * width
-    sizes["largest block"] = max(size_of(tensors_of(m)) for m in transformer.modules() if type(m).__name__.endswith("Block"))
-    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=backbone.lora_targets, init_lora_weights="gaussian"))
-    prepare_training(transformer, gradient_checkpointing=checkpointing)
-    trained = [p for p in transformer.parameters() if p.requires_grad]
-    sizes["trained"] = Trained(tuple((p.numel(), p.element_size()) for p in trained))
-    held = [t for modules in parts.values() for module in modules for t in tensors_of(module)]
-    latent = (backbone.side**2, transformer.config.in_channels)
-    sizes["latent"], sizes["resolution"] = 4 * latent[0] * latent[1], backbone.resolution
+    return sizes | {
+        "parameters": sum(p.numel() for p in transformer.parameters()),
+        "quantised transformer": int(sum(linear) * NF4) + sizes["transformer"] - sum(linear) * width,
+        "largest linear": max(linear) * width,
+        "largest block": max(size_of(tensors_of(m)) for m in transformer.modules() if type(m).__name__.endswith("Block")),
+        "latent": 4 * _latent(backbone)[0] * _latent(backbone)[1],
+        "resolution": backbone.resolution,
+    }
 
-    def extra(compute: Any, *networks: nn.Module) -> int:
-        def once() -> int:
-            with tracing(held) as live:
-                before = live.now
-                result = compute()
-            del result
-            return live.peak - before
 
-        return by_depth([stack for network in networks for stack in stacks_of(network)], once)
+def _latent(backbone: Any) -> tuple[int, int]:
+    return backbone.side**2, backbone.transformer.config.in_channels
 
+
+@lru_cache(maxsize=2)
+def _adapted(made: Made, rank: int, checkpointing: bool) -> Any:
+    """A backbone of its own with its LoRA, ready to be trained."""
+    backbone = _made.__wrapped__(made)
+    lora = LoraConfig(r=rank, lora_alpha=rank, target_modules=backbone.lora_targets, init_lora_weights="gaussian")
+    backbone.transformer.add_adapter(lora)
+    prepare_training(backbone.transformer, gradient_checkpointing=checkpointing)
+    return backbone
+
+
+def _trained(backbone: Any) -> list[nn.Parameter]:
+    return [p for p in backbone.transformer.parameters() if p.requires_grad]
+
+
+def _extra(backbone: Any, compute: Any, *networks: nn.Module) -> int:
+    """Bytes that a computation adds to the weights and gradients that are there."""
+    held = [t for modules in parts_of(backbone).values() for module in modules for t in tensors_of(module)]
+    held += [p.grad for p in _trained(backbone) if p.grad is not None]
+
+    def once() -> int:
+        with tracing(held) as live:
+            before = live.now
+            result = compute()
+        del result
+        return live.peak - before
+
+    return by_depth([stack for network in networks for stack in stacks_of(network)], once)
+
+
+@lru_cache(maxsize=16)
+def _encode(made: Made, photos: int) -> int:
+    backbone = _made(made)
     with torch.device("meta"), torch.no_grad():
         images = torch.empty(photos, 3, backbone.resolution, backbone.resolution)
-        sizes["encode"] = extra(lambda: backbone.encode(images))
-        sizes["decode"] = extra(lambda: backbone._pictures(torch.empty(pictures, *latent)))
-        sizes["encode text"] = max(extra(lambda module=module: _read_text(module, backbone), module) for module in parts["text encoders"])
-        given = _condition(backbone, rollout_rows, latent)
-        sizes["rollout"] = extra(lambda: backbone.velocity(torch.empty(rollout_rows, *latent), 0.5, given), transformer)
-    for parameter in trained:
+        return _extra(backbone, lambda: backbone.encode(images))
+
+
+@lru_cache(maxsize=16)
+def _decode(made: Made, pictures: int) -> int:
+    backbone = _made(made)
+    with torch.device("meta"), torch.no_grad():
+        return _extra(backbone, lambda: backbone._pictures(torch.empty(pictures, *_latent(backbone))))
+
+
+@lru_cache(maxsize=4)
+def _text(made: Made) -> int:
+    backbone = _made(made)
+    with torch.device("meta"), torch.no_grad():
+        return max(_extra(backbone, lambda module=module: _read_text(module, backbone), module) for module in backbone.text_encoders)
+
+
+@lru_cache(maxsize=32)
+def _rollout(made: Made, rank: int, checkpointing: bool, rows: int) -> int:
+    backbone = _adapted(made, rank, checkpointing)
+    latent = _latent(backbone)
+    with torch.device("meta"), torch.no_grad():
+        given = _condition(backbone, rows, latent)
+        return _extra(backbone, lambda: backbone.velocity(torch.empty(rows, *latent), 0.5, given), backbone.transformer)
+
+
+@lru_cache(maxsize=32)
+def _updated(made: Made, rank: int, checkpointing: bool, rows: int, kl: bool) -> int:
+    backbone = _adapted(made, rank, checkpointing)
+    for parameter in _trained(backbone):
         parameter.grad = torch.empty_like(parameter)
-        held.append(parameter.grad)
-    sizes["update"] = extra(lambda: _update(backbone, update_rows, latent, kl_beta > 0), transformer)
-    return sizes
+    try:
+        return _extra(backbone, lambda: _update(backbone, rows, _latent(backbone), kl), backbone.transformer)
+    finally:
+        for parameter in _trained(backbone):
+            parameter.grad = None
 
 
 def _condition(backbone: Any, rows: int, latent: tuple[int, int]) -> Condition:

@@ -17,7 +17,14 @@ from reward_models.train_config import RewardModelConfig
 from reward_models.train_plan import planner_of
 
 CONFIG = RewardModelConfig(
-    sft_batch=8, sft_steps=2, prompts_per_step=2, group_size=4, max_train_steps=2, generation_batch=1, validation_steps=0, checkpointing_steps=0
+    sft_batch=8,
+    sft_steps=2,
+    prompts_per_step=2,
+    group_size=4,
+    max_train_steps=2,
+    generation_batch=1,
+    validation_steps=0,
+    checkpointing_steps=0,
 )
 
 
@@ -32,13 +39,10 @@ def test_the_plan_is_within_a_tenth_of_what_is_measured(tmp_path, stage, changes
     rows = [row for pair in open_pairs("embedded", {"train": 4}, 0)["train"] for row in view.rows(pair)]
     longest = max(len(processor.tokenizer(row.target)["input_ids"]) for row in rows) + 2  # and the end of the turn
     config = replace(CONFIG, max_tokens=longest, stages=(stage,), **changes)
-    setting = Fit(
-        config, SilentRunFolder(tmp_path), processor, view, Interruptible(), Console(quiet=True), None, False, 1, lambda: None
-    )
+    setting = Fit(config, SilentRunFolder(tmp_path), processor, view, Interruptible(), Console(quiet=True), None, False, 1, lambda: None)
     task = judge_task(view) if stage == "grpo" else None
     with LiveBytes((), ("cpu",)) as live:
         fit(setting, stage, "embedded", rows, steps=2, task=task)
     memory = planner_of(config).memory(config)
     assert memory is not None
-    print(stage, changes, memory.peak / live.peak, memory.at_peak)
     assert memory.peak == pytest.approx(live.peak, rel=0.1)
