@@ -115,22 +115,13 @@ def update_bytes(made: Made, load: Load, *, accumulated: bool) -> int:
         load: its input.
         accumulated: gradients of earlier parts of the batch are there when it begins.
     """
-    model, trained = _trainable(_fresh(made), made)
+    model, base, trained = _ready(made)
     size = size_of(trained)
-    base = model.get_base_model() if made.lora is not None else model
-    if made.gpu and made.dtype == "bfloat16" and made.lora is not None:
-        for parameter in trained:  # under autocast, their inputs and products are in bfloat16
-            parameter.data = parameter.data.bfloat16()
-    base.train()
-    if made.checkpointing:
-        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable  # the old name before 5.20
-        enable({"use_reentrant": False})
     stacks = stacks_of(base)
     exact = all(len(stack) <= SHALLOW for stack in stacks)
-    if not exact:  # the gradients of blocks are added below: their sum grows while what the blocks kept shrinks
-        for parameter in {id(p): p for stack in stacks for p in stack.parameters() if p.requires_grad}.values():
-            parameter.register_post_accumulate_grad_hook(_drop)
-
+    dropped = [] if exact else [p for stack in stacks for p in stack.parameters() if p.requires_grad]
+    # the gradients of blocks are added below: their sum grows while what the blocks kept shrinks
+    hooks = [parameter.register_post_accumulate_grad_hook(_drop) for parameter in {id(p): p for p in dropped}.values()]
     measured: list[int] = []
 
     def once() -> int:
@@ -148,7 +139,26 @@ def update_bytes(made: Made, load: Load, *, accumulated: bool) -> int:
         return measured[-1]
 
     kept = by_depth(stacks, once)
+    for hook in hooks:
+        hook.remove()
+    for parameter in trained:
+        parameter.grad = None
     return kept if exact else size + kept if accumulated else max(kept, size + measured[0])  # at the head, or at the first blocks
+
+
+@lru_cache(maxsize=2)
+def _ready(made: Made) -> tuple[Any, Any, list[Tensor]]:
+    """The model as it is trained, the same without peft's wrapper, and what is trained."""
+    model, trained = _trainable(_fresh(made.source, made.dtype), made)
+    base = model.get_base_model() if made.lora is not None else model
+    if made.gpu and made.dtype == "bfloat16" and made.lora is not None:
+        for parameter in trained:  # under autocast, their inputs and products are in bfloat16
+            parameter.data = parameter.data.bfloat16()
+    base.train()
+    if made.checkpointing:
+        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable  # the old name before 5.20
+        enable({"use_reentrant": False})
+    return model, base, trained
 
 
 def _drop(parameter: Tensor) -> None:
@@ -164,7 +174,7 @@ def read_bytes(made: Made, load: Load, *, scored: bool) -> int:
         load: its input.
         scored: for the log-probabilities of answers; if not, to begin an answer, with keys and values kept.
     """
-    model = _fresh(made)
+    model = _to_read(made.source, made.dtype)
 
     def once() -> int:
         with torch.no_grad(), tracing(tensors_of(model)) as live:
@@ -177,9 +187,13 @@ def read_bytes(made: Made, load: Load, *, scored: bool) -> int:
     return by_depth(stacks_of(model), once)
 
 
-def _fresh(made: Made) -> Any:
-    model = meta_model(made.source)
-    return model.to(DTYPES[made.dtype])
+def _fresh(source: str, dtype: str) -> Any:
+    return meta_model(source).to(DTYPES[dtype])
+
+
+@lru_cache(maxsize=2)
+def _to_read(source: str, dtype: str) -> Any:
+    return _fresh(source, dtype)
 
 
 def _trainable(model: Any, made: Made) -> tuple[Any, list[Tensor]]:
