@@ -115,8 +115,7 @@ def update_bytes(made: Made, load: Load, *, accumulated: bool) -> int:
         load: its input.
         accumulated: gradients of earlier parts of the batch are there when it begins.
     """
-    model, base, trained = _ready(made)
-    size = size_of(trained)
+    model, base, trained, size = _ready(made)
     stacks = stacks_of(base)
     exact = all(len(stack) <= SHALLOW for stack in stacks)
     dropped = [] if exact else [p for stack in stacks for p in stack.parameters() if p.requires_grad]
@@ -147,9 +146,10 @@ def update_bytes(made: Made, load: Load, *, accumulated: bool) -> int:
 
 
 @lru_cache(maxsize=2)
-def _ready(made: Made) -> tuple[Any, Any, list[Tensor]]:
-    """The model as it is trained, the same without peft's wrapper, and what is trained."""
+def _ready(made: Made) -> tuple[Any, Any, list[Tensor], int]:
+    """The model as it is trained, the same without peft's wrapper, what is trained, and the bytes of that and of its gradients."""
     model, trained = _trainable(_fresh(made.source, made.dtype), made)
+    size = size_of(trained)
     base = model.get_base_model() if made.lora is not None else model
     if made.gpu and made.dtype == "bfloat16" and made.lora is not None:
         for parameter in trained:  # under autocast, their inputs and products are in bfloat16
@@ -158,7 +158,7 @@ def _ready(made: Made) -> tuple[Any, Any, list[Tensor]]:
     if made.checkpointing:
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable  # the old name before 5.20
         enable({"use_reentrant": False})
-    return model, base, trained
+    return model, base, trained, size
 
 
 def _drop(parameter: Tensor) -> None:
