@@ -34,6 +34,10 @@ FREE_TO_CHANGE = (
     "reward_worker",
     "reward_worker_timeout",
     "reward_worker_patience",
+    "dry_run",
+    "device_memory",
+    "plan_devices",
+    "plan_sharding",
 )
 
 

@@ -1,6 +1,6 @@
 """Does the reasoning support the answer? A deterministic check, or a natural-language-inference model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +36,14 @@ class NliCoherence:
     def __init__(self, source: str, device: str = "cpu") -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        if Path(source).is_absolute() and not Path(source).is_dir():
-            raise WeightsError(f"--coherence nli:{source}: no such folder; give a local folder or a hub id of an NLI model")
+        check_coherence(f"nli:{source}")
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
             self.model: Any = AutoModelForSequenceClassification.from_pretrained(source).to(device).eval()
         except (OSError, ValueError) as error:
             reason = str(error).strip().split("\n")[0]
             raise WeightsError(f"--coherence nli:{source}: could not be loaded ({reason}); give a local folder or a hub id") from error
-        labels = {int(place): str(label).casefold() for place, label in self.model.config.id2label.items()}
-        found = [place for place, label in labels.items() if label.startswith("entail")]
-        if len(found) != 1:
-            raise ConfigError(f"--coherence nli:{source}: its labels are {', '.join(labels.values())}; one must be entailment")
-        self.entailment = found[0]
+        self.entailment = _entailment(source, self.model.config.id2label)
 
     @torch.inference_mode()
     def __call__(self, answer: Answer) -> float:
@@ -64,6 +59,37 @@ class NliCoherence:
         )
         logits = self.model(**inputs.to(self.model.device)).logits[0]
         return float(logits.float().softmax(0)[self.entailment])
+
+
+def _entailment(source: str, id2label: Mapping[int, str]) -> int:
+    labels = {int(place): str(label).casefold() for place, label in id2label.items()}
+    found = [place for place, label in labels.items() if label.startswith("entail")]
+    if len(found) != 1:
+        raise ConfigError(f"--coherence nli:{source}: its labels are {', '.join(labels.values())}; one must be entailment")
+    return found[0]
+
+
+def check_coherence(which: str) -> None:
+    """Refuse a local NLI model that is not there or is none, without reading its weights; a hub id is not looked up.
+
+    Raises:
+        WeightsError: no such folder, or no model in it.
+        ConfigError: none of its labels, or more than one, is entailment.
+    """
+    source = which.partition(":")[2]
+    folder = Path(source)
+    if not source or (not folder.is_dir() and not folder.is_absolute() and not source.startswith(".") and source.count("/") < 2):
+        return
+    if not folder.is_dir():
+        raise WeightsError(f"--coherence nli:{source}: no such folder; give a local folder or a hub id of an NLI model")
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise WeightsError(f"--coherence nli:{source}: could not be loaded ({reason}); give a local folder or a hub id") from error
+    _entailment(source, config.id2label or {})
 
 
 def load_coherence(which: str, device: str = "cpu") -> Coherence:

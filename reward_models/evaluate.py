@@ -9,7 +9,7 @@ from rich.console import Console
 from portraitkit.config import config_to_dict
 from portraitkit.interrupt import Interruptible
 from portraitkit.progress import progress_bar
-from portraitkit.runs import RunFolder
+from portraitkit.runs import RunFolder, check_run_folder
 from portraitkit.vlm.load import be_quiet, check_device, load_model, load_processor
 from reward_models.judge_checks import Asking, check_judge, checks_summary, held_out_summary
 from reward_models.judge_report import print_result, write_report
@@ -17,7 +17,7 @@ from reward_models.judge_settings import view_of
 from reward_models.judged_pairs import JudgedPair, open_pairs
 from reward_models.public_pairs import benchmark_files, read_benchmark
 from reward_models.stage_fit import Interrupted
-from reward_models.train_config import RewardModelConfig
+from reward_models.train_config import RewardModelConfig, needed_by
 
 
 def run_evaluation(config: RewardModelConfig, command: list[str]) -> int:
@@ -29,13 +29,14 @@ def run_evaluation(config: RewardModelConfig, command: list[str]) -> int:
     be_quiet()
     console = Console(stderr=True)
     check_device(config.device)
+    folder = Path(config.folder)
+    check_run_folder(folder, overwrite=config.overwrite, report_to=list(config.report_to), needed=needed_by(config))
     view = view_of(config.model, config.shown, config.form)
     processor = load_processor(config.source, max_pixels=config.max_pixels)
     public = config.benchmark != "none"
     if public:
         benchmark_files(config.benchmark, Path(config.data))  # refused before anything is written
     pairs = {} if public else _embedded_or_stored(config, console)
-    folder = Path(config.folder)
     stored, seed = config_to_dict(config), config.seed
     with RunFolder.open(folder, stored, command=command, seed=seed, overwrite=config.overwrite) as run, Interruptible() as interrupt:
 

@@ -16,7 +16,7 @@ from portraitkit.images import from_uint8, read_image, to_uint8
 from portraitkit.vlm.rows import SPLITS, STRIDE, Row
 from preference_data.brief_contract import PROMPT, read_brief, write_brief
 from preference_data.contract import ORDERS, Answer, Order, Unreadable, prompt, read_answer, turned, write_answer
-from preference_data.io import read_pairs
+from preference_data.io import read_pairs, scan_pairs
 from preference_data.schema import CHOICES, DIMENSIONS, OTHER, Pair, Verdict
 from reward_models.judge_views import SHOWN
 from reward_models.preference_task import Preference, answer_of
@@ -169,6 +169,21 @@ def open_pairs(
             )
     check_disjoint(pairs)
     return pairs
+
+
+def check_pairs(data: str) -> None:
+    """Refuse a pair set that cannot be read, without opening its pictures or writing anything.
+
+    Raises:
+        DataError: no such folder, no row in it, or a bad one; the first is named.
+    """
+    if data == "embedded":
+        return
+    found = scan_pairs(Path(data))
+    if found.rejected:
+        raise DataError(f"--data {data}: line {found.rejected[0].line} of its metadata.jsonl: {found.rejected[0].reason}")
+    if not found.rows:
+        raise DataError(f"--data {data}: its metadata.jsonl holds no row; make pairs with make-preferences build")
 
 
 def check_disjoint(pairs: Mapping[str, Sequence[JudgedPair]]) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ from portraitkit.errors import CheckpointError, ConfigError, RunFolderError
 from portraitkit.hub import open_repo, push_folder
 from portraitkit.interrupt import Interruptible
 from portraitkit.progress import progress_bar
-from portraitkit.runs import RunFolder, SilentRunFolder
+from portraitkit.runs import RunFolder, SilentRunFolder, check_run_folder
 from portraitkit.vlm.load import be_quiet, check_device, load_processor
 from portraitkit.vlm.trainer_arguments import grpo_arguments, sft_arguments, start_processes
 from portraitkit.vlm.vllm_engine import check_vllm
@@ -28,7 +28,7 @@ from reward_models.judge_settings import view_of, write_settings
 from reward_models.judged_pairs import JudgedPair, check_disjoint, open_pairs
 from reward_models.judging import Judged, judge_pairs
 from reward_models.stage_fit import Fit, Interrupted, release
-from reward_models.train_config import STAGES, RewardModelConfig
+from reward_models.train_config import STAGES, RewardModelConfig, needed_by
 from reward_models.train_stages import Training, forget, is_done, newest, run_stage, train_blind
 
 SAME = ("model", "data", "seed", "shown", "form", "train_pairs", "sft_pairs", "validation_pairs", "held_out_pairs", "max_pixels")
@@ -46,6 +46,8 @@ def run_training(config: RewardModelConfig, command: list[str]) -> int:
     first = state.is_main_process
     console = Console(stderr=True, quiet=not first)
     check_device(config.device)
+    if first:
+        check_folder(config)
     longest = check_vllm(grpo, config.device) if "grpo" in config.stages else None
     view = view_of(config.model, config.shown, config.form)
     processor = load_processor(config.source, max_pixels=config.max_pixels)
@@ -94,6 +96,28 @@ def _add_seconds(run: RunFolder, started: float) -> float:
     return spent + time.monotonic() - started
 
 
+def check_folder(config: RewardModelConfig) -> bool:
+    """Refuse a run folder that cannot be used, before anything is read or made; returns whether its later stages are to be done again.
+
+    Raises:
+        RunFolderError: it holds another run or other files, or `--overwrite` would delete what the run needs.
+        CheckpointError: there is nothing to resume.
+    """
+    folder, resume = Path(config.folder), config.resume_from_checkpoint
+    if resume not in (None, "latest"):
+        raise CheckpointError(f"--resume-from-checkpoint {resume}: a run of several stages goes on from the newest; give latest")
+    later = resume is None and not config.overwrite and config.stages[0] != "sft"
+    again = later and newest(folder, "", config.stages[0])[0] != "base"
+    check_run_folder(
+        folder,
+        overwrite=config.overwrite,
+        resume="latest" if again else resume,
+        report_to=list(config.report_to),
+        needed=needed_by(config),
+    )
+    return again
+
+
 def open_run(config: RewardModelConfig, command: list[str]) -> RunFolder:
     """A new run; the run to resume; or one whose later stages are to be done again from its earlier ones.
 
@@ -101,10 +125,7 @@ def open_run(config: RewardModelConfig, command: list[str]) -> RunFolder:
         RunFolderError: the folder holds something else, or pairs, model or seed differ.
         CheckpointError: there is nothing to resume.
     """
-    folder, resume = Path(config.folder), config.resume_from_checkpoint
-    if resume not in (None, "latest"):
-        raise CheckpointError(f"--resume-from-checkpoint {resume}: a run of several stages goes on from the newest; give latest")
-    again = resume is None and not config.overwrite and config.stages[0] != "sft" and newest(folder, "", config.stages[0])[0] != "base"
+    folder, again = Path(config.folder), check_folder(config)
     if again:
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         now = config_to_dict(config)
@@ -119,7 +140,7 @@ def open_run(config: RewardModelConfig, command: list[str]) -> RunFolder:
         command=command,
         seed=config.seed,
         overwrite=config.overwrite,
-        resume="latest" if again else resume,
+        resume="latest" if again else config.resume_from_checkpoint,
         allow_changed=config.allow_changed or again,
         report_to=list(config.report_to),
     )

@@ -131,3 +131,8 @@ class RewardModelConfig(TrainerOptions, WhatToJudge):
     def counts(self) -> dict[str, int]:
         """Pairs of each split."""
         return {"train": self.train_pairs, "validation": self.validation_pairs, "held_out": self.held_out_pairs}
+
+
+def needed_by(config: RewardModelConfig) -> dict[str, str | None]:
+    """Options and the files or folders that they name, which `--overwrite` must not delete."""
+    return {"--model": config.model, "--data": config.data, "--coherence": config.coherence.partition(":")[2]}

@@ -1,10 +1,14 @@
 """`train-reward-model --dry-run`: stages, devices, memory, TRL's exact arguments, without weights and without training."""
 
+from pathlib import Path
 from typing import Any
 
-from portraitkit.vlm.plan import plan, print_plan
+from portraitkit.vlm.plan import Planner, plan, print_plan, refuse_if_too_large
 from portraitkit.vlm.trainer_arguments import grpo_values, sft_values
+from reward_models.coherence import check_coherence
 from reward_models.judge_settings import view_of
+from reward_models.judged_pairs import check_pairs
+from reward_models.public_pairs import benchmark_files
 from reward_models.train_config import RewardModelConfig
 
 ANSWERS_SECONDS, UPDATE_SECONDS, MAKE_SECONDS = 0.3, 1.5, 0.09
@@ -14,12 +18,18 @@ VIEW_TOKENS = 72
 
 
 def dry_run(config: RewardModelConfig) -> int:
-    """Print the plan of a run; returns the exit code."""
+    """Print the plan of a run and refuse data or an NLI model that is not there and what cannot fit; returns the exit code.
+
+    Raises:
+        DataError: --data cannot be read.
+        WeightsError: the NLI model of --coherence is not there.
+        ConfigError: the run cannot fit on the device; the message names the change that makes it fit.
+    """
     view = view_of(config.model, config.shown, config.form)
-    pictures = 2 if view.shown == "beside-difference" else 3
-    lines = plan(config, config.model, config.stages, pictures=pictures, picture_tokens=VIEW_TOKENS)
+    planner = planner_of(config)
+    lines = plan(config, planner)
     lines[1:1] = [
-        ("shown", f"{view.shown}, {pictures} pictures; answers in the {view.form} form, at most {config.max_tokens} tokens"),
+        ("shown", f"{view.shown}, {planner.pictures} pictures; answers in the {view.form} form, at most {config.max_tokens} tokens"),
         ("sft", f"{config.sft_steps} updates of {config.sft_batch} rows, of {config.sft_pairs or 'all'} pairs in both orders"),
         ("reject", f"{config.reject_pairs or 'all other'} pairs x 2 x {config.reject_samples} trajectories, {config.reject_steps} updates"),
         ("grpo", f"{config.max_train_steps} updates, on the pairs that are still wrong ({config.grpo_pairs})"),
@@ -32,7 +42,19 @@ def dry_run(config: RewardModelConfig) -> int:
     if "grpo" in config.stages:
         arguments["trl.GRPOConfig"] = grpo_values(config, f"{config.folder}/grpo")
     print_plan("train-reward-model", lines, arguments, config)
+    if config.benchmark != "none":
+        benchmark_files(config.benchmark, Path(config.data))
+    else:
+        check_pairs(config.data)
+    check_coherence(config.coherence)
+    refuse_if_too_large(config, planner)
     return 0
+
+
+def planner_of(config: RewardModelConfig) -> Planner:
+    """The planner of a run, which knows what the judge is shown."""
+    pictures = 2 if view_of(config.model, config.shown, config.form).shown == "beside-difference" else 3
+    return Planner(config.model, config.stages, pictures=pictures, picture_tokens=VIEW_TOKENS if config.model == "embedded" else None)
 
 
 def seconds(config: RewardModelConfig) -> float:

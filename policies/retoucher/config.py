@@ -6,6 +6,7 @@ from typing import Literal
 from policies.retoucher.config_rules import RULES, check_guidance
 from portraitkit.errors import ConfigError
 from portraitkit.hub import check_repo_name
+from portraitkit.memory_plan import check_planning
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,14 @@ class RetoucherConfig:
     """Run the six arms of the DPG ablation instead of one training."""
     ablate_seeds: int = 3
     """Seeds of each arm."""
+    dry_run: bool = False
+    """Print parameters and memory of the run on each device, refuse what cannot fit, and stop."""
+    device_memory: float | None = None
+    """With --dry-run: memory of a device in GiB; that of the GPU that is here if not given."""
+    plan_devices: int = 1
+    """With --dry-run: devices that share the run."""
+    plan_sharding: Literal["none", "fsdp2"] = "none"
+    """With --dry-run: how they share it."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values before any model is loaded.
@@ -223,6 +232,7 @@ class RetoucherConfig:
             if not holds:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: {RULES[name]}")
         check_guidance(self.guidance)
+        check_planning(self.device_memory, self.plan_devices)
         if self.push_to_hub is not None:
             check_repo_name(self.push_to_hub)
             if self.ablate:

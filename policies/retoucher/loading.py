@@ -49,7 +49,7 @@ def load_pipeline(
     from huggingface_hub.errors import HFValidationError
 
     extra = {"quantization_config": _quantization(quantize)} if quantize != "none" else {}
-    _check_class(kind, Path(name))
+    check_pipeline(kind, Path(name))
     try:
         pipeline = kind.from_pretrained(name, dtype=torch.bfloat16, **extra)
     except (OSError, HFValidationError) as error:
@@ -65,7 +65,7 @@ def load_pipeline(
     return pipeline
 
 
-def _check_class(kind: Any, folder: Path) -> None:
+def check_pipeline(kind: Any, folder: Path) -> None:
     """Refuse a local folder that holds another pipeline, before its gigabytes are read."""
     index = folder / "model_index.json"
     if not index.is_file():

@@ -20,6 +20,10 @@ def _align(argv: list[str]) -> int:
     from portraitkit.config import load_config
 
     config = load_config(RetoucherConfig, argv, prog="align-retoucher")
+    if config.dry_run:
+        from policies.retoucher.plan import dry_run
+
+        return dry_run(config)
     if config.ablate:
         from policies.retoucher.ablate import run_ablation
 

@@ -5,12 +5,16 @@ from typing import Any
 
 from policies.vlm.align_config import AlignVlmConfig
 from portraitkit.config import load_config, recipe_names
-from portraitkit.vlm.plan import plan, print_plan
+from portraitkit.vlm.plan import Planner, plan, print_plan, refuse_if_too_large
 from portraitkit.vlm.trainer_arguments import grpo_values, sft_values
 
 
 def dry_run(config: AlignVlmConfig) -> int:
-    """Print the plan of a run; returns the exit code."""
+    """Print the plan of a run and refuse what cannot fit; returns the exit code.
+
+    Raises:
+        ConfigError: the run cannot fit on the device; the message names the change that makes it fit.
+    """
     arguments: dict[str, dict[str, Any]] = {}
     if "sft" in config.stages:
         arguments["trl.SFTConfig"] = sft_values(config, f"{config.folder}/sft")
@@ -20,8 +24,9 @@ def dry_run(config: AlignVlmConfig) -> int:
     made = [("model", f"{config.model}, which --config {maker[0]} makes from {maker[1]}")] if maker else []
     if config.data != "embedded" and not Path(config.data).is_dir():
         made.append(("data", f"{config.data}, which is not there yet"))
-    lines = plan(config, maker[1] if maker else config.model, config.stages)
-    print_plan(f"align-vlm --task {config.task}", [*made, *lines], arguments, config)
+    planner = Planner(maker[1] if maker else config.model, config.stages)
+    print_plan(f"align-vlm --task {config.task}", [*made, *plan(config, planner)], arguments, config)
+    refuse_if_too_large(config, planner)
     return 0
 
 

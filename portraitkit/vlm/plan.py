@@ -2,106 +2,235 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from portraitkit.vlm.load import EMBEDDED, model_path
-from portraitkit.vlm.trainer_arguments import lora_arguments
+from portraitkit.memory_plan import Change, Memory, Shards, check_fits, device_limit
+from portraitkit.vlm.load import be_quiet
+from portraitkit.vlm.memory import Facts, Load, Made, facts, read_bytes, update_bytes
+from portraitkit.vlm.trainer_arguments import deepspeed_file, lora_arguments
 from portraitkit.vlm.trainer_options import TrainerOptions
+from portraitkit.vlm.trl_arguments import parse_extra
 
-KNOWN = {
-    "Qwen/Qwen2.5-VL-3B-Instruct": (3_754_622_976, 36, 2048, 2, 128),
-    "Qwen/Qwen2.5-VL-7B-Instruct": (8_292_166_656, 28, 3584, 4, 128),
-}
-"""Parameters, layers, width, key-value heads, head size of published models, for machines that cannot read their configuration."""
-PICTURE_TOKENS = 1280
-GIB = 2**30
+PICTURE_PIXELS, WORDS = 1280 * 784, 300
+"""Of a picture without --max-pixels, and tokens of the prompt's text (assumed)."""
+EMBEDDED_TOKENS, EMBEDDED_WORDS = 64, 40
+"""Of a picture and of the brief prompt of the embedded model."""
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What memory depends on."""
+class Planner:
+    """Plans runs of one command; settings that differ in what is trained share its facts.
 
-    parameters: int
-    layers: int
-    width: int
-    kv_heads: int
-    head_size: int
+    Args:
+        model: embedded, a folder or a hub id.
+        stages: of the run.
+        pictures: shown in a row.
+        picture_tokens: of one picture; None: 64 with the embedded model, else by pixels.
+        words: tokens of the prompt's text; None: assumed.
+    """
 
+    def __init__(
+        self, model: str, stages: Sequence[str], *, pictures: int = 1, picture_tokens: int | None = None, words: int | None = None
+    ) -> None:
+        self.model, self.stages, self.pictures = model, stages, pictures
+        self.picture_tokens, self.words = picture_tokens, words
 
-def model_shape(source: str) -> Shape | None:
-    """Sizes of a model from its configuration alone; None where neither the files nor our table know it."""
-    if source in KNOWN:
-        return Shape(*KNOWN[source])
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    def made(self, options: TrainerOptions) -> Made:
+        """How the model is trained."""
+        lora = (options.rank, options.lora_alpha, options.lora_dropout, tuple(options.lora_targets)) if options.rank else None
+        gpu = options.device != "cpu"
+        return Made(self.model, options.dtype, lora, options.freeze_vision, options.gradient_checkpointing, gpu)
 
-    path = model_path(source)
-    if source != "embedded" and path == source and not (EMBEDDED.parent / source).exists():
-        try:
-            loaded = AutoConfig.from_pretrained(path)
-        except (OSError, ValueError):
+    def load(self, options: TrainerOptions, rows: int) -> Load:
+        """What a pass of so many rows is given."""
+        own = self.model == "embedded"
+        if self.picture_tokens is not None:
+            tokens = self.picture_tokens
+        elif own:
+            tokens = EMBEDDED_TOKENS
+        else:
+            known = facts(self.made(options))
+            largest = options.max_pixels or min(_largest_picture(self.model) or PICTURE_PIXELS, PICTURE_PIXELS)
+            tokens = max(1, largest // (known.token_side**2 if known else 28 * 28))
+        words = self.words if self.words is not None else EMBEDDED_WORDS if own else WORDS
+        return Load(rows, self.pictures, tokens, words, options.max_tokens)
+
+    def memory(self, options: TrainerOptions) -> Memory | None:
+        """What one device holds and needs; None where the model's architecture is not known."""
+        made = self.made(options)
+        known = facts(made)
+        if known is None:
             return None
-    else:
-        loaded = AutoConfig.from_pretrained(path)
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(loaded)
-    text = loaded.get_text_config()
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    parameters = sum(value.numel() for value in model.parameters())
-    return Shape(parameters, text.num_hidden_layers, text.hidden_size, text.num_key_value_heads, head)
+        return _memory(self, options, made, known)
 
 
-def plan(
-    options: TrainerOptions, model: str, stages: Sequence[str], *, pictures: int = 1, picture_tokens: int | None = None
-) -> list[tuple[str, str]]:
-    """(name, value) lines of the plan. Memory is an estimate for one device without sharding, and says so.
+def _memory(planner: Planner, options: TrainerOptions, made: Made, known: Facts) -> Memory:
+    shards = Shards(_stage(options), options.plan_devices)
+    trained, answers = known.trained, options.prompts_per_step * options.group_size
+    at_once = answers // options.accumulation_steps
+    generated, updated, imitated = (planner.load(options, rows) for rows in (answers, at_once, options.sft_batch))
+    extra = parse_extra(options.trl, _grpo_config())
+    vllm = extra.get("vllm_mode", "server") if extra.get("use_vllm") else None
+    share = float(extra.get("vllm_gpu_memory_utilization", 0.3)) if vllm == "colocate" else 0.0
+    limit = device_limit(options.device_memory, options.device)
+    gathered = 2 * known.largest_block if shards.of_weights > 1 else 0
+    reference = known.weights if options.beta > 0 and options.rank == 0 and "grpo" in planner.stages else 0
+    held = {
+        "weights": known.weights // shards.of_weights + gathered,
+        "LoRA": known.adapter // shards.of_weights,
+        "reference copy": reference // shards.of_weights,
+        "optimiser states": trained.states("adamw", shards),
+        "vLLM, colocated": int(share * (limit or 0)),
+    }
+    elsewhere = trained.size - trained.size // shards.of_state  # gradients that other devices keep
+    whole = known.weights - known.weights // shards.of_weights  # answers are generated with all weights on each device
+    phases: dict[str, int] = {}
+
+    if {"sft", "reject"} & set(planner.stages):
+        phases[f"sft, {options.sft_batch} rows at once"] = update_bytes(made, imitated, accumulated=False) - elsewhere
+    if {"grpo", "reject"} & set(planner.stages) and vllm is None:
+        phases[f"generation, {answers} answers at once"] = whole + _generation(made, known, generated)
+    if "grpo" in planner.stages:
+        pixels = 4 * known.values_per_token * generated.picture_tokens * generated.pictures * generated.rows
+        held["pictures of a step"] = pixels
+        if reference:
+            phases["reference's log-probabilities"] = read_bytes(replace(made, lora=None), updated, scored=True)
+        phases[f"grpo update, {at_once} sequences at once"] = (
+            update_bytes(made, updated, accumulated=options.accumulation_steps > 1) - elsewhere
+        )
+    phases["evaluation, generation"] = whole + _generation(made, known, planner.load(options, options.generation_batch))
+    step = trained.size // shards.of_state
+    phases["optimiser step"] = step + (step if made.gpu else trained.largest)
+    notes = {
+        "gradients": f"{trained.size / shards.of_state / 2**20:.1f} MiB, within sft, update and optimiser step",
+        "activations, checkpointing": "on" if made.checkpointing else "off",
+        "attention": "fused (SDPA), no score matrix; head fused (TRL), no matrix of logits",
+    }
+    if shards.devices > 1 or shards.kind != "none":
+        notes["split"] = f"{shards.kind} over {shards.devices} devices"
+    return Memory(known.parameters, trained.values, held, phases, made.gpu, notes)
+
+
+def _generation(made: Made, known: Facts, load: Load) -> int:
+    """The prompt is read at once; then keys and values grow to the whole length, one layer's old and new ones side by side."""
+    cache = known.cache_per_token * load.rows * load.length
+    words = 4 * load.rows * known.vocabulary
+    return max(read_bytes(replace(made, lora=None), load, scored=False), cache + cache // known.layers + 4 * words)
+
+
+def _largest_picture(model: str) -> int | None:
+    """Pixels that a folder's processor scales pictures down to; None where it does not say."""
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        if (path := Path(model) / name).is_file():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            return stored.get("image_processor", stored).get("size", {}).get("longest_edge")
+    return None
+
+
+def _stage(options: TrainerOptions) -> Any:
+    """How DeepSpeed splits the run."""
+    path = deepspeed_file(options.deepspeed)
+    if path is None:
+        return options.plan_sharding
+    stage = json.loads(Path(path).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", 0)
+    return {2: "zero2", 3: "zero3"}.get(stage, "none")
+
+
+def _grpo_config() -> type:
+    from trl import GRPOConfig
+
+    return GRPOConfig
+
+
+def plan(options: TrainerOptions, planner: Planner) -> list[tuple[str, str]]:
+    """(name, value) lines of the plan.
 
     Args:
         options: of the trainers.
-        model: embedded, a folder or a hub id.
-        stages: their names.
-        pictures: shown in a row.
-        picture_tokens: of one picture of the embedded data; None: 64.
+        planner: of the command.
     """
-    shape = model_shape(model)
+    be_quiet()
     answers = options.prompts_per_step * options.group_size
+    load = planner.load(options, answers // options.accumulation_steps)
     lines = [
-        ("stages", ", ".join(stages)),
+        ("stages", ", ".join(planner.stages)),
         ("device", f"{options.device}, {torch.cuda.device_count()} CUDA device(s) here"),
         ("updates", f"{options.max_train_steps} of {options.prompts_per_step} prompts x {options.group_size} answers a device"),
         ("answers in all", f"{options.max_train_steps * answers:,} a device, each at most {options.max_tokens} tokens"),
+        ("tokens", f"about {load.length} a sequence at most: pictures {load.pictures * load.picture_tokens}, answer {load.answer}"),
     ]
-    if shape is None:
-        return [*lines, ("model", f"{model}: unknown here; download its config.json for a memory estimate")]
-    size = 2 if options.dtype == "bfloat16" else 4
-    trained = shape.parameters if options.rank == 0 else _lora_parameters(options, shape)
-    tokens = PICTURE_TOKENS if options.max_pixels is None else options.max_pixels // 784
-    if model == "embedded":
-        tokens = picture_tokens or 64
-    tokens *= pictures
-    length = tokens + 300 * (model != "embedded") + options.max_tokens
-    at_once = answers // options.accumulation_steps
-    weights = shape.parameters * size
-    reference = weights if options.beta > 0 and options.rank == 0 else 0
-    optimizer = trained * 12
-    cache = 2 * shape.layers * shape.kv_heads * shape.head_size * length * answers * size
-    kept = 2 if options.gradient_checkpointing else 34
-    activations = shape.layers * shape.width * length * at_once * kept * size // 2
-    total = weights + reference + optimizer + max(cache, activations)
-    return [
-        *lines,
-        ("tokens", f"about {length} a sequence at most: pictures {tokens}, prompt, answer {options.max_tokens}"),
-        ("parameters", f"{shape.parameters:,}, trained {trained:,}"),
-        ("weights", _gib(weights) + (f" + reference {_gib(reference)}" if reference else "")),
-        ("gradients and Adam", _gib(optimizer)),
-        ("generation cache", _gib(cache)),
-        ("activations", f"{_gib(activations)} for {at_once} sequences at once"),
-        ("peak, estimated", f"{_gib(total)} on one device without sharding (ZeRO-3 divides all but activations by the devices)"),
-    ]
+    memory = planner.memory(options)
+    if memory is None:
+        return [*lines, ("model", f"{planner.model}: unknown here; download its config.json for a memory estimate")]
+    return [*lines, *memory.lines()]
+
+
+def refuse_if_too_large(options: TrainerOptions, planner: Planner) -> None:
+    """Refuse a run that cannot fit.
+
+    Raises:
+        ConfigError: with the change that makes it fit.
+    """
+    memory = planner.memory(options)
+    if memory is not None:
+        limit = device_limit(options.device_memory, options.device)
+        check_fits(options, memory, limit, changes(options), lambda changed: _known(planner, changed))
+
+
+def _known(planner: Planner, options: TrainerOptions) -> Memory:
+    memory = planner.memory(options)
+    assert memory is not None
+    return memory
+
+
+def _parts(options: TrainerOptions) -> TrainerOptions | None:
+    answers = options.prompts_per_step * options.group_size
+    return replace(options, accumulation_steps=answers) if options.accumulation_steps < answers else None
+
+
+def _lora(options: TrainerOptions) -> TrainerOptions | None:
+    return replace(options, rank=64, lora_alpha=128, freeze_vision=False) if options.rank == 0 else None
+
+
+def _less(name: str, value: int) -> Any:
+    def apply(options: TrainerOptions) -> TrainerOptions | None:
+        now = getattr(options, name)
+        if now is not None and now <= value:
+            return None
+        answers = {"prompts_per_step": options.prompts_per_step, "group_size": options.group_size} | {name: value}
+        divides = answers["prompts_per_step"] * answers["group_size"] % options.accumulation_steps == 0
+        return replace(options, **{name: value}) if divides else None
+
+    return apply
+
+
+def _checkpointing(options: TrainerOptions) -> TrainerOptions | None:
+    return None if options.gradient_checkpointing else replace(options, gradient_checkpointing=True)
+
+
+def _zero3(options: TrainerOptions) -> TrainerOptions | None:
+    split = options.deepspeed == "zero3" and options.plan_devices >= 8
+    return None if split or options.device == "cpu" else replace(options, deepspeed="zero3", plan_devices=8)
+
+
+def changes(options: TrainerOptions) -> tuple[Change[Any], ...]:
+    """What may be changed to make a run fit, the least painful first."""
+    return (
+        Change("--gradient-checkpointing", _checkpointing),
+        Change(f"--accumulation-steps {options.prompts_per_step * options.group_size}", _parts),
+        Change("--sft-batch 1", _less("sft_batch", 1)),
+        Change("--generation-batch 8", _less("generation_batch", 8)),
+        Change("--rank 64", _lora),
+        Change("--max-pixels 401408", _less("max_pixels", 401408)),
+        Change("--group-size 4", _less("group_size", 4)),
+        Change("--prompts-per-step 1", _less("prompts_per_step", 1)),
+        Change("--deepspeed zero3 --plan-devices 8", _zero3, more_devices=True),
+    )
 
 
 def print_plan(title: str, lines: Sequence[tuple[str, str]], arguments: Mapping[str, Mapping[str, Any]], options: TrainerOptions) -> None:
@@ -126,13 +255,3 @@ def print_plan(title: str, lines: Sequence[tuple[str, str]], arguments: Mapping[
     if (lora := lora_arguments(options)) is not None:
         console.print("peft.LoraConfig", highlight=False)
         console.print_json(json.dumps({"r": lora.r, "lora_alpha": lora.lora_alpha, "target_modules": sorted(lora.target_modules)}))
-
-
-def _lora_parameters(options: TrainerOptions, shape: Shape) -> int:
-    """About: each target of each layer has r (in + out) with in and out near the width, three times that in the MLP."""
-    mlp = sum(target in ("gate_proj", "up_proj", "down_proj") for target in options.lora_targets)
-    return options.rank * shape.layers * shape.width * (2 * (len(options.lora_targets) - mlp) + 5 * mlp)
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.0f} MiB"

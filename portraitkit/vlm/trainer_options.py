@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from portraitkit.errors import ConfigError
 from portraitkit.hub import check_repo_name
+from portraitkit.memory_plan import check_planning
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,13 @@ class TrainerOptions:
     trl: tuple[str, ...] = ()
     """Any other argument of trl.GRPOConfig as name=value, for example epsilon_high=0.28 use_vllm=true vllm_mode=colocate."""
     dry_run: bool = False
-    """Print devices, memory estimate, steps, tokens and TRL's exact arguments, and stop."""
+    """Print devices, memory estimate, steps, tokens and TRL's exact arguments, refuse what cannot fit, and stop."""
+    device_memory: float | None = None
+    """With --dry-run: memory of a device in GiB; that of the GPU that is here if not given."""
+    plan_devices: int = 1
+    """With --dry-run: devices that share the run."""
+    plan_sharding: Literal["none", "zero2", "zero3", "fsdp2"] = "none"
+    """With --dry-run: how they share it, where --deepspeed does not say so."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values before any model is loaded.
@@ -106,6 +113,7 @@ class TrainerOptions:
             ConfigError: a value is out of range, or two options contradict each other.
         """
         check_least(self, LEAST)
+        check_planning(self.device_memory, self.plan_devices)
         for name in ("learning_rate", "max_grad_norm", "temperature", "sft_learning_rate"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")

@@ -32,6 +32,51 @@ def test_every_recipe_is_a_valid_configuration(name):
     assert config.output_dir.startswith("runs/")
 
 
+SLOW_PLANS = ("flow_grpo_kontext", "flow_grpo_qwen_image_edit")
+"""12 and 20 billion parameters; beautygrpo_kontext is planned in every run of the tests."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW_PLANS else []) for name in recipe_names(RetoucherConfig)]
+)
+def test_every_recipe_dry_runs(command, name):
+    code, out, err = command(align_retoucher, "--config", name, "--dry-run", "--device", "cpu")
+    assert code == 0, err
+    assert "peak, estimated" in out and "not started" in out
+    if name == "beautygrpo_kontext":
+        assert "11,901,408,320, trained" in out and "data/portraits, which is not there yet" in " ".join(out.split())
+
+
+def test_a_dry_run_says_what_fits_and_starts_nothing(command, tmp_path):
+    options = ["--dry-run", "--group-size", 4, "--output-dir", tmp_path / "run"]
+    code, out, err = command(align_retoucher, *options, "--device-memory", 1)
+    assert code == 0, err
+    assert "2,672,192, trained" in out and "peak, estimated" in out and "optimiser states" in out
+    code, _, err = command(align_retoucher, *options, "--device-memory", 0.13)
+    message = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(message) == 1 and "which has 0.13 GiB" in message[0] and "makes it fit" in message[0], err
+    code, _, err = command(align_retoucher, *options, "--device-memory", 0.001)
+    assert code == 2 and "no change that is known here makes it fit" in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--device-memory", "0"], "--device-memory 0: must be above 0"),
+        (["--plan-devices", "0"], "--plan-devices 0: must be 1 or more"),
+        (["--plan-sharding", "zero5"], "--plan-sharding"),
+        (["--backbone", "mine.py:BACKBONE"], "--dry-run knows the architectures of"),
+        (["--backbone", "flux_kontext", "--resolution", "100"], "multiples of 16"),
+        (["--backbone", "flux_kontext", "--model", "./nowhere"], "no such folder"),
+    ],
+)
+def test_mistakes_in_a_dry_run_are_one_line(command, options, words):
+    code, _, err = command(align_retoucher, "--dry-run", *options)
+    message = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(message) == 1 and words in message[0], err
+
+
 @pytest.mark.parametrize("name", ["demo", *(name for name in recipe_names(RetoucherConfig) if name.startswith("tiny"))])
 def test_the_embedded_recipes_run(command, tmp_path, name):
     code, _, err = command(align_retoucher, "--config", name, "--output-dir", tmp_path / "run", *SMALL)

@@ -183,6 +183,17 @@ def test_dry_run_prints_the_plan_and_trls_arguments(command):
     assert '"num_generations": 8' in out and '"loss_type"' in out and "LoraConfig" in out
 
 
+def test_a_dry_run_refuses_what_cannot_fit(command):
+    options = ["--dry-run", "--prompts-per-step", 2, "--group-size", 2, "--max-tokens", 8]
+    assert command(align_vlm, *options, "--device-memory", 8)[0] == 0
+    code, out, err = command(align_vlm, *options, "--device-memory", 0.01)
+    message = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(message) == 1 and "on a device (while: " in message[0] and "which has 10.2 MiB" in message[0], err
+    assert "peak, estimated" in out
+    code, _, err = command(align_vlm, *options, "--plan-devices", 0)
+    assert code == 2 and "--plan-devices 0: must be 1 or more" in err
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -10,11 +10,13 @@ import time
 import pytest
 import torch
 
-from portraitkit.config import load_config
+from portraitkit.config import load_config, recipe_names
+from portraitkit.images import write_image
 from portraitkit.vlm.tiny import build_model, build_processor
 from preference_data.brief_contract import PROMPT, WORDS, write_brief
 from preference_data.contract import Answer, prompt
-from preference_data.schema import DIMENSIONS
+from preference_data.io import write_pairs
+from preference_data.schema import DIMENSIONS, Pair
 from reward_models.main import train_reward_model
 from reward_models.train_config import RewardModelConfig
 
@@ -39,7 +41,6 @@ SMALL = {
     "sft-batch": 2,
 }
 OPTIONS = [text for name, value in SMALL.items() for text in (f"--{name}", str(value))]
-RECIPES = ("tiny", "qwen2_5_vl_7b_lora", "qwen2_5_vl_7b_zero3")
 
 
 @pytest.fixture(scope="module")
@@ -206,13 +207,49 @@ def weights_of(folder):
     return torch.cat([value.float().flatten() for _, value in sorted(load_file(folder / "model.safetensors").items())])
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_parses_and_dry_runs(command, name):
+@pytest.fixture
+def pair_set(tmp_path, monkeypatch):
+    """The pair set that the 7B recipes name, with one pair; its folder's parent is the current one."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data" / "preferences"
+    folder.mkdir(parents=True)
+    for name in ("photo", "a", "b"):
+        write_image(folder / f"{name}.png", torch.rand(3, 64, 64))
+    write_pairs(folder, [Pair("1", "photo.png", "a.png", "b.png", overall="a", identity="somebody")])
+    return folder
+
+
+@pytest.mark.parametrize("name", recipe_names(RewardModelConfig))
+def test_every_recipe_parses_and_dry_runs(command, pair_set, name):
     assert load_config(RewardModelConfig, ["--config", name], prog="train-reward-model").folder.startswith("runs/")
-    code, out, err = command(train_reward_model, "--config", name, "--dry-run", "--device", "cpu", "--model", "Qwen/Qwen2.5-VL-7B-Instruct")
+    code, out, err = command(train_reward_model, "--config", name, "--dry-run", "--device", "cpu")
     assert code == 0, err
     assert "peak, estimated" in out and "trl.SFTConfig" in out and "trl.GRPOConfig" in out
     assert ("zero3.json" in out.replace("\n", "")) == (name == "qwen2_5_vl_7b_zero3")
+    assert ("8,292,166,656" in out) == (name != "tiny") and not (pair_set.parent.parent / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--data", "nowhere"], ["nowhere/metadata.jsonl", "no such file"]),
+        (["--data", "empty"], ["empty", "holds no row"]),
+        (["--data", "bad"], ["--data bad: line 1", "column 'inputt'"]),
+        (["--form", "full", "--coherence", "nli:./nowhere"], ["nli:./nowhere", "no such folder"]),
+        (["--form", "full", "--coherence", "nli:empty"], ["nli:empty", "could not be loaded"]),
+        (["--evaluate", "--benchmark", "genai-bench", "--data", "nowhere"], ["--data nowhere", "no such folder"]),
+    ],
+)
+def test_a_dry_run_looks_for_what_the_run_reads(command, model, tmp_path, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("empty", ""), ("bad", '{"id": "1", "inputt": "x"}\n')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metadata.jsonl").write_text(text)
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = command(train_reward_model, "--model", model, *OPTIONS, "--dry-run", *options)
+    message = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(message) == 1 and all(word in message[0] for word in words), err
+    assert "peak, estimated" in out and sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_tiny_recipe_is_the_default():
@@ -258,3 +295,22 @@ def test_a_finished_run_is_not_overwritten_by_accident(command, model, finished)
     before = (finished / "summary.json").read_text()
     code, _, err = command(train_reward_model, "--model", model, "--output-dir", finished, *OPTIONS)
     assert code == 2 and "holds another run" in err and (finished / "summary.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("option", "inside"), [("--model", "grpo/model"), ("--model", "model"), ("--data", "pairs"), ("--coherence", "judge")]
+)
+@pytest.mark.parametrize("evaluate", [[], ["--evaluate"]])
+def test_overwrite_never_deletes_what_the_run_needs(command, model, tmp_path, option, inside, evaluate):
+    run = tmp_path / "run"
+    shutil.copytree(model, run / "grpo" / "model")
+    (run / "model").symlink_to("grpo/model", target_is_directory=True)
+    for name in ("pairs", "judge"):
+        (run / name).mkdir()
+    for name in ("config.json", "environment.json"):
+        (run / name).write_text("{}")
+    before = sorted(run.rglob("*"))
+    value = f"nli:{run / inside}" if option == "--coherence" else run / inside
+    options = ["--model", model, *OPTIONS, "--form", "full", *evaluate, option, value]
+    code, _, err = command(train_reward_model, "--output-dir", run, "--overwrite", *options)
+    assert code == 2 and f"--overwrite would delete {option} " in err and sorted(run.rglob("*")) == before, err

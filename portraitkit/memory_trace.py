@@ -1,0 +1,169 @@
+"""Bytes of live tensors: of a real computation, and of the same computation on the meta device, where nothing is computed or allocated.
+
+The planner runs a model's own code on the meta device under `LiveBytes`; a test runs it for real under the same counter.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+SHALLOW = 8
+"""Blocks up to which a stack is run whole."""
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that are alive and were seen, and their peak.
+
+    A storage is seen when an operation reads or makes it, and counts until Python and autograd let go of it. What a kernel allocates for
+    itself and frees before it returns is not seen, nor is what an allocator keeps in reserve.
+
+    Args:
+        held: tensors (or modules' parameters and buffers) that are alive from the start.
+        devices: types of devices that count, such as cpu or meta; all if empty.
+
+    Attributes:
+        now: bytes alive.
+        peak: most bytes that were alive at once.
+    """
+
+    def __init__(self, held: Iterable[Tensor] = (), devices: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.devices = devices
+        self._seen: dict[int, weakref.ref] = {}
+        for tensor in held:
+            self.see(tensor)
+
+    def see(self, tensor: Tensor) -> None:
+        """Count a tensor's storage, once."""
+        if self.devices and tensor.device.type not in self.devices:
+            return
+        try:
+            storage = tensor.untyped_storage()
+        except NotImplementedError:  # a sparse tensor has none
+            return
+        if storage._cdata in self._seen:
+            return
+        size, key = storage.nbytes(), storage._cdata
+        self._seen[key] = weakref.ref(storage, lambda _, key=key, size=size: self._forget(key, size))
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _forget(self, key: int, size: int) -> None:
+        if self._seen.pop(key, None) is not None:
+            self.now -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and count what it read and made."""
+        result = func(*args, **(kwargs or {}))
+        for item in tree_iter((args, kwargs, result)):
+            if isinstance(item, Tensor):
+                self.see(item)
+        return result
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """On the meta device, attention as the fused kernels of CPUs and GPUs keep it: its output and one number a row, no score matrix.
+
+    Left alone, torch takes the unfused formula there, whose score matrices no real device would hold. torch's function is exchanged for the
+    time being, because a `TorchFunctionMode` is not in force while a checkpointed block is computed again.
+    """
+    whole = F.scaled_dot_product_attention
+
+    def exchanged(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return _attention(query, *args, **kwargs) if query.is_meta else whole(query, *args, **kwargs)
+
+    F.scaled_dot_product_attention = exchanged
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = whole
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    if enable_gqa:
+        key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
+    if attn_mask is not None:  # fused kernels take a mask of numbers
+        attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device="meta")
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return fused(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+
+
+@contextmanager
+def tracing(held: Iterable[Tensor] = ()) -> Iterator[LiveBytes]:
+    """Count a computation on the meta device.
+
+    Args:
+        held: tensors that are alive all the while: the model.
+    """
+    with fused_attention(), LiveBytes(held, ("meta",)) as live:
+        yield live
+
+
+def by_depth(stacks: Sequence[nn.ModuleList], measure: Callable[[], int]) -> int:
+    """A measurement of a model with deep stacks of equal blocks, from the same one with 2 and 3 blocks.
+
+    What a pass holds at its peak grows by the same bytes with each block: what the block keeps for the backward (with checkpointing, its
+    input). Stacks of at most `SHALLOW` blocks are measured as they are.
+
+    Args:
+        stacks: a model's.
+        measure: bytes, of the model as it is at the time of the call.
+    """
+    deep = [stack for stack in stacks if len(stack) > SHALLOW]
+    depths = [len(stack) for stack in deep]
+    whole = [stack._modules for stack in deep]
+
+    def cut(lengths: Sequence[int]) -> int:
+        for stack, modules, length in zip(deep, whole, lengths, strict=True):
+            stack._modules = dict(list(modules.items())[:length])
+        return measure()
+
+    try:
+        base = cut([2] * len(deep))
+        total = base
+        for place, depth in enumerate(depths):
+            total += (depth - 2) * (cut([2 + (place == other) for other in range(len(deep))]) - base)
+    finally:
+        for stack, modules in zip(deep, whole, strict=True):
+            stack._modules = modules
+    return total
+
+
+def stacks_of(module: nn.Module) -> list[nn.ModuleList]:
+    """The outermost stacks of blocks of one class in a model."""
+    found: list[nn.ModuleList] = []
+    inside: set[int] = set()
+    for part in module.modules():
+        if isinstance(part, nn.ModuleList) and id(part) not in inside and len({type(block) for block in part}) == 1:
+            found.append(part)
+            inside |= {id(below) for below in part.modules()}
+    return found
+
+
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """A module's parameters and buffers."""
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

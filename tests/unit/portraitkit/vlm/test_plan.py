@@ -1,0 +1,113 @@
+"""The planner of vision-language models against the memory of real TRL steps of a tiny one."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from portraitkit.errors import ConfigError
+from portraitkit.memory_trace import LiveBytes, tensors_of
+from portraitkit.vlm.architectures import meta_model
+from portraitkit.vlm.load import be_quiet, load_model, load_processor
+from portraitkit.vlm.memory import Made, facts
+from portraitkit.vlm.plan import Planner, changes, refuse_if_too_large
+from portraitkit.vlm.tiny import build_model, build_processor
+from portraitkit.vlm.train import make_grpo_trainer, make_sft_trainer
+from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments, sft_arguments
+from portraitkit.vlm.trainer_options import TrainerOptions
+
+OPTIONS = TrainerOptions(prompts_per_step=2, group_size=4, max_tokens=24, max_train_steps=2, sft_batch=8, sft_steps=2, generation_batch=1)
+
+
+@pytest.fixture(scope="module")
+def folder(brightness, tmp_path_factory):
+    """A random model wide enough that its activations count."""
+    torch.manual_seed(0)
+    processor = build_processor([brightness.prompt, brightness.brief] * 3, ["<answer>", "</answer>", "dark", "light"])
+    path = tmp_path_factory.mktemp("wide")
+    build_model(processor, hidden_size=192, layers=3, vision_size=64, vision_layers=2).save_pretrained(path)
+    processor.save_pretrained(path)
+    return path
+
+
+def planner(folder, brightness, rows, stage: str) -> Planner:
+    """One that knows the prompt's length and the pictures' size."""
+    processor = load_processor(str(folder))
+    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": brightness.prompt}]}]
+    text = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    made = processor(text=[text], images=[rows[0].images()[0]], return_tensors="pt")
+    tokens = int(made["image_grid_thw"].prod()) // 4
+    return Planner(str(folder), (stage,), picture_tokens=tokens, words=made["input_ids"].shape[1] - tokens)
+
+
+def measured(folder, brightness, rows, tmp_path, options: TrainerOptions, stage: str) -> int:
+    """Most bytes of live tensors in two steps of training."""
+    be_quiet()
+    model, processor = load_model(str(folder), freeze_vision=options.freeze_vision), load_processor(str(folder))
+    lora, callback = lora_arguments(options), TrainerCallback()
+    options = replace(options, checkpointing_steps=0)
+    if stage == "sft":
+        long = [replace(row, target=" ".join(["dark"] * 12)) for row in rows]
+        trainer = make_sft_trainer(model, processor, brightness.prompt, long, sft_arguments(options, str(tmp_path)), callback, lora)
+    else:
+        arguments = grpo_arguments(options, str(tmp_path))
+        trainer = make_grpo_trainer(model, processor, brightness.prompt, rows, arguments, callback, brightness, "fixed", lora)
+    trainer.args.save_strategy = "no"
+    held = [*tensors_of(trainer.model), *(tensors_of(trainer.ref_model) if getattr(trainer, "ref_model", None) else ())]
+    with LiveBytes(held, ("cpu",)) as live:
+        trainer.train()
+    return live.peak
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        ("grpo", {}),
+        ("grpo", {"rank": 8, "gradient_checkpointing": True}),
+        ("grpo", {"group_size": 8, "beta": 0.04, "accumulation_steps": 2}),
+        ("sft", {}),
+    ],
+)
+def test_the_plan_is_within_a_tenth_of_what_is_measured(folder, brightness, rows, tmp_path, stage, changes):
+    options = replace(OPTIONS, **changes)
+    memory = planner(folder, brightness, rows, stage).memory(options)
+    assert memory is not None
+    assert memory.peak == pytest.approx(measured(folder, brightness, rows, tmp_path, options, stage), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("Qwen/Qwen2.5-VL-3B-Instruct", 3_754_622_976), ("Qwen/Qwen2.5-VL-7B-Instruct", 8_292_166_656)]
+)
+def test_published_models_have_their_published_sizes(name, parameters):
+    known = facts(Made(name, "bfloat16"))
+    assert known is not None and known.parameters == parameters and known.weights == pytest.approx(2 * parameters, rel=1e-3)
+    rank = facts(Made(name, "bfloat16", (8, 16, 0.0, ("q_proj", "v_proj"))))
+    assert rank is not None and 0 < rank.trained.values < parameters / 1000 and rank.adapter == rank.trained.size
+
+
+def test_a_model_that_is_not_known_is_said_to_be(monkeypatch):
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda path: (_ for _ in ()).throw(OSError(path)))
+    assert meta_model("nobody/nothing-of-this-name") is None
+    assert Planner("nobody/nothing-of-this-name", ("grpo",), picture_tokens=64).memory(OPTIONS) is None
+
+
+def test_what_cannot_fit_is_refused_with_what_would(folder):
+    plan = Planner(str(folder), ("grpo",), picture_tokens=64)
+    memory = plan.memory(OPTIONS)
+    assert memory is not None
+    refuse_if_too_large(replace(OPTIONS, device_memory=memory.peak * 1.01 / 2**30), plan)
+    with pytest.raises(ConfigError, match="makes it fit") as refusal:
+        refuse_if_too_large(replace(OPTIONS, device_memory=memory.peak * 0.8 / 2**30), plan)
+    words = str(refusal.value).partition("; ")[2]
+    assert any(words.startswith(change.words) for change in changes(OPTIONS))
+    with pytest.raises(ConfigError, match="no change that is known here makes it fit"):
+        refuse_if_too_large(replace(OPTIONS, device_memory=0.0001), plan)
+
+
+def test_zero_divides_what_it_should(folder):
+    plan = Planner(str(folder), ("grpo",), picture_tokens=64)
+    whole, two, three = (plan.memory(replace(OPTIONS, deepspeed=kind, plan_devices=4)) for kind in (None, "zero2", "zero3"))
+    assert whole and two and three
+    assert two.held["optimiser states"] * 4 == whole.held["optimiser states"]
+    assert two.held["weights"] == whole.held["weights"] > three.held["weights"]

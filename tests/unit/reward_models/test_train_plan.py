@@ -1,0 +1,48 @@
+"""The planner of `train-reward-model` against the memory of real training stages of the embedded judge."""
+
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from portraitkit.interrupt import Interruptible
+from portraitkit.memory_trace import LiveBytes
+from portraitkit.runs import SilentRunFolder
+from portraitkit.vlm.load import be_quiet, load_processor
+from reward_models.judge_settings import view_of
+from reward_models.judge_task import judge_task
+from reward_models.judged_pairs import open_pairs
+from reward_models.stage_fit import Fit, fit
+from reward_models.train_config import RewardModelConfig
+from reward_models.train_plan import planner_of
+
+CONFIG = RewardModelConfig(
+    sft_batch=8,
+    sft_steps=2,
+    prompts_per_step=2,
+    group_size=4,
+    max_train_steps=2,
+    generation_batch=1,
+    validation_steps=0,
+    checkpointing_steps=0,
+)
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [("sft", {}), ("sft", {"rank": 8, "gradient_checkpointing": True}), ("grpo", {}), ("grpo", {"accumulation_steps": 2, "beta": 0.04})],
+)
+def test_the_plan_is_within_a_tenth_of_what_is_measured(tmp_path, stage, changes):
+    be_quiet()
+    view = view_of("embedded")
+    processor = load_processor("embedded")
+    rows = [row for pair in open_pairs("embedded", {"train": 4}, 0)["train"] for row in view.rows(pair)]
+    longest = max(len(processor.tokenizer(row.target)["input_ids"]) for row in rows) + 2  # and the end of the turn
+    config = replace(CONFIG, max_tokens=longest, stages=(stage,), **changes)
+    setting = Fit(config, SilentRunFolder(tmp_path), processor, view, Interruptible(), Console(quiet=True), None, False, 1, lambda: None)
+    task = judge_task(view) if stage == "grpo" else None
+    with LiveBytes((), ("cpu",)) as live:
+        fit(setting, stage, "embedded", rows, steps=2, task=task)
+    memory = planner_of(config).memory(config)
+    assert memory is not None
+    assert memory.peak == pytest.approx(live.peak, rel=0.1)
