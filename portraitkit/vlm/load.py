@@ -132,12 +132,13 @@ def merge_adapter(model: Any, folder: str) -> Any:
     return merged
 
 
-def attach_adapter(model: Any, folder: str) -> Any:
+def attach_adapter(model: Any, folder: str, *, upcast: bool = True) -> Any:
     """A `peft.PeftModel` whose LoRA is trained on; what it saves is an adapter of the same base.
 
     Args:
         model: the adapter's base.
         folder: written by a run with a LoRA.
+        upcast: keep a half-precision LoRA in float32, as peft does; ZeRO-3 wants one type.
 
     Raises:
         ConfigError: the folder holds no adapter.
@@ -150,7 +151,7 @@ def attach_adapter(model: Any, folder: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys", category=UserWarning)
-            return PeftModel.from_pretrained(model, folder, is_trainable=True).eval()
+            return PeftModel.from_pretrained(model, folder, is_trainable=True, autocast_adapter_dtype=upcast).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError, UserWarning) as error:
         raise WeightsError(
             f"--adapter {folder}: does not fit the model ({_first_line(error)}); give the --model that the adapter was trained on"
