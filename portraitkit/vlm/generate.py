@@ -132,9 +132,16 @@ def complete_together(
     Args: see `complete`; every process must be here, with the same rows.
     """
     count, mine = processes()
+    left = len(rows)
+
+    def tell(done: int) -> None:
+        nonlocal left
+        done = min(done * count, left)  # the others are as far, the last of them perhaps a row behind
+        left -= done
+        advance(done)
 
     def work(some: Sequence[Row]) -> list[list[Completion]]:
-        return complete(model, processor, prompt, some, seed=seed + mine, advance=lambda done: advance(done * count), **how)
+        return complete(model, processor, prompt, some, seed=seed + mine, advance=tell, **how)
 
     return divided(rows, work)
 
