@@ -1,6 +1,7 @@
 """Files that are whole or not there: what a killed process leaves behind is never half a file."""
 
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,17 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Try whether files can be made in a folder, or in the nearest one above it that is there; nothing stays.
+
+    Raises:
+        OSError: they cannot.
+    """
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    with tempfile.TemporaryFile(dir=above):
+        pass
 
 
 def write_text(path: Path, text: str) -> None:

@@ -74,6 +74,8 @@ def read_image(
         ImageError: missing, unreadable, truncated, too large, or of an impossible shape; the message names file, rule and fix.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ImageError(f"{path}: is a folder; one picture is needed, give its file")
     if not path.is_file():
         raise ImageError(f"{path}: no such file")
     if path.stat().st_size > max_bytes:

@@ -31,6 +31,7 @@ FREE_TO_CHANGE = (
     "cache_dir",
     "push_to_hub",
     "export",
+    "max_unusable",
     "reward_worker",
     "reward_worker_timeout",
     "reward_worker_patience",

@@ -23,7 +23,7 @@ from portraitkit.images import read_image, resize, write_image
 from portraitkit.interrupt import Interruptible
 from portraitkit.jsonl import append_line, read_json_lines, write_lines
 from portraitkit.progress import progress_bar
-from portraitkit.runs import start_or_go_on
+from portraitkit.runs import check_run_folder, may_resume, start_or_go_on
 from preference_data import makeup_prompts
 from preference_data.makeup import PARAMETERS, render_makeup
 from preference_data.makeup_config import MakeupConfig
@@ -48,23 +48,24 @@ def build_pairs(config: MakeupConfig, command: list[str]) -> int:
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     names = list_photos(config)
     free = FREE[:-1] if config.embedded else FREE  # the embedded people are dealt out by their count
-    with start_or_go_on(
-        config.output_dir,
-        config_to_dict(config),
-        command=command,
-        seed=config.seed,
-        maker="make-preferences makeup",
-        mark="looks_per_face",
-        holds="a set made",
-        free=free,
-        overwrite=config.overwrite,
-    ) as run:
+    out, options = config.output_dir, config_to_dict(config)
+    known = {
+        "maker": "make-preferences makeup",
+        "mark": "looks_per_face",
+        "holds": "a set made",
+        "free": free,
+        "overwrite": config.overwrite,
+    }
+    goes_on = may_resume(out, options, **known)
+    check_run_folder(out, overwrite=config.overwrite, resume="latest" if goes_on else None)
+    unusable = {} if goes_on or config.embedded else _look_for_a_face(config, names, console)
+    with start_or_go_on(out, options, command=command, seed=config.seed, **known) as run:
         (run.path / "images").mkdir(exist_ok=True)
         done = _read_journal(run.path / "faces.jsonl", config.looks_per_face)
         if done:
             console.print(f"{run.path}: {len(done)} photos are done already, going on")
         write_lines(run.path / "faces.jsonl", done.values())  # without a line that a killed process left unfinished
-        records = _make_all(config, run.path, names, done, console)
+        records = _make_all(config, run.path, names, done, unusable, console)
         if isinstance(records, int):
             return records
         train, test = _finish(config, run.path, records, console)
@@ -72,7 +73,37 @@ def build_pairs(config: MakeupConfig, command: list[str]) -> int:
     return 0
 
 
-def _make_all(config: MakeupConfig, folder: Path, names: Sequence[str], done: dict[str, Row], console: Console) -> list[Row] | int:
+def _look_for_a_face(config: MakeupConfig, names: Sequence[str], console: Console) -> dict[str, str]:
+    """Before a folder is made: open photos up to the first that can be used; why those before it cannot.
+
+    Raises:
+        DataError: none can be used, or too many of the first ones cannot.
+    """
+    unusable: dict[str, str] = {}
+    with progress_bar(console) as bar:
+        progress = bar.add_task("looking for a face", total=len(names))
+        for name in names:
+            try:
+                open_face(config, name)
+            except (ImageError, FaceError) as error:
+                unusable[name] = str(error)
+                bar.advance(progress)
+            else:
+                return unusable
+            if len(unusable) >= ENOUGH and config.max_unusable < 1:
+                break
+    first = next(iter(unusable.values()))
+    if len(unusable) < len(names):
+        raise DataError(
+            f"{config.faces}: {len(unusable)} of the first {len(unusable)} photos have no usable face (the first: {first}): more than "
+            f"--max-unusable {config.max_unusable}; give other photos, or 1 to look at all of them"
+        )
+    raise DataError(f"{config.faces}: none of {len(unusable)} photos has a usable face, the first: {first}")
+
+
+def _make_all(
+    config: MakeupConfig, folder: Path, names: Sequence[str], done: dict[str, Row], unusable: dict[str, str], console: Console
+) -> list[Row] | int:
     """One record a photo, old or new, until there are enough pictures; the exit code if interrupted."""
     records: list[Row] = []
     made = bad = 0
@@ -82,7 +113,7 @@ def _make_all(config: MakeupConfig, folder: Path, names: Sequence[str], done: di
         for name in names:
             record = done.get(name)
             if record is None:
-                record = _make_pairs(config, folder, name)
+                record = {"photo": name, "reason": unusable[name]} if name in unusable else _make_pairs(config, folder, name)
                 append_line(folder / "faces.jsonl", record)
             records.append(record)
             made += len(record.get("rows", ()))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from portraitkit.vlm.generate import Completion, complete
+from portraitkit.vlm.generate import Completion, complete_together
 from portraitkit.vlm.rows import Row
 from preference_data.contract import Answer, Unreadable
 from preference_data.schema import OTHER, Verdict
@@ -72,30 +72,21 @@ def ask(
 ) -> list[list[Completion]]:
     """Answers to rows, greedy unless a temperature is given; with several processes each answers its share and all get all.
 
-    Args: see `portraitkit.vlm.generate.complete`.
+    Args: see `portraitkit.vlm.generate.complete_together`.
     """
-    from accelerate import PartialState
-    from accelerate.utils import gather_object
-
-    state = PartialState() if PartialState._shared_state else None
-    processes, mine = (state.num_processes, state.process_index) if state else (1, 0)
-    found = complete(
+    return complete_together(
         model,
         processor,
         view.prompt,
-        rows[mine::processes],
+        rows,
         max_tokens=max_tokens,
         temperature=temperature,
         top_p=top_p,
         samples=samples,
         batch_size=batch_size,
-        seed=seed + mine,
-        advance=lambda count: advance(count * processes),
+        seed=seed,
+        advance=advance,
     )
-    if processes == 1:
-        return found
-    parts = gather_object([found])
-    return [parts[index % processes][index // processes] for index in range(len(rows))]
 
 
 def judge_pairs(model: Any, processor: Any, view: View, pairs: Sequence[JudgedPair], **how: Any) -> list[Judged]:

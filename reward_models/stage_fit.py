@@ -1,6 +1,5 @@
 """One training by TRL, from a stored model to a stored model: checkpoints, interrupt, resume, several processes, LoRA merged at its end."""
 
-import gc
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from portraitkit.progress import progress_bar
 from portraitkit.runs import RunFolder
 from portraitkit.vlm.callbacks import Follow
 from portraitkit.vlm.load import load_model
+from portraitkit.vlm.processes import release
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import Task
 from portraitkit.vlm.train import check_finite, find_checkpoint, make_grpo_trainer, make_sft_trainer
@@ -138,15 +138,3 @@ def _save(setting: Fit, trainer: Any, start: str, folder: Path, lora: bool) -> N
     if done.exists():
         shutil.rmtree(done)
     part.rename(done)
-
-
-def release() -> None:
-    """What DeepSpeed's configuration and the trainer hold."""
-    from accelerate.state import AcceleratorState
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-    unset_hf_deepspeed_config()
-    AcceleratorState._reset_state()  # or a second trainer could not have its own DeepSpeed configuration
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

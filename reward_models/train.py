@@ -15,6 +15,7 @@ from portraitkit.interrupt import Interruptible
 from portraitkit.progress import progress_bar
 from portraitkit.runs import RunFolder, SilentRunFolder, check_run_folder
 from portraitkit.vlm.load import be_quiet, check_device, load_processor
+from portraitkit.vlm.processes import release
 from portraitkit.vlm.trainer_arguments import grpo_arguments, sft_arguments, start_processes
 from portraitkit.vlm.vllm_engine import check_vllm
 from reward_models.coherence import load_coherence
@@ -27,7 +28,7 @@ from reward_models.judge_report import print_result, write_report
 from reward_models.judge_settings import view_of, write_settings
 from reward_models.judged_pairs import JudgedPair, check_disjoint, open_pairs
 from reward_models.judging import Judged, judge_pairs
-from reward_models.stage_fit import Fit, Interrupted, release
+from reward_models.stage_fit import Fit, Interrupted
 from reward_models.train_config import STAGES, RewardModelConfig, needed_by
 from reward_models.train_stages import Training, forget, is_done, newest, run_stage, train_blind
 

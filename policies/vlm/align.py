@@ -8,78 +8,77 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from policies.vlm.align_card import by_group, provenance, write_align_card
 from policies.vlm.align_config import AlignVlmConfig
-from policies.vlm.align_inputs import check_all_lengths, open_all_rows, prompt_of
+from policies.vlm.align_inputs import check_all_lengths, open_all_rows, prompt_of, readable_rows, write_aside
 from policies.vlm.align_report import write_report
+from policies.vlm.align_train import Setting, check_enough, load_policy, progress, train_stages
 from policies.vlm.reward_file import with_reward_file
 from policies.vlm.tasks import load_task
 from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError
 from portraitkit.hub import open_repo, push_folder
 from portraitkit.interrupt import Interruptible
-from portraitkit.runs import RunFolder, check_run_folder
-from portraitkit.vlm.callbacks import Follow
+from portraitkit.runs import RunFolder, SilentRunFolder, check_run_folder
 from portraitkit.vlm.evaluate import Decoding, Evaluation, best_constant, compare, evaluate, finite, score_all
-from portraitkit.vlm.generate import complete
-from portraitkit.vlm.load import ASKED, attach_adapter, be_quiet, check_device, load_model, load_processor, merge_adapter
+from portraitkit.vlm.generate import complete_together
+from portraitkit.vlm.load import be_quiet, check_device, load_processor
 from portraitkit.vlm.probe import Probe, probe
+from portraitkit.vlm.processes import check_processes, release
 from portraitkit.vlm.rewards import part_names
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import Task
-from portraitkit.vlm.train import check_finite, find_checkpoint, make_grpo_trainer, make_sft_trainer
-from portraitkit.vlm.trainer_arguments import check_continued, grpo_arguments, lora_arguments, sft_arguments
+from portraitkit.vlm.train import find_checkpoint
+from portraitkit.vlm.trainer_arguments import check_continued, grpo_arguments, sft_arguments, start_processes
 from portraitkit.vlm.vllm_engine import check_vllm
+
+QUARANTINE = "quarantine.jsonl"
+"""Rows that were set aside, with their reasons."""
 
 
 def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
     """Align one policy and write the run folder; returns the exit code (0, or 130 / 143 when interrupted and saved)."""
-    console = Console(stderr=True)
     started = time.monotonic()
     be_quiet()
     task = load_task(config.task)
     if config.reward_file is not None:
         task = with_reward_file(task, config.reward_file)
-    grpo, sft = (
-        grpo_arguments(config, config.folder),
-        sft_arguments(config, f"{config.folder}/sft"),
-    )
+    state = start_processes(config)
+    sft_arguments(config, f"{config.folder}/sft")  # refused here, before anything is loaded
+    grpo = grpo_arguments(config, config.folder)
+    release()
+    first = state.is_main_process
+    console = Console(stderr=True, quiet=not first)
     check_device(config.device)
     folder = Path(config.folder)
-    check_run_folder(
-        folder,
-        overwrite=config.overwrite,
-        resume=config.resume_from_checkpoint,
-        report_to=list(config.report_to),
-        needed={"--model": config.model, "--adapter": config.adapter, "--data": config.data},
-    )
+    if first:  # the others might find what the first one has opened since
+        check_run_folder(
+            folder,
+            overwrite=config.overwrite,
+            resume=config.resume_from_checkpoint,
+            report_to=list(config.report_to),
+            needed={"--model": config.model, "--adapter": config.adapter, "--data": config.data},
+        )
+    checkpoint = find_checkpoint(folder, config.resume_from_checkpoint)
+    check_processes(checkpoint, state.num_processes)
     check_continued(config, config.adapter)
     longest = check_vllm(grpo, config.device) if "grpo" in config.stages else None
     processor = load_processor(config.model, max_pixels=config.max_pixels)
-    rows = open_all_rows(config, task, console)
+    rows, aside = readable_rows(config, open_all_rows(config, task, console), console, folder / QUARANTINE)
+    check_enough(config, len(rows["train"]), state.num_processes)
     if config.reward_weights and len(config.reward_weights) != len(parts := part_names(task, rows["train"][0], config.mode)):
         raise ConfigError(f"--reward-weights has {len(config.reward_weights)} values for the parts {', '.join(parts)}: give one each")
     prompt = prompt_of(config, task)
     console.print(str(check_all_lengths(config, processor, rows, prompt, longest)), highlight=False)
-    repo = open_repo(config.push_to_hub) if config.push_to_hub is not None else None
-    with (
-        RunFolder.open(
-            folder,
-            config_to_dict(config),
-            command=command,
-            seed=config.seed,
-            overwrite=config.overwrite,
-            resume=config.resume_from_checkpoint,
-            allow_changed=config.allow_changed,
-            report_to=list(config.report_to),
-        ) as run,
-        Interruptible() as interrupt,
-    ):
-        checkpoint = find_checkpoint(folder, config.resume_from_checkpoint)
-        model = _load(config)
+    model = load_policy(config)
+    repo = open_repo(config.push_to_hub) if config.push_to_hub is not None and first else None
+    run = _open(config, command) if first else None
+    state.wait_for_everyone()
+    with run or SilentRunFolder(folder) as run, Interruptible() as interrupt:
+        if first:
+            write_aside(folder / QUARANTINE, aside)
         decoding = Decoding(
             prompt,
             config.max_tokens,
@@ -100,32 +99,14 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
             "floors.json", {"constant": floor, "validation_constant": validation_floor, "shuffled_image": float(before.blind.mean())}
         )
         validate = partial(_validate, config, task, processor, rows["validation"], decoding)
-        lora = lora_arguments(config) if config.adapter is None else None
-        frozen = config.freeze_vision
-        for stage in config.stages:
-            steps = config.sft_steps if stage == "sft" else config.max_train_steps
-            with _progress(console) as progress:
-                bar = progress.add_task(stage, total=steps)
-                follow = Follow(run, stage, interrupt, progress, bar, lambda: validate(trainer.model), config.validation_steps)  # noqa: B023
-                if stage == "sft":
-                    trainer = make_sft_trainer(model, processor, prompt, rows["train"], sft, follow, lora, frozen=frozen)
-                else:
-                    trainer = make_grpo_trainer(
-                        model, processor, prompt, rows["train"], grpo, follow, task, config.mode, lora, frozen=frozen
-                    )
-                    run.truncate_metrics(_step_of(checkpoint)) if checkpoint else None
-                trainer.train(resume_from_checkpoint=checkpoint if stage == "grpo" else None)
-            if interrupt.requested:
-                console.print(
-                    f"stopped and saved; go on with --resume-from-checkpoint latest --output-dir {config.folder}", highlight=False
-                )
-                return interrupt.exit_code
-            model, lora = trainer.model, None  # the next stage trains the same LoRA on: merged, its saved part would lack this one's
-        check_finite(model)
+        setting = Setting(config, run, task, processor, prompt, rows["train"], interrupt, console, validate, first, state.wait_for_everyone)
+        if config.deepspeed is not None:
+            model = None  # what DeepSpeed shares out must not be held here, whole
+        model = train_stages(setting, model, checkpoint)
+        if model is None:
+            console.print(f"stopped and saved; go on with --resume-from-checkpoint latest --output-dir {config.folder}", highlight=False)
+            return interrupt.exit_code
         after = measure(model, "after")
-        setattr(model.config, ASKED, "full" if prompt == task.prompt else "brief")
-        model.save_pretrained(folder / "model", **({"selected_adapters": ["default"]} if config.rank else {}))  # TRL adds a reference
-        processor.save_pretrained(folder / "model")
         summary = {
             "task": task.name,
             "mode": config.mode,
@@ -141,33 +122,42 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
             "seconds": time.monotonic() - started,
             "groups": by_group(rows["held_out"], before.greedy, after.greedy),
             "rows": {split: len(some) for split, some in rows.items()},
+            "processes": state.num_processes,
             "provenance": provenance(rows),
             "prompt": "full" if prompt == task.prompt else "brief",
             "reward_file": config.reward_file and Path(config.reward_file).name,
             "seed": config.seed,
             "synthetic": config.data == "embedded",
         }
-        run.write_json("summary.json", summary)
-        _write_answers(folder, rows["held_out"], before, after, task, config)
-        write_report(folder)
-        write_align_card(folder)
+        if first:
+            run.write_json("summary.json", summary)
+            _write_answers(folder, rows["held_out"], before, after, task, config)
+            write_report(folder)
+            write_align_card(folder)
+        state.wait_for_everyone()
     _print_result(console, summary, folder)
     if repo is not None:
         console.print(f"pushed: {push_folder(folder / 'model', repo)}", highlight=False)
     return 0
 
 
-def _load(config: AlignVlmConfig) -> Any:
-    model = load_model(config.model, dtype=config.dtype, device=config.device, freeze_vision=config.freeze_vision)
-    if config.adapter is None:
-        return model
-    return attach_adapter(model, config.adapter) if config.rank else merge_adapter(model, config.adapter)
+def _open(config: AlignVlmConfig, command: list[str]) -> RunFolder:
+    return RunFolder.open(
+        Path(config.folder),
+        config_to_dict(config),
+        command=command,
+        seed=config.seed,
+        overwrite=config.overwrite,
+        resume=config.resume_from_checkpoint,
+        allow_changed=config.allow_changed,
+        report_to=list(config.report_to),
+    )
 
 
 def _probe(config: AlignVlmConfig, task: Task, model: Any, processor: Any, rows: list[Row], decoding: Decoding, console: Console) -> Probe:
     some = rows[: config.probe_rows]
-    with _progress(console) as progress:
-        bar = progress.add_task("probing the reward", total=len(some))
+    with progress(console) as shown:
+        bar = shown.add_task("probing the reward", total=len(some))
         found = probe(
             model,
             processor,
@@ -175,7 +165,7 @@ def _probe(config: AlignVlmConfig, task: Task, model: Any, processor: Any, rows:
             some,
             config.mode,
             replace(decoding, samples=config.group_size, seed=config.seed),
-            advance=lambda count: progress.advance(bar, count),
+            advance=lambda count: shown.advance(bar, count),
         )
     console.print(found.table())
     return found
@@ -191,18 +181,14 @@ def _measure(
     model: Any,
     when: str,
 ) -> Evaluation:
-    with _progress(console) as progress:
-        bar = progress.add_task(f"held-out, {when} training", total=3 * len(rows["held_out"]))
-        return evaluate(model, processor, task, rows["held_out"], config.mode, decoding, advance=lambda count: progress.advance(bar, count))
+    with progress(console) as shown:
+        bar = shown.add_task(f"held-out, {when} training", total=3 * len(rows["held_out"]))
+        return evaluate(model, processor, task, rows["held_out"], config.mode, decoding, advance=lambda count: shown.advance(bar, count))
 
 
 def _validate(config: AlignVlmConfig, task: Task, processor: Any, rows: list[Row], decoding: Decoding, model: Any) -> dict[str, float]:
-    answers = complete(model, processor, decoding.prompt, rows, max_tokens=decoding.max_tokens, batch_size=decoding.batch_size)
+    answers = complete_together(model, processor, decoding.prompt, rows, max_tokens=decoding.max_tokens, batch_size=decoding.batch_size)
     return {"greedy": float(score_all(task, [group[0] for group in answers], rows, config.mode).mean())}
-
-
-def _step_of(checkpoint: str | None) -> int:
-    return int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else 0
 
 
 def _write_answers(folder: Path, rows: list[Row], before: Evaluation, after: Evaluation, task: Task, config: AlignVlmConfig) -> None:
@@ -224,12 +210,6 @@ def _write_answers(folder: Path, rows: list[Row], before: Evaluation, after: Eva
             }
         lines.append(json.dumps(line))
     (folder / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=console
-    )
 
 
 def _print_result(console: Console, summary: dict[str, Any], folder: Path) -> None:

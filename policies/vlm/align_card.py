@@ -80,6 +80,7 @@ def write_align_card(folder: Path) -> Path:
         limits=_limits(summary),
         settings=(
             *((name.replace("_", " "), cell(config[name])) for name in SETTINGS if name in config),
+            *([("processes", str(summary["processes"]))] if summary.get("processes", 1) > 1 else []),
             *((name, version) for name, version in environment["versions"].items() if version),
         ),
         usage=_usage(adapter),

@@ -27,6 +27,8 @@ class WhatToAlign:
     """full: the task's instruction; brief: what a model that knows it is asked; auto: brief for the embedded model and its offspring."""
     stages: tuple[Literal["sft", "grpo"], ...] = ("grpo",)
     """What is trained, in this order: supervised fine-tuning on the rows' targets, then GRPO."""
+    max_unusable: float = 0.1
+    """Share of a folder's rows whose pictures may be unreadable: they are set aside in quarantine.jsonl; with more, nothing is trained."""
     train_rows: int = 640
     """Training rows made or, of a folder, taken; 0 takes all that a folder has."""
     validation_rows: int = 48
@@ -58,6 +60,8 @@ class AlignVlmConfig(TrainerOptions, WhatToAlign):
         super().__post_init__()
         own = self.data == "embedded"
         check_least(self, {"held_out_rows": 2 * own, "validation_rows": 1, "train_rows": 1 * own, "samples": 1, "probe_rows": 2})
+        if not 0 <= self.max_unusable <= 1:
+            raise ConfigError(f"--max-unusable {self.max_unusable}: must be a share from 0 to 1")
         if not self.stages:
             raise ConfigError("--stages: name sft, grpo or both")
         if self.push_to_hub is not None and (self.export != "none" or self.probe):

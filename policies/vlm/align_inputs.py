@@ -1,14 +1,18 @@
 """What a run or an export of a task starts from: its rows, the prompt, and whether they fit."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from policies.vlm.align_config import AlignVlmConfig
+from portraitkit.jsonl import write_lines
 from portraitkit.progress import progress_bar
 from portraitkit.vlm.context import Lengths, check_lengths, context_of
 from portraitkit.vlm.load import asked_briefly
+from portraitkit.vlm.processes import processes
+from portraitkit.vlm.readable import files_of, set_aside_unreadable
 from portraitkit.vlm.rows import Row, make_rows, open_rows
 from portraitkit.vlm.task import Task
 
@@ -34,6 +38,47 @@ def open_all_rows(config: AlignVlmConfig, task: Task, console: Console) -> dict[
             split: make_rows(task, split, count, 0 if split == "held_out" else config.seed, advance=lambda: progress.advance(bar))
             for split, count in counts.items()
         }
+
+
+def readable_rows(
+    config: AlignVlmConfig, rows: Mapping[str, Sequence[Row]], console: Console, where: Path
+) -> tuple[dict[str, list[Row]], list[dict[str, str]]]:
+    """The rows whose pictures can be decoded to their end, and the others with their reasons; one line on the screen says so.
+
+    Args:
+        config: of the run.
+        rows: of all splits.
+        console: for progress.
+        where: the file that will name the others.
+
+    Raises:
+        DataError: more than `--max-unusable` cannot, a split is left without rows.
+    """
+    files = files_of(rows)
+    if not files:
+        return {split: list(some) for split, some in rows.items()}, []
+    count, _ = processes()
+    with progress_bar(console, elapsed=True) as progress:
+        bar = progress.add_task("reading pictures", total=-(-len(files) // count))
+        kept, aside = set_aside_unreadable(rows, most=config.max_unusable, advance=lambda: progress.advance(bar))
+    if aside:
+        total = sum(map(len, rows.values()))
+        first = f"{aside[0]['row']}: {aside[0]['reason']}"
+        said = f"{len(aside)} of {total} rows set aside, see {where}; the first: {first}"
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+    return kept, aside
+
+
+def write_aside(path: Path, aside: Sequence[Mapping[str, str]]) -> None:
+    """Write the rows that were set aside, a JSON object a line; without any, no file stays.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
+    if aside:
+        write_lines(path, aside)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def check_all_lengths(

@@ -47,6 +47,7 @@ def _context(folder: Path) -> dict[str, Any]:
             ("minutes", f"{summary['seconds'] / 60:.1f}"),
             ("seed", str(summary["seed"])),
             ("model", str(config["model"])),
+            *([("processes", str(summary["processes"]))] if summary.get("processes", 1) > 1 else []),
         ],
         "plots": _plots(metrics, floors, _published(summary)),
         "probe": _probe_lines(_read(folder / "probe.json")),

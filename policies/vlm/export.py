@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from policies.vlm.align_config import AlignVlmConfig
-from policies.vlm.align_inputs import check_all_lengths, open_all_rows, prompt_of
+from policies.vlm.align_inputs import check_all_lengths, open_all_rows, prompt_of, readable_rows, write_aside
 from policies.vlm.tasks import load_task
 from policies.vlm.truth_columns import ground_truth_of
 from portraitkit.config import config_to_dict
@@ -53,7 +53,7 @@ def run_export(config: AlignVlmConfig) -> int:
     else:
         processor = load_processor(config.model, max_pixels=config.max_pixels)
         limit = limit_of(processor)
-    rows = open_all_rows(config, task, console)
+    rows, aside = readable_rows(config, open_all_rows(config, task, console), console, folder / "quarantine.jsonl")
     lengths = check_all_lengths(config, processor, rows, prompt) if processor is not None else None
     truths = {split: [ground_truth_of(task, row) for row in some] for split, some in rows.items()}
     part = folder.with_name(f".{folder.name}.part")
@@ -68,6 +68,7 @@ def run_export(config: AlignVlmConfig) -> int:
                     progress.advance(bar, done)
                     if interrupt.requested:
                         return interrupt.exit_code
+        write_aside(part / "quarantine.jsonl", aside)
         _write_words(part, folder, config, task, rows, lengths.prompt if lengths else None)
         if folder.exists():
             shutil.rmtree(folder)

@@ -20,7 +20,7 @@ from portraitkit.faces.align import align_face
 from portraitkit.faces.detect import detect_faces
 from portraitkit.faces.mesh import require_mesh
 from portraitkit.faces.portraits import bundled_portraits
-from portraitkit.files import write_text
+from portraitkit.files import check_writable, write_text
 from portraitkit.images import read_image, write_image
 from portraitkit.vlm.generate import Completion, complete
 from portraitkit.vlm.load import asked_briefly, be_quiet, check_adapter, check_device, load_model, load_processor, merge_adapter, model_path
@@ -108,7 +108,7 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
     """Refuse a folder that cannot take the result, before anything is read.
 
     Raises:
-        ConfigError: it is a file, or holds a result already.
+        ConfigError: it is a file, holds a result already, or cannot be written.
     """
     above = next(path for path in (folder, *folder.parents) if path.exists())
     if not above.is_dir():
@@ -116,6 +116,10 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
     taken = next((path for name in FILES if (path := folder / name).exists()), None)
     if taken is not None and not overwrite:
         raise ConfigError(f"{taken}: exists already; add --overwrite or give another --output-dir")
+    try:
+        check_writable(folder)
+    except OSError as error:
+        raise ConfigError(f"--output-dir {folder}: cannot be written ({error.strerror}); give another") from error
 
 
 def open_one_face(path: Path, min_face: int) -> tuple[OneFace, tuple[str, ...]]:

@@ -15,6 +15,9 @@ from portraitkit.vlm.task import Task
 if TYPE_CHECKING:
     from policies.vlm.score_config import ScoreConfig
 
+Columns = tuple[str, Any, dict[str, Any], int]
+"""Of one row: completion, truth, all it says, and its line in the file."""
+
 
 def score_main(argv: list[str]) -> int:
     """Parse the arguments, read every row, then print one line a row: nothing is printed if a row is bad.
@@ -35,7 +38,7 @@ def score_main(argv: list[str]) -> int:
     rows = list(_read_columns(config.rows, task))
     summarise = _prepare_metrics(config, task, rows) if config.metrics else None
     rewards = []
-    for completion, truth, _ in rows:
+    for completion, truth, _, _ in rows:
         score = task.score(completion, truth, config.mode)
         rewards.append(score.reward)
         print(json.dumps({"reward": round(score.reward, 10), "parts": score.parts, "parsed": score.parsed}))
@@ -46,13 +49,13 @@ def score_main(argv: list[str]) -> int:
     return 0
 
 
-def _prepare_metrics(config: "ScoreConfig", task: Task, rows: list[tuple[str, Any, dict[str, Any]]]) -> Callable[[], dict[str, Any]]:
+def _prepare_metrics(config: "ScoreConfig", task: Task, rows: list[Columns]) -> Callable[[], dict[str, Any]]:
     """What computes the metrics once the rewards are printed; everything that can be refused is refused here."""
     if not rows:
         raise DataError(f"{config.rows}: holds no rows; metrics need one or more")
     if config.metrics is not None and config.metrics.is_dir():
         raise ConfigError(f"--metrics {config.metrics}: is a folder; give the path of a JSON file")
-    completions, truths, columns = (list(column) for column in zip(*rows, strict=True))
+    completions, truths, columns, lines = (list(column) for column in zip(*rows, strict=True))
     if config.task != "emotion":
         if task.metrics is None:
             raise ConfigError(f"--metrics: task {task.name} reports nothing besides its reward; leave the option out")
@@ -62,7 +65,7 @@ def _prepare_metrics(config: "ScoreConfig", task: Task, rows: list[tuple[str, An
 
     units = au_list(config.au_list)
     descriptions = [text if isinstance(text := row.get("description"), str) else "" for row in columns]
-    groups = [_group(config, row, number) for number, row in enumerate(columns, start=1)] if config.group_by else None
+    groups = [_group(config, row, line) for row, line in zip(columns, lines, strict=True)] if config.group_by else None
     endpoint = None
     if config.judge_url:
         from portraitkit.endpoint import Endpoint
@@ -85,11 +88,11 @@ def _prepare_metrics(config: "ScoreConfig", task: Task, rows: list[tuple[str, An
     return summarise
 
 
-def _group(config: "ScoreConfig", row: dict[str, Any], number: int) -> str:
+def _group(config: "ScoreConfig", row: dict[str, Any], line: int) -> str:
     meta = row.get("meta_info")
     value = row.get(config.group_by, meta.get(config.group_by) if isinstance(meta, dict) else None)
     if value is None:
-        raise DataError(f"{config.rows} row {number}: has no {config.group_by!r}, neither as a column nor in meta_info")
+        raise DataError(f"{config.rows} line {line}: has no {config.group_by!r}, neither as a column nor in meta_info")
     return str(value)
 
 
@@ -122,16 +125,16 @@ def read_rows(path: Path, task: Task) -> Iterator[tuple[str, Any]]:
     Raises:
         DataError: see `score_main`.
     """
-    for completion, truth, _ in _read_columns(path, task):
+    for completion, truth, _, _ in _read_columns(path, task):
         yield completion, truth
 
 
-def _read_columns(path: Path, task: Task) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+def _read_columns(path: Path, task: Task) -> Iterator[Columns]:
     for number, row in read_objects(path, strict=True):
         where = f"{path} line {number}"
         if not isinstance(row.get("completion"), str):
             raise DataError(f"{where}: needs a string completion")
         try:
-            yield row["completion"], task.read_truth(row), row
+            yield row["completion"], task.read_truth(row), row, number
         except DataError as error:
             raise DataError(f"{where}: {error}") from error

@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from portraitkit.interrupt import Interruptible
 from portraitkit.runs import RunFolder
 from portraitkit.vlm.load import check_frozen
+from portraitkit.vlm.processes import gathered
 
 
 class Say(TrainerCallback):
@@ -62,8 +63,10 @@ class Follow(TrainerCallback):
         self.progress.update(self.bar, description=shown or self.stage)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Validate when it is time; save and stop when interrupted."""
+        """Validate when it is time; save and stop when interrupted, all processes after the same step."""
         self.progress.update(self.bar, completed=state.global_step)
+        for number in filter(None, gathered(self.interrupt.requested)):
+            self.interrupt.learn(number)
         if self.interrupt.requested:
             control.should_save = control.should_training_stop = True
         elif self.validate is not None and self.every and state.global_step % self.every == 0:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from portraitkit.statistics import bootstrap_interval, paired_change
-from portraitkit.vlm.generate import Completion, complete
+from portraitkit.vlm.generate import Completion, complete_together
 from portraitkit.vlm.rows import Row, shuffled
 from portraitkit.vlm.task import Mode, Task
 
@@ -71,7 +71,7 @@ def evaluate(
     *,
     advance: Callable[[int], object] = lambda count: None,
 ) -> Evaluation:
-    """Evaluate a policy.
+    """Evaluate a policy; several processes divide the rows, and all get all figures.
 
     Args:
         model: and `processor`, from `portraitkit.vlm.load`.
@@ -84,7 +84,7 @@ def evaluate(
     """
 
     def ask(some: Sequence[Row], **how: Any) -> list[list[Completion]]:
-        return complete(
+        return complete_together(
             model,
             processor,
             decoding.prompt,

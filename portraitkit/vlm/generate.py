@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from portraitkit.vlm.pictures import limit_of, shown
+from portraitkit.vlm.processes import divided, processes
 from portraitkit.vlm.rows import Row, messages
 from portraitkit.vlm.tower import tower_once
 
@@ -112,6 +113,37 @@ def complete(
             advance(len(part))
     model.train(was_training)
     return answers
+
+
+def complete_together(
+    model: Any,
+    processor: Any,
+    prompt: str,
+    rows: Sequence[Row],
+    *,
+    seed: int = 0,
+    advance: Callable[[int], object] = lambda count: None,
+    **how: Any,
+) -> list[list[Completion]]:
+    """What `complete` gives, where a run has several processes: each answers its share of the rows, and all get all.
+
+    Greedy answers do not depend on the number of processes; sampled ones do, each process having a seed of its own.
+
+    Args: see `complete`; every process must be here, with the same rows.
+    """
+    count, mine = processes()
+    left = len(rows)
+
+    def tell(done: int) -> None:
+        nonlocal left
+        done = min(done * count, left)  # the others are as far, the last of them perhaps a row behind
+        left -= done
+        advance(done)
+
+    def work(some: Sequence[Row]) -> list[list[Completion]]:
+        return complete(model, processor, prompt, some, seed=seed + mine, advance=tell, **how)
+
+    return divided(rows, work)
 
 
 def _finish(text: str, tokens: list[int], ends: set[int], choices: tuple[Choice, ...]) -> Completion:

@@ -63,6 +63,7 @@ def load_processor(source: str, *, max_pixels: int | None = None) -> Any:
     """
     from transformers import AutoProcessor
 
+    _check_files(source)
     try:
         processor = AutoProcessor.from_pretrained(model_path(source), padding_side="left")
     except (OSError, ValueError) as error:
@@ -91,11 +92,12 @@ def load_model(source: str, *, dtype: str = "float32", device: str = "cpu", free
     Raises:
         WeightsError: nothing can be loaded from there.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
 
     try:
         model: Any = AutoModelForImageTextToText.from_pretrained(model_path(source), dtype=DTYPES[dtype])
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsError(f"--model {source}: could not be loaded ({_first_line(error)}); {_where(source)}") from error
     model = model.to(device).eval()
     if freeze_vision:
@@ -132,12 +134,13 @@ def merge_adapter(model: Any, folder: str) -> Any:
     return merged
 
 
-def attach_adapter(model: Any, folder: str) -> Any:
+def attach_adapter(model: Any, folder: str, *, upcast: bool = True) -> Any:
     """A `peft.PeftModel` whose LoRA is trained on; what it saves is an adapter of the same base.
 
     Args:
         model: the adapter's base.
         folder: written by a run with a LoRA.
+        upcast: keep a half-precision LoRA in float32, as peft does; ZeRO-3 wants one type.
 
     Raises:
         ConfigError: the folder holds no adapter.
@@ -150,7 +153,7 @@ def attach_adapter(model: Any, folder: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys", category=UserWarning)
-            return PeftModel.from_pretrained(model, folder, is_trainable=True).eval()
+            return PeftModel.from_pretrained(model, folder, is_trainable=True, autocast_adapter_dtype=upcast).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError, UserWarning) as error:
         raise WeightsError(
             f"--adapter {folder}: does not fit the model ({_first_line(error)}); give the --model that the adapter was trained on"
@@ -224,6 +227,19 @@ def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     """All parameters, and those that are trained."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+
+
+def _check_files(source: str) -> None:
+    """Refuse a folder with a JSON file that was cut off: the libraries' own exceptions for that are of many kinds.
+
+    Raises:
+        WeightsError: the file is named.
+    """
+    for path in sorted(Path(model_path(source)).glob("*.json")):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise WeightsError(f"--model {source}: {path.name} is damaged ({error}); copy the folder again") from error
 
 
 def _where(source: str) -> str:

@@ -13,7 +13,7 @@ import torch
 from rich.table import Table
 
 from portraitkit.vlm.evaluate import Decoding, best_constant
-from portraitkit.vlm.generate import complete
+from portraitkit.vlm.generate import complete_together
 from portraitkit.vlm.pictures import limit_of, shown
 from portraitkit.vlm.rows import Row, messages
 from portraitkit.vlm.task import Mode, Task
@@ -161,7 +161,7 @@ def probe(
     *,
     advance: Callable[[int], object] = lambda count: None,
 ) -> Probe:
-    """Probe a reward with a policy.
+    """Probe a reward with a policy; several processes divide the rows.
 
     Args:
         model: and `processor`, from `portraitkit.vlm.load`.
@@ -173,7 +173,7 @@ def probe(
         advance: called with the number of rows done.
     """
     constant, constant_reward, perfect, inversions, worst = probe_reward(task, rows, mode)
-    groups = complete(
+    groups = complete_together(
         model,
         processor,
         decoding.prompt,

@@ -1,6 +1,6 @@
 """The two training loops of vision-language models, both TRL's: supervised (SFTTrainer) and by reward (GRPOTrainer)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -124,20 +124,24 @@ def find_checkpoint(folder: Path, which: str | None) -> str | None:
     return which
 
 
-def check_finite(model: Any) -> None:
+def check_finite(model: Any, state: Mapping[str, Any] | None = None) -> None:
     """Refuse a model that training has destroyed.
+
+    Args:
+        model: whose parameters are looked at.
+        state: its weights by name, to be looked at instead, where the model holds a share of them only.
 
     Raises:
         TrainingStopped: a weight is not finite.
     """
-    bad = [name for name, value in model.named_parameters() if not bool(value.isfinite().all())]
+    bad = [name for name, value in (model.named_parameters() if state is None else state.items()) if not bool(value.isfinite().all())]
     if bad:
         raise TrainingStopped(f"{bad[0]}: is not finite after training; nothing was saved, lower --learning-rate or raise --beta")
 
 
 def _complete(path: Path) -> bool:
-    """The trainer's state is what is written last."""
-    return (path / "trainer_state.json").is_file() and any(path.glob("*.safetensors"))
+    """The trainer's state is what is written last; DeepSpeed keeps shares of the weights in a folder of its own."""
+    return (path / "trainer_state.json").is_file() and any(any(path.glob(name)) for name in ("*.safetensors", "global_step*"))
 
 
 def _dataset(rows: Sequence[Row], prompt: str | Sequence[str], limit: Limit | None, *, target: bool = False) -> Dataset:

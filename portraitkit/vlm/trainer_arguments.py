@@ -31,9 +31,17 @@ def start_processes(options: TrainerOptions) -> Any:
 
     Returns:
         An `accelerate.PartialState`.
+
+    Raises:
+        ConfigError: DeepSpeed is asked for, and no launcher has started this process; or see `deepspeed_file`.
     """
     from accelerate import PartialState
 
+    if deepspeed_file(options.deepspeed) is not None and "LOCAL_RANK" not in os.environ:
+        raise ConfigError(
+            f"--deepspeed {options.deepspeed}: needs a launcher; start the command with torchrun --nproc-per-node N, or accelerate launch "
+            "--num_processes N with N of 2 or more"
+        )
     if _deepspeed_on_cpu(options):
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
         return PartialState(backend="gloo")
@@ -71,9 +79,20 @@ def deepspeed_file(name: str | None) -> str | None:
     """The DeepSpeed configuration: a file of the user's, or `zero2` or `zero3`, which are in the package.
 
     Raises:
-        ConfigError: no such file.
+        ConfigError: no such file, it is no JSON, or what it says would leave no model behind.
     """
-    if name is None or Path(name).is_file():
+    if name is None:
+        return name
+    if Path(name).is_file():
+        try:
+            zero = json.loads(Path(name).read_text(encoding="utf-8")).get("zero_optimization", {})
+        except (ValueError, AttributeError) as error:
+            raise ConfigError(f"--deepspeed {name}: is no JSON object ({error}); give a DeepSpeed configuration, zero2 or zero3") from error
+        if isinstance(zero, dict) and zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
+            raise ConfigError(
+                f'--deepspeed {name}: stage 3 needs "stage3_gather_16bit_weights_on_model_save": true in zero_optimization, or no model '
+                "could be saved"
+            )
         return name
     if (path := RECIPES / "deepspeed" / f"{name}.json").is_file():
         return str(path)

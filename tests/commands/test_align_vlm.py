@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 
 from policies.vlm.align_config import AlignVlmConfig
 from policies.vlm.main import align_vlm
+from policies.vlm.tasks.shape_area import TASK
 from portraitkit.config import load_config, recipe_names
+from portraitkit.images import write_image
 from portraitkit.vlm.load import ASKED
 from portraitkit.vlm.tiny import build_model, build_processor
 
@@ -141,6 +143,7 @@ def test_the_makeup_curriculum_with_a_lora(command, model, tmp_path):
             (copy / path.name).write_bytes(path.read_bytes()[: 200 if path.suffix == ".safetensors" else None])
         given = ["--adapter", lips / "model", *lora, *options, "--output-dir", tmp_path / "other", "--overwrite"]
         code, _, err = command(align_vlm, "--task", "makeup", *given)
+        assert not (tmp_path / "other").exists()
         message = [line for line in err.splitlines() if line.startswith("error: ")]
         assert code == 2 and len(message) == 1 and all(word in message[0] for word in words), err
 
@@ -175,6 +178,64 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(command, model, tmp_path):
     ]
     assert rewards[0] == rewards[1] and len(rewards[0]) == 4
     assert (whole / "answers.jsonl").read_text() == (parts / "answers.jsonl").read_text()
+
+
+@pytest.fixture
+def folder_of_rows(tmp_path):
+    """Twelve rows of the task area whose pictures are JPEG files; the one of train.jsonl line 3 is cut in half."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split, count in (("train", 8), ("test", 4)):
+        rows = []
+        for index in range(count):
+            made = dict(TASK.make_row("train", index))
+            name = f"{split}-{index}.jpg"
+            write_image(folder / name, made.pop("image"))
+            rows.append({"image": name, **made})
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cut(folder / "train-2.jpg")
+    return folder
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_damaged_picture_costs_its_row_only(command, model, folder_of_rows, tmp_path):
+    run = tmp_path / "run"
+    options = ["--model", model, "--data", folder_of_rows, "--output-dir", run, *OPTIONS]
+    code, _, err = command(align_vlm, *options)
+    assert code == 0, err
+    assert err.count("1 of 12 rows set aside") == 1 and "quarantine.jsonl" in err
+    (aside,) = lines(run / "quarantine.jsonl")
+    assert aside["row"].endswith("train.jsonl line 3") and "train-2.jpg" in aside["reason"] and "truncated" in aside["reason"]
+    assert json.loads((run / "summary.json").read_text())["rows"] == {"train": 6, "validation": 1, "held_out": 4}
+    export = tmp_path / "export"
+    code, _, err = command(align_vlm, "--data", folder_of_rows, "--output-dir", export, "--export", "verl")
+    assert code == 0 and len(lines(export / "quarantine.jsonl")) == 1, err
+
+
+def test_too_many_damaged_pictures_are_refused(command, model, folder_of_rows, tmp_path):
+    cut(folder_of_rows / "test-0.jpg")
+    given = ["--model", model, "--data", folder_of_rows, "--output-dir", tmp_path / "run", *OPTIONS]
+    code, _, err = command(align_vlm, *given)
+    message = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(message) == 1, err
+    assert all(word in message[0] for word in ("2 of 12 rows", "--max-unusable 0.1", "train.jsonl line 3", "train-2.jpg"))
+    assert not (tmp_path / "run").exists()
+    code, _, err = command(align_vlm, *given, "--max-unusable", 0.2, "--probe")
+    assert code == 0 and len(lines(tmp_path / "run" / "quarantine.jsonl")) == 2, err
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "processor_config.json"])
+def test_a_damaged_model_leaves_no_folder(command, model, tmp_path, name):
+    copy, run = tmp_path / "copy", tmp_path / "run"
+    shutil.copytree(model, copy)
+    cut(copy / name)
+    code, _, err = command(align_vlm, "--model", copy, "--output-dir", run, *OPTIONS)
+    message = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(message) == 1 and f"--model {copy}" in message[0], err
+    assert not run.exists()
 
 
 def test_dry_run_prints_the_plan_and_trls_arguments(command):
@@ -214,6 +275,10 @@ def test_a_dry_run_refuses_what_cannot_fit(command):
         (["--resume-from-checkpoint", "latest"], ["holds no run"]),
         (["--temperature", "0"], ["--temperature"]),
         (["--trl", "use_vllm=true", "vllm_mode=colocate"], ["vllm is not installed", "portraitkit[vllm]"]),
+        (["--train-rows", "3", "--prompts-per-step", "4"], ["3 training rows", "4 prompts"]),
+        (["--deepspeed", "zero3"], ["--deepspeed zero3: needs a launcher", "torchrun"]),
+        (["--deepspeed", "zero9"], ["--deepspeed zero9: no such file"]),
+        (["--max-unusable", "2"], ["--max-unusable 2"]),
         (["--max-tokens", "2040"], ["train row 1", "must fit into the model's context of 2048"]),
     ],
 )
@@ -223,7 +288,7 @@ def test_mistakes_are_one_line(command, model, tmp_path, options, words):
     assert "making rows" not in err or "--reward-weights" in options  # said before anything that takes time
     message = [line for line in err.splitlines() if line.startswith("error: ")]
     assert code == 2 and len(message) == 1 and all(word in message[0] for word in words), err
-    assert not (tmp_path / "run" / "summary.json").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_cannot_be_used_is_refused_before_rows_are_made(command, model, tmp_path):

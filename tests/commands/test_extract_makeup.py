@@ -150,6 +150,7 @@ def test_an_answer_that_is_no_makeup(command, model, photos, scripted, tmp_path,
         (["small.png"], ["small.png", "at least 64"]),
         (["cut.png"], ["cut.png"]),
         (["none.png"], ["none.png", "no such file"]),
+        (["."], [".: is a folder", "one picture"]),
         (["hopper.png", "--face", "two.png"], ["two.png", "2 faces"]),
         (["hopper.png", "--face", "grey.png"], ["grey.png", "no face"]),
         (["hopper.png", "--model", "./nothing"], ["./nothing"]),
@@ -157,11 +158,13 @@ def test_an_answer_that_is_no_makeup(command, model, photos, scripted, tmp_path,
         (["hopper.png", "--device", "tpu"], ["--device tpu"]),
         (["hopper.png", "--size", "8"], ["--size 8", "64"]),
         (["hopper.png", "--output-dir", "grey.png"], ["grey.png", "file"]),
+        (["hopper.png", "--output-dir", "/proc/portraitkit"], ["--output-dir /proc/portraitkit", "cannot be written"]),
         (["hopper.png", "--sise", "8"], ["--sise"]),
     ],
 )
 def test_mistakes_are_one_line(command, model, photos, tmp_path, monkeypatch, options, words):
     monkeypatch.chdir(photos)
+    monkeypatch.setattr(extract, "ask", None)  # refused before the model is loaded or asked
     base = [] if "--model" in options else ["--model", model]
     base += [] if "--output-dir" in options else ["--output-dir", tmp_path / "out"]
     code, printed, err = command(extract_makeup, *base, *options)

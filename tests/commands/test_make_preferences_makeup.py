@@ -169,11 +169,25 @@ def test_too_many_unusable_photos_stop_the_run(command, tmp_path):
     for i in range(25):
         (folder / f"{i:02}.png").write_bytes(b"no picture")
     code, _, err = command(make_preferences, "makeup", folder, "--output-dir", tmp_path / "set")
-    assert code == 2 and "20 of 20" in err and "--max-unusable" in err
+    assert code == 2 and "20 of the first 20" in err and "--max-unusable" in err and len(err.splitlines()) == 1
     for path in list(folder.iterdir())[3:]:
         path.unlink()
-    code, _, err = command(make_preferences, "makeup", folder, "--output-dir", tmp_path / "other")
+    code, _, err = command(make_preferences, "makeup", folder, "--output-dir", tmp_path / "set")
     assert code == 2 and "none of 3 photos" in err
+    assert not (tmp_path / "set").exists()  # good photos may go there
+
+
+def test_unusable_photos_before_and_after_the_first_good_one(command, photos, tmp_path):
+    folder, out = tmp_path / "faces", tmp_path / "set"
+    folder.mkdir()
+    for i in range(25):
+        (folder / f"{i + 10}.png").write_bytes(b"no picture")
+    (folder / "12.png").write_bytes((photos / "astronaut.png").read_bytes())
+    code, _, err = command(make_preferences, "makeup", folder, "--output-dir", out, *SMALL)
+    assert code == 2 and "19 of 20" in err and "faces.jsonl" in err  # the journal says which
+    assert len(rows_of(out / "faces.jsonl")) == 20
+    code, _, err = command(make_preferences, "makeup", folder, "--output-dir", out, "--max-unusable", 1, *SMALL)
+    assert code == 0 and "24 photos set aside" in err and len(rows_of(out / "quarantine.jsonl")) == 24
 
 
 def test_links_out_of_the_folder_are_set_aside(command, photos, tmp_path):

@@ -35,6 +35,14 @@ def score(command, tmp_path):
     return call
 
 
+def test_a_row_without_its_group_is_named_by_its_line(command, tmp_path):
+    rows = [ROWS[0], {key: value for key, value in ROWS[1].items() if key != "dataset"}]
+    (tmp_path / "rows.jsonl").write_text("\n" + "\n\n".join(json.dumps(row) for row in rows))
+    options = ("--task", "emotion", "--metrics", tmp_path / "m.json", "--group-by", "dataset")
+    code, out, err = command(score_completions, tmp_path / "rows.jsonl", *options)
+    assert code == 2 and out == "" and "rows.jsonl line 4: has no 'dataset'" in err
+
+
 def test_the_figures_of_all_rows(score, tmp_path):
     code, out, err, found = score("--metrics", tmp_path / "m.json", "--group-by", "dataset", "--au-list", "4,12")
     assert code == 0 and len(out.splitlines()) == 3 and "action_units.micro_f1 0.8" in err
@@ -90,7 +98,7 @@ def test_other_tasks_report_theirs_or_say_that_they_have_none(score, tmp_path):
     [
         (["--au-list", "disfa"], "--metrics"),
         (["--metrics", "m.json", "--au-list", "dsfa"], "did you mean"),
-        (["--metrics", "m.json", "--group-by", "country"], "country"),
+        (["--metrics", "m.json", "--group-by", "country"], "line 1: has no 'country'"),
         (["--metrics", "m.json", "--judge-url", "http://x/v1"], "give both"),
         (["--metrics", "m.json", "--judge-url", "x", "--judge-model", "m"], "must be a URL"),
     ],

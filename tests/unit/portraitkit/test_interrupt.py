@@ -89,3 +89,11 @@ def test_after_the_run_ctrl_c_is_the_ordinary_one():
             os.kill(os.getpid(), signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_what_another_process_was_told_counts_and_the_own_signal_still_only_asks():
+    with Interruptible() as interrupt:
+        interrupt.learn(signal.SIGTERM)
+        assert (interrupt.requested, interrupt.exit_code) == (signal.SIGTERM, 143)
+        os.kill(os.getpid(), signal.SIGINT)  # would end this process, were it the second
+        assert interrupt.exit_code == 130

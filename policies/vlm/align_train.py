@@ -1,0 +1,182 @@
+"""The stages of an `align-vlm` run: TRL's trainers one after the other, in one process or several, each from the weights of the last."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from policies.vlm.align_config import AlignVlmConfig
+from portraitkit.errors import DataError
+from portraitkit.interrupt import Interruptible
+from portraitkit.runs import RunFolder
+from portraitkit.vlm.callbacks import Follow
+from portraitkit.vlm.load import ASKED, attach_adapter, check_frozen, load_model, merge_adapter
+from portraitkit.vlm.processes import release
+from portraitkit.vlm.rows import Row
+from portraitkit.vlm.task import Task
+from portraitkit.vlm.train import check_finite, make_grpo_trainer, make_sft_trainer
+from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments, sft_arguments
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every stage needs.
+
+    Attributes:
+        config: of the run.
+        run: its folder.
+        task: that scores.
+        processor: of the model.
+        prompt: the user turn's text.
+        rows: to train on.
+        interrupt: asked after every update.
+        console: for progress.
+        validate: figures of a model for the log.
+        write: whether this process writes files.
+        together: waits until all processes are here.
+    """
+
+    config: AlignVlmConfig
+    run: RunFolder
+    task: Task
+    processor: Any
+    prompt: str
+    rows: list[Row]
+    interrupt: Interruptible
+    console: Console
+    validate: Callable[[Any], dict[str, float]]
+    write: bool
+    together: Callable[[], None]
+
+
+def check_enough(config: AlignVlmConfig, rows: int, processes: int) -> None:
+    """Refuse fewer rows than one update of GRPO takes: TRL would end at once, without an update and without a word.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    wanted = config.prompts_per_step * processes
+    if "grpo" in config.stages and not config.probe and rows < wanted:
+        shared = f" x {processes} processes" if processes > 1 else ""
+        raise DataError(
+            f"{rows} training rows: an update takes {config.prompts_per_step} prompts{shared}, each row once; "
+            "give more rows or lower --prompts-per-step"
+        )
+
+
+def load_policy(config: AlignVlmConfig) -> Any:
+    """The model to align: with the LoRA of `--adapter` on it, or merged into it where all weights are trained.
+
+    Raises:
+        WeightsError: the model cannot be loaded, or the adapter is damaged or of another model.
+        ConfigError: the adapter would train the vision tower, which is to stay frozen.
+    """
+    model = _load(config, config.model)
+    if config.adapter is not None:
+        upcast = config.deepspeed is None
+        model = attach_adapter(model, config.adapter, upcast=upcast) if config.rank else merge_adapter(model, config.adapter)
+        if config.freeze_vision:
+            check_frozen(model)
+    return model
+
+
+def train_stages(setting: Setting, model: Any, checkpoint: str | None) -> Any:
+    """Train the stages and leave the model in the run folder.
+
+    With DeepSpeed, whose processes may hold a share of each weight, it is gathered, written and read again, whole, in every process.
+
+    Args:
+        setting: of the run.
+        model: to train; None to load it here, so that nobody else holds what DeepSpeed shares out.
+        checkpoint: of the GRPO stage to go on from, or None.
+
+    Returns:
+        The trained model, or None where the run was interrupted.
+
+    Raises:
+        TrainingStopped: a weight is not finite; nothing was saved.
+    """
+    config, folder = setting.config, setting.run.path
+    model = load_policy(config) if model is None else model
+    lora = lora_arguments(config) if config.adapter is None else None
+    for stage in config.stages:
+        trainer = _train(setting, stage, model, lora, checkpoint if stage == "grpo" else None)
+        if setting.interrupt.requested:
+            return None
+        last = stage == config.stages[-1]
+        target = folder / "model" if last else folder / stage / "model"
+        model, lora = trainer.model, None  # the next stage trains the same LoRA on: merged, its saved part would lack this one's
+        if last or _read_again(config):
+            _save(setting, trainer, target)
+        if config.deepspeed is not None or (not last and _read_again(config)):
+            del trainer, model
+            release()
+            model = _read(config, target)
+    if setting.write and (between := folder / "sft" / "model").is_dir():
+        shutil.rmtree(between)
+    return model
+
+
+def _train(setting: Setting, stage: str, model: Any, lora: Any, checkpoint: str | None) -> Any:
+    """One stage; returns its trainer."""
+    config, folder, task = setting.config, setting.run.path, setting.task
+    frozen = config.freeze_vision
+    setting.run.truncate_metrics(_step_of(checkpoint), stage)
+    steps = config.sft_steps if stage == "sft" else config.max_train_steps
+    every = config.validation_steps if config.deepspeed is None else 0  # a model in shares cannot be asked as it is
+    with progress(setting.console) as shown:
+        bar = shown.add_task(stage, total=steps)
+        follow = Follow(setting.run, stage, setting.interrupt, shown, bar, lambda: setting.validate(trainer.model), every)
+        common = (model, setting.processor, setting.prompt, setting.rows)
+        if stage == "sft":
+            trainer = make_sft_trainer(*common, sft_arguments(config, f"{folder}/sft"), follow, lora, frozen=frozen)
+        else:
+            trainer = make_grpo_trainer(*common, grpo_arguments(config, str(folder)), follow, task, config.mode, lora, frozen=frozen)
+        trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer
+
+
+def _read_again(config: AlignVlmConfig) -> bool:
+    """Whether the next stage starts from files: with DeepSpeed, or since TRL reads its reference model from where the policy came."""
+    return config.deepspeed is not None or (config.beta > 0 and not config.rank)
+
+
+def _save(setting: Setting, trainer: Any, target: Path) -> None:
+    """The model, or its LoRA alone, with the processor; every process must be here, one of them writes."""
+    config = setting.config
+    state = None
+    if config.deepspeed is not None:
+        state = trainer.accelerator.get_state_dict(trainer.deepspeed)  # with ZeRO-3 whole in the first process, nothing in the others
+    if setting.write:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        check_finite(model, state)
+        setattr(model.config, ASKED, "full" if setting.prompt == setting.task.prompt else "brief")
+        which = {"selected_adapters": ["default"]} if config.rank else {}  # TRL adds a reference
+        model.save_pretrained(target, **({"state_dict": state} if state is not None else {}), **which)
+        setting.processor.save_pretrained(target)
+    setting.together()
+
+
+def _read(config: AlignVlmConfig, saved: Path) -> Any:
+    if config.rank:
+        return attach_adapter(_load(config, config.model), str(saved), upcast=config.deepspeed is None)
+    return _load(config, str(saved))
+
+
+def _load(config: AlignVlmConfig, source: str) -> Any:
+    return load_model(source, dtype=config.dtype, device=config.device, freeze_vision=config.freeze_vision)
+
+
+def _step_of(checkpoint: str | None) -> int:
+    return int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else -1
+
+
+def progress(console: Console) -> Progress:
+    """Description, bar, how many of how many, time taken and time left."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=console
+    )

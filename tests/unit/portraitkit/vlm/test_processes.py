@@ -1,0 +1,42 @@
+"""Work divided among processes, and what is refused when their number changes."""
+
+import pytest
+
+from portraitkit.errors import CheckpointError
+from portraitkit.vlm import processes
+from portraitkit.vlm.processes import check_processes, divided
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_every_item_is_worked_on_once_and_results_keep_the_order(monkeypatch, count):
+    items, seen = list("abcdefg"), []
+
+    def work(some):
+        seen.extend(some)
+        return [item.upper() for item in some]
+
+    monkeypatch.setattr(processes, "processes", lambda: (count, 0))
+    shares = [[item.upper() for item in items[mine::count]] for mine in range(count)]
+    monkeypatch.setattr(processes, "gathered", lambda value: [value, *shares[1:]])
+    assert divided(items, work) == list("ABCDEFG") and seen == items[::count]
+
+
+def test_fewer_items_than_processes(monkeypatch):
+    monkeypatch.setattr(processes, "processes", lambda: (3, 2))
+    monkeypatch.setattr(processes, "gathered", lambda value: [["A"], ["B"], value])
+    assert divided(["a", "b"], lambda some: [item.upper() for item in some]) == ["A", "B"]
+
+
+def test_a_checkpoint_wants_as_many_processes_as_wrote_it(tmp_path):
+    one, two = tmp_path / "checkpoint-1", tmp_path / "checkpoint-2"
+    for folder, names in ((one, ["rng_state.pth"]), (two, ["rng_state_0.pth", "rng_state_1.pth"])):
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_bytes(b"")
+    check_processes(None, 4)
+    check_processes(str(one), 1)
+    check_processes(str(two), 2)
+    with pytest.raises(CheckpointError, match=r"written by 1 process, this run has 2"):
+        check_processes(str(one), 2)
+    with pytest.raises(CheckpointError, match=r"written by 2 processes, this run has 1; .*--nproc-per-node 2"):
+        check_processes(str(two), 1)
