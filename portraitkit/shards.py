@@ -136,7 +136,7 @@ class ShardFile:
         options: what all shards of a folder must have in common, JSON-able; the first process to come says what.
 
     Attributes:
-        rows: what this shard has made so far, in an earlier run too; a line that a killed process left unfinished is left out.
+        rows: what an earlier run made of this shard; a line that a killed process left unfinished is left out.
         finished: whether the share is done.
     """
 
@@ -160,7 +160,6 @@ class ShardFile:
             RunFolderError: the file cannot be written.
         """
         append_line(self._part, row)
-        self.rows.append(row)
 
     def finish(self) -> None:
         """Say that the share is done."""
@@ -181,10 +180,14 @@ class ShardFile:
         except OSError as error:
             raise RunFolderError(f"{self.folder}: cannot be written ({error.strerror}); check the folder and the disk") from error
         self._beats.start()
-        path = self._done if self.finished else self._part
-        self.rows = read_json_lines(path, dict).rows if path.is_file() else []
-        if self.shard.launched:
-            _start_together()
+        try:
+            path = self._done if self.finished else self._part
+            self.rows = read_json_lines(path, dict).rows if path.is_file() else []
+            if self.shard.launched:
+                _start_together()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
