@@ -46,8 +46,8 @@ class BenchmarkConfig:
     overwrite: bool = False
     """Replace the results of another run in --output-dir."""
     shard: str | None = None
-    """I/N: measure the I-th of N shares of the pictures, in a job of its own; the same command without it merges them in the end. Not needed
-    under torchrun and accelerate launch."""
+    """I/N: measure the I-th of N shares of the pictures, in a job of its own; the same command without it merges them in the end. Not
+    needed under torchrun and accelerate launch."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values before anything is read.

@@ -105,9 +105,7 @@ def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _embedded(
-    config: BenchmarkConfig, work: Path, sets: tuple[Path, ...], say: Callable[[str], None], shard: Shard | None
-) -> Inputs:
+def _embedded(config: BenchmarkConfig, work: Path, sets: tuple[Path, ...], say: Callable[[str], None], shard: Shard | None) -> Inputs:
     """The held-out photos of the demo run: input, base and aligned; without such a run, input and base of fresh synthetic photos."""
     held_out = config.demo / "held_out"
     if held_out.is_dir():

@@ -15,7 +15,7 @@ from benchmarks.gather import check_places, gather
 from benchmarks.inputs import Inputs
 from benchmarks.metric import Metric
 from benchmarks.metrics import load_metrics
-from benchmarks.shards import ShardStore, join_run, merge_into, next_step
+from benchmarks.shards import ShardStore, check_readable, merge_into, next_step
 from benchmarks.statistics import read_pairs
 from benchmarks.store import Store
 from benchmarks.suite import Results, Suite
@@ -24,9 +24,12 @@ from portraitkit.config import config_to_dict
 from portraitkit.errors import RunFolderError, UserError, WeightsError
 from portraitkit.interrupt import Interruptible
 from portraitkit.runs import RunFolder, may_resume
-from portraitkit.shards import Shard, ShardFile, clear_shards, current_shard, has_shards, merged_rows, wait_for_shards
+from portraitkit.shard_files import ShardFile, clear_shards, has_shards, join_run, merged_rows, wait_for_shards
+from portraitkit.shards import Shard, current_shard
 
 NOT_COMPARED = ("weights", "threads", "cache", "max_failed", "overwrite", "output_dir", "shard")
+MAKER, MARK, HOLDS = "benchmark-portraits", "weights_dir", "a benchmark"
+"""How this command's run folders are told apart, see `portraitkit.runs.may_resume`."""
 
 
 def run_benchmark(config: BenchmarkConfig, command: list[str]) -> int:
@@ -87,7 +90,9 @@ def _measure_share(
 ) -> int:
     """Measure one shard; the process that merges then waits for the others. 0, or 130 or 143 after a signal."""
     resolved, path = _resolved(config), config.output_dir
-    join_run(config, resolved, NOT_COMPARED, command)
+    check_readable(config)
+    free = NOT_COMPARED if (path / "results.json").is_file() else resolved
+    join_run(path, resolved, command=command, seed=config.seed, maker=MAKER, mark=MARK, holds=HOLDS, free=free)
     with ShardFile(path, shard, resolved) as file, Store(config.cache.expanduser()) as cache, Interruptible() as interrupt:
         if not file.finished:
             with ShardStore(file, cache) as store:
@@ -162,8 +167,7 @@ def _open_folder(config: BenchmarkConfig, command: list[str]) -> RunFolder:
         RunFolderError: it holds other files, another run, or the run of another command.
     """
     path, resolved = config.output_dir, _resolved(config)
-    maker, holds = "benchmark-portraits", "a benchmark"
-    ours = may_resume(path, resolved, maker=maker, mark="weights_dir", holds=holds, free=resolved, overwrite=config.overwrite)
+    ours = may_resume(path, resolved, maker=MAKER, mark=MARK, holds=HOLDS, free=resolved, overwrite=config.overwrite)
     resume = "latest" if ours else None
     try:
         return RunFolder.open(

@@ -1,7 +1,6 @@
 """`benchmark-portraits` in several processes: each measures its share of the batches into a file of its own, one merges the values."""
 
 import base64
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from torch import Tensor
 
 from benchmarks.config import BenchmarkConfig
 from benchmarks.store import Store
-from portraitkit.errors import ConfigError, RunFolderError
-from portraitkit.runs import check_run_folder, environment, may_resume
-from portraitkit.shards import Shard, ShardFile, create_whole
+from portraitkit.errors import ConfigError
+from portraitkit.shard_files import ShardFile
+from portraitkit.shards import Shard
 
 DIGESTS = 1000
 
@@ -91,33 +90,15 @@ def merge_into(store: Store, shards: Sequence[Sequence[Mapping[str, Any]]]) -> N
     store.add(values)
 
 
-def join_run(config: BenchmarkConfig, resolved: dict[str, Any], free: Sequence[str], command: list[str]) -> None:
-    """Make the run's folder for all shards, or check that the shards there belong to the same run; the processes may come in any order.
-
-    Args:
-        config: of the run.
-        resolved: what identifies the run, JSON-able.
-        free: options that may differ.
-        command: as typed, for the record.
+def check_readable(config: BenchmarkConfig) -> None:
+    """Refuse what one process only can read.
 
     Raises:
         ConfigError: an archive among the places: several processes would unpack it at once.
-        RunFolderError: the folder holds other files, or another run with results.
     """
-    path = config.output_dir
     for place in (*(place for _, place in config.methods()), config.source, config.reference):
         if place is not None and str(place).lower().endswith(".zip") and not str(place).startswith("retoucher:"):
             raise ConfigError(f"{place}: several processes read folders only; unpack it and name the folder")
-    if not (path / "config.json").is_file():
-        try:
-            check_run_folder(path)
-        except RunFolderError:
-            if not (path / "config.json").is_file():  # else another shard has just made it
-                raise
-        texts = {"config.json": resolved, "environment.json": environment(command, config.seed)}
-        create_whole(path, {name: json.dumps(value, indent=2) + "\n" for name, value in texts.items()})
-    may_differ = free if (path / "results.json").is_file() else resolved
-    may_resume(path, resolved, maker="benchmark-portraits", mark="weights_dir", holds="a benchmark", free=may_differ)
 
 
 def next_step(path: Path, shard: Shard) -> str:

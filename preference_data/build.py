@@ -22,17 +22,8 @@ from portraitkit.images import write_image
 from portraitkit.interrupt import Interruptible
 from portraitkit.jsonl import Rejected, append_line, read_json_lines, write_lines
 from portraitkit.progress import progress_bar
-from portraitkit.shards import (
-    SHARDS,
-    Shard,
-    ShardFile,
-    clear_shards,
-    create_whole,
-    current_shard,
-    has_shards,
-    merged_rows,
-    wait_for_shards,
-)
+from portraitkit.shard_files import SHARDS, ShardFile, clear_shards, create_whole, has_shards, merged_rows, wait_for_shards
+from portraitkit.shards import Shard, current_shard
 from preference_data.annotations import FOLDER as ANNOTATIONS
 from preference_data.build_config import BuildConfig
 from preference_data.card import BUILT, build_record
@@ -132,8 +123,8 @@ def _by_subject(shards: list[list[dict[str, Any]]], rows: list[PhotoRow], out: P
     if lacking is not None:
         shard = Shard(lacking % len(shards), len(shards))
         raise RunFolderError(
-            f"{out}: shard {shard} lacks {rows[lacking].id}: the photos have changed since; remove {out / SHARDS / shard.name}.jsonl and make "
-            "that shard again"
+            f"{out}: shard {shard} lacks {rows[lacking].id}: the photos have changed since; remove {out / SHARDS / shard.name}.jsonl and "
+            "make that shard again"
         )
     return done
 
@@ -265,7 +256,9 @@ def _check_folder(out: Path, config: BuildConfig, shard: Shard | None) -> None:
                 "go on, or add --overwrite to start anew"
             )
         if shard is not None and (out / DONE).is_file():
-            raise ConfigError(f"--output-dir {out}: holds an unfinished build by one process; go on without shards, or choose another folder")
+            raise ConfigError(
+                f"--output-dir {out}: holds an unfinished build by one process; go on without shards, or choose another folder"
+            )
     elif any(out.iterdir()):
         raise ConfigError(f"--output-dir {out}: holds files that are no pair set; choose another folder or empty it")
 

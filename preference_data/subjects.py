@@ -14,7 +14,8 @@ from portraitkit.faces.mesh import require_mesh
 from portraitkit.faces.regions import region_masks
 from portraitkit.images import list_images, read_image, resize
 from portraitkit.jsonl import Rejected, append_line, read_json_lines
-from portraitkit.shards import Growing, Shard
+from portraitkit.shard_files import Growing
+from portraitkit.shards import Shard
 from preference_data.blemishes import paint_blemishes
 from preference_data.generators.base import Subject
 from preference_data.identity_split import cluster_identities, identity_name, split_identities
@@ -197,7 +198,7 @@ def _embedded(folder: Path, names: list[str], cache: Path, shard: Shard | None) 
     together = Growing(cache.parent, "faces")
     known = {entry["file"]: entry for entry in _cached(cache)}
     for name in names if shard is None else shard.order(names):
-        known |= {entry["file"]: entry for entry in together.new() if ENTRY <= entry.keys()}
+        known |= {entry["file"]: entry for entry in together.new() if entry.keys() >= ENTRY}
         if name not in known:
             known[name] = {"file": name} | _embed(folder / name)
             append_line(cache if shard is None else together.own(shard), known[name])
@@ -217,7 +218,7 @@ def _embed(path: Path) -> dict[str, Any]:
 def _cached(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    return [row for row in read_json_lines(path, dict).rows if ENTRY <= row.keys()]
+    return [row for row in read_json_lines(path, dict).rows if row.keys() >= ENTRY]
 
 
 def _identities(rows: list[dict[str, Any]], vectors: torch.Tensor) -> list[str]:
