@@ -17,7 +17,7 @@ from benchmarks.metric import Metric
 from benchmarks.metrics import load_metrics
 from benchmarks.shards import ShardStore, check_readable, merge_into, next_step
 from benchmarks.statistics import read_pairs
-from benchmarks.store import Store
+from benchmarks.store import FILE, Store
 from benchmarks.suite import Results, Suite
 from benchmarks.weight_files import Digests, Found, find_weights, locate, search_folders
 from portraitkit.config import config_to_dict
@@ -93,7 +93,9 @@ def _measure_share(
     check_readable(config)
     free = NOT_COMPARED if (path / "results.json").is_file() else resolved
     join_run(path, resolved, command=command, seed=config.seed, maker=MAKER, mark=MARK, holds=HOLDS, free=free)
-    with ShardFile(path, shard, resolved) as file, Store(config.cache.expanduser()) as cache, Interruptible() as interrupt:
+    kept = config.cache.expanduser()
+    kept = kept if (kept / FILE).is_file() else None  # the merging process makes it
+    with ShardFile(path, shard, resolved) as file, Store(kept) as cache, Interruptible() as interrupt:
         if not file.finished:
             with ShardStore(file, cache) as store:
                 digest = Digests(store.digests())

@@ -1,9 +1,11 @@
 """`benchmark-portraits` in several processes: each measures its share of the batches into a file of its own, one merges the values."""
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+import sqlite3
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,12 +19,13 @@ from portraitkit.shard_files import ShardFile
 from portraitkit.shards import Shard
 
 DIGESTS = 1000
+Known = TypeVar("Known")
 
 
 class ShardStore(Store):
     """Values that one shard computes: in memory, and in the shard's file. What an earlier run kept in the cache goes into that file, too.
 
-    The cache itself is only read: an SQLite file must not be written by several machines.
+    The cache itself is only read: an SQLite file must not be written by several machines. Where it cannot be read, it is left alone.
 
     Args:
         file: of the shard; its rows are known values.
@@ -31,12 +34,27 @@ class ShardStore(Store):
 
     def __init__(self, file: ShardFile, cache: Store) -> None:
         super().__init__(None)
-        self.file, self.cache = file, cache
-        self._before = cache.digests()
+        self.file, self.cache, self._lost = file, cache, False
+        self._before = self._ask(cache.digests, {})
         for row in file.rows:
             super().add(*_read(row))
             self._before |= row.get("digests", {})
         file.rows.clear()
+
+    def _ask(self, read: Callable[[], dict[str, Known]], nothing: dict[str, Known]) -> dict[str, Known]:
+        """What the cache says; nothing from the first time on that it fails, as it may on a network file system."""
+        if self._lost:
+            return nothing
+        try:
+            return read()
+        except sqlite3.Error as error:
+            print(f"note: the cache cannot be read ({error}); what it holds is computed again", file=sys.stderr)
+            self._lost = True
+            return nothing
+
+    def _features_of(self, keys: list[str]) -> dict[str, Tensor]:
+        known = sorted(self.cache.known_features(keys))
+        return dict(zip(known, self.cache.features(known), strict=True)) if known else {}
 
     def digests(self) -> dict[str, str]:
         """See `Store.digests`."""
@@ -46,7 +64,7 @@ class ShardStore(Store):
         """See `Store.values`."""
         keys = list(keys)
         known = super().values(keys)
-        older = self.cache.values(key for key in keys if key not in known)
+        older = self._ask(lambda: self.cache.values(key for key in keys if key not in known), {})
         if older:
             self.add(older)
         return known | older
@@ -55,10 +73,10 @@ class ShardStore(Store):
         """See `Store.known_features`."""
         keys = list(keys)
         known = super().known_features(keys)
-        older = sorted(self.cache.known_features(key for key in keys if key not in known))
+        older = self._ask(lambda: self._features_of([key for key in keys if key not in known]), {})
         if older:
-            self.add({}, dict(zip(older, self.cache.features(older), strict=True)))
-        return known | set(older)
+            self.add({}, older)
+        return known | older.keys()
 
     def add(self, values: Mapping[str, float], features: Mapping[str, Float[Tensor, " dim"]] | None = None) -> None:
         """Keep a batch's results in the shard's file, and in memory."""

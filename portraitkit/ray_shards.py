@@ -1,7 +1,7 @@
 """`python -m portraitkit.ray_shards N -- COMMAND ...`: the N shards of a command as rows of a Ray data set, then the merge.
 
-Ray chooses where a shard runs, and runs it again elsewhere when its machine is lost; what a shard has made is in its file, so nothing is made
-twice. All machines must see the same file system, and have portraitkit installed at the same place. Needs the extra `ray`.
+Ray chooses where a shard runs, and runs it again elsewhere when its machine is lost; what a shard has made is in its file, so nothing is
+made twice. All machines must see the same file system, and have portraitkit installed at the same place. Needs the extra `ray`.
 """
 
 import subprocess
