@@ -29,7 +29,7 @@ class SharedAsking(Asking):
         name, batch = f"{keep.parent.name}/{keep.name}", self.config.generation_batch
         step = batch // 2 if batch % 2 == 0 else batch  # a pair is two rows
         known = {row["start"] for row in self.own.rows if row["file"] == name}
-        starts = self.own.shard.share(range(0, len(pairs), step))
+        starts = self.own.shard.share(range(0, max(len(pairs), 1), step))  # a split without pairs has a file without answers
         with progress_bar(self.console, elapsed=True) as progress:
             bar = progress.add_task(what, total=2 * sum(len(pairs[start : start + step]) for start in starts if start not in known))
 
