@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from portraitkit.errors import ConfigError
+from portraitkit.shards import check_shard
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class BenchmarkConfig:
     """Where results.json, the tables and report.html go. The same run again goes on where it was interrupted."""
     overwrite: bool = False
     """Replace the results of another run in --output-dir."""
+    shard: str | None = None
+    """I/N: measure the I-th of N shares of the pictures, in a job of its own; the same command without it merges them in the end. Not
+    needed under torchrun and accelerate launch."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values before anything is read.
@@ -51,6 +55,7 @@ class BenchmarkConfig:
         Raises:
             ConfigError: a value is out of range, or a method has no name or place.
         """
+        check_shard(self.shard, self.overwrite)
         names = [name for name, _ in self.methods()]
         for name in names:
             if names.count(name) > 1:

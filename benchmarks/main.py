@@ -18,3 +18,7 @@ def _benchmark(argv: list[str]) -> int:
     from benchmarks.run import run_benchmark
 
     return run_benchmark(config, [sys.argv[0], *argv])
+
+
+if __name__ == "__main__":  # torchrun -m benchmarks.main ...
+    benchmark_portraits()

@@ -3,6 +3,7 @@
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,16 +15,21 @@ from benchmarks.gather import check_places, gather
 from benchmarks.inputs import Inputs
 from benchmarks.metric import Metric
 from benchmarks.metrics import load_metrics
+from benchmarks.shards import ShardStore, check_readable, merge_into, next_step
 from benchmarks.statistics import read_pairs
-from benchmarks.store import Store
+from benchmarks.store import FILE, Store
 from benchmarks.suite import Results, Suite
 from benchmarks.weight_files import Digests, Found, find_weights, locate, search_folders
 from portraitkit.config import config_to_dict
 from portraitkit.errors import RunFolderError, UserError, WeightsError
 from portraitkit.interrupt import Interruptible
 from portraitkit.runs import RunFolder, may_resume
+from portraitkit.shard_files import ShardFile, clear_shards, has_shards, join_run, merged_rows, wait_for_shards
+from portraitkit.shards import Shard, current_shard
 
-NOT_COMPARED = ("weights", "threads", "cache", "max_failed", "overwrite", "output_dir")
+NOT_COMPARED = ("weights", "threads", "cache", "max_failed", "overwrite", "output_dir", "shard")
+MAKER, MARK, HOLDS = "benchmark-portraits", "weights_dir", "a benchmark"
+"""How this command's run folders are told apart, see `portraitkit.runs.may_resume`."""
 
 
 def run_benchmark(config: BenchmarkConfig, command: list[str]) -> int:
@@ -39,7 +45,9 @@ def run_benchmark(config: BenchmarkConfig, command: list[str]) -> int:
     Raises:
         UserError: see `portraitkit.errors`.
     """
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    shard = None if config.weights else current_shard(config.shard)
+    quiet = shard is not None and shard.launched and not shard.merges
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=quiet)
     metrics = load_metrics(config.metrics)
     folders = search_folders(config.weights_dir)
     if config.weights:
@@ -48,8 +56,14 @@ def run_benchmark(config: BenchmarkConfig, command: list[str]) -> int:
     check_places(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    if shard is not None:
+        code = _measure_share(config, command, shard, metrics, folders, console)
+        if code or not shard.merges:
+            return code
+    made = merged_rows(config.output_dir) if has_shards(config.output_dir) and not config.overwrite else []
     fresh = not config.output_dir.exists()
     with _open_folder(config, command) as folder, Store(config.cache.expanduser()) as store, Interruptible() as interrupt:
+        merge_into(store, made)
         digest = Digests(store.digests())
         try:
             inputs = gather(config, folder.path, console.print)
@@ -60,26 +74,56 @@ def run_benchmark(config: BenchmarkConfig, command: list[str]) -> int:
         for note in inputs.notes:
             console.print(f"note: {note}")
         ready, skipped = _with_weights(metrics, folders, digest)
-        columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task("", total=None)
-            suite = Suite(
-                ready,
-                store,
-                digest,
-                max_failed=config.max_failed,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
-                stop=lambda: interrupt.requested is not None,
-            )
-            results = suite.run(inputs)
+        results = _measure(Suite(ready, store, digest, max_failed=config.max_failed), inputs, interrupt, console)
         results.skipped = {
             metric.name: (skipped | results.skipped)[metric.name] for metric in metrics if metric.name in skipped | results.skipped
         }
         if results.stopped:
-            console.print(f"stopped by {signal.Signals(interrupt.requested or 2).name}: what is measured is kept; the same command goes on")
-            return interrupt.exit_code
+            return _stopped(interrupt, console)
         _write(config, folder, results, inputs, console)
+        clear_shards(folder.path)
     return 0
+
+
+def _measure_share(
+    config: BenchmarkConfig, command: list[str], shard: Shard, metrics: list[Metric], folders: list[Path], console: Console
+) -> int:
+    """Measure one shard; the process that merges then waits for the others. 0, or 130 or 143 after a signal."""
+    resolved, path = _resolved(config), config.output_dir
+    check_readable(config)
+    free = NOT_COMPARED if (path / "results.json").is_file() else resolved
+    join_run(path, resolved, command=command, seed=config.seed, maker=MAKER, mark=MARK, holds=HOLDS, free=free)
+    kept = config.cache.expanduser()
+    kept = kept if (kept / FILE).is_file() else None  # the merging process makes it
+    with ShardFile(path, shard, resolved) as file, Store(kept) as cache, Interruptible() as interrupt:
+        if not file.finished:
+            with ShardStore(file, cache) as store:
+                digest = Digests(store.digests())
+                inputs = gather(config, path, console.print, shard)
+                ready, _ = _with_weights(metrics, folders, digest)
+                if _measure(Suite(ready, store, digest, max_failed=config.max_failed), inputs, interrupt, console, shard).stopped:
+                    return _stopped(interrupt, console)
+            file.finish()
+        if not shard.merges:
+            console.print(next_step(path, shard))
+        elif not wait_for_shards(path, lambda: interrupt.requested is not None):
+            return _stopped(interrupt, console)
+    return 0
+
+
+def _measure(suite: Suite, inputs: Inputs, interrupt: Interruptible, console: Console, shard: Shard | None = None) -> Results:
+    """Run the suite under a progress bar, until a signal comes."""
+    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        suite.progress = lambda done, total: bar.update(task, completed=done, total=total)
+        suite.stop = lambda: interrupt.requested is not None
+        return suite.run(inputs, shard)
+
+
+def _stopped(interrupt: Interruptible, console: Console) -> int:
+    console.print(f"stopped by {signal.Signals(interrupt.requested or 2).name}: what is measured is kept; the same command goes on")
+    return interrupt.exit_code
 
 
 def weights_table(metrics: list[Metric], folders: list[Path]) -> Table:
@@ -113,16 +157,19 @@ def _with_weights(metrics: list[Metric], folders: list[Path], digest: Digests) -
     return ready, skipped
 
 
+def _resolved(config: BenchmarkConfig) -> dict[str, Any]:
+    """What identifies a run."""
+    return {key: value for key, value in config_to_dict(config).items() if key not in NOT_COMPARED}
+
+
 def _open_folder(config: BenchmarkConfig, command: list[str]) -> RunFolder:
     """The run's folder; the same run again goes on in it, and so does any run where none has written results yet.
 
     Raises:
         RunFolderError: it holds other files, another run, or the run of another command.
     """
-    path = config.output_dir
-    resolved = {key: value for key, value in config_to_dict(config).items() if key not in NOT_COMPARED}
-    maker, holds = "benchmark-portraits", "a benchmark"
-    ours = may_resume(path, resolved, maker=maker, mark="weights_dir", holds=holds, free=resolved, overwrite=config.overwrite)
+    path, resolved = config.output_dir, _resolved(config)
+    ours = may_resume(path, resolved, maker=MAKER, mark=MARK, holds=HOLDS, free=resolved, overwrite=config.overwrite)
     resume = "latest" if ours else None
     try:
         return RunFolder.open(

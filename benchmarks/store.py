@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 CHUNK = 500
+FILE = "values.sqlite"
 
 
 class Store:
@@ -32,7 +33,7 @@ class Store:
     @staticmethod
     def _file(folder: Path) -> str:
         folder.mkdir(parents=True, exist_ok=True)
-        return str(folder / "values.sqlite")
+        return str(folder / FILE)
 
     def _open(self, where: str) -> None:
         self._base = sqlite3.connect(where, timeout=30)

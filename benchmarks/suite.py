@@ -23,6 +23,7 @@ from benchmarks.plan import SET, Batch, Plan, applies, keys, plan_batches
 from benchmarks.store import Store
 from benchmarks.weight_files import Digests, Found
 from portraitkit.errors import DataError, WeightsError
+from portraitkit.shards import Shard
 
 
 @dataclass
@@ -78,14 +79,20 @@ class Suite:
         self.max_failed, self.progress, self.stop = max_failed, progress, stop
         self._seconds: dict[str, float] = {}
 
-    def run(self, inputs: Inputs) -> Results:
+    def run(self, inputs: Inputs, shard: Shard | None = None) -> Results:
         """Measure.
+
+        Args:
+            inputs: everything, whatever the shard: who is measured with whom does not depend on it.
+            shard: measure only this share of the batches, and gather nothing.
 
         Raises:
             DataError: more pictures than allowed cannot be read.
         """
         results = Results(inputs, found={metric.name: found for metric, found in self.metrics})
         plan = plan_batches(inputs)
+        if shard is not None:
+            plan = Plan(shard.share(plan.batches), plan.refused)
         results.failed += [(str(path), "", reason) for path, reason in plan.refused.items()]
         self._check_failed(results)
         todo = self._missing(plan)
@@ -93,7 +100,9 @@ class Suite:
         todo = [(batch, [metric for metric in wanted if metric.name in scores]) for batch, wanted in todo]
         self._measure([work for work in todo if work[1]], scores, results)
         self.store.add_digests(self.digest.known)
-        self._collect(results, plan)
+        if shard is None:
+            results.failed.sort()  # found in an order that depends on what was known before
+            self._collect(results, plan)
         return results
 
     def _measure(self, todo: list[tuple[Batch, list[Metric]]], scores: dict[str, Score], results: Results) -> None:

@@ -329,7 +329,7 @@ def _lock(path: Path) -> None:
             holder = json.loads(lock.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, OSError):
             holder = {"pid": 0, "host": me["host"]}
-        if holder["host"] != me["host"] or _alive(int(holder["pid"])):
+        if holder["host"] != me["host"] or is_running(int(holder["pid"])):
             raise RunFolderError(
                 f"{path}: process {holder['pid']} on {holder['host']} is writing it; wait, or remove {lock} if that process is gone"
             ) from None
@@ -341,7 +341,8 @@ def _lock(path: Path) -> None:
     return None
 
 
-def _alive(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine runs."""
     if pid <= 0:
         return False
     try:

@@ -5,6 +5,9 @@ import json
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,14 @@ import torch
 from rich.console import Console
 
 from portraitkit.config import config_to_dict
-from portraitkit.errors import ConfigError, UserError
+from portraitkit.errors import ConfigError, RunFolderError, UserError
 from portraitkit.files import write_text
 from portraitkit.images import write_image
 from portraitkit.interrupt import Interruptible
 from portraitkit.jsonl import Rejected, append_line, read_json_lines, write_lines
 from portraitkit.progress import progress_bar
+from portraitkit.shard_files import SHARDS, ShardFile, clear_shards, create_whole, has_shards, merged_rows, wait_for_shards
+from portraitkit.shards import Shard, current_shard
 from preference_data.annotations import FOLDER as ANNOTATIONS
 from preference_data.build_config import BuildConfig
 from preference_data.card import BUILT, build_record
@@ -30,6 +35,8 @@ from preference_data.subjects import PhotoRow, describe_rows, embedded_rows, fol
 from preference_data.synthetic_pairs import verdicts_of
 
 STATE, FACES, DONE = ".building.json", ".faces.jsonl", ".built.jsonl"
+FREE = ("overwrite", "output_dir", "max_bad_share", "shard")
+"""Options that may differ when a build goes on."""
 
 
 def build_pairs(config: BuildConfig) -> int:
@@ -38,26 +45,64 @@ def build_pairs(config: BuildConfig) -> int:
     Raises:
         UserError: options that cannot work, no photos, a folder that holds something else.
     """
-    console, out = Console(stderr=True), config.output_dir
+    out, shard = config.output_dir, current_shard(config.shard)
+    console = Console(stderr=True, quiet=shard is not None and shard.launched and not shard.merges)
     photos = None if config.photos == "embedded" else Path(config.photos)
     if photos is not None and not photos.is_dir():
         raise ConfigError(f"PHOTOS {photos}: no such folder; give a folder of photos, or embedded")
-    _check_folder(out, config)
-    options = GeneratorOptions(config.prompt, config.num_steps, config.device, photos)
-    generators = open_generators(config.generators, options)
-    _open_folder(out, config, console)
-    rejected: list[Rejected] = []
+    _check_folder(out, config, shard)
+    made = merged_rows(out) if shard is None and not config.overwrite and has_shards(out) else None
+    options = GeneratorOptions(config.prompt, config.num_steps, _device(config, shard), photos)
+    generators = open_generators(config.generators, options) if made is None else []
+    _open_folder(out, config, console, shard)
+    with ExitStack() as stack:
+        own = None if shard is None else stack.enter_context(ShardFile(out, shard, {}))
+        rows, rejected = _photos(config, photos, shard)
+        console.print(describe_rows(rows), highlight=False, soft_wrap=True)
+        before = own.rows if own is not None else read_json_lines(out / DONE, dict).rows if (out / DONE).is_file() else []
+        done = {row["subject"]: row for row in before}
+        if made is None:
+            mine = rows if shard is None else shard.share(rows)
+            keep = own.append if own is not None else partial(append_line, out / DONE)
+            stopped = _make(mine, done, keep, generators, config, console)
+            if stopped:
+                return stopped
+        if own is not None and shard is not None:
+            own.finish()
+            if not shard.merges:
+                console.print(f"{out}: shard {shard} is done; after all shards, the same command without --shard merges", highlight=False)
+                return 0
+            with Interruptible() as interrupt:
+                if not wait_for_shards(out, lambda: interrupt.requested is not None):
+                    return interrupt.exit_code
+            made = merged_rows(out)
+    if made is not None:
+        done = _by_subject(made, rows, out)
+    return _finish(rows, done, rejected, config, console)
+
+
+def _photos(config: BuildConfig, photos: Path | None, shard: Shard | None) -> tuple[list[PhotoRow], list[Rejected]]:
+    """All rows, whatever the shard: who is in which split depends on all of them."""
     if photos is None:
-        rows = embedded_rows(config.count, config.split_shares, config.seed)
-    else:
-        facts = {"consent": config.consent, "licence": config.licence, "source": photos.resolve().name}
-        try:
-            rows, rejected = folder_rows(photos, shares=config.split_shares, seed=config.seed, cache=out / FACES, facts=facts)
-        except UserError:
+        return embedded_rows(config.count, config.split_shares, config.seed), []
+    facts, out = {"consent": config.consent, "licence": config.licence, "source": photos.resolve().name}, config.output_dir
+    try:
+        return folder_rows(photos, shares=config.split_shares, seed=config.seed, cache=out / FACES, facts=facts, shard=shard)
+    except UserError:
+        if shard is None:
             _leave_folder(out)
-            raise
-    console.print(describe_rows(rows), highlight=False, soft_wrap=True)
-    done = {row["subject"]: row for row in read_json_lines(out / DONE, dict).rows} if (out / DONE).is_file() else {}
+        raise
+
+
+def _make(
+    rows: list[PhotoRow],
+    done: dict[str, dict[str, Any]],
+    keep: Callable[[dict[str, Any]], None],
+    generators: list[Generator],
+    config: BuildConfig,
+    console: Console,
+) -> int:
+    """Make the pairs of those photos that are not in `done`, and keep them there and by `keep`; 130 or 143 when interrupted."""
     with Interruptible() as interrupt, progress_bar(console) as bar:
         task = bar.add_task("building", total=len(rows), completed=sum(row.id in done for row in rows))
         for row in rows:
@@ -67,9 +112,28 @@ def build_pairs(config: BuildConfig) -> int:
                 console.print(f"stopped after {len(done)} of {len(rows)} photos; give the same command again to go on")
                 return interrupt.exit_code
             done[row.id] = _one(row, generators, config)
-            append_line(out / DONE, done[row.id])
+            keep(done[row.id])
             bar.advance(task)
-    return _finish(rows, done, rejected, config, console)
+    return 0
+
+
+def _by_subject(shards: list[list[dict[str, Any]]], rows: list[PhotoRow], out: Path) -> dict[str, dict[str, Any]]:
+    done = {row["subject"]: row for shard in shards for row in shard}
+    lacking = next((place for place, row in enumerate(rows) if row.id not in done), None)
+    if lacking is not None:
+        shard = Shard(lacking % len(shards), len(shards))
+        raise RunFolderError(
+            f"{out}: shard {shard} lacks {rows[lacking].id}: the photos have changed since; remove {out / SHARDS / shard.name}.jsonl and "
+            "make that shard again"
+        )
+    return done
+
+
+def _device(config: BuildConfig, shard: Shard | None) -> str:
+    """The device of this process: of a machine's processes each takes a GPU of its own, in turn."""
+    if shard is None or config.device != "cuda" or not torch.cuda.is_available():
+        return config.device
+    return f"cuda:{shard.local % torch.cuda.device_count()}"
 
 
 def pair_candidates(
@@ -166,7 +230,7 @@ def _write(
     return rows
 
 
-def _check_folder(out: Path, config: BuildConfig) -> None:
+def _check_folder(out: Path, config: BuildConfig, shard: Shard | None) -> None:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--output-dir {out}: is a file; give a folder")
     photos = None if config.photos == "embedded" else Path(config.photos).resolve()
@@ -191,19 +255,29 @@ def _check_folder(out: Path, config: BuildConfig) -> None:
                 f"--output-dir {out}: holds an unfinished build with another --{changed[0].replace('_', '-')}; give the same options to "
                 "go on, or add --overwrite to start anew"
             )
+        if shard is not None and (out / DONE).is_file():
+            raise ConfigError(
+                f"--output-dir {out}: holds an unfinished build by one process; go on without shards, or choose another folder"
+            )
     elif any(out.iterdir()):
         raise ConfigError(f"--output-dir {out}: holds files that are no pair set; choose another folder or empty it")
 
 
-def _open_folder(out: Path, config: BuildConfig, console: Console) -> None:
+def _open_folder(out: Path, config: BuildConfig, console: Console, shard: Shard | None) -> None:
+    if shard is not None and not (out / STATE).is_file():
+        create_whole(out, {STATE: json.dumps(_resumable(config)) + "\n"})
+        _check_folder(out, config, shard)  # another shard may have been first
     if config.overwrite and out.is_dir():
         shutil.rmtree(out / "images", ignore_errors=True)
+        clear_shards(out)
         for name in (METADATA, QUARANTINE, STATE, FACES, DONE, BUILT):
             (out / name).unlink(missing_ok=True)
     try:
         (out / "images").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output-dir {out}: cannot be made a folder ({error.strerror}); choose another") from error
+    if shard is not None:
+        return
     if (out / STATE).is_file():
         console.print(f"{out}: going on with the build that was interrupted", highlight=False)
     write_lines(out / STATE, [_resumable(config)])
@@ -221,7 +295,7 @@ def _leave_folder(out: Path) -> None:
 
 
 def _resumable(config: BuildConfig) -> dict[str, Any]:
-    return {key: value for key, value in config_to_dict(config).items() if key not in ("overwrite", "output_dir", "max_bad_share")}
+    return {key: value for key, value in config_to_dict(config).items() if key not in FREE}
 
 
 def _finish(rows: list[PhotoRow], done: dict[str, dict[str, Any]], rejected: list[Rejected], config: BuildConfig, console: Console) -> int:
@@ -237,6 +311,7 @@ def _finish(rows: list[PhotoRow], done: dict[str, dict[str, Any]], rejected: lis
         )
     write_text(out / BUILT, json.dumps(build_record(config_to_dict(config), config.photos == "embedded"), indent=2) + "\n")
     write_lines(out / METADATA, (row_of(pair) for pair in pairs))
+    clear_shards(out)
     for name in (STATE, FACES, DONE):
         (out / name).unlink(missing_ok=True)
     judged = sum(pair.verdicts is not None for pair in pairs)

@@ -7,6 +7,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from portraitkit.errors import ConfigError
+from portraitkit.shards import check_shard
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ class BuildConfig:
     """Of faults, spots, sides and splits."""
     overwrite: bool = False
     """Replace the pair set that is there already."""
+    shard: str | None = None
+    """I/N: make the I-th of N shares of the pairs, in a job of its own; the same command without it merges them in the end. Not needed
+    under torchrun and accelerate launch."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values before anything is loaded.
@@ -54,6 +58,7 @@ class BuildConfig:
         Raises:
             ConfigError: a value is out of range.
         """
+        check_shard(self.shard, self.overwrite)
         for name in ("pairs_per_photo", "candidates", "num_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")

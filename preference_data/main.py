@@ -34,3 +34,7 @@ def _dispatch(argv: list[str]) -> int | None:
     if argv[0] not in SUBCOMMANDS:
         raise ConfigError(f"make-preferences {argv[0]}: no such subcommand{nearest(argv[0], SUBCOMMANDS)}; known: {known}")
     return load_object(SUBCOMMANDS[argv[0]][0])(argv[1:])
+
+
+if __name__ == "__main__":  # torchrun -m preference_data.main build ...
+    make_preferences()

@@ -14,6 +14,8 @@ from portraitkit.faces.mesh import require_mesh
 from portraitkit.faces.regions import region_masks
 from portraitkit.images import list_images, read_image, resize
 from portraitkit.jsonl import Rejected, append_line, read_json_lines
+from portraitkit.shard_files import Growing
+from portraitkit.shards import Shard
 from preference_data.blemishes import paint_blemishes
 from preference_data.generators.base import Subject
 from preference_data.identity_split import cluster_identities, identity_name, split_identities
@@ -24,6 +26,7 @@ from preference_data.synthetic_pairs import SPOTS, identity_of
 
 SEEDS = {"train": 0, "validation": 10_000_000, "held_out": 20_000_000}
 MIN_FACE = 48
+ENTRY = {"file", "embedding", "error"}
 PHOTO_COLUMNS = ("file_name", "anchor_file_name", "split", "identity", "consent", "licence", "source", *CHOICES)
 
 
@@ -63,7 +66,7 @@ def embedded_rows(count: int, shares: tuple[float, ...], seed: int) -> list[Phot
 
 
 def folder_rows(
-    folder: Path, *, shares: tuple[float, ...], seed: int, cache: Path, facts: dict[str, Any]
+    folder: Path, *, shares: tuple[float, ...], seed: int, cache: Path, facts: dict[str, Any], shard: Shard | None = None
 ) -> tuple[list[PhotoRow], list[Rejected]]:
     """The photos of a folder, with who is in them and in which split they go.
 
@@ -76,6 +79,7 @@ def folder_rows(
         seed: of the deal.
         cache: file in which embeddings are kept, so that a second run does not compute them again.
         facts: consent, licence and source of photos that do not say.
+        shard: of this process; the processes make the embeddings together, and each has all of them in the end.
 
     Returns:
         Good rows, and the photos that cannot be used with the reason (line number, or position in the folder from 1).
@@ -85,13 +89,10 @@ def folder_rows(
     """
     rows, lines, rejected = _listed(folder)
     kept, vectors = [], []
-    known = {entry["file"]: entry for entry in _cached(cache)}
+    known = _embedded(folder, [row["file_name"] for row in rows], cache, shard)
     for row, line in zip(rows, lines, strict=True):
         name = row["file_name"]
-        entry = known.get(name)
-        if entry is None:
-            entry = {"file": name} | _embed(folder / name)
-            append_line(cache, entry)
+        entry = known[name]
         if entry["error"] is not None:
             rejected.append(Rejected(line, entry["error"], name))
             continue
@@ -192,6 +193,18 @@ def read_photo_row(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def _embedded(folder: Path, names: list[str], cache: Path, shard: Shard | None) -> dict[str, dict[str, Any]]:
+    """The embedding of each photo, or why there is none; those that neither an earlier run nor another process has made are made here."""
+    together = Growing(cache.parent, "faces")
+    known = {entry["file"]: entry for entry in _cached(cache)}
+    for name in names if shard is None else shard.order(names):
+        known |= {entry["file"]: entry for entry in together.new() if entry.keys() >= ENTRY}
+        if name not in known:
+            known[name] = {"file": name} | _embed(folder / name)
+            append_line(cache if shard is None else together.own(shard), known[name])
+    return known
+
+
 def _embed(path: Path) -> dict[str, Any]:
     try:
         pixels = read_image(path).pixels
@@ -205,7 +218,7 @@ def _embed(path: Path) -> dict[str, Any]:
 def _cached(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    return [row for row in read_json_lines(path, dict).rows if {"file", "embedding", "error"} <= row.keys()]
+    return [row for row in read_json_lines(path, dict).rows if row.keys() >= ENTRY]
 
 
 def _identities(rows: list[dict[str, Any]], vectors: torch.Tensor) -> list[str]:

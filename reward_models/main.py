@@ -26,3 +26,7 @@ def _train(argv: list[str]) -> int:
     from reward_models.train import run_training
 
     return run_training(config, [sys.argv[0], *argv])
+
+
+if __name__ == "__main__":  # torchrun -m reward_models.main --evaluate ...
+    train_reward_model()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from portraitkit.errors import DataError
+from portraitkit.files import replacing
 from preference_data.io import check_inside
 from preference_data.schema import Verdict
 from reward_models.judged_pairs import JudgedPair
@@ -181,7 +182,8 @@ def _stored(picture: Picture, folder: Path) -> Path:
     suffix = ".jpg" if picture[:2] == b"\xff\xd8" else ".webp" if picture[8:12] == b"WEBP" else ".png"
     path = folder / f"{hashlib.sha256(picture).hexdigest()[:20]}{suffix}"
     if not path.is_file():
-        path.write_bytes(picture)
+        with replacing(path) as temporary:  # other processes look for it, too
+            temporary.write_bytes(picture)
     return path
 
 

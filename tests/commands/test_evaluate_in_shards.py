@@ -1,0 +1,78 @@
+"""`train-reward-model --evaluate` in several processes: the answers, and all figures, are those of one process."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+
+from portraitkit import shard_files
+from portraitkit.shards import Shard
+from portraitkit.vlm.tiny import build_model, build_processor
+from preference_data.brief_contract import PROMPT, WORDS
+from reward_models import evaluate
+from reward_models.judging import judge_pairs
+from reward_models.main import train_reward_model
+
+SMALL = {
+    "shown": "beside-difference",
+    "form": "brief",
+    "validation-pairs": 2,
+    "held-out-pairs": 3,
+    "hack-cases": 1,
+    "stability-pairs": 2,
+    "generation-batch": 2,
+    "max-tokens": 4,
+}
+OPTIONS = ["--evaluate", *(text for name, value in SMALL.items() for text in (f"--{name}", str(value)))]
+
+
+@pytest.fixture
+def model(tmp_path):
+    torch.manual_seed(0)
+    processor = build_processor([PROMPT] * 3, ["<think>", "</think>", "<answer>", "</answer>", *WORDS.values()])
+    build_model(processor, hidden_size=96, layers=1, vision_size=32, vision_layers=1).save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_two_processes_find_what_one_finds(command, model, tmp_path, monkeypatch):
+    """As under torchrun, one after the other; the second process's first try is killed after three batches."""
+    run = partial(command, train_reward_model, *OPTIONS, "--model", model, "--output-dir")
+    assert run(tmp_path / "one")[0] == 0
+    monkeypatch.setattr(shard_files, "_start_together", lambda: None)
+    asked = []
+
+    def counted(model, processor, view, pairs, **how):
+        asked.append([pair.id for pair in pairs])
+        if len(asked) == 4:
+            raise ZeroDivisionError
+        return judge_pairs(model, processor, view, pairs, **how)
+
+    monkeypatch.setattr("reward_models.judge_shards.judge_pairs", counted)
+    monkeypatch.setattr(evaluate, "current_shard", lambda option: Shard(1, 2, True))
+    with pytest.raises(ZeroDivisionError):
+        evaluate.run_evaluation(_config(model, tmp_path / "two"), ["test"])
+    code, _, err = run(tmp_path / "two", "--seed", "5")
+    assert code == 2 and "seed" in err and err.count("\n") == 1
+    assert run(tmp_path / "two")[0] == 0
+    assert not (tmp_path / "two" / "base").exists()
+    monkeypatch.setattr(evaluate, "current_shard", lambda option: Shard(0, 2, True))
+    assert run(tmp_path / "two")[0] == 0
+    answers = {path.relative_to(tmp_path / "one"): path.read_bytes() for path in (tmp_path / "one").glob("*/*.jsonl")}
+    assert len(answers) > 8
+    assert answers == {path.relative_to(tmp_path / "two"): path.read_bytes() for path in (tmp_path / "two").glob("*/*.jsonl")}
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two")]
+    assert all(summary.pop("seconds") for summary in summaries) and summaries[0] == summaries[1]
+    pairs = sum(content.count(b"\n") for content in answers.values())
+    assert sum(map(len, asked)) == pairs + 1, "each pair once, and the one at which the process was killed"
+    assert not (tmp_path / "two" / "shards").exists()
+    code, _, err = run(tmp_path / "two")
+    assert code == 2 and "holds a finished run" in err
+
+
+def _config(model, folder):
+    from portraitkit.config import load_config
+    from reward_models.train_config import RewardModelConfig
+
+    return load_config(RewardModelConfig, [*OPTIONS, "--model", str(model), "--output-dir", str(folder)], prog="train-reward-model")
