@@ -25,7 +25,7 @@ class RetoucherConfig:
     resolution: int | None = None
     """Side of the square face crops in pixels; the backbone's own if not given."""
     device: str = "cpu"
-    """cpu, cuda, cuda:1 ..."""
+    """cpu, cuda, cuda:1 ...; several processes take a GPU each with cuda."""
     guidance: float | None = None
     """Guidance scale; the backbone's own if not given. On qwen_image_edit it is true classifier-free guidance: at 1 it is off,
     at half the cost."""
@@ -150,8 +150,8 @@ class RetoucherConfig:
     ema_decay: float = 0.0
     """Moving average of the LoRA used for evaluation and saving; 0 = off."""
     micro_batch: int = 48
-    """Candidates in one forward and backward. Photos whose groups fit into one are rolled out together, at least one photo; while the next
-    ones are rolled out, reward workers score."""
+    """Candidates in one forward and backward of a process. Photos whose groups fit into one are rolled out together, at least one photo;
+    while the next ones are rolled out, reward workers score."""
 
     validation_steps: int = 10
     """Training steps between two validations by the anchor-free ODE."""
@@ -171,7 +171,7 @@ class RetoucherConfig:
     resume_from_checkpoint: str | None = None
     """A checkpoint folder, or latest."""
     allow_changed: bool = False
-    """Resume although the configuration differs from the checkpoint's."""
+    """Resume although the configuration, or the number of processes, differs from the checkpoint's."""
     overwrite: bool = False
     """Replace the run that --output-dir holds."""
     report_to: tuple[str, ...] = ()

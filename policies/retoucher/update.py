@@ -1,8 +1,9 @@
 """The policy update: clipped surrogate over the drawn steps, the group's first drawn step evaluated and differentiated once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -33,6 +34,17 @@ class UpdateFigures:
     clipped: float
     evaluations: int
 
+    @classmethod
+    def total(cls, parts: Sequence[Self]) -> Self:
+        """The figures of an update out of those of its parts."""
+        largest = max(part.ratio_deviation for part in parts)
+        sums = {name: sum(getattr(part, name) for part in parts) for name in ("loss", "kl", "clipped", "evaluations")}
+        return cls(ratio_deviation=largest, **sums)
+
+
+NO_FIGURES = UpdateFigures(0.0, 0.0, 0.0, 0.0, 0)
+"""Of a process that has no group of the update."""
+
 
 @contextmanager
 def base_policy(backbone: Backbone) -> Iterator[None]:
@@ -52,14 +64,19 @@ def accumulate_gradients(
     advantages: Float[Tensor, " members *tokens"],
     photos: Int[Tensor, " k"],
     config: RetoucherConfig,
+    *,
+    candidates: int | None = None,
 ) -> UpdateFigures:
     """Add the gradients of the mean loss over the candidates of `photos` and the drawn steps to the parameters.
+
+    With `candidates`, those of an update whose other candidates are in other processes, it is the sum over those of `photos` divided by
+    them: gradients, loss, kl and clipped of all processes then add up to those of the whole update, however it was divided.
 
     Advantages are one a candidate, or one a token of it (`--credit local`): then ratio and clipping are a token's, too.
     Groups whose advantages are all 0 are left out of the computation; they count in the mean, as they would with loss 0.
     """
     members = torch.isin(rollout.photo_of, photos)
-    terms = int(members.sum()) * max(1, len(rollout.steps))
+    terms = (candidates or int(members.sum())) * max(1, len(rollout.steps))
     each = advantages[0].numel()
     live = [int(p) for p in photos if advantages[rollout.photo_of == p].abs().sum() > 0]
     per_call = max(1, config.micro_batch // (len(rollout.photo_of) // len(condition)))
