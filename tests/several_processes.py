@@ -5,6 +5,7 @@ Reads jobs from stdin, one JSON object a line, and writes the exit codes of each
 
 import hashlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -12,8 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from policies.retoucher import own_groups, run  # noqa: F401 (imported here, once)
-from policies.retoucher.main import align_retoucher
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as `run_command` does
+
+from policies.retoucher import own_groups, run  # noqa: E402 (imported here, once)
+from policies.retoucher.backbones import flux_kontext, tiny  # noqa: E402, F401 (the same)
+from policies.retoucher.main import align_retoucher  # noqa: E402
 
 
 def become(rank: int, job: dict[str, Any], port: int) -> None:
@@ -38,7 +42,16 @@ def become(rank: int, job: dict[str, Any], port: int) -> None:
             os.kill(os.getpid(), signal.SIGINT)
         return noise
 
-    own_groups.noise_of_groups = noted
+    divide = run.divide_base
+
+    def weighed(backbone: Any, device: str) -> None:
+        """Note how much of the base this process holds after it was divided."""
+        whole = sum(parameter.numel() for parameter in backbone.transformer.parameters())
+        divide(backbone, device)
+        own = sum(parameter.to_local().numel() for parameter in backbone.transformer.parameters())
+        log.with_suffix(f".held.{rank}").write_text(str(own / whole))
+
+    own_groups.noise_of_groups, run.divide_base = noted, weighed
     sys.argv = ["align-retoucher", *job["options"]]
     code: Any = 1
     try:

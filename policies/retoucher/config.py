@@ -42,6 +42,8 @@ class RetoucherConfig:
     cache_dir: str | None = None
     """Where encoded photos, anchors and prompts are kept, one file each, and encoded once; for a folder of photos OUTPUT_DIR/cache if not
     given, for the embedded ones nowhere. none turns it off."""
+    sharding: Literal["none", "fsdp2"] = "none"
+    """fsdp2: several processes hold a part of the frozen base each, and gather a block when it is evaluated; the LoRA is whole in each."""
     seed: int = 0
     """Everything random follows from it."""
 
@@ -231,6 +233,8 @@ class RetoucherConfig:
             raise ConfigError(f"--group-size {self.group_size}: a group needs at least 2 candidates to be compared; try 12")
         if self.dpg and self.anchor == "wrong" and self.photos_per_step < 2:
             raise ConfigError(f"--anchor wrong: takes another photo's anchor; --photos-per-step {self.photos_per_step} must be 2 or more")
+        if self.sharding != "none" and (self.quantize != "none" or self.ablate):
+            raise ConfigError(f"--sharding {self.sharding}: goes with neither --quantize nor --ablate; leave those out")
         if self.window == "segments" and self.segments > self.num_steps:
             raise ConfigError(f"--segments {self.segments}: at most --num-steps ({self.num_steps}), one drawn step a segment")
         if self.credit == "local" and (self.advantage, self.ratio, self.global_std) != ("combined", "ppo", False):

@@ -102,6 +102,10 @@ class Processes:
         """What `work` returns in the first process, None in the others, which wait for it."""
         return self.together(lambda: work() if self.first else None)
 
+    def largest(self, numbers: list[int]) -> list[int]:
+        """The largest of all processes, for each place in the list."""
+        return [max(some) for some in zip(*self.gather(numbers), strict=True)]
+
     def stop_signal(self, interrupt: Interruptible) -> int:
         """The signal that asked any process to stop, 0 if none did: a decision that all of them share."""
         return max(self.gather(int(interrupt.requested or 0)))

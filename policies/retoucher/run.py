@@ -26,6 +26,7 @@ from policies.retoucher.report import write_report
 from policies.retoucher.report_pictures import write_overview
 from policies.retoucher.rewards import open_rewards, workers_of
 from policies.retoucher.rollout import check_plan
+from policies.retoucher.sharding import check_sharding, divide_base
 from policies.retoucher.train import StepResult, Trainer, make_evaluation_sets
 from policies.retoucher.training_photos import PhotoSource, open_photos
 from portraitkit.checkpoints import load_checkpoint, save_checkpoint
@@ -60,6 +61,7 @@ def run_alignment(config: RetoucherConfig, command: list[str]) -> int:
 def _check(config: RetoucherConfig, processes: Processes) -> None:
     """What can be refused before anything is loaded."""
     check_plan(config)
+    check_sharding(config, processes.count)
     if config.init_adapter is not None:
         check_start(config.init_adapter, config.rank, config.lora_alpha)
     if config.resume_from_checkpoint is not None and not config.allow_changed:
@@ -122,7 +124,11 @@ def _align(
 
 def _load(config: RetoucherConfig, rewards: RewardSet) -> tuple[Backbone, PhotoSource, EvaluationSet, EvaluationSet]:
     """The policy and the photos, those of the evaluations encoded: by every process, as each needs some of them."""
-    backbone = with_cache(load_backbone(config.backbone, config.model, config.resolution, config.device, **loading_options(config)), config)
+    place = config.device if config.sharding == "none" else "cpu"
+    loaded = load_backbone(config.backbone, config.model, config.resolution, place, **loading_options(config))
+    if config.sharding != "none":
+        divide_base(loaded, config.device)
+    backbone = with_cache(loaded, config)
     source = open_photos(config.photos, backbone.resolution, need_anchors=config.dpg and config.anchor != "none")
     validation, held_out = make_evaluation_sets(config, backbone, source)
     _check_anchors(rewards, validation)

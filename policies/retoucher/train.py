@@ -223,7 +223,8 @@ class Trainer:
             rows = torch.tensor([row for row, group in enumerate(own.groups) if group in photos], dtype=torch.long)
             count = len(photos) * config.group_size
             given = (self.backbone, own.condition, own.rollout, plan, advantages, rows, config)
-            figures = accumulate_gradients(*given, candidates=count)
+            in_step = self.processes.largest if config.sharding == "fsdp2" else None
+            figures = accumulate_gradients(*given, candidates=count, in_step=in_step)
         figures = UpdateFigures.total(self.processes.gather(figures))
         self.processes.sum_gradients(self.adapter.values())
         self.progress.evaluations += figures.evaluations

@@ -18,10 +18,10 @@ SMALL = {
     "photos-per-step": 3,
     "group-size": 2,
     "updates-per-step": 2,
-    "max-train-steps": 3,
+    "max-train-steps": 2,
     "warmup-steps": 0,
     "validation-photos": 3,
-    "validation-steps": 3,
+    "validation-steps": 2,
     "held-out-photos": 2,
     "checkpointing-steps": 1,
 }
@@ -85,55 +85,79 @@ def noises(runs: Path, name: str) -> dict[int, dict[int, list[str]]]:
     return found
 
 
+def assert_same(ours: Path, single: Path) -> None:
+    """The figures of every step and validation are the same but for rounding.
+
+    Rounding moves rewards by 5e-7; candidates of a group are 5e-4 apart, so advantages and gradients move by parts in a thousand.
+    """
+    noise = {"reward": 1e-5, "reward_std": 1e-5, "loss": 1e-6, "gradient_norm": 5e-4, "texture": 1e-5}
+    for kind, names in (("train", ("reward", "reward_std", "loss", "gradient_norm")), ("validation", ("reward", "texture"))):
+        assert [row["step"] for row in rows(ours, kind)] == [row["step"] for row in rows(single, kind)]
+        for one, other in zip(rows(single, kind), rows(ours, kind), strict=True):
+            for name in names:
+                assert other[name] == pytest.approx(one[name], abs=noise[name]), (kind, one["step"], name)
+    assert rows(ours, "train")[-1]["network_evaluations"] == rows(single, "train")[-1]["network_evaluations"]
+
+
 def test_two_processes_train_what_one_trains(align, runs, two):
     assert align("one", 1, "one") == [0], said(runs, "one")
-    for kind, names in (("train", ("reward", "reward_std", "loss", "gradient_norm", "clipped")), ("validation", ("reward", "texture"))):
-        ours, single = rows(two, kind), rows(runs / "one", kind)
-        assert [row["step"] for row in ours] == [row["step"] for row in single] == ([1, 2, 3] if kind == "train" else [0, 3])
-        for one, other in zip(single, ours, strict=True):
-            assert {name: other[name] for name in names} == pytest.approx({name: one[name] for name in names}, rel=2e-3, abs=2e-5)
-    assert any(abs(row["loss"]) > 1e-4 for row in rows(two, "train"))
-    evaluations = [rows(folder, "train")[-1]["network_evaluations"] for folder in (two, runs / "one")]
-    assert evaluations[0] == evaluations[1]
+    assert_same(two, runs / "one")
+    assert [row["step"] for row in rows(two, "train")] == [1, 2]
+    assert min(row["gradient_norm"] for row in rows(two, "train")) > 5e-3
+    assert max(abs(row["loss"]) for row in rows(two, "train")) > 1e-5  # the second update of a step is off-policy
     summary = json.loads((two / "summary.json").read_text())
     single = json.loads((runs / "one" / "summary.json").read_text())
     assert summary["processes"] == 2
     for name, change in single["held_out"].items():
-        assert summary["held_out"][name]["after"] == pytest.approx(change["after"], rel=2e-3, abs=2e-4), name
+        assert summary["held_out"][name]["after"] == pytest.approx(change["after"], rel=1e-3, abs=1e-4), name
     ids = [[json.loads(line)["id"] for line in (folder / "held_out" / "values.jsonl").open()] for folder in (two, runs / "one")]
     assert ids[0] == ids[1]
 
     drawn = noises(runs, "two")
     assert drawn == noises(runs, "one")  # the same samples, whichever process drew them
     each = [noise for groups in drawn.values() for group in groups.values() for noise in group]
-    assert len(set(each)) == len(each) == 3 * 3 * SMALL["group-size"]  # and none of them twice
+    assert len(set(each)) == len(each) == 2 * 3 * SMALL["group-size"]  # and none of them twice
     assert said(runs, "two").count("report:") == 1
 
 
 def test_stopped_in_one_process_refused_in_another_number_and_resumed(align, runs, two):
-    codes = align("stopped", 2, "half", interrupt=[1, 1])
+    codes = align("stopped", 2, "half", interrupt=[1, 0])
     assert codes == [130, 130], said(runs, "stopped")
     half = runs / "half"
-    assert [row["step"] for row in rows(half, "train")] == [1, 2] and (half / "checkpoint-2" / "COMPLETE").is_file()
+    assert [row["step"] for row in rows(half, "train")] == [1] and (half / "checkpoint-1" / "COMPLETE").is_file()
     assert not (half / ".lock").exists()
 
     before = {path: path.read_bytes() for path in half.rglob("*") if path.is_file()}
     assert align("refused", 1, "half", "--resume-from-checkpoint", "latest") == [2]
-    assert "checkpoint-2: was written by 2 processes, and now there is 1; start 2, or use --allow-changed" in said(runs, "refused")
+    assert "checkpoint-1: was written by 2 processes, and now there is 1; start 2, or use --allow-changed" in said(runs, "refused")
     assert {path: path.read_bytes() for path in half.rglob("*") if path.is_file()} == before
 
     assert align("resumed", 2, "half", "--resume-from-checkpoint", "latest") == [0, 0], said(runs, "resumed")
     for name in ("adapter", "optimizer", "best"):
-        ours, whole = (load_file(folder / "checkpoint-3" / f"{name}.safetensors") for folder in (half, two))
+        ours, whole = (load_file(folder / "checkpoint-2" / f"{name}.safetensors") for folder in (half, two))
         assert ours.keys() == whole.keys() and all(ours[key].equal(whole[key]) for key in whole), name
     assert [row["loss"] for row in rows(half, "train")] == [row["loss"] for row in rows(two, "train")]
 
-    assert align("alone", 1, "half", "--resume-from-checkpoint", "latest", "--allow-changed", "--max-train-steps", "4") == [0], said(
+    assert align("alone", 1, "half", "--resume-from-checkpoint", "latest", "--allow-changed", "--max-train-steps", "3") == [0], said(
         runs, "alone"
     )
-    assert [row["step"] for row in rows(half, "train")] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows(half, "train")] == [1, 2, 3]
 
 
 def test_a_taken_folder_is_told_once(align, runs, two):
     assert align("taken", 2, "two") == [2, 2]
     assert said(runs, "taken").count("holds another run") == 1
+
+
+def test_a_base_divided_by_fsdp2_trains_the_same(align, runs):
+    # Two groups in two updates: in each, one process has nothing to do, and must still gather the weights with the other.
+    small = ["--photos-per-step", "2"]
+    assert align("whole", 1, "whole", *small) == [0], said(runs, "whole")
+    assert align("divided", 2, "divided", *small, "--sharding", "fsdp2") == [0, 0], said(runs, "divided")
+    assert_same(runs / "divided", runs / "whole")
+    held = [float((runs / f"divided.held.{rank}").read_text()) for rank in range(2)]
+    assert sum(held) == pytest.approx(1) and max(held) < 0.55
+    ours, single = (load_file(runs / name / "pytorch_lora_weights.safetensors") for name in ("divided", "whole"))
+    assert ours.keys() == single.keys() and all(ours[key].shape == single[key].shape for key in single)
+    assert align("uneven", 2, "uneven", "--sharding", "fsdp2") == [2, 2]
+    assert said(runs, "uneven").count("--photos-per-step 3: with --sharding fsdp2 a multiple of the 2 processes; try 4") == 1
