@@ -67,7 +67,7 @@ class Processes:
         """
         joined = shares[0] if len(shares) == 1 else torch.cat(list(shares))
         total = len(joined) // block
-        order = torch.cat([torch.arange(rank, total, self.count) for rank in range(self.count)])
+        order = torch.cat([torch.arange(min(rank, total), total, self.count) for rank in range(self.count)])
         blocks = joined.unflatten(0, (total, block))
         return torch.empty_like(blocks).index_copy_(0, order, blocks).flatten(0, 1)
 

@@ -138,16 +138,6 @@ def test_stopped_in_one_process_refused_in_another_number_and_resumed(align, run
         assert ours.keys() == whole.keys() and all(ours[key].equal(whole[key]) for key in whole), name
     assert [row["loss"] for row in rows(half, "train")] == [row["loss"] for row in rows(two, "train")]
 
-    assert align("alone", 1, "half", "--resume-from-checkpoint", "latest", "--allow-changed", "--max-train-steps", "3") == [0], said(
-        runs, "alone"
-    )
-    assert [row["step"] for row in rows(half, "train")] == [1, 2, 3]
-
-
-def test_a_taken_folder_is_told_once(align, runs, two):
-    assert align("taken", 2, "two") == [2, 2]
-    assert said(runs, "taken").count("holds another run") == 1
-
 
 def test_a_base_divided_by_fsdp2_trains_the_same(align, runs):
     # Two groups in two updates: in each, one process has nothing to do, and must still gather the weights with the other.
