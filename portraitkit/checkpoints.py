@@ -96,15 +96,15 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor
     return final
 
 
-def load_checkpoint(folder: Path, which: str = "latest") -> Checkpoint:
-    """Read a checkpoint back, every file checked against its sha256.
+def find_checkpoint(folder: Path, which: str = "latest") -> tuple[Path, str]:
+    """The folder of a checkpoint that was written to its end, and one line on why this one was taken.
 
     Args:
         folder: the run folder.
-        which: `latest` takes the complete checkpoint with the highest step; anything else is the path of one.
+        which: see `load_checkpoint`.
 
     Raises:
-        CheckpointError: there is none, it is incomplete, or a file is missing, cut or changed; the file is named.
+        CheckpointError: there is none, or it is incomplete.
     """
     if which == "latest":
         complete = _complete(folder)
@@ -121,6 +121,20 @@ def load_checkpoint(folder: Path, which: str = "latest") -> Checkpoint:
         if not (path / MARKER).is_file():
             raise CheckpointError(f"{path}: was not written to the end (no {MARKER} file); use an earlier checkpoint, or latest")
         note = f"resuming from {path}, as asked"
+    return path, note
+
+
+def load_checkpoint(folder: Path, which: str = "latest") -> Checkpoint:
+    """Read a checkpoint back, every file checked against its sha256.
+
+    Args:
+        folder: the run folder.
+        which: `latest` takes the complete checkpoint with the highest step; anything else is the path of one.
+
+    Raises:
+        CheckpointError: there is none, it is incomplete, or a file is missing, cut or changed; the file is named.
+    """
+    path, note = find_checkpoint(folder, which)
     try:
         sums = json.loads((path / MARKER).read_text(encoding="utf-8"))
     except ValueError as error:

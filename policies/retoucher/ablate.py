@@ -5,6 +5,7 @@ Six arms, equal network evaluations, several seeds; judged on held-out photos by
 """
 
 import json
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,8 @@ def run_ablation(config: RetoucherConfig, command: list[str]) -> int:
     console = Console(stderr=True)
     if config.report_to or config.resume_from_checkpoint is not None:
         raise ConfigError("--ablate takes no --report-to and no --resume-from-checkpoint: it goes on by itself, and writes ablation.jsonl")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("--ablate: its runs are trained in one process each; start it without torchrun or accelerate launch")
     budget = config.max_network_evaluations or _default_budget(config)
     # Every run's settings are checked here, before the first is trained.
     runs = [

@@ -26,7 +26,7 @@ class RetoucherConfig:
     resolution: int | None = None
     """Side of the square face crops in pixels; the backbone's own if not given."""
     device: str = "cpu"
-    """cpu, cuda, cuda:1 ..."""
+    """cpu, cuda, cuda:1 ...; several processes take a GPU each with cuda."""
     guidance: float | None = None
     """Guidance scale; the backbone's own if not given. On qwen_image_edit it is true classifier-free guidance: at 1 it is off,
     at half the cost."""
@@ -43,6 +43,8 @@ class RetoucherConfig:
     cache_dir: str | None = None
     """Where encoded photos, anchors and prompts are kept, one file each, and encoded once; for a folder of photos OUTPUT_DIR/cache if not
     given, for the embedded ones nowhere. none turns it off."""
+    sharding: Literal["none", "fsdp2"] = "none"
+    """fsdp2: several processes hold a part of the frozen base each, and gather a block when it is evaluated; the LoRA is whole in each."""
     seed: int = 0
     """Everything random follows from it."""
 
@@ -151,8 +153,8 @@ class RetoucherConfig:
     ema_decay: float = 0.0
     """Moving average of the LoRA used for evaluation and saving; 0 = off."""
     micro_batch: int = 48
-    """Candidates in one forward and backward. Photos whose groups fit into one are rolled out together, at least one photo; while the next
-    ones are rolled out, reward workers score."""
+    """Candidates in one forward and backward of a process. Photos whose groups fit into one are rolled out together, at least one photo;
+    while the next ones are rolled out, reward workers score."""
 
     validation_steps: int = 10
     """Training steps between two validations by the anchor-free ODE."""
@@ -172,7 +174,7 @@ class RetoucherConfig:
     resume_from_checkpoint: str | None = None
     """A checkpoint folder, or latest."""
     allow_changed: bool = False
-    """Resume although the configuration differs from the checkpoint's."""
+    """Resume although the configuration, or the number of processes, differs from the checkpoint's."""
     overwrite: bool = False
     """Replace the run that --output-dir holds."""
     report_to: tuple[str, ...] = ()
@@ -241,6 +243,8 @@ class RetoucherConfig:
             raise ConfigError(f"--group-size {self.group_size}: a group needs at least 2 candidates to be compared; try 12")
         if self.dpg and self.anchor == "wrong" and self.photos_per_step < 2:
             raise ConfigError(f"--anchor wrong: takes another photo's anchor; --photos-per-step {self.photos_per_step} must be 2 or more")
+        if self.sharding != "none" and (self.quantize != "none" or self.ablate):
+            raise ConfigError(f"--sharding {self.sharding}: goes with neither --quantize nor --ablate; leave those out")
         if self.window == "segments" and self.segments > self.num_steps:
             raise ConfigError(f"--segments {self.segments}: at most --num-steps ({self.num_steps}), one drawn step a segment")
         if self.credit == "local" and (self.advantage, self.ratio, self.global_std) != ("combined", "ppo", False):

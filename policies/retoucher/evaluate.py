@@ -1,12 +1,14 @@
 """Evaluation by the plain, anchor-free ODE on photos the policy was not trained on, with fixed initial noise."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from policies.retoucher.backbone import Backbone, Condition, sample_ode
+from policies.retoucher.processes import Processes
 from policies.retoucher.training_photos import PhotoSource, TrainingPhotos
 from portraitkit.statistics import Change, paired_change
 from reward_models.grain import residual_grain
@@ -33,6 +35,13 @@ class EvaluationSet:
     condition: Condition
     noise: Float[Tensor, "n tokens channels"]
 
+    def select(self, rows: Int[Tensor, " k"]) -> Self:
+        """The photos at `rows`."""
+        batch = self.batch
+        anchors = None if batch.anchors is None else batch.anchors[rows]
+        photos = TrainingPhotos(batch.photos.select(rows), anchors, [batch.ids[row] for row in rows.tolist()])
+        return replace(self, batch=photos, condition=self.condition.select(rows), noise=self.noise[rows])
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -54,10 +63,43 @@ def evaluation_set(backbone: Backbone, source: PhotoSource, split: str, count: i
     return EvaluationSet(batch, backbone.condition(batch.photos.source, prompt), backbone.noise(count, generator))
 
 
-def evaluate_policy(backbone: Backbone, data: EvaluationSet, rewards: RewardSet, num_steps: int) -> Evaluation:
-    """Retouch every photo of the set by the ODE and measure it."""
-    pictures = sample_ode(backbone, data.condition, data.noise, num_steps)
-    return measure(pictures, data, rewards)
+def evaluate_policy(
+    backbone: Backbone,
+    data: EvaluationSet,
+    rewards: RewardSet,
+    num_steps: int,
+    processes: Processes | None = None,
+    *,
+    pictures: bool = True,
+) -> Evaluation:
+    """Retouch every photo of the set by the ODE and measure it.
+
+    Args:
+        backbone: the policy.
+        data: photos.
+        rewards: that score.
+        num_steps: of the ODE.
+        processes: that take a part of the photos each; all have the values of all photos afterwards.
+        pictures: whether pictures are wanted; without, several processes do not exchange them, and the evaluation has none.
+
+    Raises:
+        WorkersLost: a reward that is scored elsewhere never came.
+    """
+    if processes is None or processes.count == 1:
+        return measure(sample_ode(backbone, data.condition, data.noise, num_steps), data, rewards)
+
+    def own() -> Evaluation | None:
+        rows = torch.tensor(processes.share(len(data.noise)))
+        if not len(rows):
+            return None
+        part = data.select(rows)
+        done = measure(sample_ode(backbone, part.condition, part.noise, num_steps), part, rewards)
+        return done if pictures else replace(done, pictures=done.pictures[:0])
+
+    parts = [part for part in processes.gather(processes.together(own)) if part is not None]
+    values = {name: processes.in_order([part.values[name] for part in parts]) for name in parts[0].values}
+    seen = [part.pictures for part in parts]
+    return Evaluation(processes.in_order(seen) if pictures else seen[0], values)
 
 
 @torch.no_grad()

@@ -37,3 +37,7 @@ def _retouch(argv: list[str]) -> int:
     from policies.retoucher.retouch import retouch_main
 
     return retouch_main(argv)
+
+
+if __name__ == "__main__":
+    align_retoucher()

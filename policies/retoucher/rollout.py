@@ -18,6 +18,7 @@ from dpg.sde import sde_step, step_coefficients, step_mean_std
 from dpg.windows import stochastic_steps
 from policies.retoucher.backbone import Backbone, Condition, Latents
 from policies.retoucher.config import RetoucherConfig
+from policies.retoucher.seeds import mix
 from portraitkit.errors import ConfigError
 
 
@@ -137,6 +138,36 @@ def draw_noise(
     start = backbone.noise(photos if shared_noise else photos * group_size, generator)
     steps = {index: torch.randn(photos * group_size, *start.shape[1:], generator=generator) for index in plan.drawn}
     return Noise(start, steps, group_size)
+
+
+def noise_of_groups(
+    backbone: Backbone, plan: StepPlan, groups: Sequence[int], *, group_size: int, shared_noise: bool, seed: int, iteration: int
+) -> Noise:
+    """The noise of some groups of a training step, each candidate's from its own generator.
+
+    Its seed is made of the run's seed, the step, the group's number in the step and the candidate's in the group: a group has the same
+    noise whichever process rolls it out and whatever other groups that one has, and no two candidates share any.
+
+    Args:
+        backbone: the policy.
+        plan: the steps.
+        groups: numbers of the groups in the step.
+        group_size: candidates a group.
+        shared_noise: one initial noise a group instead of one a candidate.
+        seed: of the run.
+        iteration: training step.
+    """
+    starts: list[Tensor] = []
+    steps: dict[int, list[Tensor]] = {index: [] for index in plan.drawn}
+    for group in groups:
+        for member in range(-1 if shared_noise else 0, group_size):
+            generator = torch.Generator().manual_seed(mix(seed, iteration, group, member + 1))
+            if member < 0 or not shared_noise:
+                starts.append(backbone.noise(1, generator))
+            if member >= 0:
+                for index in plan.drawn:
+                    steps[index].append(torch.randn(1, *starts[0].shape[1:], generator=generator))
+    return Noise(torch.cat(starts), {index: torch.cat(drawn) for index, drawn in steps.items()}, group_size)
 
 
 def roll_out(

@@ -4,34 +4,38 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from policies.retoucher.adapter import check_start
+from policies.retoucher.backbone import Backbone
 from policies.retoucher.backbones import load_backbone
 from policies.retoucher.card import FILES, write_retoucher_card
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.encoding_cache import open_cache, with_cache
 from policies.retoucher.evaluate import Evaluation, EvaluationSet, compare, measure
 from policies.retoucher.loading import loading_options
+from policies.retoucher.processes import Processes, check_count, open_processes
 from policies.retoucher.report import write_report
 from policies.retoucher.report_pictures import write_overview
 from policies.retoucher.rewards import open_rewards, workers_of
 from policies.retoucher.rollout import check_plan
+from policies.retoucher.sharding import check_sharding, divide_base
 from policies.retoucher.train import StepResult, Trainer, make_evaluation_sets
-from policies.retoucher.training_photos import open_photos
+from policies.retoucher.training_photos import PhotoSource, open_photos
 from portraitkit.checkpoints import load_checkpoint, save_checkpoint
 from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError, WorkersLost
 from portraitkit.hub import open_repo, push_folder
 from portraitkit.images import write_image
 from portraitkit.interrupt import Interruptible
-from portraitkit.runs import RunFolder
+from portraitkit.runs import RunFolder, SilentRunFolder
 from portraitkit.statistics import Change, bootstrap_interval
 from reward_models.judge_check import judged_reward
 from reward_models.judge_reward import CountedJudge
@@ -41,42 +45,60 @@ HEADLINE = ("reward", "identity_distance", "blemish_residual", "texture_error")
 
 
 def run_alignment(config: RetoucherConfig, command: list[str]) -> int:
-    """Align one policy and write the run folder; returns the exit code (0, or 130 / 143 when interrupted and saved)."""
-    console = Console(stderr=True)
+    """Align one policy and write the run folder; returns the exit code (0, or 130 / 143 when interrupted and saved).
+
+    Several processes, as `torchrun` starts them, share the work; the first one writes.
+    """
+    with open_processes(config.device) as processes:
+        console = Console(stderr=True, quiet=not processes.first)
+        processes.together(lambda: _check(config, processes))
+        own = replace(config, device=processes.device)
+        with ExitStack() as stack:
+            rewards = processes.together(lambda: stack.enter_context(open_rewards(own, console)))
+            return _align(own, config_to_dict(config), command, rewards, console, processes)
+
+
+def _check(config: RetoucherConfig, processes: Processes) -> None:
+    """What can be refused before anything is loaded."""
     check_plan(config)
+    check_sharding(config, processes.count)
     if config.init_adapter is not None:
         check_start(config.init_adapter, config.rank, config.lora_alpha)
-    with open_rewards(config, console) as rewards:
-        return _align(config, command, rewards, console)
+    if config.resume_from_checkpoint is not None and not config.allow_changed:
+        check_count(Path(config.output_dir), config.resume_from_checkpoint, processes.count)
 
 
-def _align(config: RetoucherConfig, command: list[str], rewards: RewardSet, console: Console) -> int:
-    started = time.monotonic()
-    repo = open_repo(config.push_to_hub) if config.push_to_hub is not None else None
-    loaded = load_backbone(config.backbone, config.model, config.resolution, config.device, **loading_options(config))
-    backbone = with_cache(loaded, config)
-    source = open_photos(config.photos, backbone.resolution, need_anchors=config.dpg and config.anchor != "none")
-    validation, held_out = make_evaluation_sets(config, backbone, source)
-    _check_anchors(rewards, validation)
-    with RunFolder.open(
-        Path(config.output_dir),
-        config_to_dict(config),
-        command=command,
-        seed=config.seed,
-        overwrite=config.overwrite,
-        resume=config.resume_from_checkpoint,
-        allow_changed=config.allow_changed,
-        report_to=list(config.report_to),
-    ) as run:
-        open_cache(backbone, config)
+def _align(
+    config: RetoucherConfig, stored: dict[str, Any], command: list[str], rewards: RewardSet, console: Console, processes: Processes
+) -> int:
+    """Train and report; `stored` is the configuration as the run folder keeps it, the same in all processes."""
+    started, folder = time.monotonic(), Path(config.output_dir)
+    repo = processes.only_first(lambda: open_repo(config.push_to_hub) if config.push_to_hub is not None else None)
+    backbone, source, validation, held_out = processes.together(lambda: _load(config, rewards))
+
+    def open_run() -> RunFolder:
+        return RunFolder.open(
+            folder,
+            stored,
+            command=command,
+            seed=config.seed,
+            overwrite=config.overwrite,
+            resume=config.resume_from_checkpoint,
+            allow_changed=config.allow_changed,
+            report_to=list(config.report_to),
+        )
+
+    with processes.only_first(open_run) or SilentRunFolder(folder) as run:
+        processes.together(lambda: open_cache(backbone, config))
         if bool(validation.batch.photos.clean.isnan().any()):
             console.print(
                 "[yellow]photos without an anchor: blemishes are guessed and over-smoothing can win (docs/rewards.md); look at the "
                 "pictures, or give every photo an anchor_file_name[/yellow]"
             )
-        trainer = Trainer(config, backbone, source, rewards, console)
+        trainer = processes.together(lambda: Trainer(config, backbone, source, rewards, console, processes))
         if config.resume_from_checkpoint is not None:
-            checkpoint = load_checkpoint(run.path, config.resume_from_checkpoint)
+            which = config.resume_from_checkpoint
+            checkpoint = processes.together(lambda: load_checkpoint(run.path, which))
             trainer.restore(checkpoint.tensors, checkpoint.state)
             run.truncate_metrics(checkpoint.step)
             console.print(checkpoint.note)
@@ -87,32 +109,49 @@ def _align(config: RetoucherConfig, command: list[str], rewards: RewardSet, cons
                 try:
                     _train(trainer, validation, run, console, interrupt)
                 except WorkersLost:
-                    if interrupt.requested is None:
+                    if not processes.stop_signal(interrupt):
                         raise
-                if interrupt.requested:
+                if stopped_by := processes.stop_signal(interrupt):
                     _checkpoint(trainer, run)
                     console.print(f"stopped at step {trainer.progress.step}; go on with --resume-from-checkpoint latest")
-                    return interrupt.exit_code
+                    return 128 + stopped_by
             _checkpoint(trainer, run)
             _finish(trainer, held_out, run, console, started)
     if repo is not None:
-        console.print(f"pushed: {push_folder(Path(config.output_dir), repo, files=FILES)}", highlight=False)
+        console.print(f"pushed: {push_folder(folder, repo, files=FILES)}", highlight=False)
     return 0
+
+
+def _load(config: RetoucherConfig, rewards: RewardSet) -> tuple[Backbone, PhotoSource, EvaluationSet, EvaluationSet]:
+    """The policy and the photos, those of the evaluations encoded: by every process, as each needs some of them."""
+    place = config.device if config.sharding == "none" else "cpu"
+    loaded = load_backbone(config.backbone, config.model, config.resolution, place, **loading_options(config))
+    if config.sharding != "none":
+        divide_base(loaded, config.device)
+    backbone = with_cache(loaded, config)
+    source = open_photos(config.photos, backbone.resolution, need_anchors=config.dpg and config.anchor != "none")
+    validation, held_out = make_evaluation_sets(config, backbone, source)
+    _check_anchors(rewards, validation)
+    return backbone, source, validation, held_out
 
 
 def _finish(trainer: Trainer, held_out: EvaluationSet, run: RunFolder, console: Console, started: float) -> None:
     """Measure on the held-out photos, and write what the run ends with."""
     base = trainer.evaluate(held_out, None)
     aligned = trainer.evaluate(held_out, trainer.chosen())
-    trainer.save_adapter(run.path)
-    changes = compare(base, aligned)
-    untouched = measure(held_out.batch.photos.source, held_out, trainer.rewards)
-    _write_pictures(run.path / "held_out", held_out, base, aligned)
-    run.write_json("summary.json", _summary(trainer, changes, untouched, time.monotonic() - started))
-    write_overview(run.path / "held_out", run.path / "overview.png")
-    report = write_report(run.path)
-    write_retoucher_card(run.path, trainer.backbone.base_model, trainer.backbone.licence)
-    _print_result(console, changes, report)
+
+    def write() -> None:
+        trainer.save_adapter(run.path)
+        changes = compare(base, aligned)
+        untouched = measure(held_out.batch.photos.source, held_out, trainer.rewards)
+        _write_pictures(run.path / "held_out", held_out, base, aligned)
+        run.write_json("summary.json", _summary(trainer, changes, untouched, time.monotonic() - started))
+        write_overview(run.path / "held_out", run.path / "overview.png")
+        report = write_report(run.path)
+        write_retoucher_card(run.path, trainer.backbone.base_model, trainer.backbone.licence)
+        _print_result(console, changes, report)
+
+    trainer.processes.only_first(write)
 
 
 @contextmanager
@@ -152,7 +191,7 @@ def _train(trainer: Trainer, validation: EvaluationSet, run: RunFolder, console:
             _log_validation(run, 0, evaluation)
         if progress.owes_validation:
             _validate(trainer, validation, run, console)
-        while not trainer.out_of_budget() and not interrupt.requested:
+        while not trainer.out_of_budget() and not trainer.processes.stop_signal(interrupt):
             result = trainer.train_step()
             _log_step(run, trainer, result)
             _warn(console, trainer.alarms.after_step(progress.step, **_ratio_facts(result, config)))
@@ -232,13 +271,9 @@ def _log_validation(run: RunFolder, step: int, evaluation: Evaluation, **extra: 
 
 
 def _checkpoint(trainer: Trainer, run: RunFolder) -> None:
-    save_checkpoint(
-        run.path,
-        trainer.progress.step,
-        trainer.tensors(),
-        trainer.state(),
-        limit=trainer.config.checkpoints_total_limit,
-    )
+    """What the first process has is what all have."""
+    step, limit = trainer.progress.step, trainer.config.checkpoints_total_limit
+    trainer.processes.only_first(lambda: save_checkpoint(run.path, step, trainer.tensors(), trainer.state(), limit=limit))
 
 
 def _summary(trainer: Trainer, changes: dict[str, Change], untouched: Evaluation, seconds: float) -> dict[str, object]:
@@ -250,6 +285,7 @@ def _summary(trainer: Trainer, changes: dict[str, Change], untouched: Evaluation
         "seconds_total": seconds,
         "network_evaluations": progress.evaluations,
         "seeds": [config.seed],
+        "processes": trainer.processes.count,
         "train_steps": progress.step,
         "best_step": progress.best_step if config.keep_best else progress.step,
         "zero_groups": progress.zero_groups,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from policies.retoucher.backbone import Backbone, Condition, Latents
 from policies.retoucher.config import RetoucherConfig
-from policies.retoucher.rollout import Rollout, StepPlan, bfloat16, draw_noise, join, roll_out_photos
+from policies.retoucher.rollout import Noise, Rollout, StepPlan, bfloat16, join, roll_out_photos
 from reward_models.photos import Photos
 from reward_models.reward_set import RewardSet
 
@@ -39,7 +39,7 @@ def roll_out_and_score(
     photos: Photos,
     rewards: RewardSet,
     config: RetoucherConfig,
-    generator: torch.Generator,
+    noise: Noise,
 ) -> ScoredRollout:
     """Roll out one photo after the other, or as many together as fit a micro-batch, and begin to score each as soon as it is there.
 
@@ -55,14 +55,12 @@ def roll_out_and_score(
         photos: one a row of `condition`.
         rewards: that score.
         config: the run.
-        generator: of all noise.
+        noise: of all photos.
 
     Raises:
         WorkersLost: rewards that workers score never came.
     """
     total = len(condition)
-    drawn = {"group_size": config.group_size, "shared_noise": config.shared_noise, "generator": generator}
-    noise = draw_noise(backbone, plan, total, **drawn)
     rollouts, pictures, scorings = [], [], []
     for rows in torch.arange(total).split(max(1, config.micro_batch // config.group_size)):
         options = {"batch": config.micro_batch, "bf16": config.bf16_rollouts}

@@ -16,17 +16,16 @@ from policies.retoucher.backbone import Backbone, sample_ode
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.evaluate import Evaluation, EvaluationSet, evaluate_policy, evaluation_set
 from policies.retoucher.memory import make_optimizer, prepare_training
+from policies.retoucher.own_groups import NOTHING, OwnGroups, Told, all_told, roll_out_own
+from policies.retoucher.processes import Processes
 from policies.retoucher.rollout import StepPlan, plan_steps
-from policies.retoucher.scored_rollout import roll_out_and_score
+from policies.retoucher.seeds import mix
 from policies.retoucher.training_photos import PhotoSource
-from policies.retoucher.update import UpdateFigures, accumulate_gradients, base_policy
+from policies.retoucher.update import NO_FIGURES, UpdateFigures, accumulate_gradients, base_policy
 from portraitkit.errors import TrainingStopped
 from portraitkit.grpo import Advantages, group_advantages, local_advantages, normalise_then_sum
 from reward_models.credit import local_credit, to_tokens
-from reward_models.judge import Counts
-from reward_models.judge_check import agreement_in_groups, judged_reward, verifiable_reward
-from reward_models.judge_reward import CountedJudge
-from reward_models.photos import Photos
+from reward_models.judge_check import agreement_in_groups, judged_reward
 from reward_models.reward_set import RewardSet
 
 FIRST_RATIO = 1e-2
@@ -79,7 +78,6 @@ class StepResult:
     figures: list[UpdateFigures]
     gradient_norm: float
     zero_groups: int
-    photos: list[int]
     judged: dict[str, float]
     waited: float
 
@@ -93,10 +91,20 @@ class Trainer:
         source: photos to train on and to evaluate on.
         rewards: what is maximised.
         console: where warnings go.
+        processes: that train it together; this one alone if not given. Each holds all of the adapter and of the optimiser's state.
     """
 
-    def __init__(self, config: RetoucherConfig, backbone: Backbone, source: PhotoSource, rewards: RewardSet, console: Console) -> None:
+    def __init__(
+        self,
+        config: RetoucherConfig,
+        backbone: Backbone,
+        source: PhotoSource,
+        rewards: RewardSet,
+        console: Console,
+        processes: Processes | None = None,
+    ) -> None:
         self.config, self.backbone, self.source, self.rewards, self.console = config, backbone, source, rewards, console
+        self.processes = processes or Processes(device=config.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             adapter = LoraConfig(
@@ -110,6 +118,7 @@ class Trainer:
         if config.init_adapter is not None:
             backbone.load_adapter(config.init_adapter)
         self.adapter = {name: p for name, p in backbone.transformer.named_parameters() if p.requires_grad}
+        self.processes.copy_from_first(self.adapter.values())
         self.optimizer = make_optimizer(
             config.optimizer,
             list(self.adapter.values()),
@@ -137,38 +146,27 @@ class Trainer:
             TrainingStopped: too many candidates unscorable, or too many updates in a row not finite.
         """
         config, step, started = self.config, self.progress.step, time.monotonic()
-        generator = torch.Generator().manual_seed(_mix(config.seed, step))
-        indices = list(range(step * config.photos_per_step, (step + 1) * config.photos_per_step))
-        batch = self.source.load("train", indices)
-        condition = self.backbone.condition(batch.photos.source, config.prompt)
-        anchors = None
-        if config.dpg and config.anchor != "none" and batch.anchors is not None:
-            anchors = self.backbone.encode(batch.anchors)
-            anchors = anchors.roll(1, 0) if config.anchor == "wrong" else anchors
         plan = plan_steps(config, self.sigmas, step)
-        counts = [judge.counts.copy() for judge in self._judges()]
-        scored = roll_out_and_score(self.backbone, condition, anchors, plan, batch.photos, self.rewards, config, generator)
-        rollout, candidates, parts = scored.rollout, scored.candidates, scored.parts
-        repeated = batch.photos.select(rollout.photo_of)
-        judged = self._judged(parts, counts, candidates, repeated, rollout.photo_of)
-        rewards = self.rewards.combined(parts)
-        advantages = self._advantages(parts, rewards, rollout.photo_of)
-        values = advantages.values
-        if config.credit == "local":
-            credit = local_credit(candidates, repeated, rollout.photo_of, self.rewards, parts)
-            values = local_advantages(credit, rewards, rollout.photo_of, clip=config.advantage_clip)
-            values = to_tokens(values, rollout.latents.shape[1])
-        self.progress.evaluations += rollout.evaluations
+        groups = self.processes.share(config.photos_per_step)
+        given = (self.backbone, self.source, self.rewards, plan, config, step, groups)
+        own, told = self.processes.together(lambda: roll_out_own(*given) if groups else (None, NOTHING))
+        told = all_told(self.processes, told, config.group_size)
+        group_of = torch.arange(config.photos_per_step).repeat_interleave(config.group_size)
+        judged = self._judged(told, group_of)
+        rewards = self.rewards.combined(told.parts)
+        advantages = self._advantages(told.parts, rewards, group_of)
+        self.progress.evaluations += told.evaluations
         self.progress.zero_groups += advantages.zero_groups
         self.progress.unscorable += advantages.unscorable
         if advantages.unscorable > config.max_unscorable * len(rewards):
             raise TrainingStopped(
                 f"step {step}: {advantages.unscorable} of {len(rewards)} candidates could not be scored, more than "
-                f"--max-unscorable {config.max_unscorable}; look at the photos {', '.join(batch.ids)}"
+                f"--max-unscorable {config.max_unscorable}; look at the photos {', '.join(told.ids)}"
             )
+        values = None if own is None else self._own_advantages(own, told, rewards, advantages.values, group_of)
         figures, norm = [], 0.0
         for photos in torch.arange(config.photos_per_step).chunk(config.updates_per_step):
-            part, norm = self._update(condition, rollout, plan, values, photos, batch.ids)
+            part, norm = self._update(own, plan, values, photos.tolist(), told.ids)
             figures.append(part)
         if step == 0 and figures[0].ratio_deviation > FIRST_RATIO:
             raise TrainingStopped(
@@ -178,30 +176,21 @@ class Trainer:
         self.progress.step += 1
         self.progress.seconds += time.monotonic() - started
         spread = rewards.view(-1, config.group_size).std(1).nanmean()
-        return StepResult(parts, rewards, float(spread), figures, norm, advantages.zero_groups, indices, judged, scored.waited)
+        return StepResult(told.parts, rewards, float(spread), figures, norm, advantages.zero_groups, judged, told.waited)
 
-    def _judges(self) -> list[CountedJudge]:
-        return [function for function in self.rewards.functions.values() if isinstance(function, CountedJudge)]
-
-    def _judged(
-        self, parts: dict[str, Tensor], before: list[Counts], candidates: Tensor, photos: Photos, groups: Tensor
-    ) -> dict[str, float]:
-        """What the judges did since `before`: how far they agree with the verifiable rewards, what was unreadable; empty without one."""
-        judges = self._judges()
-        if not judges:
+    def _judged(self, told: Told, groups: Tensor) -> dict[str, float]:
+        """What the judges did in this step: how far they agree with the verifiable rewards, what was unreadable; empty without one."""
+        if told.checked is None:
             return {}
-        new = [judge.counts.since(count) for judge, count in zip(judges, before, strict=True)]
-        asked = sum(count["asked"] for count in new)
-        unreadable = sum(count["unreadable"] + count["failed"] for count in new)
-        self.progress.judge_asked += asked
+        unreadable = told.judged["unreadable"] + told.judged["failed"]
+        self.progress.judge_asked += told.judged["asked"]
         self.progress.judge_unreadable += unreadable
-        checked = verifiable_reward(self.rewards, parts, candidates, photos)
         return {
-            "judge_asked": asked,
+            "judge_asked": told.judged["asked"],
             "judge_unreadable": unreadable,
-            "judge_flips": sum(count["flips"] for count in new),
-            "verifiable": float(checked.nanmean()),
-            "judge_agreement": agreement_in_groups(judged_reward(self.rewards, parts), checked, groups),
+            "judge_flips": told.judged["flips"],
+            "verifiable": float(told.checked.nanmean()),
+            "judge_agreement": agreement_in_groups(judged_reward(self.rewards, told.parts), told.checked, groups),
         }
 
     def _advantages(self, parts: dict[str, Tensor], rewards: Tensor, groups: Tensor) -> Advantages:
@@ -210,14 +199,34 @@ class Trainer:
             rewards = self.rewards.drop_unscored(normalise_then_sum(parts, groups, self.rewards.weights), parts)
         return group_advantages(rewards, groups, clip=config.advantage_clip, global_std=config.global_std)
 
+    def _own_advantages(self, own: OwnGroups, told: Told, rewards: Tensor, values: Tensor, groups: Tensor) -> Tensor:
+        """Advantages of this process's candidates, one each, or one a token of each; they are compared inside groups alone then."""
+        mine = torch.isin(groups, torch.tensor(own.groups))
+        if self.config.credit != "local":
+            return values[mine]
+        parts = {name: part[mine] for name, part in told.parts.items()}
+        photo_of = own.rollout.photo_of
+        credit = local_credit(own.candidates, own.photos, photo_of, self.rewards, parts)
+        local = local_advantages(credit, rewards[mine], photo_of, clip=self.config.advantage_clip)
+        return to_tokens(local, own.rollout.latents.shape[1])
+
     def _update(
-        self, condition, rollout, plan: StepPlan, advantages: Tensor, photos: Tensor, ids: list[str]
+        self, own: OwnGroups | None, plan: StepPlan, advantages: Tensor | None, photos: list[int], ids: list[str]
     ) -> tuple[UpdateFigures, float]:
+        """One optimiser step on some groups of the training step, whichever processes have them."""
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * self._schedule()
         self.optimizer.zero_grad(set_to_none=True)
-        figures = accumulate_gradients(self.backbone, condition, rollout, plan, advantages, photos, config)
+        figures = NO_FIGURES
+        if own is not None and advantages is not None:
+            rows = torch.tensor([row for row, group in enumerate(own.groups) if group in photos], dtype=torch.long)
+            count = len(photos) * config.group_size
+            given = (self.backbone, own.condition, own.rollout, plan, advantages, rows, config)
+            in_step = self.processes.largest if config.sharding == "fsdp2" else None
+            figures = accumulate_gradients(*given, candidates=count, in_step=in_step)
+        figures = UpdateFigures.total(self.processes.gather(figures))
+        self.processes.sum_gradients(self.adapter.values())
         self.progress.evaluations += figures.evaluations
         norm = torch.nn.utils.clip_grad_norm_(self.adapter.values(), config.max_grad_norm)
         if not (torch.isfinite(norm) and torch.isfinite(torch.tensor(figures.loss))):
@@ -237,11 +246,11 @@ class Trainer:
         falling = max(0.0, 1 - step / config.max_train_steps) if config.lr_scheduler == "linear" else 1.0
         return warm * falling
 
-    def _skip_update(self, ids: list[str], photos: Tensor, loss: float, norm: float) -> None:
+    def _skip_update(self, ids: list[str], photos: list[int], loss: float, norm: float) -> None:
         self.progress.bad_updates += 1
         self.progress.skipped_updates += 1
         bad = [name for name, p in self.adapter.items() if p.grad is not None and not p.grad.isfinite().all()]
-        named = ", ".join(ids[i] for i in photos.tolist())
+        named = ", ".join(ids[i] for i in photos)
         self.console.print(
             f"[yellow]step {self.progress.step}: update skipped, loss {loss} and gradient norm {norm} (photos {named}; "
             f"{len(bad)} tensors not finite, first {bad[:1]})[/yellow]"
@@ -268,20 +277,21 @@ class Trainer:
         chosen = self.average if self.config.ema_decay > 0 else self.adapter
         return {name: p.detach().clone() for name, p in chosen.items()}
 
-    def evaluate(self, data: EvaluationSet, weights: dict[str, Tensor] | None) -> Evaluation:
-        """Evaluate given adapter weights, or the base policy (None), by the anchor-free ODE."""
+    def evaluate(self, data: EvaluationSet, weights: dict[str, Tensor] | None, *, pictures: bool = True) -> Evaluation:
+        """Evaluate given adapter weights, or the base policy (None), by the anchor-free ODE; without `pictures`, values are enough."""
+        given = (self.backbone, data, self.rewards, self.config.num_steps, self.processes)
         if weights is None:
             with base_policy(self.backbone):
-                return evaluate_policy(self.backbone, data, self.rewards, self.config.num_steps)
+                return evaluate_policy(*given, pictures=pictures)
         before = self.use(weights)
         try:
-            return evaluate_policy(self.backbone, data, self.rewards, self.config.num_steps)
+            return evaluate_policy(*given, pictures=pictures)
         finally:
             self.use(before)
 
     def validate(self, data: EvaluationSet) -> Evaluation:
         """Evaluate the current policy on the validation set and remember it if it is the best so far."""
-        evaluation = self.evaluate(data, self.current())
+        evaluation = self.evaluate(data, self.current(), pictures=False)
         reward = evaluation.means()["reward"]
         if reward > self.progress.best_reward:
             self.progress.best_reward, self.progress.best_step = reward, self.progress.step
@@ -290,11 +300,19 @@ class Trainer:
 
     def ode_reward(self, photos: list[int]) -> float:
         """Mean reward of the plain ODE on training photos, to set beside the rollouts' reward on the same photos."""
-        batch = self.source.load("train", photos)
-        condition = self.backbone.condition(batch.photos.source, self.config.prompt)
-        generator = torch.Generator().manual_seed(_mix(self.config.seed, self.progress.step, 1))
-        pictures = sample_ode(self.backbone, condition, self.backbone.noise(len(photos), generator), self.config.num_steps)
-        return float(self.rewards.combined(self.rewards.parts(pictures, batch.photos)).nanmean())
+        rows = self.processes.share(len(photos))
+        generator = torch.Generator().manual_seed(mix(self.config.seed, self.progress.step, 1))
+        noise = self.backbone.noise(len(photos), generator)[rows]
+
+        def own() -> Tensor:
+            if not rows:
+                return torch.empty(0)
+            batch = self.source.load("train", [photos[row] for row in rows])
+            condition = self.backbone.condition(batch.photos.source, self.config.prompt)
+            pictures = sample_ode(self.backbone, condition, noise, self.config.num_steps)
+            return self.rewards.combined(self.rewards.parts(pictures, batch.photos)).cpu()
+
+        return float(self.processes.in_order(self.processes.gather(self.processes.together(own))).nanmean())
 
     def chosen(self) -> dict[str, Tensor]:
         """The weights the run ends with: the best validated ones, or the last."""
@@ -316,6 +334,7 @@ class Trainer:
     def state(self) -> dict[str, object]:
         """Everything else a checkpoint holds."""
         return {
+            "processes": self.processes.count,
             "progress": asdict(self.progress),
             "alarms": [asdict(alarm) for alarm in self.alarms.raised],
             "first_validation": copy.deepcopy(self.alarms.first),
@@ -342,17 +361,6 @@ class Trainer:
         before = self.use(self.chosen())
         self.backbone.save_adapter(str(folder))
         self.use(before)
-
-
-def _mix(*numbers: int) -> int:
-    """One seed out of several numbers, well spread (splitmix64)."""
-    state = 0
-    for number in numbers:
-        state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state >> 1
 
 
 def make_evaluation_sets(config: RetoucherConfig, backbone: Backbone, source: PhotoSource) -> tuple[EvaluationSet, EvaluationSet]:

@@ -1,8 +1,10 @@
 """The policy update: clipped surrogate over the drawn steps, the group's first drawn step evaluated and differentiated once."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -33,6 +35,17 @@ class UpdateFigures:
     clipped: float
     evaluations: int
 
+    @classmethod
+    def total(cls, parts: Sequence[Self]) -> Self:
+        """The figures of an update out of those of its parts."""
+        largest = max(part.ratio_deviation for part in parts)
+        sums = {name: sum(getattr(part, name) for part in parts) for name in ("loss", "kl", "clipped", "evaluations")}
+        return cls(ratio_deviation=largest, **sums)
+
+
+NO_FIGURES = UpdateFigures(0.0, 0.0, 0.0, 0.0, 0)
+"""Of a process that has no group of the update."""
+
 
 @contextmanager
 def base_policy(backbone: Backbone) -> Iterator[None]:
@@ -52,25 +65,38 @@ def accumulate_gradients(
     advantages: Float[Tensor, " members *tokens"],
     photos: Int[Tensor, " k"],
     config: RetoucherConfig,
+    *,
+    candidates: int | None = None,
+    in_step: Callable[[list[int]], list[int]] | None = None,
 ) -> UpdateFigures:
     """Add the gradients of the mean loss over the candidates of `photos` and the drawn steps to the parameters.
+
+    With `candidates`, those of an update whose other candidates are in other processes, it is the sum over those of `photos` divided by
+    them: gradients, loss, kl and clipped of all processes then add up to those of the whole update, however it was divided.
+
+    `in_step` makes this process evaluate as often as the others must: it takes the backwards of each drawn step and returns those of the
+    process with most.
 
     Advantages are one a candidate, or one a token of it (`--credit local`): then ratio and clipping are a token's, too.
     Groups whose advantages are all 0 are left out of the computation; they count in the mean, as they would with loss 0.
     """
     members = torch.isin(rollout.photo_of, photos)
-    terms = int(members.sum()) * max(1, len(rollout.steps))
+    terms = (candidates or int(members.sum())) * max(1, len(rollout.steps))
     each = advantages[0].numel()
     live = [int(p) for p in photos if advantages[rollout.photo_of == p].abs().sum() > 0]
     per_call = max(1, config.micro_batch // (len(rollout.photo_of) // len(condition)))
     loss = kl = 0.0
     deviation, clipped, evaluations = 0.0, 0.0, 0
-    for step in rollout.steps:
+    chunks = [config.micro_batch if step.shared else per_call for step in rollout.steps]
+    calls = [math.ceil(len(live) / chunk) for chunk in chunks]
+    for step, chunk, count in zip(rollout.steps, chunks, calls if in_step is None else in_step(calls), strict=True):
         weight = 1 - plan.lams[step.index] if config.step_weight == "attenuation" else 1.0
-        chunk = config.micro_batch if step.shared else per_call
-        for start in range(0, len(live), chunk):
-            chosen = torch.tensor(live[start : start + chunk])
+        for start in range(0, count * chunk, chunk):
+            chosen = torch.tensor(live[start : start + chunk] or [0])
             part = _step_terms(backbone, condition, rollout, plan, step, advantages, chosen, config)
+            if start >= len(live):
+                (0.0 * part.surrogate.sum()).backward()  # only to keep step
+                continue
             (weight * (part.surrogate.sum() + config.kl_beta * part.kl.sum()) / terms).backward()
             loss += weight * float(part.surrogate.detach().sum() + config.kl_beta * part.kl.detach().sum()) / terms
             kl += float(part.kl.detach().sum()) / terms

@@ -87,8 +87,8 @@ class KontextBackbone(PipelineBackbone):
             pooled_projections=condition.pooled.expand(count, -1),
             timestep=torch.full((count,), sigma, device=self.device, dtype=dtype),
             guidance=guidance,
-            img_ids=self.image_ids,
-            txt_ids=self.image_ids.new_zeros(condition.prompt.shape[1], 3),
+            img_ids=self.image_ids.to(self.device),
+            txt_ids=torch.zeros(condition.prompt.shape[1], 3, device=self.device),
             return_dict=False,
         )[0]
         return out[:, : x.shape[1]].float().to(x.device)

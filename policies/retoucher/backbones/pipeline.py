@@ -91,6 +91,18 @@ class PipelineBackbone:
         """Where the transformer lives."""
         return self.transformer.device
 
+    def divide(self, device: str) -> None:
+        """Divide the transformer's weights among the processes, the other networks go to the device; see `policies.retoucher.sharding`.
+
+        Args:
+            device: of this process.
+        """
+        from policies.retoucher.sharding import divide_weights  # FSDP is for those who ask for it
+
+        divide_weights(self.transformer, device)
+        for part in (self.pipeline.vae, *([] if self.offload_text_encoder else self.text_encoders)):
+            part.to(device)
+
     def encoding_key(self) -> str:
         """See `Backbone.encoding_key`; the weights count by a sample of each tensor, so that no 9 GB are read."""
         settings = {"name": self.name, "resolution": self.resolution, "residual": self.add_residual, **self._settings()}

@@ -8,7 +8,7 @@ from diffusers import FluxKontextPipeline
 
 from policies.retoucher.alarms import Alarms
 from policies.retoucher.backbones import tiny
-from policies.retoucher.train import _mix
+from policies.retoucher.seeds import mix
 from portraitkit.checkpoints import load_checkpoint, save_checkpoint
 from portraitkit.errors import TrainingStopped
 
@@ -143,7 +143,7 @@ def test_the_ode_of_the_loop_is_the_stock_pipelines(make_trainer, config, source
 
 
 def test_seeds_of_different_steps_do_not_collide():
-    assert len({_mix(seed, step) for seed in range(50) for step in range(200)}) == 10_000
+    assert len({mix(seed, step) for seed in range(50) for step in range(200)}) == 10_000
 
 
 def test_alarms_name_what_went_wrong_once_in_a_while():

@@ -1,0 +1,153 @@
+"""align-retoucher in two processes on the CPU: the run of one process, no sample twice, stopped and resumed, refused in another number."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+TESTS = Path(__file__).parents[1]
+SMALL = {
+    "num-steps": 2,
+    "segments": 1,
+    "photos-per-step": 3,
+    "group-size": 2,
+    "updates-per-step": 2,
+    "max-train-steps": 2,
+    "warmup-steps": 0,
+    "validation-photos": 3,
+    "validation-steps": 2,
+    "held-out-photos": 2,
+    "checkpointing-steps": 1,
+}
+"""Three groups among two processes, in updates of two groups and of one: neither is divided evenly, and in one a process has nothing."""
+OPTIONS = [text for name, value in SMALL.items() for text in (f"--{name}", str(value))]
+OPTIONS += ["--rewards", "blemish_removal", "texture", "--global-std"]
+Align = Callable[..., list[int]]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs of this file and what their processes said are."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def align(runs: Path) -> Iterator[Align]:
+    """A function (name, processes, run folder, further options) -> exit codes; see `several_processes.py`."""
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    command = [sys.executable, str(TESTS / "several_processes.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as helper:
+        assert helper.stdin is not None and helper.stdout is not None
+        asked, answered = helper.stdin, helper.stdout
+
+        def start(name: str, processes: int, folder: str, *more: str, **job: Any) -> list[int]:
+            options = [*OPTIONS, "--output-dir", str(runs / folder), *more]
+            asked.write(json.dumps({"processes": processes, "log": str(runs / name), "options": options, **job}) + "\n")
+            asked.flush()
+            return json.loads(answered.readline())
+
+        yield start
+        asked.close()
+
+
+@pytest.fixture(scope="module")
+def two(align: Align, runs: Path) -> Path:
+    """A whole run in two processes."""
+    assert align("two", 2, "two") == [0, 0], said(runs, "two")
+    return runs / "two"
+
+
+def said(runs: Path, name: str) -> str:
+    """What the processes of a job wrote to the terminal."""
+    return "\n".join(path.read_text() for path in sorted(runs.glob(f"{name}.[0-9]")))
+
+
+def rows(folder: Path, kind: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in found if row["kind"] == kind]
+
+
+def noises(runs: Path, name: str) -> dict[int, dict[int, list[str]]]:
+    """Hashes of the noise of every candidate, by training step and group."""
+    found: dict[int, dict[int, list[str]]] = {}
+    for path in sorted(runs.glob(f"{name}.noise.*")):
+        for row in map(json.loads, path.read_text().splitlines()):
+            size = SMALL["group-size"]
+            groups = {group: row["noise"][place * size : (place + 1) * size] for place, group in enumerate(row["groups"])}
+            assert not groups.keys() & found.get(row["step"], {}).keys(), "a group belongs to one process"
+            found.setdefault(row["step"], {}).update(groups)
+    return found
+
+
+def assert_same(ours: Path, single: Path) -> None:
+    """The figures of every step and validation are the same but for rounding.
+
+    Rounding moves rewards by 5e-7; candidates of a group are 5e-4 apart, so advantages and gradients move by parts in a thousand.
+    """
+    noise = {"reward": 1e-5, "reward_std": 1e-5, "loss": 1e-6, "gradient_norm": 5e-4, "texture": 1e-5}
+    for kind, names in (("train", ("reward", "reward_std", "loss", "gradient_norm")), ("validation", ("reward", "texture"))):
+        assert [row["step"] for row in rows(ours, kind)] == [row["step"] for row in rows(single, kind)]
+        for one, other in zip(rows(single, kind), rows(ours, kind), strict=True):
+            for name in names:
+                assert other[name] == pytest.approx(one[name], abs=noise[name]), (kind, one["step"], name)
+    assert rows(ours, "train")[-1]["network_evaluations"] == rows(single, "train")[-1]["network_evaluations"]
+
+
+def test_two_processes_train_what_one_trains(align, runs, two):
+    assert align("one", 1, "one") == [0], said(runs, "one")
+    assert_same(two, runs / "one")
+    assert [row["step"] for row in rows(two, "train")] == [1, 2]
+    assert min(row["gradient_norm"] for row in rows(two, "train")) > 5e-3
+    assert max(abs(row["loss"]) for row in rows(two, "train")) > 1e-5  # the second update of a step is off-policy
+    summary = json.loads((two / "summary.json").read_text())
+    single = json.loads((runs / "one" / "summary.json").read_text())
+    assert summary["processes"] == 2
+    for name, change in single["held_out"].items():
+        assert summary["held_out"][name]["after"] == pytest.approx(change["after"], rel=1e-3, abs=1e-4), name
+    ids = [[json.loads(line)["id"] for line in (folder / "held_out" / "values.jsonl").open()] for folder in (two, runs / "one")]
+    assert ids[0] == ids[1]
+
+    drawn = noises(runs, "two")
+    assert drawn == noises(runs, "one")  # the same samples, whichever process drew them
+    each = [noise for groups in drawn.values() for group in groups.values() for noise in group]
+    assert len(set(each)) == len(each) == 2 * 3 * SMALL["group-size"]  # and none of them twice
+    assert said(runs, "two").count("report:") == 1
+
+
+def test_stopped_in_one_process_refused_in_another_number_and_resumed(align, runs, two):
+    codes = align("stopped", 2, "half", interrupt=[1, 0])
+    assert codes == [130, 130], said(runs, "stopped")
+    half = runs / "half"
+    assert [row["step"] for row in rows(half, "train")] == [1] and (half / "checkpoint-1" / "COMPLETE").is_file()
+    assert not (half / ".lock").exists()
+
+    before = {path: path.read_bytes() for path in half.rglob("*") if path.is_file()}
+    assert align("refused", 1, "half", "--resume-from-checkpoint", "latest") == [2]
+    assert "checkpoint-1: was written by 2 processes, and now there is 1; start 2, or use --allow-changed" in said(runs, "refused")
+    assert {path: path.read_bytes() for path in half.rglob("*") if path.is_file()} == before
+
+    assert align("resumed", 2, "half", "--resume-from-checkpoint", "latest") == [0, 0], said(runs, "resumed")
+    for name in ("adapter", "optimizer", "best"):
+        ours, whole = (load_file(folder / "checkpoint-2" / f"{name}.safetensors") for folder in (half, two))
+        assert ours.keys() == whole.keys() and all(ours[key].equal(whole[key]) for key in whole), name
+    assert [row["loss"] for row in rows(half, "train")] == [row["loss"] for row in rows(two, "train")]
+
+
+def test_a_base_divided_by_fsdp2_trains_the_same(align, runs):
+    # Two groups in two updates: in each, one process has nothing to do, and must still gather the weights with the other.
+    small = ["--photos-per-step", "2"]
+    assert align("whole", 1, "whole", *small) == [0], said(runs, "whole")
+    assert align("divided", 2, "divided", *small, "--sharding", "fsdp2") == [0, 0], said(runs, "divided")
+    assert_same(runs / "divided", runs / "whole")
+    held = [float((runs / f"divided.held.{rank}").read_text()) for rank in range(2)]
+    assert sum(held) == pytest.approx(1) and max(held) < 0.55
+    ours, single = (load_file(runs / name / "pytorch_lora_weights.safetensors") for name in ("divided", "whole"))
+    assert ours.keys() == single.keys() and all(ours[key].shape == single[key].shape for key in single)
+    assert align("uneven", 2, "uneven", "--sharding", "fsdp2") == [2, 2]
+    assert said(runs, "uneven").count("--photos-per-step 3: with --sharding fsdp2 a multiple of the 2 processes; try 4") == 1
