@@ -190,9 +190,7 @@ class RetoucherConfig:
     device_memory: float | None = None
     """With --dry-run: memory of a device in GiB; that of the GPU that is here if not given."""
     plan_devices: int = 1
-    """With --dry-run: devices that share the run."""
-    plan_sharding: Literal["none", "fsdp2"] = "none"
-    """With --dry-run: how they share it."""
+    """With --dry-run: devices that share the run, as --sharding says."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values before any model is loaded.

@@ -48,11 +48,11 @@ def plan_memory(config: RetoucherConfig) -> Memory:
     """What one device holds and needs.
 
     Pictures and latents count where the run is on the CPU; with a GPU they stay on the host. A group is updated at once, however small
-    `--micro-batch` is; offloaded text encoders stand beside the transformer while they encode.
+    `--micro-batch` is; offloaded text encoders stand beside the transformer while they encode. FSDP2 divides the transformer alone.
     """
     gpu = config.device != "cpu"
     traced = _traced(config)
-    shards = Shards(config.plan_sharding, config.plan_devices)
+    shards = Shards(config.sharding, config.plan_devices)
     base = traced["transformer"] if config.quantize == "none" else traced["quantised transformer"]
     gathered = 2 * traced["largest block"] if shards.of_weights > 1 else 0
     unpacked = traced["largest linear"] if config.quantize == "nf4" else 0
@@ -62,10 +62,10 @@ def plan_memory(config: RetoucherConfig) -> Memory:
         "weights of the transformer": base // shards.of_weights + gathered,
         "autoencoder": traced["autoencoder"],
         "text encoders": 0 if moved else traced["text encoders"],
-        "LoRA": adapter // shards.of_weights,
+        "LoRA": adapter,
         "LoRA, moving average and best": 2 * adapter,
-        "gradients": adapter // shards.of_state,
-        "optimiser states": trained.states(config.optimizer, shards),
+        "gradients": adapter,
+        "optimiser states": trained.states(config.optimizer, Shards()),
         "photos and latents": 0 if gpu else _latents(config, traced),
     }
     reading = "encoding text, the encoders beside the transformer" if moved else "encoding text"
@@ -104,7 +104,7 @@ def _to(**values: Any) -> Any:
 
     def apply(config: RetoucherConfig) -> RetoucherConfig | None:
         unknown = config.backbone == "tiny" and values.keys() & {"quantize", "offload_text_encoder", "vae_tiling"}
-        if unknown or ("quantize" in values and config.plan_sharding != "none"):
+        if unknown or ("quantize" in values and config.sharding != "none"):
             return None
         return replace(config, **values) if any(getattr(config, name) != value for name, value in values.items()) else None
 
@@ -121,10 +121,10 @@ def _at_most(name: str, value: int) -> Any:
 
 def _fsdp2(devices: int) -> Any:
     def apply(config: RetoucherConfig) -> RetoucherConfig | None:
-        split = config.plan_sharding == "fsdp2" and config.plan_devices >= devices
+        split = config.sharding == "fsdp2" and config.plan_devices >= devices
         if split or config.device == "cpu" or config.quantize == "nf4":
             return None
-        return replace(config, plan_devices=devices, plan_sharding="fsdp2")
+        return replace(config, plan_devices=devices, sharding="fsdp2")
 
     return apply
 

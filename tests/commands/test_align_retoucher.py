@@ -65,7 +65,7 @@ def test_a_dry_run_says_what_fits_and_starts_nothing(command, tmp_path):
     [
         (["--device-memory", "0"], "--device-memory 0: must be above 0"),
         (["--plan-devices", "0"], "--plan-devices 0: must be 1 or more"),
-        (["--plan-sharding", "zero5"], "--plan-sharding"),
+        (["--sharding", "zero5"], "--sharding"),
         (["--backbone", "mine.py:BACKBONE"], "--dry-run knows the architectures of"),
         (["--backbone", "flux_kontext", "--resolution", "100"], "multiples of 16"),
         (["--backbone", "flux_kontext", "--model", "./nowhere"], "no such folder"),

@@ -57,7 +57,8 @@ def test_the_exit_code_is_the_command_s(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_of_one_node_train(tmp_path):
-    options = "--max-train-steps 1 --num-steps 3 --photos-per-step 2 --group-size 2 --validation-photos 2 --held-out-photos 2".split()
+    options = ["--max-train-steps", "1", "--num-steps", "3", "--photos-per-step", "2", "--group-size", "2"]
+    options += ["--validation-photos", "2", "--held-out-photos", "2"]
     done = run(
         tmp_path,
         'shift; exec "$@"',

@@ -84,8 +84,9 @@ def test_more_candidates_take_more_and_checkpointing_less():
 
 def test_shares_of_devices():
     whole = plan_memory(RetoucherConfig(group_size=2))
-    split = plan_memory(RetoucherConfig(group_size=2, plan_devices=4, plan_sharding="fsdp2"))
-    assert split.held["optimiser states"] * 4 == whole.held["optimiser states"] and split.held["LoRA"] * 4 == whole.held["LoRA"]
+    split = plan_memory(RetoucherConfig(group_size=2, plan_devices=4, sharding="fsdp2"))
+    same = {name: size for name, size in whole.held.items() if name != "weights of the transformer"}  # the LoRA stays whole everywhere
+    assert same == {name: size for name, size in split.held.items() if name != "weights of the transformer"}
     assert split.phases == whole.phases
     base = meta_backbone("tiny", None, None).transformer
     block = max(size_of(tensors_of(module)) for module in base.modules() if type(module).__name__.endswith("Block"))
