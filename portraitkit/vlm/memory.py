@@ -124,12 +124,14 @@ def update_bytes(made: Made, load: Load, *, accumulated: bool) -> int:
     measured: list[int] = []
 
     def once() -> int:
-        for parameter in trained:
-            parameter.grad = torch.empty_like(parameter) if exact and accumulated else None
+        gradients = [torch.empty_like(parameter) for parameter in trained] if exact and accumulated else [None for _ in trained]
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.grad = gradient
         with tracing(tensors_of(model)) as live:
             before = live.now
-            for parameter in trained if exact and accumulated else ():
-                live.see(parameter.grad)
+            for gradient in gradients:
+                if gradient is not None:
+                    live.see(gradient)
             hidden = _hidden(base, load)[:, :-1]
             scored = hidden[:, -load.answer :] if made.gpu else hidden
             score = _FusedHead.apply(scored.reshape(-1, hidden.shape[-1]), base.lm_head.weight, made.gpu)

@@ -188,6 +188,7 @@ def folder_of_rows(tmp_path):
     for split, count in (("train", 8), ("test", 4)):
         rows = []
         for index in range(count):
+            assert TASK.make_row is not None
             made = dict(TASK.make_row("train", index))
             name = f"{split}-{index}.jpg"
             write_image(folder / name, made.pop("image"))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.main import benchmark_portraits
 from portraitkit.faces.portraits import bundled_portraits
@@ -93,9 +94,10 @@ def test_photos_are_looked_at_by_all_shards_together(command, tmp_path, monkeypa
 
     photos, seen, embed = tmp_path / "photos", [], subjects._embed
     photos.mkdir()
-    for name, pixels in bundled_portraits().items():
+    portraits = bundled_portraits()
+    for name, pixels in portraits.items():
         write_image(photos / f"{name}.png", pixels)
-    write_image(photos / "grey.png", pixels * 0 + 0.5)
+    write_image(photos / "grey.png", torch.full_like(next(iter(portraits.values())), 0.5))
 
     def counted(path):
         seen.append(path.name)
