@@ -110,7 +110,10 @@ def test_two_processes_train_what_one_trains(align, runs, two):
     assert summary["processes"] == 2
     for name, change in single["held_out"].items():
         assert summary["held_out"][name]["after"] == pytest.approx(change["after"], rel=1e-3, abs=1e-4), name
-    ids = [[json.loads(line)["id"] for line in (folder / "held_out" / "values.jsonl").open()] for folder in (two, runs / "one")]
+    ids = [
+        [json.loads(line)["id"] for line in (folder / "held_out" / "values.jsonl").read_text().splitlines()]
+        for folder in (two, runs / "one")
+    ]
     assert ids[0] == ids[1]
 
     drawn = noises(runs, "two")
