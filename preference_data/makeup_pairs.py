@@ -49,7 +49,7 @@ def build_pairs(config: MakeupConfig, command: list[str]) -> int:
     names = list_photos(config)
     free = FREE[:-1] if config.embedded else FREE  # the embedded people are dealt out by their count
     out, options = config.output_dir, config_to_dict(config)
-    known = {
+    known: dict[str, Any] = {
         "maker": "make-preferences makeup",
         "mark": "looks_per_face",
         "holds": "a set made",
