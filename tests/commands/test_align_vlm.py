@@ -66,6 +66,8 @@ def test_a_recipe_that_goes_on_from_another_says_so(command):
     assert "data/raf-au, which is not there yet" in " ".join(out.split())
     assert "10 of 4 prompts x 8 answers" in out and "8,292,166,656" in out
     code, _, err = command(align_vlm, "--config", "facial_r1_enhance_7b", "--device", "cpu")
+    assert code == 2 and "--deepspeed zero3: needs a launcher" in err  # as its comment starts it
+    code, _, err = command(align_vlm, "--config", "facial_r1_enhance_7b", "--device", "cpu", "--deepspeed", "None")
     assert code == 2 and "--model runs/facial-r1-7b/model: no such folder" in err
 
 
