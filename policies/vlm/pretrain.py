@@ -22,7 +22,8 @@ from rich.console import Console
 from torch import Tensor
 
 from policies.vlm.pretrain_judge import JudgePhase, calibrate_embedded, open_cells, teach_judge
-from policies.vlm.pretrain_read import Phase, make_heads, make_lessons, teach_to_read
+from policies.vlm.pretrain_judge import make_heads as make_judge_heads
+from policies.vlm.pretrain_read import Lesson, Phase, make_heads, make_lessons, teach_to_read
 from policies.vlm.tasks import load_task
 from portraitkit.cli import run_command
 from portraitkit.config import load_config
@@ -50,8 +51,13 @@ READ = (
     Phase(900, 2e-3, 0.012, 0.8, {"area": 8, "makeup": 48, "emotion": 24, "preference": 64}),
 )
 """Of the language part alone, two seconds an update. The last one, on all rows, is for what the others leave: marks of a few pixels."""
-JUDGE = JudgePhase()
-"""Of the judge, on pairs alone, one second an update."""
+JUDGE = (
+    JudgePhase(400, 1e-3, 6e-3, until=0.6),
+    JudgePhase(800, 8e-4, 4.8e-3, mirrored=True, noise=0.1),
+)
+"""Of the judge, on pairs alone, two seconds an update on one core."""
+WITH_CELLS = 8000
+"""Pairs, the first ones, that say where their blemishes are."""
 WORTH_A_POOL = 500
 """Rows from which on processes are started for them."""
 WORDS = ("<think>", "</think>", "<answer>", "</answer>", "<reasoning>", "</reasoning>")
@@ -88,6 +94,7 @@ def main(argv: list[str]) -> int:
     start(model, processor, rows["train"])
     heads = make_heads(model.config.text_config.hidden_size)
     lessons = cache(lambda: make_lessons(model, processor, rows["train"], lambda some: tokens_of(model, processor, some)))
+    mirrored = cache(lambda: mirrored_pairs(model, processor, rows["train"]["preference"]))
     for number, phase in enumerate(READ):
         part = replace(phase, steps=max(int(phase.steps * config.scale), 1))
         teach_to_read(model, heads, lessons, part, work / f"read_{number}.pt", console)
@@ -95,14 +102,23 @@ def main(argv: list[str]) -> int:
     recipe = {**asdict(config), "rows": ROWS, "read": [asdict(phase) for phase in READ]}
     write(model, processor, Path(config.output_dir), {**recipe, "validation": found}, console)
     torch.manual_seed(config.seed + 1)
-    phase = replace(JUDGE, steps=max(int(JUDGE.steps * config.scale), 1), with_cells=int(JUDGE.with_cells * config.scale) or 1)
-    first = config.seed * len(rows["train"]["preference"])
-    cells = open_cells(work / "cells.pt", phase.with_cells, first, console)
-    teach_judge(model, heads["preference"], lessons()["preference"], cells, phase, work / "judge.pt", console)
+    pairs = rows["train"]["preference"]
+    cells = open_cells(work / "cells.pt", int(WITH_CELLS * config.scale) or 1, config.seed * len(pairs), console)
+    heads = make_judge_heads(model.config.text_config.hidden_size, heads["preference"])
+    for number, phase in enumerate(JUDGE):
+        part = replace(phase, steps=max(int(phase.steps * config.scale), 1))
+        teach_judge(model, heads, (lessons()["preference"], mirrored()), cells, part, work / f"judge_{number}.pt", console)
     found = validate(model, processor, {"preference": rows["validation"]["preference"]})
-    write(model, processor, Path(config.judge_dir), {**recipe, "judge": asdict(phase), "validation": found}, console)
+    recipe |= {"judge": [asdict(phase) for phase in JUDGE], "with_cells": WITH_CELLS, "validation": found}
+    write(model, processor, Path(config.judge_dir), recipe, console)
     calibrate_embedded(Path(config.judge_dir), console)
     return 0
+
+
+def mirrored_pairs(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> Lesson:
+    """A judge's lesson from pictures in a mirror."""
+    turned = [{**row, "pictures": [picture.flip(1) for picture in row["pictures"]]} for row in rows]
+    return make_lessons(model, processor, {"preference": turned}, lambda some: tokens_of(model, processor, some))["preference"]
 
 
 def write(model: Any, processor: Any, folder: Path, recipe: Mapping[str, Any], console: Console) -> None:

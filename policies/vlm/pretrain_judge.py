@@ -6,6 +6,7 @@ blemish was removed and how much is left there.
 """
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -44,18 +45,22 @@ class JudgePhase:
     """How the judge is taught.
 
     Attributes:
-        steps: updates; rates rise for 30 of them, then fall to 0 in a straight line.
-        batch: pairs of an update, in one order or the other.
-        learning_rate: of embeddings, norms and heads.
+        steps: updates.
+        learning_rate: of embeddings, norms and heads; it and the next rise for 30 updates, then fall in a straight line.
         muon_learning_rate: of the matrices.
-        with_cells: how many pairs, the first ones, say where their blemishes are.
+        until: share of both that is left at the end.
+        mirrored: every second update takes the pairs in a mirror, so that they are not learned by heart.
+        noise: standard deviation of what is added to the tower's tokens, whose own is 1, for the same reason.
+        batch: pairs of an update, in one order or the other.
     """
 
-    steps: int = 1000
+    steps: int
+    learning_rate: float
+    muon_learning_rate: float
+    until: float = 0.0
+    mirrored: bool = False
+    noise: float = 0.0
     batch: int = 64
-    learning_rate: float = 1e-3
-    muon_learning_rate: float = 6e-3
-    with_cells: int = 8000
 
 
 def blemish_cells(split: str, seed: int) -> Float[Tensor, "2 2 cells"]:
@@ -88,36 +93,49 @@ def open_cells(keep: Path, count: int, first: int, console: Console) -> Float[Te
     return found
 
 
-def teach_judge(model: Any, head: torch.nn.Linear, lesson: Lesson, cells: Tensor, phase: JudgePhase, keep: Path, console: Console) -> None:
+def make_heads(width: int, scores: torch.nn.Linear) -> torch.nn.ModuleDict:
+    """The head of the scores, as the shared phases left it, and a new one that finds blemishes."""
+    return torch.nn.ModuleDict({"scores": scores, "spots": torch.nn.Linear(width, 2)})
+
+
+def teach_judge(
+    model: Any, heads: torch.nn.ModuleDict, lessons: Sequence[Lesson], cells: Tensor, phase: JudgePhase, keep: Path, console: Console
+) -> None:
     """Teach everything but the tower, on pairs in both orders.
 
     Args:
-        model: as the shared phases left it.
-        head: of the scores, from the same phases.
-        lesson: of n pairs, then the same with their pictures exchanged, as `pretrain_read.make_lessons` makes it.
+        model: as the phase before left it.
+        heads: from `make_heads`, likewise.
+        lessons: of n pairs, then the same with their pictures exchanged, as `pretrain_read.make_lessons` makes it; these pairs,
+            and the same in a mirror.
         cells: of the first pairs, from `open_cells`.
         phase: how long and how fast.
         keep: file that the finished state is written to, and read from.
         console: for a line every 50 updates: losses of answers, scores and cells.
     """
     if keep.is_file():
-        model.load_state_dict(torch.load(keep, weights_only=True))
+        state = torch.load(keep, weights_only=True)
+        model.load_state_dict(state["model"])
+        heads.load_state_dict(state["heads"])
         return
-    facts, pairs = FACTS["preference"], len(lesson.answers) // 2
-    spots = torch.nn.Linear(model.config.text_config.hidden_size, 2)
+    head, spots = heads["scores"], heads["spots"]
+    facts, pairs = FACTS["preference"], len(lessons[0].answers) // 2
     named = [(name, value) for name, value in model.named_parameters() if "visual" not in name]
-    named += [(f"head.{name}", value) for part in (head, spots) for name, value in part.named_parameters()]
+    named += [(f"head.{name}", value) for name, value in heads.named_parameters()]
     optimizer = MuonAdamW(named, muon_learning_rate=phase.muon_learning_rate, learning_rate=phase.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 30) * max(0.02, (phase.steps - step) / phase.steps)
+        optimizer, lambda step: min(1.0, (step + 1) / 30) * max(0.02, 1 - (1 - phase.until) * step / phase.steps)
     )
-    tokens = (lesson.prompt == model.config.image_token_id).nonzero()[:, 0]
+    tokens = (lessons[0].prompt == model.config.image_token_id).nonzero()[:, 0]
     where = tokens.view(2, 2, GRID * GRID)[:, 1].flatten()  # a candidate's tokens, then those of its difference below it
-    truth = (torch.cat([cells, cells.flip(1)]) / TYPICAL_MASS).sqrt()
+    truths = [(torch.cat([cells, cells.flip(1)]) / TYPICAL_MASS).sqrt()]
+    truths.append(truths[0].unflatten(-1, (GRID, GRID)).flip(-1).flatten(-2))
     started, sums = time.monotonic(), torch.zeros(3)
     for step in range(1, phase.steps + 1):
         index = torch.randint(2 * pairs, (phase.batch,))
-        answers, states = read(model, lesson, index)
+        turned = int(phase.mirrored and step % 2 == 0)
+        lesson, truth = lessons[turned], truths[turned]
+        answers, states = read(model, lesson, index, noise=phase.noise)
         scores = facts.loss(head(states[:, len(lesson.prompt) - 1]), lesson.facts[index])
         known = index % pairs < len(cells)
         row = index[known] % pairs + (index[known] >= pairs) * len(cells)
@@ -133,7 +151,7 @@ def teach_judge(model: Any, head: torch.nn.Linear, lesson: Lesson, cells: Tensor
             figures = "  ".join(f"{name} {float(value):.3f}" for name, value in zip(("answers", "scores", "cells"), sums, strict=True))
             console.print(f"judge {step}/{phase.steps}, {time.monotonic() - started:.0f} s  {figures}", highlight=False, soft_wrap=True)
             sums = torch.zeros(3)
-    torch.save(model.state_dict(), keep)
+    torch.save({"model": model.state_dict(), "heads": heads.state_dict()}, keep)
 
 
 def calibrate_embedded(folder: Path, console: Console) -> None:

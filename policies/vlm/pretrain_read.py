@@ -167,13 +167,14 @@ def _losses(model: Any, lesson: Lesson, phase: Phase, head: torch.nn.Linear, fac
     return loss, facts.loss(head(states[:, len(lesson.prompt) - 1]), lesson.facts[index])
 
 
-def read(model: Any, lesson: Lesson, index: Tensor) -> tuple[Tensor, Tensor]:
+def read(model: Any, lesson: Lesson, index: Tensor, *, noise: float = 0.0) -> tuple[Tensor, Tensor]:
     """The language part on some rows of a lesson.
 
     Args:
         model: whose tower is not asked.
         lesson: of the rows.
         index: of the rows, n.
+        noise: standard deviation of what is added to the pictures' tokens.
 
     Returns:
         Loss of their answers; last hidden states of prompt and answer, n x tokens x width.
@@ -187,7 +188,8 @@ def read(model: Any, lesson: Lesson, index: Tensor) -> tuple[Tensor, Tensor]:
     positions = torch.cat([lesson.positions, lesson.positions.max() + 1 + torch.arange(longest).expand(3, longest)], 1)
     embedded = model.model.language_model.embed_tokens(ids)
     place = (ids == model.config.image_token_id)[..., None].expand_as(embedded)
-    embedded = embedded.masked_scatter(place, lesson.pictures[index].to(embedded.dtype))
+    seen = lesson.pictures[index].to(embedded.dtype)
+    embedded = embedded.masked_scatter(place, seen + noise * torch.randn_like(seen) if noise else seen)
     with torch.autocast("cpu", torch.bfloat16):
         # Answers are padded on the right, where no earlier token looks: no mask is needed.
         hidden = model.model.language_model(

@@ -4,9 +4,21 @@ import pytest
 import torch
 from rich.console import Console
 
-from policies.vlm.pretrain import ROWS, PretrainConfig, look, make_processor, open_rows, pixels_of, start, tokens_of, validate
+from policies.vlm.pretrain import (
+    ROWS,
+    PretrainConfig,
+    look,
+    make_processor,
+    mirrored_pairs,
+    open_rows,
+    pixels_of,
+    start,
+    tokens_of,
+    validate,
+)
 from policies.vlm.pretrain_facts import FACTS
 from policies.vlm.pretrain_judge import JudgePhase, blemish_cells, calibrate_embedded, open_cells, teach_judge
+from policies.vlm.pretrain_judge import make_heads as make_judge_heads
 from policies.vlm.pretrain_read import Phase, make_heads, make_lessons, teach_to_read
 from portraitkit.vlm.tiny import build_model
 from preference_data.synthetic import make_case
@@ -89,16 +101,18 @@ def test_the_judge_is_taught_on_pairs_and_kept(rows, started, tmp_path):
     model, processor = started
     console, rows = Console(quiet=True), {"preference": rows["preference"]}
     lesson = make_lessons(model, processor, rows, lambda some: tokens_of(model, processor, some))["preference"]
-    head = make_heads(model.config.text_config.hidden_size)["preference"]
+    heads = make_judge_heads(192, make_heads(192)["preference"])
+    phase = JudgePhase(2, 1e-3, 6e-3, mirrored=True, noise=0.1, batch=4)
     cells = open_cells(tmp_path / "cells.pt", 4, 0, console)
     assert torch.equal(cells, open_cells(tmp_path / "cells.pt", 4, 0, console))
     before, tower = model.lm_head.weight.clone(), model.model.visual.patch_embed.proj.weight.clone()
-    teach_judge(model, head, lesson, cells, JudgePhase(steps=2, batch=4), tmp_path / "judge.pt", console)
+    lessons = (lesson, mirrored_pairs(model, processor, rows["preference"]))
+    teach_judge(model, heads, lessons, cells, phase, tmp_path / "judge.pt", console)
     after = model.lm_head.weight.clone()
     assert not torch.equal(before, after) and torch.equal(tower, model.model.visual.patch_embed.proj.weight)
     with torch.no_grad():
         model.lm_head.weight.zero_()
-    teach_judge(model, head, lesson, cells, JudgePhase(steps=2, batch=4), tmp_path / "judge.pt", console)
+    teach_judge(model, heads, lessons, cells, phase, tmp_path / "judge.pt", console)
     assert torch.equal(model.lm_head.weight, after)
 
 

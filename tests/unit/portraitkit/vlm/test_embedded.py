@@ -1,15 +1,17 @@
 """The committed tiny Qwen2.5-VL: it loads offline, is small, and looks at pictures."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
-from policies.vlm.pretrain import READ, ROWS
+from policies.vlm.pretrain import JUDGE, READ, ROWS, WITH_CELLS
 from policies.vlm.tasks import load_task
 from portraitkit.vlm.evaluate import best_constant, score_all
 from portraitkit.vlm.generate import complete
 from portraitkit.vlm.load import EMBEDDED, load_model, load_processor
 from portraitkit.vlm.rows import make_rows, shuffled
+from reward_models.judge_settings import EMBEDDED_FOLDER
 
 LIMIT = 12 * 2**20
 
@@ -20,9 +22,11 @@ def embedded():
 
 
 def test_it_is_small_and_its_recipe_is_this_repository_s():
-    assert sum(path.stat().st_size for path in EMBEDDED.iterdir()) < LIMIT
-    recipe = json.loads((EMBEDDED / "recipe.json").read_text())
-    assert recipe["rows"] == ROWS and [phase["steps"] for phase in recipe["read"]] == [phase.steps for phase in READ]
+    assert sum(path.stat().st_size for folder in (EMBEDDED, EMBEDDED_FOLDER) for path in folder.iterdir()) < LIMIT
+    for folder in (EMBEDDED, EMBEDDED_FOLDER):
+        recipe = json.loads((folder / "recipe.json").read_text())
+        assert recipe["rows"] == ROWS and recipe["read"] == [asdict(phase) for phase in READ]
+    assert recipe["judge"] == [asdict(phase) for phase in JUDGE] and recipe["with_cells"] == WITH_CELLS
 
 
 @pytest.mark.parametrize("name", ["area", "emotion", "preference"])
