@@ -283,7 +283,7 @@ def test_what_is_no_picture_is_refused(tmp_path: Path, content: bytes):
 
 def test_missing_and_folder(tmp_path: Path):
     refused(tmp_path / "none.png", "no such file")
-    refused(tmp_path, "no such file")
+    refused(tmp_path, "is a folder")
 
 
 @pytest.mark.parametrize("size", [(12_000, 12_000), (30_000, 30_000), (2**30, 2**30)])
