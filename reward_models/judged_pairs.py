@@ -13,7 +13,7 @@ from torch import Tensor
 
 from portraitkit.errors import DataError
 from portraitkit.images import from_uint8, read_image, to_uint8
-from portraitkit.vlm.rows import SPLITS, STRIDE, Row
+from portraitkit.vlm.rows import SPLITS, Row, first_row
 from preference_data.brief_contract import PROMPT, read_brief, write_brief
 from preference_data.contract import ORDERS, Answer, Order, Unreadable, prompt, read_answer, turned, write_answer
 from preference_data.io import read_pairs, scan_pairs
@@ -22,8 +22,6 @@ from reward_models.judge_views import SHOWN
 from reward_models.preference_task import Preference, answer_of
 from reward_models.reasoning import reason
 
-FRESH = 1_000_000
-"""The embedded base was trained on synthetic pairs of smaller seeds; a judge is trained on pairs that its base has not seen."""
 Stored = UInt8[ndarray, "h w 3"] | Path
 
 
@@ -152,7 +150,7 @@ def open_pairs(
     if data == "embedded":
         pairs: dict[str, list[JudgedPair]] = {split: [] for split in SPLITS}
         for split in SPLITS:
-            first = 0 if split == "held_out" else seed * STRIDE + FRESH
+            first = first_row(split, seed)
             for index in range(counts.get(split, 0)):
                 pairs[split].append(synthetic_pair(split, (first + index) % 2**31))
                 advance()

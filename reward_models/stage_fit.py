@@ -18,6 +18,7 @@ from portraitkit.vlm.load import load_model
 from portraitkit.vlm.processes import release
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import Task
+from portraitkit.vlm.tower import tower_once
 from portraitkit.vlm.train import check_finite, find_checkpoint, make_grpo_trainer, make_sft_trainer
 from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments, sft_arguments
 from reward_models.judged_pairs import View
@@ -96,7 +97,8 @@ def fit(setting: Fit, stage: str, start: str, rows: Sequence[Row], *, steps: int
             arguments = grpo_arguments(config, str(folder))
             given = (model, setting.processor, setting.view.prompt, rows, arguments, follow, task, "fixed", lora)
             trainer = make_grpo_trainer(*given, frozen=frozen)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with tower_once(trainer.model):
+            trainer.train(resume_from_checkpoint=checkpoint)
     if setting.interrupt.requested and trainer.state.global_step < steps:
         raise Interrupted
     check_finite(trainer.model)

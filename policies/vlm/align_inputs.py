@@ -35,7 +35,7 @@ def open_all_rows(config: AlignVlmConfig, task: Task, console: Console) -> dict[
     with progress_bar(console, elapsed=True) as progress:
         bar = progress.add_task("making rows", total=sum(counts.values()))
         return {
-            split: make_rows(task, split, count, 0 if split == "held_out" else config.seed, advance=lambda: progress.advance(bar))
+            split: make_rows(task, split, count, config.seed, advance=lambda: progress.advance(bar))
             for split, count in counts.items()
         }
 

@@ -18,6 +18,7 @@ from portraitkit.vlm.load import ASKED, attach_adapter, check_frozen, load_model
 from portraitkit.vlm.processes import release
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import Task
+from portraitkit.vlm.tower import tower_once
 from portraitkit.vlm.train import check_finite, make_grpo_trainer, make_sft_trainer
 from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments, sft_arguments
 
@@ -136,7 +137,8 @@ def _train(setting: Setting, stage: str, model: Any, lora: Any, checkpoint: str 
             trainer = make_sft_trainer(*common, sft_arguments(config, f"{folder}/sft"), follow, lora, frozen=frozen)
         else:
             trainer = make_grpo_trainer(*common, grpo_arguments(config, str(folder)), follow, task, config.mode, lora, frozen=frozen)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with tower_once(trainer.model):
+            trainer.train(resume_from_checkpoint=checkpoint)
     return trainer
 
 

@@ -97,7 +97,7 @@ def complete(
             )
             sampling["repetition_penalty"] = 1.0  # some hub models ship one: it would punish a score for having been given before
             recorder = _Recorder(watched)
-            with tower_once(model, [id(picture) if isinstance(picture, Tensor) else picture for row in part for picture in row.pictures]):
+            with tower_once(model):
                 tokens = model.generate(
                     **inputs,
                     max_new_tokens=max_tokens,

@@ -16,6 +16,8 @@ from portraitkit.vlm.task import Task
 
 SPLITS = ("train", "validation", "held_out")
 STRIDE = 1_000_000_007  # so that the rows of neighbouring seeds do not overlap
+FRESH = 1_000_000
+"""The embedded models were taught on rows of smaller seeds; what trains on from them draws rows that they have not seen."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def make_rows(task: Task, split: str, count: int, seed: int, *, advance: Callabl
         task: with a `make_row`.
         split: train, validation or held_out.
         count: of rows.
-        seed: of the run; the rows of other seeds are other rows.
+        seed: of the run; the rows of other seeds are other rows. Held-out rows are the same for all.
         advance: called after each row, for a progress bar.
 
     Raises:
@@ -56,12 +58,18 @@ def make_rows(task: Task, split: str, count: int, seed: int, *, advance: Callabl
     """
     if task.make_row is None:
         raise DataError(f"task {task.name}: has no data of its own; give --data FOLDER with train.jsonl and test.jsonl")
+    first = first_row(split, seed)
     rows = []
     for index in range(count):
-        made = dict(task.make_row(split, (seed * STRIDE + index) % 2**31))
+        made = dict(task.make_row(split, (first + index) % 2**31))
         rows.append(_row(task, tuple(made.pop("images", None) or [made.pop("image")]), made, f"{split} row {index + 1}"))
         advance()
     return rows
+
+
+def first_row(split: str, seed: int) -> int:
+    """The seed of the first embedded row of a run: those of the held-out split are the same for all runs, the others see `FRESH`."""
+    return 0 if split == "held_out" else seed * STRIDE + FRESH
 
 
 def read_rows(path: Path, task: Task) -> list[Row]:
@@ -118,7 +126,7 @@ def open_rows(task: Task, data: str, counts: Mapping[str, int], seed: int) -> di
         DataError: see `make_rows` and `read_rows`; or a split is empty.
     """
     if data == "embedded":
-        return {split: make_rows(task, split, counts[split], 0 if split == "held_out" else seed) for split in SPLITS}
+        return {split: make_rows(task, split, counts[split], seed) for split in SPLITS}
     folder = Path(data)
     files = {split: next((path for name in names if (path := folder / name).is_file()), None) for split, names in FILES.items()}
     for split in ("train", "held_out"):

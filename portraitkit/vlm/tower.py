@@ -1,10 +1,11 @@
 """One pass of the vision tower for each different picture of a batch.
 
-A judge is shown the same photo with every candidate, and every pair in both orders. The tower reads each picture by itself, so a picture
-that comes again needs no second pass: with both orders half of the passes remain, in a round robin of G candidates one for each.
+Answers of one group are all about one picture, and a judge is shown the same photo with every candidate, and every pair in both orders.
+The tower reads each picture by itself, so a picture that comes again needs no second pass: of a GRPO update with groups of 8, one in 8
+remains, forward and backward.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,35 +18,54 @@ KNOWN = ("Qwen2VisionTransformerPretrainedModel", "Qwen2_5_VisionTransformerPret
 
 
 @contextmanager
-def tower_once(model: Any, names: Sequence[Hashable]) -> Iterator[None]:
-    """While active, the model's vision tower reads each different picture of a call once.
+def tower_once(model: Any) -> Iterator[None]:
+    """While active, the model's vision tower reads each different picture of a call once; outputs and gradients stay what they were.
 
     Args:
-        model: a vision-language model.
-        names: of the pictures of the next call, in order: equal names are equal pictures. A call with another number of pictures, and a
-            model whose tower is not in `KNOWN`, work as without.
+        model: a vision-language model, wrapped or not; one whose tower is not in `KNOWN` works as without.
     """
-    first = {name: place for place, name in reversed(list(enumerate(names)))}
     towers: list[Any] = [module for module in model.modules() if type(module).__name__ in KNOWN]
-    if not towers or len(first) == len(names):
+    if not towers:
         yield
         return
     tower = towers[0]
-    keep = sorted(first.values())
-    place_of = {name: keep.index(place) for name, place in first.items()}
-    forward = tower.forward
+    forward, outer = tower.forward, vars(tower).get("forward")
 
     def once(hidden_states: Float[Tensor, "patches values"], grid_thw: Int[Tensor, "pictures 3"], **options: Any) -> Any:
-        if len(grid_thw) != len(names):
-            return forward(hidden_states, grid_thw, **options)
         patches = hidden_states.split(grid_thw.prod(-1).tolist())
-        out = forward(torch.cat([patches[place] for place in keep]), grid_thw[keep], **options)
+        keep, place_of = _different(patches, grid_thw)
+        if len(keep) == len(patches):
+            return forward(hidden_states, grid_thw, **options)
+        out = forward(torch.cat([patches[index] for index in keep]), grid_thw[keep], **options)
         merged = out.pooler_output.split((grid_thw[keep].prod(-1) // tower.spatial_merge_size**2).tolist())
-        out.pooler_output = torch.cat([merged[place_of[name]] for name in names])
+        out.pooler_output = torch.cat([merged[place] for place in place_of])
         return out
 
     tower.forward = once
     try:
         yield
     finally:
-        del tower.forward
+        if outer is None:
+            del tower.forward
+        else:
+            tower.forward = outer
+
+
+def _different(patches: Sequence[Float[Tensor, "patches values"]], grids: Int[Tensor, "pictures 3"]) -> tuple[list[int], list[int]]:
+    """The first of each different picture, and for every picture the place of its equal among them.
+
+    Sums tell nearly all different pictures apart with a single transfer from the device; those with equal ones are compared in full.
+    """
+    sums = torch.stack([values.sum(dtype=torch.float64) for values in patches]).tolist()
+    places: dict[tuple[float, tuple[int, ...]], list[int]] = {}
+    keep: list[int] = []
+    place_of: list[int] = []
+    for index, (total, grid) in enumerate(zip(sums, grids.tolist(), strict=True)):
+        alike = places.setdefault((total, tuple(grid)), [])
+        place = next((place for place in alike if torch.equal(patches[keep[place]], patches[index])), None)
+        if place is None:
+            place = len(keep)
+            keep.append(index)
+            alike.append(place)
+        place_of.append(place)
+    return keep, place_of

@@ -5,7 +5,7 @@ import torch
 
 from portraitkit.errors import DataError
 from portraitkit.images import write_image
-from portraitkit.vlm.rows import make_rows, messages, open_rows, read_rows, shuffled
+from portraitkit.vlm.rows import FRESH, first_row, make_rows, messages, open_rows, read_rows, shuffled
 
 
 def test_equal_seeds_give_equal_rows_and_other_seeds_other_ones(brightness):
@@ -85,3 +85,11 @@ def test_a_target_column_is_what_is_imitated(brightness, tmp_path):
 def test_messages_show_the_picture_before_the_prompt():
     turns = messages("Light?", "dark")
     assert [part["type"] for part in turns[0]["content"]] == ["image", "text"] and turns[1]["role"] == "assistant"
+
+
+def test_runs_draw_rows_that_the_embedded_models_were_not_taught_on_and_share_the_held_out_ones(brightness):
+    firsts = [first_row("train", seed) for seed in range(100)]
+    assert min(firsts) >= FRESH and min(abs(a - b) for a in firsts for b in firsts if a != b) > 1_000_000
+    assert {first_row("held_out", seed) for seed in range(100)} == {0}
+    held_out = [make_rows(brightness, "held_out", 3, seed) for seed in (0, 7)]
+    assert all(torch.equal(a.pictures[0], b.pictures[0]) for a, b in zip(*held_out, strict=True))
