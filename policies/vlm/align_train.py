@@ -105,14 +105,18 @@ def train_stages(setting: Setting, model: Any, checkpoint: str | None) -> Any:
     model = load_policy(config) if model is None else model
     lora = lora_arguments(config) if config.adapter is None else None
     for stage in config.stages:
+        last = stage == config.stages[-1]
+        target = folder / "model" if last else folder / stage / "model"
+        if checkpoint is not None and not last and target.is_dir():  # a later stage's checkpoint is there, so this one is done
+            del model
+            release()
+            model, lora = _read(config, target), None
+            continue
         trainer = _train(setting, stage, model, lora, checkpoint if stage == "grpo" else None)
         if setting.interrupt.requested:
             return None
-        last = stage == config.stages[-1]
-        target = folder / "model" if last else folder / stage / "model"
         model, lora = trainer.model, None  # the next stage trains the same LoRA on: merged, its saved part would lack this one's
-        if last or _read_again(config):
-            _save(setting, trainer, target)
+        _save(setting, trainer, target)
         if config.deepspeed is not None or (not last and _read_again(config)):
             del trainer, model
             release()

@@ -166,11 +166,15 @@ def test_a_frozen_vision_tower_keeps_every_bit(command, model, tmp_path, lora):
     assert not all(kept for name, kept in same.items() if "visual" not in name)
 
 
-def test_a_resumed_run_ends_as_the_uninterrupted_one(command, model, tmp_path):
+@pytest.mark.parametrize("stages", [["grpo"], ["sft", "grpo"], ["sft", "grpo", "--rank", 2]])
+def test_a_resumed_run_ends_as_the_uninterrupted_one(command, model, tmp_path, stages, monkeypatch):
     options = ["--model", model, *OPTIONS, "--max-train-steps", 4, "--checkpointing-steps", 2, "--checkpoints-total-limit", 3]
+    options += ["--stages", *stages]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert command(align_vlm, "--output-dir", whole, *options)[0] == 0
+    monkeypatch.setattr("policies.vlm.align_train.shutil.rmtree", lambda path: None)  # what a killed run leaves behind
     assert command(align_vlm, "--output-dir", parts, *options)[0] == 0
+    monkeypatch.undo()
     (parts / "checkpoint-4" / "trainer_state.json").unlink()  # as if killed while it was written
     (parts / "summary.json").unlink()
     code, _, err = command(align_vlm, "--output-dir", parts, *options, "--resume-from-checkpoint", "latest")
@@ -179,6 +183,9 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(command, model, tmp_path):
         [row["reward"] for row in lines(run / "metrics.jsonl") if row["kind"] == "grpo" and "reward" in row] for run in (whole, parts)
     ]
     assert rewards[0] == rewards[1] and len(rewards[0]) == 4
+    kinds = [row["kind"] for row in lines(parts / "metrics.jsonl")]
+    assert kinds.count("sft") == [row["kind"] for row in lines(whole / "metrics.jsonl")].count("sft")  # not trained again
+    assert not (parts / "sft" / "model").exists()
     assert (whole / "answers.jsonl").read_text() == (parts / "answers.jsonl").read_text()
 
 
