@@ -51,7 +51,7 @@ def tower_once(model: Any) -> Iterator[None]:
             tower.forward = outer
 
 
-def _different(patches: Sequence[Float[Tensor, "patches values"]], grids: Int[Tensor, "pictures 3"]) -> tuple[list[int], list[int]]:
+def _different(patches: Sequence[Float[Tensor, "_ values"]], grids: Int[Tensor, "pictures 3"]) -> tuple[list[int], list[int]]:
     """The first of each different picture, and for every picture the place of its equal among them.
 
     Sums tell nearly all different pictures apart with a single transfer from the device; those with equal ones are compared in full.

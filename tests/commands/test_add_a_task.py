@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_vlm import ANSWER, write_tiny_vlm
 
 from policies.vlm.main import align_vlm, score_completions
 from portraitkit.images import write_image
-from portraitkit.vlm.tiny import build_model, build_processor
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "add_a_task.md").read_text(encoding="utf-8")
 
@@ -34,10 +34,7 @@ def test_answers_are_scored_as_the_guide_shows(task, command):
 
 
 def test_the_task_is_probed_and_trained(task, command):
-    torch.manual_seed(0)
-    processor = build_processor(["<answer>warm</answer> <answer>cold</answer> light? " * 3], ["<answer>", "</answer>", "warm", "cold"])
-    build_model(processor, hidden_size=96, layers=1, vision_size=32, vision_layers=1).save_pretrained("model")
-    processor.save_pretrained("model")
+    write_tiny_vlm("model", "<answer>warm</answer> <answer>cold</answer> light? ", [*ANSWER, "warm", "cold"])
     sizes = {
         "train-rows": 4,
         "validation-rows": 2,

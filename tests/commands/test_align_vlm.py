@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_vlm import write_tiny_vlm
 
 from policies.vlm.align_config import AlignVlmConfig
 from policies.vlm.main import align_vlm
@@ -13,7 +14,6 @@ from policies.vlm.tasks.shape_area import TASK
 from portraitkit.config import load_config, recipe_names
 from portraitkit.images import write_image
 from portraitkit.vlm.load import ASKED
-from portraitkit.vlm.tiny import build_model, build_processor
 
 SMALL = {
     "train-rows": 8,
@@ -35,12 +35,7 @@ OPTIONS = [text for name, value in SMALL.items() for text in (f"--{name}", str(v
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A folder with a tiny random Qwen2.5-VL."""
-    torch.manual_seed(0)
-    processor = build_processor(["<answer>1.00</answer> Area? " * 3], ["<answer>", "</answer>"])
-    folder = tmp_path_factory.mktemp("model")
-    build_model(processor, hidden_size=96, layers=1, vision_size=32, vision_layers=1).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return write_tiny_vlm(tmp_path_factory.mktemp("model"))
 
 
 def lines(path):

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_vlm import write_tiny_vlm
 
 from policies.vlm.main import align_vlm
-from portraitkit.vlm.tiny import build_model, build_processor
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -38,12 +38,7 @@ OPTIONS = [text for name, value in SMALL.items() for text in (f"--{name}", str(v
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A folder with a tiny random Qwen2.5-VL."""
-    torch.manual_seed(0)
-    processor = build_processor(["<answer>1.00</answer> Area? " * 3], ["<answer>", "</answer>"])
-    folder = tmp_path_factory.mktemp("model")
-    build_model(processor, hidden_size=96, layers=1, vision_size=32, vision_layers=1).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return write_tiny_vlm(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

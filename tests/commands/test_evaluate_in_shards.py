@@ -4,11 +4,10 @@ import json
 from functools import partial
 
 import pytest
-import torch
+from tiny_vlm import THINK_ANSWER, write_tiny_vlm
 
 from portraitkit import shard_files
 from portraitkit.shards import Shard
-from portraitkit.vlm.tiny import build_model, build_processor
 from preference_data.brief_contract import PROMPT, WORDS
 from reward_models import evaluate
 from reward_models.judging import judge_pairs
@@ -29,11 +28,7 @@ OPTIONS = ["--evaluate", *(text for name, value in SMALL.items() for text in (f"
 
 @pytest.fixture
 def model(tmp_path):
-    torch.manual_seed(0)
-    processor = build_processor([PROMPT] * 3, ["<think>", "</think>", "<answer>", "</answer>", *WORDS.values()])
-    build_model(processor, hidden_size=96, layers=1, vision_size=32, vision_layers=1).save_pretrained(tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    return write_tiny_vlm(tmp_path / "model", PROMPT, [*THINK_ANSWER, *WORDS.values()])
 
 
 def test_two_processes_find_what_one_finds(command, model, tmp_path, monkeypatch):

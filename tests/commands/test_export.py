@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Image, List, load_dataset
 from PIL import Image as PilImage
+from tiny_vlm import write_tiny_vlm
 
 from policies.vlm.export_reward import exported_reward
 from policies.vlm.main import align_vlm, score_completions
@@ -18,7 +19,6 @@ from policies.vlm.tasks import load_task
 from policies.vlm.truth_columns import ground_truth_of
 from portraitkit.images import write_image
 from portraitkit.vlm.rows import make_rows
-from portraitkit.vlm.tiny import build_model, build_processor
 
 TASKS = ("area", "makeup", "makeup-lips", "emotion", "preference")
 FEW = ["--train-rows", 5, "--validation-rows", 2, "--held-out-rows", 3]
@@ -117,9 +117,7 @@ def own(tmp_path, monkeypatch):
             lines.append(json.dumps({"image": f"{split}{index}.png", "area": 10.0 + index, "gender": "woman", "note": "kept out"}))
         (tmp_path / "data" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     (tmp_path / "mine.py").write_text("from policies.vlm.tasks.shape_area import area_task\n\nTASK = area_task(name='mine')\n")
-    processor = build_processor(["<answer>1.00</answer> Area? " * 3], ["<answer>", "</answer>"])
-    build_model(processor, hidden_size=96, layers=1, vision_size=32, vision_layers=1).save_pretrained("model")
-    processor.save_pretrained("model")
+    write_tiny_vlm("model")
     return tmp_path
 
 

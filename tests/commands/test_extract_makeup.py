@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tiny_vlm import write_tiny_vlm
 
 from policies.vlm import extract
 from policies.vlm.main import extract_makeup
@@ -13,7 +14,6 @@ from portraitkit.faces.portraits import bundled_portraits
 from portraitkit.images import read_image, write_image
 from portraitkit.vlm.generate import Completion
 from portraitkit.vlm.load import ASKED
-from portraitkit.vlm.tiny import build_model, build_processor
 from preference_data.makeup import render_makeup
 
 LOOK = [
@@ -26,12 +26,7 @@ LOOK = [
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A folder with a tiny random Qwen2.5-VL."""
-    torch.manual_seed(0)
-    processor = build_processor(["<answer>[]</answer> Makeup? " * 3], ["<answer>", "</answer>"])
-    folder = tmp_path_factory.mktemp("model")
-    build_model(processor, hidden_size=96, layers=1, vision_size=32, vision_layers=1).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return write_tiny_vlm(tmp_path_factory.mktemp("model"), "<answer>[]</answer> Makeup? ")
 
 
 @pytest.fixture(scope="module")

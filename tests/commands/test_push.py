@@ -6,11 +6,11 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from tiny_vlm import write_tiny_vlm
 
 from policies.retoucher.main import align_retoucher
 from policies.vlm.main import align_vlm
 from portraitkit.images import write_image
-from portraitkit.vlm.tiny import build_model, build_processor
 from reward_models.main import train_reward_model
 
 SMALL = ["--validation-rows", 1, "--held-out-rows", 4, "--probe-rows", 2, "--prompts-per-step", 2, "--group-size", 2, "--max-tokens", 6]
@@ -59,9 +59,7 @@ def own(tmp_path, monkeypatch):
             row = {"image": f"{split}{index}.png", "area": 10.0 + index, "gender": ("woman", "man")[index % 2]}
             lines.append(json.dumps(row | {"meta_info": {"skin_tone": f"monk-{index // 2 + 1}"}, "licence": "cc0" if index else ""}))
         (tmp_path / "faces" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-    processor = build_processor(["<answer>1.00</answer> Area? " * 3], ["<answer>", "</answer>"])
-    build_model(processor, hidden_size=96, layers=1, vision_size=32, vision_layers=1).save_pretrained("model")
-    processor.save_pretrained("model")
+    write_tiny_vlm("model")
     (tmp_path / "model" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\nbase_model: somebody/base\n---\n# Base\n")
     return tmp_path
 

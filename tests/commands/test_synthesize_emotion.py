@@ -151,12 +151,9 @@ def test_mistakes(command, folder, options, word):
 
 @pytest.fixture
 def tiny(folder):
-    from portraitkit.vlm.tiny import build_model, build_processor
+    from tiny_vlm import THINK_ANSWER, write_tiny_vlm
 
-    processor = build_processor([TASK.prompt, GOOD], ["<think>", "</think>", "<answer>", "</answer>"], vocabulary=300)
-    build_model(processor, hidden_size=96, layers=1, vision_size=64, vision_layers=1).save_pretrained(folder.parent / "tiny")
-    processor.save_pretrained(folder.parent / "tiny")
-    return folder.parent / "tiny"
+    return write_tiny_vlm(folder.parent / "tiny", f"{TASK.prompt} {GOOD}", THINK_ANSWER)
 
 
 def test_a_local_model_is_asked_row_by_row(command, folder, tiny):

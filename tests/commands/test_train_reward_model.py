@@ -9,10 +9,10 @@ import time
 
 import pytest
 import torch
+from tiny_vlm import THINK_ANSWER, write_tiny_vlm
 
 from portraitkit.config import load_config, recipe_names
 from portraitkit.images import write_image
-from portraitkit.vlm.tiny import build_model, build_processor
 from preference_data.brief_contract import PROMPT, WORDS, write_brief
 from preference_data.contract import Answer, prompt
 from preference_data.io import write_pairs
@@ -46,13 +46,8 @@ OPTIONS = [text for name, value in SMALL.items() for text in (f"--{name}", str(v
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A folder with a tiny random Qwen2.5-VL that has the words of the brief form as tokens."""
-    torch.manual_seed(0)
-    texts = [PROMPT, prompt(), write_brief(Answer(dict.fromkeys(DIMENSIONS, (5, 3)), 1, ""))]
-    processor = build_processor(texts * 3, ["<think>", "</think>", "<answer>", "</answer>", *WORDS.values()])
-    folder = tmp_path_factory.mktemp("model")
-    build_model(processor, hidden_size=96, layers=1, vision_size=32, vision_layers=1).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    text = " ".join([PROMPT, prompt(), write_brief(Answer(dict.fromkeys(DIMENSIONS, (5, 3)), 1, ""))])
+    return write_tiny_vlm(tmp_path_factory.mktemp("model"), text, [*THINK_ANSWER, *WORDS.values()])
 
 
 def lines(path):

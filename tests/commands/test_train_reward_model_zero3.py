@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_vlm import THINK_ANSWER, write_tiny_vlm
 
-from portraitkit.vlm.tiny import build_model, build_processor
 from preference_data.brief_contract import PROMPT, WORDS
 
 ROOT = Path(__file__).parents[2]
@@ -36,11 +36,7 @@ SMALL = {
 
 @pytest.mark.slow
 def test_two_processes_train_one_judge(tmp_path):
-    torch.manual_seed(0)
-    processor = build_processor([PROMPT] * 3, ["<think>", "</think>", "<answer>", "</answer>", *WORDS.values()])
-    model = tmp_path / "model"
-    build_model(processor, hidden_size=96, layers=1, vision_size=32, vision_layers=1).save_pretrained(model)
-    processor.save_pretrained(model)
+    model = write_tiny_vlm(tmp_path / "model", PROMPT, [*THINK_ANSWER, *WORDS.values()])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

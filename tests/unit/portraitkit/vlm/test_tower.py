@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,10 +10,11 @@ from portraitkit.vlm.tower import KNOWN, tower_once
 
 @pytest.fixture
 def asked(tiny_vlm, rows):
-    """(model, its tower, inputs): five pictures of which two are different, in the order 0 1 0 0 1."""
+    """(model, its tower, inputs): five pictures of which two are different, also in size, in the order 0 1 0 0 1."""
     model, processor, _ = tiny_vlm
     text = processor.apply_chat_template(messages("Light?"), tokenize=False, add_generation_prompt=True)
-    pictures = [shown(rows[index], limit_of(processor)) for index in (0, 1, 0, 0, 1)]
+    two = [rows[0], replace(rows[1], pictures=(torch.rand(3, 112, 56, generator=torch.Generator().manual_seed(0)),))]
+    pictures = [shown(two[index], limit_of(processor)) for index in (0, 1, 0, 0, 1)]
     inputs = processor(images=pictures, text=[text] * 5, padding=True, return_tensors="pt")
     return model, next(module for module in model.modules() if type(module).__name__ in KNOWN), inputs
 
