@@ -13,6 +13,7 @@ from portraitkit.vlm.load import be_quiet, load_model, load_processor
 from portraitkit.vlm.memory import Made, facts
 from portraitkit.vlm.plan import Planner, changes, refuse_if_too_large
 from portraitkit.vlm.tiny import build_model, build_processor
+from portraitkit.vlm.tower import tower_once
 from portraitkit.vlm.train import make_grpo_trainer, make_sft_trainer
 from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments, sft_arguments
 from portraitkit.vlm.trainer_options import TrainerOptions
@@ -55,7 +56,7 @@ def measured(folder, brightness, rows, tmp_path, options: TrainerOptions, stage:
         trainer = make_grpo_trainer(model, processor, brightness.prompt, rows, arguments, callback, brightness, "fixed", lora)
     trainer.args.save_strategy = "no"
     held = [*tensors_of(trainer.model), *(tensors_of(trainer.ref_model) if getattr(trainer, "ref_model", None) else ())]
-    with LiveBytes(held, ("cpu",)) as live:
+    with LiveBytes(held, ("cpu",)) as live, tower_once(trainer.model):
         trainer.train()
     return live.peak
 
