@@ -11,9 +11,8 @@ from portraitkit.errors import ConfigError
 from portraitkit.memory_trace import LiveBytes
 
 # Dense bfloat16 with float32 sums, TFLOP/s, without sparsity, from NVIDIA's data sheets: H200 and H200 NVL (2024), H100 (SXM and PCIe 2022,
-# NVL 2024), HGX B200 (2024), A100 and A10 (2021), A40 (2022), L40S and L4 (2023), and the architecture papers of Ada (RTX 4090) and of GA102
-# (RTX 3090, A6000). Where a sheet names the figure with sparsity alone, half of it. The first line all of whose words are in the device's
-# name counts.
+# NVL 2024), HGX B200 (2024), A100 and A10 (2021), A40 (2022), L40S and L4 (2023), and the papers on Ada (RTX 4090) and GA102 (RTX 3090,
+# A6000). Where a sheet names the figure with sparsity alone, half of it. The first line all of whose words are in the device's name counts.
 PEAKS = (
     ("H200 NVL", 835.5),
     ("H200", 989.5),

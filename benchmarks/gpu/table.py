@@ -12,9 +12,9 @@ from portraitkit.memory_plan import GIB
 
 COLUMNS = ("method", "seconds", "evaluations", "a second", "MFU", "peak GiB", "planned GiB", "peak / planned")
 NOTE = (
-    "Seconds and evaluations of one group, or of one update of the vision-language model: evaluations of the network on a picture or a token, "
-    "a backward counted as two. MFU: model FLOPs (none that are computed again) over the device's dense bfloat16 peak. Peak: most bytes of "
-    "tensors at once; planned: the same by `--dry-run`. Weights and rewards are random."
+    "Seconds and evaluations of one group, or of one update of the vision-language model: evaluations of the network on a picture or a "
+    "token, a backward counted as two. MFU: model FLOPs (none that are computed again) over the device's dense bfloat16 peak. Peak: most "
+    "bytes of tensors at once; planned: the same by `--dry-run`. Weights and rewards are random."
 )
 
 

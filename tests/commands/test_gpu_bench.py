@@ -79,3 +79,15 @@ def test_mistakes_are_one_line(command, tmp_path, options, words):
     code, out, err = command(gpu_bench, *options, "--output-dir", tmp_path / "run")
     assert code == 2 and len(err.splitlines()) == 1 and words in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.gpu
+def test_tiny_models_on_a_gpu(command, tmp_path):
+    code, _, err = command(gpu_bench, *SMALL, *VLM, "--pixels", "32", "--device", "cuda", "--output-dir", tmp_path / "run")
+    assert code == 0, err
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["device"]["name"] == torch.cuda.get_device_name() and results["device"]["memory"] > 2**30
+    for row in results["rows"]:
+        assert row["problem"] == "" and row["seconds"] > 0
+        assert 0 < row["peak"] <= row["details"]["peak_reserved"]
+        assert row["utilisation"] is None or 0 < row["utilisation"] < 1
