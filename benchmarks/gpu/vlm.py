@@ -105,7 +105,7 @@ def _processor(bench: GpuBenchConfig) -> Any:
     if bench.tiny:
         return load_processor("embedded")
     sizes = {"shortest_edge": 56 * 56, "longest_edge": bench.vlm_picture**2}
-    patches = {"patch_size": VISION["patch_size"], "temporal_patch_size": VISION["temporal_patch_size"]}
+    patches: dict[str, Any] = {"patch_size": VISION["patch_size"], "temporal_patch_size": VISION["temporal_patch_size"]}
     return build_processor([PROMPT], size=sizes, merge_size=VISION["spatial_merge_size"], **patches)
 
 

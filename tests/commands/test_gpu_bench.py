@@ -5,9 +5,12 @@ import json
 import pytest
 import torch
 
-from benchmarks.gpu import retoucher
+from benchmarks.gpu import retoucher, vlm
+from benchmarks.gpu.config import GpuBenchConfig
 from benchmarks.gpu_bench import gpu_bench
 from benchmarks.group_cost import ALL_STEPS, DPG
+from portraitkit.interrupt import Interruptible
+from portraitkit.vlm import architectures
 
 SMALL = ["--tiny", "--group", "2", "--steps", "3", "--rank", "4"]
 VLM = ["--vlm-group", "2", "--vlm-tokens", "4", "--vlm-updates", "2"]
@@ -76,9 +79,25 @@ def test_what_runs_out_of_memory_is_said_and_the_others_go_on(command, tmp_path,
     ],
 )
 def test_mistakes_are_one_line(command, tmp_path, options, words):
-    code, out, err = command(gpu_bench, *options, "--output-dir", tmp_path / "run")
+    code, _, err = command(gpu_bench, *options, "--output-dir", tmp_path / "run")
     assert code == 2 and len(err.splitlines()) == 1 and words in err
     assert not (tmp_path / "run").exists()
+
+
+def test_the_real_models_way_in_small(monkeypatch):
+    """The published architecture's configuration, patches and stand-in tokenizer, with fewer and narrower layers, on the CPU."""
+    sizes = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": False}
+    narrow = {"depth": 2, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "fullatt_block_indexes": [1]}
+    monkeypatch.setitem(architectures.KNOWN, "small/real", sizes)
+    monkeypatch.setattr(architectures, "VISION", architectures.VISION | narrow)
+    monkeypatch.setattr(vlm, "REAL", "small/real")
+    monkeypatch.setattr(GpuBenchConfig, "where", "cpu")
+    bench = GpuBenchConfig(parts=("vlm",), vlm_side=112, vlm_group=2, vlm_tokens=6, vlm_updates=2)
+    (row,) = vlm.vlm_cases(bench, Interruptible())[0].measure()
+    assert row.model == "Qwen2.5-VL-7B" and row.details["tokens_of_a_picture"] == (112 // 28) ** 2
+    assert row.details["lora_modules"] == 2 * 2  # queries and values of two layers
+    assert 0.85 < row.peak / row.planned < 1.15
 
 
 @pytest.mark.gpu
