@@ -61,6 +61,7 @@ def emotion_task(*, signed: bool = False) -> Task:
         metrics=_metrics,
         make_row=_make_row,
         brief="Emotion?",
+        most=_most,
     )
 
 
@@ -125,6 +126,13 @@ def _prompt() -> str:
 def _perfect(truth: Expression) -> str:
     named = " ".join(f"(AU{unit})" for unit in sorted(truth.units or ()))
     return f"<think>{named}</think><answer>{truth.emotion or 'neutral'}</answer>"
+
+
+def _most(truth: Expression, mode: Mode) -> float:
+    """The form, and what the row labels; as published, a row without a unit that shows earns 0 for units, one without an emotion .5."""
+    if mode == "paper":
+        return 1.0 + bool(truth.units) + (0.5 if truth.emotion is None else 1.0)
+    return 1.0 + (truth.units is not None) + (truth.emotion is not None)
 
 
 def _metrics(completions: Sequence[str], truths: Sequence[Expression]) -> dict[str, float]:
