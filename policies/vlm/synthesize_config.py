@@ -92,7 +92,7 @@ class SynthesizeConfig:
         if bool(self.endpoint) != bool(self.endpoint_model):
             raise ConfigError("--endpoint and --endpoint-model: give both, or none to use --model")
         if not self.endpoint and not self.model:
-            raise ConfigError(f"--model: {WRITERS}")
+            raise ConfigError(f"--model: none is the default; {WRITERS}")
         if self.endpoint and self.rounds > 1:
             raise ConfigError("--rounds: a model behind an endpoint cannot be fine-tuned; use --model, or leave --rounds out")
         if not self.path.is_file():

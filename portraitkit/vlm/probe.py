@@ -99,7 +99,8 @@ class Probe:
         low, high = self.declared_range
         mean, shortest, longest = self.tokens
         least, most = self.row_maxima
-        allowed = "" if least == most == high else f"rows allow {least:g}" if least == most else f"rows allow {least:g} to {most:g}"
+        span = f"{least:g}" if least == most else f"{least:g} to {most:g}"
+        allowed = "" if least == most == high else f"these rows allow at most {span}"
         reached = "" if self.perfect_share == 1 else "the maximum is out of reach"
         example = self.inversion_example
         worst = (

@@ -56,5 +56,5 @@ def test_a_random_model_is_probed(tiny_vlm, brightness, rows):
     assert shortest <= mean <= longest <= 5 and found.image_tokens[0] >= 1 and found.prompt_tokens > found.image_tokens[1]
     assert found.table().row_count == len(found.lines()) and found.row_maxima == (1.5, 1.5)
     note = {name: note for name, _, note in replace(found, row_maxima=(1.0, 1.0), perfect_share=1.0).lines()}
-    assert note["perfect answers at the maximum"] == "rows allow 1"
+    assert note["perfect answers at the maximum"] == "these rows allow at most 1"
     assert found.to_dict()["constant_answer"] in ("<answer>dark</answer>", "<answer>light</answer>")
