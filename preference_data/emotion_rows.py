@@ -81,20 +81,32 @@ def parse_row(row: Any) -> EmotionRow:
     meta = row.get("meta_info")
     if meta is not None and not isinstance(meta, dict):
         raise DataError(f"meta_info {meta!r}: must be an object")
-    units = _units(row["AUs"])
-    if units == () and row["dataset"].lower() in EMOTION_ONLY:
-        units = None
+    units, labels = parse_truth(row)
     return EmotionRow(
         id=row["id"],
         dataset=row["dataset"],
         image=check_path(row["image"]),
         question=row.get("question") or QUESTION,
         AUs=units,
-        labels=_labels(row["labels"]),
+        labels=labels,
         description=row.get("description") or "",
         meta_info=meta or {},
         target=row.get("target"),
     )
+
+
+def parse_truth(row: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """The columns `AUs` and `labels` of a row, as `EmotionRow` holds them; a column that is missing or null labels nothing.
+
+    `dataset` is looked at only where `AUs` is empty, which means "not labelled" in the data sets of `EMOTION_ONLY`.
+
+    Raises:
+        DataError: a unit or an emotion is none, or not given as a list.
+    """
+    units = _units(row.get("AUs"))
+    if units == () and str(row.get("dataset")).lower() in EMOTION_ONLY:
+        units = None
+    return units, _labels(row.get("labels"))
 
 
 def read_emotion_rows(path: Path) -> list[EmotionRow]:
@@ -146,7 +158,7 @@ def _units(value: Any) -> tuple[str, ...] | None:
         raise DataError(f'AUs {value!r}: must be a list such as ["AU4", "AU15"], or null where none are labelled')
     numbers = []
     for name in value:
-        digits = name.removeprefix("AU") if isinstance(name, str) else ""
+        digits = name.removeprefix("AU") if isinstance(name, str) and name.startswith("AU") else ""
         if not digits.isdecimal() or int(digits) not in ACTION_UNITS:
             raise DataError(f"AUs item {name!r}: must be one of {', '.join(f'AU{number}' for number in ACTION_UNITS)}")
         numbers.append(int(digits))
@@ -154,6 +166,8 @@ def _units(value: Any) -> tuple[str, ...] | None:
 
 
 def _labels(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
     if not isinstance(value, list) or len(value) > 1 or not all(isinstance(label, str) for label in value):
         raise DataError(f'labels {value!r}: must be a list of one emotion such as ["sadness"], or empty')
     return tuple(normalise_label(label) for label in value)

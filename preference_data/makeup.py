@@ -69,9 +69,9 @@ def check_look(look: Sequence[Item]) -> None:
         DataError: a shape that is not known (with the nearest), a colour that is no `#RRGGBB`, or a parameter out of 0..255.
     """
     for item in look:
-        if item.get("shape") not in SHAPES:
-            name = str(item.get("shape"))
-            raise DataError(f"shape {name!r}: no such shape{nearest(name, SHAPES)}; known: {', '.join(SHAPES)}")
+        name = item.get("shape")
+        if not isinstance(name, str) or name not in SHAPES:
+            raise DataError(f"shape {name!r}: no such shape{nearest(str(name), SHAPES)}; known: {', '.join(SHAPES)}")
         color = item.get("color")
         if not isinstance(color, Tensor) and not (isinstance(color, str) and HEX.fullmatch(color)):
             raise DataError(f"color {color!r} of {item['shape']}: must have the form #RRGGBB")

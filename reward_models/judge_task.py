@@ -51,6 +51,11 @@ def judge_task(view: View, coherence: Coherence = deterministic, consistency_wei
     def perfect(truth: Preference) -> str:
         return view.write(preference_task.answer_of(truth))
 
+    def most(truth: Preference, mode: Mode) -> float:
+        other = truth.other if isinstance(truth, Asked) else None
+        at_odds = truth.overall in ("a", "b") and other != truth.overall  # being right is worth more
+        return preference_task.most(truth, mode) + (0.0 if other is None or at_odds else consistency_weight)
+
     base = preference_task.TASK
     top = {mode: (low, high + consistency_weight) for mode, (low, high) in base.ranges.items()}
-    return Task("preference", view.prompt, base.read_truth, score, top, perfect, metrics=base.metrics)
+    return Task("preference", view.prompt, base.read_truth, score, top, perfect, metrics=base.metrics, most=most)

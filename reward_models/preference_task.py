@@ -141,6 +141,12 @@ def _verdict(both: tuple[int, int]) -> Verdict:
     return "tie" if both[0] == both[1] else "a" if both[0] > both[1] else "b"
 
 
+def most(truth: Preference, mode: Mode) -> float:
+    """Form and coherence, and what is judged. A row all of whose dimensions speak against its overall verdict does not reach it."""
+    applies = 1.0 if truth.overall in ("a", "b") else 0.0
+    return 1.0 + applies + bool(truth.verdicts) if mode == "fixed" else 2.0 + applies
+
+
 def metrics(completions: Sequence[str], truths: Sequence[Preference]) -> dict[str, float]:
     """Accuracy overall and on each dimension, and the share of answers that can be read; unreadable answers count as wrong."""
     answers = [read_either(text) for text in completions]
@@ -189,5 +195,14 @@ def turned_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
 
 
 TASK = Task(
-    "preference", prompt(), read_truth, score, {"paper": (0.0, 3.0), "fixed": (0.0, 3.0)}, perfect, make_row, brief=PROMPT, metrics=metrics
+    "preference",
+    prompt(),
+    read_truth,
+    score,
+    {"paper": (0.0, 3.0), "fixed": (0.0, 3.0)},
+    perfect,
+    make_row,
+    brief=PROMPT,
+    metrics=metrics,
+    most=most,
 )

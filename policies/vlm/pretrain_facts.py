@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from policies.vlm.tasks.emotion import EMOTIONS
 from policies.vlm.tasks.makeup_scores import hex_to_lab
+from preference_data.emotion_labels import EMOTIONS
 from preference_data.makeup_shapes import SHAPES
 from preference_data.schema import DIMENSIONS
 

@@ -27,7 +27,7 @@ def score_main(argv: list[str]) -> int:
 
     Raises:
         ConfigError: an unknown task or option.
-        DataError: the file cannot be read, or a row breaks the schema; its number is named.
+        DataError: the file cannot be read or holds no rows, or a row breaks the schema; its number is named.
     """
     from policies.vlm.score_config import ScoreConfig
     from policies.vlm.tasks import load_task
@@ -36,6 +36,8 @@ def score_main(argv: list[str]) -> int:
     config = load_config(ScoreConfig, argv, prog="score-completions")
     task = load_task(config.task)
     rows = list(_read_columns(config.rows, task))
+    if not rows:
+        raise DataError(f"{config.rows}: holds no rows; one JSON object a line")
     summarise = _prepare_metrics(config, task, rows) if config.metrics else None
     rewards = []
     for completion, truth, _, _ in rows:
@@ -51,8 +53,6 @@ def score_main(argv: list[str]) -> int:
 
 def _prepare_metrics(config: "ScoreConfig", task: Task, rows: list[Columns]) -> Callable[[], dict[str, Any]]:
     """What computes the metrics once the rewards are printed; everything that can be refused is refused here."""
-    if not rows:
-        raise DataError(f"{config.rows}: holds no rows; metrics need one or more")
     if config.metrics is not None and config.metrics.is_dir():
         raise ConfigError(f"--metrics {config.metrics}: is a folder; give the path of a JSON file")
     completions, truths, columns, lines = (list(column) for column in zip(*rows, strict=True))

@@ -16,10 +16,10 @@ from typing import Any
 from rich.console import Console
 
 from policies.vlm.synthesis import find_errors, unverifiable, write_prompt
-from policies.vlm.synthesize_config import SynthesizeConfig
+from policies.vlm.synthesize_config import WRITERS, SynthesizeConfig
 from portraitkit.config import config_to_dict
 from portraitkit.endpoint import Endpoint, Question, Reply
-from portraitkit.errors import DataError, ImageError
+from portraitkit.errors import ConfigError, DataError, ImageError
 from portraitkit.images import read_image
 from portraitkit.interrupt import Interruptible
 from portraitkit.jsonl import append_line, read_json_lines, write_lines
@@ -36,10 +36,19 @@ def run_synthesis(config: SynthesizeConfig, command: list[str]) -> int:
     """Synthesise, in one round or several; returns the exit code.
 
     Raises:
+        ConfigError: the local model is the embedded one or its offspring, or the device is not there.
+        WeightsError: there is no such local model.
         DataError: bad rows, no row was accepted, or the endpoint does not answer.
         RunFolderError: the output folder holds something else, or a synthesis with other options.
     """
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    if not config.endpoint:
+        from portraitkit.vlm.load import asked_briefly, check_device, model_path
+
+        if asked_briefly(config.model):
+            raise ConfigError(f"--model {config.model}: was taught short answers and cannot reason in the full form; {WRITERS}")
+        check_device(config.device)
+        model_path(config.model)
     rows = read_emotion_rows(config.path)[: config.count or None]
     source = config.path.parent.resolve()
     for row in rows:
@@ -50,11 +59,6 @@ def run_synthesis(config: SynthesizeConfig, command: list[str]) -> int:
             f"{source}: has no test.jsonl; --rounds fine-tunes with align-vlm, which needs held-out rows beside {config.path.name}"
         )
     endpoint = _open_endpoint(config)
-    if endpoint is None:
-        from portraitkit.vlm.load import check_device, model_path
-
-        check_device(config.device)
-        model_path(config.model)
     with start_or_go_on(
         config.output_dir,
         config_to_dict(config),

@@ -8,6 +8,8 @@ from tyro.conf import Positional, arg
 
 from portraitkit.errors import ConfigError
 
+WRITERS = "give --model FOLDER or a hub id, or --endpoint URL with --endpoint-model NAME, of a model that reasons about pictures"
+
 
 @dataclass(frozen=True)
 class SynthesizeConfig:
@@ -17,8 +19,8 @@ class SynthesizeConfig:
     """A JSONL file of labelled faces, or the folder that make-preferences emotion wrote (its train.jsonl)."""
     output_dir: Path = Path("data/emotion-synthesis")
     """Where train.jsonl (accepted), rejected.jsonl, test.jsonl and summary.json go. The same command again goes on where it was stopped."""
-    model: str = "embedded"
-    """The local model that writes: embedded, a folder, or a hub id; the endpoint is used instead where --endpoint is given."""
+    model: str = ""
+    """The local model that writes, a folder or a hub id; or give --endpoint. The embedded model cannot: it knows short answers only."""
     endpoint: str = ""
     """An OpenAI-compatible endpoint that writes, as http://localhost:8000/v1."""
     endpoint_model: str = ""
@@ -89,6 +91,8 @@ class SynthesizeConfig:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
         if bool(self.endpoint) != bool(self.endpoint_model):
             raise ConfigError("--endpoint and --endpoint-model: give both, or none to use --model")
+        if not self.endpoint and not self.model:
+            raise ConfigError(f"--model: none is the default; {WRITERS}")
         if self.endpoint and self.rounds > 1:
             raise ConfigError("--rounds: a model behind an endpoint cannot be fine-tuned; use --model, or leave --rounds out")
         if not self.path.is_file():

@@ -40,7 +40,8 @@ class Probe:
         mode: of the rewards.
         declared_range: smallest and largest reward that the task declares.
         observed_range: of the sampled answers.
-        perfect_share: share of rows whose perfect answer earns the declared maximum.
+        row_maxima: smallest and largest of what the rows allow; below the declared maximum where rows label only part.
+        perfect_share: share of rows whose perfect answer earns the most that the row allows.
         constant_answer: the best constant answer.
         constant_reward: its mean reward.
         inversions: share of (row, malformed answer) pairs that beat that row's well-formed wrong answer.
@@ -62,6 +63,7 @@ class Probe:
     mode: Mode
     declared_range: tuple[float, float]
     observed_range: tuple[float, float]
+    row_maxima: tuple[float, float]
     perfect_share: float
     constant_answer: str
     constant_reward: float
@@ -96,6 +98,10 @@ class Probe:
         """(name, value, meaning) of each figure."""
         low, high = self.declared_range
         mean, shortest, longest = self.tokens
+        least, most = self.row_maxima
+        span = f"{least:g}" if least == most else f"{least:g} to {most:g}"
+        allowed = "" if least == most == high else f"these rows allow at most {span}"
+        reached = "" if self.perfect_share == 1 else "the maximum is out of reach"
         example = self.inversion_example
         worst = (
             f"{example.malformed[:40]!r} earns {example.reward:.3f}, {example.wrong[:40]!r} {example.wrong_reward:.3f}" if example else ""
@@ -103,11 +109,7 @@ class Probe:
         room = None if self.context is None else self.context - self.prompt_tokens - self.max_tokens
         return [
             ("reward range", f"{low:g} to {high:g}", f"sampled answers earn {self.observed_range[0]:.3f} to {self.observed_range[1]:.3f}"),
-            (
-                "perfect answers at the maximum",
-                f"{self.perfect_share:.0%}",
-                "" if self.perfect_share == 1 else "the maximum is out of reach",
-            ),
+            ("perfect answers at the maximum", f"{self.perfect_share:.0%}", "; ".join(filter(None, (reached, allowed)))),
             ("best constant answer", f"{self.constant_reward:.3f}", f"{self.constant_answer[:60]!r}: what needs no eyes"),
             ("sampled answers now", f"{self.mean_reward:.3f}", f"mean of {self.rows} x {self.samples} at temperature {self.temperature:g}"),
             ("groups without variance", f"{self.zero_variance:.0%}", "nothing is learned from them" if self.zero_variance else ""),
@@ -126,7 +128,6 @@ class Probe:
 def probe_reward(task: Task, rows: Sequence[Row], mode: Mode, *, seed: int = 0) -> tuple[str, float, float, float, Inversion | None]:
     """The part that needs no model: constant answer and reward, share of perfect answers at the maximum, inversions and the worst."""
     constant, constant_reward = best_constant(task, rows, mode)
-    high = task.ranges[mode][1]
     perfect = [task.score(task.perfect(row.truth), row.truth, mode).reward for row in rows]
     draw = random.Random(seed)
     pairs: list[Inversion] = []
@@ -140,8 +141,13 @@ def probe_reward(task: Task, rows: Sequence[Row], mode: Mode, *, seed: int = 0) 
             pairs.append(Inversion(text, task.score(text, row.truth, mode).reward, other, wrong))
     inverted = [pair for pair in pairs if pair.reward > pair.wrong_reward + 1e-9]
     worst = max(inverted, key=lambda pair: pair.reward - pair.wrong_reward, default=None)
-    share = sum(value >= high - 1e-6 for value in perfect) / len(perfect)
+    share = sum(value >= most - 1e-6 for value, most in zip(perfect, row_maxima(task, rows, mode), strict=True)) / len(perfect)
     return constant, constant_reward, share, len(inverted) / max(len(pairs), 1), worst
+
+
+def row_maxima(task: Task, rows: Sequence[Row], mode: Mode) -> list[float]:
+    """The most that each row allows: what the task says of its truth, or the declared maximum."""
+    return [task.ranges[mode][1] if task.most is None else task.most(row.truth, mode) for row in rows]
 
 
 def malformed(answer: str) -> list[str]:
@@ -190,6 +196,7 @@ def probe(
         [[task.score(one.text, row.truth, mode).reward for one in group] for group, row in zip(groups, rows, strict=True)]
     )
     answers = [one for group in groups for one in group]
+    maxima = row_maxima(task, rows, mode)
     lengths = [one.tokens for one in answers]
     pictures, prompt = count_tokens(processor, decoding.prompt, rows)
     return Probe(
@@ -197,6 +204,7 @@ def probe(
         mode=mode,
         declared_range=task.ranges[mode],
         observed_range=(float(rewards.min()), float(rewards.max())),
+        row_maxima=(min(maxima), max(maxima)),
         perfect_share=perfect,
         constant_answer=constant,
         constant_reward=constant_reward,

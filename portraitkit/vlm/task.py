@@ -37,12 +37,14 @@ class Task:
         read_truth: a row's columns to the truth; raises DataError where they break the schema.
         score: (completion, truth, mode) -> Score. A completion that cannot be read earns the mode's minimum: it is no exception.
         ranges: smallest and largest reward of each mode.
-        perfect: a completion that earns the maximum for a truth.
+        perfect: a completion that earns the most that a truth allows.
         make_row: (split, seed) -> row of the embedded data: `image` (RGB, 3 x h x w, [0, 1]), the columns that `read_truth` reads,
             and optionally `target`, the completion that supervised training imitates (`perfect` where there is none). Equal seeds
             give equal rows; the splits train, validation and held_out share no person. None: the task needs the user's data.
         brief: what a model that was trained on the task already is asked, as the embedded one is; the prompt if empty.
         metrics: (completions, truths) -> what the field reports besides the reward, by name. None: the reward says it all.
+        most: (truth, mode) -> the most that an answer can earn for a truth, where that may be less than the range's maximum: a row may
+            label only part of what the task asks for. The probe holds perfect answers against it. None: each allows the maximum.
     """
 
     name: str
@@ -54,3 +56,4 @@ class Task:
     make_row: Callable[[str, int], Mapping[str, Any]] | None = None
     brief: str = ""
     metrics: Callable[[Sequence[str], Sequence[Any]], dict[str, float]] | None = None
+    most: Callable[[Any, Mode], float] | None = None

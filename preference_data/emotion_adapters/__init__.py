@@ -1,5 +1,7 @@
 """Readers of published data sets in their original folder layouts: one file a data set, each exporting `ADAPTER`."""
 
+import csv
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,16 +110,68 @@ def read_table(path: Path, columns: int, separator: str | None = None) -> Iterat
     Raises:
         DataError: the file cannot be read, or a line has another number of fields.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if line.strip():
             fields = [part.strip() for part in line.split(separator)]
             if len(fields) != columns:
                 raise DataError(f"{path} line {number}: has {len(fields)} fields; {columns} are expected")
             yield f"{path} line {number}", fields
+
+
+def read_csv(path: Path, *needed: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Rows of a CSV file by the names in its header, with where they stand; blank lines are skipped.
+
+    Args:
+        path: of the file.
+        needed: names that the header must have; it may have others.
+
+    Raises:
+        DataError: the file cannot be read, the header lacks a name or has one twice, or a row has not as many fields as the header.
+    """
+    reader = csv.reader(_lines(path))
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        for name in needed:
+            if name not in header:
+                raise DataError(f"{path} line 1: has no column {name}; the header must name {', '.join(needed)}")
+        if len(set(header)) != len(header):
+            raise DataError(f"{path} line 1: names a column twice")
+        for fields in filter(None, reader):
+            where = f"{path} line {reader.line_num}"
+            if len(fields) != len(header):
+                raise DataError(f"{where}: has {len(fields)} fields; the header names {len(header)}")
+            yield where, {name: field.strip() for name, field in zip(header, fields, strict=True)}
+    except csv.Error as error:
+        raise DataError(f"{path} line {reader.line_num}: is no CSV ({error})") from error
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines of a text file in UTF-8, one at a time; a byte order mark is dropped."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{path} line {number}: not UTF-8 at byte {error.start + 1}; save the file as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def finite(where: str, **texts: str) -> dict[str, float]:
+    """Texts that must be numbers, by name.
+
+    Raises:
+        DataError: one is none, or not finite.
+    """
+    try:
+        numbers = {name: float(text) for name, text in texts.items()}
+    except ValueError as error:
+        raise DataError(f"{where}: {' and '.join(texts)} must be numbers ({error})") from error
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            raise DataError(f"{where}: {name} {texts[name]!r} must be a finite number")
+    return numbers
 
 
 def coded(where: str, codes: Mapping[str, str], code: str) -> str:

@@ -7,13 +7,12 @@ arousal, and the pictures below `Manually_Annotated_Images/`. Codes: 0 neutral, 
 validation set is the test set.
 """
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from portraitkit.errors import DataError
-from preference_data.emotion_adapters import Adapter, ReadOptions, Record, Split, coded, find
+from preference_data.emotion_adapters import Adapter, ReadOptions, Record, Split, coded, find, finite, read_csv
 
 LAYOUT = "train_set/images, train_set/annotations/0_exp.npy ... and val_set, or training.csv, validation.csv and Manually_Annotated_Images"
 NAMES = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt", "none", "uncertain", "no face")
@@ -33,9 +32,9 @@ def _read(folder: Path, options: ReadOptions) -> Iterator[Record]:
 def _read_arrays(folder: Path, split: Split) -> Iterator[Record]:
     for path in sorted((folder / "annotations").glob("*_exp.npy"), key=lambda path: (len(path.name), path.name)):
         stem = path.name.removesuffix("_exp.npy")
-        values = {name: _number(path.with_name(f"{stem}_{short}.npy")) for name, short in (("valence", "val"), ("arousal", "aro"))}
+        files = {name: path.with_name(f"{stem}_{short}.npy") for name, short in (("valence", "val"), ("arousal", "aro"))}
+        meta = finite(str(path), **{name: str(_array(file)) for name, file in files.items() if file.is_file()})
         emotion = coded(str(path), CODES, str(_array(path)).strip().removesuffix(".0"))
-        meta = {name: value for name, value in values.items() if value is not None}
         yield Record(f"{folder.name}-{stem}", folder / "images" / f"{stem}.jpg", emotion=emotion, split=split, meta=meta)
 
 
@@ -44,38 +43,21 @@ def _array(path: Path) -> Any:
 
     try:
         return np.load(path, allow_pickle=False).item()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: must be one number ({error})") from error
-
-
-def _number(path: Path) -> float | None:
-    if not path.is_file():
-        return None
-    try:
-        return float(_array(path))
-    except ValueError as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: must be one number ({error})") from error
 
 
 def _read_csv(folder: Path, table: str, split: Split) -> Iterator[Record]:
-    path = folder / table
     pictures = find(folder, LAYOUT, "Manually_Annotated_Images", "Manually_Annotated/Manually_Annotated_Images")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = {"subDirectory_filePath", "expression"} - set(reader.fieldnames or ())
-        if missing:
-            raise DataError(f"{path} line 1: has no column {sorted(missing)[0]}")
-        for row in reader:
-            where = f"{path} line {reader.line_num}"
-            name = row["subDirectory_filePath"].strip()
-            if name.startswith("/") or ".." in Path(name).parts:
-                raise DataError(f"{where}: {name!r} leads out of the folder")
-            try:
-                meta = {key: float(row[key]) for key in ("valence", "arousal") if row.get(key)}
-            except ValueError as error:
-                raise DataError(f"{where}: valence and arousal must be numbers ({error})") from error
-            emotion = coded(where, CODES, row["expression"].strip())
-            yield Record(str(Path(name).with_suffix("")).replace("/", "-"), pictures / name, emotion=emotion, split=split, meta=meta)
+    for where, row in read_csv(folder / table, "subDirectory_filePath", "expression"):
+        name = row["subDirectory_filePath"]
+        if not Path(name).name:
+            raise DataError(f"{where}: names no picture")
+        if name.startswith("/") or ".." in Path(name).parts:
+            raise DataError(f"{where}: {name!r} leads out of the folder")
+        meta = finite(where, **{key: row[key] for key in ("valence", "arousal") if row.get(key)})
+        emotion = coded(where, CODES, row["expression"])
+        yield Record(str(Path(name).with_suffix("")).replace("/", "-"), pictures / name, emotion=emotion, split=split, meta=meta)
 
 
 ADAPTER = Adapter(

@@ -7,12 +7,11 @@ the 27 that are evaluated. There is no official split: the 13 subjects of the th
 set. Unsure: the name of the pictures' folder differs between deliveries; make a link named as above.
 """
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
 from portraitkit.errors import DataError
-from preference_data.emotion_adapters import Adapter, ReadOptions, Record, find
+from preference_data.emotion_adapters import Adapter, ReadOptions, Record, find, read_csv
 from preference_data.emotion_labels import AU_LISTS
 
 LAYOUT = "AUCoding/AU_OCC/F001_T1.csv ... and Sequences(2D+3D)/F001/T1/0001.jpg ..."
@@ -41,22 +40,18 @@ def _read(folder: Path, options: ReadOptions) -> Iterator[Record]:
 
 
 def _rows(table: Path) -> Iterator[tuple[int, frozenset[int], list[int]]]:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
-        header = [name.strip() for name in next(reader, [])]
-        if not header or header[0] != "0" or not all(name.isdecimal() for name in header):
+    for where, row in read_csv(table, "0"):
+        if not all(name.isdecimal() for name in row):
             raise DataError(f"{table} line 1: must name the columns 0, 1, 2 ...: the frame and the units")
-        units = [int(name) for name in header]
-        for line in reader:
-            where = f"{table} line {reader.line_num}"
-            if len(line) != len(units) or not line[0].strip().isdecimal():
-                raise DataError(f"{where}: needs a frame's number and {len(units) - 1} codes")
-            values = {unit: code.strip() for unit, code in zip(units[1:], line[1:], strict=True)}
-            bad = next((code for code in values.values() if code not in ("0", "1", "9")), None)
-            if bad is not None:
-                raise DataError(f"{where}: code {bad!r} is none of 0 (absent), 1 (present), 9 (unknown)")
-            present = frozenset(unit for unit, code in values.items() if code == "1")
-            yield int(line[0]), present, sorted(unit for unit, code in values.items() if code == "9" and unit in EVALUATED)
+        frame = row.pop("0")
+        if not frame.isdecimal():
+            raise DataError(f"{where}: frame {frame!r} must be a number")
+        bad = next((code for code in row.values() if code not in ("0", "1", "9")), None)
+        if bad is not None:
+            raise DataError(f"{where}: code {bad!r} is none of 0 (absent), 1 (present), 9 (unknown)")
+        codes = {int(unit): code for unit, code in row.items()}
+        present = frozenset(unit for unit, code in codes.items() if code == "1")
+        yield int(frame), present, sorted(unit for unit, code in codes.items() if code == "9" and unit in EVALUATED)
 
 
 def _picture(folder: Path, frame: int) -> Path:

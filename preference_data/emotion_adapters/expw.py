@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from portraitkit.errors import DataError, ImageError
-from preference_data.emotion_adapters import Adapter, ReadOptions, Record, coded, find, read_table
+from preference_data.emotion_adapters import Adapter, ReadOptions, Record, coded, find, finite, read_table
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -27,9 +27,9 @@ def _read(folder: Path, options: ReadOptions) -> Iterator[Record]:
     for where, (name, face, *box, confidence, code) in read_table(table, 8):
         try:
             top, left, right, bottom = (int(value) for value in box)
-            meta = {"photo": name, "confidence": float(confidence)}
         except ValueError as error:
-            raise DataError(f"{where}: the box and the confidence must be numbers ({error})") from error
+            raise DataError(f"{where}: the box must be whole numbers ({error})") from error
+        meta = {"photo": name, **finite(where, confidence=confidence)}
         if Path(name).name != name:
             raise DataError(f"{where}: {name!r} must be a file's name")
         if top >= bottom or left >= right:

@@ -55,11 +55,13 @@ def _annotations(folder: Path, part: str, kind: str) -> dict[str, tuple[str, dic
         raise DataError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(items, list):
         raise DataError(f"{path}: must be a list of annotations")
-    found = {}
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
     for number, item in enumerate(items, start=1):
         if not isinstance(item, dict) or not isinstance(item.get("image"), str):
             raise DataError(f"{path} item {number}: needs the path of an image")
-        found[item["image"]] = (f"{path} item {number}", item)
+        where, before = found.setdefault(item["image"], (f"{path} item {number}", item))
+        if before != item:
+            raise DataError(f"{path} item {number}: says something else of {item['image']!r} than {where}; leave one of them in")
     return found
 
 

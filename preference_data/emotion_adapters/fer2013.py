@@ -5,13 +5,12 @@ Layouts relied on: the original `fer2013.csv` with the columns emotion (0 angry,
 Training, PublicTest (here: validation), PrivateTest (here: test). Persons are not identified, and the set is known to hold near copies.
 """
 
-import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from portraitkit.errors import DataError
-from preference_data.emotion_adapters import Adapter, ReadOptions, Record, Split, coded, find
+from preference_data.emotion_adapters import Adapter, ReadOptions, Record, Split, coded, find, read_csv
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -26,18 +25,11 @@ def _read(folder: Path, options: ReadOptions) -> Iterator[Record]:
     if find(folder, LAYOUT, "fer2013.csv", "train").is_dir():
         yield from _read_folders(folder)
         return
-    path = folder / "fer2013.csv"
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = {"emotion", "pixels", "Usage"} - set(reader.fieldnames or ())
-        if missing:
-            raise DataError(f"{path} line 1: has no column {sorted(missing)[0]}; the header must be emotion,pixels,Usage")
-        for number, row in enumerate(reader):
-            where = f"{path} line {reader.line_num}"
-            if row["Usage"] not in SPLITS:
-                raise DataError(f"{where}: Usage {row['Usage']!r} is none of {', '.join(SPLITS)}")
-            emotion = coded(where, CODES, row["emotion"])
-            yield Record(f"{number:05d}", _pixels(where, row["pixels"]), emotion=emotion, split=SPLITS[row["Usage"]])
+    for number, (where, row) in enumerate(read_csv(folder / "fer2013.csv", "emotion", "pixels", "Usage")):
+        if row["Usage"] not in SPLITS:
+            raise DataError(f"{where}: Usage {row['Usage']!r} is none of {', '.join(SPLITS)}")
+        emotion = coded(where, CODES, row["emotion"])
+        yield Record(f"{number:05d}", _pixels(where, row["pixels"]), emotion=emotion, split=SPLITS[row["Usage"]])
 
 
 def _read_folders(folder: Path) -> Iterator[Record]:

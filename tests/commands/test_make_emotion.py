@@ -25,7 +25,7 @@ def picture(path, colour=(90, 120, 150), size=(40, 40)):
 
 def text(path, lines):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines))
+    path.write_text("".join(f"{line}\n" for line in lines), errors="surrogateescape")
 
 
 def disfa(root, *, stills=False):
@@ -76,7 +76,7 @@ def faba(root):
         images = [f"FABAInstruct/{part}/images/{number}.jpg" for number in range(count)]
         for name in images:
             picture(root.parent / name if root.name == "FABAInstruct" else root / name.removeprefix("FABAInstruct/"))
-        units = [{"image": name, "label": "1, 4, 26", "gpt4": "AU1 and AU4 show."} for name in images]
+        units = [{"image": name, "label": "1, 4, 26", "gpt4": "AU1 and AU4 show."} for name in [*images, images[0]]]  # one twice
         emotions = [{"image": name, "label": label, "gpt4": "Sad."} for name, label in zip(images, ("Sadness", "1", "Fear"), strict=False)]
         text(root / part / f"{part}_au_anno.json", [json.dumps(units)])
         text(root / part / f"{part}_emotion_anno.json", [json.dumps(emotions)])
@@ -296,13 +296,34 @@ def test_too_many_missing_pictures_stop_the_command(command, tmp_path):
         ("raf-au", "RAFAU_label.txt", ["0001.jpg 1+x"], ["line 1", "units such as"]),
         ("fer2013", "fer2013.csv", ["emotion,pixels,Usage", "0,1 2 3,Training"], ["line 2", "2304"]),
         ("fer2013", "fer2013.csv", ["emotion,pixels"], ["Usage"]),
+        ("fer2013", "fer2013.csv", ["emotion,pixels,Usage", "0,1 2 3"], ["line 2", "2 fields", "names 3"]),
+        ("fer2013", "fer2013.csv", ["emotion,pixels,Usage", "0,1 2 3,\udce9"], ["line 2", "not UTF-8 at byte 9"]),
+        ("fer2013", "fer2013.csv", ["emotion,pixels,Usage", f"0,{'1' * 140_000},Training"], ["line 2", "no CSV"]),
+        ("fer2013", "fer2013.csv", [], ["has no column emotion"]),
+        ("affectnet", "training.csv", ["subDirectory_filePath,expression,valence", "a/1.jpg"], ["line 2", "1 fields"]),
+        ("affectnet", "training.csv", ["subDirectory_filePath,expression,valence", "a/\udce9.jpg,1,0"], ["line 2", "not UTF-8"]),
+        ("affectnet", "training.csv", ["subDirectory_filePath,expression,valence", ",1,0"], ["line 2", "no picture"]),
+        ("affectnet", "training.csv", ["subDirectory_filePath,expression,valence", "a/1.jpg,1,nan"], ["line 2", "finite"]),
+        ("affectnet", "training.csv", ["subDirectory_filePath,expression,valence", "a/1.jpg,1,x"], ["line 2", "valence"]),
+        ("affectnet", "train_set/annotations/0_exp.npy", [], ["0_exp.npy", "one number"]),
+        ("bp4d", "AUCoding/AU_OCC/F001_T1.csv", ["0,1,2", "7,0,1", "8,0"], ["line 3", "2 fields"]),
+        ("bp4d", "AUCoding/AU_OCC/F001_T1.csv", ["0,1,2", "7,0,\udce9"], ["line 2", "not UTF-8"]),
+        ("bp4d", "AUCoding/AU_OCC/F001_T1.csv", ["0,1,x", "7,0,1"], ["line 1", "the frame and the units"]),
+        ("bp4d", "AUCoding/AU_OCC/F001_T1.csv", ["0,1,1", "7,0,1"], ["line 1", "twice"]),
+        ("bp4d", "AUCoding/AU_OCC/F001_T1.csv", ["0,1,2", "7,0,3"], ["line 2", "'3'"]),
+        (
+            "faba",
+            "train/train_au_anno.json",
+            ['[{"image": "a.jpg", "label": "1"}, {"image": "a.jpg", "label": "2"}]'],
+            ["item 2", "item 1"],
+        ),
         ("expw", "label.lst", ["a.jpg 0 30 20 40 10 60 3"], ["line 1", "top left right bottom"]),
         ("disfa", "readme.txt", ["x"], ["ActionUnit_Labels"]),
         ("jsonl", "train.jsonl", ['{"id": "a", "dataset": "d", "image": "../x.jpg", "AUs": [], "labels": []}'], ["line 1", "inside"]),
     ],
 )
 def test_folders_that_break_the_layout(command, tmp_path, name, file, lines, words):
-    for place in ("image/origin", "aligned"):
+    for place in ("image/origin", "aligned", "Manually_Annotated_Images", "F001/T1"):
         (tmp_path / "in" / place).mkdir(parents=True)
     text(tmp_path / "in" / file, lines)
     code, _, err = command(make_preferences, "emotion", name, tmp_path / "in", "--output-dir", tmp_path / "out")

@@ -68,6 +68,13 @@ def test_preferences(command, tmp_path):
         assert code == 2 and out == "" and "line 2" in err and word in err and len(err.splitlines()) == 1
 
 
+def test_emotions_are_read_as_the_data_format_says(command, tmp_path):
+    """Nouns for adjectives, and an empty list of units is no truth where the data set labels none."""
+    row = {"completion": "<think></think><answer>anger</answer>", "dataset": "fer2013", "AUs": [], "labels": ["Angry"]}
+    code, out, _ = command(score_completions, write(tmp_path / "rows.jsonl", [row, row | {"dataset": "DISFA"}]), "--task", "emotion")
+    assert code == 0 and [json.loads(line)["reward"] for line in out.splitlines()] == [2, 3]
+
+
 def test_a_users_own_task(command, tmp_path):
     (tmp_path / "mine.py").write_text("from policies.vlm.tasks.shape_area import area_task\nTASK = area_task('think')\n")
     row = {"completion": "<think>r</think><answer>400.00</answer>", "area": 400}
@@ -82,6 +89,7 @@ def test_a_users_own_task(command, tmp_path):
         ([{"completion": "x", "area": 1}, {"area": 1}], ["line 2", "completion"]),
         ([{"completion": "x", "area": 1}, {"completion": "x", "area": -1}], ["line 2", "above 0"]),
         (["[1]"], ["line 1"]),
+        ([], ["rows.jsonl", "holds no rows"]),
         (["[" * 100_000], ["line 1", "not JSON"]),
         (['{"completion": "x", "area": 1, "area": 2}'], ["line 1", "'area' is given twice"]),
         (['{"completion": "x", "area": NaN}'], ["line 1", "NaN"]),

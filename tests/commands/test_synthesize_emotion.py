@@ -11,6 +11,7 @@ from policies.vlm.synthesis import find_errors, write_prompt
 from policies.vlm.tasks.emotion import TASK
 from portraitkit.jsonl import write_lines
 from portraitkit.scripted_endpoint import ScriptedEndpoint
+from portraitkit.vlm.load import ASKED
 from portraitkit.vlm.rows import open_rows
 from preference_data.emotion_rows import EmotionRow, read_emotion_rows
 
@@ -69,12 +70,48 @@ def test_acceptance_is_exact(completion, errors):
     assert len(found) == len(errors) and all(words in error for words, error in zip(errors, found, strict=True)), found
 
 
+JOY = EmotionRow("joy", "FABA", "1.png", AUs=("AU6",), labels=("happiness",))
+
+
+@pytest.mark.parametrize(
+    ("think", "found"),
+    [
+        ("(AU6+12) shows", "'(AU6+12)'"),
+        ("(AU6) and action unit 12 (AU12L)", "'12'"),
+        ("(AU6) and (AU12L)", "'(AU12L)'"),
+        ("(AU6), (AU100)", "'(AU100)'"),
+        ("AU6/25", "'AU6/25'"),
+        ("(AU6) and AU-12", "'AU-12'"),
+        ("(AU6) at 50 %", "'50'"),
+        ("(AU6) and AU\u00b2", "'AU\u00b2'"),
+        ("(AU6) and action unit twelve", "'action unit twelve'"),
+        ("(AU6) and AUs: fourteen", "'AUs: fourteen'"),
+        ("(AU6) with the Lip corner puller", "'lip corner puller' is AU12"),
+        ("(AU6) (AU99)", "AU99 is named, but does not show"),
+    ],
+)
+def test_what_the_reward_does_not_read_is_found(think, found):
+    completion = f"<think>{think}</think><answer>happiness</answer>"
+    assert any(found in error for error in find_errors(JOY, completion)), find_errors(JOY, completion)
+    assert find_errors(JOY, "<think>The cheek raiser, (AU6) or AU 6, au06 again.</think><answer>happiness</answer>") == []
+
+
+def test_units_that_are_not_written_one_by_one():
+    row = EmotionRow("a", "FABA", "1.png", AUs=("AU6", "AU12"), labels=("happiness",))
+    errors = find_errors(row, "<think>AU6+12</think><answer>happiness</answer>")
+    assert errors[0] == "AU12 shows, but is not named" and "'AU6+12'" in errors[1]
+    free = EmotionRow("a", "ExpW", "1.png", labels=("happiness",))
+    assert "by itself" in write_prompt(free) and find_errors(free, "<think>(AU12)</think><answer>happiness</answer>") == []
+    errors = find_errors(free, "<think>(AU33) and (AU6+12)</think><answer>happiness</answer>")
+    assert errors[0] == "AU33 is not in the list" and "'(AU6+12)'" in errors[1] and len(errors) == 2
+
+
 def test_the_prompt_holds_the_truth_and_the_errors():
     first = write_prompt(SAD)
     assert first.startswith(TASK.prompt) and "AU4 brow lowerer, AU15 lip corner depressor" in first and "the emotion is sadness" in first
     again = write_prompt(SAD, answer="<think>x", errors=["AU4 shows, but is not named"])
     assert again.startswith(first) and "<think>x" in again and "- AU4 shows, but is not named" in again
-    assert "Name no action unit." in write_prompt(EmotionRow("a", "b", "c", AUs=(), labels=("neutral",)))
+    assert "Name no action unit and no number." in write_prompt(EmotionRow("a", "b", "c", AUs=(), labels=("neutral",)))
 
 
 def test_accepted_rejected_and_unverifiable_rows(command, folder):
@@ -136,6 +173,8 @@ def test_nothing_accepted_is_said(command, folder):
 @pytest.mark.parametrize(
     ("options", "word"),
     [
+        ([], "give --model FOLDER or a hub id, or --endpoint"),
+        (["--model", "embedded"], "short answers"),
         (["--endpoint", "http://x/v1"], "endpoint-model"),
         (["--retries", "-1"], "0 or more"),
         (["--rounds", "2", "--endpoint", "http://x/v1", "--endpoint-model", "m"], "cannot be fine-tuned"),
@@ -146,7 +185,8 @@ def test_nothing_accepted_is_said(command, folder):
 def test_mistakes(command, folder, options, word):
     code, _, err = command(synthesize_emotion, folder, "--output-dir", folder.parent / "out", *options)
     assert code == 2 and word in err and len(err.splitlines()) == 1 and not (folder.parent / "out").exists()
-    assert command(synthesize_emotion, folder / "none.jsonl")[0] == 2
+    code, _, err = command(synthesize_emotion, folder / "none.jsonl", "--model", folder)
+    assert code == 2 and "no such file" in err
 
 
 @pytest.fixture
@@ -163,6 +203,13 @@ def test_a_local_model_is_asked_row_by_row(command, folder, tiny):
     assert code == 2 and "no answer was accepted" in err
     rejected = lines(folder.parent / "out/rejected.jsonl")
     assert [len(row["attempts"]) for row in rejected] == [2, 2]
+
+
+def test_what_was_trained_from_the_embedded_model_is_refused_at_once(command, folder, tiny):
+    config = json.loads((tiny / "config.json").read_text())
+    (tiny / "config.json").write_text(json.dumps({**config, ASKED: "brief"}))
+    code, _, err = command(synthesize_emotion, folder, "--model", tiny, "--output-dir", folder.parent / "out")
+    assert code == 2 and "short answers" in err and len(err.splitlines()) == 1 and not (folder.parent / "out").exists()
 
 
 @pytest.mark.slow

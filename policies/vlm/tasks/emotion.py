@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from portraitkit.errors import DataError
+from portraitkit.errors import ConfigError, DataError
 from portraitkit.vlm.tags import inside
 from portraitkit.vlm.task import Mode, Score, Task
-from preference_data.emotion_labels import ACTION_UNITS, DEFINITIONS, EMOTIONS
+from preference_data.emotion_labels import DEFINITIONS
+from preference_data.emotion_rows import parse_truth
 
 BODY = r"((?:(?!</?(?:think|answer)>).)*)"
 WHOLE = re.compile(rf"\s*<think>{BODY}</think>\s*<answer>\s*([^\W\d_]+)\s*</answer>\s*", re.DOTALL)
@@ -31,8 +32,18 @@ class Expression:
     emotion: str | None
 
 
-def emotion_task(*, signed: bool = False) -> Task:
-    """The task, with `2 F1 - 1` instead of F1 for the action units (as their code has it) where `signed`."""
+def emotion_task(*, signed: bool = False, rarity: Mapping[int, int] | None = None) -> Task:
+    """The task.
+
+    Args:
+        signed: `2 F1 - 1` instead of F1 for the action units, as their code has it.
+        rarity: how many rows of the data show each unit, as {12: 9000, 9: 400}: units then count in F1 by the inverse of that, in the
+            source's proportions (which weighs whole rows, see docs/emotion.md); a unit that is left out counts as the rarest one.
+
+    Raises:
+        ConfigError: a count is not above 0.
+    """
+    weights = None if rarity is None else rarity_weights(rarity)
 
     def score(completion: str, truth: Expression, mode: Mode) -> Score:
         if mode == "paper":
@@ -43,7 +54,7 @@ def emotion_task(*, signed: bool = False) -> Task:
             formed = whole is not None
             reasoning, word = (whole[1], whole[2].lower()) if whole else ("", "")
         named = frozenset(int(number) for number in UNIT.findall(reasoning))
-        units = _units_reward(named, truth.units, mode, readable=formed, signed=signed)
+        units = _units_reward(f1(named, truth.units or frozenset(), weights), truth.units, mode, readable=formed, signed=signed)
         unlabelled = 0.5 if mode == "paper" else None
         accuracy = unlabelled if truth.emotion is None else float(word == truth.emotion)
         parts = {"action_units": units, "emotion": accuracy, "format": float(formed)}
@@ -61,6 +72,7 @@ def emotion_task(*, signed: bool = False) -> Task:
         metrics=_metrics,
         make_row=_make_row,
         brief="Emotion?",
+        most=_most,
     )
 
 
@@ -71,45 +83,46 @@ def published_form(completion: str) -> bool:
     return ends and turned is not None and turned.end() <= len(completion) - len("</answer>")
 
 
-def f1(named: frozenset[int], truth: frozenset[int]) -> float:
-    """F1 of two sets; 1 where both are empty, 0 where one is."""
+def f1(named: frozenset[int], truth: frozenset[int], weights: Mapping[int, float] | None = None) -> float:
+    """F1 of two sets, in which units count by their weights if given; 1 where both are empty, 0 where one is."""
     if not named and not truth:
         return 1.0
-    return 2 * len(named & truth) / (len(named) + len(truth))
+
+    def total(units: frozenset[int]) -> float:
+        return len(units) if weights is None else sum(weights.get(unit, max(weights.values())) for unit in sorted(units))
+
+    return 2 * total(named & truth) / (total(named) + total(truth))
 
 
-def _units_reward(named: frozenset[int], truth: frozenset[int] | None, mode: Mode, *, readable: bool, signed: bool) -> float | None:
+def rarity_weights(counts: Mapping[int, int]) -> dict[int, float]:
+    """Weights that sum to 1, in inverse proportion to how often each unit shows.
+
+    Raises:
+        ConfigError: there is no count, or one is not above 0.
+    """
+    if not counts or any(count <= 0 for count in counts.values()):
+        raise ConfigError(f"rarity {dict(counts)}: must give each unit the number of rows that show it, above 0; leave the others out")
+    inverse = {unit: 1 / count for unit, count in counts.items()}
+    return {unit: value / sum(inverse.values()) for unit, value in inverse.items()}
+
+
+def _units_reward(value: float, truth: frozenset[int] | None, mode: Mode, *, readable: bool, signed: bool) -> float | None:
     if mode == "paper":
         if not truth:
             return 0.0
-        return 2 * f1(named, truth) - 1 if signed else f1(named, truth)
+        return 2 * value - 1 if signed else value
     if truth is None:
         return None
-    value = f1(named, truth) if readable else 0.0
+    value = value if readable else 0.0
     return 2 * value - 1 if signed else value
 
 
 def _read_truth(row: Mapping[str, Any]) -> Expression:
-    units, labels = row.get("AUs"), row.get("labels")
-    if units is None and labels is None:
+    if row.get("AUs") is None and row.get("labels") is None:
         raise DataError("needs AUs, labels or both")
-    numbers = None
-    if units is not None:
-        if not isinstance(units, list):
-            raise DataError(f'AUs {units!r}: must be a list such as ["AU4", "AU15"]')
-        numbers = frozenset(_unit(unit) for unit in units)
-    if labels is None or labels == []:
-        return Expression(numbers, None)
-    if not isinstance(labels, list) or len(labels) != 1 or labels[0] not in EMOTIONS:
-        raise DataError(f"labels {labels!r}: must be a list of one of {', '.join(EMOTIONS)}, or empty")
-    return Expression(numbers, labels[0])
-
-
-def _unit(name: object) -> int:
-    match = UNIT.fullmatch(name) if isinstance(name, str) else None
-    if match is None or int(match[1]) not in ACTION_UNITS:
-        raise DataError(f"AUs item {name!r}: must be one of {', '.join(f'AU{unit}' for unit in ACTION_UNITS)}")
-    return int(match[1])
+    units, labels = parse_truth(row)
+    numbers = None if units is None else frozenset(int(unit.removeprefix("AU")) for unit in units)
+    return Expression(numbers, labels[0] if labels else None)
 
 
 def _prompt() -> str:
@@ -125,6 +138,13 @@ def _prompt() -> str:
 def _perfect(truth: Expression) -> str:
     named = " ".join(f"(AU{unit})" for unit in sorted(truth.units or ()))
     return f"<think>{named}</think><answer>{truth.emotion or 'neutral'}</answer>"
+
+
+def _most(truth: Expression, mode: Mode) -> float:
+    """The form, and what the row labels; as published, a row without a unit that shows earns 0 for units, one without an emotion .5."""
+    if mode == "paper":
+        return 1.0 + bool(truth.units) + (0.5 if truth.emotion is None else 1.0)
+    return 1.0 + (truth.units is not None) + (truth.emotion is not None)
 
 
 def _metrics(completions: Sequence[str], truths: Sequence[Expression]) -> dict[str, float]:

@@ -31,6 +31,7 @@ def test_an_empty_list_means_unlabelled_where_no_units_are_labelled(dataset):
         ({"AUs": ["au4"]}, "au4"),
         ({"AUs": "AU4"}, "must be a list"),
         ({"AUs": [4]}, "4"),
+        ({"AUs": ["4"]}, "'4'"),
         ({"labels": ["sadnes"]}, "did you mean 'sadness'"),
         ({"labels": "sadness"}, "list of one"),
         ({"labels": ["fear", "anger"]}, "list of one"),

@@ -241,6 +241,7 @@ def test_three_coordinates_are_as_good_as_two(faces):
         ({"shape": FULL[0]}, ["None", "#RRGGBB"]),
         ({"shape": FULL[0], "color": "#B03050", "alpha": 256}, ["alpha 256", "0 to 255"]),
         ({"shape": FULL[0], "color": "#B03050", "sigma": 0.5}, ["sigma 0.5"]),
+        ({"shape": ["LIP_FULL_BASIC"], "color": "#B03050"}, ["shape", "no such shape"]),
     ],
 )
 def test_mistakes_are_named(faces, item, words):

@@ -139,6 +139,8 @@ def test_what_grpo_pays_for_the_right_answer_and_for_agreeing_with_itself():
     assert task.score(brief(), asked, "fixed").reward == pytest.approx(3.25) == pytest.approx(task.ranges["fixed"][1])
     assert task.score(brief(), replace(asked, other="b"), "fixed").parts["consistency"] == 0
     assert task.score(brief(), replace(asked, other=None), "fixed").parts["consistency"] is None
+    most = [task.most(replace(asked, other=other), "fixed") for other in ("a", "b", None) if task.most is not None]
+    assert most == [3.25, 3, 3]
     assert task.score("no idea", asked, "fixed").reward == 0
     assert task.score(write_answer(answer_of(TRUTH, "words")), asked, "fixed").reward == 0  # another form than was asked for
     assert "consistency" not in judge_task(BRIEF).score(brief(), TRUTH, "fixed").parts

@@ -78,6 +78,7 @@ def test_no_malformed_answer_beats_a_well_formed_one(mode, spoil, worst, truth):
 def test_a_perfect_answer_earns_all_that_coherence_allows(mode, truth):
     best = 2.0 if mode == "paper" else 1.0 + bool(truth.verdicts)
     best += truth.overall in ("a", "b")
+    assert TASK.most is not None and TASK.most(truth, mode) == best
     answer = answer_of(truth)
     if not answer.coherent:
         best -= 1.0 if mode == "paper" else 0.5

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.vlm.tasks.emotion import ACTION_UNITS, EMOTIONS, TASK, Expression, emotion_task, published_form
-from portraitkit.errors import DataError
+from policies.vlm.tasks.emotion import TASK, Expression, emotion_task, published_form
+from portraitkit.errors import ConfigError, DataError
+from preference_data.emotion_labels import ACTION_UNITS, EMOTIONS
 
 SAD = Expression(frozenset({1, 4, 15}), "sadness")
 UNITS = st.frozensets(st.sampled_from(sorted(ACTION_UNITS)), max_size=6)
@@ -65,6 +66,20 @@ def test_the_signed_variant():
     assert signed.score("garbage", SAD, "fixed").reward == -1
 
 
+def test_rare_units_count_more_if_asked():
+    rare = emotion_task(rarity={1: 900, 4: 900, 15: 100})
+    score = {units: rare.score(answer(units, "sadness"), SAD, "fixed").parts["action_units"] for units in ("AU1 AU4", "AU4 AU15", "AU9")}
+    assert score == {"AU1 AU4": pytest.approx(4 / 13), "AU4 AU15": pytest.approx(20 / 21), "AU9": 0}
+    assert rare.score(answer("AU1 AU4 AU15 AU9", "sadness"), SAD, "fixed").parts["action_units"] == pytest.approx(
+        22 / 31
+    )  # as rare as AU15
+    even = emotion_task(rarity={1: 7, 4: 7, 15: 7}, signed=True)
+    assert even.score(answer("AU1 AU4", "sadness"), SAD, "paper").parts["action_units"] == pytest.approx(0.6)
+    for counts in ({}, {1: 0}):
+        with pytest.raises(ConfigError, match="above 0"):
+            emotion_task(rarity=counts)
+
+
 @given(st.text(max_size=80), UNITS, st.sampled_from([*EMOTIONS, None]), st.booleans())
 def test_whatever_is_written_stays_in_range(text, units, emotion, signed):
     task = emotion_task(signed=signed)
@@ -105,7 +120,8 @@ def test_the_prompt_defines_the_thirty_units():
         {"AUs": ["AU3"]},
         {"AUs": ["1"]},
         {"AUs": [1]},
-        {"AUs": [], "labels": ["sad"]},
+        {"AUs": ["au4"]},
+        {"AUs": [], "labels": ["sadly"]},
         {"labels": ["fear", "anger"]},
         {"labels": "fear"},
     ],
@@ -113,3 +129,30 @@ def test_the_prompt_defines_the_thirty_units():
 def test_rows_that_break_the_schema_are_refused(row):
     with pytest.raises(DataError):
         TASK.read_truth(row)
+
+
+@pytest.mark.parametrize(
+    ("row", "truth"),
+    [
+        ({"labels": ["Angry"]}, Expression(None, "anger")),
+        ({"AUs": ["AU04"], "labels": None}, Expression(frozenset({4}), None)),
+        ({"AUs": [], "labels": ["happy"]}, Expression(frozenset(), "happiness")),
+        ({"dataset": "fer2013", "AUs": [], "labels": ["anger"]}, Expression(None, "anger")),
+        ({"dataset": "RAF-DB", "AUs": ["AU4"], "labels": ["anger"]}, Expression(frozenset({4}), "anger")),
+        ({"dataset": "DISFA", "AUs": [], "labels": []}, Expression(frozenset(), None)),
+    ],
+)
+def test_rows_are_read_as_the_data_format_says(row, truth):
+    """By the parser of `preference_data.emotion_rows`: nouns, and no empty list of units where the data set labels none."""
+    assert TASK.read_truth(row) == truth
+
+
+def test_naming_no_unit_is_not_paid_where_none_is_labelled():
+    truth = TASK.read_truth({"dataset": "fer2013", "AUs": [], "labels": ["anger"]})
+    assert TASK.score(answer("", "anger"), truth, "fixed").reward == 2
+
+
+@given(UNITS, st.sampled_from([*EMOTIONS, None]), st.booleans(), st.sampled_from(["paper", "fixed"]))
+def test_the_perfect_answer_earns_the_most_that_a_row_allows(units, emotion, labelled, mode):
+    truth = Expression(units if labelled else None, emotion)
+    assert TASK.most is not None and TASK.score(TASK.perfect(truth), truth, mode).reward == TASK.most(truth, mode)

@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 
 from policies.vlm.tasks import BUILT_IN, load_task
 from portraitkit.vlm.evaluate import Decoding
-from portraitkit.vlm.probe import malformed, probe, probe_reward
-from portraitkit.vlm.rows import make_rows
+from portraitkit.vlm.probe import malformed, probe, probe_reward, row_maxima
+from portraitkit.vlm.rows import Row, make_rows
 
 TASKS = [name for name in BUILT_IN if load_task(name).make_row is not None]
 
@@ -14,6 +16,19 @@ def test_fixed_rewards_have_no_inversions_and_reach_their_maximum(name):
     _, constant, perfect, inversions, worst = probe_reward(task, make_rows(task, "train", 12, 0), "fixed")
     low, high = task.ranges["fixed"]
     assert inversions == 0 and worst is None and perfect == 1 and low <= constant < high
+
+
+@pytest.mark.parametrize(
+    ("columns", "most"),
+    [({"AUs": ["AU4"], "labels": []}, 2), ({"AUs": None, "labels": ["fear"]}, 2), ({"AUs": ["AU4"], "labels": ["fear"]}, 3)],
+)
+def test_rows_that_label_only_part_are_held_against_what_they_allow(columns, most):
+    """DISFA and BP4D label no emotion, FER2013 and RAF-DB no units: their perfect answers earn all that there is."""
+    task = load_task("emotion")
+    rows = [Row((), task.read_truth(columns), "", columns)]
+    assert probe_reward(task, rows, "fixed")[2] == 1 and row_maxima(task, rows, "fixed") == [most]
+    assert probe_reward(replace(task, perfect=lambda truth: "?"), rows, "fixed")[2] == 0
+    assert probe_reward(replace(task, most=None), rows, "fixed")[2] == (most == 3)
 
 
 def test_the_published_makeup_reward_pays_more_for_broken_answers():
@@ -39,5 +54,7 @@ def test_a_random_model_is_probed(tiny_vlm, brightness, rows):
     assert found.rows == 4 and found.samples == 3 and 0 <= found.zero_variance <= 1 and 0 <= found.cut <= 1
     mean, shortest, longest = found.tokens
     assert shortest <= mean <= longest <= 5 and found.image_tokens[0] >= 1 and found.prompt_tokens > found.image_tokens[1]
-    assert found.table().row_count == len(found.lines())
+    assert found.table().row_count == len(found.lines()) and found.row_maxima == (1.5, 1.5)
+    note = {name: note for name, _, note in replace(found, row_maxima=(1.0, 1.0), perfect_share=1.0).lines()}
+    assert note["perfect answers at the maximum"] == "these rows allow at most 1"
     assert found.to_dict()["constant_answer"] in ("<answer>dark</answer>", "<answer>light</answer>")
