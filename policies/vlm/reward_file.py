@@ -64,11 +64,12 @@ def with_reward_file(task: Task, where: str) -> Task:
             raise DataError(f"--reward-file {where}: gave {found!r}; must give a finite number, or an object with one as score")
         return Score(float(value), {"reward": float(value)}, None)
 
-    metrics = task.metrics
+    metrics, constants = task.metrics, task.constants
     return replace(
         task,
         read_truth=read_truth,
         score=score,
         perfect=lambda truth: task.perfect(truth.truth),
         metrics=None if metrics is None else lambda completions, truths: metrics(completions, [truth.truth for truth in truths]),
+        constants=None if constants is None else lambda truths, mode: constants([truth.truth for truth in truths], mode),
     )

@@ -43,6 +43,8 @@ class Task:
             give equal rows; the splits train, validation and held_out share no person. None: the task needs the user's data.
         brief: what a model that was trained on the task already is asked, as the embedded one is; the prompt if empty.
         metrics: (completions, truths) -> what the field reports besides the reward, by name. None: the reward says it all.
+        constants: (truths, mode) -> answers among which the best constant one is looked for, beside the perfect answers to the rows.
+            For tasks where a compromise that is right for no row may earn more than any of those. None: those are enough.
     """
 
     name: str
@@ -54,3 +56,4 @@ class Task:
     make_row: Callable[[str, int], Mapping[str, Any]] | None = None
     brief: str = ""
     metrics: Callable[[Sequence[str], Sequence[Any]], dict[str, float]] | None = None
+    constants: Callable[[Sequence[Any], Mode], Sequence[str]] | None = None
