@@ -83,7 +83,7 @@ def curve_svg(
     Args:
         series: the lines, drawn in order.
         mark: a step to mark by a dashed line.
-        floors: values to mark by lines across the plot: the first dashed, the second dash-dotted, and so on in turn.
+        floors: values to mark by lines across the plot: the first dashed, the second dash-dot, and so on in turn.
         references: values to mark by dotted lines with their labels.
         log: logarithmic y axis where any value is above 0; those at or below 0 are then left out.
         least_span: smallest extent of the y axis, so that noise is not blown up to a trend.

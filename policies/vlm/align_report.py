@@ -118,13 +118,13 @@ def _plots(metrics: list[dict[str, Any]], floors: dict[str, float], published: S
         smooth = [sum(y[max(i - SMOOTH + 1, 0) : i + 1]) / len(y[max(i - SMOOTH + 1, 0) : i + 1]) for i in range(len(y))]
         lines = [Series(x, y, kind="line", colour="muted"), Series(x, smooth, kind="line")]
         svg = curve_svg(lines, floors=[floors["constant"], floors["shuffled_image"]], references=published)
-        reads = f"grey: each step; colour: mean of {SMOOTH}; dashed: best constant answer; dash-dotted: shuffled pictures, before training"
+        reads = f"grey: each step; colour: mean of {SMOOTH}; dashed: best constant answer; dash-dot: shuffled pictures, before training"
         reads += "; dotted: start and end of the published run (Qwen2.5-VL-7B, 950 prompts)" if published else ""
         plots.append(("Sampled reward in training", reads, svg))
     if validation:
         series = Series([row["step"] for row in validation], [row["greedy"] for row in validation])
         svg = curve_svg([series], floors=[floors["validation_constant"], floors["shuffled_image"]])
-        reads = "dashed: best constant answer there; dash-dotted: shuffled pictures, held-out rows, before training"
+        reads = "dashed: best constant answer there; dash-dot: shuffled pictures, held-out rows, before training"
         plots.append(("Greedy reward on validation rows", reads, svg))
     for name, title, reads in (
         ("reward_std", "Spread inside a group", "0: nothing to learn from"),

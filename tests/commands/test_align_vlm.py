@@ -86,7 +86,7 @@ def test_a_run_writes_all_that_it_promises(command, model, tmp_path):
     for name in ("shuffled_image", "shuffled_image_after"):
         low, high = shuffled[f"{name}_ci95"]
         assert low - 1e-6 <= shuffled[name] <= high + 1e-6
-    assert page.count("dash-dotted") == 2
+    assert page.count("dash-dot") == 2
     again = tmp_path / "again"  # what was saved is a model that the command takes
     assert command(align_vlm, "--model", run / "model", "--output-dir", again, "--probe", *OPTIONS)[0] == 0
     assert (again / "probe.json").is_file() and not (again / "summary.json").exists()
@@ -355,7 +355,8 @@ def test_overwrite_never_deletes_what_is_no_run_or_what_the_run_needs(command, m
 
 
 @pytest.mark.parametrize(
-    ("name", "processes", "rows"), [("facial_r1_7b", 4, 17_737), ("makeup_lips_7b", 1, 9_500), ("makeup_7b", 1, 9_500), ("vlm_area_7b", 1, 1_000)]
+    ("name", "processes", "rows"),
+    [("facial_r1_7b", 4, 17_737), ("makeup_lips_7b", 1, 9_500), ("makeup_7b", 1, 9_500), ("vlm_area_7b", 1, 1_000)],
 )
 def test_a_recipe_runs_the_published_epoch(name, processes, rows):
     """Of the sources' data sets, with the processes that the recipe's comment starts."""

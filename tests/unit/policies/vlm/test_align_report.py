@@ -32,7 +32,7 @@ def test_every_reward_curve_shows_both_floors():
     validation = [{"kind": "validation", "step": step, "greedy": step / 10} for step in range(3)]
     for title, reads, svg in _plots([*METRICS, *validation], FLOORS, [])[:2]:
         drawn = set(re.findall(r"stroke-dasharray: ([\d., ]+)", svg))
-        assert len(drawn) == 2 and "dashed" in reads and "dash-dotted" in reads, title
+        assert len(drawn) == 2 and "dashed" in reads and "dash-dot" in reads, title
         assert svg.count("stroke-dasharray") == 2
 
 

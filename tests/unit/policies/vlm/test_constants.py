@@ -117,5 +117,7 @@ PREFERENCES = st.builds(Preference, st.none() | VERDICTS, st.dictionaries(st.sam
 @given(truths=st.lists(PREFERENCES, min_size=1, max_size=3))
 def test_no_verdict_beats_the_constant_one(mode, truths):
     _, floor = best_constant(PREFERENCE, rows_of(truths), mode)
-    every = (Preference(side, dict(zip(DIMENSIONS, all_five, strict=True))) for side in "ab" for all_five in product(("a", "b", "tie"), repeat=5))
+    every = (
+        Preference(side, dict(zip(DIMENSIONS, all_five, strict=True))) for side in "ab" for all_five in product(("a", "b", "tie"), repeat=5)
+    )
     assert floor == pytest.approx(max(mean(PREFERENCE, perfect(answer), truths, mode) for answer in every))

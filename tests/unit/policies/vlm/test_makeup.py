@@ -92,10 +92,10 @@ def test_what_was_parsed_is_json():
 )
 def test_what_rows_are_refused_for_makes_an_answer_malformed_in_fixed(junk, names):
     """A key given twice and a number beyond all others; `paper` reads them as Python does."""
-    look = '[{%s"shape": "LIP_FULL_BASIC", "color": "#B03050"}]' % junk
+    look = f'[{{{junk}"shape": "LIP_FULL_BASIC", "color": "#B03050"}}]'
     assert TASK.score(tagged(look), TRUTH[:1], "paper").reward == pytest.approx(1.3)
     assert TASK.score(tagged(look), TRUTH[:1], "fixed").reward == pytest.approx(0.09) and read_look(tagged(look)) is None
-    lips = '{%s"color": "#B03050"}' % junk
+    lips = f'{{{junk}"color": "#B03050"}}'
     assert LIPS.score(tagged(lips), TRUTH, "paper").reward == pytest.approx(1.0)
     if names != "shape":
         assert LIPS.score(tagged(lips), TRUTH, "fixed").reward == 0

@@ -49,7 +49,7 @@ def test_mistakes_are_named(item, words):
         ("run_name=2026", "2026"),  # text is asked for: digits are text, too
         ("run_name=null", None),
         ("reward_weights=[1, 0.5]", [1, 0.5]),
-        ("model_init_kwargs={\"attn_implementation\": \"sdpa\"}", {"attn_implementation": "sdpa"}),
+        ('model_init_kwargs={"attn_implementation": "sdpa"}', {"attn_implementation": "sdpa"}),
         ("lr_scheduler_type=cosine", "cosine"),
         ("save_strategy=no", "no"),
     ],
