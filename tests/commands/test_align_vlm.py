@@ -246,7 +246,7 @@ def test_a_damaged_picture_costs_its_row_only(command, model, folder_of_rows, tm
 
 def test_one_held_out_row_is_refused(command, model, folder_of_rows, tmp_path):
     (folder_of_rows / "test.jsonl").write_text((folder_of_rows / "test.jsonl").read_text().splitlines()[0] + "\n")
-    given = ["--model", model, "--data", folder_of_rows, "--output-dir", tmp_path / "run", *OPTIONS]
+    given = ["--model", model, "--data", folder_of_rows, "--output-dir", tmp_path / "run", *OPTIONS, "--max-unusable", 0.2]
     code, _, err = command(align_vlm, *given)
     message = [line for line in err.splitlines() if line.startswith("error: ")]
     assert code == 2 and len(message) == 1 and "1 held-out row" in message[0] and not (tmp_path / "run").exists(), err
