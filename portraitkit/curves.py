@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
+from itertools import cycle
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -20,6 +21,7 @@ INK, MUTED, ACCENT, LINE = "#010203", "#040506", "#070809", "#0a0b0c"
 VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", ACCENT: "var(--accent)", LINE: "var(--line)"}
 """Stand-in colours, replaced by the page's CSS variables once the SVG is drawn: light and dark mode for free."""
 
+FLOOR_DASHES = ((3, 3), (7, 2, 1, 2))
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
@@ -81,7 +83,7 @@ def curve_svg(
     Args:
         series: the lines, drawn in order.
         mark: a step to mark by a dashed line.
-        floors: values to mark by dashed lines across the plot.
+        floors: values to mark by lines across the plot: the first dashed, the second dash-dot, and so on in turn.
         references: values to mark by dotted lines with their labels.
         log: logarithmic y axis where any value is above 0; those at or below 0 are then left out.
         least_span: smallest extent of the y axis, so that noise is not blown up to a trend.
@@ -110,8 +112,8 @@ def curve_svg(
             axes.set_ylim(low - missing, high + missing)
             if max(abs(low), abs(high)) < 1e-3:
                 axes.yaxis.set_major_formatter(FuncFormatter(_scientific))
-        for floor in floors:
-            axes.axhline(floor, color=MUTED, linewidth=0.8, dashes=(3, 3), zorder=1)
+        for floor, dashes in zip(floors, cycle(FLOOR_DASHES)):
+            axes.axhline(floor, color=MUTED, linewidth=0.8, dashes=dashes, zorder=1)
         for one in references:
             axes.axhline(one.value, color=MUTED, linewidth=1.0, dashes=(1, 2), zorder=1)
             first = one.value == max(reference.value for reference in references)  # a curve that rises leaves these two corners free

@@ -113,6 +113,24 @@ def perfect_in_full(truth: Preference) -> str:
     return write_answer(answer_of(truth))
 
 
+def constants(truths: Sequence[Preference], mode: Mode) -> list[str]:
+    """Short answers among which the best constant one is: for either choice, the most frequent verdict of each dimension.
+
+    Where these contradict the choice, one of its neighbours is best: with one dimension won by the chosen candidate, or with none lost.
+    """
+    weighed: dict[str, dict[Verdict, float]] = {name: {"a": 0.0, "b": 0.0, "tie": 0.0} for name in DIMENSIONS}
+    for truth in truths:
+        for name, verdict in truth.verdicts.items():
+            weighed[name][verdict] += 1 / len(truth.verdicts)
+    found: list[Preference] = []
+    sides: tuple[Verdict, Verdict] = ("a", "b")
+    for side in sides:
+        best = {name: max(worth, key=worth.__getitem__) for name, worth in weighed.items()}
+        unlost = {name: max((side, "tie"), key=worth.__getitem__) for name, worth in weighed.items()}
+        found += [Preference(side, verdicts) for verdicts in (best, unlost, *({**best, name: side} for name in DIMENSIONS))]
+    return [perfect(answer) for answer in found]
+
+
 def answer_of(truth: Preference, reasoning: str = "") -> Answer:
     """The right answer, coherent wherever the truth allows it.
 
@@ -205,4 +223,5 @@ TASK = Task(
     brief=PROMPT,
     metrics=metrics,
     most=most,
+    constants=constants,
 )

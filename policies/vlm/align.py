@@ -12,8 +12,9 @@ from rich.table import Table
 
 from policies.vlm.align_card import by_group, provenance, write_align_card
 from policies.vlm.align_config import AlignVlmConfig
-from policies.vlm.align_inputs import check_all_lengths, open_all_rows, prompt_of, readable_rows, write_aside
-from policies.vlm.align_report import write_report
+from policies.vlm.align_inputs import check_all_lengths, check_held_out, open_all_rows, prompt_of, readable_rows, write_aside
+from policies.vlm.align_probe import holds_probe_only
+from policies.vlm.align_report import write_probe_report, write_report
 from policies.vlm.align_resume import find_start
 from policies.vlm.align_train import Setting, check_enough, forget_stages, load_policy, progress, train_stages
 from policies.vlm.reward_file import with_reward_file
@@ -23,6 +24,7 @@ from portraitkit.errors import ConfigError
 from portraitkit.hub import open_repo, push_folder
 from portraitkit.interrupt import Interruptible
 from portraitkit.runs import RunFolder, SilentRunFolder, check_run_folder
+from portraitkit.statistics import bootstrap_interval
 from portraitkit.vlm.evaluate import Decoding, Evaluation, best_constant, compare, evaluate, finite, score_all
 from portraitkit.vlm.generate import complete_together
 from portraitkit.vlm.load import be_quiet, check_device, load_processor
@@ -56,7 +58,7 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
     if first:  # the others might find what the first one has opened since
         check_run_folder(
             folder,
-            overwrite=config.overwrite,
+            overwrite=config.overwrite or holds_probe_only(folder),
             resume=config.resume_from_checkpoint,
             report_to=list(config.report_to),
             needed={"--model": config.model, "--adapter": config.adapter, "--data": config.data},
@@ -68,6 +70,7 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
     processor = load_processor(config.model, max_pixels=config.max_pixels)
     rows, aside = readable_rows(config, open_all_rows(config, task, console), console, folder / QUARANTINE)
     check_enough(config, len(rows["train"]), state.num_processes)
+    check_held_out(config, rows["held_out"])
     if config.reward_weights and len(config.reward_weights) != len(parts := part_names(task, rows["train"][0], config.mode)):
         raise ConfigError(f"--reward-weights has {len(config.reward_weights)} values for the parts {', '.join(parts)}: give one each")
     prompt = prompt_of(config, task)
@@ -90,6 +93,8 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
         found = _probe(config, task, model, processor, rows["train"], decoding, console)
         run.write_json("probe.json", found.to_dict())
         if config.probe:
+            if first:
+                console.print(f"report: {write_probe_report(folder)}", highlight=False)
             return 0
         answer, floor = best_constant(task, rows["held_out"], config.mode, candidates=[found.constant_answer])
         measure = partial(_measure, config, task, processor, rows, decoding, console)
@@ -115,7 +120,9 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
                 "constant_floor": floor,
                 "constant_answer": answer,
                 "shuffled_image": float(before.blind.mean()),
+                "shuffled_image_ci95": bootstrap_interval(before.blind),
                 "shuffled_image_after": float(after.blind.mean()),
+                "shuffled_image_after_ci95": bootstrap_interval(after.blind),
                 "n": len(rows["held_out"]),
             },
             "metrics": {"before": finite(before.metrics), "after": finite(after.metrics)},
@@ -148,7 +155,7 @@ def _open(config: AlignVlmConfig, command: list[str]) -> RunFolder:
         config_to_dict(config),
         command=command,
         seed=config.seed,
-        overwrite=config.overwrite,
+        overwrite=config.overwrite or holds_probe_only(Path(config.folder)),
         resume=config.resume_from_checkpoint,
         allow_changed=config.allow_changed,
         report_to=list(config.report_to),

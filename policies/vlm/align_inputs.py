@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from policies.vlm.align_config import AlignVlmConfig
+from portraitkit.errors import DataError
 from portraitkit.jsonl import write_lines
 from portraitkit.progress import progress_bar
 from portraitkit.vlm.context import Lengths, check_lengths, context_of
@@ -64,6 +65,19 @@ def readable_rows(
         said = f"{len(aside)} of {total} rows set aside, see {where}; the first: {first}"
         console.print(said, highlight=False, markup=False, soft_wrap=True)
     return kept, aside
+
+
+def check_held_out(config: AlignVlmConfig, rows: Sequence[Row]) -> None:
+    """Refuse a single held-out row: it could be shown no other row's picture, and has no interval.
+
+    Raises:
+        DataError: there is but one, and something is to be evaluated.
+    """
+    if len(rows) < 2 and not config.probe:
+        raise DataError(
+            f"{len(rows)} held-out row: each is also shown another row's picture, so 2 or more are needed; give more rows in test.jsonl of "
+            f"--data {config.data}, or raise --held-out-rows {config.held_out_rows}"
+        )
 
 
 def write_aside(path: Path, aside: Sequence[Mapping[str, str]]) -> None:

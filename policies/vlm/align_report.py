@@ -31,9 +31,32 @@ def write_report(folder: Path) -> Path:
     return path
 
 
+def write_probe_report(folder: Path) -> Path:
+    """Write `report.html` into the folder of a probe that no training followed.
+
+    Args:
+        folder: with config.json, environment.json and probe.json.
+
+    Returns:
+        The path of the report.
+    """
+    environment = page_environment(Path(__file__).parent / "templates")
+    config, probe = _read(folder / "config.json"), _read(folder / "probe.json")
+    context = {"title": f"align-vlm {probe['task']}: probe", "probe": _probe_lines(probe), **_setup(config, folder)}
+    path = folder / "report.html"
+    write_text(path, environment.get_template("probe.html.j2").render(context))
+    return path
+
+
+def _setup(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """How a run was made: what setup.html.j2 shows."""
+    environment = _read(folder / "environment.json")
+    return {"command": shlex.join(environment["command"]), "settings": sorted(config.items()), "versions": environment["versions"]}
+
+
 def _context(folder: Path) -> dict[str, Any]:
     config, summary = _read(folder / "config.json"), _read(folder / "summary.json")
-    environment, floors = _read(folder / "environment.json"), _read(folder / "floors.json")
+    floors = _read(folder / "floors.json")
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     held_out = summary["held_out"]
     return {
@@ -53,9 +76,7 @@ def _context(folder: Path) -> dict[str, Any]:
         "probe": _probe_lines(_read(folder / "probe.json")),
         "metric_rows": [(name, value, summary["metrics"]["after"].get(name)) for name, value in summary["metrics"]["before"].items()],
         "examples": _examples(folder),
-        "command": shlex.join(environment["command"]),
-        "settings": sorted(config.items()),
-        "versions": environment["versions"],
+        **_setup(config, folder),
     }
 
 
@@ -96,14 +117,15 @@ def _plots(metrics: list[dict[str, Any]], floors: dict[str, float], published: S
         x, y = zip(*rewards, strict=True)
         smooth = [sum(y[max(i - SMOOTH + 1, 0) : i + 1]) / len(y[max(i - SMOOTH + 1, 0) : i + 1]) for i in range(len(y))]
         lines = [Series(x, y, kind="line", colour="muted"), Series(x, smooth, kind="line")]
-        svg = curve_svg(lines, floors=[floors["constant"]], references=published)
-        reads = f"grey: each step; colour: mean of {SMOOTH}; dashed: best constant answer"
+        svg = curve_svg(lines, floors=[floors["constant"], floors["shuffled_image"]], references=published)
+        reads = f"grey: each step; colour: mean of {SMOOTH}; dashed: best constant answer; dash-dot: shuffled pictures, before training"
         reads += "; dotted: start and end of the published run (Qwen2.5-VL-7B, 950 prompts)" if published else ""
         plots.append(("Sampled reward in training", reads, svg))
     if validation:
         series = Series([row["step"] for row in validation], [row["greedy"] for row in validation])
-        svg = curve_svg([series], floors=[floors["validation_constant"]])
-        plots.append(("Greedy reward on validation rows", "dashed: best constant answer there", svg))
+        svg = curve_svg([series], floors=[floors["validation_constant"], floors["shuffled_image"]])
+        reads = "dashed: best constant answer there; dash-dot: shuffled pictures, held-out rows, before training"
+        plots.append(("Greedy reward on validation rows", reads, svg))
     for name, title, reads in (
         ("reward_std", "Spread inside a group", "0: nothing to learn from"),
         ("completions/mean_length", "Answer length", "tokens"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portraitkit.errors import ConfigError, DataError
-from portraitkit.files import write_text
+from portraitkit.files import check_writable, write_text
 from portraitkit.jsonl import read_objects
 from portraitkit.vlm.task import Task
 
@@ -53,8 +53,8 @@ def score_main(argv: list[str]) -> int:
 
 def _prepare_metrics(config: "ScoreConfig", task: Task, rows: list[Columns]) -> Callable[[], dict[str, Any]]:
     """What computes the metrics once the rewards are printed; everything that can be refused is refused here."""
-    if config.metrics is not None and config.metrics.is_dir():
-        raise ConfigError(f"--metrics {config.metrics}: is a folder; give the path of a JSON file")
+    if config.metrics is not None:
+        _check_target(config.metrics, config.rows)
     completions, truths, columns, lines = (list(column) for column in zip(*rows, strict=True))
     if config.task != "emotion":
         if task.metrics is None:
@@ -88,6 +88,22 @@ def _prepare_metrics(config: "ScoreConfig", task: Task, rows: list[Columns]) -> 
     return summarise
 
 
+def _check_target(path: Path, rows: Path) -> None:
+    """Refuse a file of metrics that would replace the rows, by whatever name, or that cannot be written."""
+    try:
+        if path.is_dir():
+            raise ConfigError(f"--metrics {path}: is a folder; give the path of a JSON file")
+        if path.exists() and rows.exists() and path.samefile(rows):
+            raise ConfigError(f"--metrics {path}: is the file of the rows, which it would replace; give another path")
+        check_writable(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"--metrics {path}: cannot be written ({error.strerror}); give the path of a JSON file")
+
+
 def _group(config: "ScoreConfig", row: dict[str, Any], line: int) -> str:
     meta = row.get("meta_info")
     value = row.get(config.group_by, meta.get(config.group_by) if isinstance(meta, dict) else None)
@@ -116,7 +132,7 @@ def _write(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
     except OSError as error:
-        raise ConfigError(f"--metrics {path}: cannot be written ({error.strerror}); give the path of a JSON file") from error
+        raise _unwritable(path, error) from error
 
 
 def read_rows(path: Path, task: Task) -> Iterator[tuple[str, Any]]:

@@ -118,8 +118,8 @@ def score_all(task: Task, answers: Sequence[Completion], rows: Sequence[Row], mo
 def best_constant(task: Task, rows: Sequence[Row], mode: Mode, *, candidates: Sequence[str] = ()) -> tuple[str, float]:
     """The one answer that earns most when it is given to every row, and its mean reward.
 
-    Searched among the perfect answers to up to 256 of the rows and the candidates given, on the very rows it is judged on: a floor
-    that no constant of that kind exceeds.
+    Searched among the perfect answers to up to 256 of the rows, what the task's `constants` finds for all rows, and the candidates
+    given, on the very rows it is judged on. Where neither the task nor the rows know the best compromise, the floor is a lower bound.
 
     Args:
         task: that scores.
@@ -128,7 +128,8 @@ def best_constant(task: Task, rows: Sequence[Row], mode: Mode, *, candidates: Se
         candidates: further answers to try.
     """
     step = max(len(rows) // CANDIDATES, 1)
-    tried = dict.fromkeys([*(task.perfect(row.truth) for row in rows[::step]), *candidates])
+    found = task.constants([row.truth for row in rows], mode) if task.constants else ()
+    tried = dict.fromkeys([*(task.perfect(row.truth) for row in rows[::step]), *found, *candidates])
     mean, best = max((sum(task.score(text, row.truth, mode).reward for row in rows) / len(rows), text) for text in tried)
     return best, mean
 

@@ -45,6 +45,8 @@ class Task:
         metrics: (completions, truths) -> what the field reports besides the reward, by name. None: the reward says it all.
         most: (truth, mode) -> the most that an answer can earn for a truth, where that may be less than the range's maximum: a row may
             label only part of what the task asks for. The probe holds perfect answers against it. None: each allows the maximum.
+        constants: (truths, mode) -> answers among which the best constant one is looked for, beside the perfect answers to the rows.
+            For tasks where a compromise that is right for no row may earn more than any of those. None: those are enough.
     """
 
     name: str
@@ -57,3 +59,4 @@ class Task:
     brief: str = ""
     metrics: Callable[[Sequence[str], Sequence[Any]], dict[str, float]] | None = None
     most: Callable[[Any, Mode], float] | None = None
+    constants: Callable[[Sequence[Any], Mode], Sequence[str]] | None = None

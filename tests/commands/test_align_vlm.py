@@ -61,7 +61,7 @@ def test_a_recipe_that_goes_on_from_another_says_so(command):
     assert code == 0, err
     assert "which --config facial_r1_7b makes from Qwen/Qwen2.5-VL-7B-Instruct" in " ".join(out.split()).replace(" │ │ │ ", " ")
     assert "data/raf-au, which is not there yet" in " ".join(out.split())
-    assert "10 of 4 prompts x 8 answers" in out and "8,292,166,656" in out
+    assert "10 of 1 prompts x 8 answers" in out and "8,292,166,656" in out
     code, _, err = command(align_vlm, "--config", "facial_r1_enhance_7b", "--device", "cpu")
     assert code == 2 and "--deepspeed zero3: needs a launcher" in err  # as its comment starts it
     code, _, err = command(align_vlm, "--config", "facial_r1_enhance_7b", "--device", "cpu", "--deepspeed", "None")
@@ -84,9 +84,33 @@ def test_a_run_writes_all_that_it_promises(command, model, tmp_path):
     assert len(lines(run / "answers.jsonl")) == 4 and json.loads((run / "probe.json").read_text())["rows"] == 2
     page = (run / "report.html").read_text()
     assert "best constant answer" in page and "http" not in page.replace("http-equiv", "")
+    shuffled = summary["held_out"]
+    for name in ("shuffled_image", "shuffled_image_after"):
+        low, high = shuffled[f"{name}_ci95"]
+        assert low - 1e-6 <= shuffled[name] <= high + 1e-6
+    assert page.count("dash-dot") == 2
     again = tmp_path / "again"  # what was saved is a model that the command takes
     assert command(align_vlm, "--model", run / "model", "--output-dir", again, "--probe", *OPTIONS)[0] == 0
     assert (again / "probe.json").is_file() and not (again / "summary.json").exists()
+
+
+def test_a_probe_leaves_a_report_and_the_folder_to_the_run_that_follows(command, model, tmp_path):
+    run = tmp_path / "run"
+    given = ["--model", model, "--output-dir", run, *OPTIONS, "--max-train-steps", 1]
+    code, _, err = command(align_vlm, *given, "--probe")
+    assert code == 0 and "report.html" in err, err
+    assert {path.name for path in run.iterdir()} == {"config.json", "environment.json", "metrics.jsonl", "probe.json", "report.html"}
+    page = (run / "report.html").read_text()
+    assert "best constant answer" in page and "inversions" in page and "--probe" in page and "http" not in page.replace("http-equiv", "")
+    (run / "notes.txt").write_text("mine")
+    code, _, err = command(align_vlm, *given, "--probe")
+    assert code == 2 and "holds another run" in err and (run / "notes.txt").is_file()
+    (run / "notes.txt").unlink()
+    assert command(align_vlm, *given, "--probe")[0] == 0
+    code, _, err = command(align_vlm, *given)
+    assert code == 0 and (run / "summary.json").is_file(), err
+    code, _, err = command(align_vlm, *given, "--probe")
+    assert code == 2 and "holds another run" in err and (run / "summary.json").is_file()
 
 
 def test_a_lora_is_saved_as_one_and_can_be_gone_on_from(command, model, tmp_path):
@@ -247,6 +271,14 @@ def test_a_damaged_picture_costs_its_row_only(command, model, folder_of_rows, tm
     assert code == 0 and len(lines(export / "quarantine.jsonl")) == 1, err
 
 
+def test_one_held_out_row_is_refused(command, model, folder_of_rows, tmp_path):
+    (folder_of_rows / "test.jsonl").write_text((folder_of_rows / "test.jsonl").read_text().splitlines()[0] + "\n")
+    given = ["--model", model, "--data", folder_of_rows, "--output-dir", tmp_path / "run", *OPTIONS, "--max-unusable", 0.2]
+    code, _, err = command(align_vlm, *given)
+    message = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(message) == 1 and "1 held-out row" in message[0] and not (tmp_path / "run").exists(), err
+
+
 def test_too_many_damaged_pictures_are_refused(command, model, folder_of_rows, tmp_path):
     cut(folder_of_rows / "test-0.jpg")
     given = ["--model", model, "--data", folder_of_rows, "--output-dir", tmp_path / "run", *OPTIONS]
@@ -294,6 +326,7 @@ def test_a_dry_run_refuses_what_cannot_fit(command):
         (["--group-size", "1"], ["--group-size 1", "at least 2"]),
         (["--accumulation-steps", "7"], ["--accumulation-steps 7"]),
         (["--trl", "epsilon_hihg=1"], ["epsilon_high"]),
+        (["--trl", "epsilon_high=abc", "--dry-run"], ["--trl epsilon_high=abc: must be a number or null"]),
         (["--trl", "num_generations=3"], ["TRL refuses"]),
         (["--loss-type", "gpro"], ["--loss-type gpro", "did you mean 'grpo'"]),
         (["--loss-type", "wrong", "--dry-run"], ["--loss-type wrong"]),
@@ -346,3 +379,14 @@ def test_overwrite_never_deletes_what_is_no_run_or_what_the_run_needs(command, m
     shutil.copytree(model, run / "model")
     code, _, err = command(align_vlm, "--model", run / "model", "--output-dir", run, "--overwrite", *OPTIONS)
     assert code == 2 and "would delete --model" in err and sorted(path.name for path in (run / "model").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "processes", "rows"),
+    [("facial_r1_7b", 4, 17_737), ("makeup_lips_7b", 1, 9_500), ("makeup_7b", 1, 9_500), ("vlm_area_7b", 1, 1_000)],
+)
+def test_a_recipe_runs_the_published_epoch(name, processes, rows):
+    """Of the sources' data sets, with the processes that the recipe's comment starts."""
+    config = load_config(AlignVlmConfig, ["--config", name], prog="align-vlm")
+    assert config.max_train_steps == rows // (config.prompts_per_step * processes)
+    assert config.loss_type == ("bnpo" if name.startswith("makeup") else "grpo")

@@ -93,6 +93,24 @@ def test_other_tasks_report_theirs_or_say_that_they_have_none(score, tmp_path):
     assert code == 2 and "reports nothing besides its reward" in err and out == "" and found is None
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "./deep/../rows.jsonl", "soft.jsonl", "hard.jsonl"])
+def test_metrics_never_replace_the_rows(score, tmp_path, name):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "rows.jsonl").write_text("")
+    (tmp_path / "soft.jsonl").symlink_to("rows.jsonl")
+    (tmp_path / "hard.jsonl").hardlink_to(tmp_path / "rows.jsonl")
+    code, out, err, _ = score("--metrics", f"{tmp_path}/{name}")
+    assert code == 2 and out == "" and "is the file of the rows" in err and len(err.splitlines()) == 1
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == len(ROWS) and (tmp_path / "soft.jsonl").is_symlink()
+
+
+def test_metrics_that_cannot_be_written_are_refused_before_anything_is_printed(score, tmp_path):
+    (tmp_path / "file").write_text("")
+    for name in ("file/m.json", "file/deep/m.json", "x" * 300):
+        code, out, err, _ = score("--metrics", tmp_path / name)
+        assert code == 2 and out == "" and "cannot be written" in err and len(err.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [

@@ -73,6 +73,7 @@ def emotion_task(*, signed: bool = False, rarity: Mapping[int, int] | None = Non
         make_row=_make_row,
         brief="Emotion?",
         most=_most,
+        constants=_constants,
     )
 
 
@@ -151,6 +152,12 @@ def _metrics(completions: Sequence[str], truths: Sequence[Expression]) -> dict[s
     from policies.vlm.emotion_metrics import headline  # which reads answers by this module's patterns
 
     return headline(completions, truths)
+
+
+def _constants(truths: Sequence[Expression], mode: Mode) -> list[str]:
+    from policies.vlm.tasks.emotion_constants import best_expressions  # which needs this module's
+
+    return [_perfect(found) for found in best_expressions(truths)]
 
 
 def _make_row(split: str, seed: int) -> dict[str, Any]:

@@ -11,9 +11,10 @@ well formed throughout.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from policies.vlm.tasks.makeup_scores import HEX, Item, color_score, greedy_f1, soft_f1
 from portraitkit.errors import DataError
@@ -59,7 +60,7 @@ def _has_color(item: dict[str, Any]) -> bool:
 
 def _repaired_look(completion: str, truth: list[Item]) -> Score:
     tagged = WHOLE.fullmatch(completion)
-    answer, is_json = _read_json(tagged[1] if tagged else completion)
+    answer, is_json = _read_json(tagged[1] if tagged else completion, **STRICT)
     items: list[Any] = answer if isinstance(answer, list) else []
     good = [_is_item(item) for item in items]
     schema = sum(good) / len(good) if 1 <= len(good) <= 3 else 0.0
@@ -75,11 +76,11 @@ def _parsed(items: Sequence[Any], good: Sequence[bool]) -> list[Item] | None:
 
 def _score_lips(completion: str, truth: list[Item], mode: Mode) -> Score:
     if mode == "paper":
-        body, floor = _published_body(completion)[0], PAPER_FLOOR
+        body, floor, rules = _published_body(completion)[0], PAPER_FLOOR, {}
     else:
         tagged = WHOLE.fullmatch(completion)
-        body, floor = tagged[1] if tagged else None, 0.0
-    answer = _read_json(body)[0] if body is not None else None
+        body, floor, rules = tagged[1] if tagged else None, 0.0, STRICT
+    answer = _read_json(body, **rules)[0] if body is not None else None
     color = answer.get("color") if isinstance(answer, dict) else None
     if not isinstance(color, str) or HEX.fullmatch(color) is None:
         return Score(floor, {"color": floor}, None)
@@ -90,7 +91,7 @@ def _score_lips(completion: str, truth: list[Item], mode: Mode) -> Score:
 def read_look(completion: str) -> list[Item] | None:
     """The items of an answer to `TASK` as `fixed` reads it: the form is kept throughout, with 1 to 3 items; None where it is not."""
     tagged = WHOLE.fullmatch(completion)
-    items = _read_json(tagged[1])[0] if tagged else None
+    items = _read_json(tagged[1], **STRICT)[0] if tagged else None
     if not isinstance(items, list) or not 1 <= len(items) <= 3:
         return None
     return items if all(_is_item(item) for item in items) else None
@@ -126,16 +127,44 @@ def _lips_metrics(completions: Sequence[str], truths: Sequence[Any]) -> dict[str
     return color_metrics([read_lips(completion, truth) for completion, truth in zip(completions, truths, strict=True)], truths)
 
 
-def _read_json(text: str) -> tuple[Any, bool]:
+def _constant_looks(truths: Sequence[list[Item]], mode: Mode) -> list[str]:
+    from policies.vlm.tasks.makeup_constants import best_looks
+
+    return [_write_look(look) for look in best_looks(truths, mode)]
+
+
+def _constant_lips(truths: Sequence[list[Item]], mode: Mode) -> list[str]:
+    from policies.vlm.tasks.makeup_constants import best_lipstick
+
+    return [f'<answer>{{"color": "{best_lipstick(truths)}"}}</answer>']
+
+
+def _write_look(items: Sequence[Item]) -> str:
+    return f"<answer>{json.dumps([{'shape': item['shape'], 'color': item['color']} for item in items])}</answer>"
+
+
+def _read_json(text: str, **strict: Any) -> tuple[Any, bool]:
     """The JSON value in a text, and whether there is one; numbers that JSON does not know and deep nesting are not read."""
     try:
-        return json.loads(text, parse_constant=_refuse), True
+        return json.loads(text, parse_constant=_refuse, **strict), True
     except (ValueError, RecursionError):
         return None, False
 
 
-def _refuse(constant: str) -> None:
+def _refuse(constant: str) -> NoReturn:
     raise ValueError(constant)
+
+
+def _finite(text: str) -> float:
+    return value if math.isfinite(value := float(text)) else _refuse(text)
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return found if len(found := dict(pairs)) == len(pairs) else _refuse("a key given twice")
+
+
+STRICT: dict[str, Any] = {"object_pairs_hook": _without_twins, "parse_float": _finite}
+"""`fixed` reads an answer as rows are read: a key given twice says two things, and 1e999 is no number."""
 
 
 def _is_item(item: object) -> bool:
@@ -160,10 +189,11 @@ TASK = Task(
     read_truth=_read_truth,
     score=_score_look,
     ranges={"paper": (0.132, 1.3), "fixed": (0.0, 1.3)},
-    perfect=lambda truth: f"<answer>{json.dumps([{'shape': item['shape'], 'color': item['color']} for item in truth])}</answer>",
+    perfect=_write_look,
     make_row=_make_row,
     brief="Makeup?",
     metrics=_metrics,
+    constants=_constant_looks,
 )
 
 LIPS = Task(
@@ -176,4 +206,5 @@ LIPS = Task(
     make_row=_make_lips_row,
     brief="Lipstick?",
     metrics=_lips_metrics,
+    constants=_constant_lips,
 )

@@ -1,5 +1,6 @@
 """Scores of colours, items and looks, as JuneJe0n/MakeupExtractor publishes them, and the soft F1 that repairs theirs."""
 
+import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -28,7 +29,7 @@ def color_score(color: str, truth: str) -> float:
     >>> round(color_score("#DC3813", "#D63027"), 4)
     0.8906
     """
-    return max(0.0, 1 - float(np.linalg.norm(np.subtract(hex_to_lab(color), hex_to_lab(truth)))) / 100)
+    return max(0.0, 1 - math.dist(hex_to_lab(color), hex_to_lab(truth)) / 100)
 
 
 def similarity(item: Item, truth: Item) -> float:

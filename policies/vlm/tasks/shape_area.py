@@ -17,6 +17,7 @@ from portraitkit.vlm.task import Mode, Score, Task
 FLOOR = 32.0
 ANY_NUMBER = re.compile(r"<answer>\s*(\d+(?:\.\d+)?)\s*</answer>")
 NUMBER = re.compile(r"<answer>\s*(\d+\.\d{2})\s*</answer>")
+"""As published: digits of any script. `fixed` asks for 0 to 9."""
 
 
 def area_task(
@@ -38,7 +39,7 @@ def area_task(
     """
     turn = re.compile(rf"</{think_tag}>\s*<answer>")
     body = rf"(?:(?!</?(?:{think_tag}|answer)>).)*"
-    whole = re.compile(rf"\s*<{think_tag}>{body}</{think_tag}>\s*<answer>\s*\d+\.\d{{2}}\s*</answer>\s*", re.DOTALL)
+    whole = re.compile(rf"\s*<{think_tag}>{body}</{think_tag}>\s*<answer>\s*[0-9]+\.[0-9]{{2}}\s*</answer>\s*", re.DOTALL)
 
     def structured(completion: str) -> bool:
         """Whether `<think_tag>.*?</think_tag>\\s*<answer>.*?</answer>` is found anywhere, in linear time."""

@@ -8,7 +8,7 @@ from policies.vlm.align_report import _plots, _published
 from portraitkit.curves import Reference, Series, curve_svg
 
 METRICS = [{"kind": "grpo", "step": step, "reward": -1 + step / 20} for step in range(1, 11)]
-FLOORS = {"constant": 1.04, "validation_constant": 1.0}
+FLOORS = {"constant": 1.04, "validation_constant": 1.0, "shuffled_image": -0.5}
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,14 @@ def test_other_tasks_and_rewards_have_no_published_curve(task, mode):
     assert _published({"task": task, "mode": mode}) == []
     _, reads, svg = _plots(METRICS, FLOORS, [])[0]
     assert "published" not in svg and "dotted" not in reads
+
+
+def test_every_reward_curve_shows_both_floors():
+    validation = [{"kind": "validation", "step": step, "greedy": step / 10} for step in range(3)]
+    for title, reads, svg in _plots([*METRICS, *validation], FLOORS, [])[:2]:
+        drawn = set(re.findall(r"stroke-dasharray: ([\d., ]+)", svg))
+        assert len(drawn) == 2 and "dashed" in reads and "dash-dot" in reads, title
+        assert svg.count("stroke-dasharray") == 2
 
 
 def test_floors_and_references_lie_inside_the_plot():

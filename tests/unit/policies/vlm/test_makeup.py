@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.vlm.tasks.makeup import LIPS, TASK
+from policies.vlm.tasks.makeup import LIPS, TASK, read_look
 from policies.vlm.tasks.makeup_scores import color_score, hex_to_lab
 from portraitkit.errors import DataError
 
@@ -78,10 +78,27 @@ def test_lips_that_cannot_be_read_earn_the_published_floor_in_paper_only(complet
     assert LIPS.score(completion, TRUTH, "fixed").reward == 0
 
 
-@pytest.mark.parametrize("mode", ["paper", "fixed"])
-def test_what_was_parsed_is_json(mode):
+def test_what_was_parsed_is_json():
     wild = '[{"shape": "a", "color": "#B03050", "alpha": 1e400, "alpha": -1e400}]'
-    assert TASK.score(tagged(wild), TRUTH, mode).parsed == [{"shape": "a", "color": "#B03050"}]
+    assert TASK.score(tagged(wild), TRUTH, "paper").parsed == [{"shape": "a", "color": "#B03050"}]
+    assert TASK.score(tagged(wild), TRUTH, "fixed").parsed is None
+    beside = '[{"shape": "a", "color": "#B03050", "alpha": 0.5}]'
+    assert TASK.score(tagged(beside), TRUTH, "fixed").parsed == [{"shape": "a", "color": "#B03050"}]
+
+
+@pytest.mark.parametrize(
+    ("junk", "names"),
+    [('"color": "#000000", ', "color"), ('"shape": "x", ', "shape"), ('"alpha": 1e999, ', "alpha"), ('"a": {"b": 1, "b": 2}, ', "a")],
+)
+def test_what_rows_are_refused_for_makes_an_answer_malformed_in_fixed(junk, names):
+    """A key given twice and a number beyond all others; `paper` reads them as Python does."""
+    look = f'[{{{junk}"shape": "LIP_FULL_BASIC", "color": "#B03050"}}]'
+    assert TASK.score(tagged(look), TRUTH[:1], "paper").reward == pytest.approx(1.3)
+    assert TASK.score(tagged(look), TRUTH[:1], "fixed").reward == pytest.approx(0.09) and read_look(tagged(look)) is None
+    lips = f'{{{junk}"color": "#B03050"}}'
+    assert LIPS.score(tagged(lips), TRUTH, "paper").reward == pytest.approx(1.0)
+    if names != "shape":
+        assert LIPS.score(tagged(lips), TRUTH, "fixed").reward == 0
 
 
 def test_one_colour_matches_what_it_should_not_in_paper_and_not_in_fixed():
@@ -144,6 +161,73 @@ def test_lips_rise_as_the_colour_comes_nearer(one, two, truth):
     near_score, far_score = (LIPS.score(tagged({"color": color}), wanted, "fixed").reward for color in (near, far))
     assert near_score >= far_score
     assert LIPS.score(LIPS.perfect(wanted), wanted, "fixed").reward == pytest.approx(1)
+
+
+REGIONS = ("LIP_FULL_BASIC", "BLUSHER_CENTER_WIDE_BASIC", "EYESHADOW_OVEREYE_FULL_BASIC")
+LOOKS = st.lists(COLORS, min_size=1, max_size=3).map(
+    lambda colors: [{"shape": shape, "color": color} for shape, color in zip(REGIONS, colors, strict=False)]
+)
+
+
+@st.composite
+def malformed_looks(draw, look):
+    """A text that is no answer: a right one of which one thing is broken, or anything at all."""
+    whole = json.dumps(look)
+    item = look[draw(st.integers(0, len(look) - 1))]
+    place = draw(st.integers(0, len(whole) - 1))
+    words = draw(st.text(min_size=1, max_size=30).filter(lambda text: text.strip() and "answer>" not in text))
+    return draw(
+        st.sampled_from(
+            [
+                words,
+                whole,
+                tagged(words) if not words.strip().startswith("[") else words,
+                tagged(whole[:place]),
+                tagged(look)[: place + 1],
+                tagged(look) + words,
+                words + tagged(look),
+                tagged(look) * 2,
+                tagged(tagged(look)),
+                tagged(item),
+                tagged([*look, *look, *look, *look]),
+                tagged([*look, {"shape": item["shape"]}]),
+                tagged(whole.replace(item["color"], item["color"][1:])),
+                tagged(whole.replace(item["color"], item["color"][:-1] + "G")),
+                tagged(whole.replace('"color"', '"color": "#000000", "color"')),
+                tagged(whole.replace('"shape"', '"size": 1e999, "shape"')),
+            ]
+        )
+    )
+
+
+@given(st.data(), LOOKS, ITEMS)
+def test_no_malformed_look_beats_a_well_formed_wrong_one_in_fixed(data, truth, wrong):
+    text = data.draw(malformed_looks(truth))
+    assert TASK.score(text, truth, "fixed").reward < 0.3 <= TASK.score(tagged(wrong), truth, "fixed").reward
+
+
+@given(st.data(), LOOKS, COLORS)
+def test_no_malformed_lipstick_beats_a_well_formed_wrong_one_in_fixed(data, truth, wrong):
+    right = truth[0]["color"]
+    broken = [right, {"colour": right}, {"color": right[1:]}, [{"color": right}], f'{{"color": "#000000", "color": "{right}"}}']
+    text = data.draw(malformed_looks(truth) | st.sampled_from([tagged(answer) for answer in broken]))
+    if (value := LIPS.score(text, truth, "fixed").reward) > 0:  # a look of one item names a colour, too
+        assert text == tagged(truth[0])
+        return
+    assert value == 0 <= LIPS.score(tagged({"color": wrong}), truth, "fixed").reward
+
+
+@given(st.data(), LOOKS, COLORS, COLORS)
+def test_a_look_earns_more_as_any_of_its_colours_comes_nearer(data, truth, one, two):
+    place = data.draw(st.integers(0, len(truth) - 1))
+    near, far = sorted((one, two), key=lambda color: -color_score(color, truth[place]["color"]))
+    near_score, far_score = (
+        TASK.score(tagged([{**item, "color": color} if at == place else item for at, item in enumerate(truth)]), truth, "fixed").reward
+        for color in (near, far)
+    )
+    assert near_score >= far_score - 1e-12
+    if color_score(near, truth[place]["color"]) > color_score(far, truth[place]["color"]) + 1e-6:
+        assert near_score > far_score
 
 
 @pytest.mark.parametrize("solution", [None, [], "x", [{"shape": "a"}], [{"shape": "a", "color": "red"}], TRUTH * 2])

@@ -26,6 +26,8 @@ def answer(number: str, reasoning: str = "10 x 20") -> str:
         ("400.00", 400, -3.0, -3.0),
         ("", 400, -3.0, -3.0),
         ("<reasoning></reasoning><answer>-400.00</answer>", 400, -2.5, -3.0),
+        (answer("\u0664\u0660\u0660.\u0660\u0660"), 400, 4.0, -3.0),  # digits of other scripts: \d takes them, the form does not
+        (answer("\uff14\uff10\uff10.\uff10\uff10"), 400, 4.0, -3.0),
     ],
 )
 def test_totals(completion, area, paper, fixed):
