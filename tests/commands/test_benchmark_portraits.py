@@ -73,6 +73,22 @@ def test_methods_pairs_and_tables(command, pictures):
     assert code == 2 and "--overwrite" in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no pairs"),
+        ('{"image": "p0", "better": "ours", "worse": "nobody"}', "line 1: 'nobody' is no method of this run; it has base, ours"),
+        ('{"image": "p9", "better": "ours", "worse": "base"}', "line 1: 'p9' is no picture"),
+    ],
+)
+def test_pairs_are_checked_before_anything_is_measured(command, pictures, text, message, monkeypatch):
+    (pictures / "pairs.jsonl").write_text(text)
+    monkeypatch.setattr("benchmarks.suite.Suite.run", None)
+    options = ["--metrics", "piqe", "--pairs", "pairs.jsonl", "--method", "base=runs/base", "ours=runs/ours", "--output-dir", "out"]
+    code, _, err = command(benchmark_portraits, *options)
+    assert code == 2 and message in err and err.count("\n") == 1 and not (pictures / "out").exists()
+
+
 def test_a_retoucher_with_its_adapter_is_run_on_the_photos(command, pictures):
     options = ["--photos-per-step", 1, "--group-size", 2, "--max-train-steps", 1, "--validation-photos", 1, "--held-out-photos", 2]
     code, _, err = command(align_retoucher, "--config", "demo", "--output-dir", "run", "--warmup-steps", 0, *options)
