@@ -109,7 +109,8 @@ def _data_set(folder: Path, metadata: Path) -> Folder:
         if not isinstance(row.get("file_name"), str):
             raise DataError(f"{where}: needs a string file_name")
         picture = _inside(folder, row["file_name"], where)
-        _add(pictures, PurePosixPath(row["file_name"]).with_suffix("").as_posix(), picture)
+        name = PurePosixPath(row["file_name"]).with_suffix("").as_posix()
+        _add(pictures, name, picture)
         if isinstance(row.get("anchor_file_name"), str):
             anchors[name] = _inside(folder, row["anchor_file_name"], where)
         groups[name] = {group: str(row[group]) for group in GROUPS if row.get(group) not in (None, "")}
