@@ -168,7 +168,9 @@ def main() -> None:
         console = Console(width=100)
         console.print(table)
         gaps = {name: max(abs(a - b) for a, b in zip(theirs[name], ours[name], strict=True)) for name in NAMES}
-        console.print("largest difference of values on one core: " + ", ".join(f"{name} {gap:.1e}" for name, gap in gaps.items()), highlight=False)
+        console.print(
+            "largest difference of values on one core: " + ", ".join(f"{name} {gap:.1e}" for name, gap in gaps.items()), highlight=False
+        )
         console.print(f"the suite is {median(slow) / median(fast):.1f}x as fast as the loop", highlight=False)
         console.print(f"from its cache {median(fast) / median(warm):.0f}x as fast as without", highlight=False)
         if not args.no_commands:
