@@ -51,7 +51,7 @@ def _count(sizes: Float[Tensor, " k"], least: float) -> float:
 
 
 def _estimate(sizes: Float[Tensor, " k"], least: float, draws: int, seed: int) -> float:
-    """The same share by importance sampling (Siegmund 1976): signs are drawn so that the observed sum is the expected one, and weighted back.
+    """The same share by importance sampling (Siegmund 1976): the observed sum is the expected one of what is drawn.
 
     The observed pattern counts as one of the draws, as in a plain permutation test.
     """

@@ -24,7 +24,7 @@ Z = 1.959964
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean of a metric over a method's pictures; `n` have a value, `missing` have none. No interval for a set metric and for one picture."""
+    """Mean of a metric over a method's pictures; `n` have a value, `missing` have none. A set metric and one picture have no interval."""
 
     method: str
     metric: str

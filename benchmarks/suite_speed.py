@@ -2,8 +2,8 @@
 
 NIMA, MUSIQ, TOPIQ, NIQE, BRISQUE and PIQE on photographs of 512 px. The weights of the nets are random: they cost the same, and what
 their values are does not matter here but that they are equal. In turns, in one process; loading is left out of the loop's time and of
-the suite's. The commands are compared as wholes, from start to end. Then the suite again, from its cache. The values are compared with those
-of pyiqa on one core, which the suite gives each metric: pyiqa's BRISQUE on two differs from itself on one by a hundredth.
+the suite's. The commands are compared as wholes, from start to end. Then the suite again, from its cache. Values are compared with those of
+pyiqa on one core, which is what the suite gives each metric: pyiqa's BRISQUE on two differs from itself on one by a hundredth.
 """
 
 import argparse
@@ -168,9 +168,8 @@ def main() -> None:
         console = Console(width=100)
         console.print(table)
         gaps = {name: max(abs(a - b) for a, b in zip(theirs[name], ours[name], strict=True)) for name in NAMES}
-        console.print(
-            "largest difference of values on one core: " + ", ".join(f"{name} {gap:.1e}" for name, gap in gaps.items()), highlight=False
-        )
+        shown = ", ".join(f"{name} {gap:.1e}" for name, gap in gaps.items())
+        console.print(f"largest difference of values, pyiqa on one core: {shown}", highlight=False)
         console.print(f"the suite is {median(slow) / median(fast):.1f}x as fast as the loop", highlight=False)
         console.print(f"from its cache {median(fast) / median(warm):.0f}x as fast as without", highlight=False)
         if not args.no_commands:

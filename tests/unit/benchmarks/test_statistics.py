@@ -67,12 +67,8 @@ def test_one_photo_has_no_interval_and_is_not_the_worst(results):
     lonely = next(row for row in rows if row["value"] == "x")
     assert lonely["n"] == 1 and lonely["mean"] == 1000 and all(map(math.isnan, lonely["ci95"]))
     assert not lonely["worst"] and sum(row["worst"] for row in rows) == 1
-    single = replace(
-        alone,
-        inputs=replace(alone.inputs, items=alone.inputs.items[:3]),
-        values={"psnr": torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)},
-    )
-    single.metrics = [psnr.METRIC]
+    values = {"psnr": torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)}
+    single = Results(replace(alone.inputs, items=alone.inputs.items[:3]), [psnr.METRIC], values)
     table = grid(single)
     assert all(map(math.isnan, means(single, table)[0].ci95 + comparisons(single, table)[0].ci95))
 

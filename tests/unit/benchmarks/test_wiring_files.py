@@ -140,17 +140,8 @@ def test_a_damaged_nrqm_is_refused_in_one_line(tmp_path):
     packed = bytearray(path.read_bytes())
     packed[160:170] = b"0123456789"
     generator = np.random.default_rng(0)
-    for content in (
-        b"",
-        b"garbage",
-        generator.bytes(300),
-        generator.bytes(5000),
-        whole[:100],
-        whole[:200],
-        whole[:3000],
-        other,
-        bytes(packed),
-    ):
+    noise, cut = [generator.bytes(300), generator.bytes(5000)], [whole[:100], whole[:200], whole[:3000]]
+    for content in (b"", b"garbage", *noise, *cut, other, bytes(packed)):
         path.write_bytes(content)
         with pytest.raises(WeightsError, match="is not NRQM's model .*; download it again") as refused:
             nrqm.METRIC.open({nrqm.FILE: path})
