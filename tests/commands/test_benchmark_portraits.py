@@ -69,7 +69,7 @@ def test_methods_pairs_and_tables(command, pictures):
     assert len(results["rows"]) == 2 * 3 * 3 and len(results["comparisons"]) == 3
     assert (pictures / "out/summary.tex").read_text().startswith(r"\begin{tabular}{lrr}")
     assert "| metric | base | ours |" in (pictures / "out/summary.md").read_text()
-    code, _, err = command(benchmark_portraits, *options, "--method", "base=runs/base", "--output-dir", "out")
+    code, _, err = command(benchmark_portraits, *options, "--method", "base=runs/ours", "ours=runs/base", "--output-dir", "out")
     assert code == 2 and "--overwrite" in err and err.count("\n") == 1
 
 
