@@ -224,8 +224,12 @@ def _photos(analysis: Analysis, metric: Metric, method: str) -> frozenset[str]:
 def _lines(analysis: Analysis) -> Iterator[tuple[Metric, list[tuple[str, str, bool]]]]:
     for metric in analysis.results.metrics:
         best = best_methods(analysis, metric)
-        means_of = [(method, analysis.mean(metric.name, method)) for method in analysis.table.methods]
-        yield metric, [(*(figure(entry.mean, entry.ci95) if entry else ("", "")), method in best) for method, entry in means_of]
+        cells = []
+        for method in analysis.table.methods:
+            entry = analysis.mean(metric.name, method)
+            mean, half = figure(entry.mean, entry.ci95) if entry else ("", "")
+            cells.append((mean, half, method in best))
+        yield metric, cells
 
 
 def markdown(analysis: Analysis) -> str:
