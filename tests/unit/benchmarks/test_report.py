@@ -98,4 +98,4 @@ def test_a_method_may_be_called_like_the_photo_or_the_reference(tmp_path, method
 
 def _middle(uri: str) -> tuple[float, ...]:
     picture = Image.open(BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB")
-    return tuple(band.getpixel((16, 16)) / 255 for band in picture.split())  # pyright: ignore[reportOperatorIssue]
+    return tuple(band.getpixel((16, 16)) / 255 for band in picture.split())
