@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -97,25 +97,34 @@ def _case(name: str, place: int, items: list[Item], reasons: list[str]) -> Case:
     first = items[0]
     source = _small(read_image(first.source).pixels) if first.source else next(iter(pictures.values()))
     source = source.resize(next(iter(pictures.values())).size, Image.Resampling.LANCZOS)
-    columns = {**({"photo": source} if _none_equal(source, pictures) else {}), **pictures}
-    if first.reference:
-        columns["reference"] = _small(read_image(first.reference).pixels)
+    reference = _small(read_image(first.reference).pixels) if first.reference else None
     last = list(pictures.values())[-1].resize(source.size, Image.Resampling.LANCZOS)
-    box = zoom_box(source, columns.get("reference", last).resize(source.size, Image.Resampling.LANCZOS))
-    tiles = []
-    for title, picture in columns.items():
-        picture = picture.resize(source.size, Image.Resampling.LANCZOS)
-        zoomed = picture.crop(box)
-        scale = max(1, round(256 / zoomed.width))
-        zoomed = zoomed.resize((zoomed.width * scale, zoomed.height * scale), Image.Resampling.BICUBIC)
-        changed = ImageChops.difference(picture, source).getbbox() is not None
-        difference = _encode(ImageChops.subtract(picture, source, scale=1 / AMPLIFY, offset=128)) if changed else ""
-        tiles.append(Tile(title, _encode(picture), _encode(zoomed), difference))
+    box = zoom_box(source, (last if reference is None else reference).resize(source.size, Image.Resampling.LANCZOS))
+    of_method = {method: _tile(method, picture, source, box) for method, picture in pictures.items()}
+    tiles = list(of_method.values())
+    if _none_equal(source, pictures):
+        tiles.insert(0, _tile(_title("photo", "--source", pictures), source, source, box))
+    if reference is not None:
+        tiles.append(_tile(_title("reference", "--reference", pictures), reference, source, box))
     left, top, right, bottom = box
     width, height = source.size
     percent = (100 * left / width, 100 * top / height, 100 * (right - left) / width, 100 * (bottom - top) / height)
-    shown = {tile.title: tile for tile in tiles}
-    return Case(name, place, tiles, percent, tiles[0], shown[items[-1].method], reasons)
+    return Case(name, place, tiles, percent, tiles[0], of_method[items[-1].method], reasons)
+
+
+def _tile(title: str, picture: Image.Image, source: Image.Image, box: tuple[int, int, int, int]) -> Tile:
+    picture = picture.resize(source.size, Image.Resampling.LANCZOS)
+    zoomed = picture.crop(box)
+    scale = max(1, round(256 / zoomed.width))
+    zoomed = zoomed.resize((zoomed.width * scale, zoomed.height * scale), Image.Resampling.BICUBIC)
+    changed = ImageChops.difference(picture, source).getbbox() is not None
+    difference = _encode(ImageChops.subtract(picture, source, scale=1 / AMPLIFY, offset=128)) if changed else ""
+    return Tile(title, _encode(picture), _encode(zoomed), difference)
+
+
+def _title(kind: str, option: str, methods: Collection[str]) -> str:
+    """What is written over the photo and the reference; a method may be called so, too."""
+    return f"{kind} ({option})" if kind in methods else kind
 
 
 def _none_equal(source: Image.Image, pictures: Mapping[str, Image.Image]) -> bool:

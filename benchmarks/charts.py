@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from benchmarks.metric import Metric
-from benchmarks.tables import Analysis
+from benchmarks.tables import Analysis, decimals
 
 COLOURS = ("#0b7a75", "#c2571a", "#5b53b0", "#a8327d", "#4b7d1f", "#8a6d0b", "#2b6cb0", "#666666")
 
@@ -89,8 +89,9 @@ def distribution(analysis: Analysis, metric: Metric) -> Markup:
             a, m, b = (place_of(v) for v in (entry.ci95[0], entry.mean, entry.ci95[1]))
             out.append(f'<line x1="{a:.1f}" x2="{b:.1f}" y1="{y + 6}" y2="{y + 6}" stroke="{paint}" stroke-width="2.5"/>')
             out.append(f'<circle cx="{m:.1f}" cy="{y + 6}" r="4" fill="{paint}" stroke="var(--page)" stroke-width="1.5"/>')
+    digits = decimals(high, (high - low) / 10)
     for value, anchor, x in ((low, "start", left), (high, "end", width - left)):
-        out.append(f'<text x="{x}" y="{height - 4}" text-anchor="{anchor}" font-size="10" fill="var(--muted)">{value:.4g}</text>')
+        out.append(f'<text x="{x}" y="{height - 4}" text-anchor="{anchor}" font-size="10" fill="var(--muted)">{value:.{digits}f}</text>')
     return Markup("".join([*out, "</svg>"]))
 
 

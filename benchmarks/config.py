@@ -34,7 +34,7 @@ class BenchmarkConfig:
     limit: int | None = None
     """Measure the first so many photos by name."""
     seed: int = 0
-    """Of bootstrap and permutations."""
+    """Of the bootstrap intervals and of the permutation tests beyond 32 photos; up to there they are exact."""
     max_failed: float = 0.1
     """Share of pictures that may be unreadable; they are named in failed.jsonl. Above it the run ends."""
     cache: Path = Path("~/.cache/portraitkit/benchmark")

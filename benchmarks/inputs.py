@@ -1,8 +1,10 @@
 """What is measured: the pictures of each method, matched by name with the untouched photos, the references and the people's groups."""
 
+import lzma
 import shutil
 import stat
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -41,7 +43,7 @@ class Inputs:
     Attributes:
         items: sorted by name, then in the methods' order.
         methods: in the order given.
-        groups: name -> group -> value, from the photos' metadata.jsonl.
+        groups: name -> group -> value, from the metadata.jsonl of the photos, else of the references, else of a method.
         sets: pictures of the folder that set metrics compare with.
         notes: what was left out, one line each.
     """
@@ -106,8 +108,9 @@ def _data_set(folder: Path, metadata: Path) -> Folder:
         where = f"{metadata} line {number}"
         if not isinstance(row.get("file_name"), str):
             raise DataError(f"{where}: needs a string file_name")
+        picture = _inside(folder, row["file_name"], where)
         name = PurePosixPath(row["file_name"]).with_suffix("").as_posix()
-        _add(pictures, name, _inside(folder, row["file_name"], where))
+        _add(pictures, name, picture)
         if isinstance(row.get("anchor_file_name"), str):
             anchors[name] = _inside(folder, row["anchor_file_name"], where)
         groups[name] = {group: str(row[group]) for group in GROUPS if row.get(group) not in (None, "")}
@@ -117,11 +120,16 @@ def _data_set(folder: Path, metadata: Path) -> Folder:
 
 
 def _inside(folder: Path, name: str, where: str) -> Path:
-    resolved = (folder / name).resolve()
+    shown = repr(name if len(name) <= 100 else f"{name[:97]}...")
+    try:
+        resolved = (folder / name).resolve()
+        exists = resolved.is_file()
+    except (OSError, ValueError) as error:  # too long, or with a zero byte
+        raise DataError(f"{where}: {shown} is no file name ({error.strerror if isinstance(error, OSError) else error})") from error
     if not resolved.is_relative_to(folder.resolve()):
-        raise DataError(f"{where}: {name!r} leaves the data folder; use paths below it")
-    if not resolved.is_file():
-        raise DataError(f"{where}: {name!r} does not exist in {folder}")
+        raise DataError(f"{where}: {shown} leaves the data folder; use paths below it")
+    if not exists:
+        raise DataError(f"{where}: {shown} does not exist in {folder}")
     return folder / name
 
 
@@ -140,7 +148,7 @@ def _unpack(path: Path, target: Path) -> Path:
                     raise DataError(f"{path}: entry {entry.filename!r} leaves the archive's folder; such archives are refused")
                 if inside.suffix.lower() in SUFFIXES or inside.name == "metadata.jsonl":
                     archive.extract(entry, target)
-    except (zipfile.BadZipFile, OSError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError) as error:
         raise DataError(f"{path}: cannot be unpacked ({error}); make the archive again") from error
     inner = [child for child in target.iterdir() if not child.name.startswith(("__MACOSX", "."))] if target.is_dir() else []
     return inner[0] if len(inner) == 1 and inner[0].is_dir() else target
@@ -170,6 +178,10 @@ def match(
             notes.append(f"{len(strangers)} names have no photo of that name and were left out, for example {strangers[0]}")
         names = [name for name in names if name in source.pictures]
     names = names[:limit]
+    if references:
+        lacking = [name for name in names if name not in references]
+        if lacking:
+            notes.append(f"{len(lacking)} of {len(names)} photos have no reference of their name, for example {lacking[0]}")
     items = []
     for method, folder in folders.items():
         lacking = [name for name in names if name not in folder.pictures]
@@ -182,5 +194,9 @@ def match(
                 items.append(Item(name, method, folder.pictures[name], photo, references.get(name)))
     if not items:
         raise DataError("no picture of any method matches a photo by name; names without suffix must be the same")
-    known = {name: groups for name, groups in (source.groups if source else {}).items() if groups}
+    known: dict[str, dict[str, str]] = {}
+    for folder in (source, reference, *folders.values()):  # who comes first is believed
+        for name, groups in (folder.groups if folder else {}).items():
+            known[name] = {**groups, **known.get(name, {})}
+    known = {name: known[name] for name in names if known.get(name)}
     return Inputs(items, list(folders), known, sets, tuple(notes))

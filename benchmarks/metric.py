@@ -108,7 +108,8 @@ class Metric:
         open: from the found weight files by name (empty for a metric without) to the scoring function. That takes a batch and returns
             one value a picture, NaN where the metric does not apply, or one row of features a picture for a "set" metric.
         weights: files it needs beside the package.
-        bundled: files of this package with parameters; their hash is part of the cache's key.
+        bundled: files of this package with parameters; their hash is part of the cache's key. So is that of a user's own file, which
+            `load_metrics` adds.
         revision: of the weights: a tag, a commit, or a release.
         version: raised whenever the same picture gets another value; part of the cache's key.
         smallest: shortest side in pixels that it can measure.

@@ -12,8 +12,9 @@ from benchmarks import published
 from benchmarks.cases import AMPLIFY, extremes, show_cases
 from benchmarks.charts import colour, distribution, matrix, radar
 from benchmarks.metric import Metric
+from benchmarks.significance import LEVEL
 from benchmarks.statistics import Comparison
-from benchmarks.tables import Analysis, best_methods, figure
+from benchmarks.tables import Analysis, best_methods, decimals, figure, gained
 
 
 def write_report(folder: Path, analysis: Analysis) -> Path:
@@ -33,7 +34,7 @@ def write_report(folder: Path, analysis: Analysis) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"csp_hash": _csp_hash, "p": _p, "percent": _percent, "colour": colour}
+    environment.filters |= {"csp_hash": _csp_hash, "p": _p, "percent": _percent, "colour": colour, "gain": _gain}
     page = environment.get_template("benchmark.html.j2").render(_context(analysis))
     path = folder / "report.html"
     unfinished = folder / ".report.html.part"
@@ -51,6 +52,7 @@ def _context(analysis: Analysis) -> dict[str, Any]:
         "methods": names,
         "photos": len(table.names),
         "verdicts": _verdicts(analysis),
+        "too_few": analysis.too_few(),
         "metrics": [_row(analysis, metric) for metric in results.metrics],
         "comparisons": [_compared(analysis, entry) for entry in analysis.comparisons],
         "radar": radar(analysis),
@@ -78,10 +80,10 @@ def _verdicts(analysis: Analysis) -> list[dict[str, Any]]:
     out = []
     for before, after in dict.fromkeys((entry.before, entry.after) for entry in analysis.comparisons):
         entries = [entry for entry in analysis.comparisons if (entry.before, entry.after) == (before, after)]
-        sure = [entry for entry in entries if entry.p_holm < 0.05]
+        sure = [entry for entry in entries if entry.p_holm < LEVEL]
         better = [entry.metric for entry in sure if entry.better]
         worse = [entry.metric for entry in sure if not entry.better]
-        unsure = [entry.metric for entry in entries if not entry.p_holm < 0.05]
+        unsure = [entry.metric for entry in entries if not entry.p_holm < LEVEL]
         out.append({"before": before, "after": after, "better": better, "worse": worse, "unsure": unsure})
     return out
 
@@ -91,7 +93,7 @@ def _row(analysis: Analysis, metric: Metric) -> dict[str, Any]:
     cells = []
     for method in analysis.table.methods:
         entry = analysis.mean(metric.name, method)
-        mean, half = figure(entry)
+        mean, half = figure(entry.mean, entry.ci95) if entry is not None else ("", "")
         value = entry.mean if entry is not None and math.isfinite(entry.mean) else ""
         missing = entry.missing if entry is not None else 0
         cells.append({"mean": mean or "none", "half": half, "best": method in best, "value": value, "missing": missing})
@@ -99,12 +101,10 @@ def _row(analysis: Analysis, metric: Metric) -> dict[str, Any]:
 
 
 def _compared(analysis: Analysis, entry: Comparison) -> dict[str, Any]:
-    digits = 3 if abs(entry.gain) < 2 else 2
-    sure = entry.p_holm < 0.05
-    verdict = ("better" if entry.better else "worse") if sure else "undecided"
+    verdict = ("better" if entry.better else "worse") if entry.p_holm < LEVEL else "undecided"
     arrow = next(metric.arrow for metric in analysis.results.metrics if metric.name == entry.metric)
-    bounds = f"{entry.ci95[0]:+.{digits}f} .. {entry.ci95[1]:+.{digits}f}"
-    return {"entry": entry, "gain": f"{entry.gain:+.{digits}f}", "bounds": bounds, "verdict": verdict, "arrow": arrow}
+    gain, bounds = gained(entry)
+    return {"entry": entry, "gain": gain, "bounds": bounds, "verdict": verdict, "arrow": arrow}
 
 
 def _groups(analysis: Analysis) -> list[dict[str, Any]]:
@@ -112,9 +112,13 @@ def _groups(analysis: Analysis) -> list[dict[str, Any]]:
     out: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
     for row in analysis.groups:
         cells = out.setdefault(row["group"], {}).setdefault((row["metric"], row["value"]), {})
-        half = (row["ci95"][1] - row["ci95"][0]) / 2
-        cells[row["method"]] = {"mean": f"{row['mean']:.3f}", "half": f"{half:.3f}", "worst": row["worst"], "n": row["n"]}
+        mean, half = figure(row["mean"], row["ci95"])
+        cells[row["method"]] = {"mean": mean, "half": half, "worst": row["worst"], "n": row["n"]}
     return [{"group": group, "rows": rows} for group, rows in out.items()]
+
+
+def _gain(value: float) -> str:
+    return f"{value:+.{decimals(value, value)}f}"
 
 
 def _p(value: float) -> str:

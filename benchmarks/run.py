@@ -15,8 +15,8 @@ from benchmarks.gather import check_places, gather
 from benchmarks.inputs import Inputs
 from benchmarks.metric import Metric
 from benchmarks.metrics import load_metrics
+from benchmarks.preferences import Pair, check_pairs, read_pairs
 from benchmarks.shards import ShardStore, check_readable, merge_into, next_step
-from benchmarks.statistics import read_pairs
 from benchmarks.store import FILE, Store
 from benchmarks.suite import Results, Suite
 from benchmarks.weight_files import Digests, Found, find_weights, locate, search_folders
@@ -54,10 +54,13 @@ def run_benchmark(config: BenchmarkConfig, command: list[str]) -> int:
         Console().print(weights_table(metrics, folders))
         return 0
     check_places(config)
+    pairs = read_pairs(config.pairs) if config.pairs else []
+    if config.pairs and config.method:
+        check_pairs(config.pairs, pairs, None, [name for name, _ in config.methods()])
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if shard is not None:
-        code = _measure_share(config, command, shard, metrics, folders, console)
+        code = _measure_share(config, command, shard, metrics, folders, pairs, console)
         if code or not shard.merges:
             return code
     made = merged_rows(config.output_dir) if has_shards(config.output_dir) and not config.overwrite else []
@@ -66,7 +69,7 @@ def run_benchmark(config: BenchmarkConfig, command: list[str]) -> int:
         merge_into(store, made)
         digest = Digests(store.digests())
         try:
-            inputs = gather(config, folder.path, console.print)
+            inputs = _gather(config, folder.path, pairs, console)
         except UserError:
             if fresh and not (folder.path / "retouched").exists():  # nothing was done that is worth keeping
                 shutil.rmtree(folder.path)
@@ -80,13 +83,19 @@ def run_benchmark(config: BenchmarkConfig, command: list[str]) -> int:
         }
         if results.stopped:
             return _stopped(interrupt, console)
-        _write(config, folder, results, inputs, console)
+        _write(config, folder, results, pairs, console)
         clear_shards(folder.path)
     return 0
 
 
 def _measure_share(
-    config: BenchmarkConfig, command: list[str], shard: Shard, metrics: list[Metric], folders: list[Path], console: Console
+    config: BenchmarkConfig,
+    command: list[str],
+    shard: Shard,
+    metrics: list[Metric],
+    folders: list[Path],
+    pairs: list[Pair],
+    console: Console,
 ) -> int:
     """Measure one shard; the process that merges then waits for the others. 0, or 130 or 143 after a signal."""
     resolved, path = _resolved(config), config.output_dir
@@ -99,7 +108,7 @@ def _measure_share(
         if not file.finished:
             with ShardStore(file, cache) as store:
                 digest = Digests(store.digests())
-                inputs = gather(config, path, console.print, shard)
+                inputs = _gather(config, path, pairs, console, shard)
                 ready, _ = _with_weights(metrics, folders, digest)
                 if _measure(Suite(ready, store, digest, max_failed=config.max_failed), inputs, interrupt, console, shard).stopped:
                     return _stopped(interrupt, console)
@@ -109,6 +118,14 @@ def _measure_share(
         elif not wait_for_shards(path, lambda: interrupt.requested is not None):
             return _stopped(interrupt, console)
     return 0
+
+
+def _gather(config: BenchmarkConfig, path: Path, pairs: list[Pair], console: Console, shard: Shard | None = None) -> Inputs:
+    """The pictures, and whether the pairs are of them: the measuring that follows may take hours."""
+    inputs = gather(config, path, console.print, shard)
+    if config.pairs:
+        check_pairs(config.pairs, pairs, {item.name for item in inputs.items}, inputs.methods)
+    return inputs
 
 
 def _measure(suite: Suite, inputs: Inputs, interrupt: Interruptible, console: Console, shard: Shard | None = None) -> Results:
@@ -185,14 +202,14 @@ def _open_folder(config: BenchmarkConfig, command: list[str]) -> RunFolder:
         raise RunFolderError(str(error).replace("use --allow-changed to go on", "use --overwrite or another --output-dir")) from error
 
 
-def _write(config: BenchmarkConfig, folder: RunFolder, results: Results, inputs: Inputs, console: Console) -> None:
+def _write(config: BenchmarkConfig, folder: RunFolder, results: Results, pairs: list[Pair], console: Console) -> None:
     from benchmarks.report import write_report
     from benchmarks.tables import Analysis, write_tables
 
-    analysis = Analysis.of(results, config.seed, read_pairs if config.pairs else None, config.pairs)
+    analysis = Analysis.of(results, config.seed, pairs)
     write_tables(folder.path, analysis)
     report = write_report(folder.path, analysis)
-    count, skipped = len(inputs.items), len(results.skipped)
+    count, skipped = len(results.inputs.items), len(results.skipped)
     console.print(f"{len(results.metrics)} metrics on {count} pictures, {results.computed} values computed, {skipped} skipped")
     for name, reason in results.skipped.items():
         console.print(f"  skipped {name}: {reason}")

@@ -1,14 +1,12 @@
-"""How sure: intervals, paired tests, win rates, groups, and how far metrics agree; on top of `portraitkit.statistics`.
+"""How sure: intervals, paired differences, win rates, groups, and how far metrics agree; on top of `portraitkit.statistics`.
 
 Pictures are the units everywhere: what is compared between methods is compared photo by photo, on the photos that both have a value of.
 """
 
 import itertools
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,20 +14,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.metric import Metric
+from benchmarks.significance import holm, sign_flip_test
 from benchmarks.suite import Results
-from portraitkit.errors import DataError
-from portraitkit.statistics import bootstrap_interval, paired_change
+from portraitkit.statistics import bootstrap_interval
 
 Interval = tuple[float, float]
-PERMUTATIONS = 10_000
-EXACT = 12
 Z = 1.959964
 
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean of a metric over a method's pictures; `n` have a value, `missing` have none. A set metric has no interval."""
+    """Mean of a metric over a method's pictures; `n` have a value, `missing` have none. A set metric and one picture have no interval."""
 
     method: str
     metric: str
@@ -72,36 +67,6 @@ class Comparison:
     ties: int
 
 
-def sign_flip_test(differences: Float[Tensor, " n"], *, draws: int = PERMUTATIONS, seed: int = 0) -> float:
-    """Two-sided p of the mean of paired differences under random signs (Fisher 1935): exact up to 12 pairs; NaN for none."""
-    values = differences[differences.isfinite()].double()
-    count = len(values)
-    if count == 0:
-        return math.nan
-    observed = abs(float(values.sum())) * (1 - 1e-12)
-    if count <= EXACT:
-        signs = torch.tensor(list(itertools.product((1.0, -1.0), repeat=count)), dtype=torch.float64)
-        return float(((signs @ values).abs() >= observed).double().mean())
-    generator = torch.Generator().manual_seed(seed)
-    chunk, hits, left = max(1, 2_000_000 // count), 0, draws
-    while left:
-        size = min(chunk, left)
-        signs = torch.randint(0, 2, (size, count), generator=generator, dtype=torch.int8).double() * 2 - 1
-        hits += int(((signs @ values).abs() >= observed).sum())
-        left -= size
-    return (hits + 1) / (draws + 1)
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979); NaN stays NaN and does not count."""
-    order = sorted((value, place) for place, value in enumerate(p) if math.isfinite(value))
-    out, running = [math.nan] * len(p), 0.0
-    for rank, (value, place) in enumerate(order):
-        running = max(running, min(1.0, value * (len(order) - rank)))
-        out[place] = running
-    return out
-
-
 def wilson_interval(successes: float, count: int) -> Interval:
     """95 % interval of a share (Wilson 1927); NaN for none."""
     if count == 0:
@@ -113,7 +78,12 @@ def wilson_interval(successes: float, count: int) -> Interval:
 
 
 def interval(values: Float[Tensor, " n"], seed: int = 0) -> Interval:
-    """`bootstrap_interval` with as many draws as keep its memory flat: 10 000 up to 500 values, 1000 from 5000."""
+    """`bootstrap_interval` with as many draws as keep its memory flat: 10 000 up to 500 values, 1000 from 5000.
+
+    NaN below two values: one photo says nothing about how far photos scatter.
+    """
+    if len(values) < 2:
+        return math.nan, math.nan
     draws = max(1000, min(10_000, 5_000_000 // max(1, len(values))))
     return bootstrap_interval(values, draws=draws, seed=seed)
 
@@ -177,8 +147,6 @@ def comparisons(results: Results, table: Grid, seed: int = 0) -> list[Comparison
             count = len(difference)
             if count == 0:
                 continue
-            change = paired_change(before, after) if count <= 500 else None
-            bounds = change.ci95 if change else interval(difference, seed)
             gain = metric.sign * difference
             ties = int((gain == 0).sum())
             wins = float((gain > 0).sum()) + ties / 2
@@ -189,7 +157,7 @@ def comparisons(results: Results, table: Grid, seed: int = 0) -> list[Comparison
                     after=table.methods[other],
                     n=count,
                     gain=float(difference.mean()),
-                    ci95=bounds,
+                    ci95=interval(difference, seed),
                     better=float(gain.mean()) > 0,
                     p=sign_flip_test(difference, seed=seed),
                     p_holm=math.nan,
@@ -203,7 +171,7 @@ def comparisons(results: Results, table: Grid, seed: int = 0) -> list[Comparison
 
 
 def group_tables(results: Results, table: Grid, seed: int = 0) -> list[dict[str, Any]]:
-    """Means per group value, where the photos' metadata has groups; `worst` marks the group that fares worst with a method."""
+    """Means per group value, where metadata has groups; `worst` marks the group of two or more that fares worst with a method."""
     out: list[dict[str, Any]] = []
     known = results.inputs.groups
     for group in sorted({group for groups in known.values() for group in groups}):
@@ -221,8 +189,9 @@ def group_tables(results: Results, table: Grid, seed: int = 0) -> list[dict[str,
                         mean, bounds = float(values.mean()), interval(values, seed)
                         row = {"group": group, "value": kind, "method": method, "metric": metric.name, "n": len(values), "mean": mean}
                         rows.append(row | {"ci95": bounds, "worst": False})
-                if len(rows) > 1:
-                    min(rows, key=lambda row: metric.sign * row["mean"])["worst"] = True
+                groups = [row for row in rows if row["n"] > 1]  # one photo is no group
+                if len(groups) > 1:
+                    min(groups, key=lambda row: metric.sign * row["mean"])["worst"] = True
                 out += rows
     return out
 
@@ -256,47 +225,3 @@ def correlations(results: Results, table: Grid) -> tuple[list[str], np.ndarray, 
             if decided.any():
                 agreement[i, j] = float((verdicts[one][decided] == verdicts[other][decided]).mean())
     return names, spearman, agreement
-
-
-def read_pairs(path: Path, table: Grid) -> list[tuple[str, str, str]]:
-    """Preferences of people or of a judge: `{"image": name, "better": method, "worse": method}`, one a line.
-
-    Raises:
-        DataError: the file cannot be read, or a row breaks the schema; its line is named.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--pairs {path}: cannot be read ({error}); give a UTF-8 file of JSON lines") from error
-    pairs = []
-    names = set(table.names)
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            image, better, worse = (row[key] for key in ("image", "better", "worse"))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f'--pairs {path} line {number}: needs {{"image": .., "better": .., "worse": ..}} ({error!r})') from error
-        if image not in names or better not in table.methods or worse not in table.methods:
-            raise DataError(f"--pairs {path} line {number}: {image!r}, {better!r} or {worse!r} is no picture or method of this run")
-        pairs.append((image, better, worse))
-    return pairs
-
-
-def pair_accuracy(metrics: Sequence[Metric], table: Grid, pairs: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:
-    """How often each metric prefers what was preferred; ties count half, pairs without a value are left out."""
-    row = {name: place for place, name in enumerate(table.names)}
-    column = {method: place for place, method in enumerate(table.methods)}
-    out = []
-    for metric in metrics:
-        if metric.name not in table.values:
-            continue
-        values = metric.sign * table.values[metric.name]
-        gaps = [float(values[row[image], column[better]] - values[row[image], column[worse]]) for image, better, worse in pairs]
-        gaps = [gap for gap in gaps if math.isfinite(gap)]
-        right = sum(gap > 0 for gap in gaps) + sum(gap == 0 for gap in gaps) / 2
-        accuracy = right / len(gaps) if gaps else math.nan
-        entry = {"metric": metric.name, "n": len(gaps), "accuracy": accuracy, "ci95": wilson_interval(right, len(gaps))}
-        out.append(entry | {"ties": sum(gap == 0 for gap in gaps)})
-    return out

@@ -11,18 +11,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.decode import decoded
-from benchmarks.inputs import Inputs
+from benchmarks.inputs import Inputs, Item
 from benchmarks.metric import Metric, Pictures, Score
 from benchmarks.plan import SET, Batch, Plan, applies, keys, plan_batches
 from benchmarks.store import Store
 from benchmarks.weight_files import Digests, Found
 from portraitkit.errors import DataError, WeightsError
+from portraitkit.images import image_size
 from portraitkit.shards import Shard
 
 
@@ -222,7 +224,7 @@ class Suite:
                 results.metrics.append(metric)
                 results.values[metric.name] = values
             elif not results.stopped:
-                results.skipped[metric.name] = _why_nothing(metric, plan, batches)
+                results.skipped[metric.name] = _why_nothing(metric, plan, batches, results.inputs)
 
     def _pool(self, metric: Metric, found: Found, batches: list[Batch], results: Results) -> None:
         if not results.inputs.sets:
@@ -244,16 +246,31 @@ class Suite:
             results.skipped[metric.name] = "needs at least two readable pictures a method and two in --set"
 
 
-def _why_nothing(metric: Metric, plan: Plan, batches: list[Batch]) -> str:
+def _why_nothing(metric: Metric, plan: Plan, batches: list[Batch], inputs: Inputs) -> str:
     if batches:
         return f"no picture has a value: {metric.missing}"
     items = [item for batch in plan.batches for item in batch.items if item.method != SET]
     if metric.reference == "full" and not any(item.reference for item in items):
-        return "compares with a known good retouch: give the folder by --reference"
+        company = [(item, item.reference) for item in inputs.items if item.reference]
+        return _no_frame(company, "reference", plan) or "compares with a known good retouch: give the folder by --reference"
     if metric.reference == "source" and not any(item.source for item in items):
-        return "compares with the untouched photo: give the folder by --source"
+        company = [(item, item.source) for item in inputs.items if item.source]
+        return _no_frame(company, "photo", plan) or "compares with the untouched photo: give the folder by --source"
     largest = max((min(batch.height, batch.width) for batch in plan.batches), default=0)
     return f"the shorter side of every picture is below {metric.smallest} px (the largest has {largest})"
+
+
+def _no_frame(company: Sequence[tuple[Item, Path]], kind: str, plan: Plan) -> str:
+    """Why no picture can be compared with what it stands beside; empty where nothing does."""
+    readable = [(item, other) for item, other in company if not {item.path, other} & plan.refused.keys()]
+    if not company or not readable:
+        return f"no picture and its {kind} can both be read" if company else ""
+    item, other = readable[0]
+    (height, width), (whole_height, whole_width) = image_size(item.path), image_size(other)
+    return (
+        f"every picture has another shape than its {kind}: {item.name} of {item.method} is {width} x {height} px, its {kind} "
+        f"{whole_width} x {whole_height}; give pictures of the same frame, at any resolution"
+    )
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """Results as files: JSON, CSV, Markdown and LaTeX, each written in one piece."""
 
 import csv
+import html
 import io
 import json
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,12 +15,12 @@ import numpy as np
 
 from benchmarks import published
 from benchmarks.metric import Metric
-from benchmarks.statistics import Comparison, Grid, Mean, comparisons, correlations, grid, group_tables, means, pair_accuracy
+from benchmarks.preferences import Pair, pair_accuracy
+from benchmarks.significance import LEVEL, too_few
+from benchmarks.statistics import Comparison, Grid, Mean, comparisons, correlations, grid, group_tables, means
 from benchmarks.suite import Results
 from portraitkit.csv_cells import safe_cell
 from portraitkit.errors import RunFolderError
-
-Pairs = list[tuple[str, str, str]]
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,9 @@ class Analysis:
     accuracy: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, results: Results, seed: int, read: Callable[[Path, Grid], Pairs] | None = None, pairs: Path | None = None) -> Self:
-        """Analyse a run; `read` and `pairs` where there are preference pairs."""
+    def of(cls, results: Results, seed: int, pairs: Sequence[Pair] = ()) -> Self:
+        """Analyse a run; `pairs` where there are preferences."""
         table = grid(results)
-        chosen = read(pairs, table) if read and pairs else []
         names, spearman, agreement = correlations(results, table)
         return cls(
             results,
@@ -62,19 +63,26 @@ class Analysis:
             names,
             spearman,
             agreement,
-            pair_accuracy(results.metrics, table, chosen) if chosen else [],
+            pair_accuracy(results.metrics, table, pairs) if pairs else [],
         )
 
     def mean(self, metric: str, method: str) -> Mean | None:
         """Of one metric and method."""
         return next((entry for entry in self.means if (entry.metric, entry.method) == (metric, method)), None)
 
+    def too_few(self) -> str:
+        """One line where there are too few photos for any difference to be found; else empty."""
+        return too_few(max((entry.n for entry in self.comparisons), default=0), len(self.comparisons))
+
     def verdicts(self) -> list[str]:
-        """One line for every two methods: on how many metrics the second is better, worse or neither, after correction."""
-        out = []
+        """One line for every two methods: on how many metrics the second is better, worse or neither, after correction.
+
+        Before them, where that is so, the line that there are too few photos.
+        """
+        out = [self.too_few()] if self.too_few() else []
         for before, after in dict.fromkeys((entry.before, entry.after) for entry in self.comparisons):
             entries = [entry for entry in self.comparisons if (entry.before, entry.after) == (before, after)]
-            sure = [entry for entry in entries if entry.p_holm < 0.05]
+            sure = [entry for entry in entries if entry.p_holm < LEVEL]
             better = [entry.metric for entry in sure if entry.better]
             worse = [entry.metric for entry in sure if not entry.better]
             rest = len(entries) - len(sure)
@@ -118,6 +126,7 @@ def _write_json(path: Path, analysis: Analysis) -> None:
             before = ",\n"
         rest = {
             "summary": [asdict(entry) for entry in analysis.means],
+            "too_few": analysis.too_few(),
             "skipped": [{"metric": name, "reason": reason} for name, reason in results.skipped.items()],
             "comparisons": [asdict(entry) for entry in analysis.comparisons],
             "groups": analysis.groups,
@@ -171,28 +180,56 @@ def _cell(value: Any) -> Any:
     return safe_cell(value)
 
 
-def figure(entry: Mean | None, *, best: bool = False) -> tuple[str, str]:
-    """A mean and half its interval, as text; digits follow the size of the value."""
-    if entry is None or not math.isfinite(entry.mean):
+def decimals(value: float, *small: float) -> int:
+    """Decimals under which a value is written: 2, or 3 below 2, and as many more as show a digit of everything small beside it."""
+    shown = [abs(number) for number in small if math.isfinite(number) and number != 0]
+    return max([3 if abs(value) < 2 else 2, *(min(9, -math.floor(math.log10(number))) for number in shown)])
+
+
+def figure(mean: float, ci95: Sequence[float]) -> tuple[str, str]:
+    """A mean and half its interval, as text, empty where there is none."""
+    if not math.isfinite(mean):
         return "", ""
-    digits = 3 if abs(entry.mean) < 2 else 2
-    half = (entry.ci95[1] - entry.ci95[0]) / 2
-    return f"{entry.mean:.{digits}f}", f"{half:.{digits}f}" if math.isfinite(half) else ""
+    half = (ci95[1] - ci95[0]) / 2
+    digits = decimals(mean, half)
+    return f"{mean:.{digits}f}", f"{half:.{digits}f}" if math.isfinite(half) else ""
+
+
+def gained(entry: Comparison) -> tuple[str, str]:
+    """A gain and its interval, as text; an interval that leaves 0 out is seen to."""
+    low, high = entry.ci95
+    sure = low > 0 or high < 0
+    digits = decimals(entry.gain, (high - low) / 2, *((low, high, entry.gain) if sure else ()))
+    return f"{entry.gain:+.{digits}f}", f"{low:+.{digits}f} .. {high:+.{digits}f}" if math.isfinite(low) else ""
 
 
 def best_methods(analysis: Analysis, metric: Metric) -> set[str]:
-    """The method with the best mean, if two methods or more have one."""
+    """The methods with the best mean, where two or more have one and all of these are means over the same photos."""
     known = [entry for entry in analysis.means if entry.metric == metric.name and math.isfinite(entry.mean)]
-    if len(known) < 2:
+    if len(known) < 2 or len({_photos(analysis, metric, entry.method) for entry in known}) > 1:
         return set()
     top = max(metric.sign * entry.mean for entry in known)
     return {entry.method for entry in known if metric.sign * entry.mean == top}
 
 
+def _photos(analysis: Analysis, metric: Metric, method: str) -> frozenset[str]:
+    """The photos of which a method's mean is."""
+    table = analysis.table
+    if metric.name not in table.values:
+        return frozenset(item.name for item in analysis.results.inputs.items if item.method == method)
+    known = table.values[metric.name][:, table.methods.index(method)].isfinite().tolist()
+    return frozenset(name for name, one in zip(table.names, known, strict=True) if one)
+
+
 def _lines(analysis: Analysis) -> Iterator[tuple[Metric, list[tuple[str, str, bool]]]]:
     for metric in analysis.results.metrics:
         best = best_methods(analysis, metric)
-        yield metric, [(*figure(analysis.mean(metric.name, method)), method in best) for method in analysis.table.methods]
+        cells = []
+        for method in analysis.table.methods:
+            entry = analysis.mean(metric.name, method)
+            mean, half = figure(entry.mean, entry.ci95) if entry else ("", "")
+            cells.append((mean, half, method in best))
+        yield metric, cells
 
 
 def markdown(analysis: Analysis) -> str:
@@ -201,11 +238,11 @@ def markdown(analysis: Analysis) -> str:
     out = ["| metric | " + " | ".join(_plain(method) for method in methods) + " |", "| --- |" + " ---: |" * len(methods)]
     for metric, cells in _lines(analysis):
         texts = [(f"**{mean}**" if best else mean) + (f" ± {half}" if half else "") for mean, half, best in cells]
-        out.append(f"| {metric.name} {metric.arrow} | " + " | ".join(texts) + " |")
-    out += ["", "± is half the 95 % bootstrap interval over photos.", ""]
+        out.append(f"| {_plain(metric.name)} {metric.arrow} | " + " | ".join(texts) + " |")
+    out += ["", "± is half the 95 % bootstrap interval over photos; bold is the best where all methods have the same photos.", ""]
     out += [f"- {_plain(line)}" for line in analysis.verdicts()]
     if analysis.results.skipped:
-        out += ["", "Skipped:", "", *(f"- {name}: {_plain(reason)}" for name, reason in analysis.results.skipped.items())]
+        out += ["", "Skipped:", "", *(f"- {_plain(name)}: {_plain(reason)}" for name, reason in analysis.results.skipped.items())]
     return "\n".join(out) + "\n"
 
 
@@ -223,11 +260,15 @@ def latex(analysis: Analysis) -> str:
 
 
 def _plain(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    """Text that Markdown shows as it is, in a cell and elsewhere; underscores inside words mean nothing to it."""
+    text = html.escape(" ".join(text.splitlines()), quote=False)
+    return re.sub(r"[\\|`*\[\]~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
 
 
 def _tex(text: str) -> str:
-    special = {char: f"\\{char}" for char in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    """Text that LaTeX shows as it is, in its old font encoding, too."""
+    named = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "|": "bar", "<": "less", ">": "greater"}
+    special = {char: f"\\{char}" for char in "&%$#_{}"} | {char: rf"\text{name}{{}}" for char, name in named.items()}
     return "".join(special.get(char, char) for char in text)
 
 

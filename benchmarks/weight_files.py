@@ -7,6 +7,7 @@ CLIP and insightface put what they download. Nothing is ever downloaded here.
 import hashlib
 import os
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -150,15 +151,35 @@ def read_state(path: Path, *, torchscript_sha256: str = "") -> dict[str, Any]:
             return dict(torch.jit.load(path, map_location="cpu").state_dict())
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if not _is_pickle(path):
+            raise WeightsError(f"{path}: is damaged, no file of weights; download it again") from error
         raise WeightsError(f"{path}: holds more than tensors, and unpickling it could run code; convert it to safetensors") from error
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise WeightsError(f"{path}: cannot be read ({str(error).splitlines()[0]}); download it again") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path}: cannot be read ({reason}); download it again") from error
     for key in ("params", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict):
         raise WeightsError(f"{path}: holds no state dict; download it again")
     return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file is a torch archive or whole pickles, looked through without running them; torch's old files begin with five."""
+    if zipfile.is_zipfile(path):
+        return True
+    with path.open("rb") as file:
+        for number in range(5):
+            if file.read(1) != pickle.PROTO:
+                return number > 0
+            file.seek(-1, os.SEEK_CUR)
+            try:
+                for _ in pickletools.genops(file):
+                    pass
+            except ValueError:
+                return False
+    return True
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -1,6 +1,8 @@
 """The built-in metrics, one file each; `load_metric` finds them and a user's own by one road."""
 
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 from benchmarks.metric import Metric
 from portraitkit.discover import load_object
@@ -63,7 +65,7 @@ def load_metrics(names: tuple[str, ...]) -> list[Metric]:
             chosen |= {key: metric for key, metric in known.items() if key not in chosen}
             continue
         metric = known[name] if name in known else _load(name, known)
-        if metric.name in chosen and chosen[metric.name] is not metric:
+        if metric.name in chosen and chosen[metric.name] != metric:
             raise ConfigError(f"--metrics: two metrics are called {metric.name}; rename yours")
         chosen[metric.name] = metric
     return list(chosen.values())
@@ -80,4 +82,7 @@ def _load(name: str, known: dict[str, Metric]) -> Metric:
     metric = load_object(name)
     if not isinstance(metric, Metric):
         raise ConfigError(f"--metrics {name}: is a {type(metric).__name__}, not a benchmarks.metric.Metric")
+    source = name.rpartition(":")[0]
+    if source.endswith(".py"):  # what it computes changes with its text, and another file may have the same name in it
+        metric = replace(metric, bundled=(*metric.bundled, Path(source).resolve()))
     return metric

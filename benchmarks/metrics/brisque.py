@@ -1,8 +1,11 @@
 """BRISQUE (Mittal, Moorthy, Bovik, 2012): 36 statistics of the normalised luminance, read by a support vector machine.
 
 Bundled are the machine and the feature ranges of the package brisque 0.2.0, a training of its own on the same recipe: its values stand
-near those of pyiqa's `brisque`, which needs brisque_svm_weights.pth, but are not the same. Computed in float64: with weights of up to 1024
-the machine turns float32 rounding of the features, and single levels of luminance, into hundredths of the score.
+near those of pyiqa's `brisque` but are not the same. Computed in float64: with weights of up to 1024 the machine turns float32 rounding of
+the features, and single levels of luminance, into hundredths of the score.
+
+With brisque_svm_weights.pth the value is pyiqa's own, by pyiqa's own functions in its float32: one picture at a time on one core, since the
+order in which sums are rounded moves it, too. pyiqa on two cores differs from itself on one by up to a hundredth.
 """
 
 import pickle
@@ -91,40 +94,57 @@ def read_ranges(path: Path) -> tuple[Float[Tensor, " 36"], Float[Tensor, " 36"]]
     return low, high
 
 
-def pyiqa_ranges() -> tuple[Float[Tensor, " 36"], Float[Tensor, " 36"]]:
-    """Ranges for pyiqa's machine, asked of the installed pyiqa: it maps each feature linearly onto [-1, 1].
-
-    Raises:
-        WeightsError: pyiqa is not installed.
-    """
-    try:
-        with quiet():
-            from pyiqa.archs.brisque_arch import scale_features
-    except ImportError as error:
-        raise WeightsError(f"{OFFICIAL}: {NO_PYIQA}; without that file the bundled machine is used") from error
-    at_0, at_1 = scale_features(torch.stack([torch.zeros(36), torch.ones(36)]).double())
-    low = -(at_0 + 1) / (at_1 - at_0)
-    return low, low + 2 / (at_1 - at_0)
-
-
-def read_original(path: Path, low: Float[Tensor, " 36"], high: Float[Tensor, " 36"]) -> Machine:
-    """The machine that pyiqa uses: coefficients and support vectors, (774, 36).
+def read_original(path: Path) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 36"]]:
+    """The machine that pyiqa uses (774 vectors): coefficients and support vectors, as float32.
 
     Raises:
         WeightsError: the file holds something else, or more than tensors.
     """
     try:
         coefficients, vectors = torch.load(path, weights_only=True)
-        return Machine(low, high, vectors.double().reshape(-1, 36), coefficients.double().flatten(), 0.05, -153.591)
+        vectors = vectors.float().reshape(-1, 36)
+        return coefficients.float().reshape(len(vectors)), vectors
     except (ValueError, TypeError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path}: is not BRISQUE's machine ({reason}); download it again") from error
 
 
+def open_original(path: Path) -> Score:
+    """pyiqa's BRISQUE, number for number: `pyiqa.archs.brisque_arch.brisque` without the half size that it makes in vain.
+
+    Raises:
+        WeightsError: pyiqa is not installed, or the file is not the machine.
+    """
+    try:
+        with quiet():
+            from pyiqa.archs.brisque_arch import natural_scene_statistics, rbf_kernel, scale_features
+            from pyiqa.matlab_utils import imresize
+    except ImportError as error:
+        raise WeightsError(f"{OFFICIAL}: {NO_PYIQA}; without that file the bundled machine is used") from error
+    coefficients, vectors = read_original(path)
+
+    def single(luminance: Float[Tensor, "1 1 h w"]) -> Float[Tensor, " 1"]:
+        half = imresize(luminance, scale=0.5, antialiasing=True)
+        features = torch.cat([natural_scene_statistics(luminance), natural_scene_statistics(half)], dim=-1)
+        return (rbf_kernel(scale_features(features), vectors.t()) @ coefficients[:, None] + 153.591)[:, 0]
+
+    def score(pictures: Pictures) -> Float[Tensor, " n"]:
+        out = []
+        for luminance in pictures.once(luma):
+            try:
+                out.append(single(luminance[None, None]))
+            except AssertionError:  # flat: pyiqa refuses it
+                out.append(luminance.new_full((1,), torch.nan))
+        return torch.cat(out)
+
+    return score
+
+
 def open_brisque(files: Mapping[str, Path]) -> Score:
-    """The scoring function, with the original machine where it is there."""
-    official = files.get(OFFICIAL)
-    machine = read_machine(BUNDLED, RANGES) if official is None else read_original(official, *pyiqa_ranges())
+    """The scoring function: pyiqa's where its machine is there, else the bundled one."""
+    if OFFICIAL in files:
+        return open_original(files[OFFICIAL])
+    machine = read_machine(BUNDLED, RANGES)
 
     def score(pictures: Pictures) -> Float[Tensor, " n"]:
         return machine(scene_features(pictures.once(luma).double()))
@@ -150,6 +170,7 @@ METRIC = Metric(
     ),
     bundled=(BUNDLED, RANGES),
     revision="brisque 0.2.0",
+    version=2,
     smallest=16,
     missing="it is flat",
 )

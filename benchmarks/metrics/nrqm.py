@@ -1,5 +1,7 @@
 """NRQM (Ma et al., 2017): a no-reference measure for super-resolution, three random forests; slow."""
 
+import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,10 +18,14 @@ def open_nrqm(files: Mapping[str, Path]) -> Score:
     Raises:
         WeightsError: the file is not NRQM's.
     """
+    from scipy.io.matlab import MatReadError
+
+    damaged = (MatReadError, zlib.error, struct.error, OSError, KeyError, IndexError, ValueError, TypeError, NotImplementedError)
     try:
         return column(empty_net("nrqm", pretrained_model_path=str(files[FILE])))
-    except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise WeightsError(f"{files[FILE]}: is not NRQM's model ({error}); download it again") from error
+    except damaged as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{files[FILE]}: is not NRQM's model ({reason}); download it again") from error
 
 
 METRIC = Metric(

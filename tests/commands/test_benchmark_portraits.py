@@ -69,8 +69,24 @@ def test_methods_pairs_and_tables(command, pictures):
     assert len(results["rows"]) == 2 * 3 * 3 and len(results["comparisons"]) == 3
     assert (pictures / "out/summary.tex").read_text().startswith(r"\begin{tabular}{lrr}")
     assert "| metric | base | ours |" in (pictures / "out/summary.md").read_text()
-    code, _, err = command(benchmark_portraits, *options, "--method", "base=runs/base", "--output-dir", "out")
+    code, _, err = command(benchmark_portraits, *options, "--method", "base=runs/ours", "ours=runs/base", "--output-dir", "out")
     assert code == 2 and "--overwrite" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no pairs"),
+        ('{"image": "p0", "better": "ours", "worse": "nobody"}', "line 1: 'nobody' is no method of this run; it has base, ours"),
+        ('{"image": "p9", "better": "ours", "worse": "base"}', "line 1: 'p9' is no picture"),
+    ],
+)
+def test_pairs_are_checked_before_anything_is_measured(command, pictures, text, message, monkeypatch):
+    (pictures / "pairs.jsonl").write_text(text)
+    monkeypatch.setattr("benchmarks.suite.Suite.run", None)
+    options = ["--metrics", "piqe", "--pairs", "pairs.jsonl", "--method", "base=runs/base", "ours=runs/ours", "--output-dir", "out"]
+    code, _, err = command(benchmark_portraits, *options)
+    assert code == 2 and message in err and err.count("\n") == 1 and not (pictures / "out").exists()
 
 
 def test_a_retoucher_with_its_adapter_is_run_on_the_photos(command, pictures):

@@ -1,5 +1,7 @@
 """NIQE, BRISQUE, PIQE, PSNR and SSIM against pyiqa's implementations, with the same parameters."""
 
+import math
+
 import pytest
 import scipy.io
 import torch
@@ -8,6 +10,7 @@ from benchmarks.metric import Pictures
 from benchmarks.metrics import brisque, niqe, piqe, psnr, ssim
 from benchmarks.natural_scenes import luma
 from benchmarks.pyiqa_nets import quiet
+from portraitkit.errors import WeightsError
 
 NAMES = ("clean", "noisy", "blurred", "odd")
 
@@ -47,24 +50,40 @@ def test_brisque_is_pyiqas_on_the_same_luminance(archs, pictures, name, monkeypa
     assert brisque.METRIC.open({})(batch).item() == pytest.approx(theirs.item(), abs=1e-5)
 
 
-def test_the_ranges_asked_of_pyiqa_are_its_own(archs):
-    from pyiqa.archs.brisque_arch import scale_features
+@pytest.fixture(scope="module")
+def machine_file(tmp_path_factory):
+    """The bundled machine, whose weights are as large as the original's, in the original's layout."""
+    machine = brisque.read_machine(brisque.BUNDLED, brisque.RANGES)
+    path = tmp_path_factory.mktemp("weights") / brisque.OFFICIAL
+    torch.save((machine.coefficients.float()[:, None], machine.vectors.float()), path)
+    return path
 
-    low, high = brisque.pyiqa_ranges()
-    torch.testing.assert_close(scale_features(low[None]), -torch.ones(1, 36, dtype=torch.float64))
-    torch.testing.assert_close(scale_features(high[None]), torch.ones(1, 36, dtype=torch.float64))
+
+def test_with_pyiqas_weights_brisque_is_pyiqas(archs, pictures, machine_file):
+    """pyiqa as it is called, picture by picture on one core; other pictures in the batch change nothing."""
+    from pyiqa.archs.brisque_arch import BRISQUE
+
+    theirs = BRISQUE(pretrained_model_path=str(machine_file))
+    ours = brisque.METRIC.open({brisque.OFFICIAL: machine_file})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for name in NAMES:
+            assert ours(Pictures(pictures[name])).item() == pytest.approx(theirs(pictures[name]).item(), abs=1e-4)
+        batch = torch.cat([pictures["noisy"], torch.full_like(pictures["noisy"], 0.5), pictures["clean"]])
+        values = ours(Pictures(batch)).tolist()
+        assert values[::2] == pytest.approx([theirs(pictures[name]).item() for name in ("noisy", "clean")], abs=1e-4)
+        assert math.isnan(values[1]), "a flat picture has no value, and leaves the others theirs"
+    finally:
+        torch.set_num_threads(threads)
 
 
-def test_the_official_machine_is_read_without_unpickling(tmp_path, pictures, archs, monkeypatch):
-    from pyiqa.archs import brisque_arch
-
-    generator = torch.Generator().manual_seed(0)
+def test_what_is_not_the_machine_is_refused(tmp_path, archs):
     path = tmp_path / brisque.OFFICIAL
-    torch.save((torch.randn(774, 1, generator=generator), torch.rand(774, 36, generator=generator) * 2 - 1), path)
-    batch = Pictures(pictures["clean"])
-    monkeypatch.setattr(brisque_arch, "to_y_channel", lambda *_: luma(batch).double()[:, None])
-    theirs = brisque_arch.BRISQUE(pretrained_model_path=str(path))(pictures["clean"].double())
-    assert brisque.open_brisque({brisque.OFFICIAL: path})(batch).item() == pytest.approx(theirs.item(), abs=1e-5)
+    for write in (lambda: path.write_bytes(b"garbage"), lambda: torch.save({"a": torch.ones(2)}, path), lambda: torch.save([1, 2], path)):
+        write()
+        with pytest.raises(WeightsError, match="is not BRISQUE's machine"):
+            brisque.METRIC.open({brisque.OFFICIAL: path})
 
 
 @pytest.mark.parametrize("name", NAMES)

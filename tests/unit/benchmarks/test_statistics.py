@@ -1,6 +1,8 @@
 """Tests, corrections and agreement on data whose answer is known."""
 
+import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +11,14 @@ import torch
 
 from benchmarks.inputs import Inputs, Item
 from benchmarks.metrics import brisque, psnr
+from benchmarks.preferences import check_pairs, pair_accuracy, read_pairs
+from benchmarks.significance import EXACT, _count, _estimate, holm, sign_flip_test, too_few
 from benchmarks.statistics import (
     comparisons,
     correlations,
     grid,
     group_tables,
-    holm,
     means,
-    pair_accuracy,
-    read_pairs,
-    sign_flip_test,
     wilson_interval,
 )
 from benchmarks.suite import Results
@@ -59,6 +59,28 @@ def test_direction_decides_what_is_better(results):
     assert same.ties == COUNT - 1 and same.wins == 0.5 and same.p == 1
 
 
+def test_one_photo_has_no_interval_and_is_not_the_worst(results):
+    groups = {name: {"gender": "x" if name == "03" else "f" if int(name) % 2 else "m"} for name in results.inputs.groups}
+    alone = replace(results, inputs=replace(results.inputs, groups=groups))
+    results.values["brisque"][3 * 3 : 3 * 4] = 1000  # by far the worst
+    rows = [row for row in group_tables(alone, grid(alone)) if row["metric"] == "brisque" and row["method"] == "b"]
+    lonely = next(row for row in rows if row["value"] == "x")
+    assert lonely["n"] == 1 and lonely["mean"] == 1000 and all(map(math.isnan, lonely["ci95"]))
+    assert not lonely["worst"] and sum(row["worst"] for row in rows) == 1
+    values = {"psnr": torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)}
+    single = Results(replace(alone.inputs, items=alone.inputs.items[:3]), [psnr.METRIC], values)
+    table = grid(single)
+    assert all(map(math.isnan, means(single, table)[0].ci95 + comparisons(single, table)[0].ci95))
+
+
+def test_the_seed_reaches_every_interval(results):
+    results.values["brisque"] = torch.randn(3 * COUNT, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    table = grid(results)
+    one, same, other = (comparisons(results, table, seed)[0] for seed in (0, 0, 1))
+    assert one.ci95 == same.ci95 != other.ci95
+    assert means(results, table, 0)[0].ci95 != means(results, table, 1)[0].ci95
+
+
 def test_groups_name_the_worst(results):
     rows = [row for row in group_tables(results, grid(results)) if row["metric"] == "brisque" and row["method"] == "b"]
     assert [row["value"] for row in rows] == ["f", "m"]
@@ -77,18 +99,78 @@ def test_accuracy_on_pairs(results, tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(f'{{"image": "{place:02d}", "better": "b", "worse": "a"}}\n' for place in range(1, 9)))
     table = grid(results)
-    rows = pair_accuracy(results.metrics, table, read_pairs(path, table))
+    rows = pair_accuracy(results.metrics, table, read_pairs(path))
     assert [(row["metric"], row["n"], row["accuracy"]) for row in rows] == [("brisque", 8, 0.75), ("psnr", 8, 0.25)]
-    path.write_text('{"image": "01", "better": "b", "worse": "nobody"}\n')
-    with pytest.raises(DataError, match="line 1.*nobody"):
-        read_pairs(path, table)
 
 
-def test_sign_flips_are_exact_for_few_and_close_for_many():
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no pairs"),
+        ("\n \n", "holds no pairs"),
+        ("[1]", "line 1"),
+        ('{"image": "1", "better": "b"}', "line 1.*worse"),
+        ('{"image": ["1"], "better": "b", "worse": "a"}', "line 1.*image"),
+        ('{"image": "1", "better": "b", "worse": {}}', "line 1.*worse"),
+        ('{"image": "1", "better": "b", "worse": "b"}', "line 1.*'b'"),
+        ('{"image": "1", "better": "b", "worse": "a"}\n{"image": "1", "better": "a", "worse": "nobody"}', "line 2.*nobody"),
+        ('{"image": "no such", "better": "b", "worse": "a"}', "line 1.*no such"),
+    ],
+)
+def test_pairs_that_cannot_be_used_are_refused(tmp_path, text, message):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        check_pairs(path, read_pairs(path), {"1"}, ["a", "b"])
+
+
+def test_sign_flips_are_exact_for_few():
     assert sign_flip_test(torch.tensor([1.0, 1.0, 1.0])) == 2 / 8
-    assert sign_flip_test(torch.ones(13)) == pytest.approx(1 / 10_001, abs=1e-3)
-    uniform = [sign_flip_test(torch.randn(20, generator=torch.Generator().manual_seed(seed)), draws=500) for seed in range(200)]
-    assert 0.01 <= np.mean(np.array(uniform) < 0.05) <= 0.1
+    assert sign_flip_test(torch.tensor([1.0, 1.0, 1.0, 0.0, math.nan])) == 2 / 8, "a tie flips nothing"
+    assert sign_flip_test(torch.zeros(3)) == sign_flip_test(torch.tensor([1.0, -1.0])) == 1
+    assert math.isnan(sign_flip_test(torch.tensor([math.nan])))
+    values = torch.tensor([0.3, -0.1, 0.4, 0.4, -0.2, 0.1, 0.7, 0.6, -0.5, 0.2, 0.9], dtype=torch.float64)
+    signs = torch.tensor(list(itertools.product((1.0, -1.0), repeat=len(values))), dtype=torch.float64)
+    assert sign_flip_test(values) == float(((signs @ values).abs() >= float(values.sum()) - 1e-9).double().mean())
+    assert sign_flip_test(torch.ones(EXACT)) == 2.0 ** (1 - EXACT)
+
+
+@pytest.mark.parametrize("shift", [0.02, 0.2, 0.5, 1.0, 1.5])
+@pytest.mark.parametrize("lattice", [False, True])
+def test_sign_flips_of_many_are_estimated_far_into_the_tail(shift, lattice):
+    """Against the exact count, down to 1e-9 and also where all differences have one size, so that many patterns tie."""
+    values = torch.randn(30, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + shift
+    values = values.sign() if lattice else values
+    least = abs(float(values.sum())) * (1 - 1e-9)
+    exact = _count(values.abs(), least)
+    assert _estimate(values.abs() / values.abs().max(), least / float(values.abs().max()), 10_000, 0) == pytest.approx(exact, rel=0.06)
+
+
+def test_sign_flips_of_many_have_no_floor():
+    assert sign_flip_test(torch.ones(200)) == 2.0**-199
+    strong = torch.randn(300, generator=torch.Generator().manual_seed(0)) + 1
+    assert 0 < sign_flip_test(strong) < 1e-30
+    assert sign_flip_test(strong) == sign_flip_test(strong) != sign_flip_test(strong, seed=1)
+    uniform = [sign_flip_test(torch.randn(40, generator=torch.Generator().manual_seed(seed)), draws=500) for seed in range(300)]
+    assert 0.01 <= np.mean(np.array(uniform) < 0.05) <= 0.1 and 0.4 < np.mean(uniform) < 0.6
+
+
+def test_many_methods_can_be_told_apart():
+    """12 methods by 9 metrics are 594 comparisons; on each of 24 photos every method lies above the one before."""
+    methods, metrics = "abcdefghijkl", [replace(psnr.METRIC, name=f"m{place}") for place in range(9)]
+    items = [Item(f"{place:02d}", method, path=Path("x")) for place in range(24) for method in methods]
+    noise = 0.1 * torch.randn(len(metrics), 24, len(methods), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = (noise + torch.arange(len(methods))).flatten(1)
+    results = Results(Inputs(items, list(methods)), metrics, {metric.name: values[place] for place, metric in enumerate(metrics)})
+    found = comparisons(results, grid(results))
+    assert len(found) == 594 and all(entry.p_holm < 0.05 and entry.better for entry in found)
+
+
+def test_too_few_photos_are_named():
+    line = too_few(14, 544)
+    assert "14 photos" in line and "544 comparisons" in line and "15 photos or more" in line and "\n" not in line
+    assert too_few(15, 544) == too_few(1, 0) == ""
+    assert "1 photo," in too_few(1, 1) and "6 photos" in too_few(1, 1)
 
 
 def test_holm_and_wilson():

@@ -1,5 +1,6 @@
 """The suite: once decoded, kept, resumed, and what happens to pictures that cannot be read."""
 
+import json
 import shutil
 import weakref
 import zipfile
@@ -62,7 +63,7 @@ def test_known_values_are_not_computed_again(inputs, tmp_path, monkeypatch):
         again = suite(store).run(inputs)
         assert again.computed == 0 and equal(first, again)
         (brisque, found), *_ = suite(store, ("brisque",)).metrics
-        newer = replace(brisque, version=2)
+        newer = replace(brisque, version=brisque.version + 1)
         assert set(store.values([" ".join(["x", newer.name])])) == set()
     monkeypatch.undo()
     with Store(tmp_path / "cache") as store:
@@ -146,6 +147,35 @@ def test_metrics_say_why_they_have_nothing(folders):
     assert "--reference" in results.skipped["psnr"] and "--source" in results.skipped["identity_cosine"]
 
 
+def test_pictures_of_another_shape_than_their_photo_are_named(folders, portrait):
+    for number in range(3):
+        write_image(folders["soft"] / f"p{number}.png", portrait[0, :, :100, :128])
+    parts = {name: read_folder(path, path) for name, path in folders.items()}
+    inputs = match({"x": parts["soft"]}, parts["photos"], parts["photos"])
+    with Store(None) as store:
+        skipped = suite(store, ("psnr", "identity_cosine", "piqe")).run(inputs).skipped
+    assert "another shape than its reference: p0 of x is 128 x 100 px, its reference 96 x 96" in skipped["psnr"]
+    assert "another shape than its photo" in skipped["identity_cosine"] and "--" not in "".join(skipped.values())
+
+
+def test_a_users_file_is_part_of_what_a_value_is_kept_under(tmp_path, folders):
+    """Two files whose metrics have one name, and a file whose formula changed."""
+    text = (
+        "from benchmarks.metric import Metric, Range\n"
+        'METRIC = Metric("mine", "t", "higher", Range(0, 9), "none", "own", lambda files: lambda p: {} * p.pixels.mean((1, 2, 3)))\n'
+    )
+    inputs = match({"x": read_folder(folders["soft"], folders["soft"])}, None, None)
+    found = []
+    for name, factor in (("a.py", 1), ("b.py", 2), ("a.py", 3), ("a.py", 1)):
+        (tmp_path / name).write_text(text.format(factor))
+        with Store(tmp_path / "cache") as store:
+            results = suite(store, (f"{tmp_path / name}:METRIC",)).run(inputs)
+        assert results.computed == (3 if len(found) < 3 else 0)
+        assert set(results.found["mine"].sha256) == {name}
+        found.append(results.values["mine"])
+    assert torch.allclose(found[1], 2 * found[0]) and torch.allclose(found[2], 3 * found[0]) and torch.equal(found[3], found[0])
+
+
 def test_faces_are_measured_against_the_photo(folders, inputs):
     with Store(None) as store:
         results = suite(store, ("identity_cosine", "texture_error", "reward")).run(inputs)
@@ -189,6 +219,38 @@ def test_archives_are_unpacked_and_slips_refused(folders, tmp_path):
     assert not (tmp_path / "slip.png").exists()
 
 
+def test_an_archive_with_a_broken_stream_is_refused(tmp_path, folders):
+    archive = tmp_path / "soft.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.write(folders["soft"] / "p0.png", "p0.png")
+    content = bytearray(archive.read_bytes())
+    start = 30 + len("p0.png")
+    content[start : start + 40] = b"\xff" * 40
+    archive.write_bytes(content)
+    with pytest.raises(DataError, match="cannot be unpacked .*; make the archive again"):
+        read_folder(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a\0b.png", "x" * 5000, "x/" * 3000 + "y.png"])
+@pytest.mark.parametrize("key", ["file_name", "anchor_file_name"])
+def test_impossible_file_names_are_refused_with_their_line(folders, name, key):
+    row = {"file_name": "p0.png"} | {key: name}
+    (folders["photos"] / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match="metadata.jsonl line 1: ") as refused:
+        read_folder(folders["photos"], folders["photos"])
+    assert len(str(refused.value)) < 500 and "\n" not in str(refused.value)
+
+
+def test_groups_of_a_methods_data_set_count_where_the_photos_have_none(folders):
+    rows = [{"file_name": f"p{number}.png", "gender": "f", "age_band": "20-30"} for number in range(3)]
+    (folders["soft"] / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folders["photos"] / "metadata.jsonl").write_text("".join(json.dumps(row | {"gender": "m"}) + "\n" for row in rows[:2]))
+    soft, photos = (read_folder(folders[name], folders[name]) for name in ("soft", "photos"))
+    assert match({"x": soft}, None, None).groups["p2"] == {"gender": "f", "age_band": "20-30"}
+    groups = match({"x": soft}, photos, None).groups
+    assert groups["p0"] == {"gender": "m", "age_band": "20-30"} and set(groups) == {"p0", "p1"}
+
+
 def test_names_must_match(folders, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
@@ -228,6 +290,22 @@ def test_weights_are_checked(tmp_path):
     with pytest.raises(WeightsError, match="could run code"):
         read_state(tmp_path / "evil.pth")
     assert search_folders(tmp_path)[0] == tmp_path
+
+
+def test_damaged_weights_are_not_taken_for_code(tmp_path):
+    torch.save({"w": torch.zeros(300)}, tmp_path / "new.pth")
+    torch.save({"w": torch.zeros(300)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    new, old = ((tmp_path / name).read_bytes() for name in ("new.pth", "old.pth"))
+    assert set(read_state(tmp_path / "old.pth")) == {"w"}
+    for content in (b"garbage" * 100, b"<html>not found</html>", b"\x80\x02garbage", b"", new[:200], old[:40], old[: len(old) // 8]):
+        (tmp_path / "net.pth").write_bytes(content)
+        with pytest.raises(WeightsError, match="download it again") as refused:
+            read_state(tmp_path / "net.pth")
+        assert "safetensors" not in str(refused.value), content[:20]
+    for old_format in (False, True):
+        torch.save({"w": Path("x")}, tmp_path / "evil.pth", _use_new_zipfile_serialization=not old_format)
+        with pytest.raises(WeightsError, match="could run code"):
+            read_state(tmp_path / "evil.pth")
 
 
 def test_a_metric_of_nonsense_is_refused():

@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.metric import Pictures
 from benchmarks.metrics import arcface, distribution, laion_aes, nrqm
 from benchmarks.pyiqa_nets import quiet
+from portraitkit.errors import WeightsError
 from portraitkit.faces.arcface import CHIP, arcface_chips, open_arcface
 from portraitkit.faces.mesh import require_mesh
 from portraitkit.images import write_image
@@ -125,6 +126,26 @@ def test_nrqm_is_pyiqas(tmp_path, batch):
         values = nrqm.METRIC.open({nrqm.FILE: path})(Pictures(batch))
     assert expected[0] != expected[1]
     torch.testing.assert_close(values.double(), expected.double(), atol=1e-5, rtol=0)
+
+
+def test_a_damaged_nrqm_is_refused_in_one_line(tmp_path):
+    with quiet():
+        pytest.importorskip("pyiqa", exc_type=ImportError)
+    path = tmp_path / nrqm.FILE
+    write_forests(path)
+    whole = path.read_bytes()
+    scipy.io.savemat(path, {"other": np.ones(3)})
+    other = path.read_bytes()
+    scipy.io.savemat(path, {"model": np.ones(100)}, do_compression=True)
+    packed = bytearray(path.read_bytes())
+    packed[160:170] = b"0123456789"
+    generator = np.random.default_rng(0)
+    noise, cut = [generator.bytes(300), generator.bytes(5000)], [whole[:100], whole[:200], whole[:3000]]
+    for content in (b"", b"garbage", *noise, *cut, other, bytes(packed)):
+        path.write_bytes(content)
+        with pytest.raises(WeightsError, match="is not NRQM's model .*; download it again") as refused:
+            nrqm.METRIC.open({nrqm.FILE: path})
+        assert "\n" not in str(refused.value)
 
 
 # ---- LAION aesthetics
