@@ -19,12 +19,9 @@ from torch import Tensor
 from benchmarks.metric import Metric
 from benchmarks.suite import Results
 from portraitkit.errors import DataError
-from portraitkit.statistics import bootstrap_interval, paired_change
+from portraitkit.statistics import bootstrap_interval, holm, paired_change, sign_flip_test, wilson_interval
 
 Interval = tuple[float, float]
-PERMUTATIONS = 10_000
-EXACT = 12
-Z = 1.959964
 
 
 @dataclass(frozen=True)
@@ -70,46 +67,6 @@ class Comparison:
     wins: float
     wins_ci95: Interval
     ties: int
-
-
-def sign_flip_test(differences: Float[Tensor, " n"], *, draws: int = PERMUTATIONS, seed: int = 0) -> float:
-    """Two-sided p of the mean of paired differences under random signs (Fisher 1935): exact up to 12 pairs; NaN for none."""
-    values = differences[differences.isfinite()].double()
-    count = len(values)
-    if count == 0:
-        return math.nan
-    observed = abs(float(values.sum())) * (1 - 1e-12)
-    if count <= EXACT:
-        signs = torch.tensor(list(itertools.product((1.0, -1.0), repeat=count)), dtype=torch.float64)
-        return float(((signs @ values).abs() >= observed).double().mean())
-    generator = torch.Generator().manual_seed(seed)
-    chunk, hits, left = max(1, 2_000_000 // count), 0, draws
-    while left:
-        size = min(chunk, left)
-        signs = torch.randint(0, 2, (size, count), generator=generator, dtype=torch.int8).double() * 2 - 1
-        hits += int(((signs @ values).abs() >= observed).sum())
-        left -= size
-    return (hits + 1) / (draws + 1)
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979); NaN stays NaN and does not count."""
-    order = sorted((value, place) for place, value in enumerate(p) if math.isfinite(value))
-    out, running = [math.nan] * len(p), 0.0
-    for rank, (value, place) in enumerate(order):
-        running = max(running, min(1.0, value * (len(order) - rank)))
-        out[place] = running
-    return out
-
-
-def wilson_interval(successes: float, count: int) -> Interval:
-    """95 % interval of a share (Wilson 1927); NaN for none."""
-    if count == 0:
-        return math.nan, math.nan
-    share, square = successes / count, Z * Z
-    middle = (share + square / (2 * count)) / (1 + square / count)
-    half = Z / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def interval(values: Float[Tensor, " n"], seed: int = 0) -> Interval:

@@ -1,5 +1,6 @@
-"""Intervals: bootstrap of means and of paired differences, over rows or clusters of rows; Wilson's of shares."""
+"""How sure: bootstrap intervals of means and paired differences, over rows or clusters; Wilson's of shares; sign flips, Holm."""
 
+import itertools
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
@@ -8,6 +9,10 @@ from statistics import NormalDist
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+PERMUTATIONS = 10_000
+EXACT = 12
+"""Up to so many differences, `sign_flip_test` tries every sign."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ def cluster_interval(
 
 
 def wilson_interval(wins: float, votes: float, *, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927); a tie may count as half a win.
+    """Wilson's score interval of a share (Wilson 1927) in [0, 1], all of it without votes; a tie may count as half a win.
 
     >>> [round(end, 3) for end in wilson_interval(8, 10)]
     [0.49, 0.943]
@@ -99,3 +104,37 @@ def wilson_interval(wins: float, votes: float, *, level: float = 0.95) -> tuple[
     middle = (share + z * z / (2 * votes)) / (1 + z * z / votes)
     half = z / (1 + z * z / votes) * math.sqrt(share * (1 - share) / votes + z * z / (4 * votes * votes))
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def sign_flip_test(differences: Float[Tensor, " n"], *, draws: int = PERMUTATIONS, seed: int = 0) -> float:
+    """Two-sided p of the mean of paired differences under random signs (Fisher 1935): exact up to 12 pairs; NaN for none."""
+    values = differences[differences.isfinite()].double()
+    count = len(values)
+    if count == 0:
+        return math.nan
+    observed = abs(float(values.sum())) * (1 - 1e-12)
+    if count <= EXACT:
+        signs = torch.tensor(list(itertools.product((1.0, -1.0), repeat=count)), dtype=torch.float64)
+        return float(((signs @ values).abs() >= observed).double().mean())
+    generator = torch.Generator().manual_seed(seed)
+    chunk, hits, left = max(1, 2_000_000 // count), 0, draws
+    while left:
+        size = min(chunk, left)
+        signs = torch.randint(0, 2, (size, count), generator=generator, dtype=torch.int8).double() * 2 - 1
+        hits += int(((signs @ values).abs() >= observed).sum())
+        left -= size
+    return (hits + 1) / (draws + 1)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (1979); NaN stays NaN and does not count.
+
+    >>> [round(value, 3) for value in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted((value, place) for place, value in enumerate(p) if math.isfinite(value))
+    out, running = [math.nan] * len(p), 0.0
+    for rank, (value, place) in enumerate(order):
+        running = max(running, min(1.0, value * (len(order) - rank)))
+        out[place] = running
+    return out

@@ -14,12 +14,9 @@ from benchmarks.statistics import (
     correlations,
     grid,
     group_tables,
-    holm,
     means,
     pair_accuracy,
     read_pairs,
-    sign_flip_test,
-    wilson_interval,
 )
 from benchmarks.suite import Results
 from portraitkit.errors import DataError
@@ -82,16 +79,3 @@ def test_accuracy_on_pairs(results, tmp_path):
     path.write_text('{"image": "01", "better": "b", "worse": "nobody"}\n')
     with pytest.raises(DataError, match="line 1.*nobody"):
         read_pairs(path, table)
-
-
-def test_sign_flips_are_exact_for_few_and_close_for_many():
-    assert sign_flip_test(torch.tensor([1.0, 1.0, 1.0])) == 2 / 8
-    assert sign_flip_test(torch.ones(13)) == pytest.approx(1 / 10_001, abs=1e-3)
-    uniform = [sign_flip_test(torch.randn(20, generator=torch.Generator().manual_seed(seed)), draws=500) for seed in range(200)]
-    assert 0.01 <= np.mean(np.array(uniform) < 0.05) <= 0.1
-
-
-def test_holm_and_wilson():
-    assert holm([0.01, 0.04, 0.03, math.nan])[:3] == pytest.approx([0.03, 0.06, 0.06])
-    low, high = wilson_interval(8, 10)
-    assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
