@@ -11,12 +11,14 @@ import struct
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
 from scipy.special import softmax
 
+from benchmarks.blind_test.design import draw_session
 from benchmarks.blind_test.main import blind_test
 from benchmarks.blind_test.store import PATIENCE, Store, read_votes
 from benchmarks.blind_test.study import VOTES, read_study
@@ -85,16 +87,8 @@ def test_bad_requests_are_refused(study):
     with enter(address) as client:
         token = client.get("/api/trial").json()["trial"]["token"]
         vote = {"trial": token, "choice": "left"}
-        for body in (
-            b"",
-            b"{",
-            b"[]",
-            b"null",
-            b'{"trial": 3, "choice": "left"}',
-            b'{"trial": "\\ud800", "choice": "left"}',
-            b"\xff",
-            b"[" * 4000,
-        ):
+        malformed = (b"", b"{", b"[]", b"null", b"\xff", b"[" * 4000)
+        for body in (*malformed, b'{"trial": 3, "choice": "left"}', b'{"trial": "\\ud800", "choice": "left"}'):
             assert client.post("/api/vote", content=body, headers={"content-type": "application/json"}).status_code == 400
         assert client.post("/api/vote", json=vote | {"choice": "both"}).status_code == 400
         assert client.post("/api/vote", json=vote | {"choice": ["left"]}).status_code == 400
@@ -203,7 +197,7 @@ def test_a_study_begun_with_times_loses_them_and_no_vote(make):
         db.executescript("""
             CREATE TABLE raters (id INTEGER PRIMARY KEY, token_hash TEXT NOT NULL UNIQUE, started_at REAL NOT NULL, seen_at REAL NOT NULL);
             CREATE TABLE trials (id INTEGER PRIMARY KEY, token TEXT NOT NULL UNIQUE, rater INTEGER NOT NULL REFERENCES raters,
-                position INTEGER NOT NULL, photo INTEGER NOT NULL, pair INTEGER NOT NULL, swapped INTEGER NOT NULL, UNIQUE (rater, position));
+                position INTEGER NOT NULL, photo INTEGER NOT NULL, pair INTEGER NOT NULL, swapped INTEGER NOT NULL);
             CREATE TABLE votes (trial INTEGER PRIMARY KEY REFERENCES trials, choice TEXT NOT NULL, seconds REAL, voted_at REAL NOT NULL);
             INSERT INTO raters VALUES (1, 'checksum', 1700000000.5, 1700000001.5);
             INSERT INTO trials VALUES (1, 'token', 1, 0, 0, 0, 0);
@@ -217,22 +211,25 @@ def test_a_study_begun_with_times_loses_them_and_no_vote(make):
 
 
 def test_cells_of_a_rater_who_left_are_free_again_after_two_hours(make, monkeypatch):
-    """Nothing on disk says when a rater was here: the patience is counted from the last answer or from the server's start."""
-    folder = make("--photos-per-rater", "12", "--attention-checks", "0")
-    clock = iter([0.0, 0.0, 60.0, 60.0 + PATIENCE])
-    now = [next(clock)]
-    monkeypatch.setattr("benchmarks.blind_test.store.time.monotonic", lambda: now[0])
-
-    def pairs_of_next(store: Store) -> list[tuple[int, int]]:
-        return sorted((trial.cell.photo, trial.cell.pair) for trial in store.trials(store.find_rater(store.add_rater())))
-
+    """Nothing on disk says when a rater was here: patience counts from the last answer, or from the start of the server."""
+    folder, now, taken = make("--photos-per-rater", "12", "--attention-checks", "0"), 0.0, []
+    monkeypatch.setattr("benchmarks.blind_test.store.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(
+        "benchmarks.blind_test.store.draw_session", lambda cells, **how: taken.append(len(cells)) or draw_session(cells, **how)
+    )
     with contextlib.closing(Store(folder / VOTES, read_study(folder))) as store:
-        first = pairs_of_next(store)
-        now[0] = 60.0
-        assert not set(first) & set(pairs_of_next(store))
-        now[0] = 60.0 + PATIENCE
-        third = store.add_rater()
-        assert len(store.trials(store.find_rater(third))) == 12
+        first = store.find_rater(store.add_rater())
+        now = 60.0
+        store.vote(first, store.trials(first)[0].token, "left")
+        now = PATIENCE + 59.0
+        store.add_rater()
+        now = PATIENCE + 60.0
+        store.add_rater()
+    with contextlib.closing(Store(folder / VOTES, read_study(folder))) as store:
+        store.add_rater()
+        now += PATIENCE
+        store.add_rater()
+    assert taken == [0, 12, 1 + 12, 3 * 12, 1]
 
 
 def test_other_host_names_and_too_many_raters_are_refused(make, serve):
