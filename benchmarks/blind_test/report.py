@@ -93,6 +93,10 @@ def too_few(pair: Json, fewest: int) -> bool:
     return pair["preferred"] is None and pair["raters"] < fewest
 
 
+def _turned(rate: Json) -> Json:
+    return {"value": 1 - rate["value"], "low": 1 - rate["high"], "high": 1 - rate["low"]}
+
+
 def _strength_plot(results: Json) -> str:
     rows = results["strengths"]
     if not rows:

@@ -107,7 +107,7 @@ def preference_test(by_rater: np.ndarray, *, seed: int = 0) -> float:
     """Two-sided p that raters lean to neither method of a pair: the signs of their net preferences flipped at random.
 
     A rater's net preference is their wins minus losses. However strongly each rater leans, under the null hypothesis the opposite lean was
-    as likely. Exact up to 12 raters; 1 without votes.
+    as likely. Exact where raters are few; 1 without votes.
 
     Args:
         by_rater: votes on one pair, (raters, 3).

@@ -100,7 +100,7 @@ class Store:
                 checks=study.attention_checks,
                 generator=random.Random(f"{study.seed} {number}"),
             )
-            rater = self._db.execute("INSERT INTO raters (token_hash) VALUES (?)", (_hash(token),)).lastrowid
+            rater = self._db.execute("INSERT INTO raters (token_hash) VALUES (?) RETURNING id", (_hash(token),)).fetchone()[0]
             self._db.executemany(
                 "INSERT INTO trials (token, rater, position, photo, pair, swapped) VALUES (?, ?, ?, ?, ?, ?)",
                 [
