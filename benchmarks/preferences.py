@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.metric import Metric
-from benchmarks.statistics import Grid, wilson_interval
+from benchmarks.statistics import Grid
 from portraitkit.errors import DataError
 from portraitkit.jsonl import read_objects
+from portraitkit.statistics import wilson_interval
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def pair_accuracy(metrics: Sequence[Metric], table: Grid, pairs: Sequence[Pair])
         gaps = [gap for gap in gaps if math.isfinite(gap)]
         right = sum(gap > 0 for gap in gaps) + sum(gap == 0 for gap in gaps) / 2
         accuracy = right / len(gaps) if gaps else math.nan
-        entry = {"metric": metric.name, "n": len(gaps), "accuracy": accuracy, "ci95": wilson_interval(right, len(gaps))}
+        sure = wilson_interval(right, len(gaps)) if gaps else (math.nan, math.nan)
+        entry = {"metric": metric.name, "n": len(gaps), "accuracy": accuracy, "ci95": sure}
         out.append(entry | {"ties": sum(gap == 0 for gap in gaps)})
     return out

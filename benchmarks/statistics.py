@@ -16,10 +16,9 @@ from torch import Tensor
 
 from benchmarks.significance import holm, sign_flip_test
 from benchmarks.suite import Results
-from portraitkit.statistics import bootstrap_interval
+from portraitkit.statistics import bootstrap_interval, wilson_interval
 
 Interval = tuple[float, float]
-Z = 1.959964
 
 
 @dataclass(frozen=True)
@@ -65,16 +64,6 @@ class Comparison:
     wins: float
     wins_ci95: Interval
     ties: int
-
-
-def wilson_interval(successes: float, count: int) -> Interval:
-    """95 % interval of a share (Wilson 1927); NaN for none."""
-    if count == 0:
-        return math.nan, math.nan
-    share, square = successes / count, Z * Z
-    middle = (share + square / (2 * count)) / (1 + square / count)
-    half = Z / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def interval(values: Float[Tensor, " n"], seed: int = 0) -> Interval:
@@ -162,7 +151,7 @@ def comparisons(results: Results, table: Grid, seed: int = 0) -> list[Comparison
                     p=sign_flip_test(difference, seed=seed),
                     p_holm=math.nan,
                     wins=wins / count,
-                    wins_ci95=wilson_interval(wins, count),
+                    wins_ci95=wilson_interval(wins, count) if count else (math.nan, math.nan),
                     ties=ties,
                 )
             )

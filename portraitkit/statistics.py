@@ -1,4 +1,4 @@
-"""Intervals: bootstrap of means and of paired differences, over rows or clusters of rows; Wilson's of shares."""
+"""How sure: bootstrap intervals of means and paired differences, over rows or clusters; Wilson's of shares."""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -87,7 +87,7 @@ def cluster_interval(
 
 
 def wilson_interval(wins: float, votes: float, *, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927); a tie may count as half a win.
+    """Wilson's score interval of a share (Wilson 1927) in [0, 1], all of it without votes; a tie may count as half a win.
 
     >>> [round(end, 3) for end in wilson_interval(8, 10)]
     [0.49, 0.943]

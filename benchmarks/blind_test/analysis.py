@@ -1,6 +1,7 @@
 """From votes to results: who counts, win rates, strengths, groups, agreement, position bias, power. All of it JSON-able."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
@@ -11,9 +12,11 @@ from benchmarks.blind_test import statistics as st
 from benchmarks.blind_test.design import CHECK
 from benchmarks.blind_test.store import Vote
 from benchmarks.blind_test.study import Study
+from benchmarks.significance import holm
 from portraitkit.errors import DataError
 
 FIRST, TIE, SECOND = 0, 1, 2
+SIDES = ("left", "tie", "right")
 
 
 def outcome(vote: Vote) -> int:
@@ -56,16 +59,17 @@ def analyse(study: Study, votes: Sequence[Vote], *, max_failed_checks: int, dete
         reason = f"all {len(excluded)} raters failed attention checks" if excluded else "nobody has voted yet"
         raise DataError(f"{study.folder}: {reason}; invite more raters" + (", or raise --max-failed-checks" if excluded else ""))
     by_rater = count_by_rater(study, counted)
-    totals = by_rater.sum(0)
     units = np.zeros((len(study.photos), len(study.pairs), 3), int)
     for vote in counted:
         units[vote.cell.photo, vote.cell.pair, outcome(vote)] += 1
     seconds = [vote.seconds for vote in counted if vote.seconds is not None]
-    left, right = (sum(vote.choice == side for vote in counted) for side in ("left", "right"))
-    bias, bias_p = st.position_bias(left, right)
+    chosen = Counter((vote.rater, vote.choice) for vote in counted)
+    sides = np.array([[chosen[rater, choice] for choice in SIDES] for rater in sorted({vote.rater for vote in counted})])
+    bias, bias_p = st.position_bias(sides, seed=seed)
     strengths = _strengths(study, by_rater, draws, seed)
     best = strengths[0]["method"] if strengths else None
-    pairs = _pairs(study, by_rater, totals, detect)
+    pairs = _pairs(study, by_rater, detect, seed)
+    fewest = st.fewest_raters(len(pairs))
     return {
         "title": study.title,
         "question": study.question,
@@ -73,7 +77,8 @@ def analyse(study: Study, votes: Sequence[Vote], *, max_failed_checks: int, dete
         "photos": len(study.photos),
         "raters": {
             "voted": len(failures),
-            "counted": len(failures) - len(excluded),
+            "counted": len(by_rater),
+            "fewest": fewest,
             "left_out": excluded,
             "rule": f"left out is who failed more than {max_failed_checks} attention checks; a tie on a check is a failure",
         },
@@ -81,21 +86,21 @@ def analyse(study: Study, votes: Sequence[Vote], *, max_failed_checks: int, dete
             "counted": len(counted),
             "left_out": sum(vote.cell.pair != CHECK for vote in votes) - len(counted),
             "checks": sum(vote.cell.pair == CHECK for vote in votes),
-            "ties": int(totals[:, TIE].sum()),
+            "ties": int(by_rater[:, :, TIE].sum()),
             "median_seconds": round(median(seconds), 2) if seconds else None,
         },
         "pairs": pairs,
         "strengths": strengths,
         "best": best,
-        "groups": _groups(study, units),
+        "groups": _groups(study, counted),
         "agreement": _estimate(st.agreement_interval(units.reshape(-1, 3), draws=min(500, draws), seed=seed)),
-        "position": {"left": left, "right": right, "left_share": _estimate(bias), "p": bias_p},
-        "power": _power(study, pairs, detect),
+        "position": {"left": int(sides[:, 0].sum()), "right": int(sides[:, 2].sum()), "left_share": _estimate(bias), "p": bias_p},
+        "power": _power(study, pairs, detect, missing=fewest - len(by_rater)),
     }
 
 
 def count_by_rater(study: Study, votes: Sequence[Vote]) -> np.ndarray:
-    """Counts (raters, pairs, 3) of votes on pairs of methods, raters in the order of their numbers."""
+    """Counts (raters, pairs, 3) of votes on pairs of methods, of those who cast one, in the order of their numbers."""
     rows = {rater: row for row, rater in enumerate(sorted({vote.rater for vote in votes}))}
     out = np.zeros((len(rows), len(study.pairs), 3), int)
     for vote in votes:
@@ -103,48 +108,54 @@ def count_by_rater(study: Study, votes: Sequence[Vote]) -> np.ndarray:
     return out
 
 
-def _pairs(study: Study, by_rater: np.ndarray, totals: np.ndarray, detect: float) -> list[dict[str, Any]]:
-    out = []
+def _pairs(study: Study, by_rater: np.ndarray, detect: float, seed: int) -> list[dict[str, Any]]:
+    """What the votes say on every pair; `preferred` names the method that is, after Holm's correction, or is None."""
+    out, fewest = [], st.fewest_raters(len(study.pairs))
     for row, (first, second) in enumerate(study.pairs):
-        wins, ties, losses = map(int, totals[row])
-        effect = st.design_effect(by_rater[:, row])
+        own = by_rater[:, row]
+        wins, ties, losses = map(int, own.sum(0))
+        raters, effect = int((own.sum(1) > 0).sum()), st.design_effect(own)
+        within_reach = st.detectable_rate(wins + ties + losses, design_effect=effect) if raters >= fewest else math.nan
         out.append(
             {
                 "first": first,
                 "second": second,
+                "raters": raters,
                 "wins": wins,
                 "ties": ties,
                 "losses": losses,
                 "votes": wins + ties + losses,
-                "rate": _estimate(st.win_rate((wins, ties, losses))),
-                "p": st.sign_test(wins, losses),
+                "rate": _estimate(st.win_rate_by_rater(own)),
+                "wilson": _estimate(st.win_rate((wins, ties, losses))),
+                "p": st.preference_test(own, seed=seed),
                 "design_effect": round(effect, 3),
                 "needed": st.votes_needed(detect, design_effect=effect),
-                "detectable": _number(st.detectable_rate(wins + ties + losses, design_effect=effect)),
+                "detectable": _number(within_reach),
             }
         )
-    for entry, corrected in zip(out, st.holm([entry["p"] for entry in out]), strict=True):
-        entry["p_holm"] = corrected
+    for pair, corrected in zip(out, holm([pair["p"] for pair in out]), strict=True):
+        pair["p_holm"] = corrected
+        pair["preferred"] = None if corrected >= st.ALPHA else pair["first"] if pair["wins"] > pair["losses"] else pair["second"]
     return out
 
 
 def _strengths(study: Study, by_rater: np.ndarray, draws: int, seed: int) -> list[dict[str, Any]] | None:
-    """Methods from the strongest to the weakest."""
+    """Methods from the strongest to the weakest; interval and share of the draws are None where there are too few raters."""
     if not st.is_connected(by_rater.sum(0), len(study.methods)):
         return None
     fitted = st.strengths(by_rater, len(study.methods), draws=draws, seed=seed)
     rows = [
         {
             "method": method,
-            "strength": {"value": fitted.strengths[i], "low": fitted.low[i], "high": fitted.high[i]},
-            "first": fitted.first[i],
+            "strength": _estimate(st.Estimate(fitted.strengths[i], fitted.low[i], fitted.high[i])),
+            "first": _number(fitted.first[i]),
         }
         for i, method in enumerate(study.methods)
     ]
     return sorted(rows, key=lambda row: -row["strength"]["value"])
 
 
-def _groups(study: Study, units: np.ndarray) -> dict[str, Any]:
+def _groups(study: Study, votes: Sequence[Vote]) -> dict[str, Any]:
     """Column -> value -> method -> win rate against all other methods; and each method's worst group."""
     columns = sorted({column for photo in study.photos for column in photo.groups})
     tables: dict[str, Any] = {}
@@ -152,30 +163,31 @@ def _groups(study: Study, units: np.ndarray) -> dict[str, Any]:
     for column in columns:
         tables[column] = {}
         for value in sorted({photo.groups[column] for photo in study.photos if column in photo.groups}):
-            inside = [row for row, photo in enumerate(study.photos) if photo.groups.get(column) == value]
-            counts = units[inside].sum(0)
-            rates = {method: _rate_against_all(study, counts, method) for method in study.methods}
-            tables[column][value] = {"photos": len(inside), "votes": int(counts.sum()), "rates": rates}
+            inside = {row for row, photo in enumerate(study.photos) if photo.groups.get(column) == value}
+            by_rater = count_by_rater(study, [vote for vote in votes if vote.cell.photo in inside])
+            rates = {method: _rate_against_all(study, by_rater, method) for method in study.methods}
+            tables[column][value] = {"photos": len(inside), "votes": int(by_rater.sum()), "rates": rates}
             for method, rate in rates.items():
                 if rate["votes"] and (method not in worst or rate["value"] < worst[method]["rate"]["value"]):
                     worst[method] = {"column": column, "value": value, "rate": rate}
     return {"tables": tables, "worst": worst}
 
 
-def _rate_against_all(study: Study, counts: np.ndarray, method: str) -> dict[str, Any]:
-    total = np.zeros(3)
+def _rate_against_all(study: Study, by_rater: np.ndarray, method: str) -> dict[str, Any]:
+    total = np.zeros((len(by_rater), 3), int)
     for row, (first, second) in enumerate(study.pairs):
         if method == first:
-            total += counts[row]
+            total += by_rater[:, row]
         elif method == second:
-            total += counts[row][::-1]
-    return _estimate(st.win_rate(total.tolist())) | {"votes": int(total.sum())}
+            total += by_rater[:, row, ::-1]
+    return _estimate(st.win_rate_by_rater(total)) | {"votes": int(total.sum())}
 
 
-def _power(study: Study, pairs: Sequence[dict[str, Any]], detect: float) -> dict[str, Any]:
+def _power(study: Study, pairs: Sequence[dict[str, Any]], detect: float, *, missing: int) -> dict[str, Any]:
+    """Votes and raters still to come; `missing` raters at least, for a verdict at all."""
     more = {f"{pair['first']} and {pair['second']}": max(0, pair["needed"] - pair["votes"]) for pair in pairs}
-    raters = math.ceil(max(more.values()) * len(pairs) / study.photos_per_rater)
-    return {"detect": detect, "alpha": 0.05, "power": 0.8, "more_votes": more, "more_raters": raters}
+    raters = max(missing, 0, math.ceil(max(more.values()) * len(pairs) / study.photos_per_rater))
+    return {"detect": detect, "alpha": st.ALPHA, "power": 0.8, "more_votes": more, "more_raters": raters}
 
 
 def _estimate(estimate: st.Estimate) -> dict[str, float | None]:

@@ -28,8 +28,9 @@ CONSENT_TEXT = """You will see pairs of pictures of the same photo and say which
 
 It takes about {minutes} minutes: {count} comparisons, one after the other. You may stop at any time and go on later.
 
-We store your answers, how long each took, and a random number in place of your name. We store no name, no address and nothing else \
-about you. The random number is kept in a cookie so that you can go on where you stopped.
+We store the pairs that you are shown, your answers, how long each took, and a number in place of your name. We store no name, no address, \
+no date, no time of day and nothing else about you. A random key is kept in a cookie so that you can go on where you stopped; we store \
+only a checksum of it.
 
 Please look at the pictures on a screen that is bright enough, and look closely: you can zoom into both at once.
 """

@@ -1,21 +1,19 @@
-"""Plots of the report: inline SVG in the page's own colours, drawn here; every text is escaped."""
+"""Plots of the report: HTML and inline SVG in the page's own colours, as wide as there is room; every text is escaped."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup, escape
-
-WIDTH, ROW, LABEL, VALUE = 720, 34, 190, 150
+from markupsafe import Markup
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of an interval plot; `strong` draws it in the accent colour."""
+    """One line of an interval plot, without an interval where `low` or `high` is None; `strong` draws it in the accent colour."""
 
     label: str
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     words: str
     strong: bool = False
 
@@ -30,29 +28,28 @@ def interval_plot(rows: Sequence[Row], *, ticks: Sequence[tuple[float, str]], mi
         title: for those who cannot see it.
     """
     start, end = ticks[0][0], ticks[-1][0]
-    span = WIDTH - LABEL - VALUE
 
-    def x(value: float) -> float:
-        return round(LABEL + span * (min(max(value, start), end) - start) / (end - start), 1)
+    def percent(value: float) -> float:
+        return round(100 * (min(max(value, start), end) - start) / (end - start), 2)
 
-    height = ROW * len(rows) + 30
-    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}" font-size="14">']
-    for position, words in ticks:
-        parts.append(f'<line x1="{x(position)}" x2="{x(position)}" y1="0" y2="{height - 26}" stroke="var(--line)"/>')
+    lines = [('<i class="tick" style="left: {}%"></i>', percent(position)) for position, _ in ticks]
+    lines.append(('<i class="middle" style="left: {}%"></i>', percent(middle)))
+    grid = Markup("").join(Markup(line).format(at) for line, at in lines)
+    parts = []
+    for row in rows:
+        reach = Markup("")
+        if row.low is not None and row.high is not None:
+            low, high = percent(row.low), percent(row.high)
+            reach = Markup('<i class="reach" style="left: {}%; width: {}%"></i>').format(low, round(high - low, 2))
         parts.append(
-            f'<text x="{x(position)}" y="{height - 8}" text-anchor="middle" fill="var(--muted)" font-size="12">{escape(words)}</text>'
+            Markup(
+                '<li{}><span class="name">{}</span><span class="words">{}</span>'
+                '<span class="track" aria-hidden="true">{}{}<i class="dot" style="left: {}%"></i></span></li>'
+            ).format(Markup(' class="strong"') if row.strong else "", row.label, row.words, grid, reach, percent(row.value))
         )
-    parts.append(f'<line x1="{x(middle)}" x2="{x(middle)}" y1="0" y2="{height - 26}" stroke="var(--muted)" stroke-dasharray="3 3"/>')
-    for index, row in enumerate(rows):
-        y = ROW * index + ROW / 2
-        colour = "var(--accent)" if row.strong else "var(--muted)"
-        parts.append(f'<text x="0" y="{y + 5}" fill="var(--ink)">{escape(_short(row.label))}</text>')
-        parts.append(
-            f'<line x1="{x(row.low)}" x2="{x(row.high)}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="3" stroke-linecap="round"/>'
-        )
-        parts.append(f'<circle cx="{x(row.value)}" cy="{y}" r="6" fill="{colour}"/>')
-        parts.append(f'<text x="{WIDTH}" y="{y + 5}" text-anchor="end" fill="var(--ink)" font-size="13">{escape(row.words)}</text>')
-    return Markup("".join(parts) + "</svg>")
+    axis = Markup("").join(Markup('<span style="left: {}%">{}</span>').format(percent(position), words) for position, words in ticks)
+    shape = '<ul class="intervals" aria-label="{}">{}<li class="axis" aria-hidden="true"><span class="track">{}</span></li></ul>'
+    return Markup(shape).format(title, Markup("").join(parts), axis)
 
 
 def outcome_bar(wins: int, ties: int, losses: int) -> Markup:
@@ -65,7 +62,3 @@ def outcome_bar(wins: int, ties: int, losses: int) -> Markup:
         '<rect x="{ab}" width="{c}" height="18" fill="var(--muted)"/>'
         '<line x1="200" x2="200" y1="0" y2="18" stroke="var(--page)" stroke-width="2"/></svg>'
     ).format(words=f"{wins} wins, {ties} ties, {losses} losses", a=round(a, 1), b=round(b, 1), ab=round(a + b, 1), c=round(400 - a - b, 1))
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 24 else f"{text[:23]}\u2026"

@@ -52,31 +52,45 @@ def report_study(config: ReportConfig) -> int:
 def render(template: str, results: Json) -> str:
     """A page from results; HTML is escaped, and so is what Markdown would read as markup."""
     environment = page_environment(HERE / "templates", autoescape=template.endswith(".html.j2"))
-    environment.filters |= {"share": share, "ends": ends, "p": p_value, "cell": cell, "words": lambda name: str(name).replace("_", " ")}
+    environment.filters |= {
+        "share": share,
+        "ends": ends,
+        "p": p_value,
+        "strength": signed,
+        "cell": cell,
+        "words": lambda name: str(name).replace("_", " "),
+    }
     plots = {"strength_plot": _strength_plot(results), "group_plots": _group_plots(results), "outcome_bar": outcome_bar}
     return environment.get_template(template).render(results, headline=headline(results), verdict=verdict, **plots)
 
 
 def headline(results: Json) -> str:
     """The one sentence: who is preferred, and how sure that is."""
-    rows = results["strengths"]
+    rows, fewest = results["strengths"], results["raters"]["fewest"]
     if not rows:
         return "Too few votes: not every method was compared with the others, directly or through a third."
     best, second = rows[0]["method"], rows[1]["method"]
     pair = next(pair for pair in results["pairs"] if {pair["first"], pair["second"]} == {best, second})
-    rate = pair["rate"] if pair["first"] == best else _turned(pair["rate"])
     if not pair["votes"]:
-        return f"{best} stands highest; it was not yet compared with {second}."
-    sure = pair["p_holm"] < 0.05 and rate["low"] > 0.5
-    lead = f"{best} is preferred to {second}" if sure else f"No clear winner between {best} and {second}"
+        return f"No verdict: {best} and {second}, which stand highest, were not yet compared."
+    if too_few(pair, fewest):
+        raters = "1 rater" if pair["raters"] == 1 else f"{pair['raters']} raters"
+        return f"No verdict: {raters} compared {best} with {second}; it takes {fewest} to tell a preference from chance."
+    rate = pair["rate"] if pair["first"] == best else _turned(pair["rate"])
+    lead = f"{best} is preferred to {second}" if pair["preferred"] == best else f"No clear winner between {best} and {second}"
     return f"{lead}: {share(rate['value'])} of votes, 95 % interval {ends(rate)}."
 
 
-def verdict(pair: Json) -> str:
-    """In words, what the votes on a pair say at the 5 % level after Holm's correction."""
-    if pair["p_holm"] >= 0.05:
-        return "not told apart"
-    return f"{pair['first'] if pair['wins'] > pair['losses'] else pair['second']} preferred"
+def verdict(pair: Json, fewest: int) -> str:
+    """In words, what the raters say on a pair at the 5 % level after Holm's correction; below `fewest` raters it is not asked."""
+    if pair["preferred"]:
+        return f"{pair['preferred']} preferred"
+    return "too few raters" if too_few(pair, fewest) else "not told apart"
+
+
+def too_few(pair: Json, fewest: int) -> bool:
+    """Whether so few raters compared a pair that no votes of theirs could tell it apart."""
+    return pair["preferred"] is None and pair["raters"] < fewest
 
 
 def _turned(rate: Json) -> Json:
@@ -87,9 +101,10 @@ def _strength_plot(results: Json) -> str:
     rows = results["strengths"]
     if not rows:
         return ""
-    reach = max(0.5, math.ceil(2 * max(abs(row["strength"][end]) for row in rows for end in ("low", "high"))) / 2)
+    furthest = max(abs(value) for row in rows for value in row["strength"].values() if value is not None)
+    reach = max(0.5, math.ceil(2 * furthest) / 2)
     ticks = [(position, f"{position:+g}" if position else "0") for position in (-reach, -reach / 2, 0.0, reach / 2, reach)]
-    lines = [Row(row["method"], **row["strength"], words=_signed(row["strength"]), strong=index == 0) for index, row in enumerate(rows)]
+    lines = [Row(row["method"], **row["strength"], words=signed(row["strength"]), strong=index == 0) for index, row in enumerate(rows)]
     return interval_plot(lines, ticks=ticks, middle=0.0, title="Strength of each method")
 
 
@@ -106,8 +121,14 @@ def _group_plots(results: Json) -> list[tuple[str, str]]:
     return out
 
 
-def _signed(strength: Json) -> str:
-    return f"{strength['value']:+.2f} [{strength['low']:+.2f}, {strength['high']:+.2f}]"
+def signed(strength: Json) -> str:
+    """A strength with its interval, where there is one.
+
+    >>> signed({"value": 0.5, "low": 0.25, "high": 0.75}), signed({"value": -1, "low": None, "high": None})
+    ('+0.50 [+0.25, +0.75]', '-1.00')
+    """
+    reach = "" if strength["low"] is None else f" [{strength['low']:+.2f}, {strength['high']:+.2f}]"
+    return f"{strength['value']:+.2f}{reach}"
 
 
 def share(value: float | None) -> str:

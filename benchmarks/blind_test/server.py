@@ -170,7 +170,9 @@ class _Pages:
             token, choice, revise = vote["trial"], vote["choice"], vote.get("revise", False)
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
             return JSONResponse({"error": "needs trial and choice"}, status_code=400)
-        if not isinstance(token, str) or choice not in CHOICES or not isinstance(revise, bool):
+        if not isinstance(token, str) or not token.isascii():
+            return JSONResponse({"error": "trial must be the token of a comparison"}, status_code=400)
+        if choice not in CHOICES or not isinstance(revise, bool):
             return JSONResponse({"error": f"choice must be one of {', '.join(CHOICES)}"}, status_code=400)
         stored = self.store.vote(rater, token, choice, revise=revise)
         if stored is None:

@@ -1,7 +1,8 @@
-"""Statistics of paired comparisons with ties: Wilson intervals, the Davidson model, agreement, position bias, power.
+"""Statistics of paired comparisons with ties: tests and intervals by rater, the Davidson model, agreement, position bias, power.
 
-Votes enter as counts: for each pair of methods (i, j) the wins of i, the ties, and the wins of j, an array (pairs, 3); for the
-bootstrap by rater one such array a rater, (raters, pairs, 3). Pairs are listed as in `pairs_of`.
+Votes enter as counts: for each pair of methods (i, j) the wins of i, the ties, and the wins of j, an array (pairs, 3); by rater one such
+array a rater, (raters, pairs, 3), or (raters, 3) for a single pair. Pairs are listed as in `pairs_of`. Raters are the units: votes of one
+rater hang together, so tests and intervals ask what other raters would say, not what the same raters would say again.
 """
 
 import math
@@ -11,9 +12,13 @@ from itertools import combinations
 
 import krippendorff
 import numpy as np
+import torch
 from scipy import stats
 
+from benchmarks.significance import sign_flip_test
 from portraitkit.statistics import wilson_interval
+
+ALPHA = 0.05
 
 VIRTUAL_VOTES = 0.1
 """Added to each of the three outcomes of every pair that was compared: keeps the estimates finite where a method never loses."""
@@ -35,7 +40,7 @@ class Strengths:
     Attributes:
         strengths: natural-log worth of each method, mean 0; P(i beats j | no tie) = 1 / (1 + exp(s_j - s_i)).
         tie: log of Davidson's nu; a tie between equals has probability nu / (2 + nu).
-        low: lower ends of the bootstrap intervals of the strengths, resampling raters.
+        low: lower ends of the bootstrap intervals of the strengths, resampling raters; NaN where there are too few.
         high: upper ends.
         first: share of the bootstrap draws in which each method is the strongest.
     """
@@ -53,32 +58,76 @@ def pairs_of(count: int) -> list[tuple[int, int]]:
 
 
 def win_rate(counts: Sequence[float]) -> Estimate:
-    """Share of votes for the first method of a pair, a tie counted as half, with Wilson's interval.
+    """Share of votes for the first method of a pair, a tie counted as half, with Wilson's interval as if all votes were independent.
 
     Args:
         counts: wins of the first, ties, wins of the second.
     """
-    votes = float(sum(counts))
-    wins = float(counts[0] + counts[1] / 2)
+    wins, votes = counts[0] + counts[1] / 2, sum(counts)
     return Estimate(wins / votes if votes else math.nan, *wilson_interval(wins, votes))
 
 
-def sign_test(first: int, second: int) -> float:
-    """Exact two-sided p value that both are preferred equally often; ties are left out."""
-    return float(stats.binomtest(first, first + second).pvalue) if first + second else 1.0
+def win_rate_by_rater(by_rater: np.ndarray) -> Estimate:
+    """The same share with an interval for other raters: Wilson's, of as many independent votes as these are worth.
 
+    Votes are divided by `design_effect`, and further so that Wilson's normal quantile becomes Student's with one degree of freedom less
+    than there are raters (Korn and Graubard 1998; Dean and Pagano 2015). A single rater tells nothing about others: [0, 1].
 
-def holm(values: Sequence[float]) -> list[float]:
-    """Holm's correction of p values (Holm 1979).
-
-    >>> [round(value, 3) for value in holm([0.01, 0.04, 0.03])]
-    [0.03, 0.06, 0.06]
+    Args:
+        by_rater: votes on one pair, (raters, 3).
     """
-    out, worst = [0.0] * len(values), 0.0
-    for rank, index in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
-        worst = max(worst, min(1.0, (len(values) - rank) * values[index]))
-        out[index] = worst
-    return out
+    by_rater = by_rater[by_rater.sum(1) > 0]
+    value = win_rate(by_rater.sum(0).tolist()).value
+    if len(by_rater) < 2:
+        return Estimate(value, 0.0, 1.0)
+    wider = stats.t.ppf(1 - ALPHA / 2, len(by_rater) - 1) / stats.norm.ppf(1 - ALPHA / 2)
+    votes = float(by_rater.sum() / design_effect(by_rater) / wider**2)
+    return Estimate(value, *wilson_interval(value * votes, votes))
+
+
+def design_effect(by_rater: np.ndarray) -> float:
+    """How much one rater's votes hang together: the variance of the win rate over that of independent votes, never below 1.
+
+    The variance is that of a ratio of sums over raters (Cochran 1977, 6.4). Where it cannot be estimated, with one rater or all answers
+    alike, each rater counts as one vote.
+
+    Args:
+        by_rater: votes on one pair, (raters, 3).
+    """
+    by_rater = by_rater[by_rater.sum(1) > 0]
+    raters, votes = len(by_rater), by_rater.sum()
+    if raters < 2 or (by_rater.sum(0) > 0).sum() < 2:
+        return float(votes / raters) if raters else 1.0
+    wins, by_each = by_rater[:, 0] + by_rater[:, 1] / 2, by_rater.sum(1)
+    rate = wins.sum() / votes
+    together = raters / (raters - 1) * ((wins - rate * by_each) ** 2).sum() / votes**2
+    return max(1.0, float(together / (rate * (1 - rate) / votes)))
+
+
+def preference_test(by_rater: np.ndarray, *, seed: int = 0) -> float:
+    """Two-sided p that raters lean to neither method of a pair: the signs of their net preferences flipped at random.
+
+    A rater's net preference is their wins minus losses. However strongly each rater leans, under the null hypothesis the opposite lean was
+    as likely. Exact where raters are few; 1 without votes.
+
+    Args:
+        by_rater: votes on one pair, (raters, 3).
+        seed: of the random signs.
+    """
+    by_rater = by_rater[by_rater.sum(1) > 0]
+    net = torch.from_numpy(by_rater[:, 0] - by_rater[:, 2]).double()
+    return sign_flip_test(net, seed=seed) if len(net) else 1.0
+
+
+def fewest_raters(tests: int) -> int:
+    """Raters below which `preference_test` cannot tell anything apart at the 5 % level, with Holm's correction over `tests` pairs.
+
+    The smallest p of n raters is 2 / 2**n: all of them lean to the same side.
+
+    >>> fewest_raters(1), fewest_raters(3)
+    (6, 7)
+    """
+    return math.floor(math.log2(tests / ALPHA)) + 2
 
 
 def is_connected(counts: np.ndarray, methods: int) -> bool:
@@ -143,14 +192,27 @@ def rater_draws(by_rater: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
 
 
 def strengths(by_rater: np.ndarray, methods: int, *, draws: int = 2000, seed: int = 0) -> Strengths:
-    """Davidson strengths with percentile intervals, resampling whole raters. `by_rater` is (raters, pairs, 3)."""
-    fitted = fit_davidson(by_rater.sum(0)[None], methods)[0]
+    """Davidson strengths with percentile intervals, resampling whole raters; NaN below `fewest_raters(1)`.
+
+    The percentiles lie further out the fewer raters there are, as Student's quantiles do (Hesterberg 2015, "expanded percentiles"): the
+    plain ones are too narrow by sqrt((n - 1) / n), and by the normal quantile in place of Student's.
+
+    Args:
+        by_rater: counts, (raters, pairs, 3).
+        methods: how many.
+        draws: bootstrap draws.
+        seed: of the draws.
+    """
+    fitted, raters = fit_davidson(by_rater.sum(0)[None], methods)[0], len(by_rater)
+    values, tie = tuple(fitted[:methods].tolist()), float(fitted[methods])
+    if raters < fewest_raters(1):
+        unknown = (math.nan,) * methods
+        return Strengths(values, tie, unknown, unknown, unknown)
     sampled = fit_davidson(rater_draws(by_rater, draws=draws, seed=seed), methods)[:, :methods]
-    low, high = np.quantile(sampled, [0.025, 0.975], axis=0)
+    tail = stats.norm.cdf(stats.t.ppf(ALPHA / 2, raters - 1) * math.sqrt(raters / (raters - 1)))
+    low, high = np.quantile(sampled, [tail, 1 - tail], axis=0)
     first = np.bincount(sampled.argmax(1), minlength=methods) / draws
-    return Strengths(
-        tuple(fitted[:methods].tolist()), float(fitted[methods]), tuple(low.tolist()), tuple(high.tolist()), tuple(first.tolist())
-    )
+    return Strengths(values, tie, tuple(low.tolist()), tuple(high.tolist()), tuple(first.tolist()))
 
 
 def agreement(units: np.ndarray) -> float:
@@ -177,10 +239,15 @@ def agreement_interval(units: np.ndarray, *, draws: int = 500, seed: int = 0) ->
     return Estimate(value, float(low), float(high))
 
 
-def position_bias(left: int, right: int) -> tuple[Estimate, float]:
-    """Share of decisive votes for the left picture with Wilson's interval, and the exact p value against one half."""
-    votes = left + right
-    return Estimate(left / votes if votes else math.nan, *wilson_interval(left, votes)), sign_test(left, right)
+def position_bias(by_rater: np.ndarray, *, seed: int = 0) -> tuple[Estimate, float]:
+    """Share of decisive votes for the left picture with its interval by rater, and the p value of no lean to either side.
+
+    Args:
+        by_rater: votes for the left picture, ties, votes for the right one: (raters, 3).
+        seed: of the random signs.
+    """
+    decisive = by_rater * np.array([1, 0, 1])
+    return win_rate_by_rater(decisive), preference_test(decisive, seed=seed)
 
 
 def votes_needed(rate: float, *, alpha: float = 0.05, power: float = 0.8, design_effect: float = 1.0) -> int:
@@ -210,26 +277,3 @@ def detectable_rate(votes: int, *, alpha: float = 0.05, power: float = 0.8, desi
         enough = votes_needed(middle, alpha=alpha, power=power, design_effect=design_effect) <= votes
         low, high = (low, middle) if enough else (middle, high)
     return high
-
-
-def design_effect(by_rater: np.ndarray, *, draws: int = 2000, seed: int = 0) -> float:
-    """How much wider one rater's votes hanging together make the interval of a win rate, never below 1.
-
-    Args:
-        by_rater: votes on one pair, (raters, 3).
-        draws: bootstrap draws.
-        seed: of the draws.
-
-    Returns:
-        Variance of the win rate over resampled raters, divided by its variance if all votes were independent.
-    """
-    by_rater = by_rater[by_rater.sum(1) > 0]
-    total = by_rater.sum(0).astype(float)
-    votes = total.sum()
-    if len(by_rater) < 2 or (total > 0).sum() < 2:
-        return 1.0
-    rate = (total[0] + total[1] / 2) / votes
-    alone = ((total[0] + total[1] / 4) / votes - rate**2) / votes
-    sampled = rater_draws(by_rater[:, None], draws=draws, seed=seed)[:, 0]
-    rates = (sampled[:, 0] + sampled[:, 1] / 2) / sampled.sum(1)
-    return max(1.0, float(rates.var() / alone))

@@ -1,6 +1,7 @@
 """Sessions and votes in one SQLite file (write-ahead log). Every answer is on disk before the rater is told so.
 
-Tokens of raters are stored as SHA-256 only: who reads the file cannot vote in their name. No name, no address, no browser.
+Tokens of raters are stored as SHA-256 only: who reads the file cannot vote in their name. No name, no address, no browser, no date:
+the consent text says what is stored, and that is all of it.
 """
 
 import hashlib
@@ -18,19 +19,23 @@ from portraitkit.errors import RunFolderError
 
 CHOICES = ("left", "right", "tie")
 PATIENCE = 2 * 3600
-"""Seconds without an answer after which a rater's open comparisons count as free for others; the rater may still answer them."""
+"""Seconds without an answer after which a rater's open comparisons count as free for others; the rater may still answer them.
+
+Counted in memory, from the server's start where it is started anew: no file says when a rater was here."""
 SYNCHRONOUS = "FULL"
 """Every commit reaches the disk before it is confirmed: even a power cut loses no vote."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS raters (
-    id INTEGER PRIMARY KEY, token_hash TEXT NOT NULL UNIQUE, started_at REAL NOT NULL, seen_at REAL NOT NULL);
+    id INTEGER PRIMARY KEY, token_hash TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS trials (
     id INTEGER PRIMARY KEY, token TEXT NOT NULL UNIQUE, rater INTEGER NOT NULL REFERENCES raters, position INTEGER NOT NULL,
     photo INTEGER NOT NULL, pair INTEGER NOT NULL, swapped INTEGER NOT NULL, UNIQUE (rater, position));
 CREATE TABLE IF NOT EXISTS votes (
     trial INTEGER PRIMARY KEY REFERENCES trials, choice TEXT NOT NULL CHECK (choice IN ('left', 'right', 'tie')),
-    seconds REAL, voted_at REAL NOT NULL);
+    seconds REAL);
 """
+NO_LONGER_STORED = (("raters", "started_at"), ("raters", "seen_at"), ("votes", "voted_at"))
+"""Columns of studies begun with an earlier version, dropped when they are served again."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,12 @@ class Store:
 
     def __init__(self, path: Path, study: Study) -> None:
         self._study = study
+        self._opened = time.monotonic()
         self._shown: dict[str, float] = {}
+        self._seen: dict[int, float] = {}
         self._db = _open(path)
         self._db.executescript(SCHEMA)
+        _forget_times(self._db)
 
     def close(self) -> None:
         """Close the file; what was answered is in it already."""
@@ -74,11 +82,15 @@ class Store:
 
     def add_rater(self) -> str:
         """Let one more rater in, with the comparisons drawn for them. Returns the rater's secret token."""
-        token, now, study = secrets.token_urlsafe(24), time.time(), self._study
+        token, now, study = secrets.token_urlsafe(24), time.monotonic(), self._study
         with self._transaction():
-            query = """SELECT photo, pair, swapped FROM trials JOIN raters ON raters.id = rater LEFT JOIN votes ON trial = trials.id
-                WHERE pair != ? AND (trial IS NOT NULL OR seen_at > ?)"""
-            shown = [Cell(photo, pair, bool(swapped)) for photo, pair, swapped in self._db.execute(query, (CHECK, now - PATIENCE))]
+            query = """SELECT rater, photo, pair, swapped, trial IS NOT NULL FROM trials LEFT JOIN votes ON trial = trials.id
+                WHERE pair != ?"""
+            shown = [
+                Cell(photo, pair, bool(swapped))
+                for rater, photo, pair, swapped, answered in self._db.execute(query, (CHECK,))
+                if answered or now - self._seen.get(rater, self._opened) < PATIENCE
+            ]
             number = self.count_raters()
             session = draw_session(
                 shown,
@@ -88,9 +100,7 @@ class Store:
                 checks=study.attention_checks,
                 generator=random.Random(f"{study.seed} {number}"),
             )
-            rater = self._db.execute(
-                "INSERT INTO raters (token_hash, started_at, seen_at) VALUES (?, ?, ?)", (_hash(token), now, now)
-            ).lastrowid
+            rater = self._db.execute("INSERT INTO raters (token_hash) VALUES (?) RETURNING id", (_hash(token),)).fetchone()[0]
             self._db.executemany(
                 "INSERT INTO trials (token, rater, position, photo, pair, swapped) VALUES (?, ?, ?, ?, ?, ?)",
                 [
@@ -98,6 +108,7 @@ class Store:
                     for position, cell in enumerate(session)
                 ],
             )
+        self._seen[rater] = now
         return token
 
     def find_rater(self, token: str) -> int | None:
@@ -134,18 +145,17 @@ class Store:
         Returns:
             The answer that stands, or None if the rater has no such comparison.
         """
-        now, shown = time.time(), self._shown.get(token)
-        seconds = None if shown is None else time.monotonic() - shown
+        now, shown = time.monotonic(), self._shown.get(token)
+        seconds = None if shown is None else now - shown
+        self._seen[rater] = now
         with self._transaction():
             row = self._db.execute("SELECT id FROM trials WHERE token = ? AND rater = ?", (token, rater)).fetchone()
             if row is None:
                 return None
-            conflict = "UPDATE SET choice = excluded.choice, voted_at = excluded.voted_at" if revise else "NOTHING"
+            conflict = "UPDATE SET choice = excluded.choice" if revise else "NOTHING"
             self._db.execute(
-                f"INSERT INTO votes (trial, choice, seconds, voted_at) VALUES (?, ?, ?, ?) ON CONFLICT (trial) DO {conflict}",
-                (row[0], choice, seconds, now),
+                f"INSERT INTO votes (trial, choice, seconds) VALUES (?, ?, ?) ON CONFLICT (trial) DO {conflict}", (row[0], choice, seconds)
             )
-            self._db.execute("UPDATE raters SET seen_at = ? WHERE id = ?", (now, rater))
             return self._db.execute("SELECT choice FROM votes WHERE trial = ?", (row[0],)).fetchone()[0]
 
     def _transaction(self) -> "_Transaction":
@@ -204,6 +214,16 @@ def _open(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         raise RunFolderError(f"{path}: cannot be opened ({error}); check the folder, or restore the file from a copy") from error
     return db
+
+
+def _forget_times(db: sqlite3.Connection) -> None:
+    """Drop NO_LONGER_STORED where it is there, and what it held from the file's free pages too."""
+    columns = {(table, row[1]) for table in ("raters", "votes") for row in db.execute(f"PRAGMA table_info ({table})")}
+    there = columns.intersection(NO_LONGER_STORED)
+    for table, column in there:
+        db.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+    if there:
+        db.execute("VACUUM")
 
 
 def _hash(token: str) -> str:

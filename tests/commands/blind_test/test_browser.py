@@ -79,6 +79,12 @@ def test_a_rater_by_keyboard_among_19_others(browser, make, serve, crowd, comman
     by_rater = [[vote for vote in everything if vote.rater == rater] for rater in range(1, 21)]
     votes = next(votes for votes in by_rater if [vote.choice for vote in votes] == said)
     assert command(blind_test, "report", folder)[0] == 0
+    phone = new_page(browser, viewport={"width": 390, "height": 844})
+    phone.goto(f"file://{folder / 'report.html'}")
+    assert phone.evaluate("document.documentElement.scrollWidth") == 390
+    for box in (part.bounding_box() for part in phone.locator(".pairs td, .dot, .reach, .words, .badge, .stack td:not(:empty)").all()):
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+    phone.context.close()
     for row in json.loads((folder / "results.json").read_text())["strengths"]:
         assert row["strength"]["low"] <= people.strengths[row["method"]] <= row["strength"]["high"], row
     assert all(vote.seconds is not None and 0 < vote.seconds < 30 for vote in votes)
@@ -132,6 +138,12 @@ def test_zoom_original_back_and_resume(browser, make, serve):
         for button in phone.locator("[data-choice]").all():
             box = button.bounding_box()
             assert box["height"] >= 44 and box["y"] + box["height"] <= 844 and box["x"] + box["width"] <= 390
+        for width, height in ((390, 844), (320, 480), (480, 320)):
+            phone.set_viewport_size({"width": width, "height": height})
+            assert phone.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]") == [width, height]
+            boxes = [button.bounding_box() for button in phone.locator("footer button:visible, footer a").all()]
+            assert all(box["x"] >= 0 and box["x"] + box["width"] <= width and box["y"] + box["height"] <= height for box in boxes)
+            assert all(button.bounding_box()["width"] >= 60 for button in phone.locator("[data-choice]").all())
         phone.locator("[data-choice=right]").tap()
         ready(phone, 3)
         assert not phone.faults

@@ -139,29 +139,63 @@ def answer(folder, choose, *, raters: int, careless: int = 0) -> None:
 
 def test_report_and_export(make, command, tmp_path):
     folder = make()
-    answer(folder, lambda first, second: 2 if second == "ours" else 0 if first == "ours" else 1, raters=6, careless=2)
+    answer(folder, lambda first, second: 2 if second == "ours" else 0 if first == "ours" else 1, raters=9, careless=2)
     code, said, _ = command(blind_test, "report", folder)
     assert code == 0 and said.startswith("ours is preferred to")
     results = json.loads((folder / "results.json").read_text())
-    assert results["raters"]["voted"] == 8 and results["raters"]["left_out"] == [7, 8]
-    assert results["votes"] | {"median_seconds": 0} == {"counted": 120, "left_out": 40, "checks": 16, "ties": 40, "median_seconds": 0}
+    assert results["raters"]["voted"] == 11 and results["raters"]["left_out"] == [10, 11]
+    assert results["votes"] | {"median_seconds": 0} == {"counted": 180, "left_out": 40, "checks": 22, "ties": 60, "median_seconds": 0}
     by_pair = {(pair["first"], pair["second"]): pair for pair in results["pairs"]}
     assert by_pair["input", "ours"]["rate"]["value"] == 0 and by_pair["ours", "other"]["rate"]["value"] == 1
-    assert by_pair["input", "other"]["ties"] == 40
+    assert by_pair["input", "other"]["ties"] == 60 and by_pair["input", "other"]["preferred"] is None
     assert results["best"] == "ours" and set(results["groups"]["tables"]) == {"gender"}
     assert results["agreement"]["value"] == pytest.approx(1)
     page = (folder / "report.html").read_text()
     assert "default-src 'none'" in page and "<svg" in page and "http://" not in page and "https://" not in page and "<script" not in page
-    assert "| input against ours | 0 | 0 | 40 |" in (folder / "report.md").read_text()
+    assert "| input against ours | 9 | 0 | 0 | 60 |" in (folder / "report.md").read_text()
 
     code, _, _ = command(blind_test, "export", folder, "--output", tmp_path / "votes.csv")
     rows = list(csv.DictReader((tmp_path / "votes.csv").read_text().splitlines()))
-    assert code == 0 and len(rows) == 8 * 22
+    assert code == 0 and len(rows) == 11 * 22
     assert {row["preferred"] for row in rows if row["failed_checks_of_rater"] == "0" and "ours" in (row["left"], row["right"])} == {"ours"}
     code, _, said = command(blind_test, "export", folder, "--output", tmp_path / "votes.csv")
     assert code == 2 and "--overwrite" in said
     command(blind_test, "export", folder, "--output", tmp_path / "votes.jsonl")
-    assert len((tmp_path / "votes.jsonl").read_text().splitlines()) == 8 * 22
+    assert len((tmp_path / "votes.jsonl").read_text().splitlines()) == 11 * 22
+
+
+def test_few_raters_who_agree_get_no_verdict(make, command):
+    folder = make()
+    answer(folder, lambda first, second: 2 if second == "ours" else 0 if first == "ours" else 1, raters=4)
+    code, said, _ = command(blind_test, "report", folder)
+    assert code == 0 and said.startswith("No verdict: 4 raters compared ours with") and "it takes 7" in said
+    results = json.loads((folder / "results.json").read_text())
+    assert not any(pair["preferred"] or pair["detectable"] for pair in results["pairs"])
+    assert results["strengths"][0]["method"] == "ours" and results["strengths"][0]["strength"]["low"] is None
+    assert results["power"]["more_raters"] >= 3
+    for name in ("report.html", "report.md"):
+        page = (folder / name).read_text()
+        assert page.count("too few raters") >= 3 and "ours preferred" not in page and "nan" not in page.lower()
+
+
+def test_raters_who_lean_apart_name_no_winner(make, command):
+    """Twelve raters, each always of one opinion, eight for ours: two thirds of 160 votes, and no sign of what others would say."""
+    folder = make()
+    sides = iter([True] * 8 + [False] * 4)
+    study, current = read_study(folder), {}
+
+    def choose(first: str, second: str) -> int:
+        if current.setdefault("left", 0) == 0:
+            current["for_ours"], current["left"] = next(sides), study.photos_per_rater
+        current["left"] -= 1
+        return 1 if "ours" not in (first, second) else 0 if (first == "ours") == current["for_ours"] else 2
+
+    answer(folder, choose, raters=12)
+    code, said, _ = command(blind_test, "report", folder)
+    assert code == 0 and said.startswith("No clear winner between ours and")
+    results = json.loads((folder / "results.json").read_text())
+    pair = next(pair for pair in results["pairs"] if (pair["first"], pair["second"]) == ("input", "ours"))
+    assert pair["wilson"]["high"] < 0.5 < pair["rate"]["high"] and pair["design_effect"] > 5 and pair["preferred"] is None
 
 
 def test_a_photo_named_like_a_formula_is_text_in_the_export(folders, command, tmp_path):

@@ -6,17 +6,21 @@ import os
 import re
 import signal
 import socket
+import sqlite3
+import struct
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
 from scipy.special import softmax
 
+from benchmarks.blind_test.design import draw_session
 from benchmarks.blind_test.main import blind_test
-from benchmarks.blind_test.store import read_votes
+from benchmarks.blind_test.store import PATIENCE, Store, read_votes
 from benchmarks.blind_test.study import VOTES, read_study
 
 
@@ -83,7 +87,8 @@ def test_bad_requests_are_refused(study):
     with enter(address) as client:
         token = client.get("/api/trial").json()["trial"]["token"]
         vote = {"trial": token, "choice": "left"}
-        for body in (b"", b"{", b"[]", b"null", b'{"trial": 3, "choice": "left"}', b"\xff", b"[" * 4000):
+        malformed = (b"", b"{", b"[]", b"null", b"\xff", b"[" * 4000)
+        for body in (*malformed, b'{"trial": 3, "choice": "left"}', b'{"trial": "\\ud800", "choice": "left"}'):
             assert client.post("/api/vote", content=body, headers={"content-type": "application/json"}).status_code == 400
         assert client.post("/api/vote", json=vote | {"choice": "both"}).status_code == 400
         assert client.post("/api/vote", json=vote | {"choice": ["left"]}).status_code == 400
@@ -163,6 +168,68 @@ def test_consent_text_is_the_experimenters_and_is_escaped(study):
     (folder / "consent.txt").write_text("Hello <script>alert(1)</script>\n\nSecond paragraph")
     page = httpx.get(address).text
     assert "&lt;script&gt;" in page and "<script" not in page and "<p>Second paragraph</p>" in page
+
+
+def test_what_is_stored_is_what_the_consent_text_says(study):
+    folder, address = study
+    before = time.time()
+    with enter(address) as client:
+        trial = client.get("/api/trial").json()["trial"]
+        client.post("/api/vote", json={"trial": trial["token"], "choice": "left"})
+    with contextlib.closing(sqlite3.connect(folder / VOTES)) as db:
+        tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        stored = {table: [row[1] for row in db.execute(f"PRAGMA table_info ({table})")] for table in tables}
+        values = [value for table in tables for row in db.execute(f"SELECT * FROM {table}") for value in row]
+    assert stored == {
+        "raters": ["id", "token_hash"],
+        "trials": ["id", "token", "rater", "position", "photo", "pair", "swapped"],
+        "votes": ["trial", "choice", "seconds"],
+    }
+    assert not [value for value in values if isinstance(value, (int, float)) and value > before - 86400]
+    said = " ".join((folder / "consent.txt").read_text().split())
+    assert "the pairs that you are shown, your answers, how long each took, and a number in place of your name" in said
+    assert "no time of day" in said and "only a checksum" in said
+
+
+def test_a_study_begun_with_times_loses_them_and_no_vote(make):
+    folder = make()
+    with contextlib.closing(sqlite3.connect(folder / VOTES)) as db:
+        db.executescript("""
+            CREATE TABLE raters (id INTEGER PRIMARY KEY, token_hash TEXT NOT NULL UNIQUE, started_at REAL NOT NULL, seen_at REAL NOT NULL);
+            CREATE TABLE trials (id INTEGER PRIMARY KEY, token TEXT NOT NULL UNIQUE, rater INTEGER NOT NULL REFERENCES raters,
+                position INTEGER NOT NULL, photo INTEGER NOT NULL, pair INTEGER NOT NULL, swapped INTEGER NOT NULL);
+            CREATE TABLE votes (trial INTEGER PRIMARY KEY REFERENCES trials, choice TEXT NOT NULL, seconds REAL, voted_at REAL NOT NULL);
+            INSERT INTO raters VALUES (1, 'checksum', 1700000000.5, 1700000001.5);
+            INSERT INTO trials VALUES (1, 'token', 1, 0, 0, 0, 0);
+            INSERT INTO votes VALUES (1, 'left', 2.5, 1700000002.5);
+        """)
+    with contextlib.closing(Store(folder / VOTES, read_study(folder))) as store:
+        rater = store.find_rater(store.add_rater())
+        assert rater == 2 and len(store.trials(rater)) == 22
+    assert [(vote.choice, vote.seconds) for vote in read_votes(folder / VOTES)] == [("left", 2.5)]
+    assert not any(struct.pack(">d", 1700000000.5 + part) in (folder / VOTES).read_bytes() for part in range(3))
+
+
+def test_cells_of_a_rater_who_left_are_free_again_after_two_hours(make, monkeypatch):
+    """Nothing on disk says when a rater was here: patience counts from the last answer, or from the start of the server."""
+    folder, now, taken = make("--photos-per-rater", "12", "--attention-checks", "0"), 0.0, []
+    monkeypatch.setattr("benchmarks.blind_test.store.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(
+        "benchmarks.blind_test.store.draw_session", lambda cells, **how: taken.append(len(cells)) or draw_session(cells, **how)
+    )
+    with contextlib.closing(Store(folder / VOTES, read_study(folder))) as store:
+        first = store.find_rater(store.add_rater())
+        now = 60.0
+        store.vote(first, store.trials(first)[0].token, "left")
+        now = PATIENCE + 59.0
+        store.add_rater()
+        now = PATIENCE + 60.0
+        store.add_rater()
+    with contextlib.closing(Store(folder / VOTES, read_study(folder))) as store:
+        store.add_rater()
+        now += PATIENCE
+        store.add_rater()
+    assert taken == [0, 12, 1 + 12, 3 * 12, 1]
 
 
 def test_other_host_names_and_too_many_raters_are_refused(make, serve):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy.optimize import minimize
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 
 from benchmarks.blind_test import statistics as st
 
@@ -21,18 +21,68 @@ def simulate(strengths, tie: float, votes: int, raters: int, seed: int) -> np.nd
     return out
 
 
-@pytest.mark.parametrize(
-    ("wins", "votes", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_wilson_intervals_are_those_of_newcombe_1998(wins, votes, low, high):
-    assert st.wilson_interval(wins, votes) == pytest.approx((low, high), abs=6e-5)
+def leaning_crowd(raters: int, votes: int, *, lean: float, preference: float, seed: int) -> np.ndarray:
+    """Counts (raters, 3) on one pair: each rater has an own lean about the crowd's `preference`, logits of standard deviation `lean`."""
+    generator = np.random.default_rng(seed)
+    own = generator.normal(preference, lean, raters)
+    chances = softmax(np.stack([own / 2, np.full(raters, -0.5), -own / 2], 1), axis=1)
+    return np.array([generator.multinomial(votes, row) for row in chances])
 
 
 def test_no_votes_say_nothing():
-    assert st.wilson_interval(0, 0) == (0.0, 1.0)
     assert math.isnan(st.win_rate([0, 0, 0]).value)
-    assert st.sign_test(0, 0) == 1.0
+    nothing = np.zeros((3, 3), int)
+    assert st.preference_test(nothing) == 1.0 and st.design_effect(nothing) == 1.0
+    assert (st.win_rate_by_rater(nothing).low, st.win_rate_by_rater(nothing).high) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("raters", [8, 30])
+def test_leaning_raters_without_a_common_preference_name_no_winner(raters):
+    """Twenty votes a rater are no twenty raters: a sign test on all votes rejects in about 40 of 100 such studies."""
+    rejected, covered, by_votes = [], [], []
+    for seed in range(200):
+        votes = leaning_crowd(raters, 20, lean=1.5, preference=0.0, seed=seed)
+        rejected.append(st.preference_test(votes) < 0.05)
+        rate = st.win_rate_by_rater(votes)
+        covered.append(rate.low <= 0.5 <= rate.high)
+        alone = st.win_rate(votes.sum(0).tolist())
+        by_votes.append(alone.low <= 0.5 <= alone.high)
+    assert np.mean(rejected) <= 0.08 and np.mean(covered) >= 0.91 > 0.75 > np.mean(by_votes)
+
+
+def test_a_common_preference_is_found_through_the_leans():
+    studies = [leaning_crowd(30, 20, lean=0.5, preference=0.6, seed=seed) for seed in range(60)]
+    assert np.mean([st.preference_test(votes) < 0.05 for votes in studies]) > 0.9
+    rates = [st.win_rate_by_rater(votes) for votes in studies]
+    assert np.mean([rate.low > 0.5 for rate in rates]) > 0.9
+
+
+def test_independent_votes_lose_little_by_counting_raters():
+    votes = leaning_crowd(30, 20, lean=0.0, preference=0.0, seed=0)
+    alone, rate = st.win_rate(votes.sum(0).tolist()), st.win_rate_by_rater(votes)
+    assert rate.value == alone.value and rate.high - rate.low == pytest.approx(alone.high - alone.low, rel=0.1)
+
+
+def test_few_raters_cannot_say_what_others_prefer():
+    """However many votes they cast and however much they agree."""
+    for raters in range(1, 6):
+        assert st.preference_test(np.tile([100, 0, 0], (raters, 1))) == 2 / 2**raters >= 0.05
+    assert st.preference_test(np.tile([100, 0, 0], (6, 1))) < 0.05
+    for tests in range(1, 40):
+        fewest = st.fewest_raters(tests)
+        assert tests * 2 / 2**fewest < 0.05 <= tests * 2 / 2 ** (fewest - 1)
+    one, three = (st.win_rate_by_rater(np.tile([100, 0, 0], (raters, 1))) for raters in (1, 3))
+    assert (one.low, one.high) == (0.0, 1.0) and three.low < 0.5
+    fitted = st.strengths(np.tile([9, 1, 0], (5, 1, 1)), 2, draws=100)
+    assert fitted.strengths[0] > 1 and all(math.isnan(value) for value in (*fitted.low, *fitted.high, *fitted.first))
+
+
+def test_strengths_of_few_leaning_raters_have_intervals_that_hold():
+    inside = []
+    for seed in range(80):
+        found = st.strengths(leaning_crowd(8, 20, lean=1.0, preference=0.0, seed=seed)[:, None], 2, draws=300, seed=seed)
+        inside.append(found.low[0] <= 0 <= found.high[0])
+    assert np.mean(inside) >= 0.9
 
 
 def test_davidson_finds_the_maximum_of_the_likelihood(monkeypatch):
@@ -101,9 +151,10 @@ def test_alpha_without_two_votes_on_a_unit_or_without_variation_is_unknown():
 
 
 def test_position_bias_is_found_and_not_imagined():
-    share, p_value = st.position_bias(260, 140)
-    assert share.value == 0.65 and p_value < 1e-6
-    assert st.position_bias(203, 197)[1] > 0.5
+    share, p_value = st.position_bias(np.tile([13, 5, 7], (20, 1)))
+    assert share.value == 0.65 and p_value < 0.001
+    habits = np.array([[20, 0, 0]] * 12 + [[0, 0, 20]] * 8)  # twenty people, each with a habit: no sign of a common one
+    assert st.position_bias(habits)[1] > 0.3
 
 
 def test_power_is_what_simulation_gives():

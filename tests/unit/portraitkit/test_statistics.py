@@ -1,4 +1,4 @@
-"""Intervals that hold what they promise, and gains with the right sign."""
+"""Intervals and tests that hold what they promise, and gains with the right sign."""
 
 import json
 import math
@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from portraitkit.statistics import bootstrap_interval, paired_change
+from portraitkit.statistics import bootstrap_interval, paired_change, wilson_interval
 
 NORMAL = (lambda n, g: torch.randn(n, generator=g, dtype=torch.float64), 0.0)
 EXPONENTIAL = (lambda n, g: torch.empty(n, dtype=torch.float64).exponential_(generator=g), 1.0)
@@ -73,3 +73,11 @@ def test_the_interval_is_of_the_pairs_not_of_the_photos():
     before = 100 * torch.rand(40, generator=generator, dtype=torch.float64)
     change = paired_change(before, before + 0.1 + 0.05 * torch.randn(40, generator=generator, dtype=torch.float64))
     assert 0.05 < change.ci95[0] < change.gain < change.ci95[1] < 0.15
+
+
+@pytest.mark.parametrize(
+    ("wins", "votes", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718), (0, 0, 0, 1)],
+)
+def test_wilson_intervals_are_those_of_newcombe_1998(wins, votes, low, high):
+    assert wilson_interval(wins, votes) == pytest.approx((low, high), abs=6e-5)
