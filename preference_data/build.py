@@ -31,7 +31,7 @@ from preference_data.generators import open_generators
 from preference_data.generators.base import Candidate, Generator, GeneratorOptions, Subject
 from preference_data.io import METADATA, QUARANTINE, holds_pairs, write_quarantine
 from preference_data.schema import Origin, Pair, pair_of, row_of
-from preference_data.subjects import PhotoRow, describe_rows, embedded_rows, folder_rows, open_subject, without_paint
+from preference_data.subjects import PhotoRow, describe_rows, embedded_rows, folder_rows, open_subject, photo_names, without_paint
 from preference_data.synthetic_pairs import verdicts_of
 
 STATE, FACES, DONE = ".building.json", ".faces.jsonl", ".built.jsonl"
@@ -52,7 +52,8 @@ def build_pairs(config: BuildConfig) -> int:
         raise ConfigError(f"PHOTOS {photos}: no such folder; give a folder of photos, or embedded")
     _check_folder(out, config, shard)
     made = merged_rows(out) if shard is None and not config.overwrite and has_shards(out) else None
-    options = GeneratorOptions(config.prompt, config.num_steps, _device(config, shard), photos)
+    names = () if photos is None else photo_names(photos)
+    options = GeneratorOptions(config.prompt, config.num_steps, _device(config, shard), photos, names)
     generators = open_generators(config.generators, options) if made is None else []
     _open_folder(out, config, console, shard)
     with ExitStack() as stack:
@@ -300,9 +301,10 @@ def _resumable(config: BuildConfig) -> dict[str, Any]:
 
 def _finish(rows: list[PhotoRow], done: dict[str, dict[str, Any]], rejected: list[Rejected], config: BuildConfig, console: Console) -> int:
     out = config.output_dir
-    for index, row in enumerate(rows, start=1):
-        if done[row.id]["error"] is not None:
-            rejected.append(Rejected(index, done[row.id]["error"], str(row.file or row.id)))
+    rejected = rejected + [
+        Rejected(row.line, done[row.id]["error"], str(row.file or row.id)) for row in rows if done[row.id]["error"] is not None
+    ]
+    rejected.sort(key=lambda row: row.line)
     pairs = [pair_of(pair) for row in rows for pair in done[row.id]["pairs"]]
     write_quarantine(out, rejected)
     if not pairs:
