@@ -76,6 +76,6 @@ def fit_retouch(pixels: Float[Tensor, "3 h w"], photo: PhotoFace, path: Path, wh
     misfit = float((found.mesh - photo.mesh)[:, :2].norm(dim=1).mean() / span)
     if misfit > MAX_MISFIT:
         raise DataError(
-            f"{what} {path}: its face is off by {misfit:.2f} of the distance between the eyes (at most {MAX_MISFIT:g}); align it to its photo"
+            f"{what} {path}: its face is off by {misfit:.2f} of the eyes' distance (at most {MAX_MISFIT:g}); align it to its photo"
         )
     return pixels

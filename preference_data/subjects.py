@@ -117,11 +117,10 @@ def folder_rows(
     made = []
     for index, ((row, line), name) in enumerate(zip(kept, names, strict=True)):
         told = facts | {key: row[key] for key in ("consent", "licence", "source", *CHOICES) if key in row}
-        anchor = folder / row["anchor_file_name"] if row.get("anchor_file_name") else None
-        told["source"] = (
-            row.get("source") or f"{facts['source']}/{row['file_name']}"
-        )  # pictures are numbered: "test.jpg" would mean a split to datasets
-        made.append(PhotoRow(f"photo-{line:05d}", splits[name], name, told, folder / row["file_name"], anchor, seed * 100_003 + index, line))
+        photo, anchor = folder / row["file_name"], folder / row["anchor_file_name"] if row.get("anchor_file_name") else None
+        # Pictures are numbered: "test.jpg" would mean a split to datasets.
+        told["source"] = row.get("source") or f"{facts['source']}/{row['file_name']}"
+        made.append(PhotoRow(f"photo-{line:05d}", splits[name], name, told, photo, anchor, seed * 100_003 + index, line))
     return made, rejected
 
 
@@ -248,9 +247,7 @@ def _identities(rows: list[dict[str, Any]], vectors: torch.Tensor) -> tuple[list
     return names, join_names(names, labels)
 
 
-def _splits(
-    rows: list[dict[str, Any]], names: list[str], persons: dict[str, str], shares: tuple[float, ...], seed: int
-) -> dict[str, str]:
+def _splits(rows: list[dict[str, Any]], names: list[str], persons: dict[str, str], shares: tuple[float, ...], seed: int) -> dict[str, str]:
     given: dict[str, str] = {}
     for row, name in zip(rows, names, strict=True):
         split = row.get("split")
