@@ -212,11 +212,11 @@ def test_a_lost_server_loses_no_answers(page, served):
 
 @pytest.mark.parametrize("late", ["**/api/pair/*", "**/picture/*"])
 def test_keys_before_the_next_pair_is_shown_answer_nothing(page, served, late):
-    """The pair was saved; the next one, or its pictures, take their time, and the annotator goes on typing."""
+    """The next pair, or its pictures, take their time, and the annotator goes on typing."""
     enter(page, served.start(), "anna")
     before, held = page.url, []
-    page.route(late, held.append)
-    press(page, ["n", "n", "2", "2", "Enter"])
+    page.route(late, lambda route: held.append(route))
+    press(page, ["p", "p", "2", "2", "Enter"])  # to the last pair: the second one's pictures are fetched ahead
     press(page, ["ArrowUp", "1"])
     assert page.url == before and answers(page) == "......" and page.locator("#desk").get_attribute("aria-busy") == "true"
     until_held(page, held)
@@ -226,7 +226,7 @@ def test_keys_before_the_next_pair_is_shown_answer_nothing(page, served, late):
     until(page, "document.getElementById('count').textContent.startsWith('2 /')")
     pictures_shown(page)
     assert page.url != before and answers(page) == "......" and page.locator("#desk").get_attribute("aria-busy") is None
-    press(page, ["1", "p"])
+    press(page, ["1", "n"])
     until(page, "document.getElementById('count').textContent.startsWith('1 /')")
     assert answers(page) == "......" and read_judgements(served.folder)[0] == []
     assert page.evaluate("Object.keys(localStorage).filter(key => key.startsWith('draft')).length") == 1
