@@ -221,7 +221,7 @@ def test_keys_before_the_next_pair_is_shown_answer_nothing(page, served, late):
     assert page.url == before and answers(page) == "......" and page.locator("#desk").get_attribute("aria-busy") == "true"
     until_held(page, held)
     page.unroute(late)  # and what was held back goes on
-    until(page, "document.getElementById('count').textContent.startsWith('2 /')")
+    until(page, "document.getElementById('count').textContent.startsWith('8 /')")
     pictures_shown(page)
     assert page.url != before and answers(page) == "......" and page.locator("#desk").get_attribute("aria-busy") is None
     press(page, ["1", "n"])
