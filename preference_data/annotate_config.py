@@ -54,7 +54,7 @@ class AnnotateConfig:
     price_out: float = 0.0
     """Price of a million output tokens."""
     max_cost: float | None = None
-    """Stop before the answers of this run have cost more; needs --price-in or --price-out."""
+    """Ask nothing that may bring the cost of this run above it, reckoned by the dearest answer so far; needs --price-in or --price-out."""
     max_unreadable: float = 0.5
     """Stop if more than this share of a model's answers (from the 20th on) breaks the contract."""
 

@@ -15,9 +15,12 @@ from portraitkit.errors import DataError
 from portraitkit.jsonl import Rejected, append_line, read_json_lines
 from preference_data.agreement import Judgements
 from preference_data.contract import ORDERS, Order, turned
-from preference_data.schema import DIMENSIONS, VERDICTS, Pair, Verdict, read_scores, read_verdicts
+from preference_data.schema import DIMENSIONS, VERDICTS, Pair, Verdict, read_scores, read_verdicts, winner
 
-FOLDER = "annotations"
+FOLDER, UNREADABLE = "annotations", "unreadable.jsonl"
+"""Where judgements are, and in which of its files are answers that cannot be read; no annotator's file has that name."""
+LONGEST = 1e9
+"""Most seconds that a judgement may take."""
 Role = Literal["annotator", "senior"]
 KEYS = ("pair", "annotator", "role", "order", "verdicts", "overall", "scores", "reasoning", "seconds")
 
@@ -67,16 +70,18 @@ def judgement_of(row: dict[str, Any]) -> Judgement:
     if verdicts is None:
         raise DataError("verdicts: missing")
     seconds, reasoning = row.get("seconds"), row.get("reasoning") or ""
-    if not isinstance(reasoning, str) or not (seconds is None or (isinstance(seconds, int | float) and not isinstance(seconds, bool))):
-        raise DataError("reasoning must be text, seconds a number or null")
+    if not isinstance(reasoning, str):
+        raise DataError("reasoning: must be text")
+    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= LONGEST):
+        raise DataError(f"seconds: must be a number from 0 to {LONGEST:.0f}, or null")
     scores = read_scores(row.get("scores"))
     return Judgement(row["pair"], row["annotator"], row["role"], row["order"], verdicts, row["overall"], scores, reasoning, seconds)
 
 
 def file_of(folder: Path, annotator: str) -> Path:
-    """The file of one annotator: letters of the name, and a hash where it has others, so that two names never share one."""
+    """The file of one annotator: letters of the name, and a hash where it has others or is taken, so that two names never share one."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", annotator).strip("-")[:60]
-    if stem != annotator:
+    if stem != annotator or f"{stem}.jsonl".casefold() == UNREADABLE:
         stem = f"{stem or 'annotator'}-{hashlib.sha256(annotator.encode()).hexdigest()[:8]}"
     return folder / FOLDER / f"{stem}.jsonl"
 
@@ -98,7 +103,7 @@ def read_judgements(folder: Path, extra: tuple[Path, ...] = ()) -> tuple[list[Ju
     """
     latest: dict[tuple[str, str, str, str], Judgement] = {}
     rejected = []
-    own = sorted(path for path in (folder / FOLDER).glob("*.jsonl") if not path.name.startswith((".", "unreadable")))
+    own = sorted(path for path in (folder / FOLDER).glob("*.jsonl") if path.name != UNREADABLE and not path.name.startswith("."))
     for path in (*own, *extra):
         found = read_json_lines(path, judgement_of)
         rejected += [(path, row) for row in found.rejected]
@@ -122,7 +127,7 @@ def _one_of_two(one: Judgement, two: Judgement) -> Judgement:
     if one.scores and two.scores:
         first, second = one.scores, two.scores
         scores = {name: ((first[name][0] + second[name][0]) / 2, (first[name][1] + second[name][1]) / 2) for name in DIMENSIONS}
-        verdicts = {name: "tie" if a == b else "a" if a > b else "b" for name, (a, b) in scores.items()}
+        verdicts = {name: winner(a, b) for name, (a, b) in scores.items()}
     return replace(one, verdicts=verdicts, overall=_common([one.overall, two.overall]) or "tie", scores=scores)
 
 

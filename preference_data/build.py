@@ -30,8 +30,9 @@ from preference_data.card import BUILT, build_record
 from preference_data.generators import open_generators
 from preference_data.generators.base import Candidate, Generator, GeneratorOptions, Subject
 from preference_data.io import METADATA, QUARANTINE, holds_pairs, write_quarantine
+from preference_data.only_writer import WRITING, only_writer
 from preference_data.schema import Origin, Pair, pair_of, row_of
-from preference_data.subjects import PhotoRow, describe_rows, embedded_rows, folder_rows, open_subject, without_paint
+from preference_data.subjects import PhotoRow, describe_rows, embedded_rows, folder_rows, open_subject, photo_names, without_paint
 from preference_data.synthetic_pairs import verdicts_of
 
 STATE, FACES, DONE = ".building.json", ".faces.jsonl", ".built.jsonl"
@@ -43,7 +44,7 @@ def build_pairs(config: BuildConfig) -> int:
     """Build a pair set; returns the exit code: 0, 1 where too many photos were refused, 130 or 143 when interrupted.
 
     Raises:
-        UserError: options that cannot work, no photos, a folder that holds something else.
+        UserError: options that cannot work, no photos, a folder that holds something else or that another process is writing.
     """
     out, shard = config.output_dir, current_shard(config.shard)
     console = Console(stderr=True, quiet=shard is not None and shard.launched and not shard.merges)
@@ -51,8 +52,18 @@ def build_pairs(config: BuildConfig) -> int:
     if photos is not None and not photos.is_dir():
         raise ConfigError(f"PHOTOS {photos}: no such folder; give a folder of photos, or embedded")
     _check_folder(out, config, shard)
+    if shard is not None:
+        return _build(config, photos, shard, console)
+    with only_writer(out):
+        _check_folder(out, config, shard)  # another process may have been writing it
+        return _build(config, photos, shard, console)
+
+
+def _build(config: BuildConfig, photos: Path | None, shard: Shard | None, console: Console) -> int:
+    out = config.output_dir
     made = merged_rows(out) if shard is None and not config.overwrite and has_shards(out) else None
-    options = GeneratorOptions(config.prompt, config.num_steps, _device(config, shard), photos)
+    names = () if photos is None else photo_names(photos)
+    options = GeneratorOptions(config.prompt, config.num_steps, _device(config, shard), photos, names)
     generators = open_generators(config.generators, options) if made is None else []
     _open_folder(out, config, console, shard)
     with ExitStack() as stack:
@@ -238,11 +249,16 @@ def _check_folder(out: Path, config: BuildConfig, shard: Shard | None) -> None:
         raise ConfigError(f"--output-dir {out}: holds PHOTOS {config.photos}; choose another folder")
     if not out.is_dir():
         return
+    files = [path for path in out.iterdir() if path.name != WRITING]
     if config.overwrite:
-        if any(out.iterdir()) and not (out / STATE).is_file() and not holds_pairs(out):
+        if files and not (out / STATE).is_file() and not holds_pairs(out):
             raise ConfigError(f"--output-dir {out}: holds files that are no pair set; choose another folder or empty it")
         if any((out / ANNOTATIONS).glob("*.jsonl")):
             raise ConfigError(f"--output-dir {out}: people or models have judged these pairs ({ANNOTATIONS}/); choose another folder")
+        if any((out / SHARDS).glob("*.lock")):
+            raise ConfigError(
+                f"--output-dir {out}: other processes are making its shards; wait for them, or remove {out / SHARDS} if they are gone"
+            )
         return
     if (out / METADATA).is_file():
         raise ConfigError(f"--output-dir {out}: holds a pair set; add --overwrite or choose another folder")
@@ -255,11 +271,11 @@ def _check_folder(out: Path, config: BuildConfig, shard: Shard | None) -> None:
                 f"--output-dir {out}: holds an unfinished build with another --{changed[0].replace('_', '-')}; give the same options to "
                 "go on, or add --overwrite to start anew"
             )
-        if shard is not None and (out / DONE).is_file():
+        if shard is not None and ((out / DONE).is_file() or ((out / WRITING).is_dir() and not has_shards(out))):
             raise ConfigError(
                 f"--output-dir {out}: holds an unfinished build by one process; go on without shards, or choose another folder"
             )
-    elif any(out.iterdir()):
+    elif files:
         raise ConfigError(f"--output-dir {out}: holds files that are no pair set; choose another folder or empty it")
 
 
@@ -290,7 +306,7 @@ def _leave_folder(out: Path) -> None:
     for name in (STATE, FACES):
         (out / name).unlink(missing_ok=True)
     for folder in (out / "images", out):
-        if not any(folder.iterdir()):
+        if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
 
@@ -300,9 +316,10 @@ def _resumable(config: BuildConfig) -> dict[str, Any]:
 
 def _finish(rows: list[PhotoRow], done: dict[str, dict[str, Any]], rejected: list[Rejected], config: BuildConfig, console: Console) -> int:
     out = config.output_dir
-    for index, row in enumerate(rows, start=1):
-        if done[row.id]["error"] is not None:
-            rejected.append(Rejected(index, done[row.id]["error"], str(row.file or row.id)))
+    rejected = rejected + [
+        Rejected(row.line, done[row.id]["error"], str(row.file or row.id)) for row in rows if done[row.id]["error"] is not None
+    ]
+    rejected.sort(key=lambda row: row.line)
     pairs = [pair_of(pair) for row in rows for pair in done[row.id]["pairs"]]
     write_quarantine(out, rejected)
     if not pairs:

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from preference_data.schema import DIMENSIONS, QUESTIONS, TITLES, Verdict
+from preference_data.schema import DIMENSIONS, QUESTIONS, TITLES, Verdict, winner
 
 Order = Literal["ab", "ba"]
 ORDERS: tuple[Order, ...] = ("ab", "ba")
@@ -66,6 +66,11 @@ class Answer:
         """Whether the better one's average is not the lower one."""
         first, second = self.averages
         return first >= second if self.better == 1 else second >= first
+
+    def exchanged(self) -> "Answer":
+        """The same answer with Image1 and Image2 exchanged, in words, too."""
+        scores = {name: (second, first) for name, (first, second) in self.scores.items()}
+        return Answer(scores, 3 - self.better, turned(self.reasoning))
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,6 @@ def verdicts_in_files(answer: Answer, order: Order) -> tuple[dict[str, Verdict],
         name: (float(first), float(second)) if order == "ab" else (float(second), float(first))
         for name, (first, second) in answer.scores.items()
     }
-    verdicts: dict[str, Verdict] = {name: "tie" if a == b else "a" if a > b else "b" for name, (a, b) in scores.items()}
+    verdicts: dict[str, Verdict] = {name: winner(a, b) for name, (a, b) in scores.items()}
     overall: Verdict = "a" if (answer.better == 1) == (order == "ab") else "b"
     return verdicts, overall, scores

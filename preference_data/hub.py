@@ -12,7 +12,7 @@ from portraitkit.errors import DataError
 from preference_data.card import built_by, write_data_card
 from preference_data.contract import Answer, Order, prompt, write_answer
 from preference_data.io import METADATA, read_pairs, write_pairs
-from preference_data.schema import DIMENSIONS, FILES, SPLITS, Pair, pair_of, row_of
+from preference_data.schema import DIMENSIONS, FILES, SPLITS, Pair, contradictions, pair_of, row_of, whole_scores
 
 if TYPE_CHECKING:
     from datasets import DatasetDict, Features
@@ -153,7 +153,9 @@ def trl_rows(pair: Pair, folder: Path, order: Order) -> dict[str, Any]:
 
     Returns:
         `prompt`: conversational; `images`: [photo, Image1, Image2] as PIL pictures; `pair_id`, `order`; and where the pair is judged
-        `verdicts`, `overall` (about Image1 and Image2: "1", "2" or "tie"), and `completion`, where it has scores and no overall tie.
+        `verdicts`, `overall` (about Image1 and Image2: "1", "2" or "tie"), and `completion`: reasoning about Image1 and Image2, whole
+        scores that say what the verdicts say, and the overall winner. There is none where the pair has no scores, no overall winner, or
+        speaks against itself: scores against verdicts, or the higher average against the winner.
     """
     from portraitkit.images import read_image, to_pil
 
@@ -167,11 +169,18 @@ def trl_rows(pair: Pair, folder: Path, order: Order) -> dict[str, Any]:
     }
     if pair.verdicts and pair.overall:
         row |= {"verdicts": {name: names[verdict] for name, verdict in pair.verdicts.items()}, "overall": names[pair.overall]}
-    if pair.scores and pair.overall not in (None, "tie"):
-        seen = {name: both if order == "ab" else both[::-1] for name, both in pair.scores.items()}
-        answer = Answer({name: (round(one), round(two)) for name, (one, two) in seen.items()}, int(names[pair.overall]), pair.reasoning)
-        row["completion"] = [{"role": "assistant", "content": write_answer(answer)}]
+    answer = _answer(pair)
+    if answer is not None and answer.coherent and not contradictions(pair):
+        shown = answer if order == "ab" else answer.exchanged()
+        row["completion"] = [{"role": "assistant", "content": write_answer(shown)}]
     return row
+
+
+def _answer(pair: Pair) -> Answer | None:
+    """The pair's judgement with a as Image1; None where it has no scores or no winner."""
+    if pair.scores is None or pair.overall not in ("a", "b"):
+        return None
+    return Answer(whole_scores(pair.scores, pair.verdicts), 1 if pair.overall == "a" else 2, pair.reasoning)
 
 
 def _encoded(folder: str, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -36,6 +36,30 @@ def identity_name(embeddings: Float[Tensor, "n dim"]) -> str:
     return f"person-{hashlib.sha256(mean.tobytes()).hexdigest()[:12]}"
 
 
+def join_names(names: list[str], clusters: list[int]) -> dict[str, str]:
+    """Who may be one person under several names: those that share a cluster, directly or by way of further names.
+
+    Args:
+        names: one a row.
+        clusters: one a row, see `cluster_identities`.
+
+    Returns:
+        Name -> the first of the names that go together with it.
+    """
+    first: dict[str, str] = {name: name for name in sorted(set(names))}
+
+    def root(name: str) -> str:
+        while first[name] != name:
+            name = first[name]
+        return name
+
+    seen: dict[int, str] = {}
+    for name, cluster in zip(names, clusters, strict=True):
+        one, other = sorted((root(name), root(seen.setdefault(cluster, name))))
+        first[other] = one
+    return {name: root(name) for name in first}
+
+
 def split_identities(identities: list[str], *, shares: tuple[float, ...] = SHARES, seed: int = 0) -> dict[str, str]:
     """Deal identities out to the splits, largest first, each to the split that is furthest below its share of rows.
 

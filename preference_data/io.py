@@ -42,9 +42,7 @@ def scan_pairs(folder: Path) -> RowSet[Pair]:
     Raises:
         DataError: no such folder or file.
     """
-    path = folder / METADATA
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; a pair set is a folder with {METADATA} and pictures, see docs/preference_data.md")
+    path = metadata_of(folder, f"a pair set is a folder with {METADATA} and pictures, see docs/preference_data.md")
     seen: set[str] = set()
     root = folder.resolve()
 
@@ -59,6 +57,23 @@ def scan_pairs(folder: Path) -> RowSet[Pair]:
         return pair
 
     return read_json_lines(path, read)
+
+
+def metadata_of(folder: Path, needed: str) -> Path:
+    """The `metadata.jsonl` of a folder.
+
+    Args:
+        folder: of pairs or photos.
+        needed: what the folder must be, for the message.
+
+    Raises:
+        DataError: it has none, or is a file.
+    """
+    if folder.is_file():
+        raise DataError(f"{folder}: is a file; give the folder that it is in")
+    if not (folder / METADATA).is_file():
+        raise DataError(f"{folder / METADATA}: no such file; {needed}")
+    return folder / METADATA
 
 
 def check_inside(root: Path, name: str, column: str) -> Path:

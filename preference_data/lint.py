@@ -13,7 +13,7 @@ from portraitkit.errors import DataError
 from portraitkit.files import write_text
 from portraitkit.jsonl import read_json_lines
 from portraitkit.progress import progress_bar
-from preference_data.io import METADATA, check_inside, scan_pairs
+from preference_data.io import METADATA, check_inside, metadata_of, scan_pairs
 from preference_data.lint_checks import (
     KINDS,
     Entry,
@@ -67,9 +67,7 @@ def read_entries(folder: Path) -> tuple[list[Entry], list[Finding]]:
     Raises:
         DataError: no such file.
     """
-    path = folder / METADATA
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; give a folder of pairs or photos with {METADATA}")
+    path = metadata_of(folder, f"give a folder of pairs or photos with {METADATA}")
     if _holds_pairs(path):
         found = scan_pairs(folder)
         entries = [

@@ -18,6 +18,8 @@ from preference_data.perceptual_hash import near_duplicates, perceptual_hash, sm
 from preference_data.schema import Pair, contradictions
 from preference_data.synthetic_pairs import verdicts_of
 
+EMBEDDED = "synthetic-"
+"""How the names of the embedded people begin."""
 KINDS = {
     "bad_row": "a row breaks the schema",
     "bad_image": "a picture cannot be read, or is much smaller than its photo",
@@ -27,8 +29,9 @@ KINDS = {
     "duplicate_row": "the same photo and candidates are in two rows",
     "same_candidates": "both candidates are the same picture, but one wins",
     "missing_anchor": "a photo has no anchor",
-    "no_face": "a photo or anchor shows no usable face",
+    "no_face": "a photo, anchor or candidate shows no usable face",
     "anchor_of_another_person": "an anchor shows another person than its photo",
+    "candidate_of_another_person": "a candidate without known degradations shows another person than its photo",
     "verdict_inconsistent": "a judgement speaks against itself or against the known degradations",
 }
 
@@ -70,6 +73,15 @@ class Entry:
     identity: str
     pair: Pair | None = None
 
+    @property
+    def retouches(self) -> tuple[str, ...]:
+        """Files of the candidates that must show the person in the photo. Known degradations may not: one of them is of identity; nor
+        are the embedded people asked about, see `check_people`."""
+        if self.pair is None or self.identity.startswith(EMBEDDED):
+            return ()
+        both = ((self.pair.a, self.pair.origin_a), (self.pair.b, self.pair.origin_b))
+        return tuple(file for file, origin in both if not origin.faults)
+
 
 @dataclass
 class Pictures:
@@ -79,7 +91,7 @@ class Pictures:
         digest: file -> sha256 of its decoded pixels.
         size: file -> height and width.
         small: photo -> small grey copy.
-        embedding: photo or anchor -> identity embedding.
+        embedding: photo, anchor or retouch -> identity embedding.
         lines: file -> lines that name it.
     """
 
@@ -96,14 +108,14 @@ def look(folder: Path, entries: list[Entry], *, identity: bool, advance: Callabl
     Args:
         folder: of the set.
         entries: its rows.
-        identity: whether to look for faces in photos and anchors.
+        identity: whether to look for faces in photos, anchors and retouches.
         advance: called after each file.
 
     Returns:
         What is known, and the findings "bad_image" and "no_face".
     """
     known, findings = Pictures(), []
-    faces = {file for entry in entries for file in (entry.photo, entry.anchor) if file is not None}
+    faces = {file for entry in entries for file in (entry.photo, entry.anchor, *entry.retouches) if file is not None}
     for entry in entries:
         for file in (entry.photo, entry.anchor, *entry.others):
             if file is not None:
@@ -208,7 +220,7 @@ def check_people(entries: list[Entry], known: Pictures, *, max_distance: float) 
             findings.append(Finding("person_across_splits", tuple(splits.values()), f"{name} is in {' and '.join(splits)}"))
     asked: dict[str, Entry] = {}
     for entry in entries:
-        if entry.photo in known.embedding and not entry.identity.startswith("synthetic-"):
+        if entry.photo in known.embedding and not entry.identity.startswith(EMBEDDED):
             asked.setdefault(entry.photo, entry)
     owners = list(asked.values())
     if len(owners) > 1:
@@ -224,19 +236,20 @@ def check_people(entries: list[Entry], known: Pictures, *, max_distance: float) 
 
 
 def check_anchors(entries: list[Entry], known: Pictures, *, need: bool, max_distance: float) -> list[Finding]:
-    """Photos without an anchor, and anchors of another person."""
+    """Photos without an anchor, and anchors and candidates of another person."""
     findings = []
     some = any(entry.anchor for entry in entries)
     for entry in entries:
-        if entry.anchor is None:
-            if need or some:
-                text = f"{entry.photo} has no anchor_file_name{'' if need else ', other rows have one'}"
-                findings.append(Finding("missing_anchor", (entry.line,), text))
-        elif entry.photo in known.embedding and entry.anchor in known.embedding:
-            distance = float((known.embedding[entry.photo] - known.embedding[entry.anchor]).norm())
-            if distance > max_distance:
-                text = f"{entry.anchor} is not the person in {entry.photo}: identity distance {distance:.2f}, at most {max_distance:g}"
-                findings.append(Finding("anchor_of_another_person", (entry.line,), text))
+        if entry.anchor is None and (need or some):
+            text = f"{entry.photo} has no anchor_file_name{'' if need else ', other rows have one'}"
+            findings.append(Finding("missing_anchor", (entry.line,), text))
+        shown = [("anchor_of_another_person", entry.anchor)] if entry.anchor is not None else []
+        for kind, file in (*shown, *(("candidate_of_another_person", file) for file in entry.retouches)):
+            if entry.photo in known.embedding and file in known.embedding:
+                distance = float((known.embedding[entry.photo] - known.embedding[file]).norm())
+                if distance > max_distance:
+                    text = f"{file} is not the person in {entry.photo}: identity distance {distance:.2f}, at most {max_distance:g}"
+                    findings.append(Finding(kind, (entry.line,), text))
     return findings
 
 

@@ -18,11 +18,11 @@ class LintConfig:
     json: Path | None = None
     """Also write all findings as JSON to this file; - is standard output."""
     identity: bool = True
-    """Look at faces: anchors of another person, one person in two splits. Takes about a fifth of a second a picture."""
+    """Look at faces: anchors and candidates of another person, one person in two splits. Takes about a fifth of a second a picture."""
     need_anchors: bool = False
     """Report every row without an anchor; if not given, only where other rows of the set have one."""
     max_distance: float = 0.6
-    """Largest identity distance between a photo and its anchor; dlib's own rule for one person."""
+    """Largest identity distance between a photo and its anchor or a candidate; dlib's own rule for one person."""
     max_bits: int = 6
     """Pictures are near-duplicates if their 64-bit perceptual hashes differ in at most this many bits, and ..."""
     min_correlation: float = 0.99

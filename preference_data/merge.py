@@ -1,11 +1,13 @@
 """The command `make-preferences merge`: many annotators' files into one set of verdicts."""
 
 import sys
+from dataclasses import replace
 
 from portraitkit.errors import DataError
 from preference_data.annotations import Judgement, append_judgement, both_orders, consensus, read_judgements
-from preference_data.io import read_pairs, write_pairs
+from preference_data.io import metadata_of, read_pairs, write_pairs
 from preference_data.merge_config import MergeConfig
+from preference_data.only_writer import only_writer
 from preference_data.report_agreement import print_agreement
 from preference_data.schema import Pair
 
@@ -15,7 +17,16 @@ def merge(config: MergeConfig) -> int:
 
     Raises:
         DataError: no pair set, a file that cannot be opened, or nothing to merge.
+        RunFolderError: another process is writing the set.
     """
+    metadata_of(config.data, "give the folder of a pair set")
+    if config.dry_run:
+        return _merge(config)
+    with only_writer(config.data):
+        return _merge(config)
+
+
+def _merge(config: MergeConfig) -> int:
     pairs = read_pairs(config.data)
     for path in config.files:
         if not path.is_file():
@@ -33,7 +44,11 @@ def merge(config: MergeConfig) -> int:
         raise DataError(f"{config.data}: nobody has judged a pair of it yet; use make-preferences annotate")
     merged, counts = merge_pairs(pairs, judgements, relabel=config.relabel)
     print_agreement(judgements, pairs)
-    print(f"{config.data}: {counts['new']} pairs given verdicts, {counts['kept']} kept theirs, {counts['open']} in conflict or unjudged")
+    unjudged = counts["open"] - counts["conflict"]
+    print(
+        f"{config.data}: {counts['new']} pairs given verdicts, {counts['kept']} kept theirs, {counts['conflict']} in conflict, "
+        f"{unjudged} unjudged"
+    )
     if not config.dry_run:
         for row in judgements:
             if row not in before:
@@ -43,19 +58,24 @@ def merge(config: MergeConfig) -> int:
 
 
 def merge_pairs(pairs: list[Pair], judgements: list[Judgement], *, relabel: bool) -> tuple[list[Pair], dict[str, int]]:
-    """The pairs with their annotators' consensus, and how many are new, kept, open, and open because of a conflict."""
+    """The pairs with their annotators' consensus, and how many are new, kept, open, and open because of a conflict.
+
+    A pair in conflict is open, whatever it said before, if verdicts are to be replaced.
+    """
     joined = both_orders(judgements)
     judged = {row.pair for row in joined}
     counts: dict[str, int] = dict.fromkeys(("new", "kept", "open", "conflict"), 0)
     merged = []
     for pair in pairs:
-        agreed = consensus(pair, joined) if pair.verdicts is None or relabel else None
-        if agreed is not None:
+        asked = pair.id in judged and (pair.verdicts is None or relabel)
+        if not asked:
+            counts["open" if pair.verdicts is None else "kept"] += 1
+            merged.append(pair)
+        elif (agreed := consensus(pair, joined)) is not None:
             counts["new"] += 1
-        elif pair.verdicts is not None:
-            counts["kept"] += 1
+            merged.append(agreed)
         else:
             counts["open"] += 1
-            counts["conflict"] += pair.id in judged
-        merged.append(agreed or pair)
+            counts["conflict"] += 1
+            merged.append(replace(pair, verdicts=None, overall=None, scores=None, reasoning="", annotator=""))
     return merged, counts

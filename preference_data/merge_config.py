@@ -16,7 +16,7 @@ class MergeConfig:
     files: tuple[Path, ...] = ()
     """Judgements of annotators who worked on a copy of the set; they are taken into its annotations/."""
     relabel: bool = False
-    """Replace verdicts that are there already, known truth included."""
+    """Replace verdicts that are there already, known truth included; where the annotators are in conflict, the pair is open again."""
     dry_run: bool = False
     """Print only; write nothing."""
 

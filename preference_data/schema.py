@@ -5,8 +5,9 @@ A row of `metadata.jsonl` is one pair. Its three pictures are named by `input_fi
 place where an annotator saw them.
 """
 
-import math
+import sys
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Literal, get_args
 
 from portraitkit.errors import DataError
@@ -195,6 +196,26 @@ def read_scores(value: Any) -> dict[str, tuple[float, float]] | None:
     return scores
 
 
+def whole_scores(scores: dict[str, tuple[float, float]], verdicts: dict[str, Verdict] | None) -> dict[str, tuple[int, int]]:
+    """The nearest whole scores of a and b, 1 to 5, that say what the verdicts say: 4.5 and 4, won by a, are 5 and 4.
+
+    Args:
+        scores: of the five dimensions.
+        verdicts: on them; None leaves only the rounding.
+    """
+    whole: dict[str, tuple[int, int]] = {}
+    for name, (a, b) in scores.items():
+        verdict = verdicts[name] if verdicts else None
+        fitting = [(x, y) for x, y in product(range(5, 0, -1), repeat=2) if verdict in (None, winner(x, y))]
+        whole[name] = min(fitting, key=lambda both: (both[0] - a) ** 2 + (both[1] - b) ** 2)
+    return whole
+
+
+def winner(a: float, b: float) -> Verdict:
+    """Who has the higher score."""
+    return "tie" if a == b else "a" if a > b else "b"
+
+
 def contradictions(pair: Pair) -> list[str]:
     """Where a pair's judgement speaks against itself, in words."""
     found = []
@@ -226,7 +247,7 @@ def _five(name: str, value: Any) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _text(row: dict[str, Any], key: str, default: str | None = None) -> str:

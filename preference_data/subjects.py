@@ -9,23 +9,21 @@ import torch
 
 from portraitkit.errors import DataError, UserError
 from portraitkit.faces.align import align_face
-from portraitkit.faces.identity import identity_embedding
-from portraitkit.faces.mesh import require_mesh
 from portraitkit.faces.regions import region_masks
-from portraitkit.images import list_images, read_image, resize
+from portraitkit.images import list_images, read_image
 from portraitkit.jsonl import Rejected, append_line, read_json_lines
 from portraitkit.shard_files import Growing
 from portraitkit.shards import Shard
 from preference_data.blemishes import paint_blemishes
 from preference_data.generators.base import Subject
-from preference_data.identity_split import cluster_identities, identity_name, split_identities
+from preference_data.identity_split import cluster_identities, identity_name, join_names, split_identities
 from preference_data.io import METADATA, check_inside
+from preference_data.photo_face import fit_retouch, photo_face
 from preference_data.schema import CHOICES, SPLITS
 from preference_data.synthetic import Case, make_case
 from preference_data.synthetic_pairs import SPOTS, identity_of
 
 SEEDS = {"train": 0, "validation": 10_000_000, "held_out": 20_000_000}
-MIN_FACE = 48
 ENTRY = {"file", "embedding", "error"}
 PHOTO_COLUMNS = ("file_name", "anchor_file_name", "split", "identity", "consent", "licence", "source", *CHOICES)
 
@@ -42,6 +40,7 @@ class PhotoRow:
         file: of the photo; None for the embedded people.
         anchor: of its preferred retouch, where there is one.
         seed: of the embedded case, or of the blemishes painted onto the photo.
+        line: of the folder's `metadata.jsonl`, or position in the folder from 1.
     """
 
     id: str
@@ -51,6 +50,7 @@ class PhotoRow:
     file: Path | None
     anchor: Path | None
     seed: int
+    line: int = 0
 
 
 def embedded_rows(count: int, shares: tuple[float, ...], seed: int) -> list[PhotoRow]:
@@ -60,9 +60,18 @@ def embedded_rows(count: int, shares: tuple[float, ...], seed: int) -> list[Phot
     sizes["train"] = max(0, count - sizes["validation"] - sizes["held_out"])
     places = [(split, index) for split, size in sizes.items() for index in range(size)]
     return [
-        PhotoRow(f"person-{number:05d}", split, "", facts, None, None, SEEDS[split] + seed * 100_003 + index)
+        PhotoRow(f"person-{number:05d}", split, "", facts, None, None, SEEDS[split] + seed * 100_003 + index, number + 1)
         for number, (split, index) in enumerate(places)
     ]
+
+
+def photo_names(folder: Path) -> tuple[str, ...]:
+    """The photos of a folder as `folder_rows` takes them, relative to it; none of them is opened.
+
+    Raises:
+        DataError: no such folder, or nothing in it.
+    """
+    return tuple(row["file_name"] for row in _listed(folder)[0])
 
 
 def folder_rows(
@@ -72,6 +81,8 @@ def folder_rows(
 
     `metadata.jsonl`, where there is one, names the photos and what is known of them (`PHOTO_COLUMNS`); else every picture in the folder is
     taken. People are told apart by the identity net unless `identity` is given, splits are dealt out by person unless `split` is given.
+    Photos without an identity take that of the photos which the net takes for the same person. Two given identities which it takes for one
+    person are both kept, and go into the same split.
 
     Args:
         folder: of the photos.
@@ -101,16 +112,15 @@ def folder_rows(
     if not kept:
         first = f"; the first: {rejected[0].reason}" if rejected else ""
         raise DataError(f"{folder}: no photo can be used ({len(rejected)} were refused){first}")
-    names = _identities([row for row, _ in kept], torch.tensor(vectors))
-    splits = _splits([row for row, _ in kept], names, shares, seed)
+    names, persons = _identities([row for row, _ in kept], torch.tensor(vectors))
+    splits = _splits([row for row, _ in kept], names, persons, shares, seed)
     made = []
     for index, ((row, line), name) in enumerate(zip(kept, names, strict=True)):
         told = facts | {key: row[key] for key in ("consent", "licence", "source", *CHOICES) if key in row}
-        anchor = folder / row["anchor_file_name"] if row.get("anchor_file_name") else None
-        told["source"] = (
-            row.get("source") or f"{facts['source']}/{row['file_name']}"
-        )  # pictures are numbered: "test.jpg" would mean a split to datasets
-        made.append(PhotoRow(f"photo-{line:05d}", splits[name], name, told, folder / row["file_name"], anchor, seed * 100_003 + index))
+        photo, anchor = folder / row["file_name"], folder / row["anchor_file_name"] if row.get("anchor_file_name") else None
+        # Pictures are numbered: "test.jpg" would mean a split to datasets.
+        told["source"] = row.get("source") or f"{facts['source']}/{row['file_name']}"
+        made.append(PhotoRow(f"photo-{line:05d}", splits[name], name, told, photo, anchor, seed * 100_003 + index, line))
     return made, rejected
 
 
@@ -120,28 +130,25 @@ def open_subject(row: PhotoRow, size: int) -> tuple[Subject, str]:
     Raises:
         ImageError: photo or anchor cannot be read.
         FaceError: no usable face.
-        DataError: the anchor shows another frame.
+        DataError: the anchor shows another frame, another person, or its face elsewhere.
     """
     if row.file is None:
         case = make_case(row.split, row.seed, size=size, count=SPOTS)
         return Subject(row.id, case, case.clean, row.split, synthetic=True), identity_of(case)
     image = read_image(row.file).pixels
-    _, mesh = require_mesh(image, row.file, min_size=MIN_FACE)
-    aligned = align_face(image, mesh, size)
-    points = aligned.to_crop(mesh)[:, :2]
+    face = photo_face(image, row.file)
+    aligned = align_face(image, face.mesh, size)
+    points = aligned.to_crop(face.mesh)[:, :2]
     skin = region_masks(points, size, size)["skin"]
-    frame = (image.shape[1], image.shape[2])
     if row.anchor is None:
         source, opacity = paint_blemishes(aligned.pixels, skin, torch.Generator().manual_seed(row.seed), count=SPOTS)
         case = Case(source, aligned.pixels, opacity, skin, points, float("nan"))
-        return Subject(row.id, case, None, row.split, True, row.file, aligned.matrix, frame), row.identity
-    label = read_image(row.anchor).pixels
-    if abs((label.shape[1] / label.shape[2]) / (frame[0] / frame[1]) - 1) > 0.01:
-        raise DataError(f"anchor {row.anchor}: has another aspect ratio than its photo; anchors must show the same frame")
-    clean = align_face(resize(label, frame), mesh, size).pixels
+        return Subject(row.id, case, None, row.split, True, row.file, aligned.matrix, face), row.identity
+    anchor = fit_retouch(read_image(row.anchor).pixels, face, row.anchor, "anchor")
+    clean = align_face(anchor, face.mesh, size).pixels
     opacity = ((aligned.pixels - clean).abs().amax(0, keepdim=True) * 8).clamp(0, 1) * skin
     case = Case(aligned.pixels, clean, torch.where(opacity > 0.05, opacity, 0.0), skin, points, float("nan"))
-    return Subject(row.id, case, clean, row.split, False, row.file, aligned.matrix, frame), row.identity
+    return Subject(row.id, case, clean, row.split, False, row.file, aligned.matrix, face), row.identity
 
 
 def without_paint(subject: Subject) -> Subject:
@@ -207,12 +214,10 @@ def _embedded(folder: Path, names: list[str], cache: Path, shard: Shard | None) 
 
 def _embed(path: Path) -> dict[str, Any]:
     try:
-        pixels = read_image(path).pixels
-        _, mesh = require_mesh(pixels, path, min_size=MIN_FACE)
+        face = photo_face(read_image(path).pixels, path)
     except UserError as error:
         return {"embedding": None, "error": str(error)}
-    with torch.no_grad():
-        return {"embedding": [round(x, 5) for x in identity_embedding(pixels[None], mesh[None, :, :2])[0].tolist()], "error": None}
+    return {"embedding": [round(x, 5) for x in face.embedding.tolist()], "error": None}
 
 
 def _cached(path: Path) -> list[dict[str, Any]]:
@@ -221,19 +226,36 @@ def _cached(path: Path) -> list[dict[str, Any]]:
     return [row for row in read_json_lines(path, dict).rows if row.keys() >= ENTRY]
 
 
-def _identities(rows: list[dict[str, Any]], vectors: torch.Tensor) -> list[str]:
+def _identities(rows: list[dict[str, Any]], vectors: torch.Tensor) -> tuple[list[str], dict[str, str]]:
+    """Who is in each photo, and of each name the one that stands for all whom the net takes for the same person.
+
+    A photo without a name has that of the nearest named one of its cluster; a cluster without any is named by its embeddings.
+    """
     labels = cluster_identities(vectors)
-    names = {label: identity_name(vectors[[index for index, other in enumerate(labels) if other == label]]) for label in set(labels)}
-    return [row.get("identity") or names[label] for row, label in zip(rows, labels, strict=True)]
+    clusters: dict[int, list[int]] = {}
+    for index, label in enumerate(labels):
+        clusters.setdefault(label, []).append(index)
+    names = [row.get("identity") or "" for row in rows]
+    for cluster in clusters.values():
+        named = [index for index in cluster if rows[index].get("identity")]
+        fallback = "" if named else identity_name(vectors[cluster])
+        for index in cluster:
+            if named and not names[index]:
+                distance = (vectors[named] - vectors[index]).norm(dim=1)
+                names[index] = names[named[int(distance.argmin())]]
+            names[index] = names[index] or fallback
+    return names, join_names(names, labels)
 
 
-def _splits(rows: list[dict[str, Any]], names: list[str], shares: tuple[float, ...], seed: int) -> dict[str, str]:
+def _splits(rows: list[dict[str, Any]], names: list[str], persons: dict[str, str], shares: tuple[float, ...], seed: int) -> dict[str, str]:
     given: dict[str, str] = {}
     for row, name in zip(rows, names, strict=True):
         split = row.get("split")
         if split is not None and given.setdefault(name, split) != split:
             raise DataError(f"{row['file_name']}: split {split}, but the same person ({name}) is in {given[name]} too; one split a person")
-    return split_identities([name for name in names if name not in given], shares=shares, seed=seed) | given if names else given
+    known = {persons[name]: split for name, split in reversed(given.items())}
+    known = split_identities([persons[name] for name in names if persons[name] not in known], shares=shares, seed=seed) | known
+    return {name: given.get(name, known[persons[name]]) for name in names}
 
 
 def describe_rows(rows: list[PhotoRow]) -> str:

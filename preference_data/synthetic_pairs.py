@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from preference_data.degradations import EFFECTS, KINDS, Stage, degrade
-from preference_data.schema import DIMENSIONS, Fault, Verdict
+from preference_data.schema import DIMENSIONS, Fault, Verdict, winner
 from preference_data.synthetic import Case, make_case
 
 OFFSETS = {"train": (-0.2, 0.2), "validation": (-0.35, -0.22), "held_out": (0.22, 0.35)}
@@ -63,12 +63,8 @@ def true_scores(levels: Levels) -> dict[str, int]:
 
 def verdicts_of(scores: dict[str, tuple[int, int]]) -> tuple[dict[str, Verdict], Verdict]:
     """Verdicts of the dimensions and the overall one, by the module's rule."""
-    verdicts: dict[str, Verdict] = {name: _verdict(a, b) for name, (a, b) in scores.items()}
-    return verdicts, _verdict(sum(a for a, _ in scores.values()), sum(b for _, b in scores.values()))
-
-
-def _verdict(a: float, b: float) -> Verdict:
-    return "tie" if a == b else "a" if a > b else "b"
+    verdicts: dict[str, Verdict] = {name: winner(a, b) for name, (a, b) in scores.items()}
+    return verdicts, winner(sum(a for a, _ in scores.values()), sum(b for _, b in scores.values()))
 
 
 def draw_plan(split: str, generator: torch.Generator, mode: str | None = None) -> PairPlan:

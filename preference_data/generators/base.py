@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
+from preference_data.photo_face import PhotoFace
 from preference_data.schema import Origin
 from preference_data.synthetic import Case
 
@@ -24,7 +25,7 @@ class Subject:
         synthetic: whether the photo itself was altered or made by code.
         path: of the photo before alignment; None for the embedded people.
         matrix: photo -> crop in pixels, see `portraitkit.faces.align`; None for the embedded people.
-        frame: height and width of the photo; None for the embedded people.
+        face: of the photo, before alignment; None for the embedded people.
     """
 
     id: str
@@ -34,7 +35,7 @@ class Subject:
     synthetic: bool
     path: Path | None = None
     matrix: Float[Tensor, "2 3"] | None = None
-    frame: tuple[int, int] | None = None
+    face: PhotoFace | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class GeneratorOptions:
         num_steps: sampling steps.
         device: cpu, cuda, ...
         photos: folder of the photos, where there is one.
+        names: of the photos in it, relative to it.
         extra: anything a generator of a user's own wants to know.
     """
 
@@ -70,6 +72,7 @@ class GeneratorOptions:
     num_steps: int
     device: str
     photos: Path | None = None
+    names: tuple[str, ...] = ()
     extra: dict[str, str] = field(default_factory=dict)
 
 

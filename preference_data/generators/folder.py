@@ -1,72 +1,129 @@
 """Finished retouches from a folder: files named as the photos, whatever made them."""
 
-from pathlib import Path
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
 
 import torch
 
 from portraitkit.errors import ConfigError, DataError, ImageError
 from portraitkit.faces.warp import sample
-from portraitkit.images import list_images, read_image, resize
+from portraitkit.images import list_images, read_image
 from preference_data.generators.base import Candidate, GeneratorOptions, Subject
+from preference_data.photo_face import fit_retouch
 from preference_data.schema import Origin
 
-MAX_ASPECT_GAP = 0.01
+NUMBERED = re.compile(r"(.+)\.([0-9]{1,9})")
 
 
 class Folder:
-    """Retouches `photo.png`, or several of them as `photo.1.png`, `photo.2.png`, of the photo `photo.jpg`."""
+    """Retouches `sub/photo.png`, or several of them as `sub/photo.1.png`, `sub/photo.2.png`, of the photo `sub/photo.jpg`.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.name = path, path.resolve().name
-        self.files: dict[str, list[Path]] = {}
-        for file in list_images(path):
-            self.files.setdefault(file.stem, []).append(file)
-            stem, _, number = file.stem.rpartition(".")
-            if stem and number.isdigit():
-                self.files.setdefault(stem, []).append(file)
+    Args:
+        path: of the retouches.
+        photos: folder of the photos.
+        names: of the photos in it.
+
+    Raises:
+        ConfigError: a file may be a retouch of two photos, or none is of any photo.
+    """
+
+    def __init__(self, path: Path, photos: Path, names: Sequence[str]) -> None:
+        self.path, self.name, self.photos = path, path.resolve().name, photos
+        self.files = match_retouches(path, names)
+        if not self.files:
+            raise ConfigError(f"--generators folder:{path}: holds no picture named as a photo of {photos}; a.png is a retouch of a.jpg")
 
     def candidates(self, subject: Subject, count: int, seed: int) -> list[Candidate]:
         """See `Generator.candidates`; cut with the photo's own alignment.
 
         Raises:
             ImageError: a file cannot be read.
-            DataError: a retouch has another aspect ratio than its photo, or the subject has no file.
+            DataError: a retouch shows another frame, another person or its face elsewhere, or the subject is no photo.
         """
-        if subject.path is None or subject.matrix is None or subject.frame is None:
+        if subject.path is None:
             raise DataError(f"{subject.id}: the embedded people have no finished retouches; give a folder of photos")
-        return [self._read(file, subject) for file in self.files.get(subject.path.stem, [])[:count]]
+        own = self.files.get(os.path.relpath(subject.path, self.photos), [])
+        return [self._read(file, subject) for file in own[:count]]
 
     def _read(self, file: Path, subject: Subject) -> Candidate:
-        assert subject.matrix is not None and subject.frame is not None
-        pixels = read_image(file).pixels
-        height, width = subject.frame
-        gap = (pixels.shape[1] / pixels.shape[2]) / (height / width) - 1
-        if abs(gap) > MAX_ASPECT_GAP:
-            raise DataError(
-                f"{file}: {pixels.shape[2]}x{pixels.shape[1]} px has another aspect ratio than its photo ({width}x{height}); "
-                "a retouch must show the same frame"
-            )
-        pixels = resize(pixels, subject.frame)
+        assert subject.matrix is not None and subject.face is not None
+        pixels = fit_retouch(read_image(file).pixels, subject.face, file, "retouch")
         side = subject.case.source.shape[-1]
         cut = sample(pixels[None], subject.matrix[None], side, outside="border", mode="bicubic")[0].clamp(0, 1)
-        return Candidate(torch.round(cut * 255) / 255, Origin(self.name, model=file.name))
+        return Candidate(torch.round(cut * 255) / 255, Origin(self.name, model=file.relative_to(self.path).as_posix()))
+
+
+def match_retouches(folder: Path, names: Sequence[str]) -> dict[str, list[Path]]:
+    """Whose retouches the pictures of a folder are: those at the photo's own path but for suffix and number, in the order of the numbers.
+
+    A picture at the top of the folder may also belong to the one photo of that name, in whatever subfolder it is.
+
+    Args:
+        folder: of the retouches, with subfolders or without.
+        names: of the photos, relative to their own folder.
+
+    Returns:
+        Photo -> retouches. Pictures that are named as no photo are left out.
+
+    Raises:
+        ConfigError: a picture may belong to two photos.
+        ImageError: no such folder.
+    """
+    places, stems = defaultdict[PurePath, list[str]](list), defaultdict[str, list[str]](list)
+    for name in dict.fromkeys(map(os.path.normpath, names)):
+        photo = PurePath(name)
+        places[photo.parent / photo.stem].append(name)
+        stems[photo.stem].append(name)
+    found = defaultdict[str, list[tuple[int, Path]]](list)
+    for file in _pictures(folder):
+        place = file.relative_to(folder)
+        owners: dict[str, int] = {}
+        for stem, number in _readings(file.stem):
+            own = places.get(place.parent / stem) or (stems.get(stem, []) if place.parent == PurePath() else [])
+            owners |= dict.fromkeys(own, number)
+        if len(owners) > 1:
+            one, other = list(owners)[:2]
+            apart = PurePath(one).parent != PurePath(other).parent
+            cure = f"lay the folder out as the photos are, as in {PurePath(one).parent / file.name}" if apart else "rename it, or a photo"
+            raise ConfigError(f"--generators folder:{folder}: {place} may be a retouch of {one} or of {other}; {cure}")
+        for name, number in owners.items():
+            found[name].append((number, file))
+    return {name: [file for _, file in sorted(files)] for name, files in found.items()}
+
+
+def _readings(stem: str) -> Iterator[tuple[str, int]]:
+    """What a file's name may say: the photo's name, or the photo's name and the number of the retouch."""
+    yield stem, 0
+    if numbered := NUMBERED.fullmatch(stem):
+        yield numbered[1], int(numbered[2])
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    yield from list_images(folder)
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.name.startswith("."):
+            yield from _pictures(path)
 
 
 def open_folder(argument: str | None, options: GeneratorOptions) -> Folder:
     """The generator of `folder:PATH`.
 
     Raises:
-        ConfigError: no path, no such folder, or no pictures in it.
+        ConfigError: no path, no such folder, no photos, no retouch of them in it, or one that may be of two photos.
     """
     if argument is None:
         raise ConfigError("--generators folder: needs the folder, as folder:PATH")
+    if not Path(argument).is_dir():
+        raise ConfigError(f"--generators folder:{argument}: no such folder; give a folder of finished retouches")
+    if options.photos is None:
+        raise ConfigError(f"--generators folder:{argument}: the embedded people have no finished retouches; give a folder of photos")
     try:
-        made = Folder(Path(argument))
+        return Folder(Path(argument), options.photos, options.names)
     except ImageError as error:
         raise ConfigError(f"--generators folder:{error}; give a folder of finished retouches") from error
-    if not made.files:
-        raise ConfigError(f"--generators folder:{argument}: holds no pictures")
-    return made
 
 
 GENERATOR = open_folder

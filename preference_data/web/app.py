@@ -136,7 +136,7 @@ def make_app(desk: Desk, *, hosts: tuple[str, ...] = ("127.0.0.1", "localhost"))
             if token not in desk.pairs:
                 return _json({"error": "no such pair"}, 404)
             new = await run_in_threadpool(desk.save, token, name, role, answers, note, seconds)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             return _json({"error": f"malformed judgement ({type(error).__name__})"}, 400)
         return _json({"saved": True, "new": new})
 

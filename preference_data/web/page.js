@@ -1,7 +1,9 @@
 "use strict";
 const $ = id => document.getElementById(id);
 const me = { name: "", role: "annotator" };
-let facts = null, at = -1, pair = null, answers = {}, current = 0, shown = 0, saving = false;
+let facts = null, at = -1, pair = null, answers = {}, current = 0, shown = 0, saving = false, loading = false;
+// While a pair is saved or the next one is on its way, what is on the screen is no longer asked about: nothing is answered then.
+const busy = () => saving || loading;
 
 // What is answered but not saved yet is kept in the browser, one entry a pair and annotator.
 const draftKey = () => `draft ${facts.set} ${me.role} ${me.name} ${pair.pair}`;
@@ -50,9 +52,25 @@ async function start() {
   await open(wanted >= 0 ? wanted : Math.max(0, facts.queue.findIndex(row => !row.done)));
 }
 
+// Goes to another pair once it and its pictures are there; until then everything stays as it is.
 async function open(index) {
-  at = (index + facts.queue.length) % facts.queue.length;
-  pair = await ask(`/api/pair/${facts.queue[at].pair}?${query()}`);
+  if (loading) return;
+  const to = (index + facts.queue.length) % facts.queue.length;
+  loading = true;
+  $("desk").setAttribute("aria-busy", "true");
+  try {
+    const row = await ask(`/api/pair/${facts.queue[to].pair}?${query()}`);
+    await Promise.allSettled(Object.values(row.pictures).map(src => { const image = new Image(); image.src = src; return image.decode(); }));
+    at = to;
+    pair = row;
+  } catch (error) {
+    if (!pair) throw error;
+    draw(`The next pair cannot be had (${error.message}); try again.`);
+    return;
+  } finally {
+    loading = false;
+    $("desk").removeAttribute("aria-busy");
+  }
   history.replaceState(null, "", `#${pair.pair}`);
   const draft = stored(draftKey());
   answers = draft ? JSON.parse(draft) : { ...pair.answers };
@@ -66,6 +84,8 @@ async function open(index) {
   if (next) ask(`/api/pair/${next.pair}?${query()}`).then(row => Object.values(row.pictures).forEach(src => { new Image().src = src; }), () => {});
 }
 
+function step(by) { if (!busy()) open(at + by); }
+
 function peek(photo) {
   for (const figure of document.querySelectorAll("figure")) {
     const image = figure.querySelector("img"), src = pair.pictures[photo ? "photo" : figure.dataset.side];
@@ -74,6 +94,7 @@ function peek(photo) {
 }
 
 function answer(value) {
+  if (busy()) return;
   answers[facts.dimensions[current]] = value;
   stored(draftKey(), JSON.stringify(answers));
   if (current < facts.dimensions.length - 1) current += 1;
@@ -96,9 +117,9 @@ function draw(message) {
 }
 
 async function save() {
+  if (busy()) return;
   const open_ = facts.dimensions.findIndex(name => !(name in answers));
   if (open_ >= 0) { current = open_; draw(`Still open: ${facts.titles[facts.dimensions[open_]]}`); return; }
-  if (saving) return;
   saving = true;
   try {
     const body = { pair: pair.pair, ...me, answers, seconds: Math.round((performance.now() - shown) / 100) / 10 };
@@ -120,7 +141,7 @@ const KEYS = {
   Tab: event => { current = (current + (event.shiftKey ? facts.dimensions.length - 1 : 1)) % facts.dimensions.length; draw(); },
   "+": () => View.zoomBy(1.4), "-": () => View.zoomBy(1 / 1.4), z: View.reset, "?": () => $("help").showModal(),
   w: () => View.moveBy(0, .12), s: () => View.moveBy(0, -.12), a: () => View.moveBy(.12, 0), d: () => View.moveBy(-.12, 0),
-  p: () => open(at - 1), n: () => open(at + 1), " ": () => peek(true),
+  p: () => step(-1), n: () => step(1), " ": () => peek(true),
 };
 addEventListener("keydown", event => {
   if ($("desk").hidden || $("help").open || !pair || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -130,8 +151,8 @@ addEventListener("keydown", event => {
   act(event);
 });
 addEventListener("keyup", event => { if (event.key === " " && pair) peek(false); });
-$("back").onclick = () => open(at - 1);
-$("skip").onclick = () => open(at + 1);
+$("back").onclick = () => step(-1);
+$("skip").onclick = () => step(1);
 $("save").onclick = save;
 $("keys").onclick = () => $("help").showModal();
 for (const button of document.querySelectorAll("#desk button")) button.addEventListener("pointerup", () => setTimeout(() => button.blur()));

@@ -15,6 +15,7 @@ from portraitkit.images import write_image
 from preference_data import build as build_module
 from preference_data.io import QUARANTINE, read_pairs
 from preference_data.main import make_preferences
+from preference_data.only_writer import WRITING, only_writer
 
 EMBEDDED = ("build", "embedded", "--count", "4", "--resolution", "64", "--pairs-per-photo", "1", "--split-shares", "0.5", "0.25", "0.25")
 
@@ -117,6 +118,89 @@ def test_the_page_is_served_until_interrupted(pair_set_path):
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def two_people(tmp_path):
+    """Photos anna/front.png and grace/front.png, and a picture of each that may pass for a retouch."""
+    folder = tmp_path / "photos"
+    portraits = bundled_portraits()
+    for name, pixels in (("anna", portraits["astronaut"]), ("grace", portraits["grace_hopper"][:, :512])):
+        (folder / name).mkdir(parents=True)
+        write_image(folder / name / "front.png", pixels)
+        write_image(folder / f"{name}-label.png", pixels * 0.95)
+    return folder
+
+
+def listed(folder, *rows):
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def quarantined(folder):
+    return [json.loads(line) for line in (folder / QUARANTINE).read_text().splitlines()]
+
+
+def test_nobody_is_given_another_persons_retouches(command, tmp_path, two_people):
+    listed(two_people, {"file_name": "anna/front.png"}, {"file_name": "grace/front.png"})
+    flat, out = tmp_path / "rt", tmp_path / "pairs"
+    flat.mkdir()
+    for number in (1, 2):
+        write_image(flat / f"front.{number}.png", bundled_portraits()["astronaut"] * (0.9 + 0.05 * number))
+    build = ("build", two_people, "--generators", f"folder:{flat}", "--resolution", "64", "--output-dir", out)
+    code, _, err = command(make_preferences, *build)
+    assert code == 2 and err.count("\n") == 1 and "may be a retouch of anna/front.png or of grace/front.png" in err and not out.exists()
+    (flat / "anna").mkdir()
+    (flat / "grace").mkdir()
+    for number in (1, 2):
+        write_image(flat / "grace" / f"front.{number}.png", bundled_portraits()["astronaut"])
+        (flat / f"front.{number}.png").rename(flat / "anna" / f"front.{number}.png")
+    code, _, err = command(make_preferences, *build)
+    assert code == 1 and "1 of 2 photos could not be used" in err
+    (bad,) = quarantined(out)
+    assert bad["line"] == 2 and "front.1.png: shows another person than its photo" in bad["reason"]
+    assert {pair.origin_a.model for pair in read_pairs(out)} <= {"anna/front.1.png", "anna/front.2.png"}
+
+
+def test_an_anchor_of_another_person_is_quarantined_with_its_line(command, tmp_path, two_people):
+    rows = ({"file_name": "none.png"}, {"file_name": "anna/front.png", "anchor_file_name": "anna-label.png"})
+    listed(two_people, *rows, {"file_name": "grace/front.png", "anchor_file_name": "anna-label.png"})
+    out = tmp_path / "pairs"
+    assert command(make_preferences, "build", two_people, "--resolution", "64", "--pairs-per-photo", "1", "--output-dir", out)[0] == 1
+    assert [row["line"] for row in quarantined(out)] == [1, 3]
+    assert "anna-label.png: shows another person than its photo" in quarantined(out)[1]["reason"]
+    assert [pair.source for pair in read_pairs(out)] == ["photos/anna/front.png"]
+
+
+def test_one_process_at_a_time_writes_a_set(command, tmp_path, monkeypatch):
+    """The second one comes while the first is in the middle of its photos, and would replace them."""
+    out, one, codes = tmp_path / "pairs", build_module._one, []
+    second = "from preference_data.main import make_preferences; make_preferences()"
+
+    def disturbed(row, generators, config):
+        if not codes:
+            argv = [*EMBEDDED, "--output-dir", str(out), "--overwrite", "--seed", "7"]
+            done = subprocess.run([sys.executable, "-c", second, *argv], capture_output=True, text=True, check=False)
+            codes.append((done.returncode, done.stderr))
+        return one(row, generators, config)
+
+    monkeypatch.setattr(build_module, "_one", disturbed)
+    assert command(make_preferences, *EMBEDDED, "--output-dir", out)[0] == 0
+    ((code, err),) = codes
+    assert code == 2 and err.count("\n") == 1 and f"process {os.getpid()} on " in err and "another process is writing it" in err
+    assert len(read_pairs(out)) == 4 and sorted(path.name for path in out.iterdir()) == ["build.json", "images", "metadata.jsonl"]
+    with only_writer(out):
+        for argv in (("merge", out), (*EMBEDDED, "--output-dir", out, "--overwrite")):
+            code, _, err = command(make_preferences, *argv)
+            assert code == 2 and err.count("\n") == 1 and "another process is writing it" in err
+    assert len(read_pairs(out)) == 4 and not (out / WRITING).exists()
+
+
+def test_overwrite_leaves_shards_that_are_being_made(command, tmp_path):
+    out = tmp_path / "pairs"
+    assert command(make_preferences, *EMBEDDED, "--output-dir", out, "--shard", "1/2")[0] == 0
+    (out / "shards" / "2-of-2.lock").write_text("{}")
+    code, _, err = command(make_preferences, *EMBEDDED, "--output-dir", out, "--overwrite")
+    assert code == 2 and err.count("\n") == 1 and "other processes are making its shards" in err and any((out / "images").iterdir())
 
 
 @pytest.fixture

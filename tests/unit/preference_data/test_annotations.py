@@ -44,6 +44,14 @@ def test_names_never_share_a_file_or_leave_the_folder(tmp_path):
     assert len(set(files)) == len(names) and all(file.parent == tmp_path / "annotations" for file in files)
 
 
+@pytest.mark.parametrize("name", ["unreadable", "Unreadable", "unreadable-model", ".hidden"])
+def test_no_name_loses_its_judgements(tmp_path, name):
+    append_judgement(tmp_path, says("a", name))
+    (tmp_path / "annotations" / "unreadable.jsonl").write_text('{"reason": "no answer"}\n')
+    ((row,), rejected) = read_judgements(tmp_path)
+    assert row.annotator == name and not rejected
+
+
 def test_a_bad_row_is_reported_and_skipped(tmp_path):
     append_judgement(tmp_path, says("a"))
     with file_of(tmp_path, "anna").open("a") as file:
@@ -52,7 +60,14 @@ def test_a_bad_row_is_reported_and_skipped(tmp_path):
     assert len(found) == 1 and rejected[0][1].line == 2
 
 
-@pytest.mark.parametrize("change", [{"order": "aa"}, {"verdicts": None}, {"role": "boss"}, {"extra": 1}, {"seconds": "3"}, {"pair": " "}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"order": "aa"}, {"verdicts": None}, {"role": "boss"}, {"extra": 1}, {"pair": " "}, {"reasoning": 3}),
+        *({"seconds": seconds} for seconds in ("3", True, -1, -0.1, 10**400, float("inf"), float("nan"))),
+        {"scores": dict.fromkeys(DIMENSIONS, [10**400, 1])},
+    ],
+)
 def test_impossible_judgements_are_refused(change):
     with pytest.raises(DataError):
         judgement_of(vars(says("a")) | change)
@@ -90,6 +105,14 @@ def test_merging_keeps_known_truth_unless_told():
     assert [pair.overall for pair in merged] == ["a", "b"] and counts == {"new": 1, "kept": 1, "open": 0, "conflict": 0}
     merged, counts = merge_pairs([PAIR, truth], [*rows, says("b", "max")], relabel=True)
     assert [pair.overall for pair in merged] == [None, "a"] and counts["conflict"] == 1
+
+
+def test_known_truth_that_people_dispute_is_open_when_they_are_to_decide():
+    truth = replace(PAIR, verdicts=dict.fromkeys(DIMENSIONS, "b"), overall="b", scores=dict.fromkeys(DIMENSIONS, (3.0, 5.0)))
+    truth = replace(truth, annotator="degradation", reasoning="faults")
+    disputed, unseen = [says("a"), says("b", "max")], replace(truth, id="q")
+    assert merge_pairs([truth], disputed, relabel=False) == ([truth], {"new": 0, "kept": 1, "open": 0, "conflict": 0})
+    assert merge_pairs([truth, unseen], disputed, relabel=True) == ([PAIR, unseen], {"new": 0, "kept": 1, "open": 1, "conflict": 1})
 
 
 def test_the_report_has_flips_and_standings():

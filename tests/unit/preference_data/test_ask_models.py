@@ -1,16 +1,20 @@
 """Models behind a scripted OpenAI-compatible server on this machine: what it does wrong must never become a score."""
 
 import json
+import os
+import time
 from collections import Counter
 
 import pytest
 
+from portraitkit.errors import RunFolderError
 from portraitkit.scripted_endpoint import ScriptedEndpoint
 from preference_data.annotate_config import AnnotateConfig
 from preference_data.annotations import read_judgements
 from preference_data.ask_models import EndpointError, ask_models
 from preference_data.contract import Answer, write_answer
 from preference_data.io import read_pairs
+from preference_data.only_writer import only_writer
 from preference_data.schema import DIMENSIONS
 
 USAGE = (1000, 100)
@@ -124,12 +128,50 @@ def test_nobody_there(pair_set, capsys):
         ask_models(AnnotateConfig(pair_set, endpoint="http://127.0.0.1:9/v1", model=("m",), retries=1), read_pairs(pair_set)[:1])
 
 
-def test_the_cost_limit_stops_and_goes_on(pair_set, capsys):
+@pytest.mark.parametrize(("limit", "asked"), [(4.0, 2), (5.0, 2), (2.0, 1), (1.0, 1)])
+def test_the_cost_limit_holds_with_many_requests_under_way(pair_set, capsys, limit, asked):
+    def slow(request):
+        time.sleep(0.05)
+        return prefers_larger_file(request)
+
+    with serve(slow) as server:  # an answer costs 1 + 1
+        limited = config(pair_set, server, price_in=1000.0, price_out=10000.0, max_cost=limit, workers=8, limit=8)
+        assert ask_models(limited, read_pairs(pair_set)) == 1 and len(server.requests) == asked
+        err = capsys.readouterr().err
+        assert f"stopped: cost {2 * asked:.2f}: the next answer might cost 2.00 and pass --max-cost {limit:g}" in err
+        assert f"cost of this run: {2 * asked:.2f}" in err
+        assert ask_models(limited, read_pairs(pair_set)) == 1 and len(server.requests) == 2 * asked  # a run of its own
+    assert len(read_judgements(pair_set)[0]) == 2 * asked
+
+
+def test_a_limit_that_is_not_reached_changes_nothing(pair_set, capsys):
     with serve(prefers_larger_file) as server:
-        limited = config(pair_set, server, price_in=1000.0, price_out=10000.0, max_cost=3.0, workers=1, limit=8)
-        assert ask_models(limited, read_pairs(pair_set)) == 1  # an answer costs 1 + 1
-        assert 2 <= len(server.requests) <= 3
-    assert "--max-cost" in capsys.readouterr().err and len(read_judgements(pair_set)[0]) == len(server.requests)
+        limited = config(pair_set, server, price_in=1000.0, price_out=10000.0, max_cost=12.0, workers=8)
+        assert ask_models(limited, read_pairs(pair_set)[:3]) == 0 and len(server.requests) == 6
+
+
+def test_a_limit_needs_an_endpoint_that_tells_the_tokens(pair_set, capsys):
+    with ScriptedEndpoint(prefers_larger_file) as server:
+        assert ask_models(config(pair_set, server, price_in=1.0, max_cost=3.0, workers=8), read_pairs(pair_set)) == 1
+        assert len(server.requests) == 1
+    assert "does not say how many tokens" in capsys.readouterr().err
+
+
+def test_unreadable_answers_are_kept_once(pair_set, capsys):
+    with serve(lambda request: "lovely") as server:
+        for _ in range(2):
+            assert ask_models(config(pair_set, server), read_pairs(pair_set)[:2]) == 1
+        assert len(server.requests) == 4
+    rows = (pair_set / "annotations" / "unreadable.jsonl").read_text().splitlines()
+    assert len(rows) == 4 and "4 unreadable" in capsys.readouterr().err
+
+
+def test_a_model_is_asked_by_one_process_at_a_time(pair_set, capsys):
+    with serve(prefers_larger_file) as server, only_writer(pair_set / "annotations", ".asking-m"):
+        with pytest.raises(RunFolderError, match=rf"process {os.getpid()} on "):
+            ask_models(config(pair_set, server), read_pairs(pair_set)[:1])
+        assert server.requests == [] and ask_models(config(pair_set, server, "other"), read_pairs(pair_set)[:1]) == 0
+    assert not [path for path in (pair_set / "annotations").iterdir() if path.name.startswith(".asking")]
 
 
 def test_a_picture_that_cannot_be_read_is_skipped_and_named(pair_set, capsys):

@@ -1,6 +1,7 @@
 """Generators: by name or by file, one interface."""
 
 import inspect
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,11 +13,16 @@ from portraitkit.images import write_image
 from preference_data.build import pair_candidates
 from preference_data.generators import GeneratorOptions, open_generators
 from preference_data.generators.base import Candidate
+from preference_data.generators.folder import match_retouches
 from preference_data.generators.pipeline import Pipeline
 from preference_data.schema import DIMENSIONS, Origin
 from preference_data.subjects import PhotoRow, open_subject, without_paint
 
 OPTIONS = GeneratorOptions("retouch", 2, "cpu")
+
+
+def photo_options(photo):
+    return replace(OPTIONS, photos=photo.parent, names=(photo.name,))
 
 
 @pytest.fixture(scope="module")
@@ -60,19 +66,77 @@ def test_finished_retouches_are_cut_as_their_photo(photo, subject, tmp_path):
     write_image(tmp_path / "collins.png", portrait)
     write_image(tmp_path / "collins.2.png", torch.nn.functional.avg_pool2d(portrait, 2))
     write_image(tmp_path / "other.png", portrait)
-    (generator,) = open_generators((f"folder:{tmp_path}",), OPTIONS)
+    (generator,) = open_generators((f"folder:{tmp_path}",), photo_options(photo))
     whole, half = generator.candidates(without_paint(subject), 5, 0)
-    assert {whole.origin.model, half.origin.model} == {"collins.png", "collins.2.png"} and whole.origin.generator == tmp_path.name
+    assert [whole.origin.model, half.origin.model] == ["collins.png", "collins.2.png"] and whole.origin.generator == tmp_path.name
     for made in (whole, half):
         assert (made.pixels - subject.case.clean).abs().mean() < 0.02
     assert len(generator.candidates(subject, 1, 0)) == 1
 
 
-def test_a_retouch_of_another_frame_is_refused(subject, tmp_path):
-    write_image(tmp_path / "collins.png", bundled_portraits()["grace_hopper"])
-    (generator,) = open_generators((f"folder:{tmp_path}",), OPTIONS)
-    with pytest.raises(DataError, match="aspect ratio"):
+def square_hopper():
+    return bundled_portraits()["grace_hopper"][:, :512]
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda: bundled_portraits()["grace_hopper"], "aspect ratio"),
+        (square_hopper, "another person than its photo"),
+        (lambda: torch.full((3, 512, 512), 0.5), "must show the photo's face"),
+        (lambda: bundled_portraits()["astronaut"].roll(12, 2), "align it to its photo"),
+    ],
+)
+def test_what_is_no_retouch_of_the_photo_is_refused(photo, subject, tmp_path, made, words):
+    write_image(tmp_path / "collins.png", made())
+    (generator,) = open_generators((f"folder:{tmp_path}",), photo_options(photo))
+    with pytest.raises(DataError, match=words) as error:
         generator.candidates(subject, 1, 0)
+    assert "collins.png" in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(DataError, match=words):  # and no anchor
+        open_subject(PhotoRow("collins", "train", "c", {}, photo, tmp_path / "collins.png", 3), 128)
+
+
+def laid_out(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_image(folder / name, torch.zeros(3, 4, 4))
+    return folder
+
+
+def matched(folder, *photos):
+    return {name: [file.relative_to(folder).as_posix() for file in files] for name, files in match_retouches(folder, photos).items()}
+
+
+def test_retouches_belong_to_the_photo_at_their_own_path(tmp_path):
+    folder = laid_out(tmp_path, "anna/front.1.png", "grace/front.jpg", "front.png", "anna/side.png", ".old/side.png")
+    photos = ("anna/front.png", "./grace//front.png", "front.png", "top.png")
+    assert matched(folder, *photos) == {
+        "anna/front.png": ["anna/front.1.png"],
+        "grace/front.png": ["grace/front.jpg"],
+        "front.png": ["front.png"],
+    }
+
+
+def test_a_flat_folder_will_do_where_a_name_is_of_one_photo(tmp_path):
+    folder = laid_out(tmp_path, "front.2.png", "front.10.png", "front.png", "other.png")
+    assert matched(folder, "anna/front.jpg") == {"anna/front.jpg": ["front.png", "front.2.png", "front.10.png"]}
+
+
+@pytest.mark.parametrize(
+    ("retouch", "photos", "cure"),
+    [
+        ("front.1.png", ("anna/front.png", "grace/front.png"), "as in anna/front.1.png"),
+        ("x.1.png", ("x.png", "x.1.png"), "rename it, or a photo"),
+        ("x.png", ("x.png", "x.jpg"), "rename it, or a photo"),
+    ],
+)
+def test_a_retouch_of_either_of_two_photos_is_refused(tmp_path, retouch, photos, cure):
+    folder = laid_out(tmp_path / "rt", retouch)
+    with pytest.raises(ConfigError, match="may be a retouch of") as error:
+        open_generators((f"folder:{folder}",), GeneratorOptions("", 1, "cpu", tmp_path, photos))
+    assert cure in str(error.value) and all(photo in str(error.value) for photo in photos)
+    assert matched(laid_out(tmp_path / "more", "x.1.1.png"), "x.png", "x.1.png") == {"x.1.png": ["x.1.1.png"]}
 
 
 class FakeEditor:
@@ -125,6 +189,7 @@ def test_a_users_own(tmp_path, subject):
         (("degradation",), ConfigError, "did you mean 'degradations'"),
         (("folder",), ConfigError, "folder:PATH"),
         (("folder:/none/here",), ConfigError, "no such folder"),
+        (("folder:.",), ConfigError, "embedded people have no finished retouches"),
         (("pipeline",), ConfigError, "pipeline:PATH_OR_HUB_ID"),
         (("pipeline:/none/here",), WeightsError, "model_index.json"),
         (("degradations:3",), ConfigError, "takes no argument"),

@@ -11,6 +11,7 @@ from portraitkit.errors import DataError
 from preference_data.contract import Answer, read_answer
 from preference_data.hub import load_parquet, save_parquet, trl_rows
 from preference_data.io import read_pairs, write_pairs
+from preference_data.schema import DIMENSIONS, winner
 
 FILES = {"input": "", "a": "", "b": "", "anchor": None}
 
@@ -82,6 +83,28 @@ def test_rows_for_trl_show_both_orders_of_one_pair(pair_set):
     answer = read_answer(one["completion"][0]["content"])
     assert isinstance(answer, Answer) and answer.coherent and str(answer.better) == one["overall"]
     assert answer.scores == pair.scores
+
+
+def test_targets_for_trl_say_what_the_pair_says_in_either_order(pair_set):
+    words = "Clarity: Image2 is better"
+    scores = dict.fromkeys(DIMENSIONS, (4.0, 4.0)) | {"clarity": (2.5, 3.0), "texture": (4.5, 4.0), "identity": (4.5, 4.0)}
+    verdicts = dict.fromkeys(DIMENSIONS, "tie") | {"clarity": "b", "texture": "a", "identity": "a"}
+    pair = replace(read_pairs(pair_set)[0], scores=scores, verdicts=verdicts, overall="a", reasoning=words)
+    one, other = (read_answer(trl_rows(pair, pair_set, order)["completion"][0]["content"]) for order in ("ab", "ba"))
+    assert (one.reasoning, other.reasoning) == (words, "Clarity: Image1 is better") and (one.better, other.better) == (1, 2)
+    assert {name: winner(*both) for name, both in one.scores.items()} == verdicts
+    assert one.scores["texture"] == (5, 4) and all(both == other.scores[name][::-1] for name, both in one.scores.items())
+
+
+def test_a_pair_that_speaks_against_itself_is_no_target(pair_set):
+    pair = read_pairs(pair_set)[0]
+    low, high = dict.fromkeys(DIMENSIONS, (2.0, 4.0)), dict.fromkeys(DIMENSIONS, (4.0, 2.0))
+    won = replace(pair, verdicts=dict.fromkeys(DIMENSIONS, "a"), overall="a", scores=high)
+    assert "completion" in trl_rows(won, pair_set, "ab")
+    mixed = dict.fromkeys(DIMENSIONS, "b") | {"clarity": "a"}
+    torn = replace(won, verdicts=mixed, scores=low | {"clarity": (4.0, 2.0)})  # a wins, but b has the higher average
+    for wrong in (replace(won, scores=low), torn, replace(won, scores=None), replace(won, overall="tie")):
+        assert "completion" not in trl_rows(wrong, pair_set, "ab")
 
 
 def test_the_data_card_says_where_everything_comes_from(pair_set, tmp_path):

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from portraitkit.errors import DataError
 from portraitkit.faces.portraits import bundled_portraits
 from portraitkit.images import read_image, write_image
 from preference_data.io import METADATA, read_pairs, write_pairs
 from preference_data.lint import lint_data, read_entries
 from preference_data.lint_checks import KINDS
 from preference_data.lint_config import LintConfig
-from preference_data.schema import OTHER
+from preference_data.schema import OTHER, Fault, Origin, Pair
 
 
 def kinds(folder, capsys, **options):
@@ -120,6 +121,18 @@ def test_photos_with_anchors_of_another_person(photo_set, capsys):
     assert kinds(photo_set, capsys) == {"no_face": 1}
 
 
+def test_candidates_of_another_person(photo_set, capsys):
+    files = {"input": "collins.png", "a": "collins.png", "b": "hopper.png", "overall": None, "origin_a": Origin("rt")}
+    pair = Pair("p", **files, origin_b=Origin("rt"))
+    write_pairs(photo_set, [pair])
+    assert kinds(photo_set, capsys) == {"candidate_of_another_person": 1}
+    warped = replace(pair, id="q", origin_b=Origin("degradations", (Fault("identity_warp", 1.0),)))
+    write_pairs(photo_set, [warped, replace(pair, id="r", identity="synthetic-1")])
+    assert "candidate_of_another_person" not in kinds(photo_set, capsys)
+    write_pairs(photo_set, [replace(pair, b="grey.png")])
+    assert kinds(photo_set, capsys) == {"no_face": 1}
+
+
 def test_one_person_in_two_splits_by_the_net(photo_set, capsys):
     write_photos(photo_set, {"file_name": "collins.png", "split": "train"}, {"file_name": "mirror.png", "split": "held_out"})
     assert kinds(photo_set, capsys) == {"person_across_splits": 1}
@@ -134,6 +147,13 @@ def test_bad_rows_of_either_kind(photo_set, pair_set):
     with (pair_set / METADATA).open("a") as file:
         file.write("{")
     assert [finding.kind for finding in read_entries(pair_set)[1]] == ["bad_row"]
+
+
+def test_a_file_in_place_of_its_folder_is_named(pair_set):
+    with pytest.raises(DataError, match=r"metadata.jsonl: is a file; give the folder that it is in$"):
+        lint_data(LintConfig(pair_set / METADATA))
+    with pytest.raises(DataError, match="is a file"):
+        read_pairs(pair_set / METADATA)
 
 
 def test_the_table_says_what_and_where(pair_set, capsys):

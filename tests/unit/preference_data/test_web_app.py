@@ -91,6 +91,8 @@ def test_only_conflicts_reach_the_senior(client):
         ({"name": "a\nb"}, 400),
         ({"role": "boss"}, 400),
         ({"note": 3}, 400),
+        ({"seconds": -1}, 400),
+        ({"seconds": 10**400}, 400),
         ({"note": "x" * 70_000}, 413),
     ],
 )
@@ -98,7 +100,19 @@ def test_forged_judgements_change_nothing(client, body, status):
     token = queue(client)[0]["pair"]
     reply = client.post("/api/judgement", json={"pair": token, "name": "anna", "role": "annotator", "answers": ANSWERS} | body)
     assert reply.status_code == status and "error" in reply.json()
-    assert read_judgements(client.folder)[0] == []
+    assert not list((client.folder / "annotations").glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("text", ["[" * 60_000, '{"pair":' * 8000, '{"seconds": 1e999}', '{"seconds": ' + "9" * 5000 + "}"])
+def test_json_that_nobody_writes_is_refused(client, text):
+    reply = client.post("/api/judgement", content=text, headers={"content-type": "application/json"})
+    assert reply.status_code == 400 and "error" in reply.json()
+
+
+def test_infinite_seconds_leave_no_file(client):
+    body = json.dumps({"pair": queue(client)[0]["pair"], "name": "anna", "answers": ANSWERS, "seconds": float("inf")})
+    assert client.post("/api/judgement", content=body, headers={"content-type": "application/json"}).status_code == 400
+    assert not list((client.folder / "annotations").glob("*.jsonl"))
 
 
 def test_forms_of_other_pages_and_other_hosts_are_refused(client):
