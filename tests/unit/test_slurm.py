@@ -70,6 +70,7 @@ def left(tmp_path, *files, job="7"):
         ("align-retoucher", "checkpoint-20/COMPLETE"),
         ("align-vlm", "checkpoint-20/trainer_state.json"),
         ("align-vlm", "sft/checkpoint-20/trainer_state.json"),
+        ("align-vlm", "sft/model/config.json"),
         ("train-reward-model", "sft/stage.json"),
     ],
 )
