@@ -4,7 +4,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 SETUP := .venv/.synced
 
-.PHONY: setup demo test check bench embedded gpu-check
+.PHONY: setup demo test check bench embedded gpu-check gpu-bench
 
 setup: $(SETUP)
 
@@ -35,6 +35,10 @@ embedded: $(SETUP)
 
 gpu-check: $(SETUP)
 	$(BIN)/python -m pytest -m gpu
+
+# What real sizes cost on a GPU, with random weights: runs/gpu-bench/results.md; without one: GPU_BENCH=--tiny, a check of the code.
+gpu-bench: $(SETUP)
+	$(BIN)/python -m benchmarks.gpu_bench $(GPU_BENCH)
 
 $(SETUP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

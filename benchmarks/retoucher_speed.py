@@ -10,37 +10,22 @@ import json
 import resource
 import subprocess
 import sys
-import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import mean, median
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
+from benchmarks.group_cost import ALL_STEPS, ARMS, DPG, Cost, Group, optimise_group
 from policies.retoucher.backbones import tiny
 from policies.retoucher.config import RetoucherConfig
-from policies.retoucher.rollout import plan_steps, roll_out
+from policies.retoucher.rollout import Rollout
 from policies.retoucher.train import Trainer
 from policies.retoucher.training_photos import SyntheticSource
-from policies.retoucher.update import accumulate_gradients
 from portraitkit.grpo import group_advantages
 from reward_models.reward_set import build_rewards
-
-ALL_STEPS, DPG = "Flow-GRPO, all steps", "DPG, K 3, shared"
-ARMS = {
-    ALL_STEPS: {"dpg": False, "window": "all", "shared_noise": False},
-    DPG: {"dpg": True, "window": "segments", "shared_noise": True},
-}
-
-
-@dataclass
-class Cost:
-    """What one optimised group costs."""
-
-    evaluations: float
-    policy_seconds: float
-    total_seconds: float
 
 
 class Bench:
@@ -55,33 +40,16 @@ class Bench:
         self.trainer = Trainer(self.config, self.backbone, source, self.rewards, Console(stderr=True))
         self.batch = source.load("train", [0])
         self.condition = self.backbone.condition(self.batch.photos.source, self.config.prompt)
-        self.anchors = self.backbone.encode(self.batch.photos.clean) if self.config.dpg else None
+        self.group = Group(self.condition, self.backbone.encode(self.batch.photos.clean), self._advantages)
 
     def optimise_group(self, number: int) -> Cost:
         """Roll out, score and update one group; the drawn steps follow from `number`."""
-        config, start = self.config, time.perf_counter()
-        plan = plan_steps(config, self.trainer.sigmas, number)
-        rollout = roll_out(
-            self.backbone,
-            self.condition,
-            self.anchors,
-            plan,
-            group_size=config.group_size,
-            shared_noise=config.shared_noise,
-            generator=torch.Generator().manual_seed(number),
-            batch=config.micro_batch,
-        )
-        rolled = time.perf_counter()
+        return optimise_group(self.trainer, self.config, self.group, number)
+
+    def _advantages(self, rollout: Rollout) -> Tensor:
         candidates = self.backbone.decode(rollout.latents, self.condition.select(rollout.photo_of))
         parts = self.rewards.parts(candidates, self.batch.photos.select(rollout.photo_of))
-        advantages = group_advantages(self.rewards.combined(parts), rollout.photo_of)
-        judged = time.perf_counter()
-        self.trainer.optimizer.zero_grad(set_to_none=True)
-        everyone = torch.arange(1)
-        figures = accumulate_gradients(self.backbone, self.condition, rollout, plan, advantages.values, everyone, config)
-        self.trainer.optimizer.step()
-        done = time.perf_counter()
-        return Cost(rollout.evaluations + figures.evaluations, rolled - start + done - judged, done - start)
+        return group_advantages(self.rewards.combined(parts), rollout.photo_of).values
 
 
 def compare_costs(num_steps: int, group_size: int, repeats: int) -> dict[str, Cost]:
@@ -94,7 +62,12 @@ def compare_costs(num_steps: int, group_size: int, repeats: int) -> dict[str, Co
             if number > 0:  # the first group warms up
                 costs[arm].append(cost)
     return {
-        arm: Cost(mean(c.evaluations for c in seen), median(c.policy_seconds for c in seen), median(c.total_seconds for c in seen))
+        arm: Cost(
+            mean(c.rolled for c in seen),
+            mean(c.updated for c in seen),
+            median(c.policy_seconds for c in seen),
+            median(c.total_seconds for c in seen),
+        )
         for arm, seen in costs.items()
     }
 

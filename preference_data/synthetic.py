@@ -87,6 +87,13 @@ def stage() -> tuple[Float[Tensor, "2 3 s s"], Float[Tensor, "2 468 2"]]:
     return torch.stack(images), torch.stack(meshes)
 
 
+def draw_morph(split: str, generator: torch.Generator) -> float:
+    """Where between the two portraits a person of the split stands, in [0, 1]: what `make_person` draws first."""
+    ranges = SPLITS[split]
+    low, high = ranges[int(torch.randint(len(ranges), (1,), generator=generator))]
+    return low + (high - low) * float(torch.rand(1, generator=generator))
+
+
 Faces = tuple[Float[Tensor, "2 3 s s"], Float[Tensor, "2 468 2"]]
 
 
@@ -96,9 +103,7 @@ def make_person(split: str, generator: torch.Generator, *, size: int = 128, face
     def uniform(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand(1, generator=generator))
 
-    ranges = SPLITS[split]
-    low, high = ranges[int(torch.randint(len(ranges), (1,), generator=generator))]
-    morph = uniform(low, high)
+    morph = draw_morph(split, generator)
     images, meshes = faces or stage()
     landmarks = warps.random_shape(torch.lerp(meshes[0], meshes[1], morph), STAGE, generator)
     grid = warps.pixel_grid(STAGE, STAGE)

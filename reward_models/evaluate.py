@@ -135,7 +135,7 @@ def _stop(interrupt: Interruptible) -> None:
 
 def _public(config: RewardModelConfig, folder: Path, console: Console) -> dict[str, list[JudgedPair]]:
     """The pairs of a public benchmark; pictures that stand in its tables become files of the run."""
-    found, left_out = read_benchmark(config.benchmark, Path(config.data), folder / "pictures", limit=config.held_out_pairs)
+    found, left_out = read_benchmark(config.benchmark, Path(config.data), folder / "pictures", limit=config.benchmark_rows)
     console.print(f"{config.benchmark}: {len(found)} pairs, {left_out} rows of another kind left out", highlight=False)
     return {"held_out": found}
 

@@ -28,11 +28,15 @@ class Said:
         text: the answer, or None.
         error: why there is none; empty if there is.
         choices: of tokens in order, where the backend gives them; at least those of the answer's digits.
+        cut: the token limit ended the answer, where the backend says so.
+        tokens: of the question with its pictures, and of the answer; 0 where the backend does not say.
     """
 
     text: str | None
     error: str = ""
     choices: tuple[Choice, ...] = ()
+    cut: bool = False
+    tokens: tuple[int, int] = (0, 0)
 
 
 @runtime_checkable

@@ -6,7 +6,7 @@ For a name, "overall" or a dimension, over the pairs whose truth is known:
     acc_reversed    b shown first
     acc_average     the mean of both
     acc_consistent  right in both orders; ci95 is its bootstrap interval, whole people drawn
-    flip_rate       the two orders name different winners, among the pairs where both answers can be read
+    flip_rate       the two orders give different verdicts (another winner, or a tie), among the pairs where both can be read
     p_first         the candidate shown first wins, among the verdicts of both orders that are no tie
     tie_rate        ties among the verdicts that can be read
     tau             three-way accuracy of the mean score difference of both orders, a tie up to a threshold fitted on other pairs

@@ -14,7 +14,7 @@ from portraitkit.images import decode_image
 from reward_models.judge_backend import Picture, Said
 
 KINDS = ("data:image/png;base64,", "data:image/jpeg;base64,", "data:image/webp;base64,")
-REFUSED = {"stream": (None, False), "n": (None, 1), "tools": (None, []), "temperature": (None, 0, 0.0)}
+REFUSED = {"stream": (None, False), "n": (None, 1), "tools": (None, []), "temperature": (None, 0, 0.0), "stop": (None, [])}
 """Options with the only values that this server can honour; None where they are not given."""
 MOST_PROMPT = 20_000
 MOST_PIXELS = 20_000_000
@@ -29,13 +29,13 @@ class ChatRequest:
         prompt: its text.
         pictures: shown before it, RGB in [0, 1].
         max_tokens: of the answer.
-        top_logprobs: alternatives of each token to be told; 0 for none.
+        top_logprobs: alternatives of each token to be told; None: not even the tokens themselves.
     """
 
     prompt: str
     pictures: tuple[Picture, ...]
     max_tokens: int
-    top_logprobs: int
+    top_logprobs: int | None
 
 
 def read_request(body: bytes, *, model: str, max_pictures: int, max_tokens: int) -> ChatRequest:
@@ -61,7 +61,7 @@ def read_request(body: bytes, *, model: str, max_pictures: int, max_tokens: int)
         raise DataError("messages: must be one turn of the user")
     prompt, pictures = _read_content(messages[0].get("content"), max_pictures)
     wanted = _whole(value, "max_tokens", "max_completion_tokens", default=max_tokens, low=1, high=1 << 20)
-    told = _whole(value, "top_logprobs", default=0, low=0, high=20) if value.get("logprobs") else 0
+    told = _whole(value, "top_logprobs", default=0, low=0, high=20) if value.get("logprobs") else None
     return ChatRequest(prompt, pictures, min(wanted, max_tokens), told)
 
 
@@ -103,11 +103,13 @@ def _whole(value: dict[str, Any], *names: str, default: int, low: int, high: int
 
 def completion_of(said: Said, request: ChatRequest, model: str) -> dict[str, Any]:
     """The answer as the OpenAI interface has it; of the tokens' probabilities, those of the digits."""
-    choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": said.text}, "finish_reason": "stop", "logprobs": None}
-    if request.top_logprobs:
+    message = {"role": "assistant", "content": said.text}
+    choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": "length" if said.cut else "stop", "logprobs": None}
+    if request.top_logprobs is not None:
         choice["logprobs"] = {"content": [_token(text, chances, request.top_logprobs) for text, chances in said.choices]}
     made = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "created": int(time.time()), "model": model}
-    return made | {"choices": [choice]}
+    asked, answered = said.tokens
+    return made | {"choices": [choice], "usage": {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered}}
 
 
 def _token(text: str, chances: dict[str, float], most: int) -> dict[str, Any]:

@@ -125,6 +125,9 @@ def probability_of(log_odds: float, temperature: float) -> float:
 def fit_temperature(log_odds: Sequence[float], truths: Sequence[Verdict]) -> float:
     """The temperature under which the probabilities are likeliest to give the true verdicts (Guo et al. 2017, arXiv 1706.04599).
 
+    A win counts as a chance of (n + 1) / (n + 2) of n decided pairs (Platt 1999), so that a few pairs that are all right do not make a
+    judge certain.
+
     Args:
         log_odds: of "a is better", of validation pairs, never of the held-out ones.
         truths: of the same pairs; "tie" counts as half a win of each.
@@ -139,7 +142,8 @@ def fit_temperature(log_odds: Sequence[float], truths: Sequence[Verdict]) -> flo
 
     if not log_odds or len(log_odds) != len(truths):
         raise ValueError(f"{len(log_odds)} log-odds for {len(truths)} truths; at least one pair is needed")
-    wins = {"a": 1.0, "b": 0.0, "tie": 0.5}
+    decided = sum(truth != "tie" for truth in truths)
+    wins = {"a": (decided + 1) / (decided + 2), "b": 1 / (decided + 2), "tie": 0.5}
 
     def loss(log_temperature: float) -> float:
         scale = math.exp(-log_temperature)

@@ -72,7 +72,7 @@ class TransformersBackend:
                 watch=tuple(DIGITS),
             )
             for place, (answer,) in zip(places, answers, strict=True):
-                said[place] = Said(answer.text, "", answer.choices)
+                said[place] = Said(answer.text, "", answer.choices, answer.cut, (answer.asked, answer.tokens))
         return said
 
 

@@ -161,12 +161,24 @@ def open_pairs(
     for split in counts:
         some = [stored_pair(pair, folder) for pair in judged if pair.split == split]
         pairs[split] = some[: counts[split] or None]
+        if split == "held_out":
+            check_several_people(pairs[split], str(folder))
         if not any(pair.truth.overall in ("a", "b") for pair in some):
             raise DataError(
-                f"{folder}: no pair with an overall winner is in the {split} split; annotate them, or build the set with other --shares"
+                f"{folder}: no pair with an overall winner is in the {split} split; annotate them, or build with other --split-shares"
             )
     check_disjoint(pairs)
     return pairs
+
+
+def check_several_people(pairs: Sequence[JudgedPair], where: str) -> None:
+    """Refuse held-out pairs of one person: no other person's pictures could be shown in their place, and no interval be made.
+
+    Raises:
+        DataError: they are.
+    """
+    if len(pairs) > 1 and len({pair.identity for pair in pairs}) == 1:
+        raise DataError(f"{where}: all {len(pairs)} held-out pairs show one person; give photos of more people")
 
 
 def check_pairs(data: str) -> None:
@@ -213,7 +225,7 @@ def exchanged(pairs: Sequence[JudgedPair], seed: int) -> list[JudgedPair]:
     """Every pair with the pictures of another person's pair: what a judge earns that cannot look.
 
     Args:
-        pairs: of at least two people.
+        pairs: of at least two people, see `check_several_people`; a pair that nobody else's could replace keeps its own.
         seed: of the exchange.
     """
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed)).tolist()

@@ -14,6 +14,7 @@ Columns and the meaning of verdicts are those that the owners' own evaluation sc
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,8 +202,9 @@ def _columns(path: Path) -> list[str]:
     if path.suffix == ".parquet":
         import pyarrow.parquet as parquet
 
-        return parquet.read_schema(path).names
-    with _arrow(path) as reader:
+        with _undamaged(path):
+            return parquet.read_schema(path).names
+    with _undamaged(path), _arrow(path) as reader:
         return reader.schema.names
 
 
@@ -212,12 +214,24 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
     elif path.suffix == ".parquet":
         import pyarrow.parquet as parquet
 
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=16):
-            yield from batch.to_pylist()
+        with _undamaged(path):
+            for batch in parquet.ParquetFile(path).iter_batches(batch_size=16):
+                yield from batch.to_pylist()
     else:
-        with _arrow(path) as reader:
+        with _undamaged(path), _arrow(path) as reader:
             for batch in reader:
                 yield from batch.to_pylist()
+
+
+@contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    """Arrow's errors as the user's: the file is not what its name says."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: is no {path.suffix[1:]} table, or damaged; download it again") from error
 
 
 def _arrow(path: Path) -> Any:

@@ -1,6 +1,7 @@
 """Reasoning in words: written where nobody gave any, and checked against the scores that follow it."""
 
 import re
+from itertools import pairwise
 
 from preference_data.contract import Answer
 from preference_data.schema import DIMENSIONS, TITLES
@@ -12,8 +13,18 @@ DEGREES = {
     2: "with a strong fault",
     1: "spoiled",
 }
-CLAIM = re.compile(r"Image([12]) is better|\b(alike|equally|equal|no difference)\b", re.IGNORECASE)
-OVERALL = re.compile(r"\b(?:overall|in all|altogether)\b[^.\n]*?Image([12]) is better", re.IGNORECASE)
+_BETWEEN = r"\s+(?:(?!(?:not|no|never|neither|image)\b)[\w-]+\s+){0,3}?"
+CLAIM = re.compile(
+    rf"\bimage\s?(?P<better>[12]){_BETWEEN}(?:better|best|superior|stronger|preferred|preferable|wins?|won)\b"
+    rf"|\bimage\s?(?P<worse>[12]){_BETWEEN}(?:worse|worst|inferior|weaker|loses?|lost)\b"
+    r"|\b(?:prefer|choose|favou?r)s?\s+image\s?(?P<chosen>[12])\b"
+    r"|(?<!not )(?<!n't )\b(?P<alike>alike|equal(?:ly)?|no difference|the same)\b",
+    re.IGNORECASE,
+)
+OVERALL = re.compile(
+    r"(?:^|(?<=[.!?;]\s)|(?<=\n))(?:overall|in all|altogether|all in all|in the end|in conclusion|in short)\b[^.\n]*", re.IGNORECASE
+)
+"""A sentence that begins as verdicts do."""
 
 
 def reason(answer: Answer) -> str:
@@ -34,24 +45,37 @@ def reason(answer: Answer) -> str:
 def words_agree(answer: Answer) -> bool:
     """Whether what the reasoning claims about a dimension, and overall, is what the scores and the choice say.
 
-    A claim is "ImageX is better" or "alike" after a dimension's title and before the next title; what is not claimed agrees.
+    A claim is that one image is better, worse, preferred, wins or loses, or that both are alike, in these words and without a negation.
+    After a dimension's title and a colon it is about that dimension, up to the next title; in a sentence that begins with "Overall" or
+    the like, or where no title stands before it, about the choice. The last claim of a part counts; what is not claimed agrees.
 
-    >>> wrong = Answer(dict.fromkeys(DIMENSIONS, (5, 3)), 1, "Clarity: Image2 is better.")
+    >>> wrong = Answer(dict.fromkeys(DIMENSIONS, (5, 3)), 1, "Clarity: Image2 is much better.")
     >>> words_agree(wrong)
     False
     """
-    overall = OVERALL.findall(answer.reasoning)
-    if overall and int(overall[-1]) != answer.better:
-        return False
-    text = OVERALL.sub("", answer.reasoning)
+    text = answer.reasoning
+    verdicts = [found for sentence in OVERALL.findall(text) if (found := _claim(sentence)) is not None]
+    text = OVERALL.sub("", text)
     places = sorted((at, name) for name in DIMENSIONS if (at := text.casefold().find(TITLES[name].casefold() + ":")) >= 0)
-    for place, (start, name) in enumerate(places):
-        end = places[place + 1][0] if place + 1 < len(places) else len(text)
-        claims = CLAIM.findall(text[start:end])
-        if not claims:
-            continue
+    before = _claim(text[: places[0][0]] if places else text)
+    verdict = verdicts[-1] if verdicts else before
+    if verdict is not None and verdict != (1 if answer.better == 1 else -1):
+        return False
+    for (start, name), (end, _) in pairwise([*places, (len(text), "")]):
+        said = _claim(text[start:end])
         first, second = answer.scores[name]
-        said = 0 if not claims[-1][0] else 1 if claims[-1][0] == "1" else -1
-        if said != (first > second) - (first < second):
+        if said is not None and said != (first > second) - (first < second):
             return False
     return True
+
+
+def _claim(text: str) -> int | None:
+    """What the last claim says: 1 for the first image, -1 for the second, 0 alike; None without a claim."""
+    claims = list(CLAIM.finditer(text))
+    if not claims:
+        return None
+    last = claims[-1]
+    if last["alike"]:
+        return 0
+    better = (last["better"] or last["chosen"]) == "1" or last["worse"] == "2"
+    return 1 if better else -1

@@ -23,7 +23,7 @@ def serve(config: ServeJudgeConfig) -> int:
         config: the options.
 
     Returns:
-        0 after a clean stop.
+        0 where nothing else ends it; a signal ends the process as signals do (130 or 143) once all is answered.
 
     Raises:
         ConfigError: the address cannot be listened on, or the device is not there.

@@ -62,6 +62,8 @@ class WhatToJudge:
     """Only evaluate --model on the held-out pairs."""
     benchmark: Literal["none", "editreward-bench-tiger", "editreward-bench-editscore", "mmrb2-edit", "genai-bench"] = "none"
     """With --evaluate: the public benchmark whose files --data holds."""
+    benchmark_rows: int = 0
+    """Most pairs of the public benchmark, from its beginning; 0 takes all."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,14 @@ class RewardModelConfig(TrainerOptions, WhatToJudge):
         """
         super().__post_init__()
         own = self.data == "embedded"
-        least = {"train_pairs": 2 * own, "held_out_pairs": 2 * own, "validation_pairs": 1, "sft_pairs": 0, "reject_pairs": 0}
+        least = {
+            "train_pairs": 2 * own,
+            "held_out_pairs": 2 * own,
+            "validation_pairs": 1,
+            "benchmark_rows": 0,
+            "sft_pairs": 0,
+            "reject_pairs": 0,
+        }
         least |= {"reject_samples": 1, "reject_keep": 1, "reject_steps": 1, "hack_cases": 0, "stability_pairs": 0, "consistency_weight": 0}
         check_least(self, least)
         if not 0 <= self.reject_dimensions <= 1:

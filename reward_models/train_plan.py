@@ -11,7 +11,7 @@ from reward_models.judged_pairs import check_pairs
 from reward_models.public_pairs import benchmark_files
 from reward_models.train_config import RewardModelConfig
 
-ANSWERS_SECONDS, UPDATE_SECONDS, MAKE_SECONDS = 0.3, 1.5, 0.09
+ANSWERS_SECONDS, UPDATE_SECONDS, MAKE_SECONDS = 0.6, 3.0, 0.18
 """Of 64 answers of the embedded judge, of an update with 64 rows, of making one synthetic pair; on two idle cores."""
 VIEW_TOKENS = 72
 """Of one of the embedded judge's two pictures: 192 x 96 pixels in merged patches of 16 x 16."""

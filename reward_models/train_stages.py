@@ -201,7 +201,8 @@ def _reinforce(training: Training, start: str, folder: Path) -> dict[str, Any]:
     judged = read_judged(kept, view)
     chosen = [(pair, one) for pair, one in zip(pairs, judged, strict=True) if still_wrong(pair, one, config.grpo_pairs)]
     note = {"pairs": len(chosen), "of": len(pairs)}
-    training.say(f"grpo: {len(chosen)} of {len(pairs)} pairs are wrong in one order or the other ({config.grpo_pairs})")
+    which = {"overall": "are wrong in one order or the other", "dimensions": "are wrong in a dimension", "all": "are trained on"}
+    training.say(f"grpo: {len(chosen)} of {len(pairs)} pairs {which[config.grpo_pairs]}")
     if not chosen:
         _pass_on(training, start, folder, "no pair is left to learn from")
         return note

@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from policies.retoucher.architectures import meta_backbone, parts_of
-from policies.retoucher.backbone import Condition
+from policies.retoucher.architectures import WORDS, meta_backbone, parts_of, stand_in_condition
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.memory import prepare_training
 from policies.retoucher.rollout import StepPlan, check_plan, plan_steps
@@ -22,8 +21,6 @@ from portraitkit.memory_trace import by_depth, size_of, stacks_of, tensors_of, t
 
 PHOTO_CHANNELS = 3 + 1 + 1 + 1 + 3
 """Of a photo on the host: itself, skin, features, opacity, anchor. Each candidate's picture stands beside a copy of them."""
-WORDS = 96
-"""Tokens of the edit instruction with its template, where the text encoder reads the photo, too (assumed)."""
 
 
 def dry_run(config: RetoucherConfig) -> int:
@@ -294,7 +291,7 @@ def _rollout(made: Made, rank: int, checkpointing: bool, rows: int) -> int:
     backbone = _adapted(made, rank, checkpointing)
     latent = _latent(backbone)
     with torch.device("meta"), torch.no_grad():
-        given = _condition(backbone, rows, latent)
+        given = stand_in_condition(backbone, rows, "meta")
         return _extra(backbone, lambda: backbone.velocity(torch.empty(rows, *latent), 0.5, given), backbone.transformer)
 
 
@@ -310,20 +307,9 @@ def _updated(made: Made, rank: int, checkpointing: bool, rows: int, kl: bool) ->
             parameter.grad = None
 
 
-def _condition(backbone: Any, rows: int, latent: tuple[int, int]) -> Condition:
-    transformer = backbone.transformer
-    own = hasattr(backbone, "negative_prompt")
-    text = WORDS + (backbone.prompt_side // 28) ** 2 if own else backbone.text_tokens
-    with torch.device("meta"):
-        prompt = torch.empty(rows if own else 1, text, transformer.config.joint_attention_dim, dtype=transformer.dtype)
-        pooled = torch.empty(len(prompt), 0 if own else transformer.config.pooled_projection_dim, dtype=transformer.dtype)
-        negative = torch.empty_like(prompt) if own and backbone.forwards == 2 else None
-        return Condition(torch.empty(rows, *latent), torch.empty(rows, 3, 1, 1), prompt, pooled, negative, own)
-
-
 def _update(backbone: Any, rows: int, latent: tuple[int, int], kl: bool) -> None:
     """One forward and backward through the policy, with a loss of the shape of the run's own (`policies.retoucher.update`)."""
-    condition = _condition(backbone, rows, latent)
+    condition = stand_in_condition(backbone, rows, "meta")
     with torch.device("meta"):
         x, noise, old = (torch.empty(rows, *latent) for _ in range(3))
     mean = x - backbone.velocity(x, 0.5, condition)

@@ -14,7 +14,8 @@ from policies.vlm.align_card import by_group, provenance, write_align_card
 from policies.vlm.align_config import AlignVlmConfig
 from policies.vlm.align_inputs import check_all_lengths, open_all_rows, prompt_of, readable_rows, write_aside
 from policies.vlm.align_report import write_report
-from policies.vlm.align_train import Setting, check_enough, load_policy, progress, train_stages
+from policies.vlm.align_resume import find_start
+from policies.vlm.align_train import Setting, check_enough, forget_stages, load_policy, progress, train_stages
 from policies.vlm.reward_file import with_reward_file
 from policies.vlm.tasks import load_task
 from portraitkit.config import config_to_dict
@@ -30,7 +31,6 @@ from portraitkit.vlm.processes import check_processes, release
 from portraitkit.vlm.rewards import part_names
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import Task
-from portraitkit.vlm.train import find_checkpoint
 from portraitkit.vlm.trainer_arguments import check_continued, grpo_arguments, sft_arguments, start_processes, taken
 from portraitkit.vlm.vllm_engine import check_vllm
 
@@ -61,8 +61,8 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
             report_to=list(config.report_to),
             needed={"--model": config.model, "--adapter": config.adapter, "--data": config.data},
         )
-    checkpoint = find_checkpoint(folder, config.resume_from_checkpoint)
-    if differs := check_processes(checkpoint, state.num_processes, allow_changed=config.allow_changed):
+    start = find_start(folder, config.stages, config.resume_from_checkpoint)
+    if differs := check_processes(start.checkpoint, state.num_processes, allow_changed=config.allow_changed):
         console.print(differs, highlight=False)
     check_continued(config, config.adapter)
     longest = check_vllm(grpo, config.device) if "grpo" in config.stages else None
@@ -105,7 +105,7 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
         setting = Setting(config, run, task, processor, prompt, rows["train"], interrupt, console, validate, first, state.wait_for_everyone)
         if config.deepspeed is not None:
             model = None  # what DeepSpeed shares out must not be held here, whole
-        model = train_stages(setting, model, checkpoint)
+        model = train_stages(setting, model, start)
         if model is None:
             console.print(f"stopped and saved; go on with --resume-from-checkpoint latest --output-dir {config.folder}", highlight=False)
             return interrupt.exit_code
@@ -137,6 +137,7 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
             _write_answers(folder, rows["held_out"], before, after, task, config)
             write_report(folder)
             write_align_card(folder)
+            forget_stages(config)
         state.wait_for_everyone()
     _print_result(console, summary, folder)
     if repo is not None:

@@ -35,7 +35,7 @@ class WhatToAlign:
     """Validation rows: what is looked at during training."""
     held_out_rows: int = 200
     """Held-out rows, looked at before and after training only."""
-    samples: int = 4
+    samples: int = 8
     """Sampled answers a held-out row."""
     probe: bool = False
     """Probe the reward, write runs/.../probe.json and stop; every run does it before it trains."""

@@ -34,10 +34,7 @@ def open_all_rows(config: AlignVlmConfig, task: Task, console: Console) -> dict[
         return open_rows(task, config.data, counts, config.seed)
     with progress_bar(console, elapsed=True) as progress:
         bar = progress.add_task("making rows", total=sum(counts.values()))
-        return {
-            split: make_rows(task, split, count, config.seed, advance=lambda: progress.advance(bar))
-            for split, count in counts.items()
-        }
+        return {split: make_rows(task, split, count, config.seed, advance=lambda: progress.advance(bar)) for split, count in counts.items()}
 
 
 def readable_rows(

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from policies.vlm.align_config import AlignVlmConfig
+from policies.vlm.align_resume import Start, stage_model
 from portraitkit.errors import DataError
 from portraitkit.interrupt import Interruptible
 from portraitkit.runs import RunFolder
@@ -85,15 +86,15 @@ def load_policy(config: AlignVlmConfig) -> Any:
     return model
 
 
-def train_stages(setting: Setting, model: Any, checkpoint: str | None) -> Any:
-    """Train the stages and leave the model in the run folder.
+def train_stages(setting: Setting, model: Any, start: Start) -> Any:
+    """Train the stages and leave the model in the run folder; `forget_stages` removes what the stages before the last have left.
 
     With DeepSpeed, whose processes may hold a share of each weight, it is gathered, written and read again, whole, in every process.
 
     Args:
         setting: of the run.
         model: to train; None to load it here, so that nobody else holds what DeepSpeed shares out.
-        checkpoint: of the GRPO stage to go on from, or None.
+        start: what is left to train.
 
     Returns:
         The trained model, or None where the run was interrupted.
@@ -101,36 +102,39 @@ def train_stages(setting: Setting, model: Any, checkpoint: str | None) -> Any:
     Raises:
         TrainingStopped: a weight is not finite; nothing was saved.
     """
-    config, folder = setting.config, setting.run.path
-    model = load_policy(config) if model is None else model
+    config, stages = setting.config, setting.config.stages
+    done = stages.index(start.stage)
     lora = lora_arguments(config) if config.adapter is None else None
-    for stage in config.stages:
-        last = stage == config.stages[-1]
-        target = folder / "model" if last else folder / stage / "model"
-        if checkpoint is not None and not last and target.is_dir():  # a later stage's checkpoint is there, so this one is done
-            del model
-            release()
-            model, lora = _read(config, target), None
-            continue
-        trainer = _train(setting, stage, model, lora, checkpoint if stage == "grpo" else None)
+    if done:
+        model = _read(config, stage_model(setting.run.path, stages[done - 1], stages))
+    for stage in stages[done:]:
+        model = load_policy(config) if model is None else model
+        lora = None if stage != stages[0] else lora  # a later stage trains the same LoRA on: merged, its saved part would lack this one's
+        trainer = _train(setting, stage, model, lora, start if stage == start.stage else Start(stage))
+        if setting.interrupt.requested and trainer.state.global_step < trainer.args.max_steps:
+            return None
+        model, target = trainer.model, stage_model(setting.run.path, stage, stages)
+        _save(setting, trainer, target)
         if setting.interrupt.requested:
             return None
-        model, lora = trainer.model, None  # the next stage trains the same LoRA on: merged, its saved part would lack this one's
-        _save(setting, trainer, target)
-        if config.deepspeed is not None or (not last and _read_again(config)):
+        if config.deepspeed is not None or (stage != stages[-1] and _read_again(config)):
             del trainer, model
             release()
             model = _read(config, target)
-    if setting.write and (between := folder / "sft" / "model").is_dir():
-        shutil.rmtree(between)
     return model
 
 
-def _train(setting: Setting, stage: str, model: Any, lora: Any, checkpoint: str | None) -> Any:
+def forget_stages(config: AlignVlmConfig) -> None:
+    """Remove the models between the stages of a finished run."""
+    for stage in config.stages[:-1]:
+        shutil.rmtree(stage_model(Path(config.folder), stage, config.stages))
+
+
+def _train(setting: Setting, stage: str, model: Any, lora: Any, start: Start) -> Any:
     """One stage; returns its trainer."""
     config, folder, task = setting.config, setting.run.path, setting.task
     frozen = config.freeze_vision
-    setting.run.truncate_metrics(_step_of(checkpoint), stage)
+    setting.run.truncate_metrics(start.step, stage)
     steps = config.sft_steps if stage == "sft" else config.max_train_steps
     every = config.validation_steps if config.deepspeed is None else 0  # a model in shares cannot be asked as it is
     with progress(setting.console) as shown:
@@ -141,8 +145,12 @@ def _train(setting: Setting, stage: str, model: Any, lora: Any, checkpoint: str 
             trainer = make_sft_trainer(*common, sft_arguments(config, f"{folder}/sft"), follow, lora, frozen=frozen)
         else:
             trainer = make_grpo_trainer(*common, grpo_arguments(config, str(folder)), follow, task, config.mode, lora, frozen=frozen)
+        if start.checkpoint is not None and start.step >= steps and config.deepspeed is None:
+            trainer._load_from_checkpoint(start.checkpoint)  # stopped when all was done; transformers would train one update more
+            trainer.state.global_step = start.step
+            return trainer
         with tower_once(trainer.model):
-            trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.train(resume_from_checkpoint=start.checkpoint)
     return trainer
 
 
@@ -162,8 +170,12 @@ def _save(setting: Setting, trainer: Any, target: Path) -> None:
         check_finite(model, state)
         setattr(model.config, ASKED, "full" if setting.prompt == setting.task.prompt else "brief")
         which = {"selected_adapters": ["default"]} if config.rank else {}  # TRL adds a reference
-        model.save_pretrained(target, **({"state_dict": state} if state is not None else {}), **which)
-        setting.processor.save_pretrained(target)
+        part = target.with_name("model.part")  # a killed process leaves none or all of the model
+        for old in (part, target):
+            shutil.rmtree(old, ignore_errors=True)
+        model.save_pretrained(part, **({"state_dict": state} if state is not None else {}), **which)
+        setting.processor.save_pretrained(part)
+        part.rename(target)
     setting.together()
 
 
@@ -175,10 +187,6 @@ def _read(config: AlignVlmConfig, saved: Path) -> Any:
 
 def _load(config: AlignVlmConfig, source: str) -> Any:
     return load_model(source, dtype=config.dtype, device=config.device, freeze_vision=config.freeze_vision)
-
-
-def _step_of(checkpoint: str | None) -> int:
-    return int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else -1
 
 
 def progress(console: Console) -> Progress:

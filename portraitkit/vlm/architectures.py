@@ -1,10 +1,11 @@
-"""Vision-language models without weights, on the meta device: from a configuration file, or from the published ones that stand here."""
+"""Vision-language models without trained weights: from a configuration file, or from the published ones that stand here."""
 
 from typing import Any
 
 import torch
 
-from portraitkit.vlm.load import EMBEDDED, model_path
+from portraitkit.errors import WeightsError
+from portraitkit.vlm.load import DTYPES, EMBEDDED, model_path
 
 VISION = {
     "depth": 32,
@@ -43,7 +44,7 @@ KNOWN: dict[str, dict[str, Any]] = {
 
 
 def meta_model(source: str) -> Any:
-    """The model without data; None where neither the files nor our table know it.
+    """The model without data, on the meta device; None where neither the files nor our table know it.
 
     Args:
         source: embedded, a folder or a hub id.
@@ -51,22 +52,54 @@ def meta_model(source: str) -> Any:
     Raises:
         WeightsError: a folder that holds no model.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2_5_VLConfig
+    from transformers import AutoModelForImageTextToText
+
+    config = _configuration(source)
+    if config is None:
+        return None
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config)
+
+
+def random_model(source: str, processor: Any, *, dtype: str, device: str) -> Any:
+    """The model with random weights, made on the device, to measure what work costs; in evaluation mode.
+
+    Args:
+        source: embedded, a folder or a hub id that is known here.
+        processor: whose pictures' tokens it takes.
+        dtype: float32 or bfloat16.
+        device: as torch names it.
+
+    Raises:
+        WeightsError: neither the files nor our table know the model.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    config = _configuration(source)
+    if config is None:
+        raise WeightsError(f"--model {source}: its architecture is not known here; give a folder with its config.json")
+    token = processor.tokenizer.convert_tokens_to_ids
+    config.image_token_id, config.video_token_id = token("<|image_pad|>"), token("<|video_pad|>")
+    config.vision_start_token_id, config.vision_end_token_id = token("<|vision_start|>"), token("<|vision_end|>")
+    with torch.device(device):
+        return AutoModelForImageTextToText.from_config(config, dtype=DTYPES[dtype]).eval()
+
+
+def _configuration(source: str) -> Any:
+    """transformers' configuration, or None where the model is not known."""
+    from transformers import AutoConfig, Qwen2_5_VLConfig
 
     if source in KNOWN:
         text = KNOWN[source]
-        config: Any = Qwen2_5_VLConfig(
+        return Qwen2_5_VLConfig(
             vision_config={**VISION, "out_hidden_size": text["hidden_size"]},
             text_config={**TEXT, **text, "rope_parameters": ROPE},
             tie_word_embeddings=text["tie_word_embeddings"],
         )
-    else:
-        path = model_path(source)
-        try:
-            config = AutoConfig.from_pretrained(path)
-        except (OSError, ValueError):
-            if source == "embedded" or path == str(EMBEDDED):
-                raise
-            return None
-    with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config)
+    path = model_path(source)
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError):
+        if source == "embedded" or path == str(EMBEDDED):
+            raise
+        return None

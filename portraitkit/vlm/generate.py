@@ -26,12 +26,14 @@ class Completion:
         tokens: that were generated, the end token included.
         cut: the token limit ended it.
         choices: each token that is one of the watched ones, in order, with the log-probabilities of all watched ones.
+        asked: tokens of the question, pictures included.
     """
 
     text: str
     tokens: int
     cut: bool
     choices: tuple[Choice, ...] = ()
+    asked: int = 0
 
 
 @torch.inference_mode()
@@ -108,7 +110,8 @@ def complete(
             new = tokens[:, inputs["input_ids"].shape[1] :]
             answered = processor.batch_decode(new, skip_special_tokens=True)
             choices = recorder.choices(new) if watched else [()] * len(new)
-            done = [_finish(text, ids, ends, chosen) for text, ids, chosen in zip(answered, new.tolist(), choices, strict=True)]
+            asked = inputs["attention_mask"].sum(-1).repeat_interleave(samples).tolist()
+            done = [_finish(*one, ends) for one in zip(answered, new.tolist(), choices, asked, strict=True)]
             answers += [done[i : i + samples] for i in range(0, len(done), samples)]
             advance(len(part))
     model.train(was_training)
@@ -146,9 +149,9 @@ def complete_together(
     return divided(rows, work)
 
 
-def _finish(text: str, tokens: list[int], ends: set[int], choices: tuple[Choice, ...]) -> Completion:
+def _finish(text: str, tokens: list[int], choices: tuple[Choice, ...], asked: int, ends: set[int]) -> Completion:
     length = next((place + 1 for place, token in enumerate(tokens) if token in ends), None)
-    return Completion(text, length or len(tokens), length is None, choices)
+    return Completion(text, length or len(tokens), length is None, choices, asked)
 
 
 def _single_tokens(tokenizer: Any, texts: Sequence[str]) -> dict[str, int]:

@@ -132,7 +132,7 @@ def update_bytes(made: Made, load: Load, *, accumulated: bool) -> int:
             for gradient in gradients:
                 if gradient is not None:
                     live.see(gradient)
-            hidden = _hidden(base, load)[:, :-1]
+            hidden = hidden_states(base, load)[:, :-1]
             scored = hidden[:, -load.answer :] if made.gpu else hidden
             score = _FusedHead.apply(scored.reshape(-1, hidden.shape[-1]), base.lm_head.weight, made.gpu)
             score.sum().backward()
@@ -181,7 +181,7 @@ def read_bytes(made: Made, load: Load, *, scored: bool) -> int:
     def once() -> int:
         with torch.no_grad(), tracing(tensors_of(model)) as live:
             before = live.now
-            hidden = _hidden(model, load, cache=not scored)
+            hidden = hidden_states(model, load, cache=not scored)
             if scored:
                 _FusedHead.apply(hidden[:, -load.answer :].reshape(-1, hidden.shape[-1]), model.lm_head.weight, made.gpu)
         return live.peak - before
@@ -211,8 +211,14 @@ def _trainable(model: Any, made: Made) -> tuple[Any, list[Tensor]]:
     return model, [p for p in model.parameters() if p.requires_grad]
 
 
-def _hidden(model: Any, load: Load, *, cache: bool = False) -> Tensor:
-    """The last layer's states of a batch with padding, as the trainers make it; the pictures are read, too."""
+def hidden_states(model: Any, load: Load, *, cache: bool = False) -> Tensor:
+    """The last layer's states of a batch with padding, as the trainers make it; the pictures are read, too. On the meta device.
+
+    Args:
+        model: without data, without peft's wrapper.
+        load: of the pass.
+        cache: read the prompt alone and keep its keys and values.
+    """
     core, config = model.model, model.config.vision_config
     high = isqrt(load.picture_tokens)
     wide = ceil(load.picture_tokens / high)

@@ -21,13 +21,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_processor(texts: Iterable[str], words: Sequence[str] = (), *, vocabulary: int = 1024) -> Any:
+def build_processor(texts: Iterable[str], words: Sequence[str] = (), *, vocabulary: int = 1024, **pictures: Any) -> Any:
     """A Qwen2_5_VLProcessor with its own byte-level BPE tokenizer: any text can be encoded, digits stand alone.
 
     Args:
         texts: what the merges are learned from.
         words: strings that are always one token, such as tags and names.
         vocabulary: number of tokens, words and special ones not counted.
+        **pictures: settings of the image processor in place of the tiny model's, such as `patch_size`.
 
     Returns:
         The processor: left padding, Qwen's special tokens, pictures scaled to at most `LARGEST` pixels in patches of `PATCH`.
@@ -52,16 +53,17 @@ def build_processor(texts: Iterable[str], words: Sequence[str] = (), *, vocabula
         padding_side="left",
         model_max_length=2048,
     )
-    pictures: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "patch_size": PATCH,
         "temporal_patch_size": 1,
         "merge_size": 2,
         "size": {"shortest_edge": 64 * 64, "longest_edge": LARGEST},
+        **pictures,
     }
     return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**pictures),
+        image_processor=Qwen2VLImageProcessor(**settings),
         tokenizer=wrapped,
-        video_processor=Qwen2VLVideoProcessor(**pictures),
+        video_processor=Qwen2VLVideoProcessor(**settings),
         chat_template=CHAT_TEMPLATE,
     )
 

@@ -47,7 +47,7 @@ class TrainerOptions:
     reward_weights: tuple[float, ...] = ()
     """One weight for each part of the task's reward; all 1 if empty."""
     temperature: float = 1.0
-    """Of the sampling, in training and evaluation."""
+    """Of the sampling, in training and wherever else answers are sampled."""
     top_p: float = 1.0
     """Nucleus of the sampling."""
     max_tokens: int = 96

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from policies.vlm.main import align_vlm
 from policies.vlm.tasks.shape_area import TASK
 from portraitkit.config import load_config, recipe_names
 from portraitkit.images import write_image
+from portraitkit.vlm.callbacks import Follow
 from portraitkit.vlm.load import ASKED
 
 SMALL = {
@@ -161,15 +163,43 @@ def test_a_frozen_vision_tower_keeps_every_bit(command, model, tmp_path, lora):
     assert not all(kept for name, kept in same.items() if "visual" not in name)
 
 
-@pytest.mark.parametrize("stages", [["grpo"], ["sft", "grpo"], ["sft", "grpo", "--rank", 2]])
-def test_a_resumed_run_ends_as_the_uninterrupted_one(command, model, tmp_path, stages, monkeypatch):
-    options = ["--model", model, *OPTIONS, "--max-train-steps", 4, "--checkpointing-steps", 2, "--checkpoints-total-limit", 3]
-    options += ["--stages", *stages]
+def interrupt_after(monkeypatch, stage, step):
+    """Ctrl-C after that update of that stage."""
+    logged = Follow.on_step_end
+
+    def on_step_end(self, args, state, control, **given):
+        if (self.stage, state.global_step) == (stage, step):
+            signal.raise_signal(signal.SIGINT)
+        logged(self, args, state, control, **given)
+
+    monkeypatch.setattr(Follow, "on_step_end", on_step_end)
+
+
+@pytest.mark.parametrize("stopped", [("sft", 1), ("sft", 3), ("grpo", 2), ("grpo", 3)])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_an_interrupted_run_goes_on_and_ends_as_the_uninterrupted_one(command, model, tmp_path, rank, stopped, monkeypatch):
+    options = ["--model", model, *OPTIONS, "--stages", "sft", "grpo", "--sft-steps", 3, "--max-train-steps", 3, "--rank", rank]
+    options += ["--checkpointing-steps", 0]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert command(align_vlm, "--output-dir", whole, *options)[0] == 0
-    monkeypatch.setattr("policies.vlm.align_train.shutil.rmtree", lambda path: None)  # what a killed run leaves behind
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, *stopped)
+        code, _, err = command(align_vlm, "--output-dir", parts, *options)
+    assert code == 130 and "go on with --resume-from-checkpoint latest" in err
+    code, _, err = command(align_vlm, "--output-dir", parts, *options, "--resume-from-checkpoint", "latest")
+    assert code == 0, err
+    for kind in ("sft", "grpo"):
+        both = [[row for row in lines(run / "metrics.jsonl") if row["kind"] == kind and "loss" in row] for run in (whole, parts)]
+        assert [[row["loss"] for row in some] for some in both] == [[row["loss"] for row in both[0]]] * 2 and len(both[0]) == 3
+    assert (whole / "answers.jsonl").read_text() == (parts / "answers.jsonl").read_text()
+    assert not (parts / "sft" / "model").exists()
+
+
+def test_a_run_that_was_killed_at_its_end_goes_on_from_its_newest_complete_checkpoint(command, model, tmp_path):
+    options = ["--model", model, *OPTIONS, "--max-train-steps", 4, "--checkpointing-steps", 2, "--checkpoints-total-limit", 3]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert command(align_vlm, "--output-dir", whole, *options)[0] == 0
     assert command(align_vlm, "--output-dir", parts, *options)[0] == 0
-    monkeypatch.undo()
     (parts / "checkpoint-4" / "trainer_state.json").unlink()  # as if killed while it was written
     (parts / "summary.json").unlink()
     code, _, err = command(align_vlm, "--output-dir", parts, *options, "--resume-from-checkpoint", "latest")
@@ -178,9 +208,6 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(command, model, tmp_path, s
         [row["reward"] for row in lines(run / "metrics.jsonl") if row["kind"] == "grpo" and "reward" in row] for run in (whole, parts)
     ]
     assert rewards[0] == rewards[1] and len(rewards[0]) == 4
-    kinds = [row["kind"] for row in lines(parts / "metrics.jsonl")]
-    assert kinds.count("sft") == [row["kind"] for row in lines(whole / "metrics.jsonl")].count("sft")  # not trained again
-    assert not (parts / "sft" / "model").exists()
     assert (whole / "answers.jsonl").read_text() == (parts / "answers.jsonl").read_text()
 
 

@@ -149,8 +149,10 @@ def test_a_temperature_makes_probabilities_match_how_often_they_are_right():
     odds = [3.0] * 100 + [-3.0] * 100
     truths = ["a"] * 80 + ["b"] * 20 + ["b"] * 80 + ["a"] * 20
     temperature = fit_temperature(odds, truths)
-    assert probability_of(3.0, temperature) == pytest.approx(0.8, abs=1e-3)
+    assert probability_of(3.0, temperature) == pytest.approx((160 * 201 + 40) / 202 / 200, abs=1e-3)  # nearly .8
     assert probability_of(3.0, fit_temperature([3.0, 3.0], ["a", "b"])) == pytest.approx(0.5, abs=0.02)
+    few, many = fit_temperature([2.0, -2.0], ["a", "b"]), fit_temperature([2.0, -2.0] * 100, ["a", "b"] * 100)
+    assert probability_of(2.0, few) == pytest.approx(3 / 4, abs=1e-2) and probability_of(2.0, many) == pytest.approx(201 / 202, abs=1e-2)
     assert fit_temperature([1.0, -1.0], ["tie", "tie"]) == pytest.approx(100, rel=1e-2)
     with pytest.raises(ValueError, match="at least one"):
         fit_temperature([], [])
@@ -161,7 +163,7 @@ def test_calibration_is_kept_beside_the_model(tmp_path):
     pairs = [Comparison(picture(0), picture(0.9), picture(0.1))] * 4
     write_settings(tmp_path, calibrate(judge, pairs, ["a", "a", "a", "b"]))
     kept = read_settings(tmp_path)
-    assert kept == judge.settings and judge.judge(pairs[:1])[0].probability == pytest.approx(0.75, abs=1e-3)
+    assert kept == judge.settings and judge.judge(pairs[:1])[0].probability == pytest.approx((3 * 5 + 1) / 6 / 4, abs=1e-3)
     with pytest.raises(ConfigError, match="none of 1 answers"):
         calibrate(Judge(Scripted(lambda *levels: "?"), FULL), pairs[:1], ["a"])
 

@@ -28,7 +28,8 @@ class Echo:
     name = "echo"
 
     def ask(self, prompt, shown, max_tokens):
-        return [Said(f"{prompt} {len(pictures)} of {len(shown)}", "", (("3", {"3": -0.1, "2": -float("inf")}),)) for pictures in shown]
+        choices = (("3", {"3": -0.1, "2": -float("inf")}),)
+        return [Said(f"{prompt} {len(pictures)} of {len(shown)}", "", choices, max_tokens < 5, (70, 4)) for pictures in shown]
 
 
 @pytest.fixture
@@ -56,7 +57,15 @@ def test_a_request_is_answered_as_openai_would(client):
     assert answer["object"] == "chat.completion" and answer["choices"][0]["message"] == {"role": "assistant", "content": "better? 1 of 1"}
     assert answer["choices"][0]["logprobs"] is None
     told = client.post("/v1/chat/completions", json=request(logprobs=True, top_logprobs=1)).json()["choices"][0]["logprobs"]["content"]
+    (plain,) = client.post("/v1/chat/completions", json=request(logprobs=True)).json()["choices"][0]["logprobs"]["content"]
+    assert plain["token"] == "3" and plain["logprob"] == -0.1 and plain["top_logprobs"] == []
     assert told[0]["token"] == "3" and told[0]["top_logprobs"] == [{"token": "3", "logprob": -0.1, "bytes": [51]}]
+
+
+def test_a_cut_answer_is_said_to_be_and_tokens_are_counted(client):
+    whole, cut = (client.post("/v1/chat/completions", json=request(max_tokens=most)).json() for most in (5, 4))
+    assert [answer["choices"][0]["finish_reason"] for answer in (whole, cut)] == ["stop", "length"]
+    assert whole["usage"] == {"prompt_tokens": 70, "completion_tokens": 4, "total_tokens": 74}
 
 
 def test_models_and_health(client):
@@ -73,6 +82,7 @@ REFUSED = {
     "other model": (request(model="gpt"), "only 'echo' is served"),
     "stream": (request(stream=True), "stream True"),
     "hot": (request(temperature=0.7), "temperature 0.7"),
+    "stop": (request(stop=["."]), "stop"),
     "several": (request(n=2), "n 2"),
     "system": (request(messages=[{"role": "system", "content": "x"}]), "one turn of the user"),
     "nothing": (request(messages=[]), "one turn of the user"),

@@ -7,17 +7,29 @@ from pathlib import Path
 import pytest
 import torch
 
+from policies.vlm.pretrain import ROWS
 from portraitkit.errors import CheckpointError, ConfigError, DataError, WeightsError
 from portraitkit.vlm.generate import Completion
 from portraitkit.vlm.rewards import part_names, reward_functions
+from portraitkit.vlm.rows import first_row
 from preference_data.brief_contract import write_brief
 from preference_data.contract import Answer, read_answer, turned, write_answer
 from preference_data.schema import DIMENSIONS
+from preference_data.synthetic import draw_morph
 from reward_models.coherence import NliCoherence, deterministic, load_coherence
 from reward_models.judge_hacks import DISTURBANCES, HACKS, disturbed, hack_figures, hack_pairs, stability
 from reward_models.judge_settings import EMBEDDED_FOLDER, JudgeSettings, read_settings, view_of, write_settings
 from reward_models.judge_task import Asked, judge_task
-from reward_models.judged_pairs import View, check_disjoint, exchanged, identity_hash, open_pairs, swapped, synthetic_pair
+from reward_models.judged_pairs import (
+    View,
+    check_disjoint,
+    check_several_people,
+    exchanged,
+    identity_hash,
+    open_pairs,
+    swapped,
+    synthetic_pair,
+)
 from reward_models.judging import judged_of
 from reward_models.preference_task import Preference, answer_of
 from reward_models.reasoning import reason, words_agree
@@ -82,6 +94,30 @@ def test_reasons_in_words_agree_with_their_scores_and_turn_with_the_order():
     assert words_agree(replace(other, reasoning=turned(words))) and not words_agree(replace(other, reasoning=words))
     assert words_agree(replace(answer, reasoning="Nothing is claimed here."))
     assert not words_agree(replace(answer, reasoning="Overall, Image2 is better."))
+
+
+@pytest.mark.parametrize(
+    ("words", "agrees"),
+    [
+        ("Clarity: Image2 is much better.", False),
+        ("Clarity: Image 2 is slightly better.", False),
+        ("Clarity: image1 looks worse.", False),
+        ("Clarity: both are alike.", False),
+        ("Clarity: they are not alike, Image1 wins.", True),
+        ("Clarity: Image2 is not better.", True),
+        ("Clarity: I prefer Image1.", True),
+        ("Clarity: overall sharpness suffers, Image1 is better. Texture: Image1 is clearly superior.", True),
+        ("Texture: Image1 is better. In the end Image2 is better.", False),
+        ("Texture: Image1 is better.\nOverall, Image2 wins.", False),
+        ("Image 2 is better.", False),
+        ("Image2 wins.", False),
+        ("Image1 and Image2 are not alike, Image1 wins.", True),
+        ("Image1 wins over Image2.", True),
+    ],
+)
+def test_claims_are_found_in_the_words_that_models_use(words, agrees):
+    answer = answer_of(Preference("a", dict.fromkeys(DIMENSIONS, "a")))
+    assert words_agree(replace(answer, reasoning=words)) == agrees
 
 
 @pytest.mark.parametrize("view", [BRIEF, FULL], ids=["brief", "full"])
@@ -183,6 +219,25 @@ def test_splits_are_disjoint_by_identity_hash(pairs):
         check_disjoint(doubled)
     with pytest.raises(DataError, match="no identity"):
         check_disjoint({**pairs, "held_out": [replace(pairs["held_out"][0], identity="")]})
+
+
+def test_no_person_of_the_held_out_pairs_is_near_one_that_the_base_was_taught_on():
+    def morphs(split, seeds):
+        return torch.tensor([draw_morph(split, torch.Generator().manual_seed(seed)) for seed in seeds])
+
+    made = synthetic_pair("held_out", 7)
+    assert f"{float(morphs('held_out', [7])):.6f}" in made.identity  # the same draw as in a whole pair
+    held_out, taught = morphs("held_out", range(250)), morphs("train", range(ROWS["preference"]))
+    fresh = morphs("train", range(first_row("train", 0), first_row("train", 0) + 500))
+    for others in (taught, fresh, morphs("validation", range(400))):
+        assert torch.cdist(held_out[:, None], others[:, None]).min() >= 0.03
+
+
+def test_held_out_pairs_of_one_person_are_refused(pairs):
+    one = [replace(pair, identity="anna") for pair in pairs["held_out"]]
+    with pytest.raises(DataError, match="show one person"):
+        check_several_people(one, "set")
+    check_several_people(pairs["held_out"], "set")
 
 
 def test_held_out_pairs_are_the_same_for_every_seed():

@@ -104,6 +104,9 @@ def test_what_is_no_such_benchmark_is_named_before_a_row_is_read(tmp_path):
     table([{"other": "x"}], other=Value("string")).to_parquet(tmp_path / "x.parquet")
     with pytest.raises(DataError, match="has no column 'source_image'"):
         benchmark_files("genai-bench", tmp_path)
+    (tmp_path / "x.parquet").write_bytes(b"garbage")
+    with pytest.raises(DataError, match="no parquet table, or damaged"):
+        benchmark_files("genai-bench", tmp_path)
     (tmp_path / "edit.json").write_text("[]")
     with pytest.raises(DataError, match="no MMRB2 file"):
         benchmark_files("mmrb2-edit", tmp_path)
