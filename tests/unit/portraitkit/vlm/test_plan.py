@@ -11,7 +11,7 @@ from portraitkit.memory_plan import typed
 from portraitkit.memory_trace import LiveBytes, tensors_of
 from portraitkit.vlm.architectures import meta_model
 from portraitkit.vlm.load import be_quiet, load_model, load_processor
-from portraitkit.vlm.memory import Made, facts
+from portraitkit.vlm.memory import Made, facts, read_bytes
 from portraitkit.vlm.plan import Planner, changes, plan, refuse_if_too_large
 from portraitkit.vlm.tiny import build_model, build_processor
 from portraitkit.vlm.tower import tower_once
@@ -143,3 +143,12 @@ def test_the_plan_says_what_all_devices_take_together(folder):
     assert dict(plan(fewer, tiny))["grpo"].startswith("2 prompts x 4 answers an update: 1 answers x 8 devices; ")
     alone, shared = (tiny.memory(replace(options, plan_devices=1)) for options in (OPTIONS, fewer))
     assert alone and shared and shared.peak < alone.peak, "what --trl says is planned"
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_many_rows_are_planned_as_if_they_were_run(folder, monkeypatch, scored):
+    many = Planner(str(folder), ("grpo",), picture_tokens=64).load(OPTIONS, 20)
+    made = Made(str(folder), "float32", gpu=False)
+    extended = read_bytes(made, many, scored=scored)
+    monkeypatch.setattr("portraitkit.vlm.memory.EXACT_ROWS", 20)
+    assert extended == pytest.approx(read_bytes.__wrapped__(made, many, scored=scored), rel=0.01)
