@@ -13,16 +13,23 @@ from portraitkit.errors import ConfigError
 from portraitkit.memory_plan import GIB
 
 
+SMALL = ("--max-pixels", "50176")
+"""Pictures of 64 tokens: the vision tower's windows are what a plan takes longest to run."""
+
+
 @pytest.mark.parametrize(
-    ("recipe", "memory", "wanted"),
+    ("recipe", "memory", "more"),
     [
-        ("makeup_7b", 24, ("--prompts-per-step 1", "--max-pixels 401408")),
-        ("vlm_area_7b", 80, ("--rank 64 --lora-alpha 128",)),
-        ("facial_r1_7b", 80, ()),
+        ("makeup_7b", 20, SMALL),
+        ("vlm_area_7b", 80, SMALL),
+        ("facial_r1_7b", 80, SMALL),
+        pytest.param("makeup_7b", 24, (), marks=pytest.mark.slow),
+        pytest.param("vlm_area_7b", 80, (), marks=pytest.mark.slow),
+        pytest.param("facial_r1_7b", 80, (), marks=pytest.mark.slow),
     ],
 )
-def test_what_is_proposed_for_a_published_recipe_can_be_typed_and_fits(capsys, recipe, memory, wanted):
-    start = ["--config", recipe, "--device-memory", str(memory)]
+def test_what_is_proposed_for_a_published_recipe_can_be_typed_and_fits(capsys, recipe, memory, more):
+    start = ["--config", recipe, "--device-memory", str(memory), *more]
     with pytest.raises(ConfigError) as refusal:
         dry_run(load_config(AlignVlmConfig, start, prog="align-vlm"))
     proposed = re.search(r"; (--.*) makes it fit", str(refusal.value))
@@ -30,7 +37,6 @@ def test_what_is_proposed_for_a_published_recipe_can_be_typed_and_fits(capsys, r
     config = load_config(AlignVlmConfig, [*start, *shlex.split(proposed[1])], prog="align-vlm")
     planned = planner_of(config).memory(config)
     assert planned is not None and planned.peak <= memory * GIB
-    assert all(words in proposed[1] for words in wanted)
 
 
 def test_the_published_batch_is_kept_on_eight_devices(capsys):
