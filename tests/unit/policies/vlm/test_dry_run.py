@@ -12,7 +12,6 @@ from portraitkit.config import load_config
 from portraitkit.errors import ConfigError
 from portraitkit.memory_plan import GIB
 
-
 SMALL = ("--max-pixels", "50176")
 """Pictures of 64 tokens: the vision tower's windows are what a plan takes longest to run."""
 
