@@ -103,9 +103,9 @@ def test_two_processes_imitate_as_one(imitate, imitated, options):
     run, losses = imitate("-".join(("two", *options[1:])), 2, *options)
     assert len(losses) == 2 and losses == pytest.approx(imitated[1], abs=2e-4)
     assert json.loads((run / "summary.json").read_text())["processes"] == 2
-    one = weights(imitated[0] / "model")
-    for name, value in weights(run / "model").items():
-        torch.testing.assert_close(value, one[name], atol=1e-4, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+    learned = weights(run / "model")  # with DeepSpeed the head, which is tied to the embedding, stands there, too
+    for name, value in weights(imitated[0] / "model").items():
+        torch.testing.assert_close(learned[name], value, atol=1e-4, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def lines(path):
