@@ -5,8 +5,8 @@ beside it (gradients, optimiser states, shards of them), and says what to change
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from dataclasses import dataclass, field, fields
+from typing import Any, Generic, Literal, TypeVar
 
 from portraitkit.errors import ConfigError
 
@@ -21,6 +21,7 @@ EIGHT_BIT_FROM, EIGHT_BIT_BLOCK = 4096, 256
 """bitsandbytes keeps states of smaller tensors in float32; the others have a float32 scale for each block."""
 Config = TypeVar("Config")
 Sharding = Literal["none", "zero2", "zero3", "fsdp2"]
+"""fsdp2 is the retoucher's; zero2 and zero3 are those of the vision-language models' trainers."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class Change(Generic[Config]):
     """One change of a run that saves memory."""
 
     words: str
-    """As typed: an option and its value."""
+    """Its name."""
     apply: Callable[[Config], Config | None]
     """The changed configuration; None where it changes nothing."""
     more_devices: bool = False
@@ -164,8 +165,22 @@ def check_fits(
     found, best = _fitting(config, limit, changes, plan)
     if found is None:
         raise ConfigError(f"{problem}; no change that is known here makes it fit: with all of them it needs {human(best)}")
-    words = " ".join(change.words for change in found)
-    raise ConfigError(f"{problem}; {words} makes it fit: {human(best)}")
+    raise ConfigError(f"{problem}; {typed(config, _changed(config, found))} makes it fit: {human(best)}")
+
+
+def typed(before: Any, after: Any) -> str:
+    """The options that make one configuration of another, as they are typed: one for each field that differs, in the fields' order."""
+    words: list[str] = []
+    for name in (item.name for item in fields(before) if getattr(before, item.name) != getattr(after, item.name)):
+        option, value = name.replace("_", "-"), getattr(after, name)
+        words.append(f"--{'' if value else 'no-'}{option}" if isinstance(value, bool) else f"--{option} {value}")
+    return " ".join(words)
+
+
+def _changed(config: Config, chosen: Iterable[Change[Config]]) -> Config:
+    for change in chosen:
+        config = change.apply(config) or config
+    return config
 
 
 def _fitting(
@@ -174,10 +189,7 @@ def _fitting(
     """The changes that fit and the bytes then; None and the fewest bytes reached."""
 
     def peak(chosen: Iterable[Change[Config]]) -> int:
-        changed = config
-        for change in chosen:
-            changed = change.apply(changed) or changed
-        return plan(changed).peak
+        return plan(_changed(config, chosen)).peak
 
     best = plan(config).peak
     able = [change for change in changes if change.apply(config) is not None]

@@ -5,9 +5,7 @@ import math
 import os
 import platform
 import shutil
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
@@ -18,7 +16,9 @@ from typing import Any, Self
 
 from portraitkit.errors import CheckpointError, RunFolderError
 from portraitkit.files import write_text
+from portraitkit.locks import Lock
 
+LOCK = ".lock"
 PACKAGES = ("portraitkit", "torch", "diffusers", "transformers", "peft", "trl", "accelerate", "numpy")
 FREE_TO_CHANGE = (
     "output_dir",
@@ -45,11 +45,11 @@ FREE_TO_CHANGE = (
 class RunFolder:
     """An open run folder; use `RunFolder.open`.
 
-    It holds `config.json`, `environment.json`, `metrics.jsonl` and whatever the run adds; `.lock` while it is being written.
+    It holds `config.json`, `environment.json`, `metrics.jsonl` and whatever the run adds; `.lock` while it is being written (`locks.Lock`).
     """
 
-    def __init__(self, path: Path, trackers: list[Any]) -> None:
-        self.path, self.trackers = path, trackers
+    def __init__(self, path: Path, trackers: list[Any], lock: Lock) -> None:
+        self.path, self.trackers, self._lock = path, trackers, lock
         self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8")
 
     @classmethod
@@ -87,9 +87,10 @@ class RunFolder:
 
         check_run_folder(path, overwrite=overwrite, resume=resume, report_to=report_to)
         stored = path / "config.json"
+        lock = Lock(path / LOCK, path, "is writing it", f"wait, or remove {path / LOCK} if that process is gone")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            _lock(path)
+            lock.take()
         except OSError as error:
             raise RunFolderError(f"{path}: cannot be a run folder ({error.strerror}); choose another --output-dir") from error
         try:
@@ -97,13 +98,14 @@ class RunFolder:
                 _compare(path, json.loads(stored.read_text(encoding="utf-8")), config, allow_changed)
             elif overwrite:
                 for item in path.iterdir():
-                    if item.name != ".lock":
+                    if item.name != LOCK:
                         shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
-            run = cls(path, open_trackers(report_to or [], path, config))
+            made_on = environment(command, seed)
+            run = cls(path, open_trackers(report_to or [], path, config), lock)
             run.write_json("config.json", config)
-            run.write_json("environment.json", environment(command, seed))
+            run.write_json("environment.json", made_on)
         except BaseException:
-            (path / ".lock").unlink(missing_ok=True)
+            lock.release()
             raise
         return run
 
@@ -138,7 +140,7 @@ class RunFolder:
         for tracker in self.trackers:
             tracker.finish()
         self._metrics.close()
-        (self.path / ".lock").unlink(missing_ok=True)
+        self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -197,7 +199,7 @@ def check_run_folder(
         raise RunFolderError(f"{path}: cannot be a run folder ({above} is a file); choose another --output-dir")
     if resume is not None and not stored.is_file():
         raise CheckpointError(f"{path}: holds no run to resume; leave --resume-from-checkpoint out to start one")
-    if resume is None and path.is_dir() and any(path.iterdir()):
+    if resume is None and path.is_dir() and any(item.name != LOCK for item in path.iterdir()):
         if not (stored.is_file() and (path / "environment.json").is_file()):  # a model's folder has a config.json, too
             raise RunFolderError(f"{path}: holds files that are no run; choose another --output-dir or empty it")
         if not overwrite:
@@ -290,6 +292,7 @@ def environment(command: list[str], seed: int) -> dict[str, Any]:
     return {
         "command": [Path(command[0]).name, *command[1:]] if command else [],
         "seed": seed,
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -317,41 +320,6 @@ def _revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _lock(path: Path) -> None:
-    """Take the folder for this process; a lock whose process is gone on this host is stale and replaced."""
-    lock, me = path / ".lock", {"pid": os.getpid(), "host": socket.gethostname()}
-    try:
-        handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-    except FileExistsError:
-        try:
-            holder = json.loads(lock.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, OSError):
-            holder = {"pid": 0, "host": me["host"]}
-        if holder["host"] != me["host"] or is_running(int(holder["pid"])):
-            raise RunFolderError(
-                f"{path}: process {holder['pid']} on {holder['host']} is writing it; wait, or remove {lock} if that process is gone"
-            ) from None
-        print(f"{path}: took over the lock of process {holder['pid']}, which is gone", file=sys.stderr)
-        lock.unlink()
-        return _lock(path)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(me, file)
-    return None
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process of this machine runs."""
-    if pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _compare(path: Path, stored: dict[str, Any], config: dict[str, Any], allow_changed: bool) -> None:

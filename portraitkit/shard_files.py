@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import socket
-import sys
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -15,15 +13,12 @@ from typing import Any, Self
 from portraitkit.errors import RunFolderError, UserError
 from portraitkit.files import write_text
 from portraitkit.jsonl import append_line, read_json_lines
-from portraitkit.runs import check_run_folder, environment, is_running, may_resume
+from portraitkit.locks import LOST, Lock, create, last_change
+from portraitkit.runs import check_run_folder, environment, may_resume
 from portraitkit.shards import Shard
 
 SHARDS = "shards"
 OPTIONS = "options.json"
-BEAT = 5.0
-"""Seconds between two signs of life."""
-LOST = 300.0
-"""Seconds without a sign of life after which a process is taken for gone; network file systems show times of change a minute late."""
 
 
 class ShardFile:
@@ -43,8 +38,7 @@ class ShardFile:
         self.folder, self.shard = folder / SHARDS, shard
         self._options = {"shards": shard.count, **json.loads(json.dumps(options))}
         self._done, self._part = self.folder / f"{shard.name}.jsonl", self.folder / f"{shard.name}.jsonl.part"
-        self._lock, self._stop = self.folder / f"{shard.name}.lock", threading.Event()
-        self._beats = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._lock = Lock(self.folder / f"{shard.name}.lock", self.folder / shard.name, "is making this shard")
         self.rows: list[dict[str, Any]] = []
 
     @property
@@ -75,10 +69,9 @@ class ShardFile:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             _agree(self.folder, self._options)
-            _take(self._lock)
+            self._lock.take()
         except OSError as error:
             raise RunFolderError(f"{self.folder}: cannot be written ({error.strerror}); check the folder and the disk") from error
-        self._beats.start()
         try:
             path = self._done if self.finished else self._part
             self.rows = read_json_lines(path, dict).rows if path.is_file() else []
@@ -91,16 +84,7 @@ class ShardFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Let go of the shard."""
-        self._stop.set()
-        self._beats.join()
-        self._lock.unlink(missing_ok=True)
-
-    def _beat(self) -> None:
-        while not self._stop.wait(BEAT):
-            try:
-                os.utime(self._lock)
-            except OSError:  # the merging process has cleared the folder
-                return
+        self._lock.release()
 
 
 def has_shards(folder: Path) -> bool:
@@ -145,7 +129,7 @@ def wait_for_shards(folder: Path, stop: Callable[[], bool], *, lost: float = LOS
         if stop():
             return False
         for shard in pending:
-            beat, now = _changed(folder / SHARDS / f"{shard.name}.lock"), time.monotonic()
+            beat, now = last_change(folder / SHARDS / f"{shard.name}.lock"), time.monotonic()
             if shard.name not in seen or seen[shard.name][0] != beat:
                 seen[shard.name] = beat, now
             elif beat is None and now - seen[shard.name][1] > lost / 10:
@@ -256,7 +240,7 @@ def _all(folder: Path) -> list[Shard]:
 def _agree(folder: Path, options: Mapping[str, Any]) -> None:
     path = folder / OPTIONS
     if not path.is_file():
-        _create(path, json.dumps(options) + "\n")
+        create(path, json.dumps(options) + "\n")
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = [key for key in options if before.get(key) != options[key]]
@@ -273,55 +257,6 @@ def _agree(folder: Path, options: Mapping[str, Any]) -> None:
             f"{folder}: the other shards have --{key.replace('_', '-')} {before.get(key)!r}, this one {options[key]!r}; give all the same "
             "options, or remove that folder to start anew"
         )
-
-
-def _take(lock: Path) -> None:
-    """Take a shard for this process. One whose process is gone is taken over: at once on this machine, else after no sign of life."""
-    me = {"pid": os.getpid(), "host": socket.gethostname()}
-    while not _create(lock, json.dumps(me)):
-        try:
-            holder = json.loads(lock.read_text(encoding="utf-8"))
-            pid, host = int(holder["pid"]), str(holder["host"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pid, host = 0, me["host"]
-        if is_running(pid) if host == me["host"] else _shows_life(lock):
-            raise RunFolderError(f"{lock.with_suffix('')}: process {pid} on {host} is making this shard; wait for it")
-        print(f"{lock}: took over from process {pid} on {host}, which is gone", file=sys.stderr)
-        lock.unlink(missing_ok=True)
-
-
-def _create(path: Path, text: str) -> bool:
-    """Create a file with its text in one step; False where it is there already, whoever was first."""
-    mine = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
-    mine.write_text(text, encoding="utf-8")
-    try:
-        os.link(mine, path)
-    except FileExistsError:
-        return False
-    finally:
-        mine.unlink()
-    return True
-
-
-def _shows_life(lock: Path) -> bool:
-    before, start = _changed(lock), time.monotonic()
-    if before is not None:
-        print(f"{lock}: left by another machine; waiting up to {LOST:.0f} s for a sign of life", file=sys.stderr)
-    while time.monotonic() - start < LOST:
-        now = _changed(lock)
-        if now is None:
-            return False
-        if now != before:
-            return True
-        time.sleep(1)
-    return False
-
-
-def _changed(path: Path) -> float | None:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return None
 
 
 def _start_together() -> None:

@@ -15,7 +15,7 @@ from portraitkit.interrupt import Interruptible
 from portraitkit.progress import progress_bar
 from portraitkit.runs import RunFolder, SilentRunFolder, check_run_folder
 from portraitkit.vlm.load import be_quiet, check_device, load_processor
-from portraitkit.vlm.processes import release
+from portraitkit.vlm.processes import check_processes, release
 from portraitkit.vlm.trainer_arguments import grpo_arguments, sft_arguments, start_processes
 from portraitkit.vlm.vllm_engine import check_vllm
 from reward_models.coherence import load_coherence
@@ -28,7 +28,7 @@ from reward_models.judge_report import print_result, write_report
 from reward_models.judge_settings import view_of, write_settings
 from reward_models.judged_pairs import JudgedPair, check_disjoint, open_pairs
 from reward_models.judging import Judged, judge_pairs
-from reward_models.stage_fit import Fit, Interrupted
+from reward_models.stage_fit import Fit, Interrupted, newest_checkpoint
 from reward_models.train_config import STAGES, RewardModelConfig, needed_by
 from reward_models.train_stages import Training, forget, is_done, newest, run_stage, train_blind
 
@@ -49,6 +49,8 @@ def run_training(config: RewardModelConfig, command: list[str]) -> int:
     check_device(config.device)
     if first:
         check_folder(config)
+    for differs in check_stages(config, state.num_processes):
+        console.print(differs, highlight=False)
     longest = check_vllm(grpo, config.device) if "grpo" in config.stages else None
     view = view_of(config.model, config.shown, config.form)
     processor = load_processor(config.source, max_pixels=config.max_pixels)
@@ -117,6 +119,26 @@ def check_folder(config: RewardModelConfig) -> bool:
         needed=needed_by(config),
     )
     return again
+
+
+def check_stages(config: RewardModelConfig, count: int) -> list[str]:
+    """Refuse to go on from a stage's checkpoint with another number of processes; see `portraitkit.vlm.processes.check_processes`.
+
+    Args:
+        config: of the run.
+        count: processes of this run.
+
+    Returns:
+        What differs where that is allowed, one line for each checkpoint.
+
+    Raises:
+        CheckpointError: it is not allowed, or impossible.
+    """
+    if config.resume_from_checkpoint is None:
+        return []
+    found = [newest_checkpoint(Path(config.folder) / stage) for stage in (*config.stages, "blind")]
+    said = [check_processes(checkpoint, count, allow_changed=config.allow_changed) for checkpoint in found]
+    return [line for line in said if line is not None]
 
 
 def open_run(config: RewardModelConfig, command: list[str]) -> RunFolder:

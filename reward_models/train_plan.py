@@ -30,9 +30,9 @@ def dry_run(config: RewardModelConfig) -> int:
     lines = plan(config, planner)
     lines[1:1] = [
         ("shown", f"{view.shown}, {planner.pictures} pictures; answers in the {view.form} form, at most {config.max_tokens} tokens"),
-        ("sft", f"{config.sft_steps} updates of {config.sft_batch} rows, of {config.sft_pairs or 'all'} pairs in both orders"),
+        ("sft, of", f"{config.sft_pairs or 'all'} pairs in both orders"),
         ("reject", f"{config.reject_pairs or 'all other'} pairs x 2 x {config.reject_samples} trajectories, {config.reject_steps} updates"),
-        ("grpo", f"{config.max_train_steps} updates, on the pairs that are still wrong ({config.grpo_pairs})"),
+        ("grpo, of", f"the pairs that are still wrong ({config.grpo_pairs})"),
     ]
     if config.model == "embedded" and config.data == "embedded":
         lines.insert(1, ("time, estimated", f"{seconds(config) / 60:.0f} minutes on two idle cores"))

@@ -15,6 +15,7 @@ from portraitkit.progress import progress_bar
 from portraitkit.runs import RunFolder
 from portraitkit.vlm.load import load_model
 from portraitkit.vlm.rows import Row
+from portraitkit.vlm.trainer_arguments import taken
 from preference_data.schema import OTHER
 from reward_models.coherence import Coherence
 from reward_models.judge_checks import Asking, read_judged
@@ -124,7 +125,7 @@ def imitation_rows(training: Training, pairs: Sequence[JudgedPair]) -> tuple[lis
 def _imitate(training: Training, start: str, folder: Path) -> dict[str, Any]:
     config = training.config
     rows, left_out = imitation_rows(training, training.pairs["train"][: config.sft_pairs or None])
-    training.say(f"sft: {config.sft_steps} updates of {config.sft_batch} of {len(rows)} rows, both orders; {left_out} pairs left out")
+    training.say(f"sft: {taken('sft', config, training.fit.processes, len(rows))}, both orders; {left_out} pairs left out")
     fit(training.fit, "sft", start, rows, steps=config.sft_steps)
     return {"rows": len(rows), "left_out": left_out}
 
@@ -170,7 +171,7 @@ def _imitate_own(training: Training, start: str, folder: Path) -> dict[str, Any]
         + ", ".join(f"{reason} {share:.0%}" for reason, share in note["shares"].items() if reason != "kept")
     )
     if chosen:
-        training.say(f"reject: {config.reject_steps} updates of {config.sft_batch} of {len(chosen)} trajectories")
+        training.say(f"reject: {taken('reject', config, training.fit.processes, len(chosen), config.reject_steps)}")
         fit(training.fit, "reject", start, chosen, steps=config.reject_steps)
     else:
         _pass_on(training, start, folder, "no trajectory was right and coherent")
@@ -212,10 +213,10 @@ def _reinforce(training: Training, start: str, folder: Path) -> dict[str, Any]:
         for row, other in zip(view.rows(pair), others, strict=True):
             truth = Asked(row.truth.overall, row.truth.verdicts, row.truth.scores, other)
             rows.append(replace(row, truth=truth))
+    training.say(f"grpo: {taken('grpo', config, training.fit.processes, len(rows))}")
     least = config.prompts_per_step * training.fit.processes
     rows = rows * -(-least // len(rows))  # an update never waits for more prompts than there are
     task = judge_task(view, training.coherence, config.consistency_weight)
-    training.say(f"grpo: {config.max_train_steps} updates of {config.prompts_per_step} prompts x {config.group_size} answers")
     fit(training.fit, "grpo", start, rows, steps=config.max_train_steps, task=task)
     return note
 

@@ -33,7 +33,7 @@ from portraitkit.vlm.processes import check_processes, release
 from portraitkit.vlm.rewards import part_names
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import Task
-from portraitkit.vlm.trainer_arguments import check_continued, grpo_arguments, sft_arguments, start_processes
+from portraitkit.vlm.trainer_arguments import check_continued, grpo_arguments, sft_arguments, start_processes, taken
 from portraitkit.vlm.vllm_engine import check_vllm
 
 QUARANTINE = "quarantine.jsonl"
@@ -64,7 +64,8 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
             needed={"--model": config.model, "--adapter": config.adapter, "--data": config.data},
         )
     start = find_start(folder, config.stages, config.resume_from_checkpoint)
-    check_processes(start.checkpoint, state.num_processes)
+    if differs := check_processes(start.checkpoint, state.num_processes, allow_changed=config.allow_changed):
+        console.print(differs, highlight=False)
     check_continued(config, config.adapter)
     longest = check_vllm(grpo, config.device) if "grpo" in config.stages else None
     processor = load_processor(config.model, max_pixels=config.max_pixels)
@@ -73,10 +74,12 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
     check_held_out(config, rows["held_out"])
     if config.reward_weights and len(config.reward_weights) != len(parts := part_names(task, rows["train"][0], config.mode)):
         raise ConfigError(f"--reward-weights has {len(config.reward_weights)} values for the parts {', '.join(parts)}: give one each")
+    for stage in config.stages:
+        console.print(f"{stage}: {taken(stage, config, state.num_processes, len(rows['train']))}", highlight=False)
     prompt = prompt_of(config, task)
     console.print(str(check_all_lengths(config, processor, rows, prompt, longest)), highlight=False)
-    model = load_policy(config)
     repo = open_repo(config.push_to_hub) if config.push_to_hub is not None and first else None
+    model = load_policy(config)
     run = _open(config, command) if first else None
     state.wait_for_everyone()
     with run or SilentRunFolder(folder) as run, Interruptible() as interrupt:

@@ -24,10 +24,17 @@ def dry_run(config: AlignVlmConfig) -> int:
     made = [("model", f"{config.model}, which --config {maker[0]} makes from {maker[1]}")] if maker else []
     if config.data != "embedded" and not Path(config.data).is_dir():
         made.append(("data", f"{config.data}, which is not there yet"))
-    planner = Planner(maker[1] if maker else config.model, config.stages)
+    planner = planner_of(config)
     print_plan(f"align-vlm --task {config.task}", [*made, *plan(config, planner)], arguments, config)
     refuse_if_too_large(config, planner)
     return 0
+
+
+def planner_of(config: AlignVlmConfig) -> Planner:
+    """The planner of a run, for the model that an earlier recipe starts from where that one's result is not there yet."""
+    maker = recipe_that_makes(config.model)
+    rows = config.train_rows if config.data == "embedded" else None
+    return Planner(maker[1] if maker else config.model, config.stages, rows=rows, lora=config.adapter is None)
 
 
 def recipe_that_makes(source: str) -> tuple[str, str] | None:

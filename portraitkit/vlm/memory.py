@@ -1,6 +1,6 @@
 """What a vision-language model's training step allocates: the model's own layers on the meta device, TRL's fused head beside them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, isqrt
 from typing import Any
@@ -15,6 +15,8 @@ from portraitkit.vlm.load import DTYPES, vision_tower
 
 HEAD_TOKENS, HEAD_WORDS = 4096, 32768
 """TRL's fused head projects so many tokens onto so many words of the vocabulary at once."""
+EXACT_ROWS = 8
+"""Most rows that a forward without gradients is run with; a vision tower's windows make more of them slow."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,12 @@ def read_bytes(made: Made, load: Load, *, scored: bool) -> int:
         made: the model.
         load: its input.
         scored: for the log-probabilities of answers; if not, to begin an answer, with keys and values kept.
+
+    Rows beyond `EXACT_ROWS` are not run: without gradients all that is alive grows with the rows, so that they are extended like the depth.
     """
+    if load.rows > EXACT_ROWS:
+        few, more = (read_bytes(made, replace(load, rows=rows), scored=scored) for rows in (EXACT_ROWS // 2, EXACT_ROWS))
+        return more + (more - few) * (load.rows - EXACT_ROWS) // (EXACT_ROWS - EXACT_ROWS // 2)
     model = _to_read(made.source, made.dtype)
 
     def once() -> int:

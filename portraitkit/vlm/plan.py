@@ -13,7 +13,7 @@ from rich.table import Table
 from portraitkit.memory_plan import Change, Memory, Shards, check_fits, device_limit
 from portraitkit.vlm.load import be_quiet
 from portraitkit.vlm.memory import Facts, Load, Made, facts, read_bytes, update_bytes
-from portraitkit.vlm.trainer_arguments import deepspeed_file, lora_arguments
+from portraitkit.vlm.trainer_arguments import batch_of, deepspeed_file, lora_arguments, taken
 from portraitkit.vlm.trainer_options import TrainerOptions
 from portraitkit.vlm.trl_arguments import parse_extra
 
@@ -32,13 +32,23 @@ class Planner:
         pictures: shown in a row.
         picture_tokens: of one picture; None: 64 with the embedded model, else by pixels.
         words: tokens of the prompt's text; None: assumed.
+        rows: to train on; None: not known before the data are read.
+        lora: whether a LoRA may be proposed where all weights are trained.
     """
 
     def __init__(
-        self, model: str, stages: Sequence[str], *, pictures: int = 1, picture_tokens: int | None = None, words: int | None = None
+        self,
+        model: str,
+        stages: Sequence[str],
+        *,
+        pictures: int = 1,
+        picture_tokens: int | None = None,
+        words: int | None = None,
+        rows: int | None = None,
+        lora: bool = True,
     ) -> None:
         self.model, self.stages, self.pictures = model, stages, pictures
-        self.picture_tokens, self.words = picture_tokens, words
+        self.picture_tokens, self.words, self.rows, self.lora = picture_tokens, words, rows, lora
 
     def made(self, options: TrainerOptions) -> Made:
         """How the model is trained."""
@@ -60,6 +70,10 @@ class Planner:
         words = self.words if self.words is not None else EMBEDDED_WORDS if own else WORDS
         return Load(rows, self.pictures, tokens, words, options.max_tokens)
 
+    def batch(self, options: TrainerOptions) -> list[tuple[str, str]]:
+        """(stage, what all devices take together in an update and in all)."""
+        return [(stage, taken(stage, options, options.plan_devices, self.rows)) for stage in self.stages if stage != "reject"]
+
     def memory(self, options: TrainerOptions) -> Memory | None:
         """What one device holds and needs; None where the model's architecture is not known."""
         made = self.made(options)
@@ -71,8 +85,8 @@ class Planner:
 
 def _memory(planner: Planner, options: TrainerOptions, made: Made, known: Facts) -> Memory:
     shards = Shards(_stage(options), options.plan_devices)
-    trained, answers = known.trained, options.prompts_per_step * options.group_size
-    at_once = answers // options.accumulation_steps
+    trained, batch = known.trained, batch_of(options)
+    answers, at_once = batch.answers, batch.at_once
     generated, updated, imitated = (planner.load(options, rows) for rows in (answers, at_once, options.sft_batch))
     extra = parse_extra(options.trl, _grpo_config())
     vllm = extra.get("vllm_mode", "server") if extra.get("use_vllm") else None
@@ -100,9 +114,7 @@ def _memory(planner: Planner, options: TrainerOptions, made: Made, known: Facts)
         held["pictures of a step"] = pixels
         if reference:
             phases["reference's log-probabilities"] = read_bytes(replace(made, lora=None), updated, scored=True)
-        phases[f"grpo update, {at_once} sequences at once"] = (
-            update_bytes(made, updated, accumulated=options.accumulation_steps > 1) - elsewhere
-        )
+        phases[f"grpo update, {at_once} sequences at once"] = update_bytes(made, updated, accumulated=batch.parts > 1) - elsewhere
     phases["evaluation, generation"] = whole + _generation(made, known, planner.load(options, options.generation_batch))
     step = trained.size // shards.of_state
     phases["optimiser step"] = step + (step if made.gpu else trained.largest)
@@ -155,13 +167,11 @@ def plan(options: TrainerOptions, planner: Planner) -> list[tuple[str, str]]:
         planner: of the command.
     """
     be_quiet()
-    answers = options.prompts_per_step * options.group_size
-    load = planner.load(options, answers // options.accumulation_steps)
+    load = planner.load(options, batch_of(options).at_once)
     lines = [
         ("stages", ", ".join(planner.stages)),
         ("device", f"{options.device}, {torch.cuda.device_count()} CUDA device(s) here"),
-        ("updates", f"{options.max_train_steps} of {options.prompts_per_step} prompts x {options.group_size} answers a device"),
-        ("answers in all", f"{options.max_train_steps * answers:,} a device, each at most {options.max_tokens} tokens"),
+        *planner.batch(options),
         ("tokens", f"about {load.length} a sequence at most: pictures {load.pictures * load.picture_tokens}, answer {load.answer}"),
     ]
     memory = planner.memory(options)
@@ -179,7 +189,7 @@ def refuse_if_too_large(options: TrainerOptions, planner: Planner) -> None:
     memory = planner.memory(options)
     if memory is not None:
         limit = device_limit(options.device_memory, options.device)
-        check_fits(options, memory, limit, changes(options), lambda changed: _known(planner, changed))
+        check_fits(options, memory, limit, changes(options, lora=planner.lora), lambda changed: _known(planner, changed))
 
 
 def _known(planner: Planner, options: TrainerOptions) -> Memory:
@@ -194,17 +204,28 @@ def _parts(options: TrainerOptions) -> TrainerOptions | None:
 
 
 def _lora(options: TrainerOptions) -> TrainerOptions | None:
-    return replace(options, rank=64, lora_alpha=128, freeze_vision=False) if options.rank == 0 else None
+    return replace(options, rank=64, lora_alpha=128) if options.rank == 0 else None
 
 
-def _less(name: str, value: int) -> Any:
+def _at_most(name: str, value: int) -> Any:
     def apply(options: TrainerOptions) -> TrainerOptions | None:
         now = getattr(options, name)
-        if now is not None and now <= value:
+        return replace(options, **{name: value}) if now is None or now > value else None
+
+    return apply
+
+
+def _fewer(name: str, value: int) -> Any:
+    """Fewer answers in an update, in parts that are no larger than they were."""
+
+    def apply(options: TrainerOptions) -> TrainerOptions | None:
+        if getattr(options, name) <= value:
             return None
-        answers = {"prompts_per_step": options.prompts_per_step, "group_size": options.group_size} | {name: value}
-        divides = answers["prompts_per_step"] * answers["group_size"] % options.accumulation_steps == 0
-        return replace(options, **{name: value}) if divides else None
+        before = options.prompts_per_step * options.group_size
+        answers = before // getattr(options, name) * value
+        least = -(-answers * options.accumulation_steps // before)
+        parts = next(parts for parts in range(least, answers + 1) if answers % parts == 0)
+        return replace(options, **{name: value}, accumulation_steps=parts)
 
     return apply
 
@@ -218,18 +239,23 @@ def _zero3(options: TrainerOptions) -> TrainerOptions | None:
     return None if split or options.device == "cpu" else replace(options, deepspeed="zero3", plan_devices=8)
 
 
-def changes(options: TrainerOptions) -> tuple[Change[Any], ...]:
-    """What may be changed to make a run fit, the least painful first."""
+def changes(options: TrainerOptions, *, lora: bool = True) -> tuple[Change[Any], ...]:
+    """What may be changed to make a run fit, the least painful first.
+
+    Args:
+        options: of the run.
+        lora: whether a LoRA in place of all weights is one of them.
+    """
     return (
-        Change("--gradient-checkpointing", _checkpointing),
-        Change(f"--accumulation-steps {options.prompts_per_step * options.group_size}", _parts),
-        Change("--sft-batch 1", _less("sft_batch", 1)),
-        Change("--generation-batch 8", _less("generation_batch", 8)),
-        Change("--rank 64", _lora),
-        Change("--max-pixels 401408", _less("max_pixels", 401408)),
-        Change("--group-size 4", _less("group_size", 4)),
-        Change("--prompts-per-step 1", _less("prompts_per_step", 1)),
-        Change("--deepspeed zero3 --plan-devices 8", _zero3, more_devices=True),
+        Change("activations twice", _checkpointing),
+        Change("one answer at a time", _parts),
+        Change("sft row by row", _at_most("sft_batch", 1)),
+        Change("fewer answers in evaluations", _at_most("generation_batch", 8)),
+        *((Change("a LoRA", _lora),) if lora else ()),
+        Change("smaller pictures", _at_most("max_pixels", 401408)),
+        Change("groups of 4", _fewer("group_size", 4)),
+        Change("1 prompt an update", _fewer("prompts_per_step", 1)),
+        Change("ZeRO-3 on 8 devices", _zero3, more_devices=True),
     )
 
 

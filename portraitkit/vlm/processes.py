@@ -51,19 +51,33 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def check_processes(checkpoint: str | None, count: int) -> None:
-    """Refuse to go on from a checkpoint with another number of processes: shares of the optimiser, rows of an update and seeds differ.
+def check_processes(checkpoint: str | None, count: int, *, allow_changed: bool = False) -> str | None:
+    """Refuse to go on from a checkpoint with another number of processes, unless that is allowed and can be.
 
     Args:
         checkpoint: a checkpoint's folder, or None.
         count: processes of this run.
+        allow_changed: go on all the same. DeepSpeed's checkpoints hold a share of the optimiser for each process, which no other number
+            can read: with them it is not possible.
+
+    Returns:
+        What is not as in the run before, for the user; None where nothing differs.
 
     Raises:
         CheckpointError: it was written by another number.
     """
     before = len(list(Path(checkpoint).glob("rng_state_*.pth"))) or 1 if checkpoint is not None else count
-    if before != count:
+    if before == count:
+        return None
+    written = f"was written by {before} process{'es' if before > 1 else ''}, this run has {count}"
+    start = f"start {before}, as with torchrun --nproc-per-node {before}"
+    if any(Path(str(checkpoint)).glob("global_step*")):
         raise CheckpointError(
-            f"--resume-from-checkpoint {checkpoint}: was written by {before} process{'es' if before > 1 else ''}, this run has {count}; "
-            f"start {before}, as with torchrun --nproc-per-node {before}"
+            f"--resume-from-checkpoint {checkpoint}: {written}; {start}, for each holds a share of DeepSpeed's optimiser, and "
+            "--allow-changed cannot change that"
         )
+    if not allow_changed:
+        raise CheckpointError(
+            f"--resume-from-checkpoint {checkpoint}: {written}; {start}, or use --allow-changed to go on with updates of another size"
+        )
+    return f"{checkpoint}: {written}: an update takes {count}/{before} of the rows, other ones, and random numbers start anew"

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,55 @@ def grpo_values(options: TrainerOptions, folder: str) -> dict[str, Any]:
         "max_completion_length": options.max_tokens,
     }
     return {**values, **parse_extra(options.trl, GRPOConfig)}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one update of GRPO takes on one device."""
+
+    at_once: int
+    """Answers whose gradients are computed together."""
+    parts: int
+    """Of an update, each with so many."""
+    group: int
+    """Answers to one prompt."""
+
+    @property
+    def answers(self) -> int:
+        """All of the device's."""
+        return self.at_once * self.parts
+
+    def words(self, processes: int) -> str:
+        """Prompts and answers of one update, over all devices."""
+        each = "1 device" if processes == 1 else f"{processes} devices"
+        return f"{self.answers * processes // self.group} prompts x {self.group} answers an update: {self.answers} answers x {each}"
+
+
+def batch_of(options: TrainerOptions) -> Batch:
+    """How GRPO's updates are divided, after `--trl` has had its word."""
+    values = grpo_values(options, "")
+    return Batch(values["per_device_train_batch_size"], values["gradient_accumulation_steps"], values["num_generations"])
+
+
+def taken(stage: str, options: TrainerOptions, processes: int, rows: int | None = None, steps: int | None = None) -> str:
+    """What a stage takes in all, as one line: the batch grows with the devices, and a recipe's number of updates does not shrink with it.
+
+    Args:
+        stage: grpo, or one that imitates.
+        options: of the trainers.
+        processes: that train, each on a device.
+        rows: that there are; None: not known yet.
+        steps: updates, where it is not the sft or grpo stage's number.
+    """
+    if stage == "grpo":
+        batch, steps = batch_of(options), options.max_train_steps if steps is None else steps
+        each, words = batch.answers * processes // batch.group, batch.words(processes)
+    else:
+        steps = options.sft_steps if steps is None else steps
+        each = options.sft_batch * processes
+        words = f"{each} rows an update: {options.sft_batch} rows x {processes} device{'s' if processes > 1 else ''}"
+    epochs = f", {steps * each / rows:.2g} epochs of {rows:,} rows" if rows else ""
+    return f"{words}; {steps:,} updates take {steps * each:,}{epochs}"
 
 
 def grpo_arguments(options: TrainerOptions, folder: str) -> Any:

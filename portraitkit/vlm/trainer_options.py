@@ -103,7 +103,7 @@ class TrainerOptions:
     """With --dry-run: memory of a device in GiB; that of the GPU that is here if not given."""
     plan_devices: int = 1
     """With --dry-run: devices that share the run."""
-    plan_sharding: Literal["none", "zero2", "zero3", "fsdp2"] = "none"
+    plan_sharding: Literal["none", "zero2", "zero3"] = "none"
     """With --dry-run: how they share it, where --deepspeed does not say so."""
 
     def __post_init__(self) -> None:

@@ -1,17 +1,14 @@
 """align-retoucher in two processes on the CPU: the run of one process, no sample twice, stopped and resumed, refused in another number."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from several_processes import several
 
-TESTS = Path(__file__).parents[1]
 SMALL = {
     "num-steps": 2,
     "segments": 1,
@@ -39,21 +36,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def align(runs: Path) -> Iterator[Align]:
-    """A function (name, processes, run folder, further options) -> exit codes; see `several_processes.py`."""
-    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    command = [sys.executable, str(TESTS / "several_processes.py")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as helper:
-        assert helper.stdin is not None and helper.stdout is not None
-        asked, answered = helper.stdin, helper.stdout
+    """A function (name, processes, run folder, further options) -> exit codes; see `several_processes`."""
+    with several("several_retouchers.py") as run:
 
         def start(name: str, processes: int, folder: str, *more: str, **job: Any) -> list[int]:
             options = [*OPTIONS, "--output-dir", str(runs / folder), *more]
-            asked.write(json.dumps({"processes": processes, "log": str(runs / name), "options": options, **job}) + "\n")
-            asked.flush()
-            return json.loads(answered.readline())
+            return run({"processes": processes, "log": str(runs / name), "options": options, **job})
 
         yield start
-        asked.close()
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from several_processes import several
 from tiny_vlm import write_tiny_vlm
 
 from policies.vlm.main import align_vlm
@@ -71,6 +72,40 @@ def two(model, tmp_path):
         return done.returncode, done.stderr
 
     return call
+
+
+@pytest.fixture(scope="module")
+def imitate(model, tmp_path_factory):
+    """A function that runs the sft stage: (name, processes, options) -> (run folder, losses of its updates), of four rows each."""
+    runs = tmp_path_factory.mktemp("imitate")
+    with several("several_aligners.py", DS_ACCELERATOR="cpu") as run:
+
+        def start(name, processes, *more):
+            options = ["--model", model, "--output-dir", runs / name, *OPTIONS, "--stages", "sft", "--sft-batch", 4 // processes, *more]
+            codes = run({"processes": processes, "log": str(runs / f"{name}.log"), "options": [*map(str, options)]})
+            said = "\n".join(path.read_text() for path in sorted(runs.glob(f"{name}.log.*")))
+            assert codes == [0] * processes, said[-6000:]
+            assert f"sft: 4 rows an update: {4 // processes} rows x {processes} device" in said
+            return runs / name, [row["loss"] for row in lines(runs / name / "metrics.jsonl") if row["kind"] == "sft" and "loss" in row]
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def imitated(imitate):
+    """What one process makes of it."""
+    return imitate("one", 1)
+
+
+@pytest.mark.parametrize("options", [(), ("--deepspeed", "zero2")], ids=["replicas", "zero2"])
+def test_two_processes_imitate_as_one(imitate, imitated, options):
+    """The same rows in each update, half of them in each process: losses and model are those of one process."""
+    run, losses = imitate("-".join(("two", *options[1:])), 2, *options)
+    assert len(losses) == 2 and losses == pytest.approx(imitated[1], abs=2e-4)
+    assert json.loads((run / "summary.json").read_text())["processes"] == 2
+    learned = weights(run / "model")  # with DeepSpeed the head, which is tied to the embedding, stands there, too
+    for name, value in weights(imitated[0] / "model").items():
+        torch.testing.assert_close(learned[name], value, atol=1e-4, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def lines(path):

@@ -79,9 +79,9 @@ CHANGES = (
         (14, "; --rows 4 makes it fit: 14.00 GiB"),
         (12, "; --rows 1 makes it fit: 12.00 GiB"),
         (11, "; --base 3 makes it fit: 11.00 GiB"),
-        (5, "; --rows 1 --base 3 makes it fit: 5.00 GiB"),
-        (4, "; --rows 1 --tiles --base 3 makes it fit: 4.00 GiB"),  # tiles save nothing before rows do
-        (3, "; 2 devices --rows 1 --tiles --base 3 makes it fit: 2.50 GiB"),  # only where nothing else helps
+        (5, "; --base 3 --rows 1 makes it fit: 5.00 GiB"),
+        (4, "; --base 3 --rows 1 --tiles makes it fit: 4.00 GiB"),  # tiles save nothing before rows do
+        (3, "; --base 3 --rows 1 --devices 2 --tiles makes it fit: 2.50 GiB"),  # only where nothing else helps
         (2, "; no change that is known here makes it fit: with all of them it needs 2.50 GiB"),
     ],
 )

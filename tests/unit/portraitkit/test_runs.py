@@ -6,9 +6,11 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
+from portraitkit import locks
 from portraitkit.errors import CheckpointError, ConfigError, RunFolderError
 from portraitkit.runs import RunFolder, environment, may_resume, start_or_go_on
 
@@ -220,15 +222,48 @@ def test_the_lock_of_a_process_that_is_gone_is_taken_over(path, capsys):
         holder.kill()
     with start(path, resume="latest"):
         assert json.loads((path / ".lock").read_text())["pid"] == os.getpid()
-    assert f"took over the lock of process {holder.pid}" in capsys.readouterr().err
+    assert f"took over from process {holder.pid}" in capsys.readouterr().err
 
 
-def test_nobody_can_know_whether_a_process_on_another_machine_is_gone(path):
+def left_by_another_machine(path, seconds_ago):
     finished(path, 1)
     (path / ".lock").write_text(json.dumps({"pid": 999_999_999, "host": "elsewhere"}))
-    with pytest.raises(RunFolderError, match=r"process 999999999 on elsewhere .*remove .*\.lock"):
+    then = (path / ".lock").stat().st_mtime - seconds_ago
+    os.utime(path / ".lock", (then, then))
+
+
+def test_a_run_whose_machine_was_lost_goes_on_elsewhere(path, capsys):
+    left_by_another_machine(path, locks.LOST + 1)
+    with start(path, resume="latest"):
+        assert json.loads((path / ".lock").read_text())["pid"] == os.getpid()
+    assert "took over from process 999999999 on elsewhere" in capsys.readouterr().err and not (path / ".lock").exists()
+
+
+def test_a_run_on_another_machine_counts_while_it_shows_life(path, monkeypatch):
+    left_by_another_machine(path, locks.LOST / 2)
+    monkeypatch.setattr(locks.time, "sleep", lambda seconds: os.utime(path / ".lock"))
+    with pytest.raises(RunFolderError, match=r"process 999999999 on elsewhere is writing it; wait, or remove .*\.lock"):
         start(path, resume="latest")
+    assert json.loads((path / ".lock").read_text())["host"] == "elsewhere"
+
+
+def test_a_run_shows_life_and_leaves_a_lock_that_another_has_taken(path, monkeypatch):
+    monkeypatch.setattr(locks, "BEAT", 0.01)
+    with start(path):
+        os.utime(path / ".lock", (1, 1))
+        deadline = time.monotonic() + 20
+        while (path / ".lock").stat().st_mtime == 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert (path / ".lock").stat().st_mtime > 1
+        (path / ".lock").write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
     assert (path / ".lock").is_file()
+
+
+def test_a_run_killed_before_its_first_file_leaves_a_folder_to_use(path):
+    path.mkdir(parents=True)
+    (path / ".lock").write_text(json.dumps({"pid": 999_999_999, "host": socket.gethostname()}))
+    with start(path) as run:
+        run.log(1)
 
 
 def test_the_folder_is_free_again_after_a_failure(path):

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from portraitkit import shard_files
+from portraitkit import locks
 from portraitkit.errors import ConfigError, RunFolderError
 from portraitkit.shard_files import Growing, ShardFile, clear_shards, create_whole, has_shards, merged_rows, wait_for_shards
 from portraitkit.shards import Shard, check_shard, current_shard, parse_shard
@@ -109,17 +109,17 @@ def test_a_process_on_another_machine_counts_while_it_shows_life(tmp_path, monke
     finish(tmp_path, 1, 2, [])
     lock = tmp_path / "shards/1-of-2.lock"
     lock.write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
-    monkeypatch.setattr(shard_files, "LOST", 2)
+    monkeypatch.setattr(locks, "LOST", 2)
     pauses = []
 
     def alive(seconds):
         pauses.append(seconds)
         os.utime(lock, (len(pauses), len(pauses)))
 
-    monkeypatch.setattr(shard_files.time, "sleep", alive)
+    monkeypatch.setattr(locks.time, "sleep", alive)
     with pytest.raises(RunFolderError, match="process 1 on elsewhere is making this shard"):
         finish(tmp_path, 0, 2, [])
-    monkeypatch.setattr(shard_files, "LOST", 0)
+    monkeypatch.setattr(locks, "LOST", 0)
     finish(tmp_path, 0, 2, [])
 
 

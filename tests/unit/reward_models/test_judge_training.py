@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from policies.vlm.pretrain import ROWS
-from portraitkit.errors import ConfigError, DataError, WeightsError
+from portraitkit.errors import CheckpointError, ConfigError, DataError, WeightsError
 from portraitkit.vlm.generate import Completion
 from portraitkit.vlm.rewards import part_names, reward_functions
 from portraitkit.vlm.rows import first_row
@@ -34,7 +34,7 @@ from reward_models.judging import judged_of
 from reward_models.preference_task import Preference, answer_of
 from reward_models.reasoning import reason, words_agree
 from reward_models.rejection import keep, verdict_on
-from reward_models.train import calibrate_last
+from reward_models.train import calibrate_last, check_stages
 from reward_models.train_config import RewardModelConfig
 from reward_models.train_stages import still_wrong
 
@@ -309,3 +309,17 @@ def test_the_last_judge_is_calibrated_on_the_validation_pairs(tmp_path):
     settings = read_settings(folder)
     assert settings is not None and settings.temperature != 1 and (settings.shown, settings.form) == ("beside-difference", "brief")
     assert f"{settings.temperature:.2f}" in said[0]
+
+
+def test_another_number_of_processes_is_refused_before_anything_is_loaded(tmp_path):
+    """Whichever stage was stopped, and its blind copy, too."""
+    place = tmp_path / "reject/checkpoint-5"
+    place.mkdir(parents=True)
+    for name in ("trainer_state.json", "model.safetensors", "rng_state_0.pth", "rng_state_1.pth"):
+        (place / name).write_text("")
+    again = RewardModelConfig(output_dir=str(tmp_path), resume_from_checkpoint="latest")
+    assert check_stages(again, 2) == [] == check_stages(replace(again, resume_from_checkpoint=None), 1)
+    with pytest.raises(CheckpointError, match="reject/checkpoint-5: was written by 2 processes, this run has 1"):
+        check_stages(again, 1)
+    (line,) = check_stages(replace(again, allow_changed=True), 1)
+    assert "an update takes 1/2 of the rows" in line

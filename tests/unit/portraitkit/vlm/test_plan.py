@@ -7,11 +7,12 @@ import torch
 from transformers import TrainerCallback
 
 from portraitkit.errors import ConfigError
+from portraitkit.memory_plan import typed
 from portraitkit.memory_trace import LiveBytes, tensors_of
 from portraitkit.vlm.architectures import meta_model
 from portraitkit.vlm.load import be_quiet, load_model, load_processor
-from portraitkit.vlm.memory import Made, facts
-from portraitkit.vlm.plan import Planner, changes, refuse_if_too_large
+from portraitkit.vlm.memory import Made, facts, read_bytes
+from portraitkit.vlm.plan import Planner, changes, plan, refuse_if_too_large
 from portraitkit.vlm.tiny import build_model, build_processor
 from portraitkit.vlm.tower import tower_once
 from portraitkit.vlm.train import make_grpo_trainer, make_sft_trainer
@@ -94,21 +95,60 @@ def test_a_model_that_is_not_known_is_said_to_be(monkeypatch):
 
 
 def test_what_cannot_fit_is_refused_with_what_would(folder):
-    plan = Planner(str(folder), ("grpo",), picture_tokens=64)
-    memory = plan.memory(OPTIONS)
+    tiny = Planner(str(folder), ("grpo",), picture_tokens=64)
+    memory = tiny.memory(OPTIONS)
     assert memory is not None
-    refuse_if_too_large(replace(OPTIONS, device_memory=memory.peak * 1.01 / 2**30), plan)
+    refuse_if_too_large(replace(OPTIONS, device_memory=memory.peak * 1.01 / 2**30), tiny)
     with pytest.raises(ConfigError, match="makes it fit") as refusal:
-        refuse_if_too_large(replace(OPTIONS, device_memory=memory.peak * 0.8 / 2**30), plan)
+        refuse_if_too_large(replace(OPTIONS, device_memory=memory.peak * 0.8 / 2**30), tiny)
     words = str(refusal.value).partition("; ")[2]
-    assert any(words.startswith(change.words) for change in changes(OPTIONS))
+    assert any(words.startswith(typed(OPTIONS, changed)) for change in changes(OPTIONS) if (changed := change.apply(OPTIONS)))
     with pytest.raises(ConfigError, match="no change that is known here makes it fit"):
-        refuse_if_too_large(replace(OPTIONS, device_memory=0.0001), plan)
+        refuse_if_too_large(replace(OPTIONS, device_memory=0.0001), tiny)
 
 
 def test_zero_divides_what_it_should(folder):
-    plan = Planner(str(folder), ("grpo",), picture_tokens=64)
-    whole, two, three = (plan.memory(replace(OPTIONS, deepspeed=kind, plan_devices=4)) for kind in (None, "zero2", "zero3"))
+    tiny = Planner(str(folder), ("grpo",), picture_tokens=64)
+    whole, two, three = (tiny.memory(replace(OPTIONS, deepspeed=kind, plan_devices=4)) for kind in (None, "zero2", "zero3"))
     assert whole and two and three
     assert two.held["optimiser states"] * 4 == whole.held["optimiser states"]
     assert two.held["weights"] == whole.held["weights"] > three.held["weights"]
+
+
+def test_changes_that_need_each_other_are_made_together():
+    """Fewer answers than an update has parts: the parts are fewer, too, and none is larger than before."""
+    made = replace(OPTIONS, prompts_per_step=16, group_size=8, accumulation_steps=128)
+    for change in changes(made):
+        changed = change.apply(made)
+        if changed is not None:
+            assert changed.prompts_per_step * changed.group_size // changed.accumulation_steps == 1
+    some = replace(OPTIONS, prompts_per_step=6, group_size=8, accumulation_steps=12)
+    assert [typed(some, changed) for change in changes(some) if (changed := change.apply(some))] == [
+        "--gradient-checkpointing",
+        "--accumulation-steps 48",
+        "--sft-batch 1",
+        "--rank 64 --lora-alpha 128",
+        "--max-pixels 401408",
+        "--group-size 4 --accumulation-steps 6",
+        "--prompts-per-step 1 --accumulation-steps 2",
+    ]
+
+
+def test_the_plan_says_what_all_devices_take_together(folder):
+    tiny = Planner(str(folder), ("sft", "grpo"), picture_tokens=64, rows=16)
+    lines = dict(plan(replace(OPTIONS, deepspeed="zero2", plan_devices=8, max_train_steps=3), tiny))
+    assert lines["grpo"] == "16 prompts x 4 answers an update: 8 answers x 8 devices; 3 updates take 48, 3 epochs of 16 rows"
+    assert lines["sft"] == "64 rows an update: 8 rows x 8 devices; 2 updates take 128, 8 epochs of 16 rows"
+    fewer = replace(OPTIONS, plan_devices=8, trl=("per_device_train_batch_size=1", "gradient_accumulation_steps=1"))
+    assert dict(plan(fewer, tiny))["grpo"].startswith("2 prompts x 4 answers an update: 1 answers x 8 devices; ")
+    alone, shared = (tiny.memory(replace(options, plan_devices=1)) for options in (OPTIONS, fewer))
+    assert alone and shared and shared.peak < alone.peak, "what --trl says is planned"
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_many_rows_are_planned_as_if_they_were_run(folder, monkeypatch, scored):
+    many = Planner(str(folder), ("grpo",), picture_tokens=64).load(OPTIONS, 20)
+    made = Made(str(folder), "float32", gpu=False)
+    extended = read_bytes(made, many, scored=scored)
+    monkeypatch.setattr("portraitkit.vlm.memory.EXACT_ROWS", 20)
+    assert extended == pytest.approx(read_bytes.__wrapped__(made, many, scored=scored), rel=0.01)

@@ -38,5 +38,11 @@ def test_a_checkpoint_wants_as_many_processes_as_wrote_it(tmp_path):
     check_processes(str(two), 2)
     with pytest.raises(CheckpointError, match=r"written by 1 process, this run has 2"):
         check_processes(str(one), 2)
-    with pytest.raises(CheckpointError, match=r"written by 2 processes, this run has 1; .*--nproc-per-node 2"):
+    with pytest.raises(CheckpointError, match=r"written by 2 processes, this run has 1; .*--nproc-per-node 2, or use --allow-changed"):
         check_processes(str(two), 1)
+    assert check_processes(str(two), 2, allow_changed=True) is None
+    said = check_processes(str(two), 1, allow_changed=True)
+    assert said is not None and "an update takes 1/2 of the rows" in said
+    (two / "global_step2").mkdir()
+    with pytest.raises(CheckpointError, match=r"share of DeepSpeed's optimiser, and --allow-changed cannot"):
+        check_processes(str(two), 1, allow_changed=True)

@@ -1,0 +1,52 @@
+"""`align-retoucher` in several processes, see `several_processes`; it notes each candidate's noise and what a process holds of the base."""
+
+import hashlib
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from several_processes import Job, serve
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as `run_command` does
+
+from policies.retoucher import own_groups, run  # noqa: E402 (imported here, once)
+from policies.retoucher.backbones import flux_kontext, tiny  # noqa: E402, F401 (the same)
+from policies.retoucher.main import align_retoucher  # noqa: E402
+
+
+def retouch(rank: int, job: Job) -> None:
+    """Run the command; never returns."""
+    log = Path(f"{job['log']}.{rank}")
+    draw, noises = own_groups.noise_of_groups, log.with_suffix(f".noise.{rank}")
+
+    def noted(*given: Any, **settings: Any) -> Any:
+        """Note what each candidate's noise is, and stop where the job says so."""
+        noise = draw(*given, **settings)
+        samples = [[values[row] for values in noise.steps.values()] for row in range(len(given[2]) * settings["group_size"])]
+        digests = [hashlib.sha256(b"".join(value.numpy().tobytes() for value in sample)).hexdigest() for sample in samples]
+        with noises.open("a") as file:
+            file.write(json.dumps({"step": settings["iteration"], "groups": given[2], "noise": digests}) + "\n")
+        if [rank, settings["iteration"]] == job.get("interrupt"):
+            os.kill(os.getpid(), signal.SIGINT)
+        return noise
+
+    divide = run.divide_base
+
+    def weighed(backbone: Any, device: str) -> None:
+        """Note how much of the base this process holds after it was divided."""
+        whole = sum(parameter.numel() for parameter in backbone.transformer.parameters())
+        divide(backbone, device)
+        own = sum(parameter.to_local().numel() for parameter in backbone.transformer.parameters())
+        log.with_suffix(f".held.{rank}").write_text(str(own / whole))
+
+    own_groups.noise_of_groups, run.divide_base = noted, weighed
+    sys.argv = ["align-retoucher", *job["options"]]
+    align_retoucher()
+
+
+if __name__ == "__main__":
+    serve(retouch)
