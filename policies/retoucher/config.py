@@ -165,8 +165,8 @@ class RetoucherConfig:
     ema_decay: float = 0.0
     """Moving average of the LoRA used for evaluation and saving; 0 = off."""
     micro_batch: int = 48
-    """Candidates in one forward, and in one forward and backward, of a process; in evaluations, photos. Halved where memory runs out.
-    Photos whose groups fit into one are rolled out together, at least one photo; while the next ones are rolled out, reward workers score."""
+    """Candidates (in evaluations, photos) in one forward, and in one forward and backward, of a process; halved where memory runs out.
+    Photos whose groups fit into it are rolled out together, at least one; while the next ones are rolled out, reward workers score."""
 
     validation_steps: int = 10
     """Training steps between two validations by the anchor-free ODE."""

@@ -60,7 +60,7 @@ def revise_recipe(values: dict[str, Any], typed: Mapping[str, Sequence[str]]) ->
     unfit = {name: values[name] for name in NOT_OF_TINY if name in values and name not in typed}
     if "sharding" in values and "sharding" not in typed and launched_processes() == 1:
         unfit["sharding"] = values["sharding"]
-    if unfit:
+    if unfit and os.environ.get("RANK", "0") == "0":
         shown = ", ".join(f"{name} = {json.dumps(value)}" for name, value in unfit.items())
         print(f"--backbone tiny: without the recipe's {shown}", file=sys.stderr)
     return {name: value for name, value in values.items() if name not in unfit}

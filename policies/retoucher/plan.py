@@ -27,7 +27,7 @@ def plan_memory(config: RetoucherConfig) -> Memory:
     """What one device holds and needs.
 
     Pictures and latents count where the run is on the CPU; with a GPU they stay on the host. Offloaded text encoders stand beside the
-    transformer while they encode. A judge that stands on the same device stays there all the time, too. FSDP2 divides the transformer alone.
+    transformer while they encode. A judge on the same device stays there all the time. FSDP2 divides the transformer alone.
 
     Raises:
         ConfigError: no built-in backbone, or a judge's name is none.
@@ -61,9 +61,7 @@ def plan_memory(config: RetoucherConfig) -> Memory:
         **judges.phases,
         f"update, {_update_rows(config)} candidates at once": traced["update"] + unpacked + (0 if gpu else _pictures(config, traced)),
         "optimiser step": adapter if gpu else trained.largest,
-        f"evaluation, {_evaluation_rows(config)} photos at once": traced["evaluation"]
-        + unpacked
-        + (0 if gpu else _retouched(config, traced)),
+        f"evaluation, {_evaluation_rows(config)} photos at once": traced["evaluation"] + unpacked + (0 if gpu else _seen(config, traced)),
     }
     notes = {"activations, checkpointing": "on" if config.gradient_checkpointing else "off", "attention": "fused (SDPA), no score matrix"}
     notes |= judges.notes
@@ -132,7 +130,7 @@ def _pictures(config: RetoucherConfig, traced: dict[str, Any]) -> int:
     return config.photos_per_step * config.group_size * (3 + PHOTO_CHANNELS) * traced["resolution"] ** 2 * 4
 
 
-def _retouched(config: RetoucherConfig, traced: dict[str, Any]) -> int:
+def _seen(config: RetoucherConfig, traced: dict[str, Any]) -> int:
     """The held-out photos' pictures before and after training, those of the parts beside them."""
     return 3 * config.held_out_photos * 3 * traced["resolution"] ** 2 * 4
 

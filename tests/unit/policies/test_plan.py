@@ -66,7 +66,6 @@ def measured(make_trainer, config, monkeypatch) -> int:
 def test_the_plan_is_within_a_tenth_of_what_is_measured(make_trainer, config, monkeypatch, changes):
     config = replace(config, **{"validation_photos": 3, "held_out_photos": 5, **changes})
     memory = plan_memory(config)
-    assert memory.at_peak.startswith("evaluation, 48") == (config.held_out_photos == 48)
     assert memory.peak == pytest.approx(measured(make_trainer, config, monkeypatch), rel=0.1)
 
 
@@ -124,8 +123,8 @@ def test_a_judge_on_the_same_device_counts():
     assert "planned as Qwen/Qwen2.5-VL-7B-Instruct" in trained_later.notes["judge:runs/not/there:win_rate"]
 
 
-@pytest.mark.parametrize("photos", [4, 12])
-def test_what_is_proposed_can_be_typed_and_is_what_a_run_takes(photos):
+@pytest.mark.parametrize(("photos", "of_eight"), [(4, 8), (12, 16)])
+def test_what_is_proposed_can_be_typed_and_is_what_a_run_takes(photos, of_eight):
     base = ["--device", "cuda", "--photos-per-step", str(photos), "--validation-photos", "3"]
     config = load_config(RetoucherConfig, base, prog="align-retoucher")
     for change in changes(config):
@@ -139,9 +138,8 @@ def test_what_is_proposed_can_be_typed_and_is_what_a_run_takes(photos):
         check_sharding(typed, devices)
         assert change.more_devices == (devices > 1)
     words = [change.words for change in changes(config)]
-    needed = "" if photos == 12 else " --photos-per-step 8"
     assert words[-2] == "--sharding fsdp2 --validation-photos 4 (started by torchrun --nproc_per_node 4)"
-    assert words[-1].startswith(f"--sharding fsdp2 {needed or '--photos-per-step 16'}".replace("  ", " "))
+    assert words[-1].startswith(f"--sharding fsdp2 --photos-per-step {of_eight} --validation-photos 8 (")
 
 
 def test_a_plan_refuses_what_the_run_refuses():
@@ -155,10 +153,10 @@ def test_a_plan_refuses_what_the_run_refuses():
 
 
 def test_what_the_options_save_and_do_not_save():
-    below = plan_memory(RetoucherConfig(group_size=4, micro_batch=2))
-    equal = plan_memory(RetoucherConfig(group_size=4, micro_batch=4))
-    assert below.phases["update, 2 candidates at once"] < 0.7 * equal.phases["update, 4 candidates at once"]
-    assert below.phases["evaluation, 2 photos at once"] < 0.7 * equal.phases["evaluation, 4 photos at once"]
+    below = plan_memory(RetoucherConfig(group_size=16, micro_batch=4, device="cuda"))
+    equal = plan_memory(RetoucherConfig(group_size=16, micro_batch=16, device="cuda"))
+    assert below.phases["update, 4 candidates at once"] < 0.5 * equal.phases["update, 16 candidates at once"]
+    assert below.phases["evaluation, 4 photos at once"] < 0.5 * equal.phases["evaluation, 16 photos at once"]
     offloaded = plan_memory(replace(RetoucherConfig(group_size=4), offload_text_encoder=True))
     resident = plan_memory(RetoucherConfig(group_size=4))
     assert offloaded.held["text encoders"] == 0

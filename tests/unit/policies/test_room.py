@@ -1,14 +1,15 @@
 """Out of memory: less at once with the same result, one line said; one clear line where there is no less."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 
 from policies.retoucher.evaluate import evaluate_policy, evaluation_set
 from policies.retoucher.room import Room
 from portraitkit.errors import OutOfMemory
+from portraitkit.runs import SilentRunFolder
 
 
 class Small:
@@ -59,18 +60,16 @@ def test_what_cannot_be_halved_ends_with_one_line():
 def test_a_step_that_runs_out_of_memory_is_the_step_of_smaller_micro_batches(make_trainer, config, updates):
     config = replace(config, credit="local", lr_scheduler="constant", updates_per_step=updates, shared_noise=False)
     plain, small = make_trainer(config), make_trainer(config)
+    plain.room.rows, plain.room_to_learn.rows = 4, 2
     small.backbone = Small(small.backbone, 2)
     said = []
     small.room.say = small.room_to_learn.say = said.append
     wanted, found = plain.train_step(), small.train_step()
     assert small.backbone.most == 4 and (small.room.rows, small.room_to_learn.rows) == (4, 2)
     assert [line.partition(":")[0] for line in said] == (["sampling", "update"] if updates == 2 else ["sampling", "update", "update"])
-    assert found.gradient_norm == pytest.approx(wanted.gradient_norm, rel=1e-3)
-    for one, other in zip(found.figures, wanted.figures, strict=True):
-        assert one.evaluations == other.evaluations and one.loss == pytest.approx(other.loss, abs=1e-7)
-    # Adam's first step is a sign: where a gradient is rounding alone, it may point either way.
-    moved = [(small.adapter[name] - plain.adapter[name]).abs() > config.learning_rate / 10 for name in plain.adapter]
-    assert sum(int(rows.sum()) for rows in moved) < 0.01 * sum(rows.numel() for rows in moved)
+    assert found.gradient_norm == wanted.gradient_norm > 0 and found.figures == wanted.figures
+    assert torch.equal(found.rewards, wanted.rewards)
+    assert all(torch.equal(small.adapter[name], value) for name, value in plain.adapter.items())
 
 
 def test_evaluation_goes_through_the_network_in_micro_batches(make_trainer, config):
@@ -93,16 +92,12 @@ def test_the_rollout_reward_beside_the_ode_is_measured_in_micro_batches(make_tra
     assert 0 <= trainer.ode_reward([0, 1]) <= 1 and trainer.backbone.most == 1
 
 
-def test_the_adapter_is_there_before_the_held_out_photos_are_looked_at(tmp_path):
-    from policies.retoucher.processes import Processes
+def test_the_adapter_is_there_before_the_held_out_photos_are_looked_at(make_trainer, config, tmp_path):
     from policies.retoucher.run import _finish
 
-    done = []
-
-    def evaluate(*given):
-        raise OutOfMemory("held out")
-
-    trainer = SimpleNamespace(processes=Processes(), save_adapter=done.append, evaluate=evaluate)
-    with pytest.raises(OutOfMemory, match="held out"):
-        _finish(trainer, None, SimpleNamespace(path=tmp_path), None, 0.0)  # pyright: ignore[reportArgumentType]
-    assert done == [tmp_path]
+    trainer = make_trainer(config)
+    data = evaluation_set(trainer.backbone, trainer.source, "held_out", 2, prompt=config.prompt, noise_seed=7)
+    trainer.backbone = Small(trainer.backbone, 0)
+    with pytest.raises(OutOfMemory, match="sampling, one at a time"):
+        _finish(trainer, data, SilentRunFolder(tmp_path), Console(quiet=True), 0.0)
+    assert (tmp_path / "pytorch_lora_weights.safetensors").is_file()
