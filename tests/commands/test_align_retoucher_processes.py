@@ -126,6 +126,7 @@ def test_two_processes_train_what_one_trains(align, runs, two):
 def test_a_recipe_of_eight_gpus_runs_on_the_embedded_retoucher_in_two_processes(align, runs):
     tiny = ["--config", "dpg_kontext_8x80gb", "--backbone", "tiny", "--photos", "embedded", "--photos-per-step", "2"]
     small = ["--max-train-steps", "1", "--updates-per-step", "1", "--eval-num-steps", "2"]
+    small += ["--micro-batch", "1"]  # three photos to validate: one process has two parts, the other one, and each must wait for the other
     assert align("recipe", 2, "recipe", *tiny, *small) == [0, 0], said(runs, "recipe")
     stored = json.loads((runs / "recipe" / "config.json").read_text())
     assert (stored["sharding"], stored["device"], stored["backbone"], stored["rank"]) == ("fsdp2", "cpu", "tiny", 32)
