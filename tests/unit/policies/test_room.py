@@ -75,14 +75,14 @@ def test_a_step_that_runs_out_of_memory_is_the_step_of_smaller_micro_batches(mak
 def test_evaluation_goes_through_the_network_in_micro_batches(make_trainer, config):
     trainer = make_trainer(replace(config, micro_batch=3))
     data = evaluation_set(trainer.backbone, trainer.source, "validation", 8, prompt=config.prompt, noise_seed=7)
-    whole = evaluate_policy(trainer.backbone, data, trainer.rewards, 2)
+    whole = evaluate_policy(trainer.backbone, data, trainer.rewards, config.num_steps)
     trainer.backbone = Small(trainer.backbone, 8)
     parts = trainer.evaluate(data, trainer.current())
     assert trainer.backbone.most == 3
-    torch.testing.assert_close(parts.pictures, whole.pictures, rtol=1e-3, atol=1e-3)  # another batch, another rounding
+    torch.testing.assert_close(parts.pictures, whole.pictures, rtol=1e-3, atol=1e-4)  # another batch, another rounding
     for name, values in whole.values.items():
-        torch.testing.assert_close(parts.values[name], values, rtol=1e-2, atol=1e-2, equal_nan=True)
-    alone = evaluate_policy(trainer.backbone, data.select(torch.arange(3)), trainer.rewards, 2)
+        torch.testing.assert_close(parts.values[name], values, rtol=1e-3, atol=1e-3, equal_nan=True)
+    alone = evaluate_policy(trainer.backbone, data.select(torch.arange(3)), trainer.rewards, config.num_steps)
     assert torch.equal(parts.pictures[:3], alone.pictures)
 
 
