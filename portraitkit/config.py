@@ -14,6 +14,7 @@ import re
 import shlex
 import sys
 import tomllib
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
@@ -29,7 +30,11 @@ RECIPES = Path(__file__).parent / "recipes"
 Config = TypeVar("Config")
 
 
-def load_config(cls: type[Config], argv: list[str], *, prog: str) -> Config:
+Revise = Callable[[dict[str, Any], Mapping[str, Sequence[str]]], dict[str, Any]]
+"""The values of a recipe and the options that were typed, with the words behind them, to the recipe's values that count."""
+
+
+def load_config(cls: type[Config], argv: list[str], *, prog: str, revise: Revise = lambda values, typed: values) -> Config:
     """Fill a configuration from its defaults, then `--config NAME|FILE.toml`, then the options in `argv`.
 
     `--help` prints and exits with 0; with `--config` beside it the defaults shown are the recipe's.
@@ -38,6 +43,7 @@ def load_config(cls: type[Config], argv: list[str], *, prog: str) -> Config:
         cls: Frozen dataclass with the field types named at the top of this module.
         argv: Arguments after the command's name; options with dashes or underscores.
         prog: Name of the command, for messages.
+        revise: Drops what a recipe cannot have beside the options that were typed.
 
     Returns:
         The validated configuration.
@@ -51,6 +57,7 @@ def load_config(cls: type[Config], argv: list[str], *, prog: str) -> Config:
     source, argv = _take_recipe(argv)
     values = _read_recipe(_find_recipe(source, cls), types) if source else {}
     given = _options_given(argv, types, lists, prog)
+    values = revise(values, given)
     printed = io.StringIO()
     try:
         with redirect_stderr(printed):

@@ -9,6 +9,7 @@
         ├── DataError             a row or a data set that breaks its schema
         ├── RunFolderError        output folder taken, locked, or holding another run
         ├── CheckpointError       checkpoint missing, incomplete, damaged, or of another run
+        ├── OutOfMemory           a device has no room for the smallest part of the work
         ├── HubError              the hub cannot be reached or refuses; nothing local is lost
         └── TrainingStopped       too many unscorable samples or non-finite steps in a row
             └── WorkersLost       no reward worker scores any more; what was trained is saved
@@ -49,6 +50,18 @@ class RunFolderError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, incomplete, damaged, or belongs to another run."""
+
+
+class OutOfMemory(UserError):
+    """A device has no room for the smallest part of the work.
+
+    Attributes:
+        alone: whether the other processes of the run wait inside of the work, where they cannot be told.
+    """
+
+    def __init__(self, message: str, *, alone: bool = False) -> None:
+        super().__init__(message)
+        self.alone = alone
 
 
 class HubError(UserError):

@@ -18,7 +18,8 @@ from benchmarks.group_cost import ALL_STEPS, ARMS, DPG, Cost, Group, optimise_gr
 from policies.retoucher.architectures import parts_of, random_backbone, stand_in_condition
 from policies.retoucher.backbones.tiny import EMBEDDED
 from policies.retoucher.config import RetoucherConfig
-from policies.retoucher.plan import changes, plan_memory
+from policies.retoucher.dry_run import changes
+from policies.retoucher.plan import plan_memory
 from policies.retoucher.rollout import Rollout
 from policies.retoucher.train import Trainer
 from policies.retoucher.training_photos import SyntheticSource

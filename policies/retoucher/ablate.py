@@ -5,7 +5,6 @@ Six arms, equal network evaluations, several seeds; judged on held-out photos by
 """
 
 import json
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from policies.retoucher.ablation_plots import ablation_plot, ablation_table_mark
 from policies.retoucher.adapter import check_start
 from policies.retoucher.backbones import load_backbone
 from policies.retoucher.config import RetoucherConfig
+from policies.retoucher.config_rules import launched_processes
 from policies.retoucher.encoding_cache import open_cache, with_cache
 from policies.retoucher.evaluate import Evaluation, EvaluationSet, compare
 from policies.retoucher.loading import loading_options
@@ -44,7 +44,7 @@ def run_ablation(config: RetoucherConfig, command: list[str]) -> int:
     console = Console(stderr=True)
     if config.report_to or config.resume_from_checkpoint is not None:
         raise ConfigError("--ablate takes no --report-to and no --resume-from-checkpoint: it goes on by itself, and writes ablation.jsonl")
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if launched_processes() > 1:
         raise ConfigError("--ablate: its runs are trained in one process each; start it without torchrun or accelerate launch")
     budget = config.max_network_evaluations or _default_budget(config)
     # Every run's settings are checked here, before the first is trained.

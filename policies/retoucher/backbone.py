@@ -108,8 +108,19 @@ class Backbone(Protocol):
 
 
 @torch.no_grad()
-def sample_ode(backbone: Backbone, condition: Condition, noise: Latents, num_steps: int) -> Images:
-    """Retouch by the plain, anchor-free Euler ODE: the only sampler used at inference and for evaluation."""
+def sample_ode(backbone: Backbone, condition: Condition, noise: Latents, num_steps: int, batch: int | None = None) -> Images:
+    """Retouch by the plain, anchor-free Euler ODE: the only sampler used at inference and for evaluation.
+
+    Args:
+        backbone: the policy.
+        condition: the encoded photos.
+        noise: initial latents, one row a photo.
+        num_steps: of the ODE.
+        batch: photos that are evaluated and decoded at once; all if not given. What a photo becomes does not depend on it.
+    """
+    if batch is not None and len(noise) > batch:
+        parts = torch.arange(len(noise)).split(batch)
+        return torch.cat([sample_ode(backbone, condition.select(rows), noise[rows], num_steps) for rows in parts])
     x = noise
     sigmas = backbone.sigmas(num_steps)
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):

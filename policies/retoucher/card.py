@@ -21,6 +21,7 @@ SETTINGS = (
     "backbone",
     "resolution",
     "num_steps",
+    "eval_num_steps",
     "guidance",
     "sampler",
     "eta",

@@ -1,12 +1,20 @@
 """Every option of `align-retoucher`. The docstring under a field is its help text."""
 
+import shlex
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from policies.retoucher.config_rules import RULES, check_guidance
 from portraitkit.errors import ConfigError
 from portraitkit.hub import check_repo_name
 from portraitkit.memory_plan import check_planning
+
+
+def _readable(shown: str) -> str:
+    """A default with an apostrophe in it, which tyro shows as a shell's `'"'"'`."""
+    return f'(default: "{shlex.split(shown)[0]}")'
 
 
 @dataclass(frozen=True)
@@ -21,7 +29,9 @@ class RetoucherConfig:
     """Hub id or local folder of the backbone's weights; the backbone's own default if not given."""
     photos: str = "embedded"
     """embedded (synthetic portraits) or a folder with metadata.jsonl: file_name and, for DPG, anchor_file_name."""
-    prompt: str = "Beautify this person's face while maintaining a natural and realistic appearance"
+    prompt: Annotated[str, tyro.conf.arg(help_behavior_hint=_readable)] = (
+        "Beautify this person's face while maintaining a natural and realistic appearance"
+    )
     """Editing instruction; the default is the one BeautyGRPO released."""
     resolution: int | None = None
     """Side of the square face crops in pixels; the backbone's own if not given."""
@@ -49,7 +59,9 @@ class RetoucherConfig:
     """Everything random follows from it."""
 
     num_steps: int = 8
-    """T, sampling steps of a rollout and of evaluation."""
+    """T, sampling steps of a rollout."""
+    eval_num_steps: int = 0
+    """Sampling steps of validation and of the held-out photos; 0: as --num-steps."""
     sampler: Literal["flow_sde", "cps", "dance_sde"] = "flow_sde"
     """Stochastic step: Flow-GRPO's, coefficients-preserving (Flow-CPS), or DanceGRPO's."""
     eta: float = 0.7
@@ -153,8 +165,8 @@ class RetoucherConfig:
     ema_decay: float = 0.0
     """Moving average of the LoRA used for evaluation and saving; 0 = off."""
     micro_batch: int = 48
-    """Candidates in one forward and backward of a process. Photos whose groups fit into one are rolled out together, at least one photo;
-    while the next ones are rolled out, reward workers score."""
+    """Candidates (in evaluations, photos) in one forward, and in one forward and backward, of a process; halved where memory runs out.
+    Photos whose groups fit into it are rolled out together, at least one; while the next ones are rolled out, reward workers score."""
 
     validation_steps: int = 10
     """Training steps between two validations by the anchor-free ODE."""
@@ -200,6 +212,7 @@ class RetoucherConfig:
         """
         rules = {
             "num_steps": self.num_steps >= 1,
+            "eval_num_steps": self.eval_num_steps >= 0,
             "photos_per_step": self.photos_per_step >= 1,
             "max_train_steps": self.max_train_steps >= 1,
             "rank": self.rank >= 1,
@@ -251,6 +264,11 @@ class RetoucherConfig:
             raise ConfigError(
                 f"--reward-weights has {len(self.reward_weights)} values for {len(self.all_rewards)} rewards: give one each, or none"
             )
+
+    @property
+    def evaluation_steps(self) -> int:
+        """Sampling steps of an evaluation."""
+        return self.eval_num_steps or self.num_steps
 
     @property
     def all_rewards(self) -> tuple[str, ...]:

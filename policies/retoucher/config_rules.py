@@ -1,9 +1,16 @@
 """The rules for single options of `align-retoucher`, as error messages say them."""
 
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from portraitkit.errors import ConfigError
 
 RULES = {
     "num_steps": "at least 1 sampling step",
+    "eval_num_steps": "0 (as --num-steps) or more",
     "photos_per_step": "at least 1 photo",
     "max_train_steps": "at least 1 training step",
     "warmup_steps": "0 or more",
@@ -32,6 +39,37 @@ RULES = {
     "reward_worker_patience": "at least --reward-worker-timeout, or the first slow answer ends the run",
     "seed": "between 0 and 2^63 - 1",
 }
+
+
+NOT_OF_TINY = ("model", "resolution", "device", "guidance", "negative_prompt", "quantize", "offload_text_encoder", "vae_tiling")
+"""What a recipe says of the model that it was written for, and that the embedded retoucher cannot have or would have otherwise."""
+
+
+def revise_recipe(values: dict[str, Any], typed: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """A recipe's values as they count: with `--backbone tiny` typed, without those of the model that it was written for.
+
+    So one recipe runs on a large model and on the embedded one, where only the backbone and the launcher change. What is left out is
+    said in one line; what was typed is never left out.
+
+    Args:
+        values: of the recipe.
+        typed: options of the command line.
+    """
+    if list(typed.get("backbone", ())) != ["tiny"] or values.get("backbone", "tiny") == "tiny":
+        return values
+    unfit = {name: values[name] for name in NOT_OF_TINY if name in values and name not in typed}
+    if "sharding" in values and "sharding" not in typed and launched_processes() == 1:
+        unfit["sharding"] = values["sharding"]
+    if unfit and os.environ.get("RANK", "0") == "0":
+        shown = ", ".join(f"{name} = {json.dumps(value)}" for name, value in unfit.items())
+        print(f"--backbone tiny: without the recipe's {shown}", file=sys.stderr)
+    return {name: value for name, value in values.items() if name not in unfit}
+
+
+def launched_processes() -> int:
+    """How many a launcher has started; 1 without one. A lone WORLD_SIZE, as some clusters set it, says nothing."""
+    known = "LOCAL_RANK" in os.environ and "RANK" in os.environ
+    return int(os.environ.get("WORLD_SIZE", "1")) if known else 1
 
 
 def check_guidance(guidance: float | None) -> None:

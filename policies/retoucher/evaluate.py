@@ -9,6 +9,7 @@ from torch import Tensor
 
 from policies.retoucher.backbone import Backbone, Condition, sample_ode
 from policies.retoucher.processes import Processes
+from policies.retoucher.room import Room
 from policies.retoucher.training_photos import PhotoSource, TrainingPhotos
 from portraitkit.statistics import Change, paired_change
 from reward_models.grain import residual_grain
@@ -71,6 +72,7 @@ def evaluate_policy(
     processes: Processes | None = None,
     *,
     pictures: bool = True,
+    room: Room | None = None,
 ) -> Evaluation:
     """Retouch every photo of the set by the ODE and measure it.
 
@@ -81,19 +83,29 @@ def evaluate_policy(
         num_steps: of the ODE.
         processes: that take a part of the photos each; all have the values of all photos afterwards.
         pictures: whether pictures are wanted; without, several processes do not exchange them, and the evaluation has none.
+        room: for photos that go through the networks at once; for all if not given.
 
     Raises:
         WorkersLost: a reward that is scored elsewhere never came.
+        OutOfMemory: there is no room for one photo.
     """
+
+    def retouched(part: EvaluationSet) -> Float[Tensor, "n 3 h w"]:
+        count = len(part.noise)
+        return (room or Room(count)).fit(count, lambda rows: sample_ode(backbone, part.condition, part.noise, num_steps, rows))
+
     if processes is None or processes.count == 1:
-        return measure(sample_ode(backbone, data.condition, data.noise, num_steps), data, rewards)
+        return measure(retouched(data), data, rewards)
 
     def own() -> Evaluation | None:
         rows = torch.tensor(processes.share(len(data.noise)))
         if not len(rows):
             return None
+        # Who evaluates a divided network must do so as often as the others: a process with a photo less takes one of its own twice.
+        spare = -(-len(data.noise) // processes.count) - len(rows) if room is not None and room.fixed else 0
+        found = retouched(data.select(torch.cat([rows, rows[:1].expand(spare)])))[: len(rows)]
         part = data.select(rows)
-        done = measure(sample_ode(backbone, part.condition, part.noise, num_steps), part, rewards)
+        done = measure(found, part, rewards)
         return done if pictures else replace(done, pictures=done.pictures[:0])
 
     parts = [part for part in processes.gather(processes.together(own)) if part is not None]

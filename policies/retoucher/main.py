@@ -17,11 +17,12 @@ def retouch_portrait() -> None:
 
 def _align(argv: list[str]) -> int:
     from policies.retoucher.config import RetoucherConfig
+    from policies.retoucher.config_rules import revise_recipe
     from portraitkit.config import load_config
 
-    config = load_config(RetoucherConfig, argv, prog="align-retoucher")
+    config = load_config(RetoucherConfig, argv, prog="align-retoucher", revise=revise_recipe)
     if config.dry_run:
-        from policies.retoucher.plan import dry_run
+        from policies.retoucher.dry_run import dry_run
 
         return dry_run(config)
     if config.ablate:

@@ -10,6 +10,7 @@ from policies.retoucher.backbone import Backbone, Condition, Latents
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.processes import Processes
 from policies.retoucher.rollout import Rollout, StepPlan, noise_of_groups
+from policies.retoucher.room import Room
 from policies.retoucher.scored_rollout import roll_out_and_score
 from policies.retoucher.training_photos import PhotoSource, TrainingPhotos
 from reward_models.judge_check import verifiable_reward
@@ -67,7 +68,14 @@ def judges_of(rewards: RewardSet) -> list[CountedJudge]:
 
 
 def roll_out_own(
-    backbone: Backbone, source: PhotoSource, rewards: RewardSet, plan: StepPlan, config: RetoucherConfig, step: int, groups: list[int]
+    backbone: Backbone,
+    source: PhotoSource,
+    rewards: RewardSet,
+    plan: StepPlan,
+    config: RetoucherConfig,
+    step: int,
+    groups: list[int],
+    room: Room | None = None,
 ) -> tuple[OwnGroups, Told]:
     """Roll out and score some groups of a training step.
 
@@ -79,9 +87,10 @@ def roll_out_own(
         config: the run.
         step: training step.
         groups: numbers of the groups in the step, at least one.
+        room: for candidates that go through the networks at once; a micro-batch if not given.
 
     Raises:
-        UserError: a photo cannot be used, or reward workers are lost.
+        UserError: a photo cannot be used, reward workers are lost, or there is no room for one candidate.
     """
     start = step * config.photos_per_step
     batch = source.load("train", [start + group for group in groups])
@@ -94,7 +103,7 @@ def roll_out_own(
     before = [judge.counts.copy() for judge in judges]
     drawn = {"group_size": config.group_size, "shared_noise": config.shared_noise, "seed": config.seed, "iteration": step}
     noise = noise_of_groups(backbone, plan, groups, **drawn)
-    scored = roll_out_and_score(backbone, condition, anchors, plan, batch.photos, rewards, config, noise)
+    scored = roll_out_and_score(backbone, condition, anchors, plan, batch.photos, rewards, config, noise, room)
     photos = batch.photos.select(scored.rollout.photo_of)
     new = [judge.counts.since(count) for judge, count in zip(judges, before, strict=True)]
     told = Told(

@@ -1,54 +1,37 @@
-"""`align-retoucher --dry-run`: what a run holds on a device and needs at its peak, by its own code on the meta device."""
+"""What a run of `align-retoucher` holds on a device and needs at its peak, by its own code on the meta device."""
 
-from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from policies.retoucher.architectures import WORDS, meta_backbone, parts_of, stand_in_condition
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.memory import prepare_training
-from policies.retoucher.rollout import StepPlan, check_plan, plan_steps
+from policies.retoucher.plan_judge import plan_judges
+from policies.retoucher.rollout import StepPlan, plan_steps
 from policies.retoucher.update import base_policy
-from portraitkit.memory_plan import NF4, Change, Memory, Shards, Trained, check_fits, device_limit
+from portraitkit.memory_plan import NF4, Memory, Shards, Trained
 from portraitkit.memory_trace import by_depth, size_of, stacks_of, tensors_of, tracing
 
 PHOTO_CHANNELS = 3 + 1 + 1 + 1 + 3
 """Of a photo on the host: itself, skin, features, opacity, anchor. Each candidate's picture stands beside a copy of them."""
 
 
-def dry_run(config: RetoucherConfig) -> int:
-    """Print the plan of a run and refuse what cannot fit; returns the exit code.
-
-    Raises:
-        ConfigError: the run cannot fit on the device; the message names the change that makes it fit.
-    """
-    check_plan(config)
-    memory = plan_memory(config)
-    table = Table(title="align-retoucher, not started", title_justify="left")
-    table.add_column("")
-    table.add_column("planned")
-    for name, value in [*_recipe_lines(config), *memory.lines()]:
-        table.add_row(name, value)
-    Console().print(table)
-    check_fits(config, memory, device_limit(config.device_memory, config.device), changes(config), plan_memory)
-    return 0
-
-
 def plan_memory(config: RetoucherConfig) -> Memory:
     """What one device holds and needs.
 
-    Pictures and latents count where the run is on the CPU; with a GPU they stay on the host. A group is updated at once, however small
-    `--micro-batch` is; offloaded text encoders stand beside the transformer while they encode. FSDP2 divides the transformer alone.
+    Pictures and latents count where the run is on the CPU; with a GPU they stay on the host. Offloaded text encoders stand beside the
+    transformer while they encode. A judge on the same device stays there all the time. FSDP2 divides the transformer alone.
+
+    Raises:
+        ConfigError: no built-in backbone, or a judge's name is none.
+        WeightsError: a folder holds no model, or another one.
     """
     gpu = config.device != "cpu"
-    traced = _traced(config)
+    traced, judges = _traced(config), plan_judges(config, planned_backbone(config).resolution)
     shards = Shards(config.sharding, config.plan_devices)
     base = traced["transformer"] if config.quantize == "none" else traced["quantised transformer"]
     gathered = 2 * traced["largest block"] if shards.of_weights > 1 else 0
@@ -64,6 +47,7 @@ def plan_memory(config: RetoucherConfig) -> Memory:
         "gradients": adapter,
         "optimiser states": trained.states(config.optimizer, Shards()),
         "photos and latents": 0 if gpu else _latents(config, traced),
+        **judges.held,
     }
     reading = "encoding text, the encoders beside the transformer" if moved else "encoding text"
     phases = {
@@ -71,77 +55,16 @@ def plan_memory(config: RetoucherConfig) -> Memory:
         "encoding photos": traced["encode"],
         f"rollout, {_rollout_rows(config)} candidates at once": traced["rollout"] + unpacked,
         "decoding": traced["decode"],
+        **judges.phases,
         f"update, {_update_rows(config)} candidates at once": traced["update"] + unpacked + (0 if gpu else _pictures(config, traced)),
         "optimiser step": adapter if gpu else trained.largest,
+        f"evaluation, {_evaluation_rows(config)} photos at once": traced["evaluation"] + unpacked + (0 if gpu else _seen(config, traced)),
     }
     notes = {"activations, checkpointing": "on" if config.gradient_checkpointing else "off", "attention": "fused (SDPA), no score matrix"}
-    if config.micro_batch < config.group_size:
-        notes[f"--micro-batch {config.micro_batch}"] = "cuts the rollout only: the update takes a whole group at once"
+    notes |= judges.notes
     if shards.devices > 1:
         notes["split"] = f"{shards.kind} over {shards.devices} devices (planned only)"
     return Memory(traced["parameters"], trained.values, held, phases, gpu, notes)
-
-
-def _recipe_lines(config: RetoucherConfig) -> list[tuple[str, str]]:
-    base = "nf4" if config.quantize == "nf4" else "float32" if config.backbone == "tiny" else "bfloat16"
-    absent = config.photos != "embedded" and not Path(config.photos).is_dir()
-    return [
-        *([("photos", f"{config.photos}, which is not there yet")] if absent else []),
-        ("backbone", f"{config.backbone}, {config.model or 'its own weights'}, base {base}, LoRA float32 of rank {config.rank}"),
-        ("step", f"{config.photos_per_step} photos x {config.group_size} candidates, {config.num_steps} sampling steps"),
-        ("pictures", f"{_backbone(config).resolution} px"),
-    ]
-
-
-# ---- what a change of options would do
-
-
-def _to(**values: Any) -> Any:
-    """Set options; None where they are so already or where the backbone does not know them."""
-
-    def apply(config: RetoucherConfig) -> RetoucherConfig | None:
-        unknown = config.backbone == "tiny" and values.keys() & {"quantize", "offload_text_encoder", "vae_tiling"}
-        if unknown or ("quantize" in values and config.sharding != "none"):
-            return None
-        return replace(config, **values) if any(getattr(config, name) != value for name, value in values.items()) else None
-
-    return apply
-
-
-def _at_most(name: str, value: int) -> Any:
-    def apply(config: RetoucherConfig) -> RetoucherConfig | None:
-        now = _backbone(config).resolution if name == "resolution" else getattr(config, name)
-        return replace(config, **{name: value}) if now > value and (name != "resolution" or config.backbone != "tiny") else None
-
-    return apply
-
-
-def _fsdp2(devices: int) -> Any:
-    def apply(config: RetoucherConfig) -> RetoucherConfig | None:
-        split = config.sharding == "fsdp2" and config.plan_devices >= devices
-        if split or config.device == "cpu" or config.quantize == "nf4":
-            return None
-        return replace(config, plan_devices=devices, sharding="fsdp2")
-
-    return apply
-
-
-def changes(config: RetoucherConfig) -> tuple[Change[RetoucherConfig], ...]:
-    """What may be changed to make a run fit, the least painful first, more devices last."""
-    return (
-        Change("--offload-text-encoder", _to(offload_text_encoder=True)),
-        Change(f"--micro-batch {config.group_size}", _at_most("micro_batch", config.group_size)),
-        Change("--gradient-checkpointing", _to(gradient_checkpointing=True)),
-        Change("--vae-tiling", _to(vae_tiling=True)),
-        Change("--optimizer adamw_8bit", _to(optimizer="adamw_8bit")),
-        Change("--micro-batch 1", _at_most("micro_batch", 1)),
-        Change("--quantize nf4", _to(quantize="nf4")),
-        Change("--group-size 8", _at_most("group_size", 8)),
-        Change("--group-size 4", _at_most("group_size", 4)),
-        Change("--resolution 512", _at_most("resolution", 512)),
-        Change("--resolution 256", _at_most("resolution", 256)),
-        *(Change(f"fsdp2 over {devices} devices", _fsdp2(devices), more_devices=True) for devices in (2, 4, 8)),
-    )
 
 
 # ---- tracing
@@ -150,11 +73,8 @@ def changes(config: RetoucherConfig) -> tuple[Change[RetoucherConfig], ...]:
 def _update_rows(config: RetoucherConfig) -> int:
     """Candidates (or photos, where their first step is shared) of the largest forward with gradients."""
     photos = -(-config.photos_per_step // config.updates_per_step)
-    own = min(photos, max(1, config.micro_batch // config.group_size)) * config.group_size
-    plan = _plan(config)
-    if config.shared_noise and len(plan.drawn) == 1:
-        return min(photos, config.micro_batch)
-    return own
+    shared = config.shared_noise and len(_plan(config).drawn) == 1
+    return min(photos if shared else photos * config.group_size, config.micro_batch)
 
 
 def _rolled_rows(config: RetoucherConfig) -> int:
@@ -164,6 +84,11 @@ def _rolled_rows(config: RetoucherConfig) -> int:
 
 def _rollout_rows(config: RetoucherConfig) -> int:
     return min(config.micro_batch, _rolled_rows(config))
+
+
+def _evaluation_rows(config: RetoucherConfig) -> int:
+    """Photos of the larger evaluation set that are retouched and decoded together."""
+    return min(config.micro_batch, max(config.validation_photos, config.held_out_photos))
 
 
 def _plan(config: RetoucherConfig) -> StepPlan:
@@ -184,14 +109,17 @@ def _made(made: Made) -> Any:
     return meta_backbone(name, model, resolution, guidance=guidance, vae_tiling=tiling)
 
 
-def _backbone(config: RetoucherConfig) -> Any:
+def planned_backbone(config: RetoucherConfig) -> Any:
+    """The run's backbone on the meta device."""
     return _made(_made_of(config))
 
 
 def _latents(config: RetoucherConfig, traced: dict[str, Any]) -> int:
-    """Photos of a step with their residuals, and of each candidate its latents and those of its drawn steps."""
-    photos = config.photos_per_step * (PHOTO_CHANNELS + 3) * traced["resolution"] ** 2 * 4
-    return photos + config.photos_per_step * config.group_size * traced["latent"] * (1 + 3 * len(_plan(config).drawn))
+    """Photos of a step and of both evaluation sets with their residuals, and of each candidate its latents and those of its drawn steps."""
+    evaluated = config.validation_photos + config.held_out_photos
+    photos = (config.photos_per_step + evaluated) * (PHOTO_CHANNELS + 3) * traced["resolution"] ** 2 * 4
+    candidates = config.photos_per_step * config.group_size * (1 + 3 * len(_plan(config).drawn))
+    return photos + (candidates + 2 * evaluated) * traced["latent"]
 
 
 def _pictures(config: RetoucherConfig, traced: dict[str, Any]) -> int:
@@ -199,16 +127,22 @@ def _pictures(config: RetoucherConfig, traced: dict[str, Any]) -> int:
     return config.photos_per_step * config.group_size * (3 + PHOTO_CHANNELS) * traced["resolution"] ** 2 * 4
 
 
+def _seen(config: RetoucherConfig, traced: dict[str, Any]) -> int:
+    """The held-out photos' pictures before and after training, those of the parts beside them."""
+    return 3 * config.held_out_photos * 3 * traced["resolution"] ** 2 * 4
+
+
 def _traced(config: RetoucherConfig) -> dict[str, Any]:
     """Bytes by name, of weights and of what computations add to them. Each is traced once for what it depends on."""
-    made, backbone = _made_of(config), _backbone(config)
+    made, backbone = _made_of(config), planned_backbone(config)
     adapted = (made, config.rank, config.gradient_checkpointing)
     return _sizes(made) | {
         "trained": Trained(tuple((p.numel(), p.element_size()) for p in _trained(_adapted(*adapted)))),
         "encode": _encode(made, min(config.photos_per_step, backbone.batch)),
-        "decode": _decode(made, min(_rolled_rows(config), backbone.batch)),
+        "decode": _decode(made, min(max(_rollout_rows(config), _evaluation_rows(config)), backbone.batch)),
         "encode text": _text(made),
         "rollout": _rollout(*adapted, _rollout_rows(config)),
+        "evaluation": _rollout(*adapted, _evaluation_rows(config)),
         "update": _updated(*adapted, _update_rows(config), config.kl_beta > 0),
     }
 

@@ -22,8 +22,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from policies.retoucher.config_rules import launched_processes
 from portraitkit.checkpoints import find_checkpoint
-from portraitkit.errors import CheckpointError, ConfigError, TrainingStopped, UserError
+from portraitkit.errors import CheckpointError, ConfigError, OutOfMemory, TrainingStopped, UserError
 from portraitkit.interrupt import Interruptible
 
 T = TypeVar("T")
@@ -91,6 +92,8 @@ class Processes:
         try:
             done = work()
         except UserError as error:
+            if isinstance(error, OutOfMemory) and error.alone:
+                raise  # the launcher ends the others
             own = error
         for error in self.gather(own):
             if error is not None:
@@ -147,7 +150,7 @@ def open_processes(device: str) -> Iterator[Processes]:
     Raises:
         ConfigError: one GPU for all processes, fewer GPUs than processes, or half an environment.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = launched_processes()
     if count == 1:
         yield Processes(device=device)
         return
@@ -173,7 +176,7 @@ def own_device(device: str) -> str:
     Raises:
         ConfigError: see `open_processes`.
     """
-    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ConfigError(
             f"WORLD_SIZE {os.environ['WORLD_SIZE']}: {', '.join(missing)} missing beside it; start by torchrun or accelerate launch"

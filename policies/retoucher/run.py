@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -26,12 +27,13 @@ from policies.retoucher.report import write_report
 from policies.retoucher.report_pictures import write_overview
 from policies.retoucher.rewards import open_rewards, workers_of
 from policies.retoucher.rollout import check_plan
+from policies.retoucher.room import ADVICE
 from policies.retoucher.sharding import check_sharding, divide_base
 from policies.retoucher.train import StepResult, Trainer, make_evaluation_sets
 from policies.retoucher.training_photos import PhotoSource, open_photos
 from portraitkit.checkpoints import load_checkpoint, save_checkpoint
 from portraitkit.config import config_to_dict
-from portraitkit.errors import ConfigError, WorkersLost
+from portraitkit.errors import ConfigError, OutOfMemory, WorkersLost
 from portraitkit.hub import open_repo, push_folder
 from portraitkit.images import write_image
 from portraitkit.interrupt import Interruptible
@@ -55,7 +57,10 @@ def run_alignment(config: RetoucherConfig, command: list[str]) -> int:
         own = replace(config, device=processes.device)
         with ExitStack() as stack:
             rewards = processes.together(lambda: stack.enter_context(open_rewards(own, console)))
-            return _align(own, config_to_dict(config), command, rewards, console, processes)
+            try:
+                return _align(own, config_to_dict(config), command, rewards, console, processes)
+            except torch.OutOfMemoryError as error:
+                raise OutOfMemory(f"{str(error).partition('. ')[0]}; {ADVICE}") from error
 
 
 def _check(config: RetoucherConfig, processes: Processes) -> None:
@@ -137,11 +142,11 @@ def _load(config: RetoucherConfig, rewards: RewardSet) -> tuple[Backbone, PhotoS
 
 def _finish(trainer: Trainer, held_out: EvaluationSet, run: RunFolder, console: Console, started: float) -> None:
     """Measure on the held-out photos, and write what the run ends with."""
+    trainer.processes.only_first(lambda: trainer.save_adapter(run.path))  # what was trained is there, whatever becomes of its evaluation
     base = trainer.evaluate(held_out, None)
     aligned = trainer.evaluate(held_out, trainer.chosen())
 
     def write() -> None:
-        trainer.save_adapter(run.path)
         changes = compare(base, aligned)
         untouched = measure(held_out.batch.photos.source, held_out, trainer.rewards)
         _write_pictures(run.path / "held_out", held_out, base, aligned)

@@ -10,6 +10,7 @@ from torch import Tensor
 from policies.retoucher.backbone import Backbone, Condition, Latents
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.rollout import Noise, Rollout, StepPlan, bfloat16, join, roll_out_photos
+from policies.retoucher.room import Room
 from reward_models.photos import Photos
 from reward_models.reward_set import RewardSet
 
@@ -40,6 +41,7 @@ def roll_out_and_score(
     rewards: RewardSet,
     config: RetoucherConfig,
     noise: Noise,
+    room: Room | None = None,
 ) -> ScoredRollout:
     """Roll out one photo after the other, or as many together as fit a micro-batch, and begin to score each as soon as it is there.
 
@@ -56,17 +58,19 @@ def roll_out_and_score(
         rewards: that score.
         config: the run.
         noise: of all photos.
+        room: for candidates that go through the networks at once; a micro-batch if not given.
 
     Raises:
         WorkersLost: rewards that workers score never came.
+        OutOfMemory: there is no room for one candidate.
     """
-    total = len(condition)
+    total, room = len(condition), room or Room(config.micro_batch)
     rollouts, pictures, scorings = [], [], []
     for rows in torch.arange(total).split(max(1, config.micro_batch // config.group_size)):
-        options = {"batch": config.micro_batch, "bf16": config.bf16_rollouts}
-        rollout = roll_out_photos(backbone, condition, anchors, plan, noise, rows, **options)
-        with torch.no_grad(), bfloat16(config.bf16_rollouts):
-            candidates = backbone.decode(rollout.latents, condition.select(rollout.photo_of))
+        given = (backbone, condition, anchors, plan, noise, rows)
+        members = len(rows) * noise.group_size
+        rollout = room.fit(members, lambda batch, given=given: roll_out_photos(*given, batch=batch, bf16=config.bf16_rollouts))
+        candidates = room.fit(members, lambda batch, rollout=rollout: _decoded(backbone, condition, rollout, batch, config.bf16_rollouts))
         scorings.append(rewards.submit(candidates, photos.select(rollout.photo_of), rollout.photo_of))
         rollouts.append(rollout)
         pictures.append(candidates)
@@ -74,3 +78,10 @@ def roll_out_and_score(
     done = [scoring.result() for scoring in scorings]
     parts = {name: torch.cat([part[name] for part in done]) for name in done[0]}
     return ScoredRollout(join(rollouts), torch.cat(pictures), parts, time.monotonic() - rolled)
+
+
+@torch.no_grad()
+def _decoded(backbone: Backbone, condition: Condition, rollout: Rollout, batch: int, bf16: bool) -> Float[Tensor, "members 3 h w"]:
+    parts = zip(rollout.latents.split(batch), rollout.photo_of.split(batch), strict=True)
+    with bfloat16(bf16):
+        return torch.cat([backbone.decode(latents, condition.select(photo_of)) for latents, photo_of in parts])

@@ -31,7 +31,7 @@ def check_sharding(config: RetoucherConfig, processes: int) -> None:
     if config.sharding == "none":
         return
     if processes == 1:
-        raise ConfigError("--sharding fsdp2: divides the base among processes, and there is one; start several, or leave it out")
+        raise ConfigError("--sharding fsdp2: divides the base among processes, and there is one; start several, or use --sharding none")
     if config.photos_per_step % processes:
         raise ConfigError(
             f"--photos-per-step {config.photos_per_step}: with --sharding fsdp2 a multiple of the {processes} processes; try "

@@ -2,8 +2,9 @@
 
 import copy
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,7 @@ from policies.retoucher.memory import make_optimizer, prepare_training
 from policies.retoucher.own_groups import NOTHING, OwnGroups, Told, all_told, roll_out_own
 from policies.retoucher.processes import Processes
 from policies.retoucher.rollout import StepPlan, plan_steps
+from policies.retoucher.room import Room
 from policies.retoucher.seeds import mix
 from policies.retoucher.training_photos import PhotoSource
 from policies.retoucher.update import NO_FIGURES, UpdateFigures, accumulate_gradients, base_policy
@@ -132,6 +134,13 @@ class Trainer:
         self.alarms = Alarms()
         self.sigmas = backbone.sigmas(config.num_steps)
 
+        def say(line: str) -> None:
+            console.print(f"[yellow]{line}[/yellow]", soft_wrap=True)
+
+        options: dict[str, Any] = {"say": say, "fixed": config.sharding != "none"}
+        self.room = Room(config.micro_batch, "sampling", **options)
+        self.room_to_learn = Room(config.micro_batch, "update", **options)
+
     def out_of_budget(self) -> bool:
         """Whether the run has had its training steps or its network evaluations."""
         limit = self.config.max_network_evaluations
@@ -148,7 +157,7 @@ class Trainer:
         config, step, started = self.config, self.progress.step, time.monotonic()
         plan = plan_steps(config, self.sigmas, step)
         groups = self.processes.share(config.photos_per_step)
-        given = (self.backbone, self.source, self.rewards, plan, config, step, groups)
+        given = (self.backbone, self.source, self.rewards, plan, config, step, groups, self.room)
         own, told = self.processes.together(lambda: roll_out_own(*given) if groups else (None, NOTHING))
         told = all_told(self.processes, told, config.group_size)
         group_of = torch.arange(config.photos_per_step).repeat_interleave(config.group_size)
@@ -222,9 +231,14 @@ class Trainer:
         if own is not None and advantages is not None:
             rows = torch.tensor([row for row, group in enumerate(own.groups) if group in photos], dtype=torch.long)
             count = len(photos) * config.group_size
-            given = (self.backbone, own.condition, own.rollout, plan, advantages, rows, config)
+            given = (self.backbone, own.condition, own.rollout, plan, advantages, rows)
             in_step = self.processes.largest if config.sharding == "fsdp2" else None
-            figures = accumulate_gradients(*given, candidates=count, in_step=in_step)
+
+            def accumulate(batch: int) -> UpdateFigures:
+                self.optimizer.zero_grad(set_to_none=True)  # an attempt that ran out of memory has left some
+                return accumulate_gradients(*given, replace(config, micro_batch=batch), candidates=count, in_step=in_step)
+
+            figures = self.room_to_learn.fit(len(rows) * config.group_size, accumulate)
         figures = UpdateFigures.total(self.processes.gather(figures))
         self.processes.sum_gradients(self.adapter.values())
         self.progress.evaluations += figures.evaluations
@@ -279,13 +293,14 @@ class Trainer:
 
     def evaluate(self, data: EvaluationSet, weights: dict[str, Tensor] | None, *, pictures: bool = True) -> Evaluation:
         """Evaluate given adapter weights, or the base policy (None), by the anchor-free ODE; without `pictures`, values are enough."""
-        given = (self.backbone, data, self.rewards, self.config.num_steps, self.processes)
+        given = (self.backbone, data, self.rewards, self.config.evaluation_steps, self.processes)
+        options = {"pictures": pictures, "room": self.room}
         if weights is None:
             with base_policy(self.backbone):
-                return evaluate_policy(*given, pictures=pictures)
+                return evaluate_policy(*given, **options)
         before = self.use(weights)
         try:
-            return evaluate_policy(*given, pictures=pictures)
+            return evaluate_policy(*given, **options)
         finally:
             self.use(before)
 
@@ -299,7 +314,7 @@ class Trainer:
         return evaluation
 
     def ode_reward(self, photos: list[int]) -> float:
-        """Mean reward of the plain ODE on training photos, to set beside the rollouts' reward on the same photos."""
+        """Mean reward of the plain ODE on training photos, to set beside the rollouts' reward on the same photos at as many steps."""
         rows = self.processes.share(len(photos))
         generator = torch.Generator().manual_seed(mix(self.config.seed, self.progress.step, 1))
         noise = self.backbone.noise(len(photos), generator)[rows]
@@ -309,7 +324,8 @@ class Trainer:
                 return torch.empty(0)
             batch = self.source.load("train", [photos[row] for row in rows])
             condition = self.backbone.condition(batch.photos.source, self.config.prompt)
-            pictures = sample_ode(self.backbone, condition, noise, self.config.num_steps)
+            given = (self.backbone, condition, noise, self.config.num_steps)
+            pictures = self.room.fit(len(rows), lambda batch: sample_ode(*given, batch))
             return self.rewards.combined(self.rewards.parts(pictures, batch.photos)).cpu()
 
         return float(self.processes.in_order(self.processes.gather(self.processes.together(own))).nanmean())

@@ -79,22 +79,24 @@ def accumulate_gradients(
 
     Advantages are one a candidate, or one a token of it (`--credit local`): then ratio and clipping are a token's, too.
     Groups whose advantages are all 0 are left out of the computation; they count in the mean, as they would with loss 0.
+    At most `config.micro_batch` candidates (photos, where their candidates share a step) go forward and backward at once: the loss is a sum
+    over candidates, so how it is cut changes nothing but rounding.
     """
     members = torch.isin(rollout.photo_of, photos)
     terms = (candidates or int(members.sum())) * max(1, len(rollout.steps))
     each = advantages[0].numel()
-    live = [int(p) for p in photos if advantages[rollout.photo_of == p].abs().sum() > 0]
-    per_call = max(1, config.micro_batch // (len(rollout.photo_of) // len(condition)))
+    live = torch.tensor([int(p) for p in photos if advantages[rollout.photo_of == p].abs().sum() > 0], dtype=torch.long)
+    their_members = torch.isin(rollout.photo_of, live).nonzero()[:, 0]
     loss = kl = 0.0
     deviation, clipped, evaluations = 0.0, 0.0, 0
-    chunks = [config.micro_batch if step.shared else per_call for step in rollout.steps]
-    calls = [math.ceil(len(live) / chunk) for chunk in chunks]
-    for step, chunk, count in zip(rollout.steps, chunks, calls if in_step is None else in_step(calls), strict=True):
+    rows_of = [live if step.shared else their_members for step in rollout.steps]
+    calls = [math.ceil(len(rows) / config.micro_batch) for rows in rows_of]
+    for step, rows, count in zip(rollout.steps, rows_of, calls if in_step is None else in_step(calls), strict=True):
         weight = 1 - plan.lams[step.index] if config.step_weight == "attenuation" else 1.0
-        for start in range(0, count * chunk, chunk):
-            chosen = torch.tensor(live[start : start + chunk] or [0])
+        for start in range(0, count * config.micro_batch, config.micro_batch):
+            chosen = rows[start : start + config.micro_batch] if start < len(rows) else torch.tensor([0])
             part = _step_terms(backbone, condition, rollout, plan, step, advantages, chosen, config)
-            if start >= len(live):
+            if start >= len(rows):
                 (0.0 * part.surrogate.sum()).backward()  # only to keep step
                 continue
             (weight * (part.surrogate.sum() + config.kl_beta * part.kl.sum()) / terms).backward()
@@ -122,14 +124,13 @@ def _step_terms(
     plan: StepPlan,
     step: TakenStep,
     advantages: Float[Tensor, " members *tokens"],
-    photos: Int[Tensor, " k"],
+    rows: Int[Tensor, " k"],
     config: RetoucherConfig,
 ) -> _StepTerms:
-    """Loss terms of one drawn step for the candidates of some photos."""
-    members = torch.isin(rollout.photo_of, photos).nonzero()[:, 0]
-    rows = photos if step.shared else members
-    spread = torch.searchsorted(photos, rollout.photo_of[members]) if step.shared else torch.arange(len(members))
-    conditions = condition.select(photos if step.shared else rollout.photo_of[members])
+    """Loss terms of one drawn step for some of its rows: candidates, or photos with all of their candidates where they share the step."""
+    members = torch.isin(rollout.photo_of, rows).nonzero()[:, 0] if step.shared else rows
+    spread = torch.searchsorted(rows, rollout.photo_of[members]) if step.shared else torch.arange(len(members))
+    conditions = condition.select(rows if step.shared else rollout.photo_of[rows])
     sigma, sigma_next = plan.sigmas[step.index], plan.sigmas[step.index + 1]
     x = step.x[rows]
 

@@ -47,6 +47,64 @@ def test_every_recipe_dry_runs(command, name):
         assert "11,901,408,320, trained" in out and "data/portraits, which is not there" in out
 
 
+FOR_TINY = ["--backbone", "tiny", "--photos", "embedded", "--config"]
+"""What changes where a recipe of a large model runs on the embedded one; then the recipe."""
+LARGE = [name for name in recipe_names(RetoucherConfig) if load_config(RetoucherConfig, ["--config", name], prog="").backbone != "tiny"]
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_every_recipe_of_a_large_model_runs_on_the_embedded_one(command, tmp_path, name):
+    options = [*FOR_TINY, name, *SMALL, "--eval-num-steps", 2, "--output-dir", tmp_path / "run"]
+    recipe = load_config(RetoucherConfig, ["--config", name], prog="align-retoucher")
+    if any(reward.startswith("judge:") for reward in recipe.all_rewards):
+        options += ["--rewards", "judge:embedded:win_rate"]  # the recipe's is still to be trained
+    code, _, err = command(align_retoucher, *options)
+    assert code == 0, err
+    said = [line for line in err.splitlines() if line.startswith("--backbone tiny: without the recipe's ")]
+    assert len(said) == 1 and 'device = "cuda"' in said[0] and f"resolution = {recipe.resolution}" in said[0]
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (stored["device"], stored["resolution"], stored["quantize"], stored["sharding"]) == ("cpu", None, "none", "none")
+    kept = ("window", "sampler", "num_steps", "eta", "rank", "ratio", "advantage", "gradient_checkpointing", "optimizer")
+    assert {option: stored[option] for option in kept} == {option: getattr(recipe, option) for option in kept}
+    assert (tmp_path / "run" / "pytorch_lora_weights.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--resolution", "512"], "--resolution 512: the embedded retoucher works at 128 px"),
+        (["--quantize", "nf4"], "--quantize nf4: --backbone tiny has no such option"),
+        (["--guidance", "4"], "--guidance 4.0: --backbone tiny has no such option"),
+        (["--sharding", "fsdp2"], "there is one; start several, or use --sharding none"),
+    ],
+)
+def test_what_was_typed_is_not_left_out(command, tmp_path, options, words):
+    code, _, err = command(align_retoucher, *FOR_TINY, "dpg_kontext_1x24gb", *SMALL, *options, "--output-dir", tmp_path / "run")
+    assert code == 2 and words in err and not (tmp_path / "run").exists()
+
+
+def test_evaluations_have_steps_of_their_own(command, tmp_path, monkeypatch):
+    from policies.retoucher import evaluate
+
+    seen, sample = set(), evaluate.sample_ode
+    monkeypatch.setattr(evaluate, "sample_ode", lambda *given: seen.add(given[3]) or sample(*given))
+    code, _, err = command(align_retoucher, *SHORT, "--eval-num-steps", 3, "--output-dir", tmp_path / "run")
+    assert code == 0 and seen == {3}, err
+    assert {load_config(RetoucherConfig, ["--config", name], prog="").evaluation_steps for name in LARGE} >= {28, 50}
+    code, _, err = command(align_retoucher, *SHORT, "--eval-num-steps", -1, "--output-dir", tmp_path / "other")
+    assert code == 2 and "--eval-num-steps -1: 0 (as --num-steps) or more" in err
+
+
+def test_pref_grpo_is_rewarded_by_its_judge_alone():
+    recipe = load_config(RetoucherConfig, ["--config", "pref_grpo_kontext"], prog="align-retoucher")
+    assert [name.partition(":")[0] for name in recipe.all_rewards] == ["judge"] and recipe.all_rewards[0].endswith(":win_rate")
+
+
+def test_help_shows_the_prompt_as_it_is(command):
+    code, out, _ = command(align_retoucher, "--help")
+    assert code == 0 and "Beautify this person's face" in " ".join(out.replace("│", " ").split())
+
+
 def test_a_dry_run_says_what_fits_and_starts_nothing(command, tmp_path):
     options = ["--dry-run", "--group-size", 4, "--output-dir", tmp_path / "run"]
     code, out, err = command(align_retoucher, *options, "--device-memory", 1)

@@ -113,6 +113,15 @@ def test_two_processes_train_what_one_trains(align, runs, two):
     assert said(runs, "two").count("report:") == 1
 
 
+def test_a_recipe_of_eight_gpus_runs_on_the_embedded_retoucher_in_two_processes(align, runs):
+    tiny = ["--config", "dpg_kontext_8x80gb", "--backbone", "tiny", "--photos", "embedded", "--photos-per-step", "2"]
+    small = ["--max-train-steps", "1", "--updates-per-step", "1", "--eval-num-steps", "2"]
+    small += ["--micro-batch", "1"]  # three photos to validate: one process has two parts, the other one, and each must wait for the other
+    assert align("recipe", 2, "recipe", *tiny, *small) == [0, 0], said(runs, "recipe")
+    stored = json.loads((runs / "recipe" / "config.json").read_text())
+    assert (stored["sharding"], stored["device"], stored["backbone"], stored["rank"]) == ("fsdp2", "cpu", "tiny", 32)
+
+
 def test_stopped_in_one_process_refused_in_another_number_and_resumed(align, runs, two):
     codes = align("stopped", 2, "half", interrupt=[1, 0])
     assert codes == [130, 130], said(runs, "stopped")

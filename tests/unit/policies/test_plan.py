@@ -9,9 +9,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from policies.retoucher import evaluate
 from policies.retoucher.architectures import meta_backbone, parts_of
 from policies.retoucher.config import RetoucherConfig
-from policies.retoucher.plan import changes, plan_memory
+from policies.retoucher.dry_run import changes, dry_run
+from policies.retoucher.evaluate import evaluation_set
+from policies.retoucher.plan import plan_memory
+from policies.retoucher.sharding import check_sharding
+from portraitkit.config import load_config
 from portraitkit.errors import ConfigError, WeightsError
 from portraitkit.memory_trace import LiveBytes, size_of, tensors_of
 
@@ -26,17 +31,24 @@ def uncounted(function):
     return call
 
 
-def measured(make_trainer, config) -> int:
-    """Most bytes of live tensors in two training steps: the second has the optimiser's states."""
+def measured(make_trainer, config, monkeypatch) -> int:
+    """Most bytes of live tensors in two training steps (the second has the optimiser's states) and the evaluations after them."""
     trainer = make_trainer(config)
     trainer.source = type("Source", (), {"load": staticmethod(uncounted(trainer.source.load))})()
     functions = {name: uncounted(function) for name, function in trainer.rewards.functions.items()}
     trainer.rewards = replace(trainer.rewards, functions=functions)
     modules = [module for some in parts_of(trainer.backbone).values() for module in some]
     held = [t for module in modules for t in tensors_of(module)] + [*trainer.average.values(), *trainer.best.values()]
+    load, measures = {"prompt": config.prompt, "noise_seed": 7}, {name: uncounted(function) for name, function in evaluate.MEASURES.items()}
+    monkeypatch.setattr(evaluate, "MEASURES", measures)
     with LiveBytes(held, ("cpu",)) as live:
+        sizes = {"validation": config.validation_photos, "held_out": config.held_out_photos}
+        sets = [evaluation_set(trainer.backbone, trainer.source, split, count, **load) for split, count in sizes.items()]
         for _ in range(2):
             trainer.train_step()
+        trainer.validate(sets[0])
+        both = trainer.evaluate(sets[1], None), trainer.evaluate(sets[1], trainer.chosen())
+    assert len(both) == 2
     return live.peak
 
 
@@ -48,11 +60,13 @@ def measured(make_trainer, config) -> int:
         {"group_size": 8, "gradient_checkpointing": True, "rank": 4},
         {"group_size": 6, "gradient_checkpointing": False, "micro_batch": 6, "kl_beta": 0.1},
         {"group_size": 6, "gradient_checkpointing": False, "micro_batch": 2},
+        {"group_size": 2, "gradient_checkpointing": True, "held_out_photos": 48},
     ],
 )
-def test_the_plan_is_within_a_tenth_of_what_is_measured(make_trainer, config, changes):
-    config = replace(config, **changes)
-    assert plan_memory(config).peak == pytest.approx(measured(make_trainer, config), rel=0.1)
+def test_the_plan_is_within_a_tenth_of_what_is_measured(make_trainer, config, monkeypatch, changes):
+    config = replace(config, **{"validation_photos": 3, "held_out_photos": 5, **changes})
+    memory = plan_memory(config)
+    assert memory.peak == pytest.approx(measured(make_trainer, config, monkeypatch), rel=0.1)
 
 
 def test_the_embedded_parts_weigh_what_the_real_ones_do(backbone):
@@ -93,11 +107,56 @@ def test_shares_of_devices():
     assert split.held["weights of the transformer"] == whole.held["weights of the transformer"] // 4 + 2 * block  # two are gathered
 
 
-def test_what_the_options_do_not_save_is_said():
-    below = plan_memory(RetoucherConfig(group_size=4, micro_batch=2))
-    equal = plan_memory(RetoucherConfig(group_size=4, micro_batch=4))
-    assert below.phases["update, 4 candidates at once"] == equal.phases["update, 4 candidates at once"]
-    assert below.notes["--micro-batch 2"].startswith("cuts the rollout only")
+def test_a_judge_on_the_same_device_counts():
+    from portraitkit.vlm.load import load_model
+    from reward_models.judge_settings import source_of
+
+    plain = plan_memory(RetoucherConfig(group_size=2))
+    judged = plan_memory(RetoucherConfig(group_size=2, reward=("judge:embedded:win_rate",)))
+    real = size_of(tensors_of(load_model(source_of("embedded"), dtype="float32", device="cpu")))
+    assert judged.held["judge:embedded:win_rate, weights"] == real
+    assert judged.phases["judging, 32 questions at once"] > 0
+    elsewhere = plan_memory(RetoucherConfig(group_size=2, reward=("judge:embedded:win_rate",), reward_worker=("http://127.0.0.1:1",)))
+    assert (elsewhere.held, elsewhere.phases) == (plain.held, plain.phases) and "elsewhere" in elsewhere.notes["judge:embedded:win_rate"]
+    trained_later = plan_memory(RetoucherConfig(group_size=2, device="cuda", rewards=("judge:runs/not/there:win_rate",)))
+    assert trained_later.held["judge:runs/not/there:win_rate, weights"] > 15 * 2**30
+    assert "planned as Qwen/Qwen2.5-VL-7B-Instruct" in trained_later.notes["judge:runs/not/there:win_rate"]
+
+
+@pytest.mark.parametrize(("photos", "of_eight"), [(4, 8), (12, 16)])
+def test_what_is_proposed_can_be_typed_and_is_what_a_run_takes(photos, of_eight):
+    base = ["--device", "cuda", "--photos-per-step", str(photos), "--validation-photos", "3"]
+    config = load_config(RetoucherConfig, base, prog="align-retoucher")
+    for change in changes(config):
+        changed = change.apply(config)
+        if changed is None:
+            continue
+        options, _, launcher = change.words.partition("(started by torchrun --nproc_per_node ")
+        devices = int(launcher.rstrip(")") or 1)
+        typed = load_config(RetoucherConfig, [*base, *options.split()], prog="align-retoucher")
+        assert typed == replace(changed, plan_devices=1)
+        check_sharding(typed, devices)
+        assert change.more_devices == (devices > 1)
+    words = [change.words for change in changes(config)]
+    assert words[-2] == "--sharding fsdp2 --validation-photos 4 (started by torchrun --nproc_per_node 4)"
+    assert words[-1].startswith(f"--sharding fsdp2 --photos-per-step {of_eight} --validation-photos 8 (")
+
+
+def test_a_plan_refuses_what_the_run_refuses():
+    config = RetoucherConfig(sharding="fsdp2", photos_per_step=16, plan_devices=32)
+    with pytest.raises(ConfigError, match="--photos-per-step 16: .* multiple of the 32 processes; try 32"):
+        dry_run(config)
+    with pytest.raises(ConfigError, match="--validation-photos 24: .* at least one for each of 32"):
+        dry_run(replace(config, photos_per_step=32))
+    with pytest.raises(ConfigError, match="--plan-devices 1: --sharding fsdp2 .* give --plan-devices 8"):
+        dry_run(replace(config, plan_devices=1))
+
+
+def test_what_the_options_save_and_do_not_save():
+    below = plan_memory(RetoucherConfig(group_size=16, micro_batch=4, device="cuda"))
+    equal = plan_memory(RetoucherConfig(group_size=16, micro_batch=16, device="cuda"))
+    assert below.phases["update, 4 candidates at once"] < 0.5 * equal.phases["update, 16 candidates at once"]
+    assert below.phases["evaluation, 4 photos at once"] < 0.5 * equal.phases["evaluation, 16 photos at once"]
     offloaded = plan_memory(replace(RetoucherConfig(group_size=4), offload_text_encoder=True))
     resident = plan_memory(RetoucherConfig(group_size=4))
     assert offloaded.held["text encoders"] == 0

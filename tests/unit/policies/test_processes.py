@@ -132,7 +132,7 @@ def test_another_number_of_processes_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("device", "missing", "words"),
-    [("cpu", "RANK", "RANK missing beside it"), ("cuda:1", None, "a GPU each"), ("cuda", None, "process 7 finds")],
+    [("cpu", "MASTER_PORT", "MASTER_PORT missing beside it"), ("cuda:1", None, "a GPU each"), ("cuda", None, "process 7 finds")],
 )
 def test_a_launch_that_cannot_work_is_one_line(monkeypatch, device, missing, words):
     names = {"WORLD_SIZE": "9", "RANK": "7", "LOCAL_RANK": "7", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
@@ -159,8 +159,11 @@ def test_what_cannot_be_divided_is_refused(config, changes, processes, words):
     check_sharding(replace(config, **changes), processes)
 
 
-def test_one_process_needs_no_launcher(monkeypatch):
+@pytest.mark.parametrize("world", [None, "2"])
+def test_one_process_needs_no_launcher_and_a_lone_world_size_is_none(monkeypatch, world):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world:
+        monkeypatch.setenv("WORLD_SIZE", world)  # as some clusters do
     with open_processes("cpu") as processes:
         assert (processes.rank, processes.count, processes.share(3), processes.first) == (0, 1, [0, 1, 2], True)
         assert processes.only_first(lambda: 4) == 4 and processes.gather(5) == [5]
