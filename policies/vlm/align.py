@@ -97,7 +97,7 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
         run.write_json("probe.json", found.to_dict())
         if config.probe:
             if first:
-                console.print(f"report: {write_probe_report(folder)}", highlight=False)
+                console.print(f"report: {write_probe_report(folder)}", highlight=False, soft_wrap=True)
             return 0
         answer, floor = best_constant(task, rows["held_out"], config.mode, candidates=[found.constant_answer])
         measure = partial(_measure, config, task, processor, rows, decoding, console)
@@ -235,4 +235,4 @@ def _print_result(console: Console, summary: dict[str, Any], folder: Path) -> No
     table.add_row("shuffled pictures", f"{held_out['shuffled_image']:.3f}", f"{held_out['shuffled_image_after']:.3f}", "", "")
     table.add_row("best constant answer", f"{held_out['constant_floor']:.3f}", "", "", "")
     console.print(table)
-    console.print(f"report: {folder / 'report.html'}", highlight=False)
+    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)

@@ -61,7 +61,7 @@ def test_a_recipe_that_goes_on_from_another_says_so(command):
     assert code == 0, err
     assert "which --config facial_r1_7b makes from Qwen/Qwen2.5-VL-7B-Instruct" in " ".join(out.split()).replace(" │ │ │ ", " ")
     assert "data/raf-au, which is not there yet" in " ".join(out.split())
-    assert "10 of 1 prompts x 8 answers" in out and "8,292,166,656" in out
+    assert "1 prompts x 8 answers an update" in " ".join(out.split()) and "10 updates take" in out and "8,292,166,656" in out
     code, _, err = command(align_vlm, "--config", "facial_r1_enhance_7b", "--device", "cpu")
     assert code == 2 and "--deepspeed zero3: needs a launcher" in err  # as its comment starts it
     code, _, err = command(align_vlm, "--config", "facial_r1_enhance_7b", "--device", "cpu", "--deepspeed", "None")
