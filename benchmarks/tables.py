@@ -180,6 +180,10 @@ def _cell(value: Any) -> Any:
     return safe_cell(value)
 
 
+ROUNDING = 5e-6
+"""Half an interval below which means differ by rounding only: it is written as 0."""
+
+
 def decimals(value: float, *small: float) -> int:
     """Decimals under which a value is written: 2, or 3 below 2, and as many more as show a digit of everything small beside it."""
     shown = [abs(number) for number in small if math.isfinite(number) and number != 0]
@@ -191,7 +195,7 @@ def figure(mean: float, ci95: Sequence[float]) -> tuple[str, str]:
     if not math.isfinite(mean):
         return "", ""
     half = (ci95[1] - ci95[0]) / 2
-    digits = decimals(mean, half)
+    digits = decimals(mean, half if half >= ROUNDING else 0)
     return f"{mean:.{digits}f}", f"{half:.{digits}f}" if math.isfinite(half) else ""
 
 

@@ -43,6 +43,7 @@ def test_an_interval_that_leaves_zero_out_is_seen_to():
     assert gained(replace(entry, ci95=(math.nan, math.nan)))[1] == ""
     assert figure(0.99812, (0.99776, 0.99848)) == ("0.9981", "0.0004")
     assert figure(65.31, (64.9, 65.7)) == ("65.31", "0.40") and figure(0.5, (math.nan, math.nan)) == ("0.500", "")
+    assert figure(0.99999998, (0.99999995, 1.00000001)) == ("1.000", "0.000")
     assert figure(math.nan, (0, 1)) == ("", "") and decimals(3.0, 0.0, math.nan) == 2 and decimals(0.0, 1e-30) == 9
 
 
