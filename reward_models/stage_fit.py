@@ -15,10 +15,10 @@ from portraitkit.progress import progress_bar
 from portraitkit.runs import RunFolder
 from portraitkit.vlm.callbacks import Follow
 from portraitkit.vlm.load import load_model
+from portraitkit.vlm.once import read_once
 from portraitkit.vlm.processes import release
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import Task
-from portraitkit.vlm.tower import tower_once
 from portraitkit.vlm.train import check_finite, find_checkpoint, make_grpo_trainer, make_sft_trainer
 from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments, sft_arguments
 from reward_models.judged_pairs import View
@@ -96,8 +96,8 @@ def fit(setting: Fit, stage: str, start: str, rows: Sequence[Row], *, steps: int
         else:
             arguments = grpo_arguments(config, str(folder))
             given = (model, setting.processor, setting.view.prompt, rows, arguments, follow, task, "fixed", lora)
-            trainer = make_grpo_trainer(*given, frozen=frozen)
-        with tower_once(trainer.model):
+            trainer = make_grpo_trainer(*given, frozen=frozen, last_norm=config.weights == "last-norm")
+        with read_once(trainer.model):
             trainer.train(resume_from_checkpoint=checkpoint)
     if setting.interrupt.requested and trainer.state.global_step < steps:
         raise Interrupted

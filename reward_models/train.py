@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from portraitkit.allocator import keep_freed_memory
 from portraitkit.config import config_to_dict
 from portraitkit.errors import CheckpointError, ConfigError, RunFolderError
 from portraitkit.hub import open_repo, push_folder
@@ -47,6 +48,8 @@ def run_training(config: RewardModelConfig, command: list[str]) -> int:
     first = state.is_main_process
     console = Console(stderr=True, quiet=not first)
     check_device(config.device)
+    if config.device == "cpu":
+        keep_freed_memory()
     if first:
         check_folder(config)
     for differs in check_stages(config, state.num_processes):

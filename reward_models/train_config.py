@@ -74,7 +74,7 @@ class RewardModelConfig(TrainerOptions, WhatToJudge):
     """GRPO updates, on the training pairs whose verdict is still wrong or changes with the order."""
     prompts_per_step: int = 8
     """Groups in an update, on each device."""
-    learning_rate: float = 1e-5
+    learning_rate: float | None = 1e-5
     """Of GRPO."""
     max_tokens: int = 64
     """Most tokens of an answer."""

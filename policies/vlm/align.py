@@ -19,6 +19,7 @@ from policies.vlm.align_resume import find_start
 from policies.vlm.align_train import Setting, check_enough, forget_stages, load_policy, progress, train_stages
 from policies.vlm.reward_file import with_reward_file
 from policies.vlm.tasks import load_task
+from portraitkit.allocator import keep_freed_memory
 from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError
 from portraitkit.hub import open_repo, push_folder
@@ -54,6 +55,8 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
     first = state.is_main_process
     console = Console(stderr=True, quiet=not first)
     check_device(config.device)
+    if config.device == "cpu":
+        keep_freed_memory()
     folder = Path(config.folder)
     if first:  # the others might find what the first one has opened since
         check_run_folder(

@@ -13,12 +13,13 @@ from policies.vlm.align_report import headline
 from portraitkit.cards import Card, Result, Table, base_of, cell, counted, figure, group_tables, interval, write_card
 from portraitkit.statistics import bootstrap_interval
 from portraitkit.vlm.rows import Row
+from portraitkit.vlm.trainer_options import rate_of
 
 GROUPS = ("age_band", "age", "gender", "sex", "skin_tone", "race", "ethnicity")
 """Columns, or keys of meta_info, that tell people apart."""
 MOST_GROUPS = 12
 SETTINGS = ("stages", "mode", "max_train_steps", "prompts_per_step", "group_size", "learning_rate", "beta", "loss_type", "rank")
-SETTINGS += ("lora_alpha", "freeze_vision", "sft_steps", "max_tokens", "max_pixels", "dtype", "seed")
+SETTINGS += ("lora_alpha", "weights", "freeze_vision", "sft_steps", "max_tokens", "max_pixels", "dtype", "seed")
 
 
 def by_group(rows: Sequence[Row], before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -68,6 +69,7 @@ def write_align_card(folder: Path) -> Path:
     held_out, task = summary["held_out"], summary["task"]
     synthetic = summary["synthetic"]
     adapter = bool(config["rank"])
+    settings = config | {"learning_rate": rate_of(config["learning_rate"], config["weights"], config["rank"])}
     card = Card(
         title=f"{task} by portraitkit",
         what=f"A vision-language model aligned with the verifiable rewards of the task {task} by supervised fine-tuning or GRPO "
@@ -79,7 +81,7 @@ def write_align_card(folder: Path) -> Path:
         tables=(*_figures(summary), *group_tables(summary.get("groups", {}), "Greedy reward")),
         limits=_limits(summary),
         settings=(
-            *((name.replace("_", " "), cell(config[name])) for name in SETTINGS if name in config),
+            *((name.replace("_", " "), cell(settings[name])) for name in SETTINGS if name in settings),
             *([("processes", str(summary["processes"]))] if summary.get("processes", 1) > 1 else []),
             *((name, version) for name, version in environment["versions"].items() if version),
         ),

@@ -51,6 +51,9 @@ class WhatToAlign:
 class AlignVlmConfig(TrainerOptions, WhatToAlign):
     """Align a vision-language model with a task's verifiable rewards, by TRL's SFT and GRPO trainers."""
 
+    weights: Literal["all", "last-norm"] = "last-norm"
+    """Weights of the language part that GRPO trains where there is no LoRA: all, or the gains of its last norm alone (LN tuning)."""
+
     def __post_init__(self) -> None:
         """Refuse impossible values before any model is loaded.
 

@@ -15,11 +15,11 @@ from portraitkit.errors import DataError
 from portraitkit.interrupt import Interruptible
 from portraitkit.runs import RunFolder
 from portraitkit.vlm.callbacks import Follow
-from portraitkit.vlm.load import ASKED, attach_adapter, check_frozen, load_model, merge_adapter
+from portraitkit.vlm.load import ASKED, attach_adapter, check_frozen, count_parameters, load_model, merge_adapter
+from portraitkit.vlm.once import read_once
 from portraitkit.vlm.processes import release
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import Task
-from portraitkit.vlm.tower import tower_once
 from portraitkit.vlm.train import check_finite, make_grpo_trainer, make_sft_trainer
 from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments, sft_arguments
 
@@ -144,19 +144,25 @@ def _train(setting: Setting, stage: str, model: Any, lora: Any, start: Start) ->
         if stage == "sft":
             trainer = make_sft_trainer(*common, sft_arguments(config, f"{folder}/sft"), follow, lora, frozen=frozen)
         else:
-            trainer = make_grpo_trainer(*common, grpo_arguments(config, str(folder)), follow, task, config.mode, lora, frozen=frozen)
+            given = (*common, grpo_arguments(config, str(folder)), follow, task, config.mode, lora)
+            trainer = make_grpo_trainer(*given, frozen=frozen, last_norm=config.weights == "last-norm")
+        everything, trained = count_parameters(trainer.model)
+        setting.console.print(f"{stage}: {trained:,} of {everything:,} weights are trained", highlight=False)
         if start.checkpoint is not None and start.step >= steps and config.deepspeed is None:
             trainer._load_from_checkpoint(start.checkpoint)  # stopped when all was done; transformers would train one update more
             trainer.state.global_step = start.step
             return trainer
-        with tower_once(trainer.model):
+        with read_once(trainer.model):
             trainer.train(resume_from_checkpoint=start.checkpoint)
     return trainer
 
 
 def _read_again(config: AlignVlmConfig) -> bool:
-    """Whether the next stage starts from files: with DeepSpeed, or since TRL reads its reference model from where the policy came."""
-    return config.deepspeed is not None or (config.beta > 0 and not config.rank)
+    """Whether the next stage starts from files.
+
+    With DeepSpeed; since TRL reads its reference model from where the policy came; or to train all weights when it is not GRPO's turn.
+    """
+    return config.deepspeed is not None or (not config.rank and (config.beta > 0 or config.weights == "last-norm"))
 
 
 def _save(setting: Setting, trainer: Any, target: Path) -> None:

@@ -23,6 +23,7 @@ from portraitkit.vlm.load import load_processor
 from portraitkit.vlm.pictures import Limit, limit_of, shown
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import Task
+from portraitkit.vlm.trainer_options import rate_of
 
 NAMES = {"train": "train", "validation": "validation", "held_out": "test"}
 """Our splits and what their files are called."""
@@ -174,6 +175,7 @@ def _write_words(
         "counts": {NAMES[split]: len(some) for split, some in rows.items()},
         "longest": longest,
         "prompt_tokens": prompt_tokens,
+        "learning_rate": rate_of(config.learning_rate, "all", config.rank),  # they train all weights, or a LoRA
         "loss": LOSSES.get(config.loss_type),
     }
     for template, target in ((f"export_{config.export}_reward.py.j2", "reward.py"), (f"export_{config.export}.md.j2", "README.md")):

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from portraitkit.vlm.once import read_once
 from portraitkit.vlm.pictures import limit_of, shown
 from portraitkit.vlm.processes import divided, processes
 from portraitkit.vlm.rows import Row, messages
-from portraitkit.vlm.tower import tower_once
 
 Choice = tuple[str, dict[str, float]]
 """A token's text, and the log-probabilities of texts that could have stood in its place."""
@@ -99,7 +99,7 @@ def complete(
             )
             sampling["repetition_penalty"] = 1.0  # some hub models ship one: it would punish a score for having been given before
             recorder = _Recorder(watched)
-            with tower_once(model):
+            with read_once(model):
                 tokens = model.generate(
                     **inputs,
                     max_new_tokens=max_tokens,

@@ -223,9 +223,24 @@ def check_frozen(model: Any, optimizer: Any = None) -> None:
         )
 
 
+def train_last_norm(model: Any) -> None:
+    """Let nothing be trained but the language part's last norm, before its head: LN tuning (Qi et al. 2022, arXiv 2211.08682) of one layer.
+
+    Args:
+        model: without a LoRA.
+
+    Raises:
+        ConfigError: it has no vision tower by a name that is known here.
+    """
+    seeing = set(vision_tower(model).modules())
+    norms = [module for module in model.modules() if "norm" in type(module).__name__.lower() and module not in seeing]
+    model.requires_grad_(False)
+    norms[-1].requires_grad_(True)
+
+
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
-    """All parameters, and those that are trained."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    """All parameters, and those that are trained; those in DeepSpeed's shards count whole."""
+    sizes = [(getattr(parameter, "ds_numel", parameter.numel()), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from portraitkit.memory_plan import Trained
 from portraitkit.memory_trace import SHALLOW, by_depth, size_of, stacks_of, tensors_of, tracing
 from portraitkit.vlm.architectures import meta_model
-from portraitkit.vlm.load import DTYPES, vision_tower
+from portraitkit.vlm.load import DTYPES, train_last_norm, vision_tower
 
 HEAD_TOKENS, HEAD_WORDS = 4096, 32768
 """TRL's fused head projects so many tokens onto so many words of the vocabulary at once."""
@@ -55,6 +55,8 @@ class Made:
     """(rank, alpha, dropout, targets), or None for all weights."""
     freeze_vision: bool = False
     checkpointing: bool = False
+    last_norm: bool = False
+    """Without a LoRA, the gains of the language part's last norm alone are trained."""
     gpu: bool = False
     """GPUs score the answers' tokens only, in a kernel; CPUs score all, and hold tiles in float32."""
 
@@ -215,6 +217,8 @@ def _trainable(model: Any, made: Made) -> tuple[Any, list[Tensor]]:
         exclude = r".*(visual|vision_tower|vision_model).*"
         settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), exclude_modules=exclude)
         model = get_peft_model(model, settings)
+    elif made.last_norm:
+        train_last_norm(model)
     return model, [p for p in model.parameters() if p.requires_grad]
 
 

@@ -53,8 +53,9 @@ class Planner:
     def made(self, options: TrainerOptions) -> Made:
         """How the model is trained."""
         lora = (options.rank, options.lora_alpha, options.lora_dropout, tuple(options.lora_targets)) if options.rank else None
+        last_norm = options.weights == "last-norm" and set(self.stages) == {"grpo"}
         gpu = options.device != "cpu"
-        return Made(self.model, options.dtype, lora, options.freeze_vision, options.gradient_checkpointing, gpu)
+        return Made(self.model, options.dtype, lora, options.freeze_vision, options.gradient_checkpointing, last_norm, gpu)
 
     def load(self, options: TrainerOptions, rows: int) -> Load:
         """What a pass of so many rows is given."""

@@ -11,7 +11,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from portraitkit.errors import CheckpointError, TrainingStopped
 from portraitkit.images import read_image, to_pil
 from portraitkit.vlm.callbacks import StayFrozen
-from portraitkit.vlm.load import check_frozen
+from portraitkit.vlm.load import check_frozen, train_last_norm
 from portraitkit.vlm.pictures import Limit, capped, limit_of, shown
 from portraitkit.vlm.rewards import reward_functions
 from portraitkit.vlm.rows import Row
@@ -70,6 +70,7 @@ def make_grpo_trainer(
     lora: Any = None,
     *,
     frozen: bool = False,
+    last_norm: bool = False,
 ) -> Any:
     """TRL's GRPOTrainer with the task's rewards, one function for each part.
 
@@ -84,12 +85,16 @@ def make_grpo_trainer(
         mode: of the rewards.
         lora: a `peft.LoraConfig`, or None to train all that is not frozen.
         frozen: the vision tower must not be trained; checked now, and with the optimiser when training begins.
+        last_norm: train the gains of the language part's last norm alone, unless there is a LoRA.
 
     Raises:
         ConfigError: it would be.
     """
+    from peft import PeftModel
     from trl import GRPOTrainer
 
+    if last_norm and lora is None and not isinstance(model, PeftModel):
+        train_last_norm(model)
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=[*reward_functions(task, rows, mode)],

@@ -117,7 +117,7 @@ def grpo_values(options: TrainerOptions, folder: str) -> dict[str, Any]:
         "per_device_train_batch_size": options.prompts_per_step * options.group_size // options.accumulation_steps,
         "gradient_accumulation_steps": options.accumulation_steps,
         "num_generations": options.group_size,
-        "learning_rate": options.learning_rate,
+        "learning_rate": options.rate,
         "lr_scheduler_type": options.lr_scheduler,
         "warmup_steps": options.warmup_steps,
         "beta": options.beta,

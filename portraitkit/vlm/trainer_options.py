@@ -28,8 +28,8 @@ class TrainerOptions:
     """Answers to one prompt that are compared with each other."""
     accumulation_steps: int = 1
     """Parts that an update's answers are split into; must divide prompts times group."""
-    learning_rate: float = 1e-4
-    """Of GRPO."""
+    learning_rate: float | None = None
+    """Of GRPO; if not given, 1e-4, and 0.1 for --weights last-norm."""
     lr_scheduler: str = "linear"
     """As transformers names it: constant, linear, cosine, constant_with_warmup ..."""
     warmup_steps: int = 4
@@ -57,8 +57,10 @@ class TrainerOptions:
     generation_batch: int = 64
     """Answers generated at once in probe and evaluation."""
 
+    weights: Literal["all", "last-norm"] = "all"
+    """Weights of the language part that GRPO trains where there is no LoRA: all, or the gains of its last norm alone (LN tuning)."""
     rank: int = 0
-    """Rank of a LoRA; 0 trains all weights."""
+    """Rank of a LoRA; 0 trains weights themselves, see --weights."""
     lora_alpha: int = 32
     """Scale of the LoRA."""
     lora_dropout: float = 0.0
@@ -115,7 +117,7 @@ class TrainerOptions:
         check_least(self, LEAST)
         check_planning(self.device_memory, self.plan_devices)
         for name in ("learning_rate", "max_grad_norm", "temperature", "sft_learning_rate"):
-            if getattr(self, name) <= 0:
+            if (value := getattr(self, name)) is not None and value <= 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"--top-p {self.top_p}: must be above 0 and at most 1")
@@ -131,6 +133,16 @@ class TrainerOptions:
             check_repo_name(self.push_to_hub)
         if self.max_pixels is not None and self.max_pixels < 784:
             raise ConfigError(f"--max-pixels {self.max_pixels}: a picture needs 28 x 28 = 784 pixels or more")
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of GRPO."""
+        return rate_of(self.learning_rate, self.weights, self.rank)
+
+
+def rate_of(given: float | None, weights: str, rank: int) -> float:
+    """Learning rate of GRPO: the one given, or what suits the weights that are trained, the gains of a norm being few and near 1."""
+    return given if given is not None else 0.1 if weights == "last-norm" and not rank else 1e-4
 
 
 LEAST = {

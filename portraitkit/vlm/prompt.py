@@ -1,0 +1,171 @@
+"""One pass of the language model for each different prompt of a batch.
+
+A GRPO update compares answers to one prompt, pictures included, and so does sampled evaluation. TRL and transformers read that prompt
+with every answer anew. Here it is read once: the answers stand behind it side by side, each attending to the prompt and itself (the idea
+of Prefix Grouper, Liu et al. 2025, arXiv 2506.05433). Values and gradients are the same; prompts of VLMs are mostly picture tokens.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+KNOWN = ("Qwen2VLTextModel", "Qwen2_5_VLTextModel")
+"""Language models that take a ready attention mask and nothing else of each token; others read every prompt anew."""
+WORTH = 0.9
+"""Share of the work that may remain; above it, as with answers much longer than their prompt, a batch is read as it came."""
+
+
+@contextmanager
+def prompt_once(model: Any) -> Iterator[None]:
+    """While active, the language model reads what rows of a call have in common at their beginning once.
+
+    Of a training pass, outputs at masked tokens are not what they were, and no cache comes back.
+
+    Args:
+        model: a vision-language model, wrapped or not; one that is not in `KNOWN`, or whose attention takes no ready mask (flash
+            attention), works as without.
+    """
+    known: list[Any] = [module for module in model.modules() if type(module).__name__ in KNOWN]
+    if not known:
+        yield
+        return
+    reader = known[0]
+    forward, outer = reader.forward, vars(reader).get("forward")
+
+    def once(**given: Any) -> Any:
+        embeds, mask, places = given.get("inputs_embeds"), given.get("attention_mask"), given.get("position_ids")
+        ready = reader.config._attn_implementation in ("sdpa", "eager") and not reader.has_sliding_layers
+        if not ready or embeds is None or len(embeds) < 2 or not isinstance(mask, Tensor) or mask.ndim != 2 or places is None:
+            return forward(**given)
+        cache = given.get("past_key_values")
+        if cache is not None and (type(cache).__name__ != "DynamicCache" or cache.get_seq_length()):
+            return forward(**given)  # answers being generated: their prompts have been read
+        shared = _shared(embeds, mask.bool(), places)
+        length = embeds.shape[1]
+        if shared.length == length and len(shared.first) < len(embeds):
+            out = forward(**given | _rows(given, shared.first))
+            if cache is not None:
+                cache.batch_select_indices(shared.group)
+            out.last_hidden_state = out.last_hidden_state[shared.group]
+            return out
+        if cache is not None or not shared.worth(length, embeds.shape[-1]):
+            return forward(**given)
+        packed = _packed(shared, embeds, mask.bool(), places)
+        if reader.config._attn_implementation == "eager":  # adds its mask
+            seen = packed["attention_mask"]
+            packed["attention_mask"] = torch.where(seen, 0.0, torch.finfo(embeds.dtype).min).to(embeds.dtype)
+        out = forward(**given | packed | {"use_cache": False})
+        out.last_hidden_state = shared.unpacked(out.last_hidden_state, length)
+        return out
+
+    reader.forward = once
+    try:
+        yield
+    finally:
+        if outer is None:
+            del reader.forward
+        else:
+            reader.forward = outer
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the rows of a batch have in common.
+
+    Attributes:
+        length: tokens at the beginning that are read once for each group.
+        first: one row of each group, groups in the order of these rows.
+        group: of each row.
+        slot: of each row in its group, counted from 0.
+    """
+
+    length: int
+    first: Int[Tensor, " groups"]
+    group: Int[Tensor, " rows"]
+    slot: Int[Tensor, " rows"]
+
+    @property
+    def slots(self) -> int:
+        """Rows of the largest group."""
+        return int(self.slot.max()) + 1
+
+    def worth(self, length: int, width: int) -> bool:
+        """Whether reading beginnings once saves enough: a layer of this width costs a token about 24 width^2 + 4 width x its row's length.
+
+        (Multiplications and additions of a transformer's layer, Kaplan et al. 2020, arXiv 2001.08361, table 1.)
+        """
+        line = self.length + self.slots * (length - self.length)
+        packed = len(self.first) * line * (6 * width + line)
+        return packed <= WORTH * len(self.group) * length * (6 * width + length)
+
+    def unpacked(self, hidden: Float[Tensor, "groups tokens dim"], length: int) -> Float[Tensor, "rows length dim"]:
+        """What each row would have given, from what the groups gave."""
+        rest = hidden[:, self.length :].unflatten(1, (self.slots, length - self.length))
+        return torch.cat([hidden[:, : self.length][self.group], rest[self.group, self.slot]], 1)
+
+
+def _shared(embeds: Float[Tensor, "rows length dim"], mask: Bool[Tensor, "rows length"], places: Int[Tensor, "axes rows length"]) -> Shared:
+    """The common beginnings with which the fewest tokens are left.
+
+    Sums over the beginnings tell nearly all different ones apart; those that seem equal are compared in full.
+    """
+    rows, length = mask.shape
+    marks = embeds.detach().sum(-1, dtype=torch.float64) + mask * 3.0 + places.sum(0) * 0.7
+    sums = (marks * torch.arange(1, length + 1, device=marks.device)).cumsum(1)
+    differs = sums.sort(0).values.diff(dim=0) != 0
+    groups = 1 + differs.sum(0)
+    at = torch.arange(1, length + 1, device=marks.device)
+    best = int((groups * at + rows * (length - at)).argmin()) + 1  # as if all groups had equally many rows
+    _, group, counts = torch.unique(sums[:, best - 1], return_inverse=True, return_counts=True)
+    order = group.argsort(stable=True)
+    starts = counts.cumsum(0) - counts
+    slot = torch.empty_like(group)
+    slot[order] = torch.arange(rows, device=group.device) - starts[group[order]]
+    first = order[starts]
+    beginnings = (embeds.detach()[:, :best], mask[:, :best], places[:, :, :best].transpose(0, 1))
+    if all(torch.equal(values, values[first[group]]) for values in beginnings):
+        return Shared(best, first, group, slot)
+    alone = torch.arange(rows, device=group.device)
+    return Shared(length, alone, alone, torch.zeros_like(alone))
+
+
+def _rows(given: dict[str, Any], rows: Int[Tensor, " n"]) -> dict[str, Tensor]:
+    """Some rows of a call."""
+    return {
+        "inputs_embeds": given["inputs_embeds"][rows],
+        "attention_mask": given["attention_mask"][rows],
+        "position_ids": given["position_ids"][:, rows],
+    }
+
+
+def _packed(
+    shared: Shared, embeds: Float[Tensor, "rows length dim"], mask: Bool[Tensor, "rows length"], places: Int[Tensor, "axes rows length"]
+) -> dict[str, Tensor]:
+    """The arguments of one call in which a group's answers stand side by side behind their beginning.
+
+    A group with fewer answers than the largest is filled up with tokens that nothing attends to.
+    """
+    groups, slots, cut = len(shared.first), shared.slots, shared.length
+    answer = mask.shape[1] - cut
+
+    def lined_up(values: Tensor) -> Tensor:  # rows length ... -> groups (cut + slots answer) ...
+        rest = values.new_zeros(groups, slots, answer, *values.shape[2:])
+        rest = rest.index_put((shared.group, shared.slot), values[:, cut:])
+        return torch.cat([values[shared.first, :cut], rest.flatten(1, 2)], 1)
+
+    present = lined_up(mask)
+    owner = torch.cat([present.new_zeros(cut, dtype=torch.long), torch.arange(1, slots + 1, device=mask.device).repeat_interleave(answer)])
+    order = torch.arange(len(owner), device=mask.device)
+    causal = order[:, None] >= order
+    seen = causal & ((owner[:, None] == owner) | (owner == 0)) & present[:, None]
+    seen = seen | torch.eye(len(owner), dtype=torch.bool, device=mask.device)  # a token that sees nothing would make NaN
+    return {
+        "inputs_embeds": lined_up(embeds),
+        "attention_mask": seen[:, None],
+        "position_ids": torch.stack([lined_up(axis) for axis in places]),
+    }

@@ -1,0 +1,36 @@
+"""--weights last-norm: GRPO moves the gains of the language part's last norm, and nothing else."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from portraitkit.vlm.load import be_quiet, load_model, train_last_norm
+from portraitkit.vlm.task import Score
+from portraitkit.vlm.train import make_grpo_trainer
+from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments
+from portraitkit.vlm.trainer_options import TrainerOptions
+
+OPTIONS = TrainerOptions(prompts_per_step=2, group_size=4, max_tokens=8, max_train_steps=1, warmup_steps=0, checkpointing_steps=0)
+
+
+def test_the_norm_before_the_head_is_what_is_trained(tiny_vlm):
+    model = load_model(str(tiny_vlm[2]))
+    train_last_norm(model)
+    assert [name for name, value in model.named_parameters() if value.requires_grad] == ["model.language_model.norm.weight"]
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_an_update_moves_it_or_the_lora(tiny_vlm, rows, brightness, tmp_path, rank):
+    be_quiet()
+    options = replace(OPTIONS, rank=rank)
+    task = replace(brightness, score=lambda text, truth, mode: Score(len(text) % 5 / 4, {"length": len(text) % 5 / 4}, None))
+    model = load_model(str(tiny_vlm[2]))
+    arguments = grpo_arguments(options, str(tmp_path))
+    given = (model, tiny_vlm[1], task.brief, rows, arguments, TrainerCallback(), task, "fixed", lora_arguments(options))
+    trainer = make_grpo_trainer(*given, last_norm=True)
+    before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, value in trainer.model.named_parameters() if not torch.equal(value, before[name])}
+    assert moved and all(("lora_" if rank else "language_model.norm.") in name for name in moved)
