@@ -53,6 +53,8 @@ class AlignVlmConfig(TrainerOptions, WhatToAlign):
 
     weights: Literal["all", "last-norm"] = "last-norm"
     """Weights of the language part that GRPO trains where there is no LoRA: all, or the gains of its last norm alone (LN tuning)."""
+    max_train_steps: int = 60
+    """GRPO updates."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values before any model is loaded.
