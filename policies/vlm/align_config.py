@@ -29,7 +29,7 @@ class WhatToAlign:
     """What is trained, in this order: supervised fine-tuning on the rows' targets, then GRPO."""
     max_unusable: float = 0.1
     """Share of a folder's rows whose pictures may be unreadable: they are set aside in quarantine.jsonl; with more, nothing is trained."""
-    train_rows: int = 640
+    train_rows: int = 384
     """Training rows made or, of a folder, taken; 0 takes all that a folder has."""
     validation_rows: int = 48
     """Validation rows: what is looked at during training."""
@@ -53,7 +53,7 @@ class AlignVlmConfig(TrainerOptions, WhatToAlign):
 
     weights: Literal["all", "last-norm"] = "last-norm"
     """Weights of the language part that GRPO trains where there is no LoRA: all, or the gains of its last norm alone (LN tuning)."""
-    max_train_steps: int = 60
+    max_train_steps: int = 48
     """GRPO updates."""
 
     def __post_init__(self) -> None:
