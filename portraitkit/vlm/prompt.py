@@ -38,15 +38,11 @@ def prompt_once(model: Any) -> Iterator[None]:
     forward, outer = reader.forward, vars(reader).get("forward")
 
     def once(**given: Any) -> Any:
-        embeds, mask, places = given.get("inputs_embeds"), given.get("attention_mask"), given.get("position_ids")
-        ready = reader.config._attn_implementation in ("sdpa", "eager") and not reader.has_sliding_layers
-        if not ready or embeds is None or len(embeds) < 2 or not isinstance(mask, Tensor) or mask.ndim != 2 or places is None:
+        if not _whole(given) or reader.config._attn_implementation not in ("sdpa", "eager") or reader.has_sliding_layers:
             return forward(**given)
+        embeds, mask, places = given["inputs_embeds"], given["attention_mask"], given["position_ids"]
+        shared, length = _shared(embeds, mask.bool(), places), embeds.shape[1]
         cache = given.get("past_key_values")
-        if cache is not None and (type(cache).__name__ != "DynamicCache" or cache.get_seq_length()):
-            return forward(**given)  # answers being generated: their prompts have been read
-        shared = _shared(embeds, mask.bool(), places)
-        length = embeds.shape[1]
         if shared.length == length and len(shared.first) < len(embeds):
             out = forward(**given | _rows(given, shared.first))
             if cache is not None:
@@ -71,6 +67,17 @@ def prompt_once(model: Any) -> Iterator[None]:
             del reader.forward
         else:
             reader.forward = outer
+
+
+def _whole(given: dict[str, Any]) -> bool:
+    """Whether a call is about several rows from their first token on, with a mask that marks padding.
+
+    An answer's later tokens are not: their prompts have been read.
+    """
+    embeds, mask, cache = given.get("inputs_embeds"), given.get("attention_mask"), given.get("past_key_values")
+    if embeds is None or len(embeds) < 2 or given.get("position_ids") is None or not isinstance(mask, Tensor) or mask.ndim != 2:
+        return False
+    return cache is None or (type(cache).__name__ == "DynamicCache" and not cache.get_seq_length())
 
 
 @dataclass(frozen=True)
