@@ -6,6 +6,8 @@ import sys
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 """Names of glibc's malloc.h."""
 LARGEST = 2**31 - 1
+OLD_LARGEST = 2**25
+"""The most that older versions take for blocks from the kernel."""
 SPARE = 2**28
 
 
@@ -18,6 +20,7 @@ def keep_freed_memory() -> None:
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    if mallopt is not None:
-        for name, value in ((MMAP_THRESHOLD, LARGEST), (TRIM_THRESHOLD, LARGEST), (TOP_PAD, SPARE)):
-            mallopt(name, value)
+    if mallopt is None or not (mallopt(MMAP_THRESHOLD, LARGEST) or mallopt(MMAP_THRESHOLD, OLD_LARGEST)):
+        return
+    mallopt(TRIM_THRESHOLD, LARGEST)
+    mallopt(TOP_PAD, SPARE)

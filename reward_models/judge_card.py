@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from portraitkit.cards import Card, Result, Table, base_of, cell, counted, figure, group_tables, interval, write_card
+from portraitkit.vlm.trainer_options import rate_of
 from preference_data.io import scan_pairs
 from reward_models.judge_figures import NAMES
 from reward_models.judge_report import SHORT, headline, stages_of, warnings
+from reward_models.train_config import RewardModelConfig
 
 SETTINGS = ("stages", "shown", "form", "max_train_steps", "group_size", "learning_rate", "sft_steps", "sft_learning_rate", "rank")
-SETTINGS += ("freeze_vision", "max_tokens", "max_pixels", "dtype", "seed")
+SETTINGS += ("weights", "freeze_vision", "max_tokens", "max_pixels", "dtype", "seed")
 
 
 def write_judge_card(folder: Path) -> Path | None:
@@ -25,6 +27,8 @@ def write_judge_card(folder: Path) -> Path | None:
     config, summary, environment = (
         json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("config", "summary", "environment")
     )
+    rate = rate_of(config["learning_rate"], config["weights"], config["rank"], RewardModelConfig.USUAL_RATE)
+    settings = config | {"learning_rate": rate}
     last = stages_of(summary)[-1]
     overall = summary["held_out"][last]["overall"]
     synthetic = config["data"] == "embedded"
@@ -38,7 +42,7 @@ def write_judge_card(folder: Path) -> Path | None:
         tables=(_figures(summary, last), *_hacks(summary), *group_tables(_groups(summary), "Right in both orders, overall,")),
         limits=_limits(summary, synthetic),
         settings=(
-            *((name.replace("_", " "), cell(config[name])) for name in SETTINGS if name in config),
+            *((name.replace("_", " "), cell(settings[name])) for name in SETTINGS if name in settings),
             *((name, version) for name, version in environment["versions"].items() if version),
         ),
         usage="# serve-judge, train-reward-model --evaluate and align-retoucher take it:\n"

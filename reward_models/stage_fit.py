@@ -96,7 +96,7 @@ def fit(setting: Fit, stage: str, start: str, rows: Sequence[Row], *, steps: int
         else:
             arguments = grpo_arguments(config, str(folder))
             given = (model, setting.processor, setting.view.prompt, rows, arguments, follow, task, "fixed", lora)
-            trainer = make_grpo_trainer(*given, frozen=frozen, last_norm=config.weights == "last-norm")
+            trainer = make_grpo_trainer(*given, frozen=frozen, last_norm=config.last_norm)
         with read_once(trainer.model):
             trainer.train(resume_from_checkpoint=checkpoint)
     if setting.interrupt.requested and trainer.state.global_step < steps:

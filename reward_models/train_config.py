@@ -1,7 +1,7 @@
 """Every option of `train-reward-model`. The docstring under a field is its help text."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from portraitkit.errors import ConfigError
 from portraitkit.vlm.trainer_options import TrainerOptions, check_least
@@ -74,8 +74,9 @@ class RewardModelConfig(TrainerOptions, WhatToJudge):
     """GRPO updates, on the training pairs whose verdict is still wrong or changes with the order."""
     prompts_per_step: int = 8
     """Groups in an update, on each device."""
-    learning_rate: float | None = 1e-5
-    """Of GRPO."""
+    USUAL_RATE: ClassVar[float] = 1e-5
+    learning_rate: float | None = None
+    """Of GRPO; if not given, 1e-5, and 0.1 for --weights last-norm."""
     max_tokens: int = 64
     """Most tokens of an answer."""
     sft_steps: int = 60

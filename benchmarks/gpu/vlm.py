@@ -168,7 +168,7 @@ def _measure(bench: GpuBenchConfig, row: Any, interrupt: Interruptible) -> Itera
         arguments = grpo_arguments(options, folder)
         arguments.save_strategy = "no"
         given = (model, processor, task.prompt, _rows(bench), arguments, watch, task, "fixed", lora_arguments(options))
-        trainer = make_grpo_trainer(*given, frozen=options.freeze_vision, last_norm=options.weights == "last-norm")
+        trainer = make_grpo_trainer(*given, frozen=options.freeze_vision, last_norm=options.last_norm)
         with measured_memory(bench.where, tensors_of(trainer.model)) as peak:
             trainer.train()
     if len(watch.seconds) < 2:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from policies.vlm.align_config import AlignVlmConfig
 from policies.vlm.align_report import headline
 from portraitkit.cards import Card, Result, Table, base_of, cell, counted, figure, group_tables, interval, write_card
 from portraitkit.statistics import bootstrap_interval
@@ -19,7 +20,7 @@ GROUPS = ("age_band", "age", "gender", "sex", "skin_tone", "race", "ethnicity")
 """Columns, or keys of meta_info, that tell people apart."""
 MOST_GROUPS = 12
 SETTINGS = ("stages", "mode", "max_train_steps", "prompts_per_step", "group_size", "learning_rate", "beta", "loss_type", "rank")
-SETTINGS += ("lora_alpha", "weights", "freeze_vision", "sft_steps", "max_tokens", "max_pixels", "dtype", "seed")
+SETTINGS += ("lora_alpha", "weights", "freeze_vision", "sft_steps", "sft_learning_rate", "max_tokens", "max_pixels", "dtype", "seed")
 
 
 def by_group(rows: Sequence[Row], before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -69,7 +70,7 @@ def write_align_card(folder: Path) -> Path:
     held_out, task = summary["held_out"], summary["task"]
     synthetic = summary["synthetic"]
     adapter = bool(config["rank"])
-    settings = config | {"learning_rate": rate_of(config["learning_rate"], config["weights"], config["rank"])}
+    settings = _settings(config)
     card = Card(
         title=f"{task} by portraitkit",
         what=f"A vision-language model aligned with the verifiable rewards of the task {task} by supervised fine-tuning or GRPO "
@@ -81,7 +82,7 @@ def write_align_card(folder: Path) -> Path:
         tables=(*_figures(summary), *group_tables(summary.get("groups", {}), "Greedy reward")),
         limits=_limits(summary),
         settings=(
-            *((name.replace("_", " "), cell(settings[name])) for name in SETTINGS if name in settings),
+            *((name.replace("_", " "), cell(settings[name])) for name in settings),
             *([("processes", str(summary["processes"]))] if summary.get("processes", 1) > 1 else []),
             *((name, version) for name, version in environment["versions"].items() if version),
         ),
@@ -94,6 +95,15 @@ def write_align_card(folder: Path) -> Path:
         adapter=adapter,
     )
     return write_card(folder / "model", card)
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run was trained with, of the stages that it had."""
+    rate = rate_of(config["learning_rate"], config["weights"], config["rank"], AlignVlmConfig.USUAL_RATE)
+    settings = {name: config[name] for name in SETTINGS if name in config} | {"learning_rate": rate}
+    foreign = ("learning_rate", "weights") if "grpo" not in config["stages"] else ("weights",) if config["rank"] else ()
+    foreign += ("sft_steps", "sft_learning_rate") if "sft" not in config["stages"] else ()
+    return {name: value for name, value in settings.items() if name not in foreign}
 
 
 def _provenance(config: Mapping[str, Any], summary: Mapping[str, Any]) -> tuple[str, ...]:

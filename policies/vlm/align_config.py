@@ -67,6 +67,8 @@ class AlignVlmConfig(TrainerOptions, WhatToAlign):
         check_least(self, {"held_out_rows": 2 * own, "validation_rows": 1, "train_rows": 1 * own, "samples": 1, "probe_rows": 2})
         if not 0 <= self.max_unusable <= 1:
             raise ConfigError(f"--max-unusable {self.max_unusable}: must be a share from 0 to 1")
+        if self.last_norm and not self.freeze_vision and "grpo" in self.stages:
+            raise ConfigError("--no-freeze-vision: --weights last-norm trains nothing of the vision tower; give --weights all")
         if not self.stages:
             raise ConfigError("--stages: name sft, grpo or both")
         if self.push_to_hub is not None and (self.export != "none" or self.probe):

@@ -71,7 +71,7 @@ def check_enough(config: AlignVlmConfig, rows: int, processes: int) -> None:
 
 
 def load_policy(config: AlignVlmConfig) -> Any:
-    """The model to align: with the LoRA of `--adapter` on it, or merged into it where all weights are trained.
+    """The model to align: with the LoRA of `--adapter` on it, or merged into it without --rank.
 
     Raises:
         WeightsError: the model cannot be loaded, or the adapter is damaged or of another model.
@@ -145,7 +145,7 @@ def _train(setting: Setting, stage: str, model: Any, lora: Any, start: Start) ->
             trainer = make_sft_trainer(*common, sft_arguments(config, f"{folder}/sft"), follow, lora, frozen=frozen)
         else:
             given = (*common, grpo_arguments(config, str(folder)), follow, task, config.mode, lora)
-            trainer = make_grpo_trainer(*given, frozen=frozen, last_norm=config.weights == "last-norm")
+            trainer = make_grpo_trainer(*given, frozen=frozen, last_norm=config.last_norm)
         everything, trained = count_parameters(trainer.model)
         setting.console.print(f"{stage}: {trained:,} of {everything:,} weights are trained", highlight=False)
         if start.checkpoint is not None and start.step >= steps and config.deepspeed is None:
@@ -162,7 +162,7 @@ def _read_again(config: AlignVlmConfig) -> bool:
 
     With DeepSpeed; since TRL reads its reference model from where the policy came; or to train all weights when it is not GRPO's turn.
     """
-    return config.deepspeed is not None or (not config.rank and (config.beta > 0 or config.weights == "last-norm"))
+    return config.deepspeed is not None or (not config.rank and (config.beta > 0 or config.last_norm))
 
 
 def _save(setting: Setting, trainer: Any, target: Path) -> None:

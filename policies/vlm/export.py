@@ -175,7 +175,7 @@ def _write_words(
         "counts": {NAMES[split]: len(some) for split, some in rows.items()},
         "longest": longest,
         "prompt_tokens": prompt_tokens,
-        "learning_rate": rate_of(config.learning_rate, "all", config.rank),  # they train all weights, or a LoRA
+        "learning_rate": rate_of(config.learning_rate, "all", config.rank, config.USUAL_RATE),  # they train all weights, or a LoRA
         "loss": LOSSES.get(config.loss_type),
     }
     for template, target in ((f"export_{config.export}_reward.py.j2", "reward.py"), (f"export_{config.export}.md.j2", "README.md")):

@@ -230,12 +230,14 @@ def train_last_norm(model: Any) -> None:
         model: without a LoRA.
 
     Raises:
-        ConfigError: it has no vision tower by a name that is known here.
+        ConfigError: the norm is not where it is in the models that are known here.
     """
-    seeing = set(vision_tower(model).modules())
-    norms = [module for module in model.modules() if "norm" in type(module).__name__.lower() and module not in seeing]
+    text = model.get_decoder() if hasattr(model, "get_decoder") else None
+    norm = getattr(text, "norm", None)
+    if not isinstance(norm, torch.nn.Module):
+        raise ConfigError(f"--weights last-norm: {type(model).__name__} has no norm that is known here; give --weights all, or --rank 16")
     model.requires_grad_(False)
-    norms[-1].requires_grad_(True)
+    norm.requires_grad_(True)
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

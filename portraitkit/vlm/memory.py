@@ -52,7 +52,7 @@ class Made:
     source: str
     dtype: str
     lora: Any = None
-    """(rank, alpha, dropout, targets), or None for all weights."""
+    """(rank, alpha, dropout, targets), or None."""
     freeze_vision: bool = False
     checkpointing: bool = False
     last_norm: bool = False

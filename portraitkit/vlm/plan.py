@@ -53,9 +53,16 @@ class Planner:
     def made(self, options: TrainerOptions) -> Made:
         """How the model is trained."""
         lora = (options.rank, options.lora_alpha, options.lora_dropout, tuple(options.lora_targets)) if options.rank else None
-        last_norm = options.weights == "last-norm" and set(self.stages) == {"grpo"}
-        gpu = options.device != "cpu"
-        return Made(self.model, options.dtype, lora, options.freeze_vision, options.gradient_checkpointing, last_norm, gpu)
+        last_norm = options.last_norm and set(self.stages) == {"grpo"}
+        return Made(
+            self.model,
+            options.dtype,
+            lora,
+            freeze_vision=options.freeze_vision,
+            checkpointing=options.gradient_checkpointing and not last_norm,
+            last_norm=last_norm,
+            gpu=options.device != "cpu",
+        )
 
     def load(self, options: TrainerOptions, rows: int) -> Load:
         """What a pass of so many rows is given."""
@@ -205,7 +212,7 @@ def _parts(options: TrainerOptions) -> TrainerOptions | None:
 
 
 def _lora(options: TrainerOptions) -> TrainerOptions | None:
-    return replace(options, rank=64, lora_alpha=128) if options.rank == 0 else None
+    return replace(options, rank=64, lora_alpha=128) if options.rank == 0 and not options.last_norm else None
 
 
 def _at_most(name: str, value: int) -> Any:
@@ -232,7 +239,7 @@ def _fewer(name: str, value: int) -> Any:
 
 
 def _checkpointing(options: TrainerOptions) -> TrainerOptions | None:
-    return None if options.gradient_checkpointing else replace(options, gradient_checkpointing=True)
+    return None if options.gradient_checkpointing or options.last_norm else replace(options, gradient_checkpointing=True)
 
 
 def _zero3(options: TrainerOptions) -> TrainerOptions | None:

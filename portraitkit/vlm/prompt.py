@@ -47,6 +47,8 @@ def prompt_once(model: Any) -> Iterator[None]:
             out = forward(**given | _rows(given, shared.first))
             if cache is not None:
                 cache.batch_select_indices(shared.group)
+            else:
+                out.past_key_values = None
             out.last_hidden_state = out.last_hidden_state[shared.group]
             return out
         if cache is not None or not shared.worth(length, embeds.shape[-1]):
@@ -75,8 +77,11 @@ def _whole(given: dict[str, Any]) -> bool:
     An answer's later tokens are not: their prompts have been read.
     """
     embeds, mask, cache = given.get("inputs_embeds"), given.get("attention_mask"), given.get("past_key_values")
-    if embeds is None or len(embeds) < 2 or given.get("position_ids") is None or not isinstance(mask, Tensor) or mask.ndim != 2:
+    places = getattr(given.get("position_ids"), "ndim", 0)
+    if embeds is None or len(embeds) < 2 or places != 3 or not isinstance(mask, Tensor) or mask.ndim != 2:
         return False
+    if given.get("output_hidden_states") or given.get("output_attentions"):
+        return False  # of every layer, they would be packed
     return cache is None or (type(cache).__name__ == "DynamicCache" and not cache.get_seq_length())
 
 

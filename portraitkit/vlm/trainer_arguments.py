@@ -113,6 +113,7 @@ def grpo_values(options: TrainerOptions, folder: str) -> dict[str, Any]:
             raise ConfigError(f"--{option} {name}: unknown{nearest(name, known)}; use {', '.join(known)}")
     values = {
         **common_arguments(options, folder),
+        CHECKPOINTING: options.gradient_checkpointing and not options.last_norm,  # nothing is sent back through the layers
         "max_steps": options.max_train_steps,
         "per_device_train_batch_size": options.prompts_per_step * options.group_size // options.accumulation_steps,
         "gradient_accumulation_steps": options.accumulation_steps,
@@ -253,5 +254,5 @@ def check_continued(options: TrainerOptions, adapter: str | None) -> None:
         if wanted != has:
             raise ConfigError(
                 f"--{name} {wanted}: the LoRA of --adapter {adapter} has {has}; give that to train it on, or --rank 0 to merge it "
-                "and train all weights"
+                "and train the model itself"
             )

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from portraitkit.errors import ConfigError
 from portraitkit.hub import check_repo_name
@@ -12,6 +12,9 @@ from portraitkit.memory_plan import check_planning
 @dataclass(frozen=True)
 class TrainerOptions:
     """How and on what a vision-language model is trained; commands add what they train it to do."""
+
+    USUAL_RATE: ClassVar[float] = 1e-4
+    """Learning rate of GRPO for all weights or a LoRA, if none is given."""
 
     device: str = "cpu"
     """cpu, cuda ..."""
@@ -135,14 +138,19 @@ class TrainerOptions:
             raise ConfigError(f"--max-pixels {self.max_pixels}: a picture needs 28 x 28 = 784 pixels or more")
 
     @property
+    def last_norm(self) -> bool:
+        """Whether GRPO trains the gains of the last norm alone."""
+        return self.weights == "last-norm" and self.rank == 0
+
+    @property
     def rate(self) -> float:
         """Learning rate of GRPO."""
-        return rate_of(self.learning_rate, self.weights, self.rank)
+        return rate_of(self.learning_rate, self.weights, self.rank, self.USUAL_RATE)
 
 
-def rate_of(given: float | None, weights: str, rank: int) -> float:
+def rate_of(given: float | None, weights: str, rank: int, usual: float) -> float:
     """Learning rate of GRPO: the one given, or what suits the weights that are trained, the gains of a norm being few and near 1."""
-    return given if given is not None else 0.1 if weights == "last-norm" and not rank else 1e-4
+    return given if given is not None else 0.1 if weights == "last-norm" and not rank else usual
 
 
 LEAST = {

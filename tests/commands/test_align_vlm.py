@@ -128,7 +128,7 @@ def adapter_of(run):
 
 def test_the_makeup_curriculum_with_all_weights(command, model, tmp_path):
     lips, full = tmp_path / "lips", tmp_path / "full"
-    options = [*OPTIONS, "--max-train-steps", 1]
+    options = [*OPTIONS, "--max-train-steps", 1, "--weights", "all"]
     code, _, err = command(align_vlm, "--task", "makeup-lips", "--model", model, "--prompt", "brief", "--output-dir", lips, *options)
     assert code == 0, err
     code, _, err = command(align_vlm, "--task", "makeup", "--model", lips / "model", "--output-dir", full, *options)
