@@ -6,11 +6,14 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from policies.vlm.align_config import AlignVlmConfig
+from portraitkit.errors import ConfigError
 from portraitkit.vlm.load import be_quiet, load_model, train_last_norm
 from portraitkit.vlm.task import Score
 from portraitkit.vlm.train import make_grpo_trainer
-from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments
+from portraitkit.vlm.trainer_arguments import CHECKPOINTING, grpo_arguments, grpo_values, lora_arguments
 from portraitkit.vlm.trainer_options import TrainerOptions
+from reward_models.train_config import RewardModelConfig
 
 OPTIONS = TrainerOptions(prompts_per_step=2, group_size=4, max_tokens=8, max_train_steps=1, warmup_steps=0, checkpointing_steps=0)
 
@@ -34,3 +37,20 @@ def test_an_update_moves_it_or_the_lora(tiny_vlm, rows, brightness, tmp_path, ra
     trainer.train()
     moved = {name for name, value in trainer.model.named_parameters() if not torch.equal(value, before[name])}
     assert moved and all(("lora_" if rank else "language_model.norm.") in name for name in moved)
+
+
+def test_what_is_trained_has_its_own_usual_rate():
+    assert AlignVlmConfig().rate == 0.1 and AlignVlmConfig(rank=8).rate == AlignVlmConfig(weights="all").rate == 1e-4
+    assert RewardModelConfig().rate == 1e-5 and RewardModelConfig(weights="last-norm").rate == 0.1
+    assert AlignVlmConfig(learning_rate=0.5).rate == 0.5
+
+
+def test_a_tower_that_would_stay_as_it_is_is_not_said_to_be_trained():
+    with pytest.raises(ConfigError, match="--no-freeze-vision: --weights last-norm"):
+        AlignVlmConfig(freeze_vision=False)
+    assert not AlignVlmConfig(freeze_vision=False, weights="all").freeze_vision
+
+
+def test_nothing_is_recomputed_for_the_last_norm(tmp_path):
+    last, every = (grpo_values(AlignVlmConfig(weights=which, gradient_checkpointing=True), str(tmp_path)) for which in ("last-norm", "all"))
+    assert every[CHECKPOINTING] and not last[CHECKPOINTING]
