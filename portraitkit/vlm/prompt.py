@@ -5,7 +5,7 @@ with every answer anew. Here it is read once: the answers stand behind it side b
 of Prefix Grouper, Liu et al. 2025, arXiv 2506.05433). Values and gradients are the same; prompts of VLMs are mostly picture tokens.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from portraitkit.vlm.forward import other_forward
 
 KNOWN = ("Qwen2VLTextModel", "Qwen2_5_VLTextModel")
 """Language models that take a ready attention mask and nothing else of each token; others read every prompt anew."""
@@ -30,45 +32,36 @@ def prompt_once(model: Any) -> Iterator[None]:
         model: a vision-language model, wrapped or not; one that is not in `KNOWN`, or whose attention takes no ready mask (flash
             attention), works as without.
     """
-    known: list[Any] = [module for module in model.modules() if type(module).__name__ in KNOWN]
-    if not known:
-        yield
-        return
-    reader = known[0]
-    forward, outer = reader.forward, vars(reader).get("forward")
 
-    def once(**given: Any) -> Any:
-        if not _whole(given) or reader.config._attn_implementation not in ("sdpa", "eager") or reader.has_sliding_layers:
-            return forward(**given)
-        embeds, mask, places = given["inputs_embeds"], given["attention_mask"], given["position_ids"]
-        shared, length = _shared(embeds, mask.bool(), places), embeds.shape[1]
-        cache = given.get("past_key_values")
-        if shared.length == length and len(shared.first) < len(embeds):
-            out = forward(**given | _rows(given, shared.first))
-            if cache is not None:
-                cache.batch_select_indices(shared.group)
-            else:
-                out.past_key_values = None
-            out.last_hidden_state = out.last_hidden_state[shared.group]
+    def reading_once(reader: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def once(**given: Any) -> Any:
+            if not _whole(given) or reader.config._attn_implementation not in ("sdpa", "eager") or reader.has_sliding_layers:
+                return forward(**given)
+            embeds, mask, places = given["inputs_embeds"], given["attention_mask"], given["position_ids"]
+            shared, length = _shared(embeds, mask.bool(), places), embeds.shape[1]
+            cache = given.get("past_key_values")
+            if shared.length == length and len(shared.first) < len(embeds):
+                out = forward(**given | _rows(given, shared.first))
+                if cache is not None:
+                    cache.batch_select_indices(shared.group)
+                else:
+                    out.past_key_values = None
+                out.last_hidden_state = out.last_hidden_state[shared.group]
+                return out
+            if cache is not None or not shared.worth(length, embeds.shape[-1]):
+                return forward(**given)
+            packed = _packed(shared, embeds, mask.bool(), places)
+            if reader.config._attn_implementation == "eager":  # adds its mask
+                seen = packed["attention_mask"]
+                packed["attention_mask"] = torch.where(seen, 0.0, torch.finfo(embeds.dtype).min).to(embeds.dtype)
+            out = forward(**given | packed | {"use_cache": False})
+            out.last_hidden_state = shared.unpacked(out.last_hidden_state, length)
             return out
-        if cache is not None or not shared.worth(length, embeds.shape[-1]):
-            return forward(**given)
-        packed = _packed(shared, embeds, mask.bool(), places)
-        if reader.config._attn_implementation == "eager":  # adds its mask
-            seen = packed["attention_mask"]
-            packed["attention_mask"] = torch.where(seen, 0.0, torch.finfo(embeds.dtype).min).to(embeds.dtype)
-        out = forward(**given | packed | {"use_cache": False})
-        out.last_hidden_state = shared.unpacked(out.last_hidden_state, length)
-        return out
 
-    reader.forward = once
-    try:
+        return once
+
+    with other_forward(model, KNOWN, reading_once):
         yield
-    finally:
-        if outer is None:
-            del reader.forward
-        else:
-            reader.forward = outer
 
 
 def _whole(given: dict[str, Any]) -> bool:

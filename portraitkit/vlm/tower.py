@@ -5,13 +5,15 @@ The tower reads each picture by itself, so a picture that comes again needs no s
 remains, forward and backward.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from portraitkit.vlm.forward import other_forward
 
 KNOWN = ("Qwen2VisionTransformerPretrainedModel", "Qwen2_5_VisionTransformerPretrainedModel")
 """Towers that give one output per picture in order; others (Qwen3-VL adds features of deeper layers) read every picture anew."""
@@ -24,31 +26,22 @@ def tower_once(model: Any) -> Iterator[None]:
     Args:
         model: a vision-language model, wrapped or not; one whose tower is not in `KNOWN` works as without.
     """
-    towers: list[Any] = [module for module in model.modules() if type(module).__name__ in KNOWN]
-    if not towers:
-        yield
-        return
-    tower = towers[0]
-    forward, outer = tower.forward, vars(tower).get("forward")
 
-    def once(hidden_states: Float[Tensor, "patches values"], grid_thw: Int[Tensor, "pictures 3"], **options: Any) -> Any:
-        patches = hidden_states.split(grid_thw.prod(-1).tolist())
-        keep, place_of = _different(patches, grid_thw)
-        if len(keep) == len(patches):
-            return forward(hidden_states, grid_thw, **options)
-        out = forward(torch.cat([patches[index] for index in keep]), grid_thw[keep], **options)
-        merged = out.pooler_output.split((grid_thw[keep].prod(-1) // tower.spatial_merge_size**2).tolist())
-        out.pooler_output = torch.cat([merged[place] for place in place_of])
-        return out
+    def reading_once(tower: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def once(hidden_states: Float[Tensor, "patches values"], grid_thw: Int[Tensor, "pictures 3"], **options: Any) -> Any:
+            patches = hidden_states.split(grid_thw.prod(-1).tolist())
+            keep, place_of = _different(patches, grid_thw)
+            if len(keep) == len(patches):
+                return forward(hidden_states, grid_thw, **options)
+            out = forward(torch.cat([patches[index] for index in keep]), grid_thw[keep], **options)
+            merged = out.pooler_output.split((grid_thw[keep].prod(-1) // tower.spatial_merge_size**2).tolist())
+            out.pooler_output = torch.cat([merged[place] for place in place_of])
+            return out
 
-    tower.forward = once
-    try:
+        return once
+
+    with other_forward(model, KNOWN, reading_once):
         yield
-    finally:
-        if outer is None:
-            del tower.forward
-        else:
-            tower.forward = outer
 
 
 def _different(patches: Sequence[Float[Tensor, "_ values"]], grids: Int[Tensor, "pictures 3"]) -> tuple[list[int], list[int]]:
