@@ -25,20 +25,20 @@ check: $(SETUP)
 
 # DPG with a shared prefix against all-step Flow-GRPO; the benchmark suite against plain pyiqa.
 bench: $(SETUP)
-	$(BIN)/python -m benchmarks.retoucher_speed
-	$(BIN)/python -m benchmarks.suite_speed
+	$(BIN)/python -m tools.bench.retoucher_speed
+	$(BIN)/python -m tools.bench.suite_speed
 
 # Train the weights of the embedded models again, from their recipes (hours).
 embedded: $(SETUP)
-	$(BIN)/python -m policies.retoucher.pretrain
-	$(BIN)/python -m policies.vlm.pretrain
+	$(BIN)/python -m tools.embedded.retoucher
+	$(BIN)/python -m tools.embedded.vlm
 
 gpu-check: $(SETUP)
 	$(BIN)/python -m pytest -m gpu
 
 # What real sizes cost on a GPU, with random weights: runs/gpu-bench/results.md; without one: GPU_BENCH=--tiny, a check of the code.
 gpu-bench: $(SETUP)
-	$(BIN)/python -m benchmarks.gpu_bench $(GPU_BENCH)
+	$(BIN)/python -m tools.bench.gpu.main $(GPU_BENCH)
 
 $(SETUP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -11,9 +11,9 @@ from PIL import Image, ImageChops
 
 from benchmarks.inputs import Item
 from benchmarks.tables import Analysis
-from policies.retoucher.report_pictures import zoom_box
+from policies.retoucher.report.pictures import zoom_box
 from portraitkit.errors import ImageError
-from portraitkit.images import read_image, to_pil
+from portraitkit.pictures.images import read_image, to_pil
 
 AMPLIFY = 4
 LARGEST = 384

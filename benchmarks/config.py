@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from portraitkit.errors import ConfigError
-from portraitkit.shards import check_shard
+from portraitkit.runs.shards import check_shard
 
 
 @dataclass(frozen=True)

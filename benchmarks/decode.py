@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.metric import Metric, Pictures
 from benchmarks.plan import Batch
 from portraitkit.errors import ImageError
-from portraitkit.images import read_image, resize
+from portraitkit.pictures.images import read_image, resize
 
 AHEAD = 2
 

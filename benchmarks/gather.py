@@ -8,9 +8,9 @@ from benchmarks.config import BenchmarkConfig
 from benchmarks.inputs import Folder, Inputs, match, read_folder
 from benchmarks.weight_files import Digests
 from portraitkit.errors import ConfigError, FaceError, ImageError
-from portraitkit.files import write_text
-from portraitkit.images import list_images, read_image, write_image
-from portraitkit.shards import Shard
+from portraitkit.files.atomic import write_text
+from portraitkit.pictures.images import list_images, read_image, write_image
+from portraitkit.runs.shards import Shard
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 EMBEDDED = 24
@@ -44,7 +44,7 @@ def gather(config: BenchmarkConfig, work: Path, say: Callable[[str], None], shar
         shard: of this process; the processes retouch together, and each has all pictures in the end.
 
     Raises:
-        UserError: see `benchmarks.inputs` and `policies.retoucher.retouch_faces`.
+        UserError: see `benchmarks.inputs` and `policies.retoucher.retouch.faces`.
     """
     sets = tuple(list_images(config.set)) if config.set else ()
     if not config.method:
@@ -67,8 +67,8 @@ def _retouched(place: str, photos: dict[str, Path], target: Path, say: Callable[
 
     What an interrupted run or another process left is kept: it lies under the hash of backbone, adapter and photo.
     """
-    from policies.retoucher.retouch_config import RetouchConfig
-    from policies.retoucher.retouch_faces import open_backbone, retouch_picture
+    from policies.retoucher.retouch.faces import open_backbone, retouch_picture
+    from policies.retoucher.retouch.retouch_config import RetouchConfig
 
     backbone_name, _, adapter = place.partition("+")
     digest = Digests()
@@ -124,7 +124,7 @@ def _of_kind(folder: Path, kind: str) -> dict[str, Path]:
 
 
 def _synthetic(work: Path, count: int, sets: tuple[Path, ...], say: Callable[[str], None], shard: Shard | None) -> Inputs:
-    from preference_data.synthetic import make_case
+    from preference_data.people.synthetic import make_case
 
     for kind in ("input", "clean"):
         (work / kind).mkdir(parents=True, exist_ok=True)

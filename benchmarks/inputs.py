@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from portraitkit.errors import ConfigError, DataError
-from portraitkit.images import SUFFIXES
-from portraitkit.jsonl import read_objects
+from portraitkit.files.jsonl import read_objects
+from portraitkit.pictures.images import SUFFIXES
 
 GROUPS = ("age_band", "gender", "skin_tone")
 MAX_UNPACKED = 20 * 2**30

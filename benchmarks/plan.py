@@ -12,7 +12,7 @@ from benchmarks.inputs import Inputs, Item
 from benchmarks.metric import Metric
 from benchmarks.weight_files import Digests, Found
 from portraitkit.errors import ImageError
-from portraitkit.images import image_size
+from portraitkit.pictures.images import image_size
 
 PIXELS = 2**19
 PICTURES = 32

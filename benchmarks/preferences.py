@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.metric import Metric
-from benchmarks.statistics import Grid
+from benchmarks.stats import Grid
 from portraitkit.errors import DataError
-from portraitkit.jsonl import read_objects
-from portraitkit.statistics import wilson_interval
+from portraitkit.files.jsonl import read_objects
+from portraitkit.stats import wilson_interval
 
 
 @dataclass(frozen=True)

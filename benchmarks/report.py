@@ -13,7 +13,7 @@ from benchmarks.cases import AMPLIFY, extremes, show_cases
 from benchmarks.charts import colour, distribution, matrix, radar
 from benchmarks.metric import Metric
 from benchmarks.significance import LEVEL
-from benchmarks.statistics import Comparison
+from benchmarks.stats import Comparison
 from benchmarks.tables import Analysis, best_methods, decimals, figure, gained
 
 

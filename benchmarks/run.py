@@ -22,14 +22,14 @@ from benchmarks.suite import Results, Suite
 from benchmarks.weight_files import Digests, Found, find_weights, locate, search_folders
 from portraitkit.config import config_to_dict
 from portraitkit.errors import RunFolderError, UserError, WeightsError
-from portraitkit.interrupt import Interruptible
-from portraitkit.runs import RunFolder, may_resume
-from portraitkit.shard_files import ShardFile, clear_shards, has_shards, join_run, merged_rows, wait_for_shards
-from portraitkit.shards import Shard, current_shard
+from portraitkit.runs.folder import RunFolder, may_resume
+from portraitkit.runs.interrupt import Interruptible
+from portraitkit.runs.shard_files import ShardFile, clear_shards, has_shards, join_run, merged_rows, wait_for_shards
+from portraitkit.runs.shards import Shard, current_shard
 
 NOT_COMPARED = ("weights", "threads", "cache", "max_failed", "overwrite", "output_dir", "shard")
 MAKER, MARK, HOLDS = "benchmark-portraits", "weights_dir", "a benchmark"
-"""How this command's run folders are told apart, see `portraitkit.runs.may_resume`."""
+"""How this command's run folders are told apart, see `portraitkit.runs.folder.may_resume`."""
 
 
 def run_benchmark(config: BenchmarkConfig, command: list[str]) -> int:

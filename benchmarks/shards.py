@@ -15,8 +15,8 @@ from torch import Tensor
 from benchmarks.config import BenchmarkConfig
 from benchmarks.store import Store
 from portraitkit.errors import ConfigError
-from portraitkit.shard_files import ShardFile
-from portraitkit.shards import Shard
+from portraitkit.runs.shard_files import ShardFile
+from portraitkit.runs.shards import Shard
 
 DIGESTS = 1000
 Known = TypeVar("Known")

@@ -24,8 +24,8 @@ from benchmarks.plan import SET, Batch, Plan, applies, keys, plan_batches
 from benchmarks.store import Store
 from benchmarks.weight_files import Digests, Found
 from portraitkit.errors import DataError, WeightsError
-from portraitkit.images import image_size
-from portraitkit.shards import Shard
+from portraitkit.pictures.images import image_size
+from portraitkit.runs.shards import Shard
 
 
 @dataclass

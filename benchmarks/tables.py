@@ -17,10 +17,10 @@ from benchmarks import published
 from benchmarks.metric import Metric
 from benchmarks.preferences import Pair, pair_accuracy
 from benchmarks.significance import LEVEL, too_few
-from benchmarks.statistics import Comparison, Grid, Mean, comparisons, correlations, grid, group_tables, means
+from benchmarks.stats import Comparison, Grid, Mean, comparisons, correlations, grid, group_tables, means
 from benchmarks.suite import Results
-from portraitkit.csv_cells import safe_cell
 from portraitkit.errors import RunFolderError
+from portraitkit.report.csv_cells import safe_cell
 
 
 @dataclass(frozen=True)

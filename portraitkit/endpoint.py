@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from portraitkit.errors import ConfigError, RunFolderError
-from portraitkit.files import write_text
+from portraitkit.files.atomic import write_text
 
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
 LONGEST_WAIT = 60.0
@@ -218,7 +218,7 @@ def data_url(picture: Any, max_side: int = 0) -> str:
     Raises:
         ImageError: it cannot be read.
     """
-    from portraitkit.images import read_image, resize, to_pil
+    from portraitkit.pictures.images import read_image, resize, to_pil
 
     pixels = read_image(picture).pixels if isinstance(picture, str | Path) else picture
     height, width = pixels.shape[1:]

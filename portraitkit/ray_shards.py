@@ -11,7 +11,7 @@ from typing import Any
 
 from portraitkit.cli import run_command
 from portraitkit.errors import ConfigError, UserError
-from portraitkit.shards import parse_shard
+from portraitkit.runs.shards import parse_shard
 
 USAGE = "usage: python -m portraitkit.ray_shards N [--gpus G] [--cpus C] -- COMMAND ..., for example 8 -- make-preferences build photos"
 LAST = 2000

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from portraitkit.errors import DataError
-from portraitkit.jsonl import Rejected, append_line, read_json_lines
+from portraitkit.files.jsonl import Rejected, append_line, read_json_lines
 from preference_data.agreement import Judgements
 from preference_data.contract import ORDERS, Order, turned
 from preference_data.schema import DIMENSIONS, VERDICTS, Pair, Verdict, read_scores, read_verdicts, winner

@@ -7,11 +7,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from portraitkit.cards import Table, cell, counted
-from portraitkit.files import write_text
+from portraitkit.files.atomic import write_text
+from portraitkit.report.card import Table, cell, counted
 from preference_data.schema import CHOICES, SPLITS, Origin, Pair
 
-TEMPLATE = Path(__file__).parents[1] / "portraitkit" / "templates" / "data_card.md.j2"
+TEMPLATE = Path(__file__).parents[1] / "portraitkit" / "report" / "templates" / "data_card.md.j2"
 BUILT = "build.json"
 """What `make-preferences build` leaves beside a set about how it was made."""
 PACKAGES = ("portraitkit", "diffusers", "transformers", "torch")

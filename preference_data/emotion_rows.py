@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from portraitkit.errors import DataError
-from portraitkit.jsonl import read_objects
+from portraitkit.files.jsonl import read_objects
 from portraitkit.suggest import nearest
 from preference_data.emotion_labels import ACTION_UNITS, normalise_label
 

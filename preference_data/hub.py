@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from portraitkit.errors import DataError
 from preference_data.card import built_by, write_data_card
 from preference_data.contract import Answer, Order, prompt, write_answer
-from preference_data.io import METADATA, read_pairs, write_pairs
+from preference_data.pair_set import METADATA, read_pairs, write_pairs
 from preference_data.schema import DIMENSIONS, FILES, SPLITS, Pair, contradictions, pair_of, row_of, whole_scores
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def trl_rows(pair: Pair, folder: Path, order: Order) -> dict[str, Any]:
         scores that say what the verdicts say, and the overall winner. There is none where the pair has no scores, no overall winner, or
         speaks against itself: scores against verdicts, or the higher average against the winner.
     """
-    from portraitkit.images import read_image, to_pil
+    from portraitkit.pictures.images import read_image, to_pil
 
     first, second = ("a", "b") if order == "ab" else ("b", "a")
     names = {first: "1", second: "2", "tie": "tie"}

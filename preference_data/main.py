@@ -4,13 +4,13 @@ from portraitkit.cli import run_command
 from portraitkit.errors import ConfigError
 
 SUBCOMMANDS = {
-    "build": ("preference_data.commands:build", "preference pairs of retouches, from photos or from synthetic people"),
-    "lint": ("preference_data.commands:lint", "check a data set: bad pictures, duplicates across splits, anchors, contradictions"),
-    "annotate": ("preference_data.commands:annotate", "judge pairs: a web page for people, endpoints for models"),
-    "merge": ("preference_data.commands:merge", "verdicts of several annotators into one data set"),
-    "export": ("preference_data.commands:export", "a data set as parquet for Hugging Face datasets"),
-    "emotion": ("preference_data.emotion_command:emotion_main", "rows of a published facial-expression data set"),
-    "makeup": ("preference_data.makeup_command:makeup_main", "photos with and without makeup, and the truth about it"),
+    "build": ("preference_data.commands.entry:build", "preference pairs of retouches, from photos or from synthetic people"),
+    "lint": ("preference_data.commands.entry:lint", "check a data set: bad pictures, duplicates across splits, anchors, contradictions"),
+    "annotate": ("preference_data.commands.entry:annotate", "judge pairs: a web page for people, endpoints for models"),
+    "merge": ("preference_data.commands.entry:merge", "verdicts of several annotators into one data set"),
+    "export": ("preference_data.commands.entry:export", "a data set as parquet for Hugging Face datasets"),
+    "emotion": ("preference_data.commands.emotion_command:emotion_main", "rows of a published facial-expression data set"),
+    "makeup": ("preference_data.commands.makeup_command:makeup_main", "photos with and without makeup, and the truth about it"),
 }
 """Name -> (where its function of the remaining arguments is, what it makes)."""
 

@@ -5,7 +5,7 @@ SHAPES = (
     *("BLUSHER_CENTER_WIDE_BASIC", "BLUSHER_CHEEKBONE_LIFT", "BLUSHER_SUN_KISSED"),
     *("EYESHADOW_OVEREYE_FULL_BASIC", "EYESHADOW_LID_SPLIT", "EYESHADOW_CREASE", "EYESHADOW_OUTER_WING"),
 )
-"""Names of the renderer's shapes (`preference_data.makeup_shapes.SHAPES`, which this module stays clear of: that one imports torch)."""
+"""Names of the renderer's shapes (`preference_data.people.makeup_shapes.SHAPES`, not imported here: that one imports torch)."""
 MAKEUP = (
     "Which makeup does this face wear? Answer with a JSON list of one to three items, one for each kind of makeup you see, and nothing "
     'else: <answer>[{"shape": "...", "color": "#RRGGBB"}, ...]</answer>. The shape is one of '

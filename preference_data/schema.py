@@ -42,7 +42,7 @@ OTHER: dict[Verdict, Verdict] = {"a": "b", "b": "a", "tie": "tie"}
 
 @dataclass(frozen=True)
 class Fault:
-    """One known degradation of a candidate: its kind (see `preference_data.degradations`) and strength in (0, 1.1]."""
+    """One known degradation of a candidate: its kind (see `preference_data.people.degradations`) and strength in (0, 1.1]."""
 
     kind: str
     strength: float

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from portraitkit.color import srgb_to_lab
+from portraitkit.pictures.color import srgb_to_lab
 from reward_models.filters import blur, blur_inside
 
 SCALES = (1.2, 2.0, 3.2)

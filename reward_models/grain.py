@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from portraitkit.color import luminance
+from portraitkit.pictures.color import luminance
 from reward_models.filters import blur, mean_over
 from reward_models.photos import Photos
 

@@ -12,18 +12,18 @@ def train_reward_model() -> None:
 
 def _train(argv: list[str]) -> int:
     from portraitkit.config import load_config
-    from reward_models.train_config import RewardModelConfig
+    from reward_models.training.config import RewardModelConfig
 
     config = load_config(RewardModelConfig, argv, prog="train-reward-model")
     if config.dry_run:
-        from reward_models.train_plan import dry_run
+        from reward_models.training.plan import dry_run
 
         return dry_run(config)
     if config.evaluate:
-        from reward_models.evaluate import run_evaluation
+        from reward_models.evaluation.evaluate import run_evaluation
 
         return run_evaluation(config, [sys.argv[0], *argv])
-    from reward_models.train import run_training
+    from reward_models.training.train import run_training
 
     return run_training(config, [sys.argv[0], *argv])
 

@@ -16,7 +16,7 @@ from reward_models.photos import Photos
 from reward_models.verifiable import REWARDS
 
 if TYPE_CHECKING:
-    from reward_models.reward_workers import RewardWorkers
+    from reward_models.workers.client import RewardWorkers
 
 RewardFunction = Callable[[Float[Tensor, "n 3 h w"], Photos], Float[Tensor, " n"]]
 
@@ -39,7 +39,7 @@ Parts = dict[str, Float[Tensor, " n"]]
 
 @runtime_checkable
 class Elsewhere(Protocol):
-    """What scores some of the rewards outside this process; see `reward_models.reward_workers`."""
+    """What scores some of the rewards outside this process; see `reward_models.workers.client`."""
 
     def submit(
         self, names: Sequence[str], candidates: Float[Tensor, "n 3 h w"], photos: Photos, groups: Int[Tensor, " n"]
@@ -209,7 +209,7 @@ def build_rewards(
     served = tuple(name for name in names if workers is not None and name in workers.served)
     functions: dict[str, RewardFunction | GroupReward] = {name: _load(name, device) for name in names if name not in served}
     if workers is not None:
-        from reward_models.served import stand_in
+        from reward_models.workers.remote import stand_in
 
         functions = {name: stand_in(name, workers) if name in served else functions[name] for name in names}
     defaults = {name: REWARDS[name].weight if name in REWARDS else LEARNED_WEIGHT for name in names}
@@ -231,7 +231,7 @@ def _load(name: str, device: str) -> RewardFunction | GroupReward:
 
         return iqa_reward(argument)
     if kind == "judge":
-        from reward_models.judge_reward import judge_reward
+        from reward_models.judge.reward import judge_reward
 
         return judge_reward(argument, device=device)
     return REWARDS[kind]

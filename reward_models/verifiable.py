@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from portraitkit.color import luminance, srgb_to_lab
 from portraitkit.faces.identity import identity_distance, identity_embedding
+from portraitkit.pictures.color import luminance, srgb_to_lab
 from reward_models.filters import blur, blur_inside, mean_over
 from reward_models.photos import Photos
 

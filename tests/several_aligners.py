@@ -5,7 +5,6 @@ import sys
 import trl  # noqa: F401 (imported here, once)
 from several_processes import Job, serve
 
-from policies.vlm import align  # noqa: F401 (the same)
 from policies.vlm.main import align_vlm
 
 

@@ -13,7 +13,8 @@ from several_processes import Job, serve
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as `run_command` does
 
-from policies.retoucher import own_groups, run  # noqa: E402 (imported here, once)
+from policies.retoucher import rank_groups as own_groups  # noqa: E402
+from policies.retoucher import run  # noqa: E402
 from policies.retoucher.backbones import flux_kontext, tiny  # noqa: E402, F401 (the same)
 from policies.retoucher.main import align_retoucher  # noqa: E402
 

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import torch
 
-from portraitkit.images import to_pil
+from portraitkit.pictures.images import to_pil
 from portraitkit.vlm.load import vision_tower
 from portraitkit.vlm.rows import messages
 from portraitkit.vlm.tiny import build_model, build_processor
 from preference_data.brief_contract import PROMPT, WORDS, write_brief
 from preference_data.contract import Answer
 from preference_data.schema import DIMENSIONS
-from reward_models.judge_settings import JudgeSettings, write_settings
+from reward_models.judge.settings import JudgeSettings, write_settings
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>", *WORDS.values())
 

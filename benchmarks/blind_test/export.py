@@ -9,8 +9,8 @@ from benchmarks.blind_test.config import ExportConfig
 from benchmarks.blind_test.design import CHECK
 from benchmarks.blind_test.store import read_votes
 from benchmarks.blind_test.study import VOTES, read_study
-from portraitkit.csv_cells import safe_cell
 from portraitkit.errors import RunFolderError
+from portraitkit.report.csv_cells import safe_cell
 
 COLUMNS = ("rater", "position", "kind", "photo", "left", "right", "choice", "preferred", "seconds", "failed_checks_of_rater")
 

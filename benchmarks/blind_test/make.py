@@ -19,7 +19,7 @@ from benchmarks.blind_test.store import count_votes
 from benchmarks.blind_test.study import CONSENT, FILE, PICTURES, VOTES, Photo, Study
 from portraitkit.config import config_to_dict
 from portraitkit.errors import DataError, ImageError, RunFolderError
-from portraitkit.images import list_images, read_image, resize, write_image
+from portraitkit.pictures.images import list_images, read_image, resize, write_image
 
 Picture = Float[Tensor, "3 h w"]
 ASPECT_TOLERANCE = 0.01

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from portraitkit.errors import DataError
-from portraitkit.jsonl import read_objects
+from portraitkit.files.jsonl import read_objects
 
 
 def read_groups(given: Path | None, folders: Iterable[Path], columns: tuple[str, ...]) -> dict[str, dict[str, str]]:

@@ -13,7 +13,7 @@ from benchmarks.blind_test.plots import Row, interval_plot, outcome_bar
 from benchmarks.blind_test.store import read_votes
 from benchmarks.blind_test.study import VOTES, read_study
 from portraitkit.errors import RunFolderError
-from portraitkit.pages import page_environment
+from portraitkit.report.page import page_environment
 
 HERE = Path(__file__).parent
 SHARE_TICKS = [(0.0, "0 %"), (0.25, "25 %"), (0.5, "50 %"), (0.75, "75 %"), (1.0, "100 %")]

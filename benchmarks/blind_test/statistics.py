@@ -16,7 +16,7 @@ import torch
 from scipy import stats
 
 from benchmarks.significance import sign_flip_test
-from portraitkit.statistics import wilson_interval
+from portraitkit.stats import wilson_interval
 
 ALPHA = 0.05
 

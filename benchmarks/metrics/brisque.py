@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.metric import Metric, Pictures, Range, Score, WeightFile
-from benchmarks.natural_scenes import asymmetric_fit, gaussian_fit, halved, luma, normalised
-from benchmarks.pyiqa_nets import IQA_WEIGHTS, NO_PYIQA, quiet
+from benchmarks.nets.natural_scenes import asymmetric_fit, gaussian_fit, halved, luma, normalised
+from benchmarks.nets.pyiqa_nets import IQA_WEIGHTS, NO_PYIQA, quiet
 from portraitkit.errors import WeightsError
 
 OFFICIAL = "brisque_svm_weights.pth"

@@ -5,7 +5,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from benchmarks.metric import Metric, Range, Score, WeightFile
-from benchmarks.pyiqa_nets import column, empty_net, quiet
+from benchmarks.nets.pyiqa_nets import column, empty_net, quiet
 from benchmarks.weight_files import read_state
 from portraitkit.errors import WeightsError
 

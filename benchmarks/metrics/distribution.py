@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.metric import Metric, Pictures, Range, Score, WeightFile
-from benchmarks.pyiqa_nets import inception_net
+from benchmarks.nets.pyiqa_nets import inception_net
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 SIDE = 299

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.metric import Metric, Range, Score, WeightFile
-from benchmarks.pyiqa_nets import IQA_WEIGHTS, against_reference, empty_net, fill, fill_backbone
+from benchmarks.nets.pyiqa_nets import IQA_WEIGHTS, against_reference, empty_net, fill, fill_backbone
 
 HEAD, BACKBONE = "DISTS_weights-f5e65c96.pth", "vgg16-397923af.pth"
 

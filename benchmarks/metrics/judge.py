@@ -17,8 +17,8 @@ from benchmarks.aligned_faces import MIN_FACE, NO_FACE, on_faces
 from benchmarks.metric import Metric, Range, Score
 from portraitkit.errors import ConfigError, WeightsError
 from portraitkit.vlm.load import model_path
-from reward_models.judge_reward import FORMS, judge_reward, split_argument
-from reward_models.judge_settings import source_of
+from reward_models.judge.reward import FORMS, judge_reward, split_argument
+from reward_models.judge.settings import source_of
 from reward_models.photos import Photos
 
 REMOTE = ("http://", "https://", "vllm:")

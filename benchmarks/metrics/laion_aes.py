@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from benchmarks.metric import Metric, Pictures, Range, Score, WeightFile
-from benchmarks.pyiqa_nets import fill
+from benchmarks.nets.pyiqa_nets import fill
 from benchmarks.weight_files import read_state
 from portraitkit.errors import WeightsError
 

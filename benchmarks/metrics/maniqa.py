@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.metric import Metric, Range, Score, WeightFile
-from benchmarks.pyiqa_nets import IQA_WEIGHTS, column, empty_net, fill
+from benchmarks.nets.pyiqa_nets import IQA_WEIGHTS, column, empty_net, fill
 
 FILE = "ckpt_koniq10k.pt"
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.fast_musiq import FastMusiq
 from benchmarks.metric import Metric, Range, Score, WeightFile
-from benchmarks.pyiqa_nets import IQA_WEIGHTS, column, empty_net, fill
+from benchmarks.nets.fast_musiq import FastMusiq
+from benchmarks.nets.pyiqa_nets import IQA_WEIGHTS, column, empty_net, fill
 
 FILE = "musiq_koniq_ckpt-e95806b9.pth"
 

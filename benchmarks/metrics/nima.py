@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.fused import fold
 from benchmarks.metric import Metric, Range, Score, WeightFile
-from benchmarks.pyiqa_nets import IQA_WEIGHTS, column, empty_net, fill
+from benchmarks.nets.fused import fold
+from benchmarks.nets.pyiqa_nets import IQA_WEIGHTS, column, empty_net, fill
 
 FILE = "NIMA_InceptionV2_ava-b0c77c00.pth"
 

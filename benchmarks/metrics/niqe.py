@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.metric import Metric, Pictures, Range, Score
-from benchmarks.natural_scenes import asymmetric_fit, halved, luma, normalised
+from benchmarks.nets.natural_scenes import asymmetric_fit, halved, luma, normalised
 
 BLOCK = 96
 BUNDLED = Path(__file__).parents[1] / "weights" / "niqe_pris_params.npz"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.metric import Metric, Range, Score, WeightFile
-from benchmarks.pyiqa_nets import IQA_WEIGHTS, column, empty_net
+from benchmarks.nets.pyiqa_nets import IQA_WEIGHTS, column, empty_net
 from portraitkit.errors import WeightsError
 
 FILE = "NRQM_model.mat"

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from benchmarks.metric import Metric, Range, Score
-from benchmarks.natural_scenes import luminance_of, normalised
+from benchmarks.nets.natural_scenes import luminance_of, normalised
 
 BLOCK, SEGMENT = 16, 6
 ACTIVE, IMPAIRED = 0.1, 0.1

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.metric import Metric, Pictures, Range, Score
-from benchmarks.natural_scenes import luminance
+from benchmarks.nets.natural_scenes import luminance
 
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2

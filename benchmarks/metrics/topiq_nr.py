@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.fast_topiq import FastTopiq
 from benchmarks.metric import Metric, Range, Score, WeightFile
-from benchmarks.pyiqa_nets import IQA_WEIGHTS, column, empty_net, fill
+from benchmarks.nets.fast_topiq import FastTopiq
+from benchmarks.nets.pyiqa_nets import IQA_WEIGHTS, column, empty_net, fill
 
 FILE = "cfanet_nr_koniq_res50-9a73138b.pth"
 

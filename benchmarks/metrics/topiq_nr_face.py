@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.fast_topiq import FastTopiq
 from benchmarks.metric import Metric, Pictures, Range, Score, WeightFile
-from benchmarks.pyiqa_nets import IQA_WEIGHTS, empty_net, fill
+from benchmarks.nets.fast_topiq import FastTopiq
+from benchmarks.nets.pyiqa_nets import IQA_WEIGHTS, empty_net, fill
 from portraitkit.errors import FaceError
 from portraitkit.faces.arcface import MOUTH_LEFT, MOUTH_RIGHT, NOSE_TIP
 from portraitkit.faces.mesh import require_mesh

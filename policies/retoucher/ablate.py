@@ -11,21 +11,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from policies.retoucher.ablation_plots import ablation_plot, ablation_table_markdown
-from policies.retoucher.adapter import check_start
 from policies.retoucher.backbones import load_backbone
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.config_rules import launched_processes
-from policies.retoucher.encoding_cache import open_cache, with_cache
 from policies.retoucher.evaluate import Evaluation, EvaluationSet, compare
-from policies.retoucher.loading import loading_options
+from policies.retoucher.model.adapter import check_start
+from policies.retoucher.model.encoding_cache import open_cache, with_cache
+from policies.retoucher.model.loading import loading_options
+from policies.retoucher.report.ablation_plots import ablation_plot, ablation_table_markdown
 from policies.retoucher.rewards import open_rewards
-from policies.retoucher.train import Trainer, make_evaluation_sets
+from policies.retoucher.trainer import Trainer, make_evaluation_sets
 from policies.retoucher.training_photos import PhotoSource, open_photos
 from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError
-from portraitkit.interrupt import Interruptible
-from portraitkit.runs import RunFolder
+from portraitkit.runs.folder import RunFolder
+from portraitkit.runs.interrupt import Interruptible
 from reward_models.reward_set import RewardSet
 
 ARMS: dict[str, dict[str, object]] = {

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from portraitkit.statistics import rank_correlation
+from portraitkit.stats import rank_correlation
 
 RATIO_TOLERANCE = 1e-3
 SPREAD_FLOOR = 5e-4

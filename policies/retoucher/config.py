@@ -9,7 +9,7 @@ import tyro
 from policies.retoucher.config_rules import RULES, check_guidance
 from portraitkit.errors import ConfigError
 from portraitkit.hub import check_repo_name
-from portraitkit.memory_plan import check_planning
+from portraitkit.memory.plan import check_planning
 
 
 def _readable(shown: str) -> str:

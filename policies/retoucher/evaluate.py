@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from policies.retoucher.backbone import Backbone, Condition, sample_ode
+from policies.retoucher.micro_batch import Room
+from policies.retoucher.model.backbone import Backbone, Condition, sample_ode
 from policies.retoucher.processes import Processes
-from policies.retoucher.room import Room
 from policies.retoucher.training_photos import PhotoSource, TrainingPhotos
-from portraitkit.statistics import Change, paired_change
+from portraitkit.stats import Change, paired_change
 from reward_models.grain import residual_grain
-from reward_models.judge_check import verifiable_reward
+from reward_models.judge.check import verifiable_reward
 from reward_models.reward_set import RewardSet
 from reward_models.verifiable import blemish_residual, clarity_error, identity_change, texture_error, tone_error
 

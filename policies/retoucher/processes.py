@@ -23,9 +23,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from policies.retoucher.config_rules import launched_processes
-from portraitkit.checkpoints import find_checkpoint
 from portraitkit.errors import CheckpointError, ConfigError, OutOfMemory, TrainingStopped, UserError
-from portraitkit.interrupt import Interruptible
+from portraitkit.runs.checkpoint import find_checkpoint
+from portraitkit.runs.interrupt import Interruptible
 
 T = TypeVar("T")
 TIMEOUT = timedelta(hours=2)

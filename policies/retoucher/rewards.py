@@ -7,7 +7,7 @@ from rich.console import Console
 
 from policies.retoucher.config import RetoucherConfig
 from reward_models.reward_set import RewardSet, build_rewards
-from reward_models.reward_workers import RewardWorkers
+from reward_models.workers.client import RewardWorkers
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def open_rewards(config: RetoucherConfig, console: Console) -> Iterator[RewardSe
     """
     workers = None
     if config.reward_worker:
-        from reward_models.worker_check import connect
+        from reward_models.workers.worker_check import connect
 
         def say(text: str) -> None:
             console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -16,8 +16,8 @@ from torch import Tensor
 from dpg.guidance import lambda_schedule
 from dpg.sde import sde_step, step_coefficients, step_mean_std
 from dpg.windows import stochastic_steps
-from policies.retoucher.backbone import Backbone, Condition, Latents
 from policies.retoucher.config import RetoucherConfig
+from policies.retoucher.model.backbone import Backbone, Condition, Latents
 from policies.retoucher.seeds import mix
 from portraitkit.errors import ConfigError
 

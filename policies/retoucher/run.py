@@ -14,33 +14,33 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from policies.retoucher.adapter import check_start
-from policies.retoucher.backbone import Backbone
 from policies.retoucher.backbones import load_backbone
-from policies.retoucher.card import FILES, write_retoucher_card
 from policies.retoucher.config import RetoucherConfig
-from policies.retoucher.encoding_cache import open_cache, with_cache
 from policies.retoucher.evaluate import Evaluation, EvaluationSet, compare, measure
-from policies.retoucher.loading import loading_options
+from policies.retoucher.micro_batch import ADVICE
+from policies.retoucher.model.adapter import check_start
+from policies.retoucher.model.backbone import Backbone
+from policies.retoucher.model.encoding_cache import open_cache, with_cache
+from policies.retoucher.model.loading import loading_options
+from policies.retoucher.model.sharding import check_sharding, divide_base
 from policies.retoucher.processes import Processes, check_count, open_processes
-from policies.retoucher.report import write_report
-from policies.retoucher.report_pictures import write_overview
+from policies.retoucher.report.card import FILES, write_retoucher_card
+from policies.retoucher.report.pictures import write_overview
+from policies.retoucher.report.report import write_report
 from policies.retoucher.rewards import open_rewards, workers_of
 from policies.retoucher.rollout import check_plan
-from policies.retoucher.room import ADVICE
-from policies.retoucher.sharding import check_sharding, divide_base
-from policies.retoucher.train import StepResult, Trainer, make_evaluation_sets
+from policies.retoucher.trainer import StepResult, Trainer, make_evaluation_sets
 from policies.retoucher.training_photos import PhotoSource, open_photos
-from portraitkit.checkpoints import load_checkpoint, save_checkpoint
 from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError, OutOfMemory, WorkersLost
 from portraitkit.hub import open_repo, push_folder
-from portraitkit.images import write_image
-from portraitkit.interrupt import Interruptible
-from portraitkit.runs import RunFolder, SilentRunFolder
-from portraitkit.statistics import Change, bootstrap_interval
-from reward_models.judge_check import judged_reward
-from reward_models.judge_reward import CountedJudge
+from portraitkit.pictures.images import write_image
+from portraitkit.runs.checkpoint import load_checkpoint, save_checkpoint
+from portraitkit.runs.folder import RunFolder, SilentRunFolder
+from portraitkit.runs.interrupt import Interruptible
+from portraitkit.stats import Change, bootstrap_interval
+from reward_models.judge.check import judged_reward
+from reward_models.judge.reward import CountedJudge
 from reward_models.reward_set import RewardSet
 
 HEADLINE = ("reward", "identity_distance", "blemish_residual", "texture_error")

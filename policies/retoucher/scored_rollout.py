@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from policies.retoucher.backbone import Backbone, Condition, Latents
 from policies.retoucher.config import RetoucherConfig
+from policies.retoucher.micro_batch import Room
+from policies.retoucher.model.backbone import Backbone, Condition, Latents
 from policies.retoucher.rollout import Noise, Rollout, StepPlan, bfloat16, join, roll_out_photos
-from policies.retoucher.room import Room
 from reward_models.photos import Photos
 from reward_models.reward_set import RewardSet
 

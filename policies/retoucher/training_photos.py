@@ -12,9 +12,9 @@ from portraitkit.errors import DataError, FaceError
 from portraitkit.faces.align import align_face
 from portraitkit.faces.identity import SAME_PERSON, identity_distance, identity_embedding
 from portraitkit.faces.mesh import require_mesh
-from portraitkit.images import read_image, resize
-from portraitkit.jsonl import read_objects
-from preference_data.synthetic import make_case
+from portraitkit.files.jsonl import read_objects
+from portraitkit.pictures.images import read_image, resize
+from preference_data.people.synthetic import make_case
 from reward_models.photos import Photos
 
 SEEDS = {"train": 0, "validation": 10_000_000, "held_out": 20_000_000}
@@ -47,7 +47,7 @@ class PhotoSource(Protocol):
 
 
 class SyntheticSource:
-    """The embedded portraits: endless, known blemishes, the clean portrait as anchor; see `preference_data.synthetic`."""
+    """The embedded portraits: endless, known blemishes, the clean portrait as anchor; see `preference_data.people.synthetic`."""
 
     def __init__(self, size: int) -> None:
         self.size = size

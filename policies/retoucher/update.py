@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dpg.sde import log_ratio, step_mean_std
-from policies.retoucher.backbone import Backbone, Condition
 from policies.retoucher.config import RetoucherConfig
+from policies.retoucher.model.backbone import Backbone, Condition
 from policies.retoucher.rollout import Rollout, StepPlan, TakenStep
 from portraitkit.grpo import clipped_surrogate, gaussian_kl, guard_log_ratio
 

@@ -9,16 +9,16 @@ from typing import Any
 
 from rich.console import Console
 
-from policies.vlm.align_config import AlignVlmConfig
-from policies.vlm.align_inputs import check_all_lengths, open_all_rows, prompt_of, readable_rows, write_aside
+from policies.vlm.align.align_config import AlignVlmConfig
+from policies.vlm.align.inputs import check_all_lengths, open_all_rows, prompt_of, readable_rows, write_aside
 from policies.vlm.tasks import load_task
-from policies.vlm.truth_columns import ground_truth_of
+from policies.vlm.tasks.truth_columns import ground_truth_of
 from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError
-from portraitkit.files import write_text
-from portraitkit.interrupt import Interruptible
-from portraitkit.pages import page_environment
-from portraitkit.progress import progress_bar
+from portraitkit.files.atomic import write_text
+from portraitkit.report.page import page_environment
+from portraitkit.runs.interrupt import Interruptible
+from portraitkit.runs.progress import progress_bar
 from portraitkit.vlm.load import load_processor
 from portraitkit.vlm.pictures import Limit, limit_of, shown
 from portraitkit.vlm.rows import Row

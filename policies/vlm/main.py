@@ -22,19 +22,19 @@ def align_vlm() -> None:
 
 
 def _align(argv: list[str]) -> int:
-    from policies.vlm.align_config import AlignVlmConfig
+    from policies.vlm.align.align_config import AlignVlmConfig
     from portraitkit.config import load_config
 
     config = load_config(AlignVlmConfig, argv, prog="align-vlm")
     if config.dry_run:
-        from policies.vlm.dry_run import dry_run
+        from policies.vlm.align.align_plan import dry_run
 
         return dry_run(config)
     if config.export != "none":
         from policies.vlm.export import run_export
 
         return run_export(config)
-    from policies.vlm.align import run_alignment
+    from policies.vlm.align.align import run_alignment
 
     return run_alignment(config, [sys.argv[0], *argv])
 

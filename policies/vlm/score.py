@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portraitkit.errors import ConfigError, DataError
-from portraitkit.files import check_writable, write_text
-from portraitkit.jsonl import read_objects
+from portraitkit.files.atomic import check_writable, write_text
+from portraitkit.files.jsonl import read_objects
 from portraitkit.vlm.task import Task
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _prepare_metrics(config: "ScoreConfig", task: Task, rows: list[Columns]) -> 
             raise ConfigError(f"--metrics: task {task.name} reports nothing besides its reward; leave the option out")
         metrics = task.metrics
         return lambda: dict(metrics(completions, truths))
-    from policies.vlm.emotion_metrics import au_list, read_answer, report
+    from policies.vlm.tasks.emotion_metrics import au_list, read_answer, report
 
     units = au_list(config.au_list)
     descriptions = [text if isinstance(text := row.get("description"), str) else "" for row in columns]

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from policies.vlm.emotion_metrics import read_answer
 from policies.vlm.tasks.emotion import TASK, UNIT
+from policies.vlm.tasks.emotion_metrics import read_answer
 from preference_data.emotion_labels import ACTION_UNITS, EMOTIONS
 from preference_data.emotion_rows import EmotionRow
 

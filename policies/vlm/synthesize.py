@@ -20,11 +20,11 @@ from policies.vlm.synthesize_config import WRITERS, SynthesizeConfig
 from portraitkit.config import config_to_dict
 from portraitkit.endpoint import Endpoint, Question, Reply
 from portraitkit.errors import ConfigError, DataError, ImageError
-from portraitkit.images import read_image
-from portraitkit.interrupt import Interruptible
-from portraitkit.jsonl import append_line, read_json_lines, write_lines
-from portraitkit.progress import progress_bar
-from portraitkit.runs import RunFolder, start_or_go_on
+from portraitkit.files.jsonl import append_line, read_json_lines, write_lines
+from portraitkit.pictures.images import read_image
+from portraitkit.runs.folder import RunFolder, start_or_go_on
+from portraitkit.runs.interrupt import Interruptible
+from portraitkit.runs.progress import progress_bar
 from preference_data.emotion_rows import EmotionRow, read_emotion_rows
 
 FREE = ("output_dir", "overwrite", "timeout", "request_retries", "requests_per_minute", "workers", "max_failures", "batch_size", "count")
@@ -215,8 +215,8 @@ def _finish(
 
 def _fine_tune(config: SynthesizeConfig, folder: Path, model: str, number: int) -> str | int:
     """Stage 1 on what was accepted; returns the new model's folder, or the exit code when interrupted."""
-    from policies.vlm.align import run_alignment
-    from policies.vlm.align_config import AlignVlmConfig
+    from policies.vlm.align.align import run_alignment
+    from policies.vlm.align.align_config import AlignVlmConfig
 
     output = folder / f"sft-{number}"
     if (output / "summary.json").is_file():

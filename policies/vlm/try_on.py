@@ -10,7 +10,7 @@ from PIL import ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn.functional import pad
 
-from portraitkit.images import to_pil
+from portraitkit.pictures.images import to_pil
 
 LABELS = ("photo", "another face", "with the makeup found")
 INK, BORDER = (27, 31, 36), (150, 156, 162)
@@ -29,7 +29,7 @@ def draw_try_on(
         photo: the face that was asked about, RGB in [0, 1].
         bare: the second face.
         dressed: the same with the look.
-        look: items, see `preference_data.makeup`.
+        look: items, see `preference_data.people.makeup`.
 
     Returns:
         8-bit RGB.

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from portraitkit.interrupt import Interruptible
-from portraitkit.runs import RunFolder
+from portraitkit.runs.folder import RunFolder
+from portraitkit.runs.interrupt import Interruptible
 from portraitkit.vlm.load import check_frozen
 from portraitkit.vlm.processes import gathered
 

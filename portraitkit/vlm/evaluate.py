@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from portraitkit.statistics import bootstrap_interval, paired_change
+from portraitkit.stats import bootstrap_interval, paired_change
 from portraitkit.vlm.generate import Completion, complete_together
 from portraitkit.vlm.rows import Row, shuffled
 from portraitkit.vlm.task import Mode, Task

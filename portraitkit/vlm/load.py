@@ -11,7 +11,7 @@ import torch
 from portraitkit.errors import ConfigError, WeightsError
 
 EMBEDDED = Path(__file__).parent / "embedded"
-"""The tiny Qwen2.5-VL that ships with the package; `policies.vlm.pretrain` builds it."""
+"""The tiny Qwen2.5-VL that ships with the package; `tools.embedded.vlm` builds it."""
 ASKED = "portraitkit_prompt"
 """Where a saved model's config.json says whether it was trained on a task's full or brief prompt."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from portraitkit.images import image_size
+from portraitkit.pictures.images import image_size
 from portraitkit.vlm.rows import Row
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from portraitkit.errors import DataError, ImageError
-from portraitkit.images import read_image
+from portraitkit.pictures.images import read_image
 from portraitkit.vlm.processes import divided
 from portraitkit.vlm.rows import Row
 

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from portraitkit.errors import DataError
-from portraitkit.images import read_image, to_pil
-from portraitkit.jsonl import read_objects
+from portraitkit.files.jsonl import read_objects
+from portraitkit.pictures.images import read_image, to_pil
 from portraitkit.vlm.task import Task
 
 SPLITS = ("train", "validation", "held_out")

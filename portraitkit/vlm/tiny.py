@@ -1,6 +1,6 @@
 """A tiny Qwen2.5-VL: the real architecture, tokenizer and processor classes at a size that a laptop's CPU trains.
 
-What is embedded was built by these functions and trained by `policies.vlm.pretrain`; a user's own tiny model can be, too.
+What is embedded was built by these functions and trained by `tools.embedded.vlm`; a user's own tiny model can be, too.
 """
 
 from collections.abc import Callable, Iterable, Sequence

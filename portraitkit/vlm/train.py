@@ -9,7 +9,7 @@ from datasets import Dataset, Image, List
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from portraitkit.errors import CheckpointError, TrainingStopped
-from portraitkit.images import read_image, to_pil
+from portraitkit.pictures.images import read_image, to_pil
 from portraitkit.vlm.callbacks import StayFrozen
 from portraitkit.vlm.load import check_frozen, train_last_norm
 from portraitkit.vlm.pictures import Limit, capped, limit_of, shown

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from portraitkit.errors import ConfigError
 from portraitkit.hub import check_repo_name
-from portraitkit.memory_plan import check_planning
+from portraitkit.memory.plan import check_planning
 
 
 @dataclass(frozen=True)

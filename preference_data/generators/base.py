@@ -7,9 +7,9 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from preference_data.photo_face import PhotoFace
+from preference_data.people.photo_face import PhotoFace
+from preference_data.people.synthetic import Case
 from preference_data.schema import Origin
-from preference_data.synthetic import Case
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
-"""Known faults of known strength on an honest retouch, in couples with truth; see `preference_data.synthetic_pairs`."""
+"""Known faults of known strength on an honest retouch, in couples with truth; see `preference_data.people.synthetic_pairs`."""
 
 from dataclasses import dataclass
 
 import torch
 
 from portraitkit.errors import ConfigError
-from preference_data.degradations import degrade
 from preference_data.generators.base import Candidate, GeneratorOptions, Subject
+from preference_data.people.degradations import degrade
+from preference_data.people.synthetic_pairs import draw_plan, stage_of
 from preference_data.schema import Fault, Origin
-from preference_data.synthetic_pairs import draw_plan, stage_of
 
 
 @dataclass(frozen=True)

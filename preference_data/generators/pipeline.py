@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from portraitkit.errors import ConfigError, WeightsError
-from portraitkit.images import from_pil, resize, to_pil
+from portraitkit.pictures.images import from_pil, resize, to_pil
 from preference_data.generators.base import Candidate, GeneratorOptions, Subject
 from preference_data.schema import Origin
 

@@ -17,7 +17,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from portraitkit.errors import DataError, ImageError
-from portraitkit.images import read_image, to_pil
+from portraitkit.pictures.images import read_image, to_pil
 from preference_data.annotations import FOLDER, Judgement, append_judgement, both_orders, conflicts, file_of, judgement_of, read_judgements
 from preference_data.contract import Order
 from preference_data.schema import DIMENSIONS, QUESTIONS, TITLES, Pair

@@ -7,7 +7,7 @@ from pathlib import Path
 import uvicorn
 
 from portraitkit.errors import ConfigError
-from preference_data.annotate_config import LOOPBACK, AnnotateConfig
+from preference_data.commands.annotate_config import LOOPBACK, AnnotateConfig
 from preference_data.schema import Pair
 from preference_data.web.app import Desk, make_app
 

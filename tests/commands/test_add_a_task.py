@@ -9,7 +9,7 @@ import torch
 from tiny_vlm import ANSWER, write_tiny_vlm
 
 from policies.vlm.main import align_vlm, score_completions
-from portraitkit.images import write_image
+from portraitkit.pictures.images import write_image
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "add_a_task.md").read_text(encoding="utf-8")
 

@@ -18,7 +18,7 @@ from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.main import align_retoucher
 from portraitkit.config import load_config, recipe_names
 from portraitkit.faces.portraits import bundled_portraits
-from portraitkit.images import resize, write_image
+from portraitkit.pictures.images import resize, write_image
 
 TINY = {"photos-per-step": 1, "group-size": 2, "max-train-steps": 1, "validation-photos": 1, "held-out-photos": 2, "warmup-steps": 0}
 SMALL = [text for name, value in TINY.items() for text in (f"--{name}", str(value))]

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 from tiny_vlm import write_tiny_vlm
 
-from policies.vlm.align_config import AlignVlmConfig
+from policies.vlm.align.align_config import AlignVlmConfig
 from policies.vlm.main import align_vlm
 from policies.vlm.tasks.shape_area import TASK
 from portraitkit.config import load_config, recipe_names
-from portraitkit.images import write_image
+from portraitkit.pictures.images import write_image
 from portraitkit.vlm.callbacks import Follow
 from portraitkit.vlm.load import ASKED
 

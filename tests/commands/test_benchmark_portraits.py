@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.gather import ADAPTER
 from benchmarks.main import benchmark_portraits
 from policies.retoucher.main import align_retoucher
-from portraitkit.images import resize, write_image
+from portraitkit.pictures.images import resize, write_image
 
 DOCS = Path(__file__).parents[2] / "docs"
 

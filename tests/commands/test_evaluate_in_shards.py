@@ -6,11 +6,11 @@ from functools import partial
 import pytest
 from tiny_vlm import THINK_ANSWER, write_tiny_vlm
 
-from portraitkit import shard_files
-from portraitkit.shards import Shard
+from portraitkit.runs import shard_files
+from portraitkit.runs.shards import Shard
 from preference_data.brief_contract import PROMPT, WORDS
-from reward_models import evaluate
-from reward_models.judging import judge_pairs
+from reward_models.evaluation import evaluate
+from reward_models.judge.ask import judge_pairs
 from reward_models.main import train_reward_model
 
 SMALL = {
@@ -44,7 +44,7 @@ def test_two_processes_find_what_one_finds(command, model, tmp_path, monkeypatch
             raise ZeroDivisionError
         return judge_pairs(model, processor, view, pairs, **how)
 
-    monkeypatch.setattr("reward_models.judge_shards.judge_pairs", counted)
+    monkeypatch.setattr("reward_models.evaluation.judge_shards.judge_pairs", counted)
     monkeypatch.setattr(evaluate, "current_shard", lambda option: Shard(1, 2, True))
     with pytest.raises(ZeroDivisionError):
         evaluate.run_evaluation(_config(model, tmp_path / "two"), ["test"])
@@ -68,6 +68,6 @@ def test_two_processes_find_what_one_finds(command, model, tmp_path, monkeypatch
 
 def _config(model, folder):
     from portraitkit.config import load_config
-    from reward_models.train_config import RewardModelConfig
+    from reward_models.training.config import RewardModelConfig
 
     return load_config(RewardModelConfig, [*OPTIONS, "--model", str(model), "--output-dir", str(folder)], prog="train-reward-model")

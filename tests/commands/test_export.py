@@ -16,8 +16,8 @@ from tiny_vlm import write_tiny_vlm
 from policies.vlm.export_reward import exported_reward
 from policies.vlm.main import align_vlm, score_completions
 from policies.vlm.tasks import load_task
-from policies.vlm.truth_columns import ground_truth_of
-from portraitkit.images import write_image
+from policies.vlm.tasks.truth_columns import ground_truth_of
+from portraitkit.pictures.images import write_image
 from portraitkit.vlm.rows import make_rows
 
 TASKS = ("area", "makeup", "makeup-lips", "emotion", "preference")
@@ -192,7 +192,7 @@ def test_a_reward_file_of_verl_trains_a_model(command, own):
 
 def test_an_exported_reward_works_in_our_own_loop(command, own):
     assert command(align_vlm, "--export", "verl", "--output-dir", "verl", *FEW)[0] == 0
-    from policies.vlm.reward_file import with_reward_file
+    from policies.vlm.align.reward_file import with_reward_file
 
     task = load_task("area")
     theirs = with_reward_file(task, "verl/reward.py:compute_score")

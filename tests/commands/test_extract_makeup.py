@@ -11,10 +11,10 @@ from policies.vlm.main import extract_makeup
 from portraitkit.faces.align import align_face
 from portraitkit.faces.mesh import require_mesh
 from portraitkit.faces.portraits import bundled_portraits
-from portraitkit.images import read_image, write_image
+from portraitkit.pictures.images import read_image, write_image
 from portraitkit.vlm.generate import Completion
 from portraitkit.vlm.load import ASKED
-from preference_data.makeup import render_makeup
+from preference_data.people.makeup import render_makeup
 
 LOOK = [
     {"shape": "LIP_FULL_BASIC", "color": "#B01E36"},

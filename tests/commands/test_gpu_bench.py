@@ -1,16 +1,16 @@
-"""`python -m benchmarks.gpu_bench` with tiny models on the CPU: the code that measures real sizes on a GPU."""
+"""`python -m tools.bench.gpu.main` with tiny models on the CPU: the code that measures real sizes on a GPU."""
 
 import json
 
 import pytest
 import torch
 
-from benchmarks.gpu import retoucher, vlm
-from benchmarks.gpu.config import GpuBenchConfig
-from benchmarks.gpu_bench import gpu_bench
-from benchmarks.group_cost import ALL_STEPS, DPG
-from portraitkit.interrupt import Interruptible
+from portraitkit.runs.interrupt import Interruptible
 from portraitkit.vlm import architectures
+from tools.bench.gpu import retoucher, vlm
+from tools.bench.gpu.config import GpuBenchConfig
+from tools.bench.gpu.main import gpu_bench
+from tools.bench.group_cost import ALL_STEPS, DPG
 
 SMALL = ["--tiny", "--group", "2", "--steps", "3", "--rank", "4"]
 VLM = ["--vlm-group", "2", "--vlm-tokens", "4", "--vlm-updates", "2"]
@@ -42,7 +42,7 @@ def test_tiny_models_run_through_all_of_it(command, tmp_path):
     page = (tmp_path / "run" / "results.md").read_text()
     table = [line for line in page.splitlines() if line.startswith("|")]
     assert len(table) == 2 + 3 and {line.count("|") for line in table} == {10}
-    assert "a check of the code" in page and "fewer evaluations" in page and "`python -m benchmarks.gpu_bench --tiny" in page
+    assert "a check of the code" in page and "fewer evaluations" in page and "`python -m tools.bench.gpu.main --tiny" in page
     assert "fewer evaluations" in out
     code, _, err = command(gpu_bench, *SMALL, "--output-dir", tmp_path / "run")
     assert code == 2 and "--overwrite" in err

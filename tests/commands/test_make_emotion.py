@@ -10,10 +10,10 @@ from PIL import Image
 
 from policies.vlm.tasks.emotion import TASK
 from portraitkit.errors import ConfigError, DataError
-from portraitkit.images import read_image
+from portraitkit.pictures.images import read_image
 from portraitkit.vlm.rows import open_rows, read_rows
-from preference_data.emotion_adapters import BUILT_IN, load_adapter
 from preference_data.main import make_preferences
+from preference_data.sources import BUILT_IN, load_adapter
 
 COUNTS = {"train": 0, "validation": 1, "held_out": 0}
 
@@ -346,7 +346,7 @@ def test_unknown_data_sets_and_a_users_own(command, tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'disfa'"):
         load_adapter("dissfa")
     (tmp_path / "mine.py").write_text(
-        "from preference_data.emotion_adapters import Adapter, Record\n"
+        "from preference_data.sources import Adapter, Record\n"
         "def read(folder, options):\n"
         "    yield Record('1', folder / '1.jpg', emotion='Happy')\n"
         "ADAPTER = Adapter('mine', '1.jpg', read)\n"

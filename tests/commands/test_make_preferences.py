@@ -11,11 +11,11 @@ import urllib.request
 import pytest
 
 from portraitkit.faces.portraits import bundled_portraits
-from portraitkit.images import write_image
-from preference_data import build as build_module
-from preference_data.io import QUARANTINE, read_pairs
+from portraitkit.pictures.images import write_image
+from preference_data.commands import build as build_module
+from preference_data.commands.only_writer import WRITING, only_writer
 from preference_data.main import make_preferences
-from preference_data.only_writer import WRITING, only_writer
+from preference_data.pair_set import QUARANTINE, read_pairs
 
 EMBEDDED = ("build", "embedded", "--count", "4", "--resolution", "64", "--pairs-per-photo", "1", "--split-shares", "0.5", "0.25", "0.25")
 

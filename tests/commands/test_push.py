@@ -10,7 +10,7 @@ from tiny_vlm import write_tiny_vlm
 
 from policies.retoucher.main import align_retoucher
 from policies.vlm.main import align_vlm
-from portraitkit.images import write_image
+from portraitkit.pictures.images import write_image
 from reward_models.main import train_reward_model
 
 SMALL = ["--validation-rows", 1, "--held-out-rows", 4, "--probe-rows", 2, "--prompts-per-step", 2, "--group-size", 2, "--max-tokens", 6]

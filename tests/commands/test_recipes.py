@@ -1,9 +1,9 @@
 """Every recipe file belongs to a command whose tests parse and dry-run it; none is left out by a key that no command has."""
 
 from policies.retoucher.config import RetoucherConfig
-from policies.vlm.align_config import AlignVlmConfig
+from policies.vlm.align.align_config import AlignVlmConfig
 from portraitkit.config import RECIPES, recipe_names
-from reward_models.train_config import RewardModelConfig
+from reward_models.training.config import RewardModelConfig
 
 
 def test_every_recipe_file_belongs_to_a_command():

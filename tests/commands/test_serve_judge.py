@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from portraitkit.endpoint import data_url
-from reward_models.judge import Comparison, Judgement, load_judge
-from reward_models.serve_judge import serve_judge
+from reward_models.judge.judge import Comparison, Judgement, load_judge
+from reward_models.workers.serve_judge import serve_judge
 
-CODE = "from reward_models.serve_judge import serve_judge; serve_judge()"
+CODE = "from reward_models.workers.serve_judge import serve_judge; serve_judge()"
 
 
 @pytest.fixture

@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 
 from policies.retoucher.main import align_retoucher
 from policies.retoucher.training_photos import SyntheticSource
-from reward_models.judge_reward import CountedJudge
+from reward_models.judge.reward import CountedJudge
 from reward_models.reward_set import build_rewards
-from reward_models.reward_wire import PROTOCOL, SERVICE, own_version, pack
-from reward_models.serve_rewards import serve_rewards
-from reward_models.worker_check import connect
+from reward_models.workers.serve_rewards import serve_rewards
+from reward_models.workers.wire import PROTOCOL, SERVICE, own_version, pack
+from reward_models.workers.worker_check import connect
 
-CODE = "from reward_models.serve_rewards import serve_rewards; serve_rewards()"
+CODE = "from reward_models.workers.serve_rewards import serve_rewards; serve_rewards()"
 RUN = ["--photos-per-step", 2, "--group-size", 2, "--micro-batch", 2, "--max-train-steps", 3, "--validation-steps", 3]
 RUN += ["--validation-photos", 1, "--held-out-photos", 2, "--num-steps", 2, "--segments", 1, "--warmup-steps", 0]
 RUN += ["--rewards", "texture", "clarity", "--checkpointing-steps", 0]

@@ -13,8 +13,8 @@ import torch
 
 from benchmarks.main import benchmark_portraits
 from portraitkit.faces.portraits import bundled_portraits
-from portraitkit.images import resize, write_image
-from preference_data import build as build_module
+from portraitkit.pictures.images import resize, write_image
+from preference_data.commands import build as build_module
 from preference_data.main import make_preferences
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +90,7 @@ def test_jobs_of_their_own_build_what_one_process_builds(command, tmp_path, monk
 
 def test_photos_are_looked_at_by_all_shards_together(command, tmp_path, monkeypatch):
     """Each photo is opened by one of them only, and all deal out the same persons to the same splits."""
-    from preference_data import subjects
+    from preference_data.people import subjects
 
     photos, seen, embed = tmp_path / "photos", [], subjects._embed
     photos.mkdir()

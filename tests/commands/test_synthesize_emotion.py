@@ -9,7 +9,7 @@ from PIL import Image
 from policies.vlm.main import synthesize_emotion
 from policies.vlm.synthesis import find_errors, write_prompt
 from policies.vlm.tasks.emotion import TASK
-from portraitkit.jsonl import write_lines
+from portraitkit.files.jsonl import write_lines
 from portraitkit.scripted_endpoint import ScriptedEndpoint
 from portraitkit.vlm.load import ASKED
 from portraitkit.vlm.rows import open_rows

@@ -12,13 +12,13 @@ import torch
 from tiny_vlm import THINK_ANSWER, write_tiny_vlm
 
 from portraitkit.config import load_config, recipe_names
-from portraitkit.images import write_image
+from portraitkit.pictures.images import write_image
 from preference_data.brief_contract import PROMPT, WORDS, write_brief
 from preference_data.contract import Answer, prompt
-from preference_data.io import write_pairs
+from preference_data.pair_set import write_pairs
 from preference_data.schema import DIMENSIONS, Pair
 from reward_models.main import train_reward_model
-from reward_models.train_config import RewardModelConfig
+from reward_models.training.config import RewardModelConfig
 
 SMALL = {
     "shown": "beside-difference",
@@ -142,7 +142,7 @@ def test_any_stage_alone_starts_from_the_model(command, model, tmp_path):
 def test_what_is_kept_is_imitated(command, model, tmp_path, monkeypatch):
     """A random model is never right: its trajectories are replaced by a right and a wrong one."""
     from portraitkit.vlm.generate import Completion
-    from reward_models import train_stages
+    from reward_models.training import stages as train_stages
 
     def ask(model, processor, view, rows, **how):
         assert how["samples"] == 2 and how["temperature"] == 1.0

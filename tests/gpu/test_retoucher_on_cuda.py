@@ -6,11 +6,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from policies.retoucher.architectures import random_backbone, stand_in_condition
 from policies.retoucher.backbones import load_backbone, tiny
 from policies.retoucher.config import RetoucherConfig
+from policies.retoucher.model.architectures import random_backbone, stand_in_condition
 from policies.retoucher.rollout import plan_steps, roll_out
-from policies.retoucher.train import FIRST_RATIO, Trainer
+from policies.retoucher.trainer import FIRST_RATIO, Trainer
 from policies.retoucher.training_photos import SyntheticSource
 from policies.retoucher.update import accumulate_gradients
 from reward_models.reward_set import build_rewards

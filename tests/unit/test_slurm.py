@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from policies.retoucher.config import RetoucherConfig
-from policies.retoucher.sharding import check_sharding
+from policies.retoucher.model.sharding import check_sharding
 from portraitkit.config import load_config
-from portraitkit.runs import RunFolder
+from portraitkit.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "docs/slurm/portraitkit.sbatch"

@@ -4,7 +4,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from policies.retoucher.backbone import Backbone
+    from policies.retoucher.model.backbone import Backbone
 
 BUILT_IN = ("tiny", "flux_kontext", "qwen_image_edit", "qwen_image_edit_plus")
 
@@ -17,7 +17,7 @@ def load_backbone(name: str, model: str | None, resolution: int | None, device: 
         model: hub id or local folder; the backbone's own default if None.
         resolution: side of the pictures; the backbone's own default if None.
         device: as torch names it.
-        **options: those of `policies.retoucher.loading.LOADING` that are not at their default.
+        **options: those of `policies.retoucher.model.loading.LOADING` that are not at their default.
 
     Raises:
         ConfigError: the name is unknown, the file exports no such object, the device is not there, or the backbone has no such option.

@@ -6,9 +6,9 @@ import torch
 from diffusers import FluxKontextPipeline
 from torch import Tensor
 
-from policies.retoucher.backbone import Condition, Images, Latents
 from policies.retoucher.backbones.pipeline import PipelineBackbone
-from policies.retoucher.loading import check_multiple, load_pipeline
+from policies.retoucher.model.backbone import Condition, Images, Latents
+from policies.retoucher.model.loading import check_multiple, load_pipeline
 
 # The published 342 modules of the real model: 12 in each of 19 double blocks, 3 in each of 38 single ones (BeautyGRPO's released LoRA).
 LORA_TARGETS = [

@@ -13,8 +13,8 @@ from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift, retr
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
-from policies.retoucher.adapter import read_adapter, without_prefix
-from policies.retoucher.backbone import Condition, Images, Latents
+from policies.retoucher.model.adapter import read_adapter, without_prefix
+from policies.retoucher.model.backbone import Condition, Images, Latents
 from portraitkit.errors import WeightsError
 
 SHIFT = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
@@ -22,7 +22,7 @@ SHIFT = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5
 
 
 class PipelineBackbone:
-    """Wraps a stock pipeline; a subclass says how to encode, decode and evaluate. See `policies.retoucher.backbone.Backbone`.
+    """Wraps a stock pipeline; a subclass says how to encode, decode and evaluate. See `policies.retoucher.model.backbone.Backbone`.
 
     Latents and pictures stay where the caller has them (they are small); the networks live on the transformer's device.
 
@@ -92,12 +92,12 @@ class PipelineBackbone:
         return self.transformer.device
 
     def divide(self, device: str) -> None:
-        """Divide the transformer's weights among the processes, the other networks go to the device; see `policies.retoucher.sharding`.
+        """Divide the transformer among the processes, the other networks go to the device: see `policies.retoucher.model.sharding`.
 
         Args:
             device: of this process.
         """
-        from policies.retoucher.sharding import divide_weights  # FSDP is for those who ask for it
+        from policies.retoucher.model.sharding import divide_weights  # FSDP is for those who ask for it
 
         divide_weights(self.transformer, device)
         for part in (self.pipeline.vae, *([] if self.offload_text_encoder else self.text_encoders)):

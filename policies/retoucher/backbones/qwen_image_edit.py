@@ -6,10 +6,10 @@ import torch
 from diffusers import QwenImageEditPipeline
 from torch import Tensor
 
-from policies.retoucher.backbone import Condition, Images, Latents
 from policies.retoucher.backbones.pipeline import PipelineBackbone
-from policies.retoucher.loading import check_multiple, load_pipeline
-from portraitkit.images import to_pil
+from policies.retoucher.model.backbone import Condition, Images, Latents
+from policies.retoucher.model.loading import check_multiple, load_pipeline
+from portraitkit.pictures.images import to_pil
 
 # Both streams of each of the 60 blocks: 720 modules. The last block's text output is not used: 4 of its modules never learn.
 LORA_TARGETS = [

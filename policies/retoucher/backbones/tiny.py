@@ -1,6 +1,6 @@
 """The embedded retoucher: FLUX.1 Kontext's architecture at 3.5 M parameters, 128 px, small enough to commit and to train on a CPU.
 
-`build_pipeline` makes a stock diffusers `FluxKontextPipeline` from configuration alone; `python -m policies.retoucher.pretrain`
+`build_pipeline` makes a stock diffusers `FluxKontextPipeline` from configuration alone; `python -m tools.embedded.retoucher`
 trains it and writes `embedded/`; `BACKBONE` loads that folder. Same classes, latent packing, position ids and
 velocity convention as the real model, so everything written against it runs on FLUX.1 Kontext.
 """

@@ -9,7 +9,7 @@ BUILT_IN = {
     "makeup": "policies.vlm.tasks.makeup:TASK",
     "makeup-lips": "policies.vlm.tasks.makeup:LIPS",
     "emotion": "policies.vlm.tasks.emotion:TASK",
-    "preference": "reward_models.preference_task:TASK",
+    "preference": "reward_models.judge.preference_task:TASK",
 }
 
 

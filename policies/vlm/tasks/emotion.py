@@ -149,7 +149,7 @@ def _most(truth: Expression, mode: Mode) -> float:
 
 
 def _metrics(completions: Sequence[str], truths: Sequence[Expression]) -> dict[str, float]:
-    from policies.vlm.emotion_metrics import headline  # which reads answers by this module's patterns
+    from policies.vlm.tasks.emotion_metrics import headline  # which reads answers by this module's patterns
 
     return headline(completions, truths)
 

@@ -1,4 +1,4 @@
-"""Embedded rows of the emotion task: action units performed by synthetic people (`preference_data.expressions`)."""
+"""Embedded rows of the emotion task: action units performed by synthetic people (`preference_data.people.expressions`)."""
 
 import random
 from collections.abc import Iterable
@@ -9,10 +9,10 @@ import torch
 
 from portraitkit.errors import DataError
 from portraitkit.suggest import nearest
-from preference_data.calm_faces import calm_stage
-from preference_data.emotion_expressions import draw_expression
-from preference_data.expressions import perform
-from preference_data.synthetic import SPLITS, make_person
+from preference_data.people.calm_faces import calm_stage
+from preference_data.people.emotion_expressions import draw_expression
+from preference_data.people.expressions import perform
+from preference_data.people.synthetic import SPLITS, make_person
 
 SIZE = 128
 
@@ -30,7 +30,7 @@ def make_row(split: str, seed: int) -> dict[str, Any]:
     Returns:
         `image` (RGB, 3 x 128 x 128, [0, 1]), `AUs` (such as ["AU6", "AU12"]), `labels` (one emotion), `target` (the completion to
         imitate), and where it comes from: `intensities` (by unit, in [0, 1]), `synthetic` (True), `split`, `seed`, `morph` (who it
-        is, see `preference_data.synthetic`).
+        is, see `preference_data.people.synthetic`).
 
     Raises:
         DataError: no such split.

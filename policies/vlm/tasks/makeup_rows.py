@@ -1,4 +1,4 @@
-"""Embedded rows of the two makeup tasks: looks rendered on synthetic people (`preference_data.synthetic`)."""
+"""Embedded rows of the two makeup tasks: looks rendered on synthetic people (`preference_data.people.synthetic`)."""
 
 import random
 from hashlib import sha256
@@ -8,9 +8,9 @@ import torch
 
 from portraitkit.errors import DataError
 from portraitkit.suggest import nearest
-from preference_data.makeup import render_makeup
-from preference_data.makeup_looks import draw_lips, draw_look
-from preference_data.synthetic import SPLITS, make_person
+from preference_data.people.makeup import render_makeup
+from preference_data.people.makeup_looks import draw_lips, draw_look
+from preference_data.people.synthetic import SPLITS, make_person
 
 SIZE = 128
 
@@ -28,7 +28,7 @@ def make_row(split: str, seed: int, *, lips_only: bool = False) -> dict[str, Any
 
     Returns:
         `image` (RGB, 3 x 128 x 128, [0, 1]), `solution` (items, in the order lips, blush, eyeshadow), and where it comes from:
-        `synthetic` (True), `split`, `seed`, `morph` (who it is, see `preference_data.synthetic`).
+        `synthetic` (True), `split`, `seed`, `morph` (who it is, see `preference_data.people.synthetic`).
 
     Raises:
         DataError: no such split.

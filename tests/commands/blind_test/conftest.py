@@ -24,8 +24,8 @@ from benchmarks.blind_test.serve import KEEP_ALIVE
 from benchmarks.blind_test.server import build_app
 from benchmarks.blind_test.store import Store
 from benchmarks.blind_test.study import VOTES, read_study
-from portraitkit.images import write_image
-from preference_data.synthetic import make_case, make_label
+from portraitkit.pictures.images import write_image
+from preference_data.people.synthetic import make_case, make_label
 
 PHOTOS = 12
 METHODS = ("input", "ours", "other")

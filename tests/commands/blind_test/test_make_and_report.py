@@ -11,7 +11,7 @@ from PIL import Image
 from benchmarks.blind_test.main import blind_test
 from benchmarks.blind_test.store import Store
 from benchmarks.blind_test.study import VOTES, read_study
-from portraitkit.images import read_image, write_image
+from portraitkit.pictures.images import read_image, write_image
 
 
 def test_pictures_say_nothing_about_their_method(make):

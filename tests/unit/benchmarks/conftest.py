@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
-from portraitkit.images import write_image
+from portraitkit.pictures.images import write_image
 
 
 @pytest.fixture(scope="session")

@@ -5,16 +5,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from benchmarks.gpu.case import Row
-from benchmarks.gpu.device import PEAKS, peak_flops
-from benchmarks.gpu.flops import retoucher_flops, vlm_flops
-from benchmarks.gpu.table import cells
-from policies.retoucher.architectures import meta_backbone, stand_in_condition
 from policies.retoucher.backbones.tiny import EMBEDDED
 from policies.retoucher.config import RetoucherConfig
+from policies.retoucher.model.architectures import meta_backbone, stand_in_condition
+from portraitkit.memory.vlm_trace import Load, hidden_states
 from portraitkit.vlm.architectures import meta_model
-from portraitkit.vlm.memory import Load, hidden_states
 from portraitkit.vlm.trainer_options import TrainerOptions
+from tools.bench.gpu.case import Row
+from tools.bench.gpu.device import PEAKS, peak_flops
+from tools.bench.gpu.flops import retoucher_flops, vlm_flops
+from tools.bench.gpu.table import cells
 
 
 def in_linear_layers(model: nn.Module, run) -> int:

@@ -12,7 +12,7 @@ from benchmarks.metrics import load_metrics
 from benchmarks.store import Store
 from benchmarks.suite import Suite
 from benchmarks.weight_files import Digests, find_weights
-from portraitkit.images import write_image
+from portraitkit.pictures.images import write_image
 
 COUNT = 10_000
 MIB = 40

@@ -8,8 +8,8 @@ import torch
 
 from benchmarks.metric import Pictures
 from benchmarks.metrics import brisque, niqe, piqe, psnr, ssim
-from benchmarks.natural_scenes import luma
-from benchmarks.pyiqa_nets import quiet
+from benchmarks.nets.natural_scenes import luma
+from benchmarks.nets.pyiqa_nets import quiet
 from portraitkit.errors import WeightsError
 
 NAMES = ("clean", "noisy", "blurred", "odd")

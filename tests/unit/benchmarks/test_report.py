@@ -15,11 +15,11 @@ from benchmarks.cases import Extreme, show_cases
 from benchmarks.inputs import Inputs, Item
 from benchmarks.metrics import psnr, ssim
 from benchmarks.report import write_report
-from benchmarks.statistics import Comparison
+from benchmarks.stats import Comparison
 from benchmarks.suite import Results
 from benchmarks.tables import Analysis, best_methods, decimals, figure, gained, latex, markdown
 from benchmarks.weight_files import Found
-from portraitkit.images import write_image
+from portraitkit.pictures.images import write_image
 
 COUNT = 12
 COLOURS = {"a": (1.0, 0.0, 0.0), "b": (0.0, 1.0, 0.0), "photo": (0.0, 0.0, 1.0), "reference": (1.0, 1.0, 0.0)}

@@ -6,8 +6,8 @@ import torch
 
 from benchmarks.shards import ShardStore, merge_into
 from benchmarks.store import Store
-from portraitkit.shard_files import ShardFile, merged_rows
-from portraitkit.shards import Shard
+from portraitkit.runs.shard_files import ShardFile, merged_rows
+from portraitkit.runs.shards import Shard
 
 
 def test_values_and_features_reach_the_cache_as_they_were(tmp_path):

@@ -13,7 +13,7 @@ from benchmarks.inputs import Inputs, Item
 from benchmarks.metrics import brisque, psnr
 from benchmarks.preferences import check_pairs, pair_accuracy, read_pairs
 from benchmarks.significance import EXACT, _count, _estimate, holm, sign_flip_test, too_few
-from benchmarks.statistics import (
+from benchmarks.stats import (
     comparisons,
     correlations,
     grid,

@@ -20,7 +20,7 @@ from benchmarks.store import Store
 from benchmarks.suite import Results, Suite
 from benchmarks.weight_files import Digests, Found, find_weights, read_state, search_folders
 from portraitkit.errors import ConfigError, DataError, WeightsError
-from portraitkit.images import read_image, write_image
+from portraitkit.pictures.images import read_image, write_image
 
 NAMES = ("brisque", "piqe", "psnr", "ssim")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.metric import Metric, Pictures
 from benchmarks.metrics import built_in_metrics, maniqa
-from benchmarks.pyiqa_nets import empty_net, fill, no_downloads, quiet
+from benchmarks.nets.pyiqa_nets import empty_net, fill, no_downloads, quiet
 from benchmarks.weight_files import Digests, find_weights
 from portraitkit.errors import WeightsError
 

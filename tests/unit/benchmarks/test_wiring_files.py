@@ -13,11 +13,11 @@ from torch import Tensor
 
 from benchmarks.metric import Pictures
 from benchmarks.metrics import arcface, distribution, laion_aes, nrqm
-from benchmarks.pyiqa_nets import quiet
+from benchmarks.nets.pyiqa_nets import quiet
 from portraitkit.errors import WeightsError
 from portraitkit.faces.arcface import CHIP, arcface_chips, open_arcface
 from portraitkit.faces.mesh import require_mesh
-from portraitkit.images import write_image
+from portraitkit.pictures.images import write_image
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from diffusers import FluxKontextPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from policies.retoucher.adapter import FILE, METADATA, attach_adapter, read_adapter
-from policies.retoucher.backbone import sample_ode
 from policies.retoucher.backbones import tiny
+from policies.retoucher.model.adapter import FILE, METADATA, attach_adapter, read_adapter
+from policies.retoucher.model.backbone import sample_ode
 from portraitkit.errors import WeightsError
 
 

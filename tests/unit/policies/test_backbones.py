@@ -10,13 +10,13 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwen
 from peft import LoraConfig
 
 from dpg.sde import log_ratio, step_mean_std
-from policies.retoucher.backbone import Backbone, sample_ode
 from policies.retoucher.backbones import tiny, tiny_qwen
 from policies.retoucher.backbones.flux_kontext import KontextBackbone
 from policies.retoucher.config import RetoucherConfig
+from policies.retoucher.model.backbone import Backbone, sample_ode
 from policies.retoucher.rollout import plan_steps, roll_out
 from policies.retoucher.update import accumulate_gradients
-from portraitkit.images import to_pil
+from portraitkit.pictures.images import to_pil
 
 PROMPT = "soften the spots"
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from policies.retoucher.backbone import Backbone
 from policies.retoucher.backbones import tiny, tiny_qwen
-from policies.retoucher.encoding_cache import CachedBackbone, open_cache, with_cache
+from policies.retoucher.model.backbone import Backbone
+from policies.retoucher.model.encoding_cache import CachedBackbone, open_cache, with_cache
 from portraitkit.errors import RunFolderError
 
 BUILDS = {
@@ -129,7 +129,7 @@ def test_photos_of_a_folder_are_cached_and_endless_ones_only_if_asked(backbone, 
 
 
 def test_training_is_the_same_with_a_cache(make_trainer, config, tmp_path):
-    from policies.retoucher.train import Trainer
+    from policies.retoucher.trainer import Trainer
 
     plain = make_trainer(config)
     cached = CachedBackbone(tiny.wrap(tiny.build_pipeline(0)))

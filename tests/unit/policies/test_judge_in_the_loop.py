@@ -8,17 +8,17 @@ from rich.console import Console
 
 from policies.retoucher.alarms import STEPS, WINDOW, Alarms
 from policies.retoucher.backbones import tiny
-from policies.retoucher.train import Trainer
-from portraitkit.checkpoints import load_checkpoint, save_checkpoint
+from policies.retoucher.trainer import Trainer
 from portraitkit.errors import TrainingStopped
 from portraitkit.grpo import group_advantages
-from portraitkit.statistics import rank_correlation
+from portraitkit.runs.checkpoint import load_checkpoint, save_checkpoint
+from portraitkit.stats import rank_correlation
 from preference_data.contract import Answer, write_answer
 from preference_data.schema import DIMENSIONS
-from reward_models.judge import Judge
-from reward_models.judge_backend import Said
-from reward_models.judge_reward import JudgeReward
-from reward_models.judge_settings import JudgeSettings
+from reward_models.judge.backend import Said
+from reward_models.judge.judge import Judge
+from reward_models.judge.reward import JudgeReward
+from reward_models.judge.settings import JudgeSettings
 from reward_models.reward_set import RewardSet, build_rewards
 
 

@@ -12,14 +12,14 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import nn
 
-from policies.retoucher import loading
-from policies.retoucher.adapter import check_start
 from policies.retoucher.backbones import flux_kontext, load_backbone, qwen_image_edit, tiny, tiny_qwen
-from policies.retoucher.loading import load_pipeline, loading_options
-from policies.retoucher.memory import make_optimizer
-from policies.retoucher.retouch_config import RetouchConfig
-from portraitkit.checkpoints import flatten_optimizer, restore_optimizer
+from policies.retoucher.model import loading
+from policies.retoucher.model.adapter import check_start
+from policies.retoucher.model.loading import load_pipeline, loading_options
+from policies.retoucher.model.memory import make_optimizer
+from policies.retoucher.retouch.retouch_config import RetouchConfig
 from portraitkit.errors import ConfigError, WeightsError
+from portraitkit.runs.checkpoint import flatten_optimizer, restore_optimizer
 
 
 def targeted(transformer: nn.Module, targets: list[str]) -> list[str]:
@@ -108,7 +108,7 @@ def test_a_start_of_another_rank_or_scale_is_refused(released):
 
 @pytest.mark.parametrize("build", [lambda: tiny.wrap(tiny.build_pipeline(0)), lambda: tiny_qwen.wrap(tiny_qwen.build_pipeline())])
 def test_activation_checkpointing_gives_the_same_gradients(build):
-    from policies.retoucher.memory import prepare_training
+    from policies.retoucher.model.memory import prepare_training
 
     gradients = []
     for checkpointing in (False, True):
@@ -127,7 +127,7 @@ def test_activation_checkpointing_gives_the_same_gradients(build):
 
 
 def test_a_backbone_whose_transformer_cannot_checkpoint_says_so():
-    from policies.retoucher.memory import prepare_training
+    from policies.retoucher.model.memory import prepare_training
 
     with pytest.raises(ConfigError, match="--gradient-checkpointing: this backbone's transformer cannot"):
         prepare_training(nn.Linear(2, 2), gradient_checkpointing=True)
@@ -143,7 +143,7 @@ def saved(tmp_path):
 def test_a_kontext_folder_loads_in_bf16_and_trains_in_float32(saved, config, source):
     from rich.console import Console
 
-    from policies.retoucher.train import Trainer
+    from policies.retoucher.trainer import Trainer
     from reward_models.reward_set import build_rewards
 
     backbone = load_backbone("flux_kontext", saved, 128, "cpu", guidance=3.0, vae_tiling=True, offload_text_encoder=True)

@@ -10,15 +10,15 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from policies.retoucher import evaluate
-from policies.retoucher.architectures import meta_backbone, parts_of
 from policies.retoucher.config import RetoucherConfig
-from policies.retoucher.dry_run import changes, dry_run
 from policies.retoucher.evaluate import evaluation_set
-from policies.retoucher.plan import plan_memory
-from policies.retoucher.sharding import check_sharding
+from policies.retoucher.model.architectures import meta_backbone, parts_of
+from policies.retoucher.model.sharding import check_sharding
+from policies.retoucher.planning.dry_run import changes, dry_run
+from policies.retoucher.planning.plan import plan_memory
 from portraitkit.config import load_config
 from portraitkit.errors import ConfigError, WeightsError
-from portraitkit.memory_trace import LiveBytes, size_of, tensors_of
+from portraitkit.memory.trace import LiveBytes, size_of, tensors_of
 
 
 def uncounted(function):
@@ -109,7 +109,7 @@ def test_shares_of_devices():
 
 def test_a_judge_on_the_same_device_counts():
     from portraitkit.vlm.load import load_model
-    from reward_models.judge_settings import source_of
+    from reward_models.judge.settings import source_of
 
     plain = plan_memory(RetoucherConfig(group_size=2))
     judged = plan_memory(RetoucherConfig(group_size=2, reward=("judge:embedded:win_rate",)))

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from policies.retoucher.evaluate import evaluate_policy, evaluation_set
-from policies.retoucher.own_groups import NOTHING, Told, all_told, roll_out_own
+from policies.retoucher.model.sharding import check_sharding
 from policies.retoucher.processes import Processes, check_count, open_processes
+from policies.retoucher.rank_groups import NOTHING, Told, all_told, roll_out_own
 from policies.retoucher.rollout import noise_of_groups, plan_steps
-from policies.retoucher.sharding import check_sharding
 from policies.retoucher.update import NO_FIGURES, UpdateFigures, accumulate_gradients
-from portraitkit.checkpoints import save_checkpoint
 from portraitkit.errors import CheckpointError, ConfigError, DataError
+from portraitkit.runs.checkpoint import save_checkpoint
 
 
 class Replayed(Processes):

@@ -10,15 +10,15 @@ from PIL import Image as PilImage
 
 from policies.retoucher.backbones import tiny
 from policies.retoucher.main import retouch_portrait
-from policies.retoucher.retouch import plan_jobs, retouch_main
-from policies.retoucher.retouch_config import RetouchConfig
-from policies.retoucher.retouch_faces import retouch_picture
+from policies.retoucher.retouch.command import plan_jobs, retouch_main
+from policies.retoucher.retouch.faces import retouch_picture
+from policies.retoucher.retouch.retouch_config import RetouchConfig
 from portraitkit.errors import ConfigError, FaceError, ImageError, WeightsError
 from portraitkit.faces.detect import detect_faces
 from portraitkit.faces.mesh import face_mesh
 from portraitkit.faces.portraits import bundled_portraits
 from portraitkit.faces.regions import region_masks
-from portraitkit.images import read_image, resize, write_image
+from portraitkit.pictures.images import read_image, resize, write_image
 
 PAINTER = '''
 """A backbone that makes every crop brighter by .2, less the prompt's length over 1000."""
@@ -26,7 +26,7 @@ PAINTER = '''
 import torch
 from torch import nn
 
-from policies.retoucher.backbone import Condition
+from policies.retoucher.model.backbone import Condition
 
 
 class Painter:
@@ -168,7 +168,7 @@ def test_small_faces_are_left_and_named(photos, painter, tmp_path, capsys):
 
 
 def test_a_picture_that_only_looks_like_a_face(portraits, backbone, monkeypatch):
-    monkeypatch.setattr("policies.retoucher.retouch_faces.MIN_SCORE", 1.01)
+    monkeypatch.setattr("policies.retoucher.retouch.faces.MIN_SCORE", 1.01)
     with pytest.raises(FaceError, match=r"landmark score 1\.00, below 1\.01"):
         retouch_picture(portraits["astronaut"], backbone, RetouchConfig(Path("a"), Path("b")))
 
@@ -291,7 +291,7 @@ def test_help_imports_no_torch(monkeypatch, capsys):
     import subprocess
 
     code = (
-        "import sys; from policies.retoucher.retouch import retouch_main\n"
+        "import sys; from policies.retoucher.retouch.command import retouch_main\n"
         "try: retouch_main(['--help'])\n"
         "except SystemExit as stop: sys.exit(3 if 'torch' in sys.modules else stop.code)"
     )

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from policies.retoucher.backbone import sample_ode
+from policies.retoucher.model.backbone import sample_ode
 from policies.retoucher.rollout import plan_steps, roll_out
 
 

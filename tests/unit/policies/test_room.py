@@ -7,9 +7,9 @@ import torch
 from rich.console import Console
 
 from policies.retoucher.evaluate import evaluate_policy, evaluation_set
-from policies.retoucher.room import Room
+from policies.retoucher.micro_batch import Room
 from portraitkit.errors import OutOfMemory
-from portraitkit.runs import SilentRunFolder
+from portraitkit.runs.folder import SilentRunFolder
 
 
 class Small:

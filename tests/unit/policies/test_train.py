@@ -9,8 +9,8 @@ from diffusers import FluxKontextPipeline
 from policies.retoucher.alarms import Alarms
 from policies.retoucher.backbones import tiny
 from policies.retoucher.seeds import mix
-from portraitkit.checkpoints import load_checkpoint, save_checkpoint
 from portraitkit.errors import TrainingStopped
+from portraitkit.runs.checkpoint import load_checkpoint, save_checkpoint
 
 
 def weights(trainer):
@@ -115,7 +115,7 @@ def test_the_adapter_loads_in_the_stock_pipeline_and_changes_its_pictures(make_t
 
 
 def test_the_ode_of_the_loop_is_the_stock_pipelines(make_trainer, config, source):
-    from policies.retoucher.backbone import sample_ode
+    from policies.retoucher.model.backbone import sample_ode
 
     backbone = tiny.wrap(tiny.build_pipeline(0))
     photo = source.load("train", [0]).photos.source

@@ -6,7 +6,7 @@ import pytest
 FAULTS = """
 import resource
 import numpy as np
-from portraitkit.allocator import keep_freed_memory
+from portraitkit.processor import keep_freed_memory
 {keep}
 def faults():
     for _ in range(8):

@@ -5,7 +5,7 @@ import math
 import pytest
 from huggingface_hub import ModelCard
 
-from portraitkit.cards import Base, Card, Licence, Result, Table, base_of, counted, group_tables, named_licence, write_card
+from portraitkit.report.card import Base, Card, Licence, Result, Table, base_of, counted, group_tables, named_licence, write_card
 
 RESEARCH = Licence("other", "qwen-research", "https://example.org/LICENSE")
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from portraitkit import checkpoints
-from portraitkit.checkpoints import flatten_optimizer, load_checkpoint, restore_optimizer, save_checkpoint
 from portraitkit.errors import CheckpointError
+from portraitkit.runs import checkpoint as checkpoints
+from portraitkit.runs.checkpoint import flatten_optimizer, load_checkpoint, restore_optimizer, save_checkpoint
 
 STATE = {"step": 7, "rewards": [0.1, 1e-300, float("nan")], "names": {"ä": None, "on": True}}
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from portraitkit.endpoint import Endpoint, Pace, Question, Reply, data_url
 from portraitkit.errors import ConfigError, ImageError, RunFolderError
-from portraitkit.images import write_image
+from portraitkit.pictures.images import write_image
 from portraitkit.scripted_endpoint import ScriptedEndpoint
 
 

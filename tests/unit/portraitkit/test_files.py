@@ -2,7 +2,7 @@
 
 import pytest
 
-from portraitkit.files import replacing, write_text
+from portraitkit.files.atomic import replacing, write_text
 
 
 def test_a_text_replaces_another(tmp_path):

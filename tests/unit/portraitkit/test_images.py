@@ -14,7 +14,7 @@ from PIL import Image as PilImage
 from PIL import ImageCms, ImageOps
 
 from portraitkit.errors import ImageError
-from portraitkit.images import (
+from portraitkit.pictures.images import (
     from_pil,
     from_uint8,
     list_images,
@@ -297,7 +297,7 @@ def test_a_bomb_costs_no_memory(tmp_path: Path):
     code = """
 import resource, sys
 from portraitkit.errors import ImageError
-from portraitkit.images import read_image
+from portraitkit.pictures.images import read_image
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     read_image(sys.argv[1])

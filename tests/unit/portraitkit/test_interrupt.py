@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from portraitkit.interrupt import Interruptible
+from portraitkit.runs.interrupt import Interruptible
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 NAMES = ["ctrl-c", "sigterm"]
 LOOP = """
 import sys, time
-from portraitkit.interrupt import Interruptible
+from portraitkit.runs.interrupt import Interruptible
 with Interruptible() as interrupt:
     print("ready", flush=True)
     while not interrupt.requested:

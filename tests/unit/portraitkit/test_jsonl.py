@@ -6,7 +6,7 @@ import json
 import pytest
 
 from portraitkit.errors import DataError, RunFolderError
-from portraitkit.jsonl import append_line, read_json_lines, read_objects, write_lines
+from portraitkit.files.jsonl import append_line, read_json_lines, read_objects, write_lines
 
 
 def test_a_line_after_one_that_was_cut_off_stays_whole(tmp_path):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from portraitkit.errors import ConfigError
-from portraitkit.memory_plan import CONTEXT, GIB, Change, Memory, Shards, Trained, check_fits, check_planning, device_limit, human
-from portraitkit.memory_trace import size_of
+from portraitkit.memory.plan import CONTEXT, GIB, Change, Memory, Shards, Trained, check_fits, check_planning, device_limit, human
+from portraitkit.memory.trace import size_of
 
 
 def state_bytes(optimizer) -> int:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from portraitkit.memory_trace import LiveBytes, by_depth, fused_attention, size_of, stacks_of, tensors_of, tracing
+from portraitkit.memory.trace import LiveBytes, by_depth, fused_attention, size_of, stacks_of, tensors_of, tracing
 
 
 def test_it_counts_what_is_alive():

@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from portraitkit import locks
 from portraitkit.errors import CheckpointError, ConfigError, RunFolderError
-from portraitkit.runs import RunFolder, environment, may_resume, start_or_go_on
+from portraitkit.runs import locks
+from portraitkit.runs.folder import RunFolder, environment, may_resume, start_or_go_on
 
 CONFIG = {"output_dir": "runs/a", "seed": 3, "learning_rate": 1e-4, "rewards": ["identity", "skin"], "lam_max": math.nan}
 
@@ -192,7 +192,7 @@ ANOTHER = """
 import sys
 from pathlib import Path
 from portraitkit.errors import RunFolderError
-from portraitkit.runs import RunFolder
+from portraitkit.runs.folder import RunFolder
 try:
     RunFolder.open(Path(sys.argv[1]), {}, command=[], seed=0, overwrite=True)
 except RunFolderError as error:

@@ -7,10 +7,10 @@ import subprocess
 
 import pytest
 
-from portraitkit import locks
 from portraitkit.errors import ConfigError, RunFolderError
-from portraitkit.shard_files import Growing, ShardFile, clear_shards, create_whole, has_shards, merged_rows, wait_for_shards
-from portraitkit.shards import Shard, check_shard, current_shard, parse_shard
+from portraitkit.runs import locks
+from portraitkit.runs.shard_files import Growing, ShardFile, clear_shards, create_whole, has_shards, merged_rows, wait_for_shards
+from portraitkit.runs.shards import Shard, check_shard, current_shard, parse_shard
 
 OPTIONS = {"seed": 1}
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from portraitkit.statistics import bootstrap_interval, paired_change, wilson_interval
+from portraitkit.stats import bootstrap_interval, paired_change, wilson_interval
 
 NORMAL = (lambda n, g: torch.randn(n, generator=g, dtype=torch.float64), 0.0)
 EXPONENTIAL = (lambda n, g: torch.empty(n, dtype=torch.float64).exponential_(generator=g), 1.0)

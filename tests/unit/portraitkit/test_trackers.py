@@ -4,10 +4,10 @@ from importlib.util import find_spec
 
 import pytest
 
-from portraitkit import trackers
 from portraitkit.errors import ConfigError
-from portraitkit.runs import RunFolder
-from portraitkit.trackers import TRACKERS, open_trackers
+from portraitkit.runs import trackers
+from portraitkit.runs.folder import RunFolder
+from portraitkit.runs.trackers import TRACKERS, open_trackers
 
 
 def test_no_trackers_need_no_packages(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from PIL import Image as PilImage
 from PIL import ImageCms
 
 from portraitkit.errors import ImageError
-from portraitkit.images import from_uint8, read_image, resize, to_uint8, write_image
+from portraitkit.pictures.images import from_uint8, read_image, resize, to_uint8, write_image
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -57,7 +57,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path):
 import resource, sys
 import torch
 from portraitkit.errors import ImageError
-from portraitkit.images import write_image
+from portraitkit.pictures.images import write_image
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:
     write_image(sys.argv[1], torch.zeros(3, 200, 200))

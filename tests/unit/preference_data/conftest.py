@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from preference_data.build import build_pairs
-from preference_data.build_config import BuildConfig
+from preference_data.commands.build import build_pairs
+from preference_data.commands.build_config import BuildConfig
 
 
 @pytest.fixture(scope="session")

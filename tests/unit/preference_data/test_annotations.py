@@ -15,8 +15,8 @@ from preference_data.annotations import (
     judgement_of,
     read_judgements,
 )
-from preference_data.merge import merge_pairs
-from preference_data.report_agreement import agreement_report
+from preference_data.commands.merge import merge_pairs
+from preference_data.commands.report_agreement import agreement_report
 from preference_data.schema import DIMENSIONS, Origin, Pair
 
 PAIR = Pair("p", "i", "a", "b", origin_a=Origin("one"), origin_b=Origin("two"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.ndimage import label
 
-from preference_data.blemishes import SHARES, TINTS, paint_blemishes
+from preference_data.people.blemishes import SHARES, TINTS, paint_blemishes
 
 CLEAN = torch.tensor([0.7, 0.5, 0.4]).view(3, 1, 1).expand(3, 128, 128)
 

@@ -5,10 +5,10 @@ import torch
 from torchvision.transforms.functional import gaussian_blur
 
 from portraitkit.faces.identity import identity_distance, identity_embedding
-from preference_data.degradations import DEGRADATIONS, EFFECTS, KINDS, degrade
+from preference_data.people.degradations import DEGRADATIONS, EFFECTS, KINDS, degrade
+from preference_data.people.synthetic import make_case
+from preference_data.people.synthetic_pairs import SPOTS, stage_of
 from preference_data.schema import DIMENSIONS
-from preference_data.synthetic import make_case
-from preference_data.synthetic_pairs import SPOTS, stage_of
 
 LEVELS = (0.25, 0.5, 0.75, 1.0)
 

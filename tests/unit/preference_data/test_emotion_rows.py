@@ -5,7 +5,7 @@ import json
 import pytest
 
 from portraitkit.errors import DataError
-from portraitkit.jsonl import write_lines
+from portraitkit.files.jsonl import write_lines
 from preference_data.emotion_rows import parse_row, read_emotion_rows
 
 GOOD = {"id": "1", "dataset": "FABA", "image": "a/b.jpg", "AUs": ["AU15", "AU4"], "labels": ["Sad"], "description": "d"}

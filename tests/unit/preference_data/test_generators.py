@@ -9,14 +9,14 @@ import torch
 
 from portraitkit.errors import ConfigError, DataError, WeightsError
 from portraitkit.faces.portraits import bundled_portraits
-from portraitkit.images import write_image
-from preference_data.build import pair_candidates
+from portraitkit.pictures.images import write_image
+from preference_data.commands.build import pair_candidates
 from preference_data.generators import GeneratorOptions, open_generators
 from preference_data.generators.base import Candidate
 from preference_data.generators.folder import match_retouches
 from preference_data.generators.pipeline import Pipeline
+from preference_data.people.subjects import PhotoRow, open_subject, without_paint
 from preference_data.schema import DIMENSIONS, Origin
-from preference_data.subjects import PhotoRow, open_subject, without_paint
 
 OPTIONS = GeneratorOptions("retouch", 2, "cpu")
 

@@ -10,7 +10,7 @@ from PIL import Image
 from portraitkit.errors import DataError
 from preference_data.contract import Answer, read_answer
 from preference_data.hub import load_parquet, save_parquet, trl_rows
-from preference_data.io import read_pairs, write_pairs
+from preference_data.pair_set import read_pairs, write_pairs
 from preference_data.schema import DIMENSIONS, winner
 
 FILES = {"input": "", "a": "", "b": "", "anchor": None}

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from portraitkit.errors import DataError
-from preference_data.io import METADATA, QUARANTINE, read_pairs, scan_pairs, write_pairs
+from preference_data.pair_set import METADATA, QUARANTINE, read_pairs, scan_pairs, write_pairs
 
 ROW = {"id": "p", "input_file_name": "i.png", "a_file_name": "a.png", "b_file_name": "b.png"}
 

@@ -9,11 +9,11 @@ import torch
 
 from portraitkit.errors import DataError
 from portraitkit.faces.portraits import bundled_portraits
-from portraitkit.images import read_image, write_image
-from preference_data.io import METADATA, read_pairs, write_pairs
-from preference_data.lint import lint_data, read_entries
-from preference_data.lint_checks import KINDS
-from preference_data.lint_config import LintConfig
+from portraitkit.pictures.images import read_image, write_image
+from preference_data.commands.lint import lint_data, read_entries
+from preference_data.commands.lint_checks import KINDS
+from preference_data.commands.lint_config import LintConfig
+from preference_data.pair_set import METADATA, read_pairs, write_pairs
 from preference_data.schema import OTHER, Fault, Origin, Pair
 
 

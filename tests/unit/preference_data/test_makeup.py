@@ -6,16 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.draw import polygon2mask
 
-from portraitkit.color import srgb_to_lab
 from portraitkit.errors import DataError
 from portraitkit.faces.align import align_face
 from portraitkit.faces.mesh import require_mesh
 from portraitkit.faces.portraits import bundled_portraits
 from portraitkit.faces.regions import LEFT_EYE, LIPS_INNER, LIPS_OUTER, OVAL, RIGHT_EYE
+from portraitkit.pictures.color import srgb_to_lab
 from preference_data import makeup_prompts
-from preference_data.makeup import render_makeup
-from preference_data.makeup_shapes import SHAPES, Shape, draw_shape, face_scale, shapes_of, smooth_outline
-from preference_data.synthetic import make_person
+from preference_data.people.makeup import render_makeup
+from preference_data.people.makeup_shapes import SHAPES, Shape, draw_shape, face_scale, shapes_of, smooth_outline
+from preference_data.people.synthetic import make_person
 
 COLORS = st.integers(0, 0xFFFFFF).map(lambda value: f"#{value:06X}")
 ITEMS = st.fixed_dictionaries(

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skimage.color import rgb2lab
 
-from preference_data.makeup_looks import FAMILIES, SPLIT_OF_TENTH, draw_color, draw_lips, draw_look, split_of
-from preference_data.makeup_shapes import SHAPES
+from preference_data.people.makeup_looks import FAMILIES, SPLIT_OF_TENTH, draw_color, draw_lips, draw_look, split_of
+from preference_data.people.makeup_shapes import SHAPES
 
 
 @given(st.integers(0, 2**64), st.sampled_from(["train", "validation", "held_out"]))

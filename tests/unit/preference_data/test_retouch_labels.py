@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from portraitkit.color import luminance
-from preference_data.retouch_labels import LABEL_SHARES, LABELS
-from preference_data.synthetic import Case, make_case
+from portraitkit.pictures.color import luminance
+from preference_data.people.retouch_labels import LABEL_SHARES, LABELS
+from preference_data.people.synthetic import Case, make_case
 from reward_models.filters import blur
 
 

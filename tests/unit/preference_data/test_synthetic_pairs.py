@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 import torch
 
+from preference_data.people.synthetic_pairs import MODES, OFFSETS, draw_plan, identity_of, make_pair, true_scores, verdicts_of
 from preference_data.schema import DIMENSIONS, SPLITS
-from preference_data.synthetic_pairs import MODES, OFFSETS, draw_plan, identity_of, make_pair, true_scores, verdicts_of
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,6 @@ def test_it_is_fast():
 
 
 def test_identity_names_the_person():
-    from preference_data.synthetic import make_case
+    from preference_data.people.synthetic import make_case
 
     assert identity_of(make_case("train", 3, size=64)) == identity_of(make_case("train", 3, size=64, count=(0, 0)))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from preference_data.warps import landmark_field, pixel_grid, random_shape, random_tone, sample_at, skin_likeness
+from preference_data.people.warps import landmark_field, pixel_grid, random_shape, random_tone, sample_at, skin_likeness
 
 
 def picture(height: int = 32, width: int = 48) -> torch.Tensor:

@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from preference_data.annotations import Judgement, append_judgement, read_judgements
-from preference_data.io import read_pairs
+from preference_data.pair_set import read_pairs
 from preference_data.schema import DIMENSIONS
 from preference_data.web.app import Desk, make_app
 

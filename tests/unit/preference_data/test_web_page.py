@@ -8,9 +8,9 @@ import pytest
 import uvicorn
 
 from preference_data.annotations import Judgement, append_judgement, read_judgements
-from preference_data.io import read_pairs
-from preference_data.merge import merge
-from preference_data.merge_config import MergeConfig
+from preference_data.commands.merge import merge
+from preference_data.commands.merge_config import MergeConfig
+from preference_data.pair_set import read_pairs
 from preference_data.schema import DIMENSIONS
 from preference_data.web.app import Desk, make_app
 from preference_data.web.serve import bind

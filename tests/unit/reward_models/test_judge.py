@@ -15,9 +15,9 @@ from portraitkit.vlm.rows import Row
 from preference_data.brief_contract import write_brief
 from preference_data.contract import Answer, Unreadable, write_answer
 from preference_data.schema import DIMENSIONS
-from reward_models.judge import Comparison, Judge, Judgement, calibrate, load_judge
-from reward_models.judge_backend import Said, read_certainty
-from reward_models.judge_settings import JudgeSettings, fit_temperature, probability_of, read_settings, settings_from, write_settings
+from reward_models.judge.backend import Said, read_certainty
+from reward_models.judge.judge import Comparison, Judge, Judgement, calibrate, load_judge
+from reward_models.judge.settings import JudgeSettings, fit_temperature, probability_of, read_settings, settings_from, write_settings
 
 FULL, BRIEF = JudgeSettings(), JudgeSettings("as-taken", "brief")
 
@@ -257,7 +257,7 @@ def test_vllm_is_asked_for_chats_and_log_probabilities(monkeypatch):
 
 def test_an_endpoint_without_log_probabilities_gives_verdicts(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("reward_models.judge_http.HttpBackend.connect", connect)
+    monkeypatch.setattr("reward_models.judge.http_backend.HttpBackend.connect", connect)
     with ScriptedEndpoint(lambda body: write_answer(answer(4, 3, 1))) as server:
         judge = load_judge(server.url)
         (one,) = judge.judge([Comparison(picture(0), picture(0.9), picture(0.1))])
@@ -269,7 +269,7 @@ def test_an_endpoint_without_log_probabilities_gives_verdicts(monkeypatch):
 def connect(url):
     """Without asking for the models: the scripted endpoint has no list of them."""
     from portraitkit.endpoint import Endpoint
-    from reward_models.judge_http import HttpBackend
+    from reward_models.judge.http_backend import HttpBackend
 
     return HttpBackend(Endpoint(url, "m", top_logprobs=20, retries=0)), {"id": "m"}
 

@@ -8,10 +8,10 @@ import pytest
 from preference_data.brief_contract import write_brief
 from preference_data.contract import Answer
 from preference_data.schema import DIMENSIONS, OTHER
-from reward_models.judge_figures import all_figures, by_group, calibration, figures, fit_thresholds, gain, majority, unreadable_share
-from reward_models.judged_pairs import JudgedPair, View
-from reward_models.judging import judged_of
-from reward_models.preference_task import Preference, answer_of
+from reward_models.evaluation.figures import all_figures, by_group, calibration, figures, fit_thresholds, gain, majority, unreadable_share
+from reward_models.judge.ask import judged_of
+from reward_models.judge.pairs import JudgedPair, View
+from reward_models.judge.preference_task import Preference, answer_of
 
 VIEW = View("as-taken", "brief")
 NOWHERE = Path("nowhere")
@@ -83,7 +83,7 @@ def test_a_judge_that_knows_everything():
 
 
 def both(one):
-    from reward_models.judged_pairs import swapped
+    from reward_models.judge.pairs import swapped
 
     return one.truth, swapped(one.truth)
 

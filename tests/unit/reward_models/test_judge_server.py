@@ -11,12 +11,12 @@ import torch
 from starlette.testclient import TestClient
 
 from portraitkit.endpoint import data_url
-from reward_models.judge import Judge
-from reward_models.judge_backend import Said
-from reward_models.judge_requests import read_request
-from reward_models.judge_server import Batcher, build_app
-from reward_models.judge_settings import JudgeSettings
-from reward_models.serve_judge_config import ServeJudgeConfig
+from reward_models.judge.backend import Said
+from reward_models.judge.judge import Judge
+from reward_models.judge.settings import JudgeSettings
+from reward_models.workers.judge_requests import read_request
+from reward_models.workers.judge_server import Batcher, build_app
+from reward_models.workers.serve_judge_config import ServeJudgeConfig
 
 URL = data_url(torch.full((3, 8, 8), 0.5))
 CONFIG = ServeJudgeConfig(max_request_mib=0.05, max_pictures=3)

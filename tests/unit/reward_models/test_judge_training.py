@@ -7,20 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from policies.vlm.pretrain import ROWS
 from portraitkit.errors import CheckpointError, ConfigError, DataError, WeightsError
 from portraitkit.vlm.generate import Completion
 from portraitkit.vlm.rewards import part_names, reward_functions
 from portraitkit.vlm.rows import first_row
 from preference_data.brief_contract import write_brief
 from preference_data.contract import Answer, read_answer, turned, write_answer
+from preference_data.people.synthetic import draw_morph
 from preference_data.schema import DIMENSIONS
-from preference_data.synthetic import draw_morph
-from reward_models.coherence import NliCoherence, deterministic, load_coherence
-from reward_models.judge_hacks import DISTURBANCES, HACKS, disturbed, hack_figures, hack_pairs, stability
-from reward_models.judge_settings import EMBEDDED_FOLDER, JudgeSettings, read_settings, view_of, write_settings
-from reward_models.judge_task import Asked, judge_task
-from reward_models.judged_pairs import (
+from reward_models.evaluation.hacks import DISTURBANCES, HACKS, disturbed, hack_figures, hack_pairs, stability
+from reward_models.judge.ask import judged_of
+from reward_models.judge.coherence import NliCoherence, deterministic, load_coherence
+from reward_models.judge.pairs import (
     View,
     check_disjoint,
     check_several_people,
@@ -30,13 +28,15 @@ from reward_models.judged_pairs import (
     swapped,
     synthetic_pair,
 )
-from reward_models.judging import judged_of
-from reward_models.preference_task import Preference, answer_of
-from reward_models.reasoning import reason, words_agree
-from reward_models.rejection import keep, verdict_on
-from reward_models.train import calibrate_last, check_stages
-from reward_models.train_config import RewardModelConfig
-from reward_models.train_stages import still_wrong
+from reward_models.judge.preference_task import Preference, answer_of
+from reward_models.judge.reasoning import reason, words_agree
+from reward_models.judge.settings import EMBEDDED_FOLDER, JudgeSettings, read_settings, view_of, write_settings
+from reward_models.training.config import RewardModelConfig
+from reward_models.training.grpo_task import Asked, judge_task
+from reward_models.training.rejection import keep, verdict_on
+from reward_models.training.stages import still_wrong
+from reward_models.training.train import calibrate_last, check_stages
+from tools.embedded.vlm import ROWS
 
 BRIEF, FULL = View("beside-difference", "brief"), View("as-taken", "full")
 TRUTH = Preference("a", dict.fromkeys(DIMENSIONS, "a") | {"identity": "tie"})

@@ -8,7 +8,7 @@ from portraitkit.errors import DataError
 from preference_data.brief_contract import write_brief
 from preference_data.contract import Answer, write_answer
 from preference_data.schema import DIMENSIONS
-from reward_models.preference_task import (
+from reward_models.judge.preference_task import (
     TASK,
     Preference,
     answer_of,

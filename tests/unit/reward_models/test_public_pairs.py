@@ -8,7 +8,7 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PilImage
 
 from portraitkit.errors import DataError
-from reward_models.public_pairs import benchmark_files, read_benchmark
+from reward_models.evaluation.public_pairs import benchmark_files, read_benchmark
 
 
 def picture(level):

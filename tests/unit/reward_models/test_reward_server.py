@@ -11,11 +11,11 @@ from safetensors.torch import load, save
 from starlette.testclient import TestClient
 
 from portraitkit.errors import DataError, WeightsError
-from reward_models.reward_prints import fingerprint
-from reward_models.reward_server import Desk, build_app
 from reward_models.reward_set import RewardSet, build_rewards
-from reward_models.reward_wire import PROTOCOL, own_version, pack, pack_answer, unpack, unpack_answer
-from reward_models.serve_rewards_config import ServeRewardsConfig
+from reward_models.workers.fingerprints import fingerprint
+from reward_models.workers.serve_rewards_config import ServeRewardsConfig
+from reward_models.workers.server import Desk, build_app
+from reward_models.workers.wire import PROTOCOL, own_version, pack, pack_answer, unpack, unpack_answer
 
 CONFIG = ServeRewardsConfig(max_waiting=2, max_request_mib=4.0)
 NAMES = ("texture", "identity")

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from portraitkit.errors import WorkersLost
-from reward_models.judge_reward import CountedJudge
+from reward_models.judge.reward import CountedJudge
 from reward_models.reward_set import build_rewards
-from reward_models.reward_wire import pack_answer, unpack
-from reward_models.reward_workers import BUGS, RewardWorkers, Worker
+from reward_models.workers.client import BUGS, RewardWorkers, Worker
+from reward_models.workers.wire import pack_answer, unpack
 
 PRINT = "portraitkit test"
 
@@ -53,7 +53,7 @@ def means(unit):
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
-    monkeypatch.setattr("reward_models.reward_workers.FIRST_WAIT", 0.02)
+    monkeypatch.setattr("reward_models.workers.client.FIRST_WAIT", 0.02)
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,17 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from portraitkit.interrupt import Interruptible
-from portraitkit.memory_trace import LiveBytes
-from portraitkit.runs import SilentRunFolder
+from portraitkit.memory.trace import LiveBytes
+from portraitkit.runs.folder import SilentRunFolder
+from portraitkit.runs.interrupt import Interruptible
 from portraitkit.vlm.load import be_quiet, load_processor
 from portraitkit.vlm.tower import tower_once
-from reward_models.judge_settings import view_of
-from reward_models.judge_task import judge_task
-from reward_models.judged_pairs import open_pairs
-from reward_models.stage_fit import Fit, fit
-from reward_models.train_config import RewardModelConfig
-from reward_models.train_plan import planner_of
+from reward_models.judge.pairs import open_pairs
+from reward_models.judge.settings import view_of
+from reward_models.training.config import RewardModelConfig
+from reward_models.training.grpo_task import judge_task
+from reward_models.training.plan import planner_of
+from reward_models.training.stage_fit import Fit, fit
 
 CONFIG = RewardModelConfig(
     sft_batch=8,
@@ -34,7 +34,8 @@ CONFIG = RewardModelConfig(
     [("sft", {}), ("sft", {"rank": 8, "gradient_checkpointing": True}), ("grpo", {}), ("grpo", {"accumulation_steps": 2, "beta": 0.04})],
 )
 def test_the_plan_is_within_a_tenth_of_what_is_measured(tmp_path, monkeypatch, stage, changes):
-    monkeypatch.setattr("reward_models.stage_fit.read_once", tower_once)  # each prompt with each of its answers, as the planner counts
+    # Each prompt with each of its answers, as the planner counts.
+    monkeypatch.setattr("reward_models.training.stage_fit.read_once", tower_once)
     planned, measured = plan_and_peak(tmp_path, stage, changes)
     assert planned == pytest.approx(measured, rel=0.1)
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from portraitkit.color import srgb_to_lab
-from preference_data.warps import landmark_field, pixel_grid, sample_at
+from portraitkit.pictures.color import srgb_to_lab
+from preference_data.people.warps import landmark_field, pixel_grid, sample_at
 from reward_models import verifiable
 from reward_models.filters import blur
 from reward_models.photos import Photos

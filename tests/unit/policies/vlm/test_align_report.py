@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from policies.vlm.align_report import _plots, _published
-from portraitkit.curves import Reference, Series, curve_svg
+from policies.vlm.align.align_report import _plots, _published
+from portraitkit.report.curves import Reference, Series, curve_svg
 
 METRICS = [{"kind": "grpo", "step": step, "reward": -1 + step / 20} for step in range(1, 11)]
 FLOORS = {"constant": 1.04, "validation_constant": 1.0, "shuffled_image": -0.5}

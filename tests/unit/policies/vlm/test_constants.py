@@ -15,8 +15,8 @@ from policies.vlm.tasks.shape_area import TASK as AREA
 from portraitkit.vlm.evaluate import best_constant
 from portraitkit.vlm.rows import Row
 from preference_data.schema import DIMENSIONS
-from reward_models.preference_task import TASK as PREFERENCE
-from reward_models.preference_task import Preference, perfect
+from reward_models.judge.preference_task import TASK as PREFERENCE
+from reward_models.judge.preference_task import Preference, perfect
 
 SHAPES = ("LIP_FULL_BASIC", "BLUSHER_CENTER_WIDE_BASIC", "EYESHADOW_OVEREYE_FULL_BASIC")
 UNITS = (1, 4, 12, 25)

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from policies.vlm.align_config import AlignVlmConfig
-from policies.vlm.dry_run import dry_run, planner_of
+from policies.vlm.align.align_config import AlignVlmConfig
+from policies.vlm.align.align_plan import dry_run, planner_of
 from portraitkit.config import load_config
 from portraitkit.errors import ConfigError
-from portraitkit.memory_plan import GIB
+from portraitkit.memory.plan import GIB
 
 SMALL = ("--max-pixels", "50176")
 """Pictures of 64 tokens: the vision tower's windows are what a plan takes longest to run."""

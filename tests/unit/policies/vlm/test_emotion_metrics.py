@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.vlm import emotion_metrics as metrics
+from policies.vlm.tasks import emotion_metrics as metrics
 from policies.vlm.tasks.emotion import TASK, Expression
 from portraitkit.errors import ConfigError
 from preference_data.emotion_labels import ACTION_UNITS, AU_LISTS, DEFINITIONS, EMOTIONS, SYNONYMS, normalise_label

@@ -13,8 +13,8 @@ from policies.vlm.tasks.makeup_rows import make_row
 from policies.vlm.tasks.makeup_scores import hex_to_lab
 from portraitkit.errors import DataError
 from portraitkit.faces.regions import LIPS_OUTER
-from preference_data.makeup_looks import split_of
-from preference_data.synthetic import SPLITS
+from preference_data.people.makeup_looks import split_of
+from preference_data.people.synthetic import SPLITS
 
 LIP = {"shape": "LIP_FULL_BASIC", "color": "#B03050"}
 BLUSH = {"shape": "BLUSHER_CENTER_WIDE_BASIC", "color": "#E8909C"}

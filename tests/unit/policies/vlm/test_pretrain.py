@@ -4,7 +4,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from policies.vlm.pretrain import (
+from portraitkit.vlm.tiny import build_model
+from preference_data.people.synthetic import make_case
+from preference_data.people.synthetic_pairs import SPOTS, make_pair
+from reward_models.judge.settings import EMBEDDED_FOLDER, read_settings
+from tools.embedded.judge import JudgePhase, blemish_cells, calibrate_embedded, open_cells, teach_judge
+from tools.embedded.judge import make_heads as make_judge_heads
+from tools.embedded.vlm import (
     ROWS,
     PretrainConfig,
     look,
@@ -16,14 +22,8 @@ from policies.vlm.pretrain import (
     tokens_of,
     validate,
 )
-from policies.vlm.pretrain_facts import FACTS
-from policies.vlm.pretrain_judge import JudgePhase, blemish_cells, calibrate_embedded, open_cells, teach_judge
-from policies.vlm.pretrain_judge import make_heads as make_judge_heads
-from policies.vlm.pretrain_read import Phase, make_heads, make_lessons, teach_to_read
-from portraitkit.vlm.tiny import build_model
-from preference_data.synthetic import make_case
-from preference_data.synthetic_pairs import SPOTS, make_pair
-from reward_models.judge_settings import EMBEDDED_FOLDER, read_settings
+from tools.embedded.vlm_facts import FACTS
+from tools.embedded.vlm_read import Phase, make_heads, make_lessons, teach_to_read
 
 CONFIG = PretrainConfig(scale=0.001, validation_rows=2000)
 

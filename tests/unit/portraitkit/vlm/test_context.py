@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from portraitkit.errors import DataError
-from portraitkit.images import write_image
+from portraitkit.pictures.images import write_image
 from portraitkit.vlm.context import check_lengths, context_of
 from portraitkit.vlm.load import load_processor
 from portraitkit.vlm.pictures import capped, limit_of, picture_tokens, shown

@@ -5,13 +5,13 @@ from dataclasses import asdict
 
 import pytest
 
-from policies.vlm.pretrain import JUDGE, READ, ROWS, WITH_CELLS
 from policies.vlm.tasks import load_task
 from portraitkit.vlm.evaluate import best_constant, score_all
 from portraitkit.vlm.generate import complete
 from portraitkit.vlm.load import EMBEDDED, load_model, load_processor
 from portraitkit.vlm.rows import make_rows, shuffled
-from reward_models.judge_settings import EMBEDDED_FOLDER
+from reward_models.judge.settings import EMBEDDED_FOLDER
+from tools.embedded.vlm import JUDGE, READ, ROWS, WITH_CELLS
 
 LIMIT = 12 * 2**20
 

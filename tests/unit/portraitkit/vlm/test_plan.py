@@ -7,12 +7,12 @@ import torch
 from transformers import TrainerCallback
 
 from portraitkit.errors import ConfigError
-from portraitkit.memory_plan import typed
-from portraitkit.memory_trace import LiveBytes, tensors_of
+from portraitkit.memory.plan import typed
+from portraitkit.memory.trace import LiveBytes, tensors_of
+from portraitkit.memory.vlm_plan import Planner, changes, plan, refuse_if_too_large
+from portraitkit.memory.vlm_trace import Made, facts, read_bytes
 from portraitkit.vlm.architectures import meta_model
 from portraitkit.vlm.load import be_quiet, load_model, load_processor
-from portraitkit.vlm.memory import Made, facts, read_bytes
-from portraitkit.vlm.plan import Planner, changes, plan, refuse_if_too_large
 from portraitkit.vlm.tiny import build_model, build_processor
 from portraitkit.vlm.tower import tower_once
 from portraitkit.vlm.train import make_grpo_trainer, make_sft_trainer
@@ -150,5 +150,5 @@ def test_many_rows_are_planned_as_if_they_were_run(folder, monkeypatch, scored):
     many = Planner(str(folder), ("grpo",), picture_tokens=64).load(OPTIONS, 20)
     made = Made(str(folder), "float32", gpu=False)
     extended = read_bytes(made, many, scored=scored)
-    monkeypatch.setattr("portraitkit.vlm.memory.EXACT_ROWS", 20)
+    monkeypatch.setattr("portraitkit.memory.vlm_trace.EXACT_ROWS", 20)
     assert extended == pytest.approx(read_bytes.__wrapped__(made, many, scored=scored), rel=0.01)

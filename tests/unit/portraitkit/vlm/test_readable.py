@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from portraitkit.errors import DataError
-from portraitkit.images import write_image
+from portraitkit.pictures.images import write_image
 from portraitkit.vlm.readable import set_aside_unreadable
 from portraitkit.vlm.rows import Row
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from portraitkit.errors import DataError
-from portraitkit.images import write_image
+from portraitkit.pictures.images import write_image
 from portraitkit.vlm.rows import FRESH, first_row, make_rows, messages, open_rows, read_rows, shuffled
 
 

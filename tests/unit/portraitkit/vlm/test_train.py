@@ -7,7 +7,7 @@ import torch
 from transformers import TrainerCallback
 from trl import GRPOConfig, SFTConfig
 
-from portraitkit.images import write_image
+from portraitkit.pictures.images import write_image
 from portraitkit.vlm.load import be_quiet
 from portraitkit.vlm.train import make_grpo_trainer, make_sft_trainer
 

@@ -1,1 +1,0 @@
-"""What real sizes cost on a GPU: `python -m benchmarks.gpu_bench`."""

@@ -1,0 +1,216 @@
+"""How sure: intervals, paired differences, win rates, groups, and how far metrics agree; on top of `portraitkit.stats`.
+
+Pictures are the units everywhere: what is compared between methods is compared photo by photo, on the photos that both have a value of.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from benchmarks.significance import holm, sign_flip_test
+from benchmarks.suite import Results
+from portraitkit.stats import bootstrap_interval, wilson_interval
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean of a metric over a method's pictures; `n` have a value, `missing` have none. A set metric and one picture have no interval."""
+
+    method: str
+    metric: str
+    mean: float
+    ci95: Interval
+    n: int
+    missing: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method against another on the same photos.
+
+    Attributes:
+        metric: measured.
+        before: the one.
+        after: the other.
+        n: photos that both have a value of.
+        gain: mean of after minus before, whatever the direction.
+        ci95: bootstrap interval of the gain.
+        better: whether the gain points to the better side.
+        p: of the sign-flip permutation test of the paired differences, two-sided.
+        p_holm: with Holm's correction over all comparisons of the run.
+        wins: share of photos on which `after` is better; ties count half.
+        wins_ci95: Wilson's interval of it.
+        ties: photos with equal values.
+    """
+
+    metric: str
+    before: str
+    after: str
+    n: int
+    gain: float
+    ci95: Interval
+    better: bool
+    p: float
+    p_holm: float
+    wins: float
+    wins_ci95: Interval
+    ties: int
+
+
+def interval(values: Float[Tensor, " n"], seed: int = 0) -> Interval:
+    """`bootstrap_interval` with as many draws as keep its memory flat: 10 000 up to 500 values, 1000 from 5000.
+
+    NaN below two values: one photo says nothing about how far photos scatter.
+    """
+    if len(values) < 2:
+        return math.nan, math.nan
+    draws = max(1000, min(10_000, 5_000_000 // max(1, len(values))))
+    return bootstrap_interval(values, draws=draws, seed=seed)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Values by photo and method.
+
+    Attributes:
+        names: photos.
+        methods: in the run's order.
+        values: metric -> value, NaN where there is none.
+    """
+
+    names: list[str]
+    methods: list[str]
+    values: Mapping[str, Float[Tensor, "names methods"]]
+
+
+def grid(results: Results) -> Grid:
+    """The run's values by photo and method."""
+    inputs = results.inputs
+    names = sorted({item.name for item in inputs.items})
+    row, column = {name: i for i, name in enumerate(names)}, {method: i for i, method in enumerate(inputs.methods)}
+    rows = torch.tensor([row[item.name] for item in inputs.items])
+    columns = torch.tensor([column[item.method] for item in inputs.items])
+    tables = {}
+    for metric, values in results.values.items():
+        tables[metric] = torch.full((len(names), len(inputs.methods)), math.nan, dtype=torch.float64)
+        tables[metric][rows, columns] = values
+    return Grid(names, inputs.methods, tables)
+
+
+def means(results: Results, table: Grid, seed: int = 0) -> list[Mean]:
+    """Of every metric and method."""
+    out = []
+    for metric in results.metrics:
+        for place, method in enumerate(table.methods):
+            if metric.name in results.pooled:
+                value = results.pooled[metric.name].get(method, math.nan)
+                count = sum(item.method == method for item in results.inputs.items)
+                out.append(Mean(method, metric.name, value, (math.nan, math.nan), count, 0))
+                continue
+            values = table.values[metric.name][:, place]
+            known = values[values.isfinite()]
+            count = sum(item.method == method for item in results.inputs.items)
+            mean = float(known.mean()) if len(known) else math.nan
+            out.append(Mean(method, metric.name, mean, interval(known, seed), len(known), count - len(known)))
+    return out
+
+
+def comparisons(results: Results, table: Grid, seed: int = 0) -> list[Comparison]:
+    """Every two methods by every metric, Holm's correction over all of them."""
+    out: list[Comparison] = []
+    for metric in results.metrics:
+        if metric.name not in table.values:
+            continue
+        for one, other in itertools.combinations(range(len(table.methods)), 2):
+            before, after = table.values[metric.name][:, one], table.values[metric.name][:, other]
+            difference = (after - before)[(after - before).isfinite()]
+            count = len(difference)
+            if count == 0:
+                continue
+            gain = metric.sign * difference
+            ties = int((gain == 0).sum())
+            wins = float((gain > 0).sum()) + ties / 2
+            out.append(
+                Comparison(
+                    metric=metric.name,
+                    before=table.methods[one],
+                    after=table.methods[other],
+                    n=count,
+                    gain=float(difference.mean()),
+                    ci95=interval(difference, seed),
+                    better=float(gain.mean()) > 0,
+                    p=sign_flip_test(difference, seed=seed),
+                    p_holm=math.nan,
+                    wins=wins / count,
+                    wins_ci95=wilson_interval(wins, count) if count else (math.nan, math.nan),
+                    ties=ties,
+                )
+            )
+    corrected = holm([entry.p for entry in out])
+    return [replace(entry, p_holm=p) for entry, p in zip(out, corrected, strict=True)]
+
+
+def group_tables(results: Results, table: Grid, seed: int = 0) -> list[dict[str, Any]]:
+    """Means per group value, where metadata has groups; `worst` marks the group of two or more that fares worst with a method."""
+    out: list[dict[str, Any]] = []
+    known = results.inputs.groups
+    for group in sorted({group for groups in known.values() for group in groups}):
+        kinds = sorted({known[name][group] for name in table.names if group in known.get(name, {})})
+        for metric in results.metrics:
+            if metric.name not in table.values:
+                continue
+            for place, method in enumerate(table.methods):
+                rows = []
+                for kind in kinds:
+                    mask = torch.tensor([known.get(name, {}).get(group) == kind for name in table.names])
+                    values = table.values[metric.name][mask, place]
+                    values = values[values.isfinite()]
+                    if len(values):
+                        mean, bounds = float(values.mean()), interval(values, seed)
+                        row = {"group": group, "value": kind, "method": method, "metric": metric.name, "n": len(values), "mean": mean}
+                        rows.append(row | {"ci95": bounds, "worst": False})
+                groups = [row for row in rows if row["n"] > 1]  # one photo is no group
+                if len(groups) > 1:
+                    min(groups, key=lambda row: metric.sign * row["mean"])["worst"] = True
+                out += rows
+    return out
+
+
+def correlations(results: Results, table: Grid) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """How far metrics say the same, each turned so that higher is better.
+
+    Returns:
+        Names of the metrics; Spearman's correlation over all pictures; the share of equal verdicts over every two methods of a photo.
+    """
+    from scipy.stats import rankdata
+
+    names = [metric.name for metric in results.metrics if metric.name in table.values]
+    sign = {metric.name: metric.sign for metric in results.metrics}
+    flat = {name: (sign[name] * table.values[name]).flatten().numpy() for name in names}
+    pairs = list(itertools.combinations(range(len(table.methods)), 2))
+    verdicts = {}
+    for name in names:
+        values = sign[name] * table.values[name]
+        parts = [values[:, other] - values[:, one] for one, other in pairs]
+        verdicts[name] = torch.cat(parts).sign().numpy() if parts else np.empty(0)
+    spearman, agreement = np.full((len(names), len(names)), np.nan), np.full((len(names), len(names)), np.nan)
+    for i, one in enumerate(names):
+        for j, other in enumerate(names):
+            both = np.isfinite(flat[one]) & np.isfinite(flat[other])
+            if both.sum() >= 3:
+                a, b = rankdata(flat[one][both]), rankdata(flat[other][both])
+                if a.std() > 0 and b.std() > 0:
+                    spearman[i, j] = np.corrcoef(a, b)[0, 1]
+            decided = np.isfinite(verdicts[one]) & np.isfinite(verdicts[other]) & (verdicts[one] != 0) & (verdicts[other] != 0)
+            if decided.any():
+                agreement[i, j] = float((verdicts[one][decided] == verdicts[other][decided]).mean())
+    return names, spearman, agreement

@@ -1,0 +1,199 @@
+"""Backbones without trained weights, from the built-in architectures or from a local folder's configurations.
+
+Every part on the meta device, for plans; or transformer and autoencoder with random weights on a real one, to measure what work costs.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from policies.retoucher.backbones import BUILT_IN
+from policies.retoucher.backbones.pipeline import PipelineBackbone
+from policies.retoucher.model.backbone import Condition
+from portraitkit.errors import ConfigError, WeightsError
+
+# As the published model_index.json and config.json files say (FLUX.1-Kontext-dev); what is not named is the class's own default.
+FLUX_VAE: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 16,
+    "norm_num_groups": 32,
+    "sample_size": 1024,
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+T5_XXL = {
+    "vocab_size": 32128,
+    "d_model": 4096,
+    "d_ff": 10240,
+    "d_kv": 64,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+}
+CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "projection_dim": 768}
+WORDS = 96
+"""Tokens of the edit instruction with its template, where the text encoder reads the photo, too (assumed)."""
+TEXT_PARTS = ("text_encoder", "text_encoder_2")
+
+
+def meta_backbone(name: str, model: str | None, resolution: int | None, *, guidance: float | None = None, vae_tiling: bool = False) -> Any:
+    """A built-in backbone whose parts hold no data; its own code runs on meta tensors.
+
+    Args:
+        name: as given to `--backbone`.
+        model: a local folder, whose configurations count, or a hub id or None: the published architecture.
+        resolution: side of the pictures.
+        guidance: scale, or None for the backbone's own.
+        vae_tiling: the autoencoder works in tiles.
+
+    Raises:
+        ConfigError: no built-in backbone, or an impossible resolution.
+        WeightsError: the folder holds no pipeline, or another one.
+    """
+    return _assembled(name, model, resolution, "meta", guidance, vae_tiling)
+
+
+def random_backbone(name: str, model: str | None, resolution: int | None, device: str) -> Any:
+    """A built-in backbone whose transformer and autoencoder hold random weights, made on the device in the type that a run has.
+
+    Its text encoders hold no data: `stand_in_condition` gives random embeddings in their place.
+
+    Args:
+        name: see `meta_backbone`, as for the others.
+        model: a local folder, or None.
+        resolution: side of the pictures.
+        device: of the networks.
+
+    Raises:
+        ConfigError: see `meta_backbone`.
+        WeightsError: see `meta_backbone`.
+    """
+    return _assembled(name, model, resolution, device, None, False)
+
+
+def stand_in_condition(backbone: Any, photos: int, host: str) -> Condition:
+    """What `backbone.condition` gives, by shape and type, with normal random numbers in its place; residuals are one 0 a channel.
+
+    Args:
+        backbone: of this file.
+        photos: how many.
+        host: device of what a run keeps beside the networks.
+    """
+    transformer = backbone.transformer
+    own = hasattr(backbone, "negative_prompt")
+    text = WORDS + (backbone.prompt_side // 28) ** 2 if own else backbone.text_tokens
+    kind: dict[str, Any] = {"dtype": transformer.dtype, "device": backbone.device}
+    prompt = torch.randn(photos if own else 1, text, transformer.config.joint_attention_dim, **kind)
+    pooled = torch.randn(len(prompt), 0 if own else transformer.config.pooled_projection_dim, **kind)
+    negative = torch.randn_like(prompt) if own and backbone.forwards == 2 else None
+    reference = torch.randn(photos, backbone.side**2, transformer.config.in_channels, device=host)
+    return Condition(reference, torch.zeros(photos, 3, 1, 1, device=host), prompt, pooled, negative, own)
+
+
+def _assembled(name: str, model: str | None, resolution: int | None, device: str, guidance: float | None, vae_tiling: bool) -> Any:
+    from diffusers import FluxKontextPipeline, QwenImageEditPipeline, QwenImageEditPlusPipeline
+
+    from policies.retoucher.backbones import tiny
+    from policies.retoucher.backbones.flux_kontext import KontextBackbone
+    from policies.retoucher.backbones.qwen_image_edit import QwenEditBackbone
+    from policies.retoucher.model.loading import check_multiple, check_pipeline
+
+    if name not in BUILT_IN:
+        raise ConfigError(f"--backbone {name}: --dry-run knows the architectures of {', '.join(BUILT_IN)} only; leave --dry-run out")
+    folder = tiny.EMBEDDED if name == "tiny" and model is None else Path(model or "")
+    from_folder = model is not None and folder.is_dir() or name == "tiny"
+    if model is not None and not folder.is_dir() and (name == "tiny" or folder.is_absolute() or model.startswith(".")):
+        raise WeightsError(f"--model {model}: no such folder; give a local folder or leave --model out")
+    kinds = {"tiny": FluxKontextPipeline, "flux_kontext": FluxKontextPipeline, "qwen_image_edit": QwenImageEditPipeline}
+    kind = kinds.get(name, QwenImageEditPlusPipeline)
+    if from_folder:
+        check_pipeline(kind, folder)
+    dtype = torch.float32 if name == "tiny" else torch.bfloat16
+    makers = _parts_of_folder(folder) if from_folder else _flux_parts() if kind is FluxKontextPipeline else _qwen_parts()
+    parts = {}
+    for part, make in makers.items():
+        with torch.device("meta" if part in TEXT_PARTS else device), _default(dtype):
+            parts[part] = make()
+    for part in parts.values():
+        torch.nn.Module.to(part, dtype)  # not diffusers' own, which warns of data that is not there
+    missing = ("tokenizer", "tokenizer_2") if kind is FluxKontextPipeline else ("tokenizer", "processor")
+    pipeline = kind(scheduler=_scheduler(), **dict.fromkeys(missing), **parts)
+    if name == "tiny":
+        return tiny.wrap(pipeline)
+    if vae_tiling:
+        pipeline.vae.enable_tiling()
+    facts: dict[str, Any] = {"name": name, "resolution": check_multiple(resolution or 512, 16), "base_model": model or name}
+    facts |= {"licence": "", "batch": 4}
+    if kind is FluxKontextPipeline:
+        return KontextBackbone(pipeline, text_tokens=512, guidance=guidance or 2.5, **facts)
+    return QwenEditBackbone(pipeline, guidance=guidance or 4.0, prompt_side=384 if kind is QwenImageEditPlusPipeline else None, **facts)
+
+
+def parts_of(backbone: PipelineBackbone) -> dict[str, list[torch.nn.Module]]:
+    """transformer, autoencoder and text encoders of a backbone."""
+    return {"transformer": [backbone.transformer], "autoencoder": [backbone.pipeline.vae], "text encoders": backbone.text_encoders}
+
+
+def _scheduler() -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler()
+
+
+@contextmanager
+def _default(dtype: torch.dtype) -> Iterator[None]:
+    """New parameters are of this type: 12 billion of them in float32 would take twice what they are to take."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _flux_parts() -> dict[str, Callable[[], Any]]:
+    from diffusers import AutoencoderKL, FluxTransformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    return {
+        "transformer": lambda: FluxTransformer2DModel(num_layers=19, num_single_layers=38, guidance_embeds=True),
+        "vae": lambda: AutoencoderKL(**FLUX_VAE),
+        "text_encoder": lambda: CLIPTextModel(CLIPTextConfig(**CLIP_L)),
+        "text_encoder_2": lambda: T5EncoderModel(T5Config(**T5_XXL)),
+    }
+
+
+def _qwen_parts() -> dict[str, Callable[[], Any]]:
+    from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+
+    from portraitkit.vlm.architectures import meta_model
+
+    text = "Qwen/Qwen2.5-VL-7B-Instruct"
+    return {"transformer": QwenImageTransformer2DModel, "vae": AutoencoderKLQwenImage, "text_encoder": lambda: meta_model(text)}
+
+
+def _parts_of_folder(folder: Path) -> dict[str, Callable[[], Any]]:
+    """Makers of the parts with parameters that a pipeline's folder names, from their configurations alone."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    named = {name: entry for name, entry in index.items() if isinstance(entry, list) and (folder / name / "config.json").is_file()}
+    return {name: lambda entry=entry, name=name: _made_like(*entry, folder / name) for name, entry in named.items()}
+
+
+def _made_like(library: str, kind: str, folder: Path) -> Any:
+    import diffusers
+    import transformers
+
+    if library == "diffusers":
+        made: Any = getattr(diffusers, kind)
+        return made.from_config(made.load_config(folder))
+    made = getattr(transformers, kind)
+    return made(made.config_class.from_pretrained(folder))

@@ -1,0 +1,128 @@
+"""The contract between the alignment loop and a diffusion image editor: one file a backbone in `backbones/`.
+
+A backbone file exports `BACKBONE`, a function `(model: str | None, resolution: int | None, device) -> Backbone`, with a keyword
+argument for each option of `policies.retoucher.model.loading.LOADING` that it knows; `--backbone my_file.py:BACKBONE` loads a user's own by
+the same road as the built-in ones.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Protocol, Self, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+Images = Float[Tensor, "n 3 h w"]
+Latents = Float[Tensor, "n tokens channels"]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the policy is told about each photo, encoded once and shared by every step of every candidate.
+
+    Attributes:
+        reference: the photos' latents, normalised and packed as the policy's own.
+        residual: what decoding the photo's own latent loses, `source - decode(reference)`; zero where it is not added back.
+        prompt: text embeddings, one row for all photos, or one a photo where the photo is part of the prompt.
+        pooled: pooled text embedding, rows as `prompt`; of width 0 where the model has none.
+        negative: text embeddings of the negative prompt, rows as `prompt`; None without classifier-free guidance.
+        own_text: whether each photo has its own row of text embeddings.
+    """
+
+    reference: Latents
+    residual: Images
+    prompt: Float[Tensor, "rows words dim"]
+    pooled: Float[Tensor, "rows dim2"]
+    negative: Float[Tensor, "rows words2 dim"] | None = None
+    own_text: bool = False
+
+    def __len__(self) -> int:
+        return len(self.reference)
+
+    def select(self, index: Int[Tensor, " k"]) -> Self:
+        """The photos at `index`, which may repeat."""
+        chosen = replace(self, reference=self.reference[index], residual=self.residual[index])
+        if not self.own_text:
+            return chosen
+        negative = None if self.negative is None else self.negative[index]
+        return replace(chosen, prompt=self.prompt[index], pooled=self.pooled[index], negative=negative)
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A diffusion image editor as the alignment loop sees it.
+
+    Attributes:
+        name: as logged.
+        resolution: side of the square pictures it works on, in pixels.
+        transformer: the network that is aligned; everything else is frozen.
+        lora_targets: module names (peft's suffix rule) that LoRA adapts.
+        base_model: hub id or name of the base, written into the adapter's card.
+        licence: licence of the base.
+        forwards: evaluations of the transformer in one velocity, 2 with true classifier-free guidance.
+    """
+
+    name: str
+    resolution: int
+    transformer: nn.Module
+    lora_targets: list[str]
+    base_model: str
+    licence: str
+    forwards: int
+
+    def encoding_key(self) -> str:
+        """What encodings depend on beside photo and prompt (weights of the encoders, their settings), as text; keys a cache."""
+        ...
+
+    def sigmas(self, num_steps: int) -> list[float]:
+        """Noise levels from 1 down to 0, `num_steps + 1` of them, as the stock pipeline would use."""
+        ...
+
+    def encode(self, images: Images) -> Latents:
+        """Latents of images in [0, 1], normalised and packed as the transformer takes them."""
+        ...
+
+    def condition(self, images: Images, prompt: str) -> Condition:
+        """Encode photos (RGB, [0, 1]) and the prompt."""
+        ...
+
+    def noise(self, count: int, generator: torch.Generator) -> Latents:
+        """Standard normal latents of `count` pictures."""
+        ...
+
+    def velocity(self, x: Latents, sigma: float, condition: Condition) -> Latents:
+        """The velocity `eps - x0` at `x`, float32, guidance included; differentiable in the transformer's parameters."""
+        ...
+
+    def decode(self, x: Latents, condition: Condition) -> Images:
+        """Pictures in [0, 1] of final latents, the photo's residual added back where the backbone does so."""
+        ...
+
+    def save_adapter(self, folder: str) -> None:
+        """Write the LoRA as `pytorch_lora_weights.safetensors`, which the stock pipeline's `load_lora_weights(folder)` takes."""
+        ...
+
+    def load_adapter(self, folder: str) -> None:
+        """Load such a LoRA into the adapters that were added."""
+        ...
+
+
+@torch.no_grad()
+def sample_ode(backbone: Backbone, condition: Condition, noise: Latents, num_steps: int, batch: int | None = None) -> Images:
+    """Retouch by the plain, anchor-free Euler ODE: the only sampler used at inference and for evaluation.
+
+    Args:
+        backbone: the policy.
+        condition: the encoded photos.
+        noise: initial latents, one row a photo.
+        num_steps: of the ODE.
+        batch: photos that are evaluated and decoded at once; all if not given. What a photo becomes does not depend on it.
+    """
+    if batch is not None and len(noise) > batch:
+        parts = torch.arange(len(noise)).split(batch)
+        return torch.cat([sample_ode(backbone, condition.select(rows), noise[rows], num_steps) for rows in parts])
+    x = noise
+    sigmas = backbone.sigmas(num_steps)
+    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+        x = x + (sigma_next - sigma) * backbone.velocity(x, sigma, condition)
+    return backbone.decode(x, condition)

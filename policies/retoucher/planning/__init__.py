@@ -1,0 +1,1 @@
+"""`align-retoucher --dry-run`: what a run needs on a device."""

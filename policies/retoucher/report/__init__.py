@@ -1,0 +1,1 @@
+"""What an `align-retoucher` run leaves for people: report, card, plots."""

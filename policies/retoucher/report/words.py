@@ -1,0 +1,199 @@
+"""What a report says in words: names of measures, numbers for people, sentences that claim no more than the figures."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from reward_models.judge.reward import FORMS, split_argument
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """How a measured value is called and read."""
+
+    title: str
+    reads: str
+
+
+MEANINGS = {
+    "reward": Meaning("Reward", "all rewards combined, 0 to 1"),
+    "verifiable": Meaning("Verifiable rewards", "the five combined: the independent check of the judge"),
+    "blemish_removal": Meaning("Blemish removal", "share of the blemishes' contrast that is gone"),
+    "texture": Meaning("Texture", "1 = pores exactly kept"),
+    "skin_tone": Meaning("Skin tone", "1 = the skin's broad colour is kept"),
+    "identity": Meaning("Identity", "1 = clearly the same person"),
+    "clarity": Meaning("Clarity", "1 = eyes, brows and lips exactly as sharp"),
+    "identity_distance": Meaning("Identity distance", "between face embeddings; two people are about 0.6 apart"),
+    "blemish_residual": Meaning("Blemish error left", "share of the squared error, 1 = as in the photo"),
+    "texture_error": Meaning("Texture error", "change of fine detail on healthy skin, 0 = pores exactly kept"),
+    "clarity_error": Meaning("Clarity error", "change of gradients in eyes, brows and lips"),
+    "tone_error": Meaning("Tone error", "broad colour of the skin, in CIELAB units"),
+    "residual_grain": Meaning("Residual grain", "noise that the retouch adds, % of full scale"),
+}
+
+
+def meaning_of(name: str) -> Meaning:
+    """Its title and how it reads; the bare name for rewards of the user's own."""
+    if name.startswith("judge:"):
+        path, form = split_argument(name.removeprefix("judge:"))
+        return Meaning(f"Judge {path}", f"{form.replace('_', ' ')}: {FORMS[form]}")
+    return MEANINGS.get(name, Meaning(name, ""))
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One line of the result: means on the held-out photos; not finite where unknown.
+
+    Attributes:
+        name: as logged.
+        higher_is_better: rewards are, errors are not.
+        untouched: mean of the photos as they are.
+        before: mean of the base policy's retouches.
+        after: mean of the aligned policy's retouches.
+        gain: after minus before.
+        low: lower end of the gain's 95 % interval.
+        high: upper end.
+    """
+
+    name: str
+    higher_is_better: bool
+    untouched: float
+    before: float
+    after: float
+    gain: float
+    low: float
+    high: float
+
+    @property
+    def meaning(self) -> Meaning:
+        """Its title and how it reads; the bare name for rewards of the user's own."""
+        return meaning_of(self.name)
+
+    @property
+    def verdict(self) -> str:
+        """`better` or `worse` where the interval excludes 0, else `unclear`; empty where nothing is known."""
+        if not math.isfinite(self.low) or not math.isfinite(self.high):
+            return ""
+        if self.low <= 0 <= self.high:
+            return "unclear"
+        return "better" if (self.low > 0) == self.higher_is_better else "worse"
+
+    @property
+    def interval(self) -> str:
+        """The 95 % interval of the gain, for people."""
+        return f"{signed(self.low)} to {signed(self.high)}" if math.isfinite(self.low) else "–"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A value for people; a dash where it is unknown."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """A change for people, always with its sign."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if not math.isfinite(seconds):
+        return "–"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def headline(reward: Measure | None) -> str:
+    """The result in one sentence."""
+    if reward is None or not reward.verdict:
+        return "No held-out photo could be scored before and after, so this run has no result."
+    what = {
+        "better": "The aligned retoucher is measurably better than its base",
+        "worse": "The aligned retoucher is measurably worse than its base",
+        "unclear": "No measurable change",
+    }[reward.verdict]
+    return (
+        f"{what}: the reward on held-out photos went from {number(reward.before)} to {number(reward.after)}, "
+        f"a change of {signed(reward.gain)} (95 % interval {reward.interval})."
+    )
+
+
+def findings(measures: Mapping[str, Measure]) -> list[tuple[str, str, str]]:
+    """What happened to blemishes, pores and the person: (subject, verdict, sentence) where it was measured."""
+    out: list[tuple[str, str, str]] = []
+    blemish = measures.get("blemish_residual")
+    if blemish is not None and blemish.verdict:
+        out.append(
+            (
+                "Blemishes",
+                blemish.verdict,
+                f"{_percent(blemish.after)} of the blemish error is left; the base left {_percent(blemish.before)}, the photo has 100 %.",
+            )
+        )
+    texture = measures.get("texture_error")
+    if texture is not None and texture.verdict:
+        out.append(("Pores", texture.verdict, f"Texture error {_moved(texture)}; 0 keeps every pore, about 1 is plastic."))
+    identity = measures.get("identity_distance")
+    if identity is not None and identity.verdict:
+        out.append(("The person", identity.verdict, f"Identity distance {_moved(identity)}; two people are about 0.6 apart."))
+    return out
+
+
+def caveats(config: Mapping[str, object], summary: Mapping[str, object]) -> list[str]:
+    """What a reader must know before believing the figures."""
+    if config.get("photos") == "embedded":
+        photos = (
+            "The photos are synthetic: morphs of two real portraits with painted blemishes, so that the clean face is "
+            "known. The held-out people were never trained on, but they lie between the same two portraits."
+        )
+    else:
+        photos = "The photos are the user's own: no clean portrait is known, so blemishes are found by a detector, which can err."
+    kept = "the adapter that was best on separate validation photos" if config.get("keep_best") else "the last adapter"
+    out = [
+        photos,
+        f"Every figure and picture of the result is made by the plain ODE sampler, without any anchor, with {kept}. "
+        "The held-out photos were looked at twice: before and after training.",
+        "Rollout reward is not progress: rollouts are noisy, and under guidance the anchor leaks into them. "
+        "It is plotted apart, for diagnosis only.",
+        "Intervals resample the photos of this one run. They say nothing about other seeds.",
+    ]
+    return out + _counted(summary)
+
+
+def warnings(measures: Mapping[str, Measure]) -> list[str]:
+    """Results that would be easy to overlook."""
+    reward = measures.get("reward")
+    if reward is not None and math.isfinite(reward.untouched) and reward.after <= reward.untouched:
+        return [f"Doing nothing scores as well or better: the untouched photos have reward {number(reward.untouched)}."]
+    return []
+
+
+def _counted(summary: Mapping[str, object]) -> list[str]:
+    counted = {
+        "unscorable": "candidates could not be scored and were left out",
+        "judge_unreadable": "answers of the judge could not be read; they were never scored",
+        "skipped_updates": "updates were skipped because loss or gradient was not finite",
+    }
+    counts = {text: summary.get(key) for key, text in counted.items()}
+    return [f"{count} {text}." for text, count in counts.items() if isinstance(count, int) and count > 0]
+
+
+def _moved(measure: Measure) -> str:
+    numbers = f"{number(measure.before)} to {number(measure.after)}"
+    return f"did not clearly change ({numbers})" if measure.verdict == "unclear" else f"went from {numbers}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def ordered(names: Iterable[str], rewards: Iterable[str]) -> list[str]:
+    """Names in reading order: the combined reward, its parts as configured, then the errors."""
+    names = list(names)
+    order = {name: place for place, name in enumerate(dict.fromkeys(["reward", *rewards, *MEANINGS]))}
+    return sorted(names, key=lambda name: (order.get(name, len(order)), name))

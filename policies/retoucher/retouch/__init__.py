@@ -1,0 +1,1 @@
+"""`retouch-portrait`: every face of a photo."""

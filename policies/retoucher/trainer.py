@@ -1,0 +1,389 @@
+"""The alignment loop of `align-retoucher`: roll out, score, compare inside groups, update, validate by the ODE, keep the best."""
+
+import copy
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft import LoraConfig
+from rich.console import Console
+from torch import Tensor
+
+from policies.retoucher.alarms import Alarms
+from policies.retoucher.config import RetoucherConfig
+from policies.retoucher.evaluate import Evaluation, EvaluationSet, evaluate_policy, evaluation_set
+from policies.retoucher.micro_batch import Room
+from policies.retoucher.model.backbone import Backbone, sample_ode
+from policies.retoucher.model.memory import make_optimizer, prepare_training
+from policies.retoucher.processes import Processes
+from policies.retoucher.rank_groups import NOTHING, OwnGroups, Told, all_told, roll_out_own
+from policies.retoucher.rollout import StepPlan, plan_steps
+from policies.retoucher.seeds import mix
+from policies.retoucher.training_photos import PhotoSource
+from policies.retoucher.update import NO_FIGURES, UpdateFigures, accumulate_gradients, base_policy
+from portraitkit.errors import TrainingStopped
+from portraitkit.grpo import Advantages, group_advantages, local_advantages, normalise_then_sum
+from reward_models.credit import local_credit, to_tokens
+from reward_models.judge.check import agreement_in_groups, judged_reward
+from reward_models.reward_set import RewardSet
+
+FIRST_RATIO = 1e-2
+"""Largest |ratio - 1| before the first update; rounding alone stays far below."""
+
+
+@dataclass
+class Progress:
+    """What a checkpoint must hold beside weights and optimiser.
+
+    Attributes:
+        step: training steps done.
+        evaluations: network evaluations spent on training (rollouts and updates; a backward counts as two).
+        seconds: spent on training.
+        best_reward: best validation reward so far.
+        best_step: where it was reached.
+        bad_updates: updates in a row that were skipped for a value that is not finite.
+        skipped_updates: all such updates.
+        zero_groups: groups without spread so far.
+        unscorable: candidates that could not be scored so far.
+        judge_asked: answers that training asked of judges.
+        judge_unreadable: of them, those that broke the contract or never came.
+        owes_validation: the validation after this step is not done yet.
+        rollout_reward: of this step, while that is so.
+    """
+
+    step: int = 0
+    evaluations: int = 0
+    seconds: float = 0.0
+    best_reward: float = float("-inf")
+    best_step: int = 0
+    bad_updates: int = 0
+    skipped_updates: int = 0
+    zero_groups: int = 0
+    unscorable: int = 0
+    judge_asked: int = 0
+    judge_unreadable: int = 0
+    owes_validation: bool = False
+    rollout_reward: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one training step saw, for logs and alarms; `judged` has the judge's figures, empty without one; `waited`, in seconds, is how
+    long the update waited for rewards after the last candidate was there."""
+
+    parts: dict[str, Float[Tensor, " members"]]
+    rewards: Float[Tensor, " members"]
+    spread: float
+    figures: list[UpdateFigures]
+    gradient_norm: float
+    zero_groups: int
+    judged: dict[str, float]
+    waited: float
+
+
+class Trainer:
+    """One policy being aligned. Every random draw follows from the seed and the step, so that a resumed run equals an uninterrupted one.
+
+    Args:
+        config: the run.
+        backbone: the policy; LoRA adapters are added to its transformer.
+        source: photos to train on and to evaluate on.
+        rewards: what is maximised.
+        console: where warnings go.
+        processes: that train it together; this one alone if not given. Each holds all of the adapter and of the optimiser's state.
+    """
+
+    def __init__(
+        self,
+        config: RetoucherConfig,
+        backbone: Backbone,
+        source: PhotoSource,
+        rewards: RewardSet,
+        console: Console,
+        processes: Processes | None = None,
+    ) -> None:
+        self.config, self.backbone, self.source, self.rewards, self.console = config, backbone, source, rewards, console
+        self.processes = processes or Processes(device=config.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            adapter = LoraConfig(
+                r=config.rank,
+                lora_alpha=config.lora_alpha,
+                target_modules=backbone.lora_targets,
+                init_lora_weights="gaussian",
+            )
+            backbone.transformer.add_adapter(adapter)
+        prepare_training(backbone.transformer, gradient_checkpointing=config.gradient_checkpointing)
+        if config.init_adapter is not None:
+            backbone.load_adapter(config.init_adapter)
+        self.adapter = {name: p for name, p in backbone.transformer.named_parameters() if p.requires_grad}
+        self.processes.copy_from_first(self.adapter.values())
+        self.optimizer = make_optimizer(
+            config.optimizer,
+            list(self.adapter.values()),
+            learning_rate=config.learning_rate,
+            epsilon=config.adam_epsilon,
+            weight_decay=config.weight_decay,
+        )
+        self.average = {name: p.detach().clone() for name, p in self.adapter.items()}
+        self.best = {name: p.detach().clone() for name, p in self.adapter.items()}
+        self.progress = Progress()
+        self.alarms = Alarms()
+        self.sigmas = backbone.sigmas(config.num_steps)
+
+        def say(line: str) -> None:
+            console.print(f"[yellow]{line}[/yellow]", soft_wrap=True)
+
+        options: dict[str, Any] = {"say": say, "fixed": config.sharding != "none"}
+        self.room = Room(config.micro_batch, "sampling", **options)
+        self.room_to_learn = Room(config.micro_batch, "update", **options)
+
+    def out_of_budget(self) -> bool:
+        """Whether the run has had its training steps or its network evaluations."""
+        limit = self.config.max_network_evaluations
+        return (limit > 0 and self.progress.evaluations >= limit) or (limit == 0 and self.progress.step >= self.config.max_train_steps)
+
+    # ---- one training step
+
+    def train_step(self) -> StepResult:
+        """Roll out a group for each photo, score the candidates, and update the policy.
+
+        Raises:
+            TrainingStopped: too many candidates unscorable, or too many updates in a row not finite.
+        """
+        config, step, started = self.config, self.progress.step, time.monotonic()
+        plan = plan_steps(config, self.sigmas, step)
+        groups = self.processes.share(config.photos_per_step)
+        given = (self.backbone, self.source, self.rewards, plan, config, step, groups, self.room)
+        own, told = self.processes.together(lambda: roll_out_own(*given) if groups else (None, NOTHING))
+        told = all_told(self.processes, told, config.group_size)
+        group_of = torch.arange(config.photos_per_step).repeat_interleave(config.group_size)
+        judged = self._judged(told, group_of)
+        rewards = self.rewards.combined(told.parts)
+        advantages = self._advantages(told.parts, rewards, group_of)
+        self.progress.evaluations += told.evaluations
+        self.progress.zero_groups += advantages.zero_groups
+        self.progress.unscorable += advantages.unscorable
+        if advantages.unscorable > config.max_unscorable * len(rewards):
+            raise TrainingStopped(
+                f"step {step}: {advantages.unscorable} of {len(rewards)} candidates could not be scored, more than "
+                f"--max-unscorable {config.max_unscorable}; look at the photos {', '.join(told.ids)}"
+            )
+        values = None if own is None else self._own_advantages(own, told, rewards, advantages.values, group_of)
+        figures, norm = [], 0.0
+        for photos in torch.arange(config.photos_per_step).chunk(config.updates_per_step):
+            part, norm = self._update(own, plan, values, photos.tolist(), told.ids)
+            figures.append(part)
+        if step == 0 and figures[0].ratio_deviation > FIRST_RATIO:
+            raise TrainingStopped(
+                f"step 0: the likelihood ratio is off 1 by {figures[0].ratio_deviation:.1e} before any update (at most {FIRST_RATIO}): the "
+                "backbone answers differently with gradients than without; turn off dropout and every other source of chance in it"
+            )
+        self.progress.step += 1
+        self.progress.seconds += time.monotonic() - started
+        spread = rewards.view(-1, config.group_size).std(1).nanmean()
+        return StepResult(told.parts, rewards, float(spread), figures, norm, advantages.zero_groups, judged, told.waited)
+
+    def _judged(self, told: Told, groups: Tensor) -> dict[str, float]:
+        """What the judges did in this step: how far they agree with the verifiable rewards, what was unreadable; empty without one."""
+        if told.checked is None:
+            return {}
+        unreadable = told.judged["unreadable"] + told.judged["failed"]
+        self.progress.judge_asked += told.judged["asked"]
+        self.progress.judge_unreadable += unreadable
+        return {
+            "judge_asked": told.judged["asked"],
+            "judge_unreadable": unreadable,
+            "judge_flips": told.judged["flips"],
+            "verifiable": float(told.checked.nanmean()),
+            "judge_agreement": agreement_in_groups(judged_reward(self.rewards, told.parts), told.checked, groups),
+        }
+
+    def _advantages(self, parts: dict[str, Tensor], rewards: Tensor, groups: Tensor) -> Advantages:
+        config = self.config
+        if config.advantage == "per_reward":
+            rewards = self.rewards.drop_unscored(normalise_then_sum(parts, groups, self.rewards.weights), parts)
+        return group_advantages(rewards, groups, clip=config.advantage_clip, global_std=config.global_std)
+
+    def _own_advantages(self, own: OwnGroups, told: Told, rewards: Tensor, values: Tensor, groups: Tensor) -> Tensor:
+        """Advantages of this process's candidates, one each, or one a token of each; they are compared inside groups alone then."""
+        mine = torch.isin(groups, torch.tensor(own.groups))
+        if self.config.credit != "local":
+            return values[mine]
+        parts = {name: part[mine] for name, part in told.parts.items()}
+        photo_of = own.rollout.photo_of
+        credit = local_credit(own.candidates, own.photos, photo_of, self.rewards, parts)
+        local = local_advantages(credit, rewards[mine], photo_of, clip=self.config.advantage_clip)
+        return to_tokens(local, own.rollout.latents.shape[1])
+
+    def _update(
+        self, own: OwnGroups | None, plan: StepPlan, advantages: Tensor | None, photos: list[int], ids: list[str]
+    ) -> tuple[UpdateFigures, float]:
+        """One optimiser step on some groups of the training step, whichever processes have them."""
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * self._schedule()
+        self.optimizer.zero_grad(set_to_none=True)
+        figures = NO_FIGURES
+        if own is not None and advantages is not None:
+            rows = torch.tensor([row for row, group in enumerate(own.groups) if group in photos], dtype=torch.long)
+            count = len(photos) * config.group_size
+            given = (self.backbone, own.condition, own.rollout, plan, advantages, rows)
+            in_step = self.processes.largest if config.sharding == "fsdp2" else None
+
+            def accumulate(batch: int) -> UpdateFigures:
+                self.optimizer.zero_grad(set_to_none=True)  # an attempt that ran out of memory has left some
+                return accumulate_gradients(*given, replace(config, micro_batch=batch), candidates=count, in_step=in_step)
+
+            figures = self.room_to_learn.fit(len(rows) * config.group_size, accumulate)
+        figures = UpdateFigures.total(self.processes.gather(figures))
+        self.processes.sum_gradients(self.adapter.values())
+        self.progress.evaluations += figures.evaluations
+        norm = torch.nn.utils.clip_grad_norm_(self.adapter.values(), config.max_grad_norm)
+        if not (torch.isfinite(norm) and torch.isfinite(torch.tensor(figures.loss))):
+            self._skip_update(ids, photos, figures.loss, float(norm))
+            return figures, float(norm)
+        self.progress.bad_updates = 0
+        self.optimizer.step()
+        with torch.no_grad():
+            for name, parameter in self.adapter.items():
+                self.average[name].lerp_(parameter, 1 - config.ema_decay)
+        return figures, float(norm)
+
+    def _schedule(self) -> float:
+        """Learning rate of this step as a share of the peak: a function of the step alone, so that it needs no state."""
+        config, step = self.config, self.progress.step
+        warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+        falling = max(0.0, 1 - step / config.max_train_steps) if config.lr_scheduler == "linear" else 1.0
+        return warm * falling
+
+    def _skip_update(self, ids: list[str], photos: list[int], loss: float, norm: float) -> None:
+        self.progress.bad_updates += 1
+        self.progress.skipped_updates += 1
+        bad = [name for name, p in self.adapter.items() if p.grad is not None and not p.grad.isfinite().all()]
+        named = ", ".join(ids[i] for i in photos)
+        self.console.print(
+            f"[yellow]step {self.progress.step}: update skipped, loss {loss} and gradient norm {norm} (photos {named}; "
+            f"{len(bad)} tensors not finite, first {bad[:1]})[/yellow]"
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.progress.bad_updates > self.config.max_bad_updates:
+            raise TrainingStopped(
+                f"step {self.progress.step}: {self.progress.bad_updates} updates in a row were not finite (loss {loss}, photos {named}); "
+                "lower --learning-rate or resume from an earlier checkpoint"
+            )
+
+    # ---- evaluation
+
+    def use(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Put adapter weights in place and return those that were there."""
+        before = {name: p.detach().clone() for name, p in self.adapter.items()}
+        with torch.no_grad():
+            for name, parameter in self.adapter.items():
+                parameter.copy_(weights[name])
+        return before
+
+    def current(self) -> dict[str, Tensor]:
+        """The weights to evaluate: the moving average where one is kept, else the policy itself."""
+        chosen = self.average if self.config.ema_decay > 0 else self.adapter
+        return {name: p.detach().clone() for name, p in chosen.items()}
+
+    def evaluate(self, data: EvaluationSet, weights: dict[str, Tensor] | None, *, pictures: bool = True) -> Evaluation:
+        """Evaluate given adapter weights, or the base policy (None), by the anchor-free ODE; without `pictures`, values are enough."""
+        given = (self.backbone, data, self.rewards, self.config.evaluation_steps, self.processes)
+        options = {"pictures": pictures, "room": self.room}
+        if weights is None:
+            with base_policy(self.backbone):
+                return evaluate_policy(*given, **options)
+        before = self.use(weights)
+        try:
+            return evaluate_policy(*given, **options)
+        finally:
+            self.use(before)
+
+    def validate(self, data: EvaluationSet) -> Evaluation:
+        """Evaluate the current policy on the validation set and remember it if it is the best so far."""
+        evaluation = self.evaluate(data, self.current(), pictures=False)
+        reward = evaluation.means()["reward"]
+        if reward > self.progress.best_reward:
+            self.progress.best_reward, self.progress.best_step = reward, self.progress.step
+            self.best = self.current()
+        return evaluation
+
+    def ode_reward(self, photos: list[int]) -> float:
+        """Mean reward of the plain ODE on training photos, to set beside the rollouts' reward on the same photos at as many steps."""
+        rows = self.processes.share(len(photos))
+        generator = torch.Generator().manual_seed(mix(self.config.seed, self.progress.step, 1))
+        noise = self.backbone.noise(len(photos), generator)[rows]
+
+        def own() -> Tensor:
+            if not rows:
+                return torch.empty(0)
+            batch = self.source.load("train", [photos[row] for row in rows])
+            condition = self.backbone.condition(batch.photos.source, self.config.prompt)
+            given = (self.backbone, condition, noise, self.config.num_steps)
+            pictures = self.room.fit(len(rows), lambda batch: sample_ode(*given, batch))
+            return self.rewards.combined(self.rewards.parts(pictures, batch.photos)).cpu()
+
+        return float(self.processes.in_order(self.processes.gather(self.processes.together(own))).nanmean())
+
+    def chosen(self) -> dict[str, Tensor]:
+        """The weights the run ends with: the best validated ones, or the last."""
+        return self.best if self.config.keep_best else self.current()
+
+    # ---- state
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Everything a checkpoint holds as tensors."""
+        from portraitkit.runs.checkpoint import flatten_optimizer
+
+        return {
+            "adapter": {name: p.detach() for name, p in self.adapter.items()},
+            "average": self.average,
+            "best": self.best,
+            "optimizer": flatten_optimizer(self.optimizer),
+        }
+
+    def state(self) -> dict[str, object]:
+        """Everything else a checkpoint holds."""
+        return {
+            "processes": self.processes.count,
+            "progress": asdict(self.progress),
+            "alarms": [asdict(alarm) for alarm in self.alarms.raised],
+            "first_validation": copy.deepcopy(self.alarms.first),
+            "judge_courses": [list(pair) for pair in self.alarms.courses],
+            "judge_agreements": list(self.alarms.agreements),
+        }
+
+    def restore(self, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
+        """Continue from a checkpoint's tensors and state."""
+        from policies.retoucher.alarms import Alarm
+        from portraitkit.runs.checkpoint import restore_optimizer
+
+        self.use(tensors["adapter"])
+        self.average, self.best = dict(tensors["average"]), dict(tensors["best"])
+        restore_optimizer(self.optimizer, tensors["optimizer"])
+        self.progress = Progress(**state["progress"])
+        self.alarms.raised = [Alarm(**alarm) for alarm in state["alarms"]]
+        self.alarms.first = dict(state["first_validation"])
+        self.alarms.courses = [(judge, check) for judge, check in state.get("judge_courses", [])]
+        self.alarms.agreements = list(state.get("judge_agreements", []))
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the chosen weights as a LoRA that stock diffusers loads."""
+        before = self.use(self.chosen())
+        self.backbone.save_adapter(str(folder))
+        self.use(before)
+
+
+def make_evaluation_sets(config: RetoucherConfig, backbone: Backbone, source: PhotoSource) -> tuple[EvaluationSet, EvaluationSet]:
+    """The validation set (used to choose) and the held-out set (used to report)."""
+    sizes = {"validation": config.validation_photos, "held_out": config.held_out_photos}
+    made = [
+        evaluation_set(backbone, source, split, count, prompt=config.prompt, noise_seed=config.baseline_noise)
+        for split, count in sizes.items()
+    ]
+    return made[0], made[1]

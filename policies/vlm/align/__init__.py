@@ -1,0 +1,1 @@
+"""`align-vlm`: SFT and GRPO of a vision-language model on a task."""

@@ -1,0 +1,241 @@
+"""One run of `align-vlm`: probe the reward, evaluate, train by TRL, evaluate again, report."""
+
+import json
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from policies.vlm.align.align_card import by_group, provenance, write_align_card
+from policies.vlm.align.align_config import AlignVlmConfig
+from policies.vlm.align.align_probe import holds_probe_only
+from policies.vlm.align.align_report import write_probe_report, write_report
+from policies.vlm.align.align_train import Setting, check_enough, forget_stages, load_policy, progress, train_stages
+from policies.vlm.align.inputs import check_all_lengths, check_held_out, open_all_rows, prompt_of, readable_rows, write_aside
+from policies.vlm.align.resume import find_start
+from policies.vlm.align.reward_file import with_reward_file
+from policies.vlm.tasks import load_task
+from portraitkit.config import config_to_dict
+from portraitkit.errors import ConfigError
+from portraitkit.hub import open_repo, push_folder
+from portraitkit.processor import keep_freed_memory
+from portraitkit.runs.folder import RunFolder, SilentRunFolder, check_run_folder
+from portraitkit.runs.interrupt import Interruptible
+from portraitkit.stats import bootstrap_interval
+from portraitkit.vlm.evaluate import Decoding, Evaluation, best_constant, compare, evaluate, finite, score_all
+from portraitkit.vlm.generate import complete_together
+from portraitkit.vlm.load import be_quiet, check_device, load_processor
+from portraitkit.vlm.probe import Probe, probe
+from portraitkit.vlm.processes import check_processes, release
+from portraitkit.vlm.rewards import part_names
+from portraitkit.vlm.rows import Row
+from portraitkit.vlm.task import Task
+from portraitkit.vlm.trainer_arguments import check_continued, grpo_arguments, sft_arguments, start_processes, taken
+from portraitkit.vlm.vllm_engine import check_vllm
+
+QUARANTINE = "quarantine.jsonl"
+"""Rows that were set aside, with their reasons."""
+
+
+def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
+    """Align one policy and write the run folder; returns the exit code (0, or 130 / 143 when interrupted and saved)."""
+    started = time.monotonic()
+    be_quiet()
+    task = load_task(config.task)
+    if config.reward_file is not None:
+        task = with_reward_file(task, config.reward_file)
+    state = start_processes(config)
+    sft_arguments(config, f"{config.folder}/sft")  # refused here, before anything is loaded
+    grpo = grpo_arguments(config, config.folder)
+    release()
+    first = state.is_main_process
+    console = Console(stderr=True, quiet=not first)
+    check_device(config.device)
+    if config.device == "cpu":
+        keep_freed_memory()
+    folder = Path(config.folder)
+    if first:  # the others might find what the first one has opened since
+        check_run_folder(
+            folder,
+            overwrite=config.overwrite or holds_probe_only(folder),
+            resume=config.resume_from_checkpoint,
+            report_to=list(config.report_to),
+            needed={"--model": config.model, "--adapter": config.adapter, "--data": config.data},
+        )
+    start = find_start(folder, config.stages, config.resume_from_checkpoint)
+    if differs := check_processes(start.checkpoint, state.num_processes, allow_changed=config.allow_changed):
+        console.print(differs, highlight=False)
+    check_continued(config, config.adapter)
+    longest = check_vllm(grpo, config.device) if "grpo" in config.stages else None
+    processor = load_processor(config.model, max_pixels=config.max_pixels)
+    rows, aside = readable_rows(config, open_all_rows(config, task, console), console, folder / QUARANTINE)
+    check_enough(config, len(rows["train"]), state.num_processes)
+    check_held_out(config, rows["held_out"])
+    if config.reward_weights and len(config.reward_weights) != len(parts := part_names(task, rows["train"][0], config.mode)):
+        raise ConfigError(f"--reward-weights has {len(config.reward_weights)} values for the parts {', '.join(parts)}: give one each")
+    for stage in config.stages:
+        console.print(f"{stage}: {taken(stage, config, state.num_processes, len(rows['train']))}", highlight=False)
+    prompt = prompt_of(config, task)
+    console.print(str(check_all_lengths(config, processor, rows, prompt, longest)), highlight=False)
+    repo = open_repo(config.push_to_hub) if config.push_to_hub is not None and first else None
+    model = load_policy(config)
+    run = _open(config, command) if first else None
+    state.wait_for_everyone()
+    with run or SilentRunFolder(folder) as run, Interruptible() as interrupt:
+        if first:
+            write_aside(folder / QUARANTINE, aside)
+        decoding = Decoding(
+            prompt,
+            config.max_tokens,
+            config.temperature,
+            config.top_p,
+            config.samples,
+            config.generation_batch,
+        )
+        found = _probe(config, task, model, processor, rows["train"], decoding, console)
+        run.write_json("probe.json", found.to_dict())
+        if config.probe:
+            if first:
+                console.print(f"report: {write_probe_report(folder)}", highlight=False, soft_wrap=True)
+            return 0
+        answer, floor = best_constant(task, rows["held_out"], config.mode, candidates=[found.constant_answer])
+        measure = partial(_measure, config, task, processor, rows, decoding, console)
+        before = measure(model, "before")
+        validation_floor = best_constant(task, rows["validation"], config.mode)[1]
+        run.write_json(
+            "floors.json", {"constant": floor, "validation_constant": validation_floor, "shuffled_image": float(before.blind.mean())}
+        )
+        validate = partial(_validate, config, task, processor, rows["validation"], decoding)
+        setting = Setting(config, run, task, processor, prompt, rows["train"], interrupt, console, validate, first, state.wait_for_everyone)
+        if config.deepspeed is not None:
+            model = None  # what DeepSpeed shares out must not be held here, whole
+        model = train_stages(setting, model, start)
+        if model is None:
+            console.print(f"stopped and saved; go on with --resume-from-checkpoint latest --output-dir {config.folder}", highlight=False)
+            return interrupt.exit_code
+        after = measure(model, "after")
+        summary = {
+            "task": task.name,
+            "mode": config.mode,
+            "held_out": {
+                **compare(before, after),
+                "constant_floor": floor,
+                "constant_answer": answer,
+                "shuffled_image": float(before.blind.mean()),
+                "shuffled_image_ci95": bootstrap_interval(before.blind),
+                "shuffled_image_after": float(after.blind.mean()),
+                "shuffled_image_after_ci95": bootstrap_interval(after.blind),
+                "n": len(rows["held_out"]),
+            },
+            "metrics": {"before": finite(before.metrics), "after": finite(after.metrics)},
+            "seconds": time.monotonic() - started,
+            "groups": by_group(rows["held_out"], before.greedy, after.greedy),
+            "rows": {split: len(some) for split, some in rows.items()},
+            "processes": state.num_processes,
+            "provenance": provenance(rows),
+            "prompt": "full" if prompt == task.prompt else "brief",
+            "reward_file": config.reward_file and Path(config.reward_file).name,
+            "seed": config.seed,
+            "synthetic": config.data == "embedded",
+        }
+        if first:
+            run.write_json("summary.json", summary)
+            _write_answers(folder, rows["held_out"], before, after, task, config)
+            write_report(folder)
+            write_align_card(folder)
+            forget_stages(config)
+        state.wait_for_everyone()
+    _print_result(console, summary, folder)
+    if repo is not None:
+        console.print(f"pushed: {push_folder(folder / 'model', repo)}", highlight=False)
+    return 0
+
+
+def _open(config: AlignVlmConfig, command: list[str]) -> RunFolder:
+    return RunFolder.open(
+        Path(config.folder),
+        config_to_dict(config),
+        command=command,
+        seed=config.seed,
+        overwrite=config.overwrite or holds_probe_only(Path(config.folder)),
+        resume=config.resume_from_checkpoint,
+        allow_changed=config.allow_changed,
+        report_to=list(config.report_to),
+    )
+
+
+def _probe(config: AlignVlmConfig, task: Task, model: Any, processor: Any, rows: list[Row], decoding: Decoding, console: Console) -> Probe:
+    some = rows[: config.probe_rows]
+    with progress(console) as shown:
+        bar = shown.add_task("probing the reward", total=len(some))
+        found = probe(
+            model,
+            processor,
+            task,
+            some,
+            config.mode,
+            replace(decoding, samples=config.group_size, seed=config.seed),
+            advance=lambda count: shown.advance(bar, count),
+        )
+    console.print(found.table())
+    return found
+
+
+def _measure(
+    config: AlignVlmConfig,
+    task: Task,
+    processor: Any,
+    rows: dict[str, list[Row]],
+    decoding: Decoding,
+    console: Console,
+    model: Any,
+    when: str,
+) -> Evaluation:
+    with progress(console) as shown:
+        bar = shown.add_task(f"held-out, {when} training", total=3 * len(rows["held_out"]))
+        return evaluate(model, processor, task, rows["held_out"], config.mode, decoding, advance=lambda count: shown.advance(bar, count))
+
+
+def _validate(config: AlignVlmConfig, task: Task, processor: Any, rows: list[Row], decoding: Decoding, model: Any) -> dict[str, float]:
+    answers = complete_together(model, processor, decoding.prompt, rows, max_tokens=decoding.max_tokens, batch_size=decoding.batch_size)
+    return {"greedy": float(score_all(task, [group[0] for group in answers], rows, config.mode).mean())}
+
+
+def _write_answers(folder: Path, rows: list[Row], before: Evaluation, after: Evaluation, task: Task, config: AlignVlmConfig) -> None:
+    """Every held-out answer before and after, one JSON object a line, with the pictures beside."""
+    (folder / "held_out").mkdir(exist_ok=True)
+    lines = []
+    for index, row in enumerate(rows):
+        images = row.images()
+        names = [f"held_out/{index:04d}{f'-{place}' if len(images) > 1 else ''}.png" for place in range(len(images))]
+        for name, image in zip(names, images, strict=True):
+            image.save(folder / name)
+        line = {"images": names, "target": row.target}
+        for when, evaluation in (("before", before), ("after", after)):
+            line[when] = {
+                "greedy": evaluation.answers[index].text,
+                "reward": float(evaluation.greedy[index]),
+                "parts": task.score(evaluation.answers[index].text, row.truth, config.mode).parts,
+                "sampled_reward": float(evaluation.sampled[index]),
+            }
+        lines.append(json.dumps(line))
+    (folder / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _print_result(console: Console, summary: dict[str, Any], folder: Path) -> None:
+    held_out = summary["held_out"]
+    table = Table(title=f"{summary['task']}: {held_out['n']} held-out rows", title_justify="left")
+    for column in ("reward", "before", "after", "gain", "95 % interval"):
+        table.add_column(column, justify="left" if column == "reward" else "right")
+    for name in ("greedy", "sampled"):
+        row = held_out[name]
+        low, high = row["gain_ci95"]
+        table.add_row(name, f"{row['before']:.3f}", f"{row['after']:.3f}", f"{row['gain']:+.3f}", f"[{low:+.3f}, {high:+.3f}]")
+    table.add_row("shuffled pictures", f"{held_out['shuffled_image']:.3f}", f"{held_out['shuffled_image_after']:.3f}", "", "")
+    table.add_row("best constant answer", f"{held_out['constant_floor']:.3f}", "", "", "")
+    console.print(table)
+    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)

@@ -1,0 +1,115 @@
+"""What a run or an export of a task starts from: its rows, the prompt, and whether they fit."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from policies.vlm.align.align_config import AlignVlmConfig
+from portraitkit.errors import DataError
+from portraitkit.files.jsonl import write_lines
+from portraitkit.runs.progress import progress_bar
+from portraitkit.vlm.context import Lengths, check_lengths, context_of
+from portraitkit.vlm.load import asked_briefly
+from portraitkit.vlm.processes import processes
+from portraitkit.vlm.readable import files_of, set_aside_unreadable
+from portraitkit.vlm.rows import Row, make_rows, open_rows
+from portraitkit.vlm.task import Task
+
+
+def prompt_of(config: AlignVlmConfig, task: Task) -> str:
+    """What the model is asked, see `--prompt`."""
+    brief = config.prompt == "brief" or (config.prompt == "auto" and asked_briefly(config.model))
+    return (task.brief or task.prompt) if brief else task.prompt
+
+
+def open_all_rows(config: AlignVlmConfig, task: Task, console: Console) -> dict[str, list[Row]]:
+    """The rows of the three splits, made or read.
+
+    Raises:
+        DataError: see `portraitkit.vlm.rows.open_rows`.
+    """
+    counts = {"train": config.train_rows, "validation": config.validation_rows, "held_out": config.held_out_rows}
+    if config.data != "embedded":
+        return open_rows(task, config.data, counts, config.seed)
+    with progress_bar(console, elapsed=True) as progress:
+        bar = progress.add_task("making rows", total=sum(counts.values()))
+        return {split: make_rows(task, split, count, config.seed, advance=lambda: progress.advance(bar)) for split, count in counts.items()}
+
+
+def readable_rows(
+    config: AlignVlmConfig, rows: Mapping[str, Sequence[Row]], console: Console, where: Path
+) -> tuple[dict[str, list[Row]], list[dict[str, str]]]:
+    """The rows whose pictures can be decoded to their end, and the others with their reasons; one line on the screen says so.
+
+    Args:
+        config: of the run.
+        rows: of all splits.
+        console: for progress.
+        where: the file that will name the others.
+
+    Raises:
+        DataError: more than `--max-unusable` cannot, a split is left without rows.
+    """
+    files = files_of(rows)
+    if not files:
+        return {split: list(some) for split, some in rows.items()}, []
+    count, _ = processes()
+    with progress_bar(console, elapsed=True) as progress:
+        bar = progress.add_task("reading pictures", total=-(-len(files) // count))
+        kept, aside = set_aside_unreadable(rows, most=config.max_unusable, advance=lambda: progress.advance(bar))
+    if aside:
+        total = sum(map(len, rows.values()))
+        first = f"{aside[0]['row']}: {aside[0]['reason']}"
+        said = f"{len(aside)} of {total} rows set aside, see {where}; the first: {first}"
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+    return kept, aside
+
+
+def check_held_out(config: AlignVlmConfig, rows: Sequence[Row]) -> None:
+    """Refuse a single held-out row: it could be shown no other row's picture, and has no interval.
+
+    Raises:
+        DataError: there is but one, and something is to be evaluated.
+    """
+    if len(rows) < 2 and not config.probe:
+        raise DataError(
+            f"{len(rows)} held-out row: each is also shown another row's picture, so 2 or more are needed; give more rows in test.jsonl of "
+            f"--data {config.data}, or raise --held-out-rows {config.held_out_rows}"
+        )
+
+
+def write_aside(path: Path, aside: Sequence[Mapping[str, str]]) -> None:
+    """Write the rows that were set aside, a JSON object a line; without any, no file stays.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
+    if aside:
+        write_lines(path, aside)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def check_all_lengths(
+    config: AlignVlmConfig, processor: Any, rows: Mapping[str, Sequence[Row]], prompt: str, longest: int | None = None
+) -> Lengths:
+    """Refuse rows that fit neither into the model's context nor into what the engine takes that generates.
+
+    Args:
+        config: of the run.
+        processor: of the model.
+        rows: of all splits.
+        prompt: the user turn's text.
+        longest: tokens that the engine takes, or None.
+
+    Raises:
+        DataError: a row does not fit; it is named.
+    """
+    context, limit = context_of(config.model), "the model's context"
+    if longest is not None and (context is None or longest < context):
+        context, limit = longest, "vLLM's longest sequence"
+    every = [row for some in rows.values() for row in some]
+    targets = "sft" in config.stages
+    return check_lengths(processor, every, prompt, max_tokens=config.max_tokens, context=context, limit=limit, targets=targets)

@@ -1,0 +1,76 @@
+"""`--reward-file`: a reward function in verl's form takes the place of a task's own reward."""
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from policies.vlm.tasks.truth_columns import ground_truth_of
+from portraitkit.discover import load_object
+from portraitkit.errors import ConfigError, DataError
+from portraitkit.vlm.rows import Row
+from portraitkit.vlm.task import Mode, Score, Task
+
+CALLED = ("data_source", "solution_str", "ground_truth", "extra_info")
+
+
+@dataclass(frozen=True)
+class JudgedTruth:
+    """What a row gives such a function.
+
+    Attributes:
+        truth: the task's own.
+        ground_truth: the row's column `ground_truth`, or the task's truth columns as JSON, as `--export` writes them.
+        extra_info: the row's column of that name, or nothing.
+    """
+
+    truth: Any
+    ground_truth: Any
+    extra_info: Mapping[str, Any]
+
+
+def with_reward_file(task: Task, where: str) -> Task:
+    """The task with the same rows, prompt and perfect answers, rewarded by a function of the user's.
+
+    Args:
+        task: whose rows are judged.
+        where: `my_file.py:compute_score`; called as verl calls it: data_source, solution_str, ground_truth, extra_info by name. It returns
+            a number, or an object with a number `score`.
+
+    Raises:
+        ConfigError: there is no such function, or it takes other arguments.
+    """
+    function = load_object(where)
+    if not callable(function) or inspect.iscoroutinefunction(function):
+        raise ConfigError(f"--reward-file {where}: must be a plain function compute_score({', '.join(CALLED)})")
+    try:
+        inspect.signature(function).bind(**dict.fromkeys(CALLED))
+    except TypeError as error:
+        raise ConfigError(f"--reward-file {where}: must take {', '.join(CALLED)} by name ({error})") from error
+    source = f"portraitkit/{task.name}"
+
+    def read_truth(columns: Mapping[str, Any]) -> JudgedTruth:
+        truth = task.read_truth(columns)
+        given = columns.get("ground_truth")
+        own = ground_truth_of(task, Row((), truth, "", columns, "row")) if given is None else given
+        extra = columns.get("extra_info")
+        return JudgedTruth(truth, own, dict(extra) if isinstance(extra, Mapping) else {})
+
+    def score(completion: str, truth: JudgedTruth, mode: Mode) -> Score:
+        found = function(data_source=source, solution_str=completion, ground_truth=truth.ground_truth, extra_info=dict(truth.extra_info))
+        value = found.get("score") if isinstance(found, Mapping) else found
+        if isinstance(value, bool | str) or value is None or not math.isfinite(value):
+            raise DataError(f"--reward-file {where}: gave {found!r}; must give a finite number, or an object with one as score")
+        return Score(float(value), {"reward": float(value)}, None)
+
+    metrics, most, constants = task.metrics, task.most, task.constants
+    return replace(
+        task,
+        read_truth=read_truth,
+        score=score,
+        perfect=lambda truth: task.perfect(truth.truth),
+        metrics=None if metrics is None else lambda completions, truths: metrics(completions, [truth.truth for truth in truths]),
+        most=None if most is None else lambda truth, mode: most(truth.truth, mode),
+        constants=None if constants is None else lambda truths, mode: constants([truth.truth for truth in truths], mode),
+    )

@@ -1,0 +1,291 @@
+"""The plan of a training run for `--dry-run`: devices, memory, steps, tokens, without weights and without training."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from portraitkit.memory.plan import Change, Memory, Shards, check_fits, device_limit
+from portraitkit.memory.vlm_trace import Facts, Load, Made, facts, read_bytes, update_bytes
+from portraitkit.vlm.load import be_quiet
+from portraitkit.vlm.trainer_arguments import batch_of, deepspeed_file, lora_arguments, taken
+from portraitkit.vlm.trainer_options import TrainerOptions
+from portraitkit.vlm.trl_arguments import parse_extra
+
+PICTURE_PIXELS, WORDS = 1280 * 784, 300
+"""Of a picture without --max-pixels, and tokens of the prompt's text (assumed)."""
+EMBEDDED_TOKENS, EMBEDDED_WORDS = 64, 40
+"""Of a picture and of the brief prompt of the embedded model."""
+
+
+class Planner:
+    """Plans runs of one command; settings that differ in what is trained share its facts.
+
+    Args:
+        model: embedded, a folder or a hub id.
+        stages: of the run.
+        pictures: shown in a row.
+        picture_tokens: of one picture; None: 64 with the embedded model, else by pixels.
+        words: tokens of the prompt's text; None: assumed.
+        rows: to train on; None: not known before the data are read.
+        lora: whether a LoRA may be proposed where all weights are trained.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        stages: Sequence[str],
+        *,
+        pictures: int = 1,
+        picture_tokens: int | None = None,
+        words: int | None = None,
+        rows: int | None = None,
+        lora: bool = True,
+    ) -> None:
+        self.model, self.stages, self.pictures = model, stages, pictures
+        self.picture_tokens, self.words, self.rows, self.lora = picture_tokens, words, rows, lora
+
+    def made(self, options: TrainerOptions) -> Made:
+        """How the model is trained."""
+        lora = (options.rank, options.lora_alpha, options.lora_dropout, tuple(options.lora_targets)) if options.rank else None
+        last_norm = options.last_norm and set(self.stages) == {"grpo"}
+        return Made(
+            self.model,
+            options.dtype,
+            lora,
+            freeze_vision=options.freeze_vision,
+            checkpointing=options.gradient_checkpointing and not last_norm,
+            last_norm=last_norm,
+            gpu=options.device != "cpu",
+        )
+
+    def load(self, options: TrainerOptions, rows: int) -> Load:
+        """What a pass of so many rows is given."""
+        own = self.model == "embedded"
+        if self.picture_tokens is not None:
+            tokens = self.picture_tokens
+        elif own:
+            tokens = EMBEDDED_TOKENS
+        else:
+            known = facts(self.made(options))
+            largest = options.max_pixels or min(_largest_picture(self.model) or PICTURE_PIXELS, PICTURE_PIXELS)
+            tokens = max(1, largest // (known.token_side**2 if known else 28 * 28))
+        words = self.words if self.words is not None else EMBEDDED_WORDS if own else WORDS
+        return Load(rows, self.pictures, tokens, words, options.max_tokens)
+
+    def batch(self, options: TrainerOptions) -> list[tuple[str, str]]:
+        """(stage, what all devices take together in an update and in all)."""
+        return [(stage, taken(stage, options, options.plan_devices, self.rows)) for stage in self.stages if stage != "reject"]
+
+    def memory(self, options: TrainerOptions) -> Memory | None:
+        """What one device holds and needs; None where the model's architecture is not known."""
+        made = self.made(options)
+        known = facts(made)
+        if known is None:
+            return None
+        return _memory(self, options, made, known)
+
+
+def _memory(planner: Planner, options: TrainerOptions, made: Made, known: Facts) -> Memory:
+    shards = Shards(_stage(options), options.plan_devices)
+    trained, batch = known.trained, batch_of(options)
+    answers, at_once = batch.answers, batch.at_once
+    generated, updated, imitated = (planner.load(options, rows) for rows in (answers, at_once, options.sft_batch))
+    extra = parse_extra(options.trl, _grpo_config())
+    vllm = extra.get("vllm_mode", "server") if extra.get("use_vllm") else None
+    share = float(extra.get("vllm_gpu_memory_utilization", 0.3)) if vllm == "colocate" else 0.0
+    limit = device_limit(options.device_memory, options.device)
+    gathered = 2 * known.largest_block if shards.of_weights > 1 else 0
+    reference = known.weights if options.beta > 0 and options.rank == 0 and "grpo" in planner.stages else 0
+    held = {
+        "weights": known.weights // shards.of_weights + gathered,
+        "LoRA": known.adapter // shards.of_weights,
+        "reference copy": reference // shards.of_weights,
+        "optimiser states": trained.states("adamw", shards),
+        "vLLM, colocated": int(share * (limit or 0)),
+    }
+    elsewhere = trained.size - trained.size // shards.of_state  # gradients that other devices keep
+    whole = known.weights - known.weights // shards.of_weights  # answers are generated with all weights on each device
+    phases: dict[str, int] = {}
+
+    if {"sft", "reject"} & set(planner.stages):
+        phases[f"sft, {options.sft_batch} rows at once"] = update_bytes(made, imitated, accumulated=False) - elsewhere
+    if {"grpo", "reject"} & set(planner.stages) and vllm is None:
+        phases[f"generation, {answers} answers at once"] = whole + _generation(made, known, generated)
+    if "grpo" in planner.stages:
+        pixels = 4 * known.values_per_token * generated.picture_tokens * generated.pictures * generated.rows
+        held["pictures of a step"] = pixels
+        if reference:
+            phases["reference's log-probabilities"] = read_bytes(replace(made, lora=None), updated, scored=True)
+        phases[f"grpo update, {at_once} sequences at once"] = update_bytes(made, updated, accumulated=batch.parts > 1) - elsewhere
+    phases["evaluation, generation"] = whole + _generation(made, known, planner.load(options, options.generation_batch))
+    step = trained.size // shards.of_state
+    phases["optimiser step"] = step + (step if made.gpu else trained.largest)
+    notes = {
+        "gradients": f"{trained.size / shards.of_state / 2**20:.1f} MiB, within sft, update and optimiser step",
+        "activations, checkpointing": "on" if made.checkpointing else "off",
+        "attention": "fused (SDPA), no score matrix; head fused (TRL), no matrix of logits",
+    }
+    if shards.devices > 1 or shards.kind != "none":
+        notes["split"] = f"{shards.kind} over {shards.devices} devices"
+    return Memory(known.parameters, trained.values, held, phases, made.gpu, notes)
+
+
+def _generation(made: Made, known: Facts, load: Load) -> int:
+    """The prompt is read at once; then keys and values grow to the whole length, one layer's old and new ones side by side."""
+    cache = known.cache_per_token * load.rows * load.length
+    words = 4 * load.rows * known.vocabulary
+    return max(read_bytes(replace(made, lora=None), load, scored=False), cache + cache // known.layers + 4 * words)
+
+
+def _largest_picture(model: str) -> int | None:
+    """Pixels that a folder's processor scales pictures down to; None where it does not say."""
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        if (path := Path(model) / name).is_file():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            return stored.get("image_processor", stored).get("size", {}).get("longest_edge")
+    return None
+
+
+def _stage(options: TrainerOptions) -> Any:
+    """How DeepSpeed splits the run."""
+    path = deepspeed_file(options.deepspeed)
+    if path is None:
+        return options.plan_sharding
+    stage = json.loads(Path(path).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", 0)
+    return {2: "zero2", 3: "zero3"}.get(stage, "none")
+
+
+def _grpo_config() -> type:
+    from trl import GRPOConfig
+
+    return GRPOConfig
+
+
+def plan(options: TrainerOptions, planner: Planner) -> list[tuple[str, str]]:
+    """(name, value) lines of the plan.
+
+    Args:
+        options: of the trainers.
+        planner: of the command.
+    """
+    be_quiet()
+    load = planner.load(options, batch_of(options).at_once)
+    lines = [
+        ("stages", ", ".join(planner.stages)),
+        ("device", f"{options.device}, {torch.cuda.device_count()} CUDA device(s) here"),
+        *planner.batch(options),
+        ("tokens", f"about {load.length} a sequence at most: pictures {load.pictures * load.picture_tokens}, answer {load.answer}"),
+    ]
+    memory = planner.memory(options)
+    if memory is None:
+        return [*lines, ("model", f"{planner.model}: unknown here; download its config.json for a memory estimate")]
+    return [*lines, *memory.lines()]
+
+
+def refuse_if_too_large(options: TrainerOptions, planner: Planner) -> None:
+    """Refuse a run that cannot fit.
+
+    Raises:
+        ConfigError: with the change that makes it fit.
+    """
+    memory = planner.memory(options)
+    if memory is not None:
+        limit = device_limit(options.device_memory, options.device)
+        check_fits(options, memory, limit, changes(options, lora=planner.lora), lambda changed: _known(planner, changed))
+
+
+def _known(planner: Planner, options: TrainerOptions) -> Memory:
+    memory = planner.memory(options)
+    assert memory is not None
+    return memory
+
+
+def _parts(options: TrainerOptions) -> TrainerOptions | None:
+    answers = options.prompts_per_step * options.group_size
+    return replace(options, accumulation_steps=answers) if options.accumulation_steps < answers else None
+
+
+def _lora(options: TrainerOptions) -> TrainerOptions | None:
+    return replace(options, rank=64, lora_alpha=128) if options.rank == 0 and not options.last_norm else None
+
+
+def _at_most(name: str, value: int) -> Any:
+    def apply(options: TrainerOptions) -> TrainerOptions | None:
+        now = getattr(options, name)
+        return replace(options, **{name: value}) if now is None or now > value else None
+
+    return apply
+
+
+def _fewer(name: str, value: int) -> Any:
+    """Fewer answers in an update, in parts that are no larger than they were."""
+
+    def apply(options: TrainerOptions) -> TrainerOptions | None:
+        if getattr(options, name) <= value:
+            return None
+        before = options.prompts_per_step * options.group_size
+        answers = before // getattr(options, name) * value
+        least = -(-answers * options.accumulation_steps // before)
+        parts = next(parts for parts in range(least, answers + 1) if answers % parts == 0)
+        return replace(options, **{name: value}, accumulation_steps=parts)
+
+    return apply
+
+
+def _checkpointing(options: TrainerOptions) -> TrainerOptions | None:
+    return None if options.gradient_checkpointing or options.last_norm else replace(options, gradient_checkpointing=True)
+
+
+def _zero3(options: TrainerOptions) -> TrainerOptions | None:
+    split = options.deepspeed == "zero3" and options.plan_devices >= 8
+    return None if split or options.device == "cpu" else replace(options, deepspeed="zero3", plan_devices=8)
+
+
+def changes(options: TrainerOptions, *, lora: bool = True) -> tuple[Change[Any], ...]:
+    """What may be changed to make a run fit, the least painful first.
+
+    Args:
+        options: of the run.
+        lora: whether a LoRA in place of all weights is one of them.
+    """
+    return (
+        Change("activations twice", _checkpointing),
+        Change("one answer at a time", _parts),
+        Change("sft row by row", _at_most("sft_batch", 1)),
+        Change("fewer answers in evaluations", _at_most("generation_batch", 8)),
+        *((Change("a LoRA", _lora),) if lora else ()),
+        Change("smaller pictures", _at_most("max_pixels", 401408)),
+        Change("groups of 4", _fewer("group_size", 4)),
+        Change("1 prompt an update", _fewer("prompts_per_step", 1)),
+        Change("ZeRO-3 on 8 devices", _zero3, more_devices=True),
+    )
+
+
+def print_plan(title: str, lines: Sequence[tuple[str, str]], arguments: Mapping[str, Mapping[str, Any]], options: TrainerOptions) -> None:
+    """Print a plan and the exact arguments.
+
+    Args:
+        title: the command.
+        lines: from `plan`.
+        arguments: class -> arguments, as JSON takes them.
+        options: of the trainers.
+    """
+    console = Console()
+    table = Table(title=f"{title}, not started", title_justify="left")
+    table.add_column("")
+    table.add_column("planned")
+    for name, value in lines:
+        table.add_row(name, value)
+    console.print(table)
+    for name, values in arguments.items():
+        console.print(name, highlight=False)
+        console.print_json(json.dumps(values, default=str))
+    if (lora := lora_arguments(options)) is not None:
+        console.print("peft.LoraConfig", highlight=False)
+        console.print_json(json.dumps({"r": lora.r, "lora_alpha": lora.lora_alpha, "target_modules": sorted(lora.target_modules)}))

@@ -1,0 +1,199 @@
+"""Edited pictures written in the terms of the file they come from: its channels, bit depth, profile and alpha.
+
+`read_image` gives 8-bit sRGB on a background, which is what networks want. Writing that back would change every pixel
+of a picture with 16 bits, a camera's colour profile or transparency. So an edit is added to the samples as they are
+stored, and where there is no edit the samples stay as they are, bit for bit.
+"""
+
+import io
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image as PilImage
+from PIL import ImageCms, ImageFile, ImageOps
+from torch import Tensor
+
+from portraitkit.errors import ImageError
+from portraitkit.pictures.encode import Samples, can_hold, encode
+from portraitkit.pictures.images import Image, to_pil, write_image
+
+LUMA = (0.299, 0.587, 0.114)
+# What TIFF files keep beside EXIF, and what would be wrong in another file: the layout of the samples, the profile, and
+# XMP and Photoshop blocks, which repeat size and orientation.
+LAYOUT_TAGS = {*range(254, 260), 262, 266, 273, *range(277, 282), 284, *range(288, 292), 317, *range(320, 326), 330}
+LAYOUT_TAGS |= {338, 339, 347, *range(512, 522), *range(529, 533), 700, 34377, 34675}
+MAX_JPEG_EXIF = 65_533
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A picture as its file has it, but upright."""
+
+    samples: Samples
+    """1 grey, 2 grey and alpha, 3 RGB or 4 RGBA channels."""
+    icc: bytes | None
+    """The file's colour profile."""
+    lossless_webp: bool
+    """Whether the file is a WebP without loss."""
+
+
+def write_edited(image: Image, edited: Float[Tensor, "3 h w"], path: str | Path, *, quality: int = 95) -> tuple[str, ...]:
+    """Write an edited picture in the terms of the file it was read from.
+
+    Where `edited` equals `image.pixels`, a PNG, TIFF, BMP or lossless WebP has the samples of the source, bit for bit.
+    JPEG and lossy WebP are encoded anew, so every pixel may differ a little.
+
+    Args:
+        image: as `read_image` gave it; its file is opened again.
+        edited: RGB in [0, 1], sRGB, upright, of the same size.
+        path: its suffix gives the format.
+        quality: of JPEG and lossy WebP.
+
+    Returns:
+        What could not be kept, one line each.
+
+    Raises:
+        ImageError: the file has changed since it was read, or `path` cannot be written.
+    """
+    path = Path(path)
+    exif, notes = _clean_exif(image.exif), []
+    if exif and path.suffix.lower() in (".jpg", ".jpeg") and len(exif) > MAX_JPEG_EXIF:
+        notes.append(f"{path}: EXIF of {len(exif)} bytes dropped, a JPEG holds {MAX_JPEG_EXIF}")
+        exif = None
+    stored, mode = read_stored(image.path)
+    if stored is None or not can_hold(path.suffix, stored.samples):
+        notes.append(f"{path}: written as 8-bit sRGB, since {path.suffix or 'the format'} cannot keep {mode} here")
+        write_image(path, edited, exif=exif, quality=quality)
+        return tuple(notes)
+    if stored.samples.shape[:2] != tuple(edited.shape[1:]):
+        raise ImageError(f"{image.path}: has changed since it was read; run again")
+    samples = add_edit(stored, image.pixels, edited)
+    lossless = stored.lossless_webp
+    _write(path, encode(path.suffix, samples, exif=exif, icc=stored.icc, quality=quality, lossless=lossless))
+    return tuple(notes)
+
+
+def read_stored(path: Path) -> tuple[Stored | None, str]:
+    """Read a picture's samples; palettes become RGB or RGBA, 1-bit pictures grey.
+
+    Args:
+        path: of a file that `read_image` accepts.
+
+    Returns:
+        The samples, None where they are neither grey nor RGB of 8 or 16 bits; and a name for what they are.
+    """
+    with PilImage.open(path) as opened:
+        raw = {_raw_mode(tile)[:-1] for tile in opened.tile}
+        opened.load()
+        picture = ImageOps.exif_transpose(opened)
+        icc, mode = opened.info.get("icc_profile"), opened.mode
+    if raw in ({"RGB;16"}, {"RGBA;16"}):  # Pillow has just reduced it to the high bytes
+        samples, mode = np.asarray(picture).astype(np.uint16) << 8 | _low_bytes(path), f"16-bit {mode}"
+    elif raw == {"LA;16"}:
+        samples, mode = None, "16-bit LA"
+    elif picture.mode.startswith("I;16"):
+        samples = np.asarray(picture).astype(np.uint16)[..., None]
+    elif picture.mode in ("RGB", "RGBA", "L", "LA", "P", "PA", "1"):
+        if picture.mode in ("P", "PA", "1") or "transparency" in picture.info:
+            clear = picture.mode == "PA" or "transparency" in picture.info
+            picture = picture.convert("RGBA" if clear else "L" if picture.mode == "1" else "RGB")
+        samples = np.array(picture)
+        samples = samples[..., None] if samples.ndim == 2 else samples
+    else:
+        samples = None
+    return None if samples is None else Stored(samples, icc, _is_lossless_webp(path)), mode
+
+
+def add_edit(stored: Stored, before: Float[Tensor, "3 h w"], after: Float[Tensor, "3 h w"]) -> Samples:
+    """Add the difference of two sRGB pictures to stored samples.
+
+    Args:
+        stored: the picture.
+        before: what was read from it.
+        after: what became of that.
+
+    Returns:
+        The samples, the same where both pictures are. Alpha stays. Grey takes the luma of the difference.
+    """
+    touched = (before != after).any(0).cpu().numpy()
+    change = (after - before).permute(1, 2, 0).cpu().numpy()[touched]
+    samples = stored.samples.copy()
+    colours = 3 if samples.shape[2] >= 3 else 1
+    if colours == 1:
+        change = change @ np.asarray(LUMA, np.float32)[:, None]
+    elif stored.icc is not None:
+        there = _from_srgb(stored.icc)
+        if there is not None:
+            values = [np.asarray(ImageCms.applyTransform(to_pil(pixels), there)) for pixels in (before, after)]
+            change = (values[1][touched].astype(np.float32) - values[0][touched]) / 255
+    peak = np.iinfo(samples.dtype).max
+    sums = samples[touched, :colours] + change * peak
+    samples[touched, :colours] = sums.round().clip(0, peak).astype(samples.dtype)
+    return samples
+
+
+def _from_srgb(icc: bytes) -> ImageCms.ImageCmsTransform | None:
+    """sRGB to a profile; None where it is sRGB, or of no use as `read_image` found too."""
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        if "srgb" in ImageCms.getProfileDescription(profile).lower():
+            return None
+        return ImageCms.buildTransform(ImageCms.createProfile("sRGB"), profile, "RGB", "RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return None
+
+
+def _low_bytes(path: Path) -> np.ndarray:
+    """The low bytes of 16-bit colour: what Pillow takes for the high ones when told of the opposite byte order."""
+    native, other = ("L", "B") if sys.byteorder == "little" else ("B", "L")
+    opposite = {native: other, other: native, "N": other}
+    with PilImage.open(path) as opened:
+        swapped = []
+        for tile in opened.tile:
+            raw = _raw_mode(tile)
+            raw = raw[:-1] + opposite[raw[-1]]
+            swapped.append(tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw))
+        opened.tile = swapped
+        opened.load()
+        return np.asarray(ImageOps.exif_transpose(opened))
+
+
+def _raw_mode(tile: ImageFile._Tile) -> str:
+    """How the samples lie in the file, "RGB;16B" for instance."""
+    return str(tile.args[0] if isinstance(tile.args, tuple) else tile.args)
+
+
+def _is_lossless_webp(path: Path) -> bool:
+    data = path.read_bytes()
+    position = 12 if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else len(data)
+    while position + 8 <= len(data):
+        kind, size = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], "little")
+        if kind in (b"VP8 ", b"VP8L"):
+            return kind == b"VP8L"
+        position += 8 + size + size % 2
+    return False
+
+
+def _clean_exif(exif: bytes | None) -> bytes | None:
+    if exif is None:
+        return None
+    block = PilImage.Exif()
+    block.load(exif)
+    for tag in LAYOUT_TAGS & set(block):
+        del block[tag]
+    return block.tobytes() if len(block) else None
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        reason = error.strerror or error
+        raise ImageError(f"{path}: could not be written ({reason}); check the folder and the disk") from error

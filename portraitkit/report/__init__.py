@@ -1,0 +1,1 @@
+"""What run reports share: pages, curves, cards, tables."""

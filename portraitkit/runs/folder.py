@@ -1,0 +1,355 @@
+"""Run folders: one folder holds everything about one run, and only one run, written by one process at a time."""
+
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from portraitkit.errors import CheckpointError, RunFolderError
+from portraitkit.files.atomic import write_text
+from portraitkit.runs.locks import Lock
+
+LOCK = ".lock"
+PACKAGES = ("portraitkit", "torch", "diffusers", "transformers", "peft", "trl", "accelerate", "numpy")
+FREE_TO_CHANGE = (
+    "output_dir",
+    "overwrite",
+    "resume_from_checkpoint",
+    "allow_changed",
+    "report_to",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "cache_dir",
+    "push_to_hub",
+    "export",
+    "max_unusable",
+    "reward_worker",
+    "reward_worker_timeout",
+    "reward_worker_patience",
+    "dry_run",
+    "device_memory",
+    "plan_devices",
+    "plan_sharding",
+)
+
+
+class RunFolder:
+    """An open run folder; use `RunFolder.open`.
+
+    It holds `config.json`, `environment.json`, `metrics.jsonl` and whatever the run adds; `.lock` while it is being written (`locks.Lock`).
+    """
+
+    def __init__(self, path: Path, trackers: list[Any], lock: Lock) -> None:
+        self.path, self.trackers, self._lock = path, trackers, lock
+        self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8")
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        config: dict[str, Any],
+        *,
+        command: list[str],
+        seed: int,
+        overwrite: bool = False,
+        resume: str | None = None,
+        allow_changed: bool = False,
+        report_to: list[str] | None = None,
+    ) -> Self:
+        """Create the folder of a new run, or open that of a run to be resumed.
+
+        Args:
+            path: the folder.
+            config: resolved configuration, JSON-able; compared with the stored one on resume.
+            command: as typed, for the record.
+            seed: of the run.
+            overwrite: replace the run the folder holds.
+            resume: a checkpoint or `latest`; the folder must hold a run.
+            allow_changed: resume although the configuration differs.
+            report_to: trackers, see `portraitkit.runs.trackers`.
+
+        Raises:
+            RunFolderError: the folder holds another run or other files, cannot be written, another process writes it, or the
+                configuration differs.
+            CheckpointError: nothing to resume.
+            ConfigError: a tracker is unknown or not installed.
+        """
+        from portraitkit.runs.trackers import open_trackers
+
+        check_run_folder(path, overwrite=overwrite, resume=resume, report_to=report_to)
+        stored = path / "config.json"
+        lock = Lock(path / LOCK, path, "is writing it", f"wait, or remove {path / LOCK} if that process is gone")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock.take()
+        except OSError as error:
+            raise RunFolderError(f"{path}: cannot be a run folder ({error.strerror}); choose another --output-dir") from error
+        try:
+            if resume is not None:
+                _compare(path, json.loads(stored.read_text(encoding="utf-8")), config, allow_changed)
+            elif overwrite:
+                for item in path.iterdir():
+                    if item.name != LOCK:
+                        shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+            made_on = environment(command, seed)
+            run = cls(path, open_trackers(report_to or [], path, config), lock)
+            run.write_json("config.json", config)
+            run.write_json("environment.json", made_on)
+        except BaseException:
+            lock.release()
+            raise
+        return run
+
+    def log(self, step: int, **values: Any) -> None:
+        """Append one line to metrics.jsonl, flushed, and tell the trackers; values that are not finite become null."""
+        line = {"step": step, "time": round(time.time(), 3), **values}
+        self._metrics.write(json.dumps(_finite(line)) + "\n")
+        self._metrics.flush()
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        for tracker in self.trackers:
+            tracker.log(numbers, step=step)
+
+    def truncate_metrics(self, step: int, stage: str | None = None) -> None:
+        """Drop lines logged after `step`, which the resumed run writes again, and lines that a killed process left unfinished.
+
+        Args:
+            step: the last one that stays.
+            stage: drop lines of this stage only, by their `kind` or `stage`.
+        """
+        path = self.path / "metrics.jsonl"
+        self._metrics.close()
+        kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _stays(line, step, stage)]
+        _write_text(path, "".join(line + "\n" for line in kept))
+        self._metrics = path.open("a", encoding="utf-8")
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file in one piece."""
+        _write_text(self.path / name, json.dumps(_finite(value), indent=2) + "\n")
+
+    def close(self) -> None:
+        """Finish trackers and release the lock."""
+        for tracker in self.trackers:
+            tracker.finish()
+        self._metrics.close()
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class SilentRunFolder(RunFolder):
+    """A run folder as the other processes of a distributed run have it: the first one writes, they write nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.trackers = path, []
+
+    def log(self, step: int, **values: Any) -> None:
+        """Nothing."""
+
+    def truncate_metrics(self, step: int, stage: str | None = None) -> None:
+        """Nothing."""
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def check_run_folder(
+    path: Path,
+    *,
+    overwrite: bool = False,
+    resume: str | None = None,
+    report_to: list[str] | None = None,
+    needed: Mapping[str, str | None] | None = None,
+) -> None:
+    """What `RunFolder.open` refuses, as far as it can be told without writing: for commands that work before they open their folder.
+
+    Args:
+        path: see `RunFolder.open`, as for the others.
+        overwrite: replace the run the folder holds.
+        resume: a checkpoint or `latest`.
+        report_to: trackers.
+        needed: options and the files or folders that they name, which `overwrite` must not delete.
+
+    Raises:
+        RunFolderError: the folder holds another run, what is no run or what the run needs, or is a file.
+        CheckpointError: nothing to resume.
+        ConfigError: a tracker is unknown or not installed.
+    """
+    from portraitkit.runs.trackers import check_trackers
+
+    check_trackers(report_to or [])
+    stored = path / "config.json"
+    above = next((place for place in (path, *path.parents) if place.exists()), path)
+    if above.exists() and not above.is_dir():
+        raise RunFolderError(f"{path}: cannot be a run folder ({above} is a file); choose another --output-dir")
+    if resume is not None and not stored.is_file():
+        raise CheckpointError(f"{path}: holds no run to resume; leave --resume-from-checkpoint out to start one")
+    if resume is None and path.is_dir() and any(item.name != LOCK for item in path.iterdir()):
+        if not (stored.is_file() and (path / "environment.json").is_file()):  # a model's folder has a config.json, too
+            raise RunFolderError(f"{path}: holds files that are no run; choose another --output-dir or empty it")
+        if not overwrite:
+            raise RunFolderError(f"{path}: holds another run; use --overwrite, --resume-from-checkpoint latest, or another --output-dir")
+        for option, name in (needed or {}).items():
+            if name and Path(name).exists() and Path(name).resolve().is_relative_to(path.resolve()):
+                raise RunFolderError(f"--overwrite would delete {option} {name}, which the run needs; choose another --output-dir")
+
+
+def may_resume(
+    path: Path, config: dict[str, Any], *, maker: str, mark: str, holds: str, free: Collection[str], overwrite: bool = False
+) -> bool:
+    """Whether a folder holds unfinished or finished work of the same command with the same options, to go on with.
+
+    Args:
+        path: the folder.
+        config: resolved configuration, JSON-able.
+        maker: the command's name.
+        mark: an option that only this command stores.
+        holds: what it makes and how, as in "a set made", for the message.
+        free: options that may differ.
+        overwrite: what is there is to be replaced; only that this command made it is checked.
+
+    Raises:
+        RunFolderError: it holds work with other options, or something else.
+    """
+    stored = path / "config.json"
+    if not stored.is_file():
+        return False  # RunFolder.open refuses a folder with other files
+    try:
+        before = json.loads(stored.read_text(encoding="utf-8"))
+    except ValueError:
+        before = None
+    if not isinstance(before, dict) or mark not in before:
+        raise RunFolderError(f"{path}: holds something that {maker} did not make; choose another --output-dir")
+    if overwrite:
+        return False
+    changed = [f"{key} {before.get(key)!r} -> {config[key]!r}" for key in config if key not in free and before.get(key) != config[key]]
+    if changed:
+        raise RunFolderError(f"{path}: holds {holds} with other options ({'; '.join(changed)}); use --overwrite or another --output-dir")
+    return True
+
+
+def start_or_go_on(
+    path: Path,
+    config: dict[str, Any],
+    *,
+    command: list[str],
+    seed: int,
+    maker: str,
+    mark: str,
+    holds: str,
+    free: Collection[str],
+    overwrite: bool = False,
+) -> RunFolder:
+    """Open the folder of a command that goes on by itself where it was stopped, without being asked to resume.
+
+    Args:
+        path: the folder.
+        config: resolved configuration, JSON-able.
+        command: as typed, for the record.
+        seed: of the run.
+        maker: see `may_resume`, as for the other arguments.
+        mark: an option that only this command stores.
+        holds: what it makes and how.
+        free: options that may differ.
+        overwrite: replace what this command made there.
+
+    Returns:
+        The folder: with all its files where work goes on, empty where it starts.
+
+    Raises:
+        RunFolderError: see `may_resume` and `RunFolder.open`.
+    """
+    goes_on = may_resume(path, config, maker=maker, mark=mark, holds=holds, free=free, overwrite=overwrite)
+    resume = "latest" if goes_on else None
+    return RunFolder.open(path, config, command=command, seed=seed, overwrite=overwrite, resume=resume, allow_changed=True)
+
+
+def environment(command: list[str], seed: int) -> dict[str, Any]:
+    """What the run ran on: versions, hardware, revision, the exact command."""
+    import torch
+
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    return {
+        "command": [Path(command[0]).name, *command[1:]] if command else [],
+        "seed": seed,
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": versions,
+        "revision": _revision(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _compare(path: Path, stored: dict[str, Any], config: dict[str, Any], allow_changed: bool) -> None:
+    keys = sorted((stored.keys() | config.keys()) - set(FREE_TO_CHANGE))
+    now = _finite(json.loads(json.dumps(config)))
+    changed = [f"{key} {stored.get(key)!r} -> {now.get(key)!r}" for key in keys if stored.get(key) != now.get(key)]
+    if changed and not allow_changed:
+        raise RunFolderError(f"{path}: the run to resume had another configuration ({'; '.join(changed)}); use --allow-changed to go on")
+
+
+def _stays(line: str, step: int, stage: str | None) -> bool:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return row["step"] <= step or (stage is not None and stage not in (row.get("kind"), row.get("stage")))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error

@@ -1,0 +1,342 @@
+"""The command `make-preferences build`: subjects, candidates, pairs; resumable, with a quarantine."""
+
+import hashlib
+import json
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from portraitkit.config import config_to_dict
+from portraitkit.errors import ConfigError, RunFolderError, UserError
+from portraitkit.files.atomic import write_text
+from portraitkit.files.jsonl import Rejected, append_line, read_json_lines, write_lines
+from portraitkit.pictures.images import write_image
+from portraitkit.runs.interrupt import Interruptible
+from portraitkit.runs.progress import progress_bar
+from portraitkit.runs.shard_files import SHARDS, ShardFile, clear_shards, create_whole, has_shards, merged_rows, wait_for_shards
+from portraitkit.runs.shards import Shard, current_shard
+from preference_data.annotations import FOLDER as ANNOTATIONS
+from preference_data.card import BUILT, build_record
+from preference_data.commands.build_config import BuildConfig
+from preference_data.commands.only_writer import WRITING, only_writer
+from preference_data.generators import open_generators
+from preference_data.generators.base import Candidate, Generator, GeneratorOptions, Subject
+from preference_data.pair_set import METADATA, QUARANTINE, holds_pairs, write_quarantine
+from preference_data.people.subjects import PhotoRow, describe_rows, embedded_rows, folder_rows, open_subject, photo_names, without_paint
+from preference_data.people.synthetic_pairs import verdicts_of
+from preference_data.schema import Origin, Pair, pair_of, row_of
+
+STATE, FACES, DONE = ".building.json", ".faces.jsonl", ".built.jsonl"
+FREE = ("overwrite", "output_dir", "max_bad_share", "shard")
+"""Options that may differ when a build goes on."""
+
+
+def build_pairs(config: BuildConfig) -> int:
+    """Build a pair set; returns the exit code: 0, 1 where too many photos were refused, 130 or 143 when interrupted.
+
+    Raises:
+        UserError: options that cannot work, no photos, a folder that holds something else or that another process is writing.
+    """
+    out, shard = config.output_dir, current_shard(config.shard)
+    console = Console(stderr=True, quiet=shard is not None and shard.launched and not shard.merges)
+    photos = None if config.photos == "embedded" else Path(config.photos)
+    if photos is not None and not photos.is_dir():
+        raise ConfigError(f"PHOTOS {photos}: no such folder; give a folder of photos, or embedded")
+    _check_folder(out, config, shard)
+    if shard is not None:
+        return _build(config, photos, shard, console)
+    with only_writer(out):
+        _check_folder(out, config, shard)  # another process may have been writing it
+        return _build(config, photos, shard, console)
+
+
+def _build(config: BuildConfig, photos: Path | None, shard: Shard | None, console: Console) -> int:
+    out = config.output_dir
+    made = merged_rows(out) if shard is None and not config.overwrite and has_shards(out) else None
+    names = () if photos is None else photo_names(photos)
+    options = GeneratorOptions(config.prompt, config.num_steps, _device(config, shard), photos, names)
+    generators = open_generators(config.generators, options) if made is None else []
+    _open_folder(out, config, console, shard)
+    with ExitStack() as stack:
+        own = None if shard is None else stack.enter_context(ShardFile(out, shard, {}))
+        rows, rejected = _photos(config, photos, shard)
+        console.print(describe_rows(rows), highlight=False, soft_wrap=True)
+        before = own.rows if own is not None else read_json_lines(out / DONE, dict).rows if (out / DONE).is_file() else []
+        done = {row["subject"]: row for row in before}
+        if made is None:
+            mine = rows if shard is None else shard.share(rows)
+            keep = own.append if own is not None else partial(append_line, out / DONE)
+            stopped = _make(mine, done, keep, generators, config, console)
+            if stopped:
+                return stopped
+        if own is not None and shard is not None:
+            own.finish()
+            if not shard.merges:
+                console.print(f"{out}: shard {shard} is done; after all shards, the same command without --shard merges", highlight=False)
+                return 0
+            with Interruptible() as interrupt:
+                if not wait_for_shards(out, lambda: interrupt.requested is not None):
+                    return interrupt.exit_code
+            made = merged_rows(out)
+    if made is not None:
+        done = _by_subject(made, rows, out)
+    return _finish(rows, done, rejected, config, console)
+
+
+def _photos(config: BuildConfig, photos: Path | None, shard: Shard | None) -> tuple[list[PhotoRow], list[Rejected]]:
+    """All rows, whatever the shard: who is in which split depends on all of them."""
+    if photos is None:
+        return embedded_rows(config.count, config.split_shares, config.seed), []
+    facts, out = {"consent": config.consent, "licence": config.licence, "source": photos.resolve().name}, config.output_dir
+    try:
+        return folder_rows(photos, shares=config.split_shares, seed=config.seed, cache=out / FACES, facts=facts, shard=shard)
+    except UserError:
+        if shard is None:
+            _leave_folder(out)
+        raise
+
+
+def _make(
+    rows: list[PhotoRow],
+    done: dict[str, dict[str, Any]],
+    keep: Callable[[dict[str, Any]], None],
+    generators: list[Generator],
+    config: BuildConfig,
+    console: Console,
+) -> int:
+    """Make the pairs of those photos that are not in `done`, and keep them there and by `keep`; 130 or 143 when interrupted."""
+    with Interruptible() as interrupt, progress_bar(console) as bar:
+        task = bar.add_task("building", total=len(rows), completed=sum(row.id in done for row in rows))
+        for row in rows:
+            if row.id in done:
+                continue
+            if interrupt.requested:
+                console.print(f"stopped after {len(done)} of {len(rows)} photos; give the same command again to go on")
+                return interrupt.exit_code
+            done[row.id] = _one(row, generators, config)
+            keep(done[row.id])
+            bar.advance(task)
+    return 0
+
+
+def _by_subject(shards: list[list[dict[str, Any]]], rows: list[PhotoRow], out: Path) -> dict[str, dict[str, Any]]:
+    done = {row["subject"]: row for shard in shards for row in shard}
+    lacking = next((place for place, row in enumerate(rows) if row.id not in done), None)
+    if lacking is not None:
+        shard = Shard(lacking % len(shards), len(shards))
+        raise RunFolderError(
+            f"{out}: shard {shard} lacks {rows[lacking].id}: the photos have changed since; remove {out / SHARDS / shard.name}.jsonl and "
+            "make that shard again"
+        )
+    return done
+
+
+def _device(config: BuildConfig, shard: Shard | None) -> str:
+    """The device of this process: of a machine's processes each takes a GPU of its own, in turn."""
+    if shard is None or config.device != "cuda" or not torch.cuda.is_available():
+        return config.device
+    return f"cuda:{shard.local % torch.cuda.device_count()}"
+
+
+def pair_candidates(
+    candidates: list[Candidate], label: Candidate | None, *, pairs: int, generator: torch.Generator
+) -> list[tuple[Candidate, Candidate]]:
+    """Who is compared with whom, and who is a: every group within itself; the others with each other and with the label.
+
+    Args:
+        candidates: of one subject.
+        label: the preferred retouch as a candidate, where there is one and it is to be compared.
+        pairs: most pairs of candidates without a group; comparisons with the label and among candidates take turns.
+        generator: source of all randomness.
+    """
+    groups: dict[str, list[Candidate]] = {}
+    free = []
+    for candidate in candidates:
+        if candidate.group is None:
+            free.append(candidate)
+        else:
+            groups.setdefault(candidate.group, []).append(candidate)
+    made = [couple for members in groups.values() for couple in combinations(members, 2)]
+    among = list(combinations(free, 2))
+    among = [among[index] for index in torch.randperm(len(among), generator=generator).tolist()]
+    against = [(candidate, label) for candidate in free] if label is not None else []
+    turns = [couple for both in zip(among, against, strict=False) for couple in both]
+    turns += among[len(against) :] + against[len(among) :]
+    made += turns[:pairs]
+    return [couple if float(torch.rand(1, generator=generator)) < 0.5 else (couple[1], couple[0]) for couple in made]
+
+
+def _one(row: PhotoRow, generators: list[Generator], config: BuildConfig) -> dict[str, Any]:
+    """The pairs of one photo, their pictures written; or why there are none."""
+    try:
+        subject, identity = open_subject(row, config.side)
+        seed = int.from_bytes(hashlib.sha256(f"{config.seed} {row.id}".encode()).digest()[:4], "big")
+        made: list[dict[str, Any]] = []
+        synthetic = [generator for generator in generators if generator.name == "degradations"]
+        real = [generator for generator in generators if generator.name != "degradations"]
+        for group, own in ((synthetic, subject), (real, without_paint(subject))):
+            if not group:
+                continue
+            count = 2 * config.pairs_per_photo if group is synthetic else config.candidates
+            candidates = [candidate for generator in group for candidate in generator.candidates(own, count, seed)]
+            label = None
+            if config.against_label and own.label is not None and group is real:
+                label = Candidate((own.label * 255).round() / 255, Origin("label", is_label=True))
+            coin = torch.Generator().manual_seed(seed)
+            couples = pair_candidates(candidates, label, pairs=config.pairs_per_photo, generator=coin)
+            tag = "d" if group is synthetic else "c"
+            made += _write(own, couples, tag, row, identity, config.output_dir)
+    except UserError as error:
+        return {"subject": row.id, "pairs": [], "error": str(error)}
+    error = None if made else f"{row.id}: the generators gave fewer than two candidates"
+    return {"subject": row.id, "pairs": made, "error": error}
+
+
+def _write(
+    subject: Subject, couples: list[tuple[Candidate, Candidate]], tag: str, row: PhotoRow, identity: str, out: Path
+) -> list[dict[str, Any]]:
+    images = out / "images"
+    names: dict[int, str] = {}
+
+    def stored(pixels: torch.Tensor, what: str) -> str:
+        if id(pixels) not in names:
+            names[id(pixels)] = f"images/{subject.id}-{what}.png"
+            write_image(images / f"{subject.id}-{what}.png", pixels)
+        return names[id(pixels)]
+
+    rows = []
+    for index, (a, b) in enumerate(couples):
+        verdicts = overall = scores = None
+        if a.scores is not None and b.scores is not None:
+            scores = {name: (a.scores[name], b.scores[name]) for name in a.scores}
+            verdicts, overall = verdicts_of(scores)
+        pair = Pair(
+            id=f"{subject.id}-{tag}{index}",
+            input=stored(subject.case.source, f"{tag}-input"),
+            a=stored(a.pixels, f"{tag}{index}-a"),
+            b=stored(b.pixels, f"{tag}{index}-b"),
+            verdicts=verdicts,
+            overall=overall,
+            scores={name: (float(x), float(y)) for name, (x, y) in scores.items()} if scores else None,
+            annotator="degradation" if verdicts else "",
+            reasoning="",
+            origin_a=a.origin,
+            origin_b=b.origin,
+            anchor=stored(subject.label, f"{tag}-anchor") if subject.label is not None else None,
+            synthetic=subject.synthetic or tag == "d",
+            identity=identity,
+            split=row.split,
+            **row.facts,
+        )
+        rows.append(row_of(pair))
+    return rows
+
+
+def _check_folder(out: Path, config: BuildConfig, shard: Shard | None) -> None:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--output-dir {out}: is a file; give a folder")
+    photos = None if config.photos == "embedded" else Path(config.photos).resolve()
+    if photos is not None and (photos == out.resolve() or photos.is_relative_to((out / "images").resolve())):
+        raise ConfigError(f"--output-dir {out}: holds PHOTOS {config.photos}; choose another folder")
+    if not out.is_dir():
+        return
+    files = [path for path in out.iterdir() if path.name != WRITING]
+    if config.overwrite:
+        if files and not (out / STATE).is_file() and not holds_pairs(out):
+            raise ConfigError(f"--output-dir {out}: holds files that are no pair set; choose another folder or empty it")
+        if any((out / ANNOTATIONS).glob("*.jsonl")):
+            raise ConfigError(f"--output-dir {out}: people or models have judged these pairs ({ANNOTATIONS}/); choose another folder")
+        if any((out / SHARDS).glob("*.lock")):
+            raise ConfigError(
+                f"--output-dir {out}: other processes are making its shards; wait for them, or remove {out / SHARDS} if they are gone"
+            )
+        return
+    if (out / METADATA).is_file():
+        raise ConfigError(f"--output-dir {out}: holds a pair set; add --overwrite or choose another folder")
+    if (out / STATE).is_file():
+        state = read_json_lines(out / STATE, dict).rows
+        now = _resumable(config)
+        changed = [key for key in now if not state or state[0].get(key) != now[key]]
+        if changed:
+            raise ConfigError(
+                f"--output-dir {out}: holds an unfinished build with another --{changed[0].replace('_', '-')}; give the same options to "
+                "go on, or add --overwrite to start anew"
+            )
+        if shard is not None and ((out / DONE).is_file() or ((out / WRITING).is_dir() and not has_shards(out))):
+            raise ConfigError(
+                f"--output-dir {out}: holds an unfinished build by one process; go on without shards, or choose another folder"
+            )
+    elif files:
+        raise ConfigError(f"--output-dir {out}: holds files that are no pair set; choose another folder or empty it")
+
+
+def _open_folder(out: Path, config: BuildConfig, console: Console, shard: Shard | None) -> None:
+    if shard is not None and not (out / STATE).is_file():
+        create_whole(out, {STATE: json.dumps(_resumable(config)) + "\n"})
+        _check_folder(out, config, shard)  # another shard may have been first
+    if config.overwrite and out.is_dir():
+        shutil.rmtree(out / "images", ignore_errors=True)
+        clear_shards(out)
+        for name in (METADATA, QUARANTINE, STATE, FACES, DONE, BUILT):
+            (out / name).unlink(missing_ok=True)
+    try:
+        (out / "images").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output-dir {out}: cannot be made a folder ({error.strerror}); choose another") from error
+    if shard is not None:
+        return
+    if (out / STATE).is_file():
+        console.print(f"{out}: going on with the build that was interrupted", highlight=False)
+    write_lines(out / STATE, [_resumable(config)])
+
+
+def _leave_folder(out: Path) -> None:
+    """Take back what `_open_folder` made where no photo can be used: other photos may go there."""
+    if (out / DONE).is_file():
+        return
+    for name in (STATE, FACES):
+        (out / name).unlink(missing_ok=True)
+    for folder in (out / "images", out):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _resumable(config: BuildConfig) -> dict[str, Any]:
+    return {key: value for key, value in config_to_dict(config).items() if key not in FREE}
+
+
+def _finish(rows: list[PhotoRow], done: dict[str, dict[str, Any]], rejected: list[Rejected], config: BuildConfig, console: Console) -> int:
+    out = config.output_dir
+    rejected = rejected + [
+        Rejected(row.line, done[row.id]["error"], str(row.file or row.id)) for row in rows if done[row.id]["error"] is not None
+    ]
+    rejected.sort(key=lambda row: row.line)
+    pairs = [pair_of(pair) for row in rows for pair in done[row.id]["pairs"]]
+    write_quarantine(out, rejected)
+    if not pairs:
+        raise ConfigError(
+            f"{config.photos}: no pair could be made; the first reason: {rejected[0].reason if rejected else 'no candidates'}"
+        )
+    write_text(out / BUILT, json.dumps(build_record(config_to_dict(config), config.photos == "embedded"), indent=2) + "\n")
+    write_lines(out / METADATA, (row_of(pair) for pair in pairs))
+    clear_shards(out)
+    for name in (STATE, FACES, DONE):
+        (out / name).unlink(missing_ok=True)
+    judged = sum(pair.verdicts is not None for pair in pairs)
+    by_split = ", ".join(f"{split} {count}" for split, count in Counter(pair.split for pair in pairs).items())
+    print(f"{out}: {len(pairs)} pairs ({by_split}), {sum(pair.synthetic for pair in pairs)} synthetic, {judged} with known truth")
+    total = len(rejected) + sum(done[row.id]["error"] is None for row in rows)
+    if rejected:
+        print(f"{len(rejected)} of {total} photos could not be used; see {out / QUARANTINE}", file=sys.stderr)
+    if judged < len(pairs):
+        console.print(f"{len(pairs) - judged} pairs have no verdict yet: make-preferences annotate {out}", highlight=False)
+    return 1 if len(rejected) > config.max_bad_share * total else 0

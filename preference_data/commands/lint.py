@@ -1,0 +1,129 @@
+"""The command `make-preferences lint`: everything wrong with a set of pairs or photos, as a table and as JSON."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from portraitkit.errors import DataError
+from portraitkit.files.atomic import write_text
+from portraitkit.files.jsonl import read_json_lines
+from portraitkit.runs.progress import progress_bar
+from preference_data.commands.lint_checks import (
+    KINDS,
+    Entry,
+    Finding,
+    check_anchors,
+    check_duplicates,
+    check_people,
+    check_sizes,
+    check_verdicts,
+    files_listed,
+    look,
+)
+from preference_data.commands.lint_config import LintConfig
+from preference_data.pair_set import METADATA, check_inside, metadata_of, scan_pairs
+from preference_data.people.subjects import read_photo_row
+
+SHOWN = 3
+
+
+def lint_data(config: LintConfig) -> int:
+    """Check and print; returns 0 without findings, 1 with some.
+
+    Raises:
+        DataError: no `metadata.jsonl`, or nothing in it.
+    """
+    console = Console(stderr=True)
+    entries, findings = read_entries(config.data)
+    if not entries and not findings:
+        raise DataError(f"{config.data / METADATA}: holds no row")
+    with progress_bar(console) as bar:
+        task = bar.add_task("looking", total=files_listed(entries))
+        known, found = look(config.data, entries, identity=config.identity, advance=lambda: bar.advance(task))
+    findings += found + check_sizes(entries, known)
+    findings += check_duplicates(entries, known, max_bits=config.max_bits, min_correlation=config.min_correlation)
+    findings += check_people(entries, known, max_distance=config.max_distance)
+    findings += check_anchors(entries, known, need=config.need_anchors, max_distance=config.max_distance)
+    findings += check_verdicts(entries)
+    findings.sort(key=lambda finding: (list(KINDS).index(finding.kind), finding.lines))
+    report = {"rows": len(entries), "findings": [vars(finding) for finding in findings], "counts": Counter(f.kind for f in findings)}
+    if config.json is not None and str(config.json) == "-":
+        print(json.dumps(report))
+        return 1 if findings else 0
+    if config.json is not None:
+        _write(config.json, report)
+    _show(findings, len(entries), config.data)
+    return 1 if findings else 0
+
+
+def read_entries(folder: Path) -> tuple[list[Entry], list[Finding]]:
+    """The rows of a pair set or of a photo folder, and the findings "bad_row".
+
+    Raises:
+        DataError: no such file.
+    """
+    path = metadata_of(folder, f"give a folder of pairs or photos with {METADATA}")
+    if _holds_pairs(path):
+        found = scan_pairs(folder)
+        entries = [
+            Entry(line, pair.input, pair.anchor, (pair.a, pair.b), pair.split, pair.identity, pair)
+            for pair, line in zip(found.rows, found.lines, strict=True)
+        ]
+    else:
+        root = folder.resolve()
+
+        def read(row: dict[str, Any]) -> dict[str, Any]:
+            read_photo_row(row)
+            for key in ("file_name", "anchor_file_name"):
+                if row.get(key) is not None:
+                    check_inside(root, row[key], key)
+            return row
+
+        found = read_json_lines(path, read)
+        entries = [
+            Entry(
+                line, row["file_name"], row.get("anchor_file_name"), (), row.get("split") or _default_split(line), row.get("identity") or ""
+            )
+            for row, line in zip(found.rows, found.lines, strict=True)
+        ]
+    return entries, [Finding("bad_row", (bad.line,), bad.reason) for bad in found.rejected]
+
+
+def _holds_pairs(path: Path) -> bool:
+    """Whether any row names an `input_file_name`; photo folders name a `file_name`."""
+    kinds = read_json_lines(path, lambda row: "input_file_name" in row or "file_name" not in row).rows
+    return any(kinds)
+
+
+def _default_split(line: int) -> str:
+    """As `align-retoucher` deals out photos that do not say: every tenth is validation, every tenth held out."""
+    return {8: "validation", 9: "held_out"}.get(line % 10, "train")
+
+
+def _show(findings: list[Finding], rows: int, data: Path) -> None:
+    console = Console()
+    if not findings:
+        console.print(f"{data}: {rows} rows, nothing found", highlight=False, markup=False)
+        return
+    table = Table(title=escape(f"{data}: {rows} good rows, {len(findings)} findings"), title_justify="left")
+    table.add_column("finding")
+    table.add_column("count", justify="right")
+    table.add_column("lines and words")
+    for kind, count in Counter(finding.kind for finding in findings).items():
+        own = [finding for finding in findings if finding.kind == kind]
+        words = [f"{', '.join(map(str, finding.lines[:6]))}: {finding.message}" for finding in own[:SHOWN]]
+        words += [f"and {count - SHOWN} more (--json FILE lists all)"] if count > SHOWN else []
+        table.add_row(f"{kind}\n[dim]{KINDS[kind]}[/dim]", str(count), escape("\n".join(words)))
+    console.print(table)
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    try:
+        write_text(path, json.dumps(report, indent=2) + "\n")
+    except OSError as error:
+        raise DataError(f"--json {path}: could not be written ({error.strerror}); give another file") from error

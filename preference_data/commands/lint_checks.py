@@ -1,0 +1,278 @@
+"""The checks of `make-preferences lint`, one function each: rows and pictures in, findings out."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from portraitkit.errors import FaceError, ImageError
+from portraitkit.faces.identity import identity_embedding
+from portraitkit.faces.mesh import require_mesh
+from portraitkit.pictures.images import read_image, to_uint8
+from preference_data.commands.perceptual_hash import near_duplicates, perceptual_hash, small_copy
+from preference_data.people.synthetic_pairs import verdicts_of
+from preference_data.schema import Pair, contradictions
+
+EMBEDDED = "synthetic-"
+"""How the names of the embedded people begin."""
+KINDS = {
+    "bad_row": "a row breaks the schema",
+    "bad_image": "a picture cannot be read, or is much smaller than its photo",
+    "duplicate_across_splits": "the same photo is in two splits",
+    "near_duplicate_across_splits": "photos in two splits look the same",
+    "person_across_splits": "one person is in two splits",
+    "duplicate_row": "the same photo and candidates are in two rows",
+    "same_candidates": "both candidates are the same picture, but one wins",
+    "missing_anchor": "a photo has no anchor",
+    "no_face": "a photo, anchor or candidate shows no usable face",
+    "anchor_of_another_person": "an anchor shows another person than its photo",
+    "candidate_of_another_person": "a candidate without known degradations shows another person than its photo",
+    "verdict_inconsistent": "a judgement speaks against itself or against the known degradations",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes:
+        kind: a key of `KINDS`.
+        lines: lines of metadata.jsonl.
+        message: what and where, in words.
+    """
+
+    kind: str
+    lines: tuple[int, ...]
+    message: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of either kind of set, as the checks see it.
+
+    Attributes:
+        line: of metadata.jsonl.
+        photo: file of the photo.
+        anchor: file of its anchor, where it has one.
+        others: files of the candidates.
+        split: of the row.
+        identity: who it is, where the row says.
+        pair: the pair, where it is one.
+    """
+
+    line: int
+    photo: str
+    anchor: str | None
+    others: tuple[str, ...]
+    split: str
+    identity: str
+    pair: Pair | None = None
+
+    @property
+    def retouches(self) -> tuple[str, ...]:
+        """Files of the candidates that must show the person in the photo. Known degradations may not: one of them is of identity; nor
+        are the embedded people asked about, see `check_people`."""
+        if self.pair is None or self.identity.startswith(EMBEDDED):
+            return ()
+        both = ((self.pair.a, self.pair.origin_a), (self.pair.b, self.pair.origin_b))
+        return tuple(file for file, origin in both if not origin.faults)
+
+
+@dataclass
+class Pictures:
+    """What is known of the files of a set after one look at each.
+
+    Attributes:
+        digest: file -> sha256 of its decoded pixels.
+        size: file -> height and width.
+        small: photo -> small grey copy.
+        embedding: photo, anchor or retouch -> identity embedding.
+        lines: file -> lines that name it.
+    """
+
+    digest: dict[str, str] = field(default_factory=dict)
+    size: dict[str, tuple[int, int]] = field(default_factory=dict)
+    small: dict[str, np.ndarray] = field(default_factory=dict)
+    embedding: dict[str, Tensor] = field(default_factory=dict)
+    lines: dict[str, list[int]] = field(default_factory=dict)
+
+
+def look(folder: Path, entries: list[Entry], *, identity: bool, advance: Callable[[], None]) -> tuple[Pictures, list[Finding]]:
+    """Open every file once.
+
+    Args:
+        folder: of the set.
+        entries: its rows.
+        identity: whether to look for faces in photos, anchors and retouches.
+        advance: called after each file.
+
+    Returns:
+        What is known, and the findings "bad_image" and "no_face".
+    """
+    known, findings = Pictures(), []
+    faces = {file for entry in entries for file in (entry.photo, entry.anchor, *entry.retouches) if file is not None}
+    for entry in entries:
+        for file in (entry.photo, entry.anchor, *entry.others):
+            if file is not None:
+                known.lines.setdefault(file, []).append(entry.line)
+    photos = {entry.photo for entry in entries}
+    for file, lines in known.lines.items():
+        advance()
+        try:
+            pixels = read_image(folder / file).pixels
+        except ImageError as error:
+            findings.append(Finding("bad_image", tuple(lines), str(error)))
+            continue
+        known.digest[file] = hashlib.sha256(to_uint8(pixels).tobytes()).hexdigest()
+        known.size[file] = (pixels.shape[1], pixels.shape[2])
+        if file in photos:
+            known.small[file] = small_copy(pixels)
+        if identity and file in faces:
+            try:
+                _, mesh = require_mesh(pixels, folder / file)
+                with torch.no_grad():
+                    known.embedding[file] = identity_embedding(pixels[None], mesh[None, :, :2])[0]
+            except FaceError as error:
+                findings.append(Finding("no_face", tuple(lines), str(error)))
+    return known, findings
+
+
+def files_listed(entries: list[Entry]) -> int:
+    """How many files `look` opens."""
+    return len({file for entry in entries for file in (entry.photo, entry.anchor, *entry.others) if file is not None})
+
+
+def check_sizes(entries: list[Entry], known: Pictures) -> list[Finding]:
+    """Candidates and anchors must show their photo's frame at no less than half its size."""
+    findings = []
+    for entry in entries:
+        for file in (*entry.others, *([entry.anchor] if entry.anchor else [])):
+            if file not in known.size or entry.photo not in known.size:
+                continue
+            (height, width), (own_height, own_width) = known.size[entry.photo], known.size[file]
+            if abs(own_height / own_width / (height / width) - 1) > 0.01:
+                why = "has another aspect ratio than"
+            elif own_height < height / 2:
+                why = "is less than half the size of"
+            else:
+                continue
+            findings.append(
+                Finding("bad_image", (entry.line,), f"{file} ({own_width}x{own_height}) {why} its photo {entry.photo} ({width}x{height})")
+            )
+    return findings
+
+
+def check_duplicates(entries: list[Entry], known: Pictures, *, max_bits: int, min_correlation: float) -> list[Finding]:
+    """Photos that are in two splits, exactly or nearly; rows that repeat each other; candidates that are one picture."""
+    findings: list[Finding] = []
+    splits: dict[str, dict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
+    rows: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for entry in entries:
+        if entry.photo in known.digest:
+            splits[known.digest[entry.photo]][entry.split].append(entry)
+            files = [known.digest.get(file) for file in (entry.photo, *sorted(entry.others, key=lambda file: known.digest.get(file, "")))]
+            if all(files) and not (entry.pair is None and len(files) > 1):
+                rows[tuple(str(file) for file in files)].append(entry.line)
+    for by_split in splits.values():
+        if len(by_split) > 1:
+            first = [group[0] for group in by_split.values()]
+            where = ", ".join(f"{entry.photo} ({entry.split})" for entry in first)
+            findings.append(Finding("duplicate_across_splits", tuple(entry.line for entry in first), f"the same photo: {where}"))
+    findings += [Finding("duplicate_row", tuple(lines), f"rows {lines} hold the same pictures") for lines in rows.values() if lines[1:]]
+    for entry in entries:
+        pair = entry.pair
+        if pair and pair.overall in ("a", "b") and known.digest.get(pair.a, "a") == known.digest.get(pair.b, "b"):
+            findings.append(
+                Finding("same_candidates", (entry.line,), f"{pair.id}: {pair.a} and {pair.b} are one picture, yet {pair.overall} wins")
+            )
+    unique = {(entry.photo, entry.split): entry for entry in entries if entry.photo in known.small}
+    if unique:
+        smalls = np.stack([known.small[photo] for photo, _ in unique])
+        hashes = np.stack([perceptual_hash(small) for small in smalls])
+        owners = list(unique.values())
+        groups = [entry.split for entry in owners]
+        for i, j in near_duplicates(hashes, smalls, groups, max_bits=max_bits, min_correlation=min_correlation):
+            one, other = owners[i], owners[j]
+            if known.digest[one.photo] != known.digest[other.photo]:
+                text = f"{one.photo} ({one.split}) looks like {other.photo} ({other.split})"
+                findings.append(Finding("near_duplicate_across_splits", (one.line, other.line), text))
+    return findings
+
+
+def check_people(entries: list[Entry], known: Pictures, *, max_distance: float) -> list[Finding]:
+    """One person in two splits: by the name that rows give, and by the identity net.
+
+    The net is not asked about the embedded people (identity "synthetic-..."): they are morphs of two persons, and by the net's rule
+    the middle ones would be both. Their splits are disjoint in morph position.
+    """
+    findings = []
+    named: dict[str, dict[str, int]] = defaultdict(dict)
+    for entry in entries:
+        if entry.identity:
+            named[entry.identity].setdefault(entry.split, entry.line)
+    for name, splits in named.items():
+        if len(splits) > 1:
+            findings.append(Finding("person_across_splits", tuple(splits.values()), f"{name} is in {' and '.join(splits)}"))
+    asked: dict[str, Entry] = {}
+    for entry in entries:
+        if entry.photo in known.embedding and not entry.identity.startswith(EMBEDDED):
+            asked.setdefault(entry.photo, entry)
+    owners = list(asked.values())
+    if len(owners) > 1:
+        vectors = torch.stack([known.embedding[entry.photo] for entry in owners])
+        for index, entry in enumerate(owners):
+            distance = (vectors[index + 1 :] - vectors[index]).norm(dim=1)
+            for offset in (distance < max_distance).nonzero().flatten().tolist():
+                other = owners[index + 1 + offset]
+                if other.split != entry.split and not (entry.identity and entry.identity == other.identity):
+                    text = f"{entry.photo} ({entry.split}) and {other.photo} ({other.split}): identity distance {distance[offset]:.2f}"
+                    findings.append(Finding("person_across_splits", (entry.line, other.line), text))
+    return findings
+
+
+def check_anchors(entries: list[Entry], known: Pictures, *, need: bool, max_distance: float) -> list[Finding]:
+    """Photos without an anchor, and anchors and candidates of another person."""
+    findings = []
+    some = any(entry.anchor for entry in entries)
+    for entry in entries:
+        if entry.anchor is None and (need or some):
+            text = f"{entry.photo} has no anchor_file_name{'' if need else ', other rows have one'}"
+            findings.append(Finding("missing_anchor", (entry.line,), text))
+        shown = [("anchor_of_another_person", entry.anchor)] if entry.anchor is not None else []
+        for kind, file in (*shown, *(("candidate_of_another_person", file) for file in entry.retouches)):
+            if entry.photo in known.embedding and file in known.embedding:
+                distance = float((known.embedding[entry.photo] - known.embedding[file]).norm())
+                if distance > max_distance:
+                    text = f"{file} is not the person in {entry.photo}: identity distance {distance:.2f}, at most {max_distance:g}"
+                    findings.append(Finding(kind, (entry.line,), text))
+    return findings
+
+
+def check_verdicts(entries: list[Entry]) -> list[Finding]:
+    """Judgements against themselves; truth of degradations that does not follow from its scores; who won is not who lost elsewhere."""
+    findings = []
+    seen: dict[tuple[str, ...], tuple[int, str]] = {}
+    for entry in entries:
+        pair = entry.pair
+        if pair is None:
+            continue
+        findings += [Finding("verdict_inconsistent", (entry.line,), f"{pair.id}: {text}") for text in contradictions(pair)]
+        if pair.annotator == "degradation" and pair.scores and pair.verdicts:
+            whole = {name: (round(a), round(b)) for name, (a, b) in pair.scores.items()}
+            if (pair.verdicts, pair.overall) != verdicts_of(whole):
+                findings.append(
+                    Finding("verdict_inconsistent", (entry.line,), f"{pair.id}: verdicts do not follow from the degradations' scores")
+                )
+        if pair.overall:
+            winner = {"a": pair.a, "b": pair.b, "tie": ""}[pair.overall]
+            key = (pair.input, pair.annotator, *sorted((pair.a, pair.b)))
+            line, before = seen.setdefault(key, (entry.line, winner))
+            if before != winner:
+                text = f"{pair.id}: {pair.annotator or 'the annotator'} judged the same pictures otherwise in line {line}"
+                findings.append(Finding("verdict_inconsistent", (line, entry.line), text))
+    return findings

@@ -1,0 +1,248 @@
+"""The paired set of `make-preferences makeup`: bare and made-up pictures, and rows with the truth.
+
+The folder: `images/`; `train.jsonl` and `test.jsonl`, split by photo, copies of one photo on the same side; `quarantine.jsonl`,
+the photos set aside and why; `contact_sheet.png`; `config.json`, `environment.json`; `faces.jsonl`, one line a photo that is done,
+by which an interrupted run goes on.
+"""
+
+import random
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from rich.console import Console
+from torch import Tensor
+from torch.nn.functional import pad
+
+from portraitkit.config import config_to_dict
+from portraitkit.errors import DataError, FaceError, ImageError
+from portraitkit.files.jsonl import append_line, read_json_lines, write_lines
+from portraitkit.pictures.images import read_image, resize, write_image
+from portraitkit.runs.folder import check_run_folder, may_resume, start_or_go_on
+from portraitkit.runs.interrupt import Interruptible
+from portraitkit.runs.progress import progress_bar
+from preference_data import makeup_prompts
+from preference_data.commands.makeup_config import MakeupConfig
+from preference_data.commands.makeup_faces import BareFace, group_copies, list_photos, open_face, split_of_person
+from preference_data.people.makeup import PARAMETERS, render_makeup
+from preference_data.people.makeup_looks import draw_lips, draw_look
+from preference_data.people.makeup_shapes import SHAPES
+
+FREE = ("output_dir", "overwrite", "max_unusable", "count")
+ENOUGH = 20  # photos seen before the share of unusable ones may stop the run
+SHEET_FACES, SHEET_LOOKS, SHEET_CELL = 8, 4, 192
+Row = dict[str, Any]
+
+
+def build_pairs(config: MakeupConfig, command: list[str]) -> int:
+    """Build the set, or what is missing of it; returns the exit code.
+
+    Raises:
+        ImageError: no photos.
+        RunFolderError: the folder holds something else, or a set made with other options.
+        DataError: too many photos without a usable face, or none with one.
+    """
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    names = list_photos(config)
+    free = FREE[:-1] if config.embedded else FREE  # the embedded people are dealt out by their count
+    out, options = config.output_dir, config_to_dict(config)
+    known: dict[str, Any] = {
+        "maker": "make-preferences makeup",
+        "mark": "looks_per_face",
+        "holds": "a set made",
+        "free": free,
+        "overwrite": config.overwrite,
+    }
+    goes_on = may_resume(out, options, **known)
+    check_run_folder(out, overwrite=config.overwrite, resume="latest" if goes_on else None)
+    unusable = {} if goes_on or config.embedded else _look_for_a_face(config, names, console)
+    with start_or_go_on(out, options, command=command, seed=config.seed, **known) as run:
+        (run.path / "images").mkdir(exist_ok=True)
+        done = _read_journal(run.path / "faces.jsonl", config.looks_per_face)
+        if done:
+            console.print(f"{run.path}: {len(done)} photos are done already, going on")
+        write_lines(run.path / "faces.jsonl", done.values())  # without a line that a killed process left unfinished
+        records = _make_all(config, run.path, names, done, unusable, console)
+        if isinstance(records, int):
+            return records
+        train, test = _finish(config, run.path, records, console)
+        run.log(len(records), photos=len(records), set_aside=sum("reason" in record for record in records), train=train, test=test)
+    return 0
+
+
+def _look_for_a_face(config: MakeupConfig, names: Sequence[str], console: Console) -> dict[str, str]:
+    """Before a folder is made: open photos up to the first that can be used; why those before it cannot.
+
+    Raises:
+        DataError: none can be used, or too many of the first ones cannot.
+    """
+    unusable: dict[str, str] = {}
+    with progress_bar(console) as bar:
+        progress = bar.add_task("looking for a face", total=len(names))
+        for name in names:
+            try:
+                open_face(config, name)
+            except (ImageError, FaceError) as error:
+                unusable[name] = str(error)
+                bar.advance(progress)
+            else:
+                return unusable
+            if len(unusable) >= ENOUGH and config.max_unusable < 1:
+                break
+    first = next(iter(unusable.values()))
+    if len(unusable) < len(names):
+        raise DataError(
+            f"{config.faces}: {len(unusable)} of the first {len(unusable)} photos have no usable face (the first: {first}): more than "
+            f"--max-unusable {config.max_unusable}; give other photos, or 1 to look at all of them"
+        )
+    raise DataError(f"{config.faces}: none of {len(unusable)} photos has a usable face, the first: {first}")
+
+
+def _make_all(
+    config: MakeupConfig, folder: Path, names: Sequence[str], done: dict[str, Row], unusable: dict[str, str], console: Console
+) -> list[Row] | int:
+    """One record a photo, old or new, until there are enough pictures; the exit code if interrupted."""
+    records: list[Row] = []
+    made = bad = 0
+    wanted = config.count or len(names) * config.looks_per_face
+    with Interruptible() as interrupt, progress_bar(console) as bar:
+        progress = bar.add_task("makeup", total=wanted)
+        for name in names:
+            record = done.get(name)
+            if record is None:
+                record = {"photo": name, "reason": unusable[name]} if name in unusable else _make_pairs(config, folder, name)
+                append_line(folder / "faces.jsonl", record)
+            records.append(record)
+            made += len(record.get("rows", ()))
+            bad += "reason" in record
+            bar.update(progress, completed=min(made, wanted))
+            if bad > config.max_unusable * len(records) and len(records) >= ENOUGH:
+                raise DataError(
+                    f"{bad} of {len(records)} photos have no usable face ({record.get('reason', 'see faces.jsonl')}): more than "
+                    f"--max-unusable {config.max_unusable}; look at {folder / 'faces.jsonl'}"
+                )
+            if interrupt.requested:
+                console.print(f"interrupted: {len(records)} photos are done, the same command goes on from there")
+                return interrupt.exit_code
+            if made >= wanted:
+                break
+    return records
+
+
+def _make_pairs(config: MakeupConfig, folder: Path, name: str) -> Row:
+    """Render one photo's looks and write the pictures; a photo that cannot be used gives its reason instead."""
+    try:
+        face = open_face(config, name)
+    except (ImageError, FaceError) as error:
+        return {"photo": name, "reason": str(error)}
+    stem = f"{''.join(c if c.isalnum() or c in '-_' else '_' for c in Path(name).stem)[:60]}-{sha256(name.encode()).hexdigest()[:8]}"
+    bare = f"images/{stem}_bare.{config.image_format}"
+    write_image(folder / bare, face.pixels)
+    split = split_of_person(name)
+    rows: list[Row] = []
+    for number in range(config.looks_per_face):
+        rng = random.Random(sha256(f"{config.seed} {name} {number}".encode()).digest())
+        look = (draw_lips if config.lips_only else draw_look)(rng, wide=config.wide_colors, split=split)
+        image = f"images/{stem}_look{number}.{config.image_format}"
+        with torch.no_grad():
+            write_image(folder / image, render_makeup(face.pixels, face.mesh, look))
+        rows.append(_row(config, name, face, image, bare, look))
+    notes = {"notes": list(face.warnings)} if face.warnings else {}
+    return {"photo": name, "look_alike": face.look_alike, "rows": rows, **notes}
+
+
+def _row(config: MakeupConfig, name: str, face: BareFace, image: str, bare: str, look: list[dict[str, str]]) -> Row:
+    return {
+        "image": image,
+        "bare_image": bare,
+        "solution": look,
+        "prompt": makeup_prompts.LIPS if config.lips_only else makeup_prompts.MAKEUP,
+        "parameters": [{key: getattr(SHAPES[item["shape"]], key) for key in PARAMETERS} for item in look],
+        "synthetic_makeup": True,
+        "synthetic_face": config.embedded,
+        "source_photo": name,
+        "source_sha256": face.digest,
+    }
+
+
+def _finish(config: MakeupConfig, folder: Path, records: list[Row], console: Console) -> tuple[int, int]:
+    """Write the rows, the quarantine and the contact sheet; returns the numbers of train and test rows."""
+    good = [record for record in records if "rows" in record]
+    bad = [record for record in records if "reason" in record]
+    write_lines(folder / "quarantine.jsonl", bad)
+    if not good:
+        raise DataError(f"{config.faces}: none of {len(bad)} photos has a usable face, the first: {bad[0]['reason']}")
+    test = _test_photos(config, good)
+    left = config.count or len(good) * config.looks_per_face
+    rows: dict[str, list[Row]] = {"train": [], "test": []}
+    for record in good:
+        kept = record["rows"][:left]
+        left -= len(kept)
+        rows["test" if record["photo"] in test else "train"] += kept
+    for split, lines in rows.items():
+        write_lines(folder / f"{split}.jsonl", lines)
+    _write_sheet(folder, good)
+    console.print(f"{folder}: {len(rows['train'])} rows in train.jsonl, {len(rows['test'])} in test.jsonl, of {len(good)} photos")
+    if bad:
+        console.print(f"{len(bad)} photos set aside, see {folder / 'quarantine.jsonl'}; the first: {bad[0]['reason']}")
+    if not rows["test"] and config.test_share:
+        console.print("test.jsonl is empty: all photos are copies of one, or there is only one")
+    return len(rows["train"]), len(rows["test"])
+
+
+def _test_photos(config: MakeupConfig, records: Sequence[Row]) -> set[str]:
+    """Photos for test.jsonl: whole groups of copies in a seeded order until the share is reached; never all of them."""
+    if config.embedded:
+        return {record["photo"] for record in records if split_of_person(record["photo"]) == "held_out"}
+    members: dict[int, list[str]] = {}
+    for record, group in zip(records, group_copies([record["look_alike"] for record in records]), strict=True):
+        members.setdefault(group, []).append(record["photo"])
+    groups = list(members.values())
+    random.Random(config.seed).shuffle(groups)
+    test: set[str] = set()
+    for group in groups[:-1]:
+        if len(test) >= config.test_share * len(records):
+            break
+        if len(test) + len(group) <= max(2 * config.test_share * len(records), 1):
+            test.update(group)
+    if not test and config.test_share and len(groups) > 1:
+        test.update(min(groups, key=len))
+    return test
+
+
+def _read_journal(path: Path, looks: int) -> dict[str, Row]:
+    """Photos that were done before and whose pictures are all there; those set aside are tried again."""
+    done: dict[str, Row] = {}
+    if not path.is_file():
+        return done
+    for record in read_json_lines(path, dict).rows:
+        rows = record.get("rows", ())
+        if len(rows) == looks and all((path.parent / row[key]).is_file() for row in rows for key in ("image", "bare_image")):
+            done[record["photo"]] = record
+    return done
+
+
+def _write_sheet(folder: Path, records: Sequence[Row]) -> None:
+    """Faces in rows: bare, then its looks."""
+    rows: list[Tensor] = []
+    shown = records[:SHEET_FACES]
+    looks = min(len(shown[0]["rows"]), SHEET_LOOKS)
+    for record in shown:
+        names = [record["rows"][0]["bare_image"], *(row["image"] for row in record["rows"][:looks])]
+        rows.append(torch.cat([_cell(read_image(folder / name).pixels) for name in names], 2))
+    half = -(-len(rows) // 2)
+    columns = [torch.cat(part, 1) for part in (rows[:half], rows[half:]) if part]
+    if len(columns) == 2:
+        columns[1] = pad(columns[1], (0, 0, 0, columns[0].shape[1] - columns[1].shape[1]), value=1.0)
+    write_image(folder / "contact_sheet.png", torch.cat(columns, 2))
+
+
+def _cell(pixels: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 s s"]:
+    """The picture, whole, in a white square."""
+    height, width = pixels.shape[1:]
+    scale = SHEET_CELL / max(height, width)
+    small = resize(pixels, (max(round(height * scale), 1), max(round(width * scale), 1)))
+    return pad(small, (0, SHEET_CELL - small.shape[2], 0, SHEET_CELL - small.shape[1]), value=1.0)

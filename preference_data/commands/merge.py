@@ -1,0 +1,81 @@
+"""The command `make-preferences merge`: many annotators' files into one set of verdicts."""
+
+import sys
+from dataclasses import replace
+
+from portraitkit.errors import DataError
+from preference_data.annotations import Judgement, append_judgement, both_orders, consensus, read_judgements
+from preference_data.commands.merge_config import MergeConfig
+from preference_data.commands.only_writer import only_writer
+from preference_data.commands.report_agreement import print_agreement
+from preference_data.pair_set import metadata_of, read_pairs, write_pairs
+from preference_data.schema import Pair
+
+
+def merge(config: MergeConfig) -> int:
+    """Merge and print; returns 0, or 1 where rows could not be read or pairs are still in conflict.
+
+    Raises:
+        DataError: no pair set, a file that cannot be opened, or nothing to merge.
+        RunFolderError: another process is writing the set.
+    """
+    metadata_of(config.data, "give the folder of a pair set")
+    if config.dry_run:
+        return _merge(config)
+    with only_writer(config.data):
+        return _merge(config)
+
+
+def _merge(config: MergeConfig) -> int:
+    pairs = read_pairs(config.data)
+    for path in config.files:
+        if not path.is_file():
+            raise DataError(f"--files {path}: no such file; give what the page exports or annotations/NAME.jsonl of a copy")
+    before, _ = read_judgements(config.data)
+    judgements, rejected = read_judgements(config.data, config.files)
+    for path, row in rejected:
+        print(f"{path} line {row.line}: {row.reason}", file=sys.stderr)
+    known = {pair.id for pair in pairs}
+    strangers = sorted({row.pair for row in judgements} - known)
+    judgements = [row for row in judgements if row.pair in known]
+    if strangers:
+        print(f"{len(strangers)} judged pairs are not in {config.data}, {strangers[0]!r} for one; left out", file=sys.stderr)
+    if not judgements:
+        raise DataError(f"{config.data}: nobody has judged a pair of it yet; use make-preferences annotate")
+    merged, counts = merge_pairs(pairs, judgements, relabel=config.relabel)
+    print_agreement(judgements, pairs)
+    unjudged = counts["open"] - counts["conflict"]
+    print(
+        f"{config.data}: {counts['new']} pairs given verdicts, {counts['kept']} kept theirs, {counts['conflict']} in conflict, "
+        f"{unjudged} unjudged"
+    )
+    if not config.dry_run:
+        for row in judgements:
+            if row not in before:
+                append_judgement(config.data, row)
+        write_pairs(config.data, merged)
+    return 1 if rejected or counts["conflict"] else 0
+
+
+def merge_pairs(pairs: list[Pair], judgements: list[Judgement], *, relabel: bool) -> tuple[list[Pair], dict[str, int]]:
+    """The pairs with their annotators' consensus, and how many are new, kept, open, and open because of a conflict.
+
+    A pair in conflict is open, whatever it said before, if verdicts are to be replaced.
+    """
+    joined = both_orders(judgements)
+    judged = {row.pair for row in joined}
+    counts: dict[str, int] = dict.fromkeys(("new", "kept", "open", "conflict"), 0)
+    merged = []
+    for pair in pairs:
+        asked = pair.id in judged and (pair.verdicts is None or relabel)
+        if not asked:
+            counts["open" if pair.verdicts is None else "kept"] += 1
+            merged.append(pair)
+        elif (agreed := consensus(pair, joined)) is not None:
+            counts["new"] += 1
+            merged.append(agreed)
+        else:
+            counts["open"] += 1
+            counts["conflict"] += 1
+            merged.append(replace(pair, verdicts=None, overall=None, scores=None, reasoning="", annotator=""))
+    return merged, counts

@@ -1,0 +1,115 @@
+"""Pair sets on disk: a folder with `metadata.jsonl` and pictures. Bad rows go to a quarantine file with number and reason."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from portraitkit.errors import DataError
+from portraitkit.files.jsonl import Rejected, RowSet, read_json_lines, write_lines
+from preference_data.schema import FILES, Pair, pair_of, row_of
+
+METADATA = "metadata.jsonl"
+QUARANTINE = "quarantine.jsonl"
+
+
+def read_pairs(folder: Path, *, max_bad: float = 0.0) -> list[Pair]:
+    """The pairs of a folder, checked row by row; bad rows are written to its `quarantine.jsonl`.
+
+    Args:
+        folder: with `metadata.jsonl`.
+        max_bad: largest share of bad rows that is put up with.
+
+    Raises:
+        DataError: no such file, nothing in it, or a larger share of bad rows; the first is named.
+    """
+    found = scan_pairs(folder)
+    write_quarantine(folder, found.rejected)
+    total = len(found.rows) + len(found.rejected)
+    if not total:
+        raise DataError(f"{folder / METADATA}: holds no row; make pairs with make-preferences build")
+    if len(found.rejected) > max_bad * total:
+        first = found.rejected[0]
+        more = f" (and {len(found.rejected) - 1} more rows, see {QUARANTINE})" if found.rejected[1:] else ""
+        raise DataError(f"{folder / METADATA} line {first.line}: {first.reason}{more}")
+    if not found.rows:
+        raise DataError(f"{folder / METADATA}: no row of {total} can be read; see {QUARANTINE}")
+    return found.rows
+
+
+def scan_pairs(folder: Path) -> RowSet[Pair]:
+    """All pairs of a folder and all bad rows, without writing anything. Pictures are looked for, not opened.
+
+    Raises:
+        DataError: no such folder or file.
+    """
+    path = metadata_of(folder, f"a pair set is a folder with {METADATA} and pictures, see docs/preference_data.md")
+    seen: set[str] = set()
+    root = folder.resolve()
+
+    def read(row: dict[str, Any]) -> Pair:
+        pair = pair_of(row)
+        if pair.id in seen:
+            raise DataError(f"id {pair.id!r}: used by an earlier row; ids are unique")
+        for name, column in FILES.items():
+            if (file := getattr(pair, name)) is not None:
+                check_inside(root, file, column)
+        seen.add(pair.id)
+        return pair
+
+    return read_json_lines(path, read)
+
+
+def metadata_of(folder: Path, needed: str) -> Path:
+    """The `metadata.jsonl` of a folder.
+
+    Args:
+        folder: of pairs or photos.
+        needed: what the folder must be, for the message.
+
+    Raises:
+        DataError: it has none, or is a file.
+    """
+    if folder.is_file():
+        raise DataError(f"{folder}: is a file; give the folder that it is in")
+    if not (folder / METADATA).is_file():
+        raise DataError(f"{folder / METADATA}: no such file; {needed}")
+    return folder / METADATA
+
+
+def check_inside(root: Path, name: str, column: str) -> Path:
+    """The file `name` below `root`.
+
+    Raises:
+        DataError: an address, a path that leaves the folder (by .., a symlink or a root), or no such file.
+    """
+    if "://" in name or name.startswith("data:"):
+        raise DataError(f"{column} {name[:80]!r}: is an address; pictures are files below the data folder, nothing is fetched")
+    try:
+        resolved = (root / name).resolve()
+        inside, exists = resolved.is_relative_to(root), resolved.is_file()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{column} {name[:80]!r}: is no file name ({error})") from error
+    if not inside:
+        raise DataError(f"{column} {name!r}: leaves the data folder; use paths below it")
+    if not exists:
+        raise DataError(f"{column} {name!r}: no such file in the data folder")
+    return resolved
+
+
+def holds_pairs(folder: Path) -> bool:
+    """Whether a folder's `metadata.jsonl` has a row of a pair: folders of photos and other data sets have such a file, too."""
+    path = folder / METADATA
+    return path.is_file() and any(read_json_lines(path, lambda row: "input_file_name" in row).rows)
+
+
+def write_pairs(folder: Path, pairs: Iterable[Pair]) -> None:
+    """Write `metadata.jsonl` in one piece; the pictures must be there already."""
+    write_lines(folder / METADATA, (row_of(pair) for pair in pairs))
+
+
+def write_quarantine(folder: Path, rejected: list[Rejected]) -> None:
+    """Write the bad rows beside the data, or remove an old quarantine where there are none."""
+    if rejected:
+        write_lines(folder / QUARANTINE, (vars(row) for row in rejected))
+    else:
+        (folder / QUARANTINE).unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Portraits with known truth: synthetic people, blemishes, retouch faults, makeup, expressions."""

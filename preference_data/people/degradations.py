@@ -1,0 +1,204 @@
+"""Degradations of a good retouch, of known kind and strength: what a retoucher gets wrong, one function a kind.
+
+`f(stage, strength, variant) -> picture`. Strength 0 is the honest retouch, 1 a gross fault, in between visibly graded; all sizes are in
+shares of the picture's side, so that a strength looks alike at any resolution. `variant` seeds what a kind leaves open (which spots,
+which pattern, which way a face is bent): two candidates of one pair share it, so that the stronger one is the same fault, only more.
+
+`EFFECTS` says what a kind costs on which dimension, as a share of its level.
+"""
+
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image as PilImage
+from skimage import measure
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
+
+from portraitkit.pictures.images import from_pil, to_pil
+from preference_data.people import warps
+
+Picture = Float[Tensor, "3 h w"]
+Mask = Float[Tensor, "1 h w"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a degradation works on.
+
+    Attributes:
+        picture: the candidate so far, RGB in [0, 1].
+        source: the photo, blemished.
+        clean: its honest retouch.
+        opacity: of the blemishes, in [0, 1].
+        skin: soft mask.
+        mesh: 468 landmarks in pixels.
+    """
+
+    picture: Picture
+    source: Picture
+    clean: Picture
+    opacity: Mask
+    skin: Mask
+    mesh: Float[Tensor, "468 2"]
+
+
+def _blur(picture: Float[Tensor, "c h w"], sigma: float) -> Float[Tensor, "c h w"]:
+    width = 2 * int(3 * sigma + 0.5) + 1
+    return gaussian_blur(picture, kernel_size=[width, width], sigma=[sigma, sigma])
+
+
+def over_smoothing(stage: Stage, strength: float, variant: int) -> Picture:
+    """Plastic skin: its pores and shading blurred (Gaussian of 2.1 % of the side at strength 1); eyes, brows and lips stay sharp."""
+    side = stage.picture.shape[-1]
+    blurred = _blur(stage.picture, max((0.004 + 0.017 * strength) * side, 0.3))
+    return torch.lerp(stage.picture, blurred, min(1.0, 0.35 + 0.65 * strength) * stage.skin)
+
+
+def left_blemishes(stage: Stage, strength: float, variant: int) -> Picture:
+    """A share `strength` of all blemishes is still there: even variants fade every spot alike, odd ones leave whole spots and
+    remove the others. A greater strength leaves all that a smaller one does."""
+    share = share_left(stage.opacity, strength, variant)
+    ratio = (stage.source + 0.02) / (stage.clean + 0.02)
+    return (stage.picture * torch.lerp(torch.ones_like(ratio), ratio, share)).clamp(0, 1)
+
+
+def share_left(opacity: Mask, strength: float, variant: int) -> Mask:
+    """How much of each pixel's blemish `left_blemishes` leaves, in [0, 1]."""
+    return torch.full_like(opacity, min(strength, 1.0)) if variant % 2 == 0 else _whole_spots(opacity, strength, variant)
+
+
+def _whole_spots(opacity: Mask, strength: float, variant: int) -> Mask:
+    """How much of each spot is left, 0 or 1 but for one spot, so that the opacity left is the share `strength` of all."""
+    labels = np.asarray(measure.label(opacity[0].numpy() > 0, connectivity=1))
+    count = int(labels.max())
+    if count == 0:
+        return torch.zeros_like(opacity)
+    mass = np.bincount(labels.ravel(), weights=opacity[0].numpy().ravel(), minlength=count + 1)[1:]
+    order = np.random.default_rng(variant).permutation(count)
+    budget, left = min(strength, 1.0) * mass.sum(), np.zeros(count + 1, dtype=np.float32)
+    for spot in order:
+        left[spot + 1] = min(1.0, budget / mass[spot]) if mass[spot] else 0.0
+        budget = max(0.0, budget - mass[spot])
+    return torch.from_numpy(left[labels])[None]
+
+
+def over_whitening(stage: Stage, strength: float, variant: int) -> Picture:
+    """Skin brightened and bled of its colour: at strength 1 a fifth of the way to white and half of the way to grey."""
+    grey = stage.picture.mean(0, keepdim=True)
+    pale = torch.lerp(stage.picture, grey, 0.5 * strength)
+    pale = 1 - (1 - pale) * (1 - 0.22 * strength)
+    return torch.lerp(stage.picture, pale, stage.skin).clamp(0, 1)
+
+
+def grid(stage: Stage, strength: float, variant: int) -> Picture:
+    """The checkerboard of a decoder that upsamples badly, 3 to 5 pixels at 128 px wide, over the face."""
+    side = stage.picture.shape[-1]
+    period = (3 + variant % 3) / 128 * side
+    at = warps.pixel_grid(*stage.picture.shape[-2:]) * (2 * math.pi / period)
+    pattern = (at[..., 0].sin() * at[..., 1].sin())[None]
+    return (stage.picture * (1 + (0.03 + 0.19 * strength) * pattern * (0.25 + 0.75 * stage.skin))).clamp(0, 1)
+
+
+def blur(stage: Stage, strength: float, variant: int) -> Picture:
+    """The whole picture out of focus, Gaussian of 1 % of the side at strength 1."""
+    return _blur(stage.picture, (0.003 + 0.007 * strength) * stage.picture.shape[-1])
+
+
+def noise(stage: Stage, strength: float, variant: int) -> Picture:
+    """Grain of a high ISO over the whole picture: standard deviation .06 at strength 1, mostly luminance."""
+    generator = torch.Generator().manual_seed(variant)
+    height, width = stage.picture.shape[-2:]
+    grain = torch.randn(1, height, width, generator=generator) + 0.4 * torch.randn(3, height, width, generator=generator)
+    return (stage.picture + (0.004 + 0.056 * strength) * grain).clamp(0, 1)
+
+
+def jpeg(stage: Stage, strength: float, variant: int) -> Picture:
+    """JPEG at quality 45 (strength 0) down to 12, chroma halved; blocks grow with the side."""
+    side = stage.picture.shape[-1]
+    block = max(1, round(side / 128))
+    small = to_pil(stage.picture)
+    if block > 1:
+        small = small.resize((max(8, small.width // block), max(8, small.height // block)), PilImage.Resampling.LANCZOS)
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=max(8, round(45 * 0.27**strength)), subsampling=2)
+    coded = PilImage.open(file)
+    return from_pil(coded.resize((side, stage.picture.shape[-2]), PilImage.Resampling.BICUBIC) if block > 1 else coded)
+
+
+def identity_warp(stage: Stage, strength: float, variant: int) -> Picture:
+    """Another face: jaw, cheeks, nose, eyes and mouth pushed by up to a fifth of the distance between the eyes' outer corners."""
+    generator = torch.Generator().manual_seed(variant)
+    points = stage.mesh[:, :2]
+    span = (points[33] - points[263]).norm()
+    across = (points[263] - points[33]) / span
+    down = torch.stack([-across[1], across[0]])
+    sign = torch.where(torch.rand(5, generator=generator) < 0.5, -1.0, 1.0)
+    shift = torch.zeros_like(points)
+    pushes = [
+        ((172, 136, 150), (397, 365, 379), across, 1.0),  # jaw, wider or narrower
+        ((117, 118, 101), (346, 347, 330), across, 0.6),  # cheekbones
+        ((129, 98, 64), (358, 327, 294), across, 0.9),  # nose wings
+        ((33, 133, 159, 145), (263, 362, 386, 374), down, 0.55),  # eyes, higher or lower
+        ((61, 0, 17), (291, 0, 17), down, 0.8),  # mouth
+    ]
+    for (right, left, direction, size), way in zip(pushes, sign.tolist(), strict=True):
+        for side, group in ((-1.0 if direction is across else 1.0, right), (1.0, left)):
+            centre = points[list(group)].mean(0)
+            near = torch.exp(-(points - centre).square().sum(1, keepdim=True) / (2 * (0.16 * span) ** 2))
+            shift = shift + near * direction * (side * way * size)
+    push = shift * ((0.03 + 0.19 * strength) * span)
+    field = warps.landmark_field(points, -push, stage.picture.shape[-1])
+    return warps.sample_at(stage.picture, warps.pixel_grid(*stage.picture.shape[-2:]) + field)
+
+
+Degradation = Callable[[Stage, float, int], Picture]
+DEGRADATIONS: dict[str, Degradation] = {
+    "over_smoothing": over_smoothing,
+    "left_blemishes": left_blemishes,
+    "over_whitening": over_whitening,
+    "identity_warp": identity_warp,
+    "blur": blur,
+    "noise": noise,
+    "grid": grid,
+    "jpeg": jpeg,
+}
+"""In the order in which they are applied: none hides one before it."""
+EFFECTS: dict[str, dict[str, float]] = {
+    "over_smoothing": {"skin_smoothing": 1.0, "texture": 0.5},
+    "left_blemishes": {"blemish_removal": 1.0},
+    "over_whitening": {"texture": 1.0},
+    "identity_warp": {"identity": 1.0},
+    "grid": {"texture": 1.0},
+    "blur": {"clarity": 1.0, "texture": 0.5},
+    "noise": {"clarity": 1.0, "texture": 0.5},
+    "jpeg": {"clarity": 1.0, "texture": 0.5},
+}
+"""kind -> dimension -> share of the kind's level that the dimension loses, rounded down to whole levels."""
+KINDS: dict[str, tuple[str, ...]] = {
+    "skin_smoothing": ("over_smoothing",),
+    "blemish_removal": ("left_blemishes",),
+    "texture": ("over_whitening", "grid"),
+    "clarity": ("blur", "noise", "jpeg"),
+    "identity": ("identity_warp",),
+}
+"""dimension -> the kinds whose first effect it is."""
+
+
+def degrade(stage: Stage, faults: dict[str, float], variant: int) -> Picture:
+    """The candidate with several faults, in the order of `DEGRADATIONS`; rounded to 8 bits, as files are.
+
+    Args:
+        stage: its `picture` is where degradations start from, usually the clean portrait.
+        faults: kind -> strength above 0.
+        variant: see the module.
+    """
+    for kind, function in DEGRADATIONS.items():
+        if faults.get(kind, 0.0) > 0:
+            stage = replace(stage, picture=function(stage, faults[kind], variant))
+    return (stage.picture * 255).round() / 255

@@ -1,0 +1,141 @@
+"""An open makeup renderer: lips, blush and eyeshadow on any face photo, over the 468-point mesh.
+
+A look is a sequence of items `{"shape": name, "color": "#RRGGBB"}`, names from `makeup_shapes.SHAPES`. An item may override
+`alpha`, `sigma`, `gamma` and `split` (0 to 255, `makeup_shapes` says what they mean).
+
+The colour of an item is the product's own, not the one that pixels end up with. How a pixel gets there:
+
+1. The product under the light that falls on this pixel. Light scales linear RGB, and CIELAB's a*, b* and L* + 16 all scale
+   with its cube root; the light is read from the skin, as L* + 16 over the region's mean of it, in which bright pixels count
+   more. So folds, pores and the shadow side stay, and where the light is as on most of the region the product has its colour.
+2. Gloss and shimmer: highlights where the skin has its own, and along the shape's shine lines; powder sparkles.
+3. Laid over the skin in CIELAB, in which equal steps look equal: skin + mask * alpha / 255 * (product - skin).
+
+Everything is differentiable with respect to a colour given as a tensor. Pixels whose mask is 0 stay bit for bit.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from portraitkit.errors import DataError
+from portraitkit.pictures.color import lab_to_srgb, srgb_to_lab
+from portraitkit.suggest import nearest
+from preference_data.people.makeup_shapes import REGIONS, SHAPES, Drawn, draw_shape, face_scale
+
+HEX = re.compile(r"#[0-9A-Fa-f]{6}")
+PARAMETERS = ("alpha", "sigma", "gamma", "split")
+LIGHT = (0.2, 1.35)  # the light on a pixel over the region's mean, as cube roots: beyond it lies something else than skin
+Item = Mapping[str, Any]
+
+
+def render_makeup(photo: Float[Tensor, "3 h w"], mesh: Float[Tensor, "468 dim"], look: Sequence[Item]) -> Float[Tensor, "3 h w"]:
+    """Put a look on a face.
+
+    Blush goes on first, then eyeshadow, then lips, whatever the order of the items; items of one region in their order.
+
+    Args:
+        photo: RGB in [0, 1].
+        mesh: x, y (and z, unused) in pixels of the photo.
+        look: items; a color is `#RRGGBB` or a tensor of sRGB in [0, 1].
+
+    Returns:
+        RGB in [0, 1]; differentiable in the photo and in colours that are tensors.
+
+    Raises:
+        DataError: see `check_look`.
+    """
+    check_look(look)
+    out = photo
+    for item in sorted(look, key=lambda item: REGIONS.index(SHAPES[item["shape"]].region)):
+        shape = SHAPES[item["shape"]]
+        alpha, sigma, gamma, split = (item.get(name, getattr(shape, name)) for name in PARAMETERS)
+        drawn = draw_shape(shape, mesh.to(photo.device), *photo.shape[1:], sigma=sigma, split=split) if alpha else None
+        if drawn is not None:
+            sparkle = 0.0 if shape.region == "lips" or not gamma else _sparkle(drawn, mesh)
+            out = apply_product(out, drawn, _as_rgb(item["color"]).to(photo), alpha, gamma, sparkle)
+    return out
+
+
+def check_look(look: Sequence[Item]) -> None:
+    """Check a look before anything is drawn.
+
+    Raises:
+        DataError: a shape that is not known (with the nearest), a colour that is no `#RRGGBB`, or a parameter out of 0..255.
+    """
+    for item in look:
+        name = item.get("shape")
+        if not isinstance(name, str) or name not in SHAPES:
+            raise DataError(f"shape {name!r}: no such shape{nearest(str(name), SHAPES)}; known: {', '.join(SHAPES)}")
+        color = item.get("color")
+        if not isinstance(color, Tensor) and not (isinstance(color, str) and HEX.fullmatch(color)):
+            raise DataError(f"color {color!r} of {item['shape']}: must have the form #RRGGBB")
+        for name in PARAMETERS:
+            value = item.get(name, 0)
+            if type(value) is not int or not 0 <= value <= 255:
+                raise DataError(f"{name} {value!r} of {item['shape']}: must be a whole number from 0 to 255")
+
+
+def apply_product(
+    photo: Float[Tensor, "3 h w"], drawn: Drawn, color: Float[Tensor, "3"], alpha: int, gamma: int, sparkle: Tensor | float = 0.0
+) -> Float[Tensor, "3 h w"]:
+    """Lay one product over the skin, see the module's three steps.
+
+    Args:
+        photo: RGB in [0, 1].
+        drawn: where.
+        color: of the product, sRGB in [0, 1].
+        alpha: opacity, 0 to 255.
+        gamma: gloss or shimmer, 0 to 255.
+        sparkle: strength of the powder's glitter in [0, 1], of the size of the mask.
+
+    Returns:
+        RGB in [0, 1]; the photo's own pixels, bit for bit, where mask times alpha is 0.
+    """
+    height, width = drawn.mask.shape
+    window = (slice(None), slice(drawn.top, drawn.top + height), slice(drawn.left, drawn.left + width))
+    skin = photo[window]
+    mask = drawn.mask.to(photo)
+    lab = srgb_to_lab(skin)
+    root = lab[:1] + 16
+    weight = mask * root.square()  # bright pixels are skin; lashes, frames and the parting of the lips count for little
+    light = (root / ((weight * root).sum() / weight.sum())).clamp(*LIGHT)
+    product = srgb_to_lab(color.view(3, 1, 1))
+    offset = product.new_tensor([16.0, 0.0, 0.0]).view(3, 1, 1)
+    lit = (product + offset) * light - offset
+    if gamma:
+        own = ((light - 1.1) / 0.3).clamp(0, 1)
+        gloss = gamma / 255 * (own + 0.8 * drawn.shine.to(photo) * light.square() + sparkle).clamp(0, 1)
+        white = lit.new_tensor([98.0, 0.0, 0.0]).view(3, 1, 1)
+        lit = torch.lerp(lit, white.expand_as(lit), 0.75 * gloss)
+    opacity = mask * (alpha / 255)
+    painted = lab_to_srgb(lab + opacity * (lit - lab))
+    out = photo.clone()
+    out[window] = torch.where(opacity > 0, painted, skin)
+    return out
+
+
+def _as_rgb(color: str | Tensor) -> Float[Tensor, "3"]:
+    if isinstance(color, Tensor):
+        return color
+    return torch.tensor([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+
+
+@cache
+def _grains() -> Float[Tensor, "256 256"]:
+    return torch.rand(256, 256, generator=torch.Generator().manual_seed(0)) ** 6
+
+
+def _sparkle(drawn: Drawn, mesh: Float[Tensor, "468 dim"]) -> Float[Tensor, "h w"]:
+    """Glitter that sticks to the face: the same grains at every size, finer than a pixel in small pictures."""
+    points = mesh.detach()[:, :2].float()
+    cell = 110 / face_scale(points)
+    height, width = drawn.mask.shape
+    y = ((torch.arange(height) + drawn.top + 0.5 - float(points[168, 1])) * cell).floor().long() % 256
+    x = ((torch.arange(width) + drawn.left + 0.5 - float(points[168, 0])) * cell).floor().long() % 256
+    return 0.5 * _grains()[y[:, None], x].to(drawn.mask)

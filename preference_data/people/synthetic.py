@@ -1,0 +1,158 @@
+"""Synthetic retouching cases: many people morphed from two real portraits, blemishes with a known mask, labels of mixed quality.
+
+Everything here is synthetic and says so: the two faces are NASA's portrait of Eileen Collins (scikit-image) and the US Navy's
+of Grace Hopper (matplotlib). People differ by morph position, face shape, skin tone, light and pose. The splits are disjoint in
+morph position, so that a held-out face is a person who was never trained on:
+
+    train       morph position in [0, .34] or [.66, 1]
+    validation  morph position in [.37, .39] or [.61, .63]: what settings and checkpoints are chosen on
+    held_out    morph position in [.42, .58]: looked at only to report
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
+
+from portraitkit.faces import align, detect, mesh, portraits, regions
+from preference_data.people import warps
+from preference_data.people.blemishes import paint_blemishes
+from preference_data.people.retouch_labels import LABEL_SHARES, LABELS
+
+STAGE = 192
+SPLITS = {"train": ((0.0, 0.34), (0.66, 1.0)), "validation": ((0.37, 0.39), (0.61, 0.63)), "held_out": ((0.42, 0.58),)}
+
+
+@dataclass(frozen=True)
+class Person:
+    """One synthetic person before any blemish.
+
+    Attributes:
+        clean: the portrait, RGB in [0, 1].
+        mesh: 468 landmarks (x, y) in pixels.
+        skin: soft skin mask in [0, 1].
+        morph: position between the two real faces, 0 (Collins) to 1 (Hopper).
+    """
+
+    clean: Float[Tensor, "3 h w"]
+    mesh: Float[Tensor, "468 2"]
+    skin: Float[Tensor, "1 h w"]
+    morph: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """A photo to retouch, with the truth about it.
+
+    Attributes:
+        source: the blemished portrait, RGB in [0, 1].
+        clean: the same portrait without blemishes: the honest retouch.
+        opacity: opacity of the painted blemishes in [0, 1].
+        skin: soft skin mask in [0, 1].
+        mesh: 468 landmarks (x, y) in pixels.
+        morph: who it is, see `Person`.
+    """
+
+    source: Float[Tensor, "3 h w"]
+    clean: Float[Tensor, "3 h w"]
+    opacity: Float[Tensor, "1 h w"]
+    skin: Float[Tensor, "1 h w"]
+    mesh: Float[Tensor, "468 2"]
+    morph: float
+
+
+@cache
+def _mirror() -> list[int]:
+    """For each landmark the one on the other side of the face, found by matching the mirrored mean mesh with itself."""
+    points = stage()[1].mean(0)
+    mirrored = points.clone()
+    mirrored[:, 0] = 2 * points[[33, 263], 0].mean() - points[:, 0]
+    return linear_sum_assignment(torch.cdist(points, mirrored).numpy())[1].tolist()
+
+
+@cache
+def stage() -> tuple[Float[Tensor, "2 3 s s"], Float[Tensor, "2 468 2"]]:
+    """The two real portraits, aligned on a common square stage, with their landmarks."""
+    images, meshes = [], []
+    for name in ("astronaut", "grace_hopper"):
+        photo = portraits.bundled_portraits()[name]
+        points = mesh.face_mesh(photo, detect.detect_faces(photo)[0])
+        aligned = align.align_face(photo, points, STAGE)
+        images.append(aligned.pixels)
+        meshes.append(points[:, :2] @ aligned.matrix[:, :2].T + aligned.matrix[:, 2])
+    return torch.stack(images), torch.stack(meshes)
+
+
+def draw_morph(split: str, generator: torch.Generator) -> float:
+    """Where between the two portraits a person of the split stands, in [0, 1]: what `make_person` draws first."""
+    ranges = SPLITS[split]
+    low, high = ranges[int(torch.randint(len(ranges), (1,), generator=generator))]
+    return low + (high - low) * float(torch.rand(1, generator=generator))
+
+
+Faces = tuple[Float[Tensor, "2 3 s s"], Float[Tensor, "2 468 2"]]
+
+
+def make_person(split: str, generator: torch.Generator, *, size: int = 128, faces: Faces | None = None) -> Person:
+    """Draw one person of `split` (a key of `SPLITS`): morph, shape, pose, skin tone, light, pores; from `faces`, the stage if not given."""
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand(1, generator=generator))
+
+    morph = draw_morph(split, generator)
+    images, meshes = faces or stage()
+    landmarks = warps.random_shape(torch.lerp(meshes[0], meshes[1], morph), STAGE, generator)
+    grid = warps.pixel_grid(STAGE, STAGE)
+    warped = [
+        warps.sample_at(image, grid + warps.landmark_field(landmarks, own - landmarks, STAGE))
+        for image, own in zip(images, meshes, strict=True)
+    ]
+    masks = regions.region_masks(landmarks, STAGE, STAGE, only=("skin", "face_oval"))
+    share_of_skin = masks["skin"] / masks["skin"].sum()
+    means = torch.stack([(image * share_of_skin).sum((1, 2)) for image in warped])
+    target = torch.lerp(means[0], means[1], morph)
+    matched = [(image * (target / mean).view(3, 1, 1)).clamp(0, 1) for image, mean in zip(warped, means, strict=True)]
+    inside = gaussian_blur(masks["face_oval"], kernel_size=[13, 13], sigma=[3.0, 3.0])
+    share = torch.where(torch.tensor(morph > 0.5), 1 - inside * (1 - morph), inside * morph)
+    portrait = torch.lerp(matched[0], matched[1], share)
+
+    side = STAGE * uniform(0.88, 1.04)
+    turn = torch.tensor(uniform(-0.14, 0.14))
+    rotation = torch.stack([torch.cos(turn), -torch.sin(turn), torch.sin(turn), torch.cos(turn)]).view(2, 2)
+    centre = torch.tensor([STAGE / 2 + uniform(-6, 6), STAGE / 2 + uniform(-6, 6)])
+    mirrored = uniform(0, 1) < 0.5
+    flip = torch.tensor([-1.0 if mirrored else 1.0, 1.0])
+    linear = rotation * flip * (side / size)
+    view = (warps.pixel_grid(size, size) - size / 2) @ linear.T + centre
+    portrait = warps.sample_at(gaussian_blur(portrait, kernel_size=[5, 5], sigma=[0.35 * side / size, 0.35 * side / size]), view)
+    points = (landmarks - centre) @ torch.linalg.inv(linear).T + size / 2
+    if mirrored:
+        points = points[_mirror()]
+
+    skin = warps.sample_at(masks["skin"], view)
+    portrait = warps.random_tone(portrait, skin, generator)
+    pores = torch.randn(1, size, size, generator=generator)
+    pores = pores - gaussian_blur(pores, kernel_size=[7, 7], sigma=[1.2, 1.2])
+    portrait = (portrait * (1 + uniform(0.005, 0.035) * pores * skin)).clamp(0, 1)
+    return Person(portrait, points, skin, morph)
+
+
+def make_case(split: str, seed: int, *, size: int = 128, count: tuple[int, int] = (5, 14)) -> Case:
+    """One blemished photo of one person; equal seeds give equal cases."""
+    generator = torch.Generator().manual_seed(seed)
+    person = make_person(split, generator, size=size)
+    source, opacity = paint_blemishes(person.clean, person.skin, generator, count=count)
+    return Case(source, person.clean, opacity, person.skin, person.mesh, person.morph)
+
+
+def make_label(case: Case, generator: torch.Generator, kind: str | None = None) -> Float[Tensor, "3 h w"]:
+    """A retouch of mixed quality, as label sets have them: kind drawn by `LABEL_SHARES` unless given."""
+    if kind is None:
+        shares = torch.tensor(list(LABEL_SHARES.values()))
+        kind = list(LABEL_SHARES)[int(torch.multinomial(shares, 1, generator=generator))]
+    strength = float(torch.rand(1, generator=generator))
+    return LABELS[kind](case.source, case.clean, case.skin, strength)

@@ -1,0 +1,197 @@
+"""Readers of published data sets in their original folder layouts: one file a data set, each exporting `ADAPTER`."""
+
+import csv
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from portraitkit.errors import ConfigError, DataError
+from portraitkit.suggest import nearest
+
+if TYPE_CHECKING:
+    from numpy import ndarray
+
+BUILT_IN = {
+    "disfa": "preference_data.sources.disfa:ADAPTER",
+    "bp4d": "preference_data.sources.bp4d:ADAPTER",
+    "raf-au": "preference_data.sources.raf_au:ADAPTER",
+    "faba": "preference_data.sources.faba:ADAPTER",
+    "fer2013": "preference_data.sources.fer2013:ADAPTER",
+    "affectnet": "preference_data.sources.affectnet:ADAPTER",
+    "raf-db": "preference_data.sources.raf_db:ADAPTER",
+    "expw": "preference_data.sources.expw:ADAPTER",
+    "jsonl": "preference_data.sources.published_jsonl:ADAPTER",
+}
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One labelled face of a data set.
+
+    Attributes:
+        key: unique in the data set, stable; the row's id is `dataset-key`.
+        picture: the file that holds it, or a function that makes its pixels: uint8, RGB, h x w x 3; ImageError where it cannot.
+        units: numbers of the action units that are present; None where the data set labels none.
+        emotion: as the data set writes it; None where there is none.
+        split: the official one, or None.
+        subject: whoever is shown, or whatever must not stand in two splits; the key if empty.
+        description: text about the expression.
+        meta: further columns.
+        dataset: where the row says that it comes from another data set; its key then is the row's id.
+        question: that the row asks, if not the usual one.
+        target: completion to imitate, if the row has one.
+    """
+
+    key: str
+    picture: "Path | Callable[[], ndarray]"
+    units: frozenset[int] | None = None
+    emotion: str | None = None
+    split: Split | None = None
+    subject: str = ""
+    description: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    dataset: str = ""
+    question: str = ""
+    target: str | None = None
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What the user may choose.
+
+    Attributes:
+        every: of a video's frames, take each so-manieth.
+        min_intensity: action units count as present from this intensity on, 1 to 5, where intensities are labelled.
+    """
+
+    every: int = 1
+    min_intensity: int = 2
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A data set.
+
+    Attributes:
+        name: as rows carry it.
+        layout: what the folder must hold, for messages.
+        read: (folder, options) -> records, lazily; raises DataError with file and line where the folder breaks the layout.
+        skipped: labels that are no emotion, by the reason for which their rows are set aside.
+    """
+
+    name: str
+    layout: str
+    read: Callable[[Path, ReadOptions], Iterator[Record]]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_adapter(name: str) -> Adapter:
+    """Load an adapter by built-in name or as `my_file.py:ADAPTER`.
+
+    Raises:
+        ConfigError: the name is unknown, or the file exports no adapter.
+    """
+    from portraitkit.discover import load_object
+
+    if ":" not in name and name not in BUILT_IN:
+        raise ConfigError(f"DATASET {name}: unknown{nearest(name, BUILT_IN)}; use {', '.join(BUILT_IN)}, or my_file.py:ADAPTER")
+    adapter = load_object(BUILT_IN.get(name, name))
+    if not isinstance(adapter, Adapter):
+        raise ConfigError(f"DATASET {name}: that is a {type(adapter).__name__}, not a preference_data.sources.Adapter")
+    return adapter
+
+
+def read_table(path: Path, columns: int, separator: str | None = None) -> Iterator[tuple[str, list[str]]]:
+    """Lines of a text file as fields, with where they stand; blank lines are skipped.
+
+    Raises:
+        DataError: the file cannot be read, or a line has another number of fields.
+    """
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
+            fields = [part.strip() for part in line.split(separator)]
+            if len(fields) != columns:
+                raise DataError(f"{path} line {number}: has {len(fields)} fields; {columns} are expected")
+            yield f"{path} line {number}", fields
+
+
+def read_csv(path: Path, *needed: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Rows of a CSV file by the names in its header, with where they stand; blank lines are skipped.
+
+    Args:
+        path: of the file.
+        needed: names that the header must have; it may have others.
+
+    Raises:
+        DataError: the file cannot be read, the header lacks a name or has one twice, or a row has not as many fields as the header.
+    """
+    reader = csv.reader(_lines(path))
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        for name in needed:
+            if name not in header:
+                raise DataError(f"{path} line 1: has no column {name}; the header must name {', '.join(needed)}")
+        if len(set(header)) != len(header):
+            raise DataError(f"{path} line 1: names a column twice")
+        for fields in filter(None, reader):
+            where = f"{path} line {reader.line_num}"
+            if len(fields) != len(header):
+                raise DataError(f"{where}: has {len(fields)} fields; the header names {len(header)}")
+            yield where, {name: field.strip() for name, field in zip(header, fields, strict=True)}
+    except csv.Error as error:
+        raise DataError(f"{path} line {reader.line_num}: is no CSV ({error})") from error
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines of a text file in UTF-8, one at a time; a byte order mark is dropped."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{path} line {number}: not UTF-8 at byte {error.start + 1}; save the file as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def finite(where: str, **texts: str) -> dict[str, float]:
+    """Texts that must be numbers, by name.
+
+    Raises:
+        DataError: one is none, or not finite.
+    """
+    try:
+        numbers = {name: float(text) for name, text in texts.items()}
+    except ValueError as error:
+        raise DataError(f"{where}: {' and '.join(texts)} must be numbers ({error})") from error
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            raise DataError(f"{where}: {name} {texts[name]!r} must be a finite number")
+    return numbers
+
+
+def coded(where: str, codes: Mapping[str, str], code: str) -> str:
+    """The emotion of a data set's code.
+
+    Raises:
+        DataError: no such code.
+    """
+    if code not in codes:
+        raise DataError(f"{where}: code {code!r} is none of {', '.join(codes)}")
+    return codes[code]
+
+
+def find(folder: Path, adapter_layout: str, *names: str) -> Path:
+    """The first of some paths in the folder that exists.
+
+    Raises:
+        DataError: none does; the message says what the folder should hold.
+    """
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    raise DataError(f"{folder}: has no {' or '.join(names)}; the folder must hold {adapter_layout}")

@@ -1,0 +1,148 @@
+"""Everything that is measured of one judge: held-out pairs in both orders, exchanged pictures, hacks, stability."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from portraitkit.files.jsonl import read_objects, write_lines
+from portraitkit.runs.progress import progress_bar
+from reward_models.evaluation.figures import all_figures, by_group, calibration, fit_thresholds, majority, unreadable_share
+from reward_models.evaluation.hacks import DISTURBANCES, HACKS, disturbed, hack_figures, hack_pairs, stability
+from reward_models.judge.ask import Judged, judge_pairs, judged_from
+from reward_models.judge.pairs import JudgedPair, View, exchanged
+from reward_models.training.config import RewardModelConfig
+
+EXCHANGE = 7
+"""Seed by which pictures are exchanged among held-out pairs, the same for every run."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a judge is asked, and where its answers are kept.
+
+    Attributes:
+        config: of the run.
+        processor: of the model.
+        view: of the pairs.
+        console: for progress.
+        stop: called often; raises where the run is to end.
+        write: whether this process writes files.
+    """
+
+    config: RewardModelConfig
+    processor: Any
+    view: View
+    console: Console
+    stop: Callable[[], None]
+    write: bool = True
+
+    def judge(self, model: Any, pairs: Sequence[JudgedPair], what: str, keep: Path | None = None) -> list[Judged]:
+        """Ask about all pairs in both orders; the answers go to `keep` as JSON lines."""
+        with progress_bar(self.console, elapsed=True) as progress:
+            bar = progress.add_task(what, total=2 * len(pairs))
+
+            def advance(count: int) -> None:
+                progress.advance(bar, count)
+                self.stop()
+
+            judged = judge_pairs(
+                model,
+                self.processor,
+                self.view,
+                pairs,
+                max_tokens=self.config.max_tokens,
+                batch_size=self.config.generation_batch,
+                advance=advance,
+            )
+        if keep is not None and self.write:
+            keep.parent.mkdir(parents=True, exist_ok=True)
+            write_lines(keep, (one.to_row() for one in judged))
+        return judged
+
+
+def read_judged(path: Path, view: View) -> list[Judged]:
+    """Answers that `Asking.judge` kept."""
+    return [judged_from(view, row) for _, row in read_objects(path)]
+
+
+def check_judge(asking: Asking, model: Any, pairs: Sequence[JudgedPair], folder: Path, judged: Sequence[Judged]) -> None:
+    """Ask the judge about exchanged pictures, hacks and disturbed pictures; what was answered already is not asked again.
+
+    Args:
+        asking: how.
+        model: the judge.
+        pairs: held-out ones.
+        folder: where the answers go, a file each.
+        judged: its answers to the pairs as they are.
+    """
+    config = asking.config
+
+    def missing(name: str) -> bool:
+        return not (folder / f"{name}.jsonl").is_file()
+
+    if missing("exchanged"):
+        asking.judge(model, exchanged(pairs, EXCHANGE), "pictures exchanged", folder / "exchanged.jsonl")
+    if config.hack_cases and any(missing(name) for name in HACKS):
+        with progress_bar(asking.console, elapsed=True) as progress:
+            bar = progress.add_task("making hacks", total=config.hack_cases)
+            hacked = hack_pairs(config.hack_cases, advance=lambda: progress.advance(bar))
+        for name, some in hacked.items():
+            asking.judge(model, some, f"hack: {name.replace('_', ' ')}", folder / f"{name}.jsonl")
+    some = pairs[: config.stability_pairs]
+    for name in DISTURBANCES if some else ():
+        if missing(name):
+            asking.judge(model, disturbed(some, name), f"stability: {name.replace('_', ' ')}", folder / f"{name}.jsonl")
+
+
+def checks_summary(folder: Path, view: View, pairs: Sequence[JudgedPair], judged: Sequence[Judged]) -> dict[str, Any]:
+    """The figures of what `check_judge` left: exchanged, hacks, stability, groups, calibration."""
+
+    def kept(name: str) -> list[Judged]:
+        path = folder / f"{name}.jsonl"
+        return read_judged(path, view) if path.is_file() else []
+
+    disturbances = {name: kept(name) for name in DISTURBANCES}
+    hacked = {name: answers for name in HACKS if (answers := kept(name))}
+    return {
+        "shuffled_images": all_figures(pairs, kept("exchanged"), {}),
+        "hacks": hack_figures(hacked),
+        "stability": {name: stability(judged[: len(answers)], answers) for name, answers in disturbances.items() if answers},
+        "groups": by_group(pairs, judged),
+        "calibration": calibration(pairs, judged),
+    }
+
+
+def held_out_summary(
+    pairs: Mapping[str, Sequence[JudgedPair]],
+    stages: Mapping[str, Mapping[str, Sequence[Judged]]],
+    checks: Mapping[str, Any],
+    blind: Sequence[Judged] | None,
+) -> dict[str, Any]:
+    """The part of the summary on held-out pairs, see the issue: figures of each stage, and what needs no eyes.
+
+    Args:
+        pairs: of the splits validation and held_out.
+        stages: base, sft ... -> split -> answers.
+        checks: from `checks_summary`.
+        blind: answers of the blind copy to exchanged pictures, or None.
+
+    Returns:
+        `held_out`, `unreadable`, `tie_thresholds` and `baselines` (all figures of the blind copy and of exchanged pictures).
+    """
+    validation = pairs.get("validation", [])
+    thresholds = {name: fit_thresholds(validation, judged.get("validation", [])) for name, judged in stages.items()}
+    held_out: dict[str, Any] = {
+        name: all_figures(pairs["held_out"], judged["held_out"], thresholds[name]) for name, judged in stages.items()
+    }
+    baselines = {"shuffled_images": checks["shuffled_images"]}
+    unreadable = {name: unreadable_share(judged["held_out"]) for name, judged in stages.items()}
+    if blind is not None:
+        baselines["blind"] = all_figures(pairs["held_out"], blind, {})
+        unreadable["blind"] = unreadable_share(blind)
+    for name, figures in baselines.items():
+        held_out[name] = {key: row["acc_average"] for key, row in figures.items()}
+    held_out["majority"] = majority(pairs["held_out"])
+    return {"held_out": held_out, "unreadable": unreadable, "tie_thresholds": thresholds, "baselines": baselines}

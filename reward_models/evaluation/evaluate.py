@@ -1,0 +1,148 @@
+"""`train-reward-model --evaluate`: how good and how biased a judge is, without training one."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from portraitkit.config import config_to_dict
+from portraitkit.errors import RunFolderError
+from portraitkit.runs.folder import FREE_TO_CHANGE, RunFolder, check_run_folder
+from portraitkit.runs.interrupt import Interruptible
+from portraitkit.runs.progress import progress_bar
+from portraitkit.runs.shard_files import ShardFile, clear_shards, join_run, merged_rows, wait_for_shards
+from portraitkit.runs.shards import Shard, check_shard, current_shard
+from portraitkit.vlm.load import be_quiet, check_device, load_model, load_processor
+from reward_models.evaluation.checks import Asking, check_judge, checks_summary, held_out_summary, read_judged
+from reward_models.evaluation.judge_shards import SharedAsking, write_answers
+from reward_models.evaluation.public_pairs import benchmark_files, read_benchmark
+from reward_models.evaluation.report import print_result, write_report
+from reward_models.judge.pairs import JudgedPair, View, open_pairs
+from reward_models.judge.settings import view_of
+from reward_models.training.config import RewardModelConfig, needed_by
+from reward_models.training.stage_fit import Interrupted
+
+
+def run_evaluation(config: RewardModelConfig, command: list[str]) -> int:
+    """Evaluate `--model` and write summary and report; returns the exit code.
+
+    The blind baseline is left out: it needs a training. Without validation pairs, as in public benchmarks, tau's tie threshold is 0.
+    """
+    started = time.monotonic()
+    be_quiet()
+    check_shard(None, config.overwrite)
+    shard = current_shard(None)
+    console = Console(stderr=True, quiet=shard is not None and not shard.merges)
+    check_device(config.device)
+    folder = Path(config.folder)
+    if shard is None:
+        check_run_folder(folder, overwrite=config.overwrite, report_to=list(config.report_to), needed=needed_by(config))
+    view = view_of(config.model, config.shown, config.form)
+    processor = load_processor(config.source, max_pixels=config.max_pixels)
+    if config.benchmark != "none":
+        benchmark_files(config.benchmark, Path(config.data))  # refused before anything is written
+    pairs = {} if config.benchmark != "none" else _embedded_or_stored(config, console)
+    if shard is not None:
+        code = _ask_share(config, shard, processor, view, pairs, command, console)
+        if code or not shard.merges:
+            return code
+    stored, seed, resume = config_to_dict(config), config.seed, "latest" if shard is not None else None
+    opened = RunFolder.open(folder, stored, command=command, seed=seed, overwrite=config.overwrite, resume=resume)
+    with opened as run, Interruptible() as interrupt:
+        run.write_json("view.json", vars(view))
+        pairs = pairs or _public(config, folder, console)
+        if shard is not None:
+            write_answers(folder, merged_rows(folder))
+        else:
+            try:
+                _ask_all(Asking(config, processor, view, console, partial(_stop, interrupt)), pairs, folder)
+            except Interrupted:
+                console.print("stopped; evaluate again with --overwrite", highlight=False)
+                return interrupt.exit_code
+        judged = {split: read_judged(folder / "base" / f"{split}.jsonl", view) for split in pairs}
+        checks = checks_summary(folder / "checks", view, pairs["held_out"], judged["held_out"])
+        summary: dict[str, Any] = {
+            **held_out_summary(pairs, {"base": judged}, checks, None),
+            **{name: checks[name] for name in ("hacks", "stability", "groups", "calibration")},
+            "final": "base",
+            "benchmark": config.benchmark,
+            "seconds": time.monotonic() - started,
+            "pairs": {split: len(some) for split, some in pairs.items()},
+            "seed": config.seed,
+            "synthetic": all(pair.synthetic for pair in pairs["held_out"]),
+        }
+        run.write_json("summary.json", summary)
+        write_report(folder, pairs["held_out"])
+        clear_shards(folder)
+    print_result(console, summary, folder)
+    return 0
+
+
+def _ask_all(asking: Asking, pairs: Mapping[str, Sequence[JudgedPair]], folder: Path) -> None:
+    """Load the judge and ask about everything; the answers are in files then."""
+    config = asking.config
+    model = load_model(config.source, dtype=config.dtype, device=config.device)
+    for split, some in pairs.items():
+        asking.judge(model, some, split.replace("_", "-"), folder / "base" / f"{split}.jsonl")
+    check_judge(asking, model, pairs["held_out"], folder / "checks", [])
+
+
+def _ask_share(
+    config: RewardModelConfig,
+    shard: Shard,
+    processor: Any,
+    view: View,
+    pairs: Mapping[str, Sequence[JudgedPair]],
+    command: list[str],
+    console: Console,
+) -> int:
+    """Ask about one process's share; the first process then waits for the others. 0, or 130 or 143 after a signal.
+
+    Raises:
+        RunFolderError: the folder holds something else, or a finished run.
+    """
+    folder, stored = Path(config.folder), config_to_dict(config)
+    if (folder / "summary.json").is_file():
+        raise RunFolderError(f"{folder}: holds a finished run; give another --output-dir")
+    maker, holds = "train-reward-model --evaluate", "an evaluation"
+    join_run(folder, stored, command=command, seed=config.seed, maker=maker, mark="hack_cases", holds=holds, free=FREE_TO_CHANGE)
+    if config.device == "cuda":
+        config = replace(config, device=f"cuda:{shard.local % torch.cuda.device_count()}")
+    options = {name: value for name, value in stored.items() if name not in FREE_TO_CHANGE}
+    with ShardFile(folder, shard, options) as own, Interruptible() as interrupt:
+        if not own.finished:
+            asking = SharedAsking(config, processor, view, console, partial(_stop, interrupt), own=own)
+            try:
+                _ask_all(asking, pairs or _public(config, folder, console), folder)
+            except Interrupted:
+                console.print("stopped; the same command goes on", highlight=False)
+                return interrupt.exit_code
+            own.finish()
+        if shard.merges and not wait_for_shards(folder, lambda: interrupt.requested is not None):
+            return interrupt.exit_code
+    return 0
+
+
+def _stop(interrupt: Interruptible) -> None:
+    if interrupt.requested:
+        raise Interrupted
+
+
+def _public(config: RewardModelConfig, folder: Path, console: Console) -> dict[str, list[JudgedPair]]:
+    """The pairs of a public benchmark; pictures that stand in its tables become files of the run."""
+    found, left_out = read_benchmark(config.benchmark, Path(config.data), folder / "pictures", limit=config.benchmark_rows)
+    console.print(f"{config.benchmark}: {len(found)} pairs, {left_out} rows of another kind left out", highlight=False)
+    return {"held_out": found}
+
+
+def _embedded_or_stored(config: RewardModelConfig, console: Console) -> dict[str, list[JudgedPair]]:
+    """Held-out pairs, and validation pairs for the tie thresholds."""
+    counts = {split: config.counts[split] for split in ("validation", "held_out")}
+    with progress_bar(console, elapsed=True) as progress:
+        bar = progress.add_task("reading pairs", total=sum(counts.values()) if config.data == "embedded" else None)
+        return open_pairs(config.data, counts, config.seed, advance=lambda: progress.advance(bar))

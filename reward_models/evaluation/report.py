@@ -1,0 +1,187 @@
+"""What a run of `train-reward-model` found: a table on the screen, and `report.html`, one file made from the run folder and the pairs."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from portraitkit.files.atomic import write_text
+from portraitkit.files.jsonl import read_objects
+from portraitkit.pictures.images import write_image
+from portraitkit.report.curves import Series, curve_svg
+from portraitkit.report.page import inline_picture, number, page_environment, signed
+from preference_data.schema import DIMENSIONS, TITLES
+from reward_models.evaluation.figures import NAMES, truth_of
+from reward_models.judge.ask import Judged, judged_from
+from reward_models.judge.pairs import JudgedPair, View
+from reward_models.training.config import STAGES
+
+SHOWN = 3
+BIAS = 0.05
+SHORT = {name: name.replace("_", " ") for name in NAMES}
+TITLE = {"overall": "Overall", **{name: TITLES[name] for name in DIMENSIONS}}
+
+
+def stages_of(summary: Mapping[str, Any]) -> list[str]:
+    """The models that were evaluated, in order."""
+    return [name for name in ("base", *STAGES) if name in summary["held_out"]]
+
+
+def print_result(console: Console, summary: dict[str, Any], folder: Path) -> None:
+    """The main figures as a table."""
+    held_out, stages = summary["held_out"], stages_of(summary)
+    last = stages[-1]
+    names = [name for name in NAMES if name in held_out[last]]
+    table = Table(title=f"Right in both orders, {summary['pairs']['held_out']} held-out pairs", title_justify="left")
+    for column in ("", *stages, "95 % interval"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for name in names:
+        row = held_out[last][name]
+        values = [number(held_out[stage].get(name, {}).get("acc_consistent")) for stage in stages]
+        table.add_row(SHORT[name], *values, f"{number(row['ci95'][0])} to {number(row['ci95'][1])}")
+    console.print(table)
+    table = Table(title=f"An answer of {last}, and what needs no eyes", title_justify="left")
+    for column in ("", "right", "P(first)", "flips", "blind", "shuffled", "majority"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for name in names:
+        row = held_out[last][name]
+        baselines = [number(held_out.get(key, {}).get(name)) for key in ("blind", "shuffled_images", "majority")]
+        table.add_row(SHORT[name], number(row["acc_average"]), number(row["p_first"]), number(row["flip_rate"]), *baselines)
+    console.print(table)
+    console.print(headline(summary), highlight=False, markup=False, soft_wrap=True)
+    for warning in warnings(summary):
+        console.print(warning, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"report: {folder / 'report.html'}", highlight=False)
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """What was found, in sentences that the intervals allow."""
+    held_out, last = summary["held_out"], stages_of(summary)[-1]
+    row = held_out[last]["overall"]
+    floors = [value for key in ("blind", "shuffled_images", "majority") if (value := held_out.get(key, {}).get("overall")) is not None]
+    looks = "It looks" if row["ci95"][0] > max(floors) else "It is not shown to look"
+    words = [
+        f"{row['acc_consistent']:.1%} of the held-out pairs are judged rightly in both orders ({row['ci95'][0]:.1%} to "
+        f"{row['ci95'][1]:.1%}). {looks}: {max(floors):.1%} of single answers are right without eyes."
+    ]
+    if "grpo_gain" in held_out:
+        change = held_out["grpo_gain"]
+        low, high = change["ci95"]
+        verdict = "rose" if low > 0 else "fell" if high < 0 else "did not change beyond chance"
+        words.append(f"From SFT to GRPO it {verdict} ({signed(change['overall'])}, {signed(low)} to {signed(high)}).")
+    return " ".join(words)
+
+
+def warnings(summary: Mapping[str, Any]) -> list[str]:
+    """What speaks against the judge, a sentence each."""
+    last = stages_of(summary)[-1]
+    found = []
+    beaten = [name.replace("_", " ") for name, row in summary["hacks"].items() if row["ci95"][0] <= 0.5]
+    if beaten:
+        found.append(f"Not shown to see through: {', '.join(beaten)}.")
+    if summary["unreadable"][last]:
+        found.append(f"{summary['unreadable'][last]:.1%} of the answers cannot be read; they count as wrong.")
+    first = summary["held_out"][last]["overall"]["p_first"]
+    if first is not None and abs(first - 0.5) > BIAS:
+        found.append(f"The candidate shown first wins {first:.1%} of the verdicts: the place counts.")
+    return found
+
+
+def write_report(folder: Path, pairs: Sequence[JudgedPair]) -> Path:
+    """Write `report.html` into a finished run's folder: no outside requests, everything escaped.
+
+    Args:
+        folder: with config.json, environment.json, summary.json, metrics.jsonl and the answers.
+        pairs: the held-out ones, for the examples.
+    """
+    config, environment, summary = (_read(folder / name) for name in ("config.json", "environment.json", "summary.json"))
+    metrics = [row for _, row in read_objects(folder / "metrics.jsonl")]
+    stages = stages_of(summary)
+    context = {
+        "title": "train-reward-model" if not config["evaluate"] else "train-reward-model --evaluate",
+        "headline": headline(summary),
+        "warnings": warnings(summary),
+        "summary": summary,
+        "held_out": summary["held_out"],
+        "stages": stages,
+        "last": stages[-1],
+        "names": [name for name in NAMES if name in summary["held_out"][stages[-1]]],
+        "titles": TITLE,
+        "facts": [
+            *((f"{split.replace('_', '-')} pairs", str(count)) for split, count in summary["pairs"].items()),
+            ("minutes", f"{summary['seconds'] / 60:.1f}"),
+            ("seed", str(summary["seed"])),
+            ("model", str(config["model"])),
+        ],
+        "plots": plots(metrics, summary),
+        "examples": examples(folder, pairs, stages[-1]),
+        "command": shlex.join(environment["command"]),
+        "settings": sorted(config.items()),
+        "versions": environment["versions"],
+    }
+    page = page_environment(Path(__file__).parent / "templates").get_template("judge.html.j2").render(context)
+    path = folder / "report.html"
+    write_text(path, page)
+    return path
+
+
+def plots(metrics: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(title, how to read it, SVG)."""
+    found = []
+
+    def line(title: str, reads: str, kind: str, name: str, **options: Any) -> None:
+        points = [(row["step"], row[name]) for row in metrics if row.get("kind") == kind and isinstance(row.get(name), int | float)]
+        if points:
+            x, y = zip(*points, strict=True)
+            found.append((title, reads, curve_svg([Series(x, y, kind="line")], **options)))
+
+    for stage in STAGES:
+        points = [row for row in metrics if row.get("kind") == "validation" and row.get("stage") == stage]
+        if points:
+            series = Series([row["step"] for row in points], [row["acc_consistent"] for row in points])
+            found.append((f"Validation during {stage}", "share right in both orders, overall", curve_svg([series], least_span=0.1)))
+    line("Loss of SFT", "of the answers' tokens", "sft", "loss")
+    line("Loss of imitating kept trajectories", "of the answers' tokens", "reject", "loss")
+    line("Sampled reward of GRPO", "of 3, on the pairs that were still wrong", "grpo", "reward")
+    line("Spread inside a group", "0: nothing to learn from", "grpo", "reward_std")
+    rows = summary["calibration"]
+    if len(rows) > 1:
+        series = Series([row["difference"] for row in rows], [row["accuracy"] for row in rows])
+        found.append(("Right against score difference", "overall, parts of equal count; dashed: chance", curve_svg([series], floors=[0.5])))
+    return found
+
+
+def examples(folder: Path, pairs: Sequence[JudgedPair], stage: str) -> list[tuple[str, list[dict[str, Any]]]]:
+    """(heading, pairs with pictures and both answers): right in both orders, changed with the order, wrong in both."""
+    view = View(**_read(folder / "view.json"))
+    judged = [judged_from(view, row) for _, row in read_objects(folder / stage / "held_out.jsonl")]
+    groups: dict[str, list[dict[str, Any]]] = {"Wrong in both orders": [], "Changed with the order": [], "Right in both orders": []}
+    (folder / "held_out").mkdir(exist_ok=True)
+    for number_, (pair, one) in enumerate(zip(pairs, judged, strict=True)):
+        truth = truth_of(pair, "overall")
+        hits = sum(verdict == truth for verdict in one.verdicts("overall"))
+        rows = groups[list(groups)[hits]]
+        if truth in ("a", "b") and len(rows) < SHOWN:
+            rows.append(_example(folder, pair, one, number_))
+    return [(name, rows) for name, rows in groups.items() if rows]
+
+
+def _example(folder: Path, pair: JudgedPair, judged: Judged, place: int) -> dict[str, Any]:
+    pictures = {}
+    for name, pixels in zip(("photo", "a", "b"), pair.pixels(), strict=True):
+        path = folder / "held_out" / f"{place:04d}-{name}.png"
+        write_image(path, pixels)
+        pictures[name] = inline_picture(path)
+    rows = []
+    for name in NAMES:
+        forward, backward = judged.verdicts(name)
+        rows.append((TITLE[name], truth_of(pair, name), forward, backward))
+    return {"id": pair.id, "pictures": pictures, "rows": rows, "texts": judged.texts, "synthetic": pair.synthetic}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))

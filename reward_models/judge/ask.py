@@ -1,0 +1,96 @@
+"""Ask a judge about pairs, in both orders."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from portraitkit.vlm.generate import Completion, complete_together
+from portraitkit.vlm.rows import Row
+from preference_data.contract import Answer, Unreadable
+from preference_data.schema import OTHER, Verdict
+from reward_models.judge.pairs import JudgedPair, View
+from reward_models.judge.preference_task import said
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a judge answered about one pair.
+
+    Attributes:
+        pair: its id.
+        texts: the answers as they came, a shown first and b shown first.
+        answers: the same, read.
+    """
+
+    pair: str
+    texts: tuple[str, str]
+    answers: tuple[Answer | Unreadable, Answer | Unreadable]
+
+    def verdicts(self, name: str) -> tuple[Verdict | None, Verdict | None]:
+        """Of both orders, overall or on a dimension, about the files; None where the answer cannot be read."""
+        found: list[Verdict | None] = [None if isinstance(answer, Unreadable) else said(answer, name) for answer in self.answers]
+        first, second = found
+        return first, None if second is None else OTHER[second]
+
+    def difference(self, name: str) -> float | None:
+        """How much higher a is scored than b, the mean of both orders (of one, where the other cannot be read), -4 to 4."""
+        found = []
+        for answer, sign in zip(self.answers, (1, -1), strict=True):
+            if isinstance(answer, Answer):
+                first, second = answer.averages if name == "overall" else answer.scores[name]
+                found.append(sign * (first - second))
+        return sum(found) / len(found) if found else None
+
+    def to_row(self) -> dict[str, Any]:
+        """As a JSON line."""
+        return {"pair": self.pair, "ab": self.texts[0], "ba": self.texts[1]}
+
+
+def judged_of(view: View, pair: str, texts: tuple[str, str]) -> Judged:
+    """Read two answers about one pair."""
+    return Judged(pair, texts, (view.read(texts[0]), view.read(texts[1])))
+
+
+def judged_from(view: View, row: Mapping[str, Any]) -> Judged:
+    """The inverse of `Judged.to_row`."""
+    return judged_of(view, row["pair"], (row["ab"], row["ba"]))
+
+
+def ask(
+    model: Any,
+    processor: Any,
+    view: View,
+    rows: Sequence[Row],
+    *,
+    max_tokens: int,
+    batch_size: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    samples: int = 1,
+    seed: int = 0,
+    advance: Callable[[int], object] = lambda count: None,
+) -> list[list[Completion]]:
+    """Answers to rows, greedy unless a temperature is given; with several processes each answers its share and all get all.
+
+    Args: see `portraitkit.vlm.generate.complete_together`.
+    """
+    return complete_together(
+        model,
+        processor,
+        view.prompt,
+        rows,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        samples=samples,
+        batch_size=batch_size,
+        seed=seed,
+        advance=advance,
+    )
+
+
+def judge_pairs(model: Any, processor: Any, view: View, pairs: Sequence[JudgedPair], **how: Any) -> list[Judged]:
+    """Greedy answers about each pair in both orders; `how` as `ask` takes it."""
+    rows = [row for pair in pairs for row in view.rows(pair)]
+    texts = [answers[0].text for answers in ask(model, processor, view, rows, **how)]
+    return [judged_of(view, pair.id, (texts[2 * place], texts[2 * place + 1])) for place, pair in enumerate(pairs)]

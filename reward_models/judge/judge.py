@@ -1,0 +1,258 @@
+"""The judge: a photo and two retouches of it to five verdicts, scores, an overall verdict, a calibrated probability and the reasoning.
+
+Both orders are asked. Where they agree, that is the verdict; where they do not, it is a tie, and overall a flip, which is counted. An
+answer that breaks the contract in either order makes the comparison unreadable: it is counted and never scored.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from portraitkit.errors import ConfigError
+from preference_data.brief_contract import read_brief
+from preference_data.contract import ORDERS, Answer, Order, Unreadable, read_answer, verdicts_in_files
+from preference_data.schema import DIMENSIONS, Verdict
+from reward_models.judge.backend import Backend, Certainty, Picture, Said, read_certainty
+from reward_models.judge.settings import JudgeSettings, fit_temperature, probability_of, read_settings, settings_from, source_of
+from reward_models.judge.views import SHOWN
+
+AT_ONCE = 256
+"""Questions handed to the backend together: bounds the memory that their pictures take."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A photo and two retouches of it, of one size, RGB in [0, 1]. The same tensor object is shown to the model once."""
+
+    photo: Picture
+    a: Picture
+    b: Picture
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a judge says about a and b, whatever the order in which it saw them.
+
+    Attributes:
+        verdicts: dimension -> "a", "b", or "tie": the scores are equal, or the orders disagree.
+        scores: dimension -> scores of a and b in [1, 5], the mean over the orders; expected values where tokens' probabilities are known.
+        overall: as for a dimension.
+        probability: that a is better, in [0, 1]; .5 stands for no preference.
+        log_odds: of the same, before the temperature.
+        reasoning: of the first order.
+        orders: that were asked.
+        flipped: whether the overall verdicts of the orders disagree.
+        answers: as they were read, one an order, about the pictures as shown.
+    """
+
+    verdicts: dict[str, Verdict]
+    scores: dict[str, tuple[float, float]]
+    overall: Verdict
+    probability: float
+    log_odds: float
+    reasoning: str
+    orders: tuple[Order, ...]
+    flipped: bool
+    answers: tuple[Answer, ...]
+
+    @property
+    def means(self) -> tuple[float, float]:
+        """Mean scores of a and b over the dimensions, in [1, 5]."""
+        a, b = (sum(both[side] for both in self.scores.values()) / len(self.scores) for side in (0, 1))
+        return a, b
+
+
+@dataclass
+class Counts:
+    """What a judge has been asked so far.
+
+    Attributes:
+        asked: answers asked for.
+        unreadable: answers that break the contract.
+        failed: requests that brought no answer.
+        comparisons: that were judged.
+        flips: of them, those whose orders disagree overall.
+    """
+
+    asked: int = 0
+    unreadable: int = 0
+    failed: int = 0
+    comparisons: int = 0
+    flips: int = 0
+
+    def since(self, before: "Counts") -> dict[str, int]:
+        """What came after `before`, a copy that was taken earlier."""
+        return {name: value - getattr(before, name) for name, value in asdict(self).items()}
+
+    def copy(self) -> "Counts":
+        """The counts as they are now."""
+        return replace(self)
+
+
+class Judge:
+    """A model that compares retouches.
+
+    Args:
+        backend: the model.
+        settings: how it is shown pictures and how its answers are read.
+        orders: in which each comparison is asked; both, unless the position's effect is what is measured.
+    """
+
+    def __init__(self, backend: Backend, settings: JudgeSettings, *, orders: tuple[Order, ...] = ORDERS) -> None:
+        if not orders or len(set(orders)) != len(orders):
+            raise ConfigError(f"orders {orders}: give ab, ba or both")
+        self.backend, self.settings, self.orders = backend, settings, orders
+        self.counts = Counts()
+
+    def judge(
+        self, comparisons: Sequence[Comparison], *, advance: Callable[[int], object] = lambda count: None
+    ) -> list[Judgement | Unreadable]:
+        """Judge comparisons; those of one photo are cheapest side by side.
+
+        Args:
+            comparisons: each with pictures of one size.
+            advance: called with the number of comparisons done.
+
+        Raises:
+            ValueError: pictures of one comparison differ in size.
+        """
+        for comparison in comparisons:
+            if not comparison.photo.shape == comparison.a.shape == comparison.b.shape:
+                raise ValueError(f"photo {tuple(comparison.photo.shape)} and retouches differ in size; resize them first")
+        judged: list[Judgement | Unreadable] = []
+        step = max(AT_ONCE // len(self.orders), 1)
+        for start in range(0, len(comparisons), step):
+            part = comparisons[start : start + step]
+            shown = self._show(part)
+            said = self.backend.ask(self.settings.prompt, shown, self.settings.max_tokens)
+            count = len(self.orders)
+            judged += [self._conclude(said[place : place + count]) for place in range(0, len(said), count)]
+            advance(len(part))
+        return judged
+
+    def close(self) -> None:
+        """Close an endpoint's connections; nothing to do for a model in this process."""
+        from reward_models.judge.http_backend import HttpBackend
+
+        if isinstance(self.backend, HttpBackend):
+            self.backend.close()
+
+    def _show(self, comparisons: Sequence[Comparison]) -> list[tuple[Picture, ...]]:
+        """The pictures of each question, each comparison's orders together; equal views are one object."""
+        show = SHOWN[self.settings.shown]
+        made: dict[tuple[int, int, int], tuple[Picture, ...]] = {}
+        known: dict[tuple[int, ...], Picture] = {}
+        shown = []
+        for comparison in comparisons:
+            for order in self.orders:
+                first, second = (comparison.a, comparison.b) if order == "ab" else (comparison.b, comparison.a)
+                key = (id(comparison.photo), id(first), id(second))
+                if key not in made:
+                    pictures = show(comparison.photo, first, second)
+                    sources = key[1:] if len(pictures) == 2 else key
+                    made[key] = tuple(
+                        known.setdefault((key[0], source), picture) for source, picture in zip(sources, pictures, strict=True)
+                    )
+                shown.append(made[key])
+        return shown
+
+    def _conclude(self, said: Sequence[Said]) -> Judgement | Unreadable:
+        self.counts.asked += len(said)
+        read = read_brief if self.settings.form == "brief" else read_answer
+        answers: list[Answer] = []
+        trouble: Unreadable | None = None
+        for order, one in zip(self.orders, said, strict=True):
+            answer = Unreadable(one.error, "") if one.text is None else read(one.text)
+            if isinstance(answer, Unreadable):
+                self.counts.failed += one.text is None
+                self.counts.unreadable += one.text is not None
+                trouble = trouble or Unreadable(f"order {order}: {answer.reason}", answer.text)
+            else:
+                answers.append(answer)
+        if trouble is not None:
+            return trouble
+        certain = [read_certainty(one.text or "", one.choices) for one in said]
+        judgement = self._merge(answers, certain)
+        self.counts.comparisons += 1
+        self.counts.flips += judgement.flipped
+        return judgement
+
+    def _merge(self, answers: Sequence[Answer], certain: Sequence[Certainty | None]) -> Judgement:
+        read = [verdicts_in_files(answer, order) for answer, order in zip(answers, self.orders, strict=True)]
+        scores, odds = [], []
+        for order, (_, overall, whole), sure in zip(self.orders, read, certain, strict=True):
+            side = 1 if order == "ab" else -1
+            scores.append(whole if sure is None else {name: sure.scores[name][::side] for name in DIMENSIONS})
+            odds.append({"a": 1.0, "b": -1.0}[overall] if sure is None else sure.log_odds * side)
+        overalls = [overall for _, overall, _ in read]
+        log_odds = sum(odds) / len(odds)
+        return Judgement(
+            verdicts={name: _agreed([verdicts[name] for verdicts, _, _ in read]) for name in DIMENSIONS},
+            scores={name: (_mean([one[name][0] for one in scores]), _mean([one[name][1] for one in scores])) for name in DIMENSIONS},
+            overall=_agreed(overalls),
+            probability=probability_of(log_odds, self.settings.temperature),
+            log_odds=log_odds,
+            reasoning=answers[0].reasoning,
+            orders=self.orders,
+            flipped=len(set(overalls)) > 1,
+            answers=tuple(answers),
+        )
+
+
+def _agreed(verdicts: Sequence[Verdict]) -> Verdict:
+    return verdicts[0] if len(set(verdicts)) == 1 else "tie"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def calibrate(judge: Judge, comparisons: Sequence[Comparison], truths: Sequence[Verdict]) -> JudgeSettings:
+    """The judge's settings with a temperature fitted on validation pairs; unreadable ones are left out.
+
+    Args:
+        judge: whose settings; it uses the new ones from now on.
+        comparisons: validation pairs, never held-out ones.
+        truths: their overall verdicts.
+
+    Raises:
+        ConfigError: no comparison could be read.
+    """
+    judged = judge.judge(comparisons)
+    known = [(one.log_odds, truth) for one, truth in zip(judged, truths, strict=True) if isinstance(one, Judgement)]
+    if not known:
+        raise ConfigError(f"none of {len(judged)} answers could be read; a temperature needs some: train the judge first")
+    judge.settings = replace(judge.settings, temperature=fit_temperature([odds for odds, _ in known], [truth for _, truth in known]))
+    return judge.settings
+
+
+def load_judge(source: str, *, device: str = "cpu", dtype: str | None = None, batch_size: int = 32) -> Judge:
+    """A judge by name.
+
+    Args:
+        source: embedded; a folder or hub id of a vision-language model; vllm:FOLDER-OR-ID; http://host:port/v1.
+        device: of a model that transformers runs.
+        dtype: float32 or bfloat16; bfloat16 where the device is not the CPU, if not given.
+        batch_size: questions that transformers answers at once.
+
+    Raises:
+        ConfigError: no source, or a URL that is none.
+        WeightsError: nothing can be loaded from there, or its judge.json is damaged.
+    """
+    if not source:
+        raise ConfigError("judge: names no model; give embedded, a folder, a hub id, vllm:ID or http://host:port/v1")
+    if source.startswith(("http://", "https://")):
+        from reward_models.judge.http_backend import HttpBackend
+
+        backend, card = HttpBackend.connect(source)
+        settings = settings_from(card["judge"], f"judge {source}") if "judge" in card else JudgeSettings(model=backend.name)
+        return Judge(backend, settings)
+    name = source.removeprefix("vllm:")
+    if source != name:
+        from reward_models.judge.vllm_backend import VllmBackend
+
+        return Judge(VllmBackend.load(name), read_settings(Path(name)) or JudgeSettings(model=name))
+    from reward_models.judge.transformers_backend import TransformersBackend
+
+    settings = read_settings(Path(source_of(name))) or JudgeSettings(model=name)
+    return Judge(TransformersBackend.load(name, device=device, dtype=dtype, batch_size=batch_size), settings)

@@ -1,0 +1,238 @@
+"""Judged pairs as a judge is trained and tested on them: synthetic ones made while you wait, or a user's pair set; shown in both orders."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from numpy import ndarray
+from torch import Tensor
+
+from portraitkit.errors import DataError
+from portraitkit.pictures.images import from_uint8, read_image, to_uint8
+from portraitkit.vlm.rows import SPLITS, Row, first_row
+from preference_data.brief_contract import PROMPT, read_brief, write_brief
+from preference_data.contract import ORDERS, Answer, Order, Unreadable, prompt, read_answer, turned, write_answer
+from preference_data.pair_set import read_pairs, scan_pairs
+from preference_data.schema import CHOICES, DIMENSIONS, OTHER, Pair, Verdict
+from reward_models.judge.preference_task import Preference, answer_of
+from reward_models.judge.reasoning import reason
+from reward_models.judge.views import SHOWN
+
+Stored = UInt8[ndarray, "h w 3"] | Path
+
+
+@dataclass(frozen=True)
+class JudgedPair:
+    """A photo and two retouches, with what is known about them.
+
+    Attributes:
+        id: unique in its set.
+        identity: who is in the photo.
+        photo: 8-bit RGB, or the file that holds it.
+        a: first candidate.
+        b: second candidate.
+        truth: about a and b, in that order.
+        reasoning: in words, Image1 being a; empty where nobody gave any.
+        groups: age_band, gender, skin_tone, where they are recorded.
+        synthetic: made by code, at least in part.
+    """
+
+    id: str
+    identity: str
+    photo: Stored
+    a: Stored
+    b: Stored
+    truth: Preference
+    reasoning: str
+    groups: Mapping[str, str]
+    synthetic: bool
+
+    def pixels(self) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "3 h w"], Float[Tensor, "3 h w"]]:
+        """Photo, a and b, RGB in [0, 1]."""
+        photo, a, b = (read_image(one).pixels if isinstance(one, Path) else from_uint8(one) for one in (self.photo, self.a, self.b))
+        return photo, a, b
+
+
+@dataclass(frozen=True)
+class View:
+    """How pairs are shown to a judge and how it answers.
+
+    Attributes:
+        shown: a key of `judge_views.SHOWN`.
+        form: brief or full, see `preference_data`.
+    """
+
+    shown: str
+    form: str
+
+    @property
+    def prompt(self) -> str:
+        """The user turn's text."""
+        return PROMPT if self.form == "brief" else prompt()
+
+    def read(self, text: str) -> Answer | Unreadable:
+        """Read an answer in the one form that was asked for."""
+        return read_brief(text) if self.form == "brief" else read_answer(text)
+
+    def write(self, answer: Answer) -> str:
+        """An answer in that form."""
+        return write_brief(answer) if self.form == "brief" else write_answer(answer)
+
+    def rows(self, pair: JudgedPair) -> list[Row]:
+        """The pair in both orders, a first and b first; both rows carry its id."""
+        if self.shown == "as-taken" and isinstance(pair.photo, Path):
+            pictures: dict[Order, tuple[Any, ...]] = {"ab": (pair.photo, pair.a, pair.b), "ba": (pair.photo, pair.b, pair.a)}
+        else:
+            photo, a, b = pair.pixels()
+            shown = SHOWN[self.shown](photo, a, b)
+            forward = tuple(shown)
+            pictures = {"ab": forward, "ba": (*forward[:-2], forward[-1], forward[-2])}
+        return [self._row(pair, order, pictures[order]) for order in ORDERS]
+
+    def _row(self, pair: JudgedPair, order: Order, pictures: tuple[Any, ...]) -> Row:
+        truth = pair.truth if order == "ab" else swapped(pair.truth)
+        words = pair.reasoning if order == "ab" else turned(pair.reasoning)
+        answer = answer_of(truth)
+        target = self.write(replace(answer, reasoning=words or reason(answer)))
+        return Row(pictures, truth, target, {"pair": pair.id, "order": order, "coherent": answer.coherent}, f"pair {pair.id}")
+
+
+def swapped(truth: Preference) -> Preference:
+    """The same truth with b shown first."""
+    overall = None if truth.overall is None else OTHER[truth.overall]
+    verdicts: dict[str, Verdict] = {name: OTHER[verdict] for name, verdict in truth.verdicts.items()}
+    return Preference(overall, verdicts, {name: both[::-1] for name, both in truth.scores.items()} if truth.scores else None)
+
+
+def synthetic_pair(split: str, seed: int) -> JudgedPair:
+    """A pair of `preference_data.people.synthetic_pairs`, whose truth follows from known degradations."""
+    from preference_data.people.synthetic_pairs import make_pair
+
+    made = make_pair(split, seed)
+    truth = Preference(made["overall"], made["verdicts"], made["scores"])
+    photo, a, b = (to_uint8(made[name]) for name in ("input", "a", "b"))
+    return JudgedPair(f"{split}-{seed}", made["identity"], photo, a, b, truth, "", {}, True)
+
+
+def stored_pair(pair: Pair, folder: Path) -> JudgedPair:
+    """A pair of a user's set. Scores between whole numbers are rounded, unless that would make or unmake a tie."""
+    groups = {name: str(value) for name in CHOICES if (value := getattr(pair, name)) is not None}
+    scores = {name: (round(x), round(y)) for name, (x, y) in pair.scores.items()} if pair.scores else None
+    if scores and pair.verdicts and any(_sign(*scores[name]) != pair.verdicts[name] for name in DIMENSIONS):
+        scores = None
+    truth = Preference(pair.overall, pair.verdicts or {}, scores)
+    files = (folder / pair.input, folder / pair.a, folder / pair.b)
+    return JudgedPair(pair.id, pair.identity, *files, truth, pair.reasoning, groups, pair.synthetic)
+
+
+def _sign(x: float, y: float) -> Verdict:
+    return "tie" if x == y else "a" if x > y else "b"
+
+
+def open_pairs(
+    data: str, counts: Mapping[str, int], seed: int, *, advance: Callable[[], object] = lambda: None
+) -> dict[str, list[JudgedPair]]:
+    """The three splits, disjoint in who is in them.
+
+    Args:
+        data: embedded, or the folder of a pair set.
+        counts: most pairs of each split; 0 leaves a split out of the embedded data and takes all that a folder has.
+        seed: of the embedded training and validation pairs; the held-out ones are the same for all.
+        advance: called after each pair that was made.
+
+    Raises:
+        DataError: the set cannot be read, a split has no judged pair, or a person is in two splits.
+    """
+    if data == "embedded":
+        pairs: dict[str, list[JudgedPair]] = {split: [] for split in SPLITS}
+        for split in SPLITS:
+            first = first_row(split, seed)
+            for index in range(counts.get(split, 0)):
+                pairs[split].append(synthetic_pair(split, (first + index) % 2**31))
+                advance()
+        return pairs
+    folder = Path(data)
+    judged = [pair for pair in read_pairs(folder) if pair.verdicts or pair.overall]
+    pairs = {}
+    for split in counts:
+        some = [stored_pair(pair, folder) for pair in judged if pair.split == split]
+        pairs[split] = some[: counts[split] or None]
+        if split == "held_out":
+            check_several_people(pairs[split], str(folder))
+        if not any(pair.truth.overall in ("a", "b") for pair in some):
+            raise DataError(
+                f"{folder}: no pair with an overall winner is in the {split} split; annotate them, or build with other --split-shares"
+            )
+    check_disjoint(pairs)
+    return pairs
+
+
+def check_several_people(pairs: Sequence[JudgedPair], where: str) -> None:
+    """Refuse held-out pairs of one person: no other person's pictures could be shown in their place, and no interval be made.
+
+    Raises:
+        DataError: they are.
+    """
+    if len(pairs) > 1 and len({pair.identity for pair in pairs}) == 1:
+        raise DataError(f"{where}: all {len(pairs)} held-out pairs show one person; give photos of more people")
+
+
+def check_pairs(data: str) -> None:
+    """Refuse a pair set that cannot be read, without opening its pictures or writing anything.
+
+    Raises:
+        DataError: no such folder, no row in it, or a bad one; the first is named.
+    """
+    if data == "embedded":
+        return
+    found = scan_pairs(Path(data))
+    if found.rejected:
+        raise DataError(f"--data {data}: line {found.rejected[0].line} of its metadata.jsonl: {found.rejected[0].reason}")
+    if not found.rows:
+        raise DataError(f"--data {data}: its metadata.jsonl holds no row; make pairs with make-preferences build")
+
+
+def check_disjoint(pairs: Mapping[str, Sequence[JudgedPair]]) -> dict[str, list[str]]:
+    """The hashed identities of each split.
+
+    Raises:
+        DataError: somebody is in two splits, or a pair does not say who is in it.
+    """
+    nameless = next((pair for some in pairs.values() for pair in some if not pair.identity), None)
+    if nameless is not None and len(pairs) > 1:
+        raise DataError(f"pair {nameless.id}: has no identity, so that its split cannot be trusted; make-preferences build names people")
+    hashes = {split: sorted({identity_hash(pair.identity) for pair in some}) for split, some in pairs.items()}
+    seen: dict[str, str] = {}
+    for split, some in hashes.items():
+        for value in some:
+            if value in seen:
+                name = next(pair.identity for pair in pairs[split] if identity_hash(pair.identity) == value)
+                raise DataError(f"identity {name!r}: is in the splits {seen[value]} and {split}; splits are by person, never by row")
+            seen[value] = split
+    return hashes
+
+
+def identity_hash(name: str) -> str:
+    """A name for a person that says nothing about them."""
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def exchanged(pairs: Sequence[JudgedPair], seed: int) -> list[JudgedPair]:
+    """Every pair with the pictures of another person's pair: what a judge earns that cannot look.
+
+    Args:
+        pairs: of at least two people, see `check_several_people`; a pair that nobody else's could replace keeps its own.
+        seed: of the exchange.
+    """
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed)).tolist()
+    found = list(pairs)
+    for place, index in enumerate(order):
+        mine = pairs[index]
+        turn = [order[(place + step) % len(order)] for step in range(1, len(order))]
+        other = next((pairs[at] for at in turn if pairs[at].identity != mine.identity), mine)
+        found[index] = replace(mine, photo=other.photo, a=other.a, b=other.b)
+    return found

@@ -1,0 +1,227 @@
+"""The judge's task: which of two retouches is better, overall and on five dimensions, with reasons.
+
+`fixed` adds four parts, 0 where the answer cannot be read: .5 for the form; .5 for an overall choice that follows from the answer's own
+scores; 1 for the right overall choice; 1 times the share of dimensions whose verdict is right. `paper` is the published sum without the
+dimensions: preference accuracy, coherence and form, each 0 or 1 (BeautyGRPO's and UnifiedReward-Think's reward; their coherence is
+an NLI model's, ours here is the deterministic check that the choice has not the lower average).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from portraitkit.errors import DataError
+from portraitkit.vlm.task import Mode, Score, Task
+from preference_data.brief_contract import PROMPT, read_brief, write_brief
+from preference_data.contract import Answer, Unreadable, prompt, read_answer, write_answer
+from preference_data.schema import DIMENSIONS, Verdict
+
+VERDICTS = {"x": "a", "y": "b", "tie": "tie"}
+"""Of a row: x is the candidate shown first, y the second."""
+INVENTED: dict[Verdict | None, tuple[int, int]] = {"a": (5, 3), "b": (3, 5), "tie": (4, 4), None: (4, 4)}
+"""Scores for a verdict, where the true ones are not known."""
+WIDE: dict[Verdict, dict[Verdict | None, tuple[int, int]]] = {
+    "a": {"a": (5, 1), "b": (4, 5), "tie": (4, 4), None: (5, 1)},
+    "b": {"a": (5, 4), "b": (1, 5), "tie": (4, 4), None: (1, 5)},
+}
+"""The same by the overall verdict, where the dimensions speak for the other side."""
+
+
+@dataclass(frozen=True)
+class Preference:
+    """What is known about a pair, in the order in which it is shown.
+
+    Attributes:
+        overall: "a" (shown first), "b" or "tie"; None where it is not known.
+        verdicts: dimension -> the same; dimensions that nobody judged are left out.
+        scores: dimension -> true scores of both, where they are known.
+    """
+
+    overall: Verdict | None
+    verdicts: Mapping[str, Verdict]
+    scores: Mapping[str, tuple[int, int]] | None = None
+
+
+def read_either(text: str) -> Answer | Unreadable:
+    """Read an answer in the short form or in the full one."""
+    short = read_brief(text)
+    return short if isinstance(short, Answer) else read_answer(text)
+
+
+def read_truth(columns: Mapping[str, Any]) -> Preference:
+    """`verdict`: {"overall": "x" | "y" | "tie", dimension: ...}, and optionally `scores`: {dimension: [of x, of y]}.
+
+    Raises:
+        DataError: a name or value is unknown, or nothing is judged.
+    """
+    verdict = columns.get("verdict")
+    if not isinstance(verdict, Mapping) or not verdict:
+        raise DataError(f'verdict {verdict!r}: must be an object such as {{"overall": "x", "texture": "tie"}}')
+    for name, value in verdict.items():
+        if name not in ("overall", *DIMENSIONS):
+            raise DataError(f"verdict {name!r}: unknown; use overall, {', '.join(DIMENSIONS)}")
+        if not isinstance(value, str) or value not in VERDICTS:
+            raise DataError(f"verdict of {name} {value!r}: must be x, y or tie")
+    scores = columns.get("scores")
+    if scores is not None:
+        if not isinstance(scores, Mapping) or set(scores) != set(DIMENSIONS) or not all(map(_is_pair, scores.values())):
+            raise DataError(f"scores {scores!r}: must give every dimension two whole numbers from 1 to 5")
+        scores = {name: (int(scores[name][0]), int(scores[name][1])) for name in DIMENSIONS}
+    known: dict[str, Any] = {name: VERDICTS[value] for name, value in verdict.items()}
+    return Preference(known.pop("overall", None), known, scores)
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(type(score) is int and 1 <= score <= 5 for score in value)
+
+
+def score(completion: str, truth: Preference, mode: Mode) -> Score:
+    """What a judge's answer earns, see the module."""
+    answer = read_either(completion)
+    if isinstance(answer, Unreadable):
+        nothing: dict[str, float | None] = {"form": 0.0, "coherence": 0.0, "overall": _known(truth, 0.0)}
+        nothing |= {"dimensions": 0.0 if truth.verdicts else None} if mode == "fixed" else {}
+        return Score(0.0, nothing, None)
+    weight = 0.5 if mode == "fixed" else 1.0
+    right = truth.overall == "tie" or (answer.better == 1) == (truth.overall == "a")
+    parts = {"form": weight, "coherence": weight * answer.coherent, "overall": _known(truth, float(right))}
+    if mode == "fixed":
+        said = verdicts_shown(answer)
+        found = [said[name] == verdict for name, verdict in truth.verdicts.items()]
+        parts["dimensions"] = sum(found) / len(found) if found else None
+    parsed = {"scores": {name: list(both) for name, both in answer.scores.items()}, "better": "xy"[answer.better - 1]}
+    return Score(sum(value for value in parts.values() if value is not None), parts, parsed)
+
+
+def _known(truth: Preference, value: float) -> float | None:
+    """An overall tie rewards neither choice."""
+    return None if truth.overall in (None, "tie") else value
+
+
+def verdicts_shown(answer: Answer) -> dict[str, Verdict]:
+    """Dimension -> "a" where the candidate shown first has the higher score, "b" or "tie"."""
+    return {name: _verdict(both) for name, both in answer.scores.items()}
+
+
+def perfect(truth: Preference) -> str:
+    """A right answer in the short form: the true scores, or 4 for a winner, 3 for a loser and 4 for both of a tie."""
+    return write_brief(answer_of(truth))
+
+
+def perfect_in_full(truth: Preference) -> str:
+    """The same in the full form."""
+    return write_answer(answer_of(truth))
+
+
+def constants(truths: Sequence[Preference], mode: Mode) -> list[str]:
+    """Short answers among which the best constant one is: for either choice, the most frequent verdict of each dimension.
+
+    Where these contradict the choice, one of its neighbours is best: with one dimension won by the chosen candidate, or with none lost.
+    """
+    weighed: dict[str, dict[Verdict, float]] = {name: {"a": 0.0, "b": 0.0, "tie": 0.0} for name in DIMENSIONS}
+    for truth in truths:
+        for name, verdict in truth.verdicts.items():
+            weighed[name][verdict] += 1 / len(truth.verdicts)
+    found: list[Preference] = []
+    sides: tuple[Verdict, Verdict] = ("a", "b")
+    for side in sides:
+        best = {name: max(worth, key=worth.__getitem__) for name, worth in weighed.items()}
+        unlost = {name: max((side, "tie"), key=worth.__getitem__) for name, worth in weighed.items()}
+        found += [Preference(side, verdicts) for verdicts in (best, unlost, *({**best, name: side} for name in DIMENSIONS))]
+    return [perfect(answer) for answer in found]
+
+
+def answer_of(truth: Preference, reasoning: str = "") -> Answer:
+    """The right answer, coherent wherever the truth allows it.
+
+    It has the true scores where they agree with the verdicts. Scores that are not known are invented, wider apart where the overall
+    winner wins fewer dimensions: then it is incoherent only if no dimension is the winner's or open, and one is the loser's.
+    """
+    verdicts = {name: truth.verdicts.get(name) for name in DIMENSIONS}
+    if truth.scores:
+        scores = {
+            name: both if verdicts[name] in (None, _verdict(both)) else INVENTED[verdicts[name]] for name, both in truth.scores.items()
+        }
+    else:
+        scores = {name: INVENTED[verdict] for name, verdict in verdicts.items()}
+        if truth.overall in ("a", "b") and not Answer(scores, _number(truth.overall), "").coherent:
+            scores = {name: WIDE[truth.overall][verdict] for name, verdict in verdicts.items()}
+    first, second = (sum(both[side] for both in scores.values()) for side in (0, 1))
+    better = _number(truth.overall) if truth.overall in ("a", "b") else 1 if first >= second else 2
+    return Answer(scores, better, reasoning)
+
+
+def _number(verdict: Verdict) -> int:
+    return 1 if verdict == "a" else 2
+
+
+def _verdict(both: tuple[int, int]) -> Verdict:
+    return "tie" if both[0] == both[1] else "a" if both[0] > both[1] else "b"
+
+
+def most(truth: Preference, mode: Mode) -> float:
+    """Form and coherence, and what is judged. A row all of whose dimensions speak against its overall verdict does not reach it."""
+    applies = 1.0 if truth.overall in ("a", "b") else 0.0
+    return 1.0 + applies + bool(truth.verdicts) if mode == "fixed" else 2.0 + applies
+
+
+def metrics(completions: Sequence[str], truths: Sequence[Preference]) -> dict[str, float]:
+    """Accuracy overall and on each dimension, and the share of answers that can be read; unreadable answers count as wrong."""
+    answers = [read_either(text) for text in completions]
+    found = {"readable": sum(isinstance(answer, Answer) for answer in answers) / len(answers)}
+    for name in ("overall", *DIMENSIONS):
+        right = []
+        for answer, truth in zip(answers, truths, strict=True):
+            known = truth.overall if name == "overall" else truth.verdicts.get(name)
+            if known is None or (name == "overall" and known == "tie"):
+                continue
+            right.append(isinstance(answer, Answer) and said(answer, name) == known)
+        if right:
+            found[f"{name}_accuracy"] = sum(right) / len(right)
+    return found
+
+
+def said(answer: Answer, name: str) -> Verdict:
+    """The verdict of an answer, overall or on a dimension, about what was shown first ("a") and second ("b")."""
+    if name == "overall":
+        return "a" if answer.better == 1 else "b"
+    return verdicts_shown(answer)[name]
+
+
+def make_row(split: str, seed: int) -> dict[str, Any]:
+    """A synthetic pair as the embedded judge sees it; of every second pair, b is shown first."""
+    from preference_data.people.synthetic_pairs import make_pair
+    from reward_models.judge.views import beside_difference
+
+    pair = make_pair(split, seed)
+    order = ("a", "b") if seed % 2 == 0 else ("b", "a")
+    return {"images": beside_difference(pair["input"], pair[order[0]], pair[order[1]]), **columns_of(pair, swapped=order[0] == "b")}
+
+
+def columns_of(pair: Mapping[str, Any], *, swapped: bool) -> dict[str, Any]:
+    """The columns that `read_truth` reads, of a pair with `verdicts`, `overall` and `scores`; swapped: b is shown first."""
+    names = {"a": "y", "b": "x", "tie": "tie"} if swapped else {"a": "x", "b": "y", "tie": "tie"}
+    verdict = {"overall": names[pair["overall"]], **{name: names[value] for name, value in pair["verdicts"].items()}}
+    step = -1 if swapped else 1
+    return {"verdict": verdict, "scores": {name: list(pair["scores"][name])[::step] for name in DIMENSIONS}}
+
+
+def turned_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of the same pair with the other candidate shown first."""
+    verdict = {name: {"x": "y", "y": "x"}.get(value, value) for name, value in columns["verdict"].items()}
+    return {"verdict": verdict, "scores": {name: both[::-1] for name, both in columns["scores"].items()}}
+
+
+TASK = Task(
+    "preference",
+    prompt(),
+    read_truth,
+    score,
+    {"paper": (0.0, 3.0), "fixed": (0.0, 3.0)},
+    perfect,
+    make_row,
+    brief=PROMPT,
+    metrics=metrics,
+    most=most,
+    constants=constants,
+)

@@ -1,0 +1,162 @@
+"""A judge as a reward of `align-retoucher`, in three forms, of which none is published: `score`, `versus_anchor`, `win_rate`.
+
+All are in [0, 1], higher is better, and NaN for a candidate whose comparisons could not be read: such a candidate is out of its group's
+statistics, never scored 0, and counted (`Judge.counts`). Comparisons are asked photo by photo, so that the model reads a photo once.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from portraitkit.errors import ConfigError
+from portraitkit.suggest import nearest
+from reward_models.judge.judge import Comparison, Counts, Judge, Judgement, load_judge
+from reward_models.photos import Photos
+
+Form = Literal["score", "score_beside_anchor", "versus_anchor", "win_rate"]
+FORMS: dict[str, str] = {
+    "score": "mean of the five scores, judged beside the photo itself",
+    "score_beside_anchor": "mean of the five scores, judged beside the preferred retouch",
+    "versus_anchor": "calibrated probability of being better than the preferred retouch",
+    "win_rate": "share of its group that a candidate beats, a tie counting half",
+}
+NEED_ANCHORS = ("score_beside_anchor", "versus_anchor")
+Pictures = Sequence[Float[Tensor, "3 h w"]]
+
+
+@runtime_checkable
+class CountedJudge(Protocol):
+    """A judge as a reward, in this process or behind a worker."""
+
+    @property
+    def needs_anchors(self) -> bool:
+        """Whether photos without a preferred retouch have no value."""
+        ...
+
+    @property
+    def counts(self) -> Counts:
+        """What the judge was asked so far."""
+        ...
+
+    def of_groups(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, groups: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """See `reward_set.GroupReward`."""
+        ...
+
+
+@dataclass(frozen=True)
+class JudgeReward:
+    """A judge as a reward.
+
+    Hacked by: whatever the judge has not learned to see. Its reward rising while the verifiable rewards fall is an alarm of
+    `align-retoucher` (`policies.retoucher.alarms`); `train-reward-model --evaluate` shows which hacks a judge falls for.
+
+    Attributes:
+        judge: that is asked; it counts what it could not read.
+        form: `score`: the mean of the five scores, (mean - 1) / 4. One comparison a candidate.
+            `score_beside_anchor`: the same, beside the anchor. `versus_anchor`: the calibrated probability to beat the anchor.
+            `win_rate`: wins in a round robin of the group, a tie .5: G (G - 1) / 2 comparisons for G candidates, each in both orders. A
+            candidate that is alone in its group plays its anchor, or the photo where there is none.
+    """
+
+    judge: Judge
+    form: Form
+
+    @property
+    def needs_anchors(self) -> bool:
+        """Whether photos without a preferred retouch have no value."""
+        return self.form in NEED_ANCHORS
+
+    @property
+    def counts(self) -> Counts:
+        """What the judge was asked so far."""
+        return self.judge.counts
+
+    @torch.no_grad()
+    def of_groups(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, groups: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The reward of every candidate.
+
+        Args:
+            candidates: RGB, [0, 1]; one with a pixel that is not finite gets NaN.
+            photos: photo i belongs to candidate i.
+            groups: equal numbers are candidates of one photo.
+        """
+        values = torch.full((len(candidates),), torch.nan)
+        pictures = list(candidates.detach().float().cpu())
+        good = [bool(picture.isfinite().all()) for picture in pictures]
+        plan: list[tuple[Comparison, int, int | None]] = []
+        for group in dict.fromkeys(groups.tolist()):
+            members = [row for row, other in enumerate(groups.tolist()) if other == group and good[row]]
+            if not members:
+                continue
+            photo = photos.source[members[0]].float().cpu()
+            clean = photos.clean[members[0]].float().cpu()
+            anchor = None if bool(clean.isnan().any()) else clean
+            plan += self._games(members, pictures, photo, anchor)
+        judged = self.judge.judge([comparison for comparison, _, _ in plan])
+        points: dict[int, list[float]] = {}
+        for (_, row, other), judgement in zip(plan, judged, strict=True):
+            if isinstance(judgement, Judgement):
+                for place, value in self._points(judgement, row, other):
+                    points.setdefault(place, []).append(value)
+        for row, some in points.items():
+            values[row] = sum(some) / len(some)
+        return values.to(candidates.device)
+
+    def _games(
+        self, members: Sequence[int], pictures: Pictures, photo: Tensor, anchor: Tensor | None
+    ) -> list[tuple[Comparison, int, int | None]]:
+        """Comparisons of a group's members with the rows of a and b; b is None where it is no candidate."""
+        if self.form == "win_rate" and len(members) > 1:
+            return [
+                (Comparison(photo, pictures[row], pictures[other]), row, other)
+                for place, row in enumerate(members)
+                for other in members[place + 1 :]
+            ]
+        if self.needs_anchors and anchor is None:
+            return []
+        beside = photo if anchor is None or self.form == "score" else anchor
+        return [(Comparison(photo, pictures[row], beside), row, None) for row in members]
+
+    def _points(self, judgement: Judgement, row: int, other: int | None) -> list[tuple[int, float]]:
+        if self.form == "versus_anchor":
+            return [(row, judgement.probability)]
+        if self.form == "win_rate":
+            won = {"a": 1.0, "b": 0.0, "tie": 0.5}[judgement.overall]
+            return [(row, won)] if other is None else [(row, won), (other, 1 - won)]
+        return [(row, (judgement.means[0] - 1) / 4)]
+
+
+def judge_reward(argument: str, *, device: str = "cpu", load: Callable[..., Judge] = load_judge) -> JudgeReward:
+    """The reward that `judge:PATH[:FORM]` names.
+
+    Args:
+        argument: what follows `judge:`; PATH is what `load_judge` takes, FORM one of `FORMS`, `score` if not given.
+        device: of a model that transformers runs.
+        load: opens the judge.
+
+    Raises:
+        ConfigError: the form is unknown, or no judge is named.
+        WeightsError: the judge cannot be loaded.
+    """
+    path, form = split_argument(argument)
+    return JudgeReward(load(path, device=device), form)
+
+
+def split_argument(argument: str) -> tuple[str, Form]:
+    """PATH and FORM of `PATH[:FORM]`; colons of URLs and of `vllm:` belong to the path.
+
+    Raises:
+        ConfigError: no path, or an unknown form.
+    """
+    path, colon, last = argument.rpartition(":")
+    if not colon or last.isdecimal() or "/" in last or path == "vllm":
+        path, last = argument, "score"
+    if last not in FORMS:
+        raise ConfigError(f"reward judge:{argument}: form {last!r} is unknown{nearest(last, list(FORMS))}; known: {', '.join(FORMS)}")
+    if not path:
+        raise ConfigError("reward judge: names no judge; give judge:embedded, judge:FOLDER or judge:http://127.0.0.1:8000/v1")
+    return path, last  # pyright: ignore[reportReturnType]

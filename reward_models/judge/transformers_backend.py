@@ -1,0 +1,94 @@
+"""A judge's model in this process, by transformers."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from portraitkit.errors import WeightsError
+from portraitkit.vlm.generate import complete
+from portraitkit.vlm.load import load_model, load_processor
+from portraitkit.vlm.rows import Row
+from reward_models.judge.backend import DIGITS, Picture, Said
+from reward_models.judge.settings import source_of
+
+
+class TransformersBackend:
+    """A vision-language model and its processor.
+
+    Questions with equally large pictures are answered together. Within such a batch the vision tower reads each different picture once
+    (`portraitkit.vlm.tower`): both orders of a comparison, and all candidates of a photo, share its passes.
+
+    Args:
+        model: in evaluation mode.
+        processor: padding on the left.
+        name: of the model, as it is reported.
+        batch_size: questions answered at once.
+    """
+
+    def __init__(self, model: Any, processor: Any, *, name: str, batch_size: int = 32) -> None:
+        self.model, self.processor, self.name, self.batch_size = model, processor, name, batch_size
+
+    @classmethod
+    def load(cls, source: str, *, device: str = "cpu", dtype: str | None = None, batch_size: int = 32) -> "TransformersBackend":
+        """The embedded judge, a folder or a hub id; a folder with a LoRA is loaded onto the base that it names.
+
+        Args:
+            source: see `portraitkit.vlm.load`.
+            device: as torch names it.
+            dtype: float32 or bfloat16; bfloat16 where the device is not the CPU, if not given.
+            batch_size: questions answered at once.
+
+        Raises:
+            WeightsError: nothing can be loaded from there.
+        """
+        dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+        base = _base_of(Path(source))
+        try:
+            model = load_model(base or source_of(source), dtype=dtype, device=device)
+            processor = load_processor(base or source_of(source))
+        except WeightsError as error:
+            raise WeightsError(str(error).replace("--model", "judge", 1)) from error
+        if base is not None:
+            from peft import PeftModel
+
+            try:
+                model = PeftModel.from_pretrained(model, source).merge_and_unload().eval()
+            except (OSError, ValueError, RuntimeError) as error:
+                raise WeightsError(f"judge {source}: its LoRA does not fit {base} ({str(error).splitlines()[0]}); check both") from error
+        return cls(model, processor, name=source, batch_size=batch_size)
+
+    def ask(self, prompt: str, shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Said]:
+        """See `judge_backend.Backend`."""
+        rows = [Row(pictures, None, "", {}) for pictures in shown]
+        said: list[Said] = [Said(None)] * len(rows)
+        for places in by_size(shown, key=lambda pictures: tuple(tuple(picture.shape) for picture in pictures)):
+            answers = complete(
+                self.model,
+                self.processor,
+                prompt,
+                [rows[place] for place in places],
+                max_tokens=max_tokens,
+                batch_size=self.batch_size,
+                watch=tuple(DIGITS),
+            )
+            for place, (answer,) in zip(places, answers, strict=True):
+                said[place] = Said(answer.text, "", answer.choices, answer.cut, (answer.asked, answer.tokens))
+        return said
+
+
+def by_size(shown: Sequence[tuple[Picture, ...]], key: Callable[[tuple[Picture, ...]], Any]) -> list[list[int]]:
+    """Places of the questions, those with an equal key together, otherwise in their order."""
+    groups: dict[Any, list[int]] = {}
+    for place, pictures in enumerate(shown):
+        groups.setdefault(key(pictures), []).append(place)
+    return list(groups.values())
+
+
+def _base_of(folder: Path) -> str | None:
+    """The base of a LoRA's folder; None for anything else."""
+    path = folder / "adapter_config.json"
+    if not path.is_file() or (folder / "config.json").is_file():
+        return None
+    from peft import PeftConfig
+
+    return str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)

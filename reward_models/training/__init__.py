@@ -1,0 +1,1 @@
+"""`train-reward-model`: imitation, rejection sampling and GRPO of a judge."""

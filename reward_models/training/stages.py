@@ -1,0 +1,231 @@
+"""The three stages of a judge's training, each from the newest finished stage before it, each leaving a model and a note in its folder."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from portraitkit.files.atomic import write_text
+from portraitkit.files.jsonl import read_objects, write_lines
+from portraitkit.runs.folder import RunFolder
+from portraitkit.runs.progress import progress_bar
+from portraitkit.vlm.load import load_model
+from portraitkit.vlm.rows import Row
+from portraitkit.vlm.trainer_arguments import taken
+from preference_data.schema import OTHER
+from reward_models.evaluation.checks import Asking, read_judged
+from reward_models.evaluation.figures import NAMES, truth_of
+from reward_models.judge.ask import Judged, ask
+from reward_models.judge.coherence import Coherence
+from reward_models.judge.pairs import JudgedPair, exchanged
+from reward_models.judge.settings import JudgeSettings, write_settings
+from reward_models.training.config import STAGES, RewardModelConfig
+from reward_models.training.grpo_task import Asked, judge_task
+from reward_models.training.rejection import keep
+from reward_models.training.stage_fit import Fit, fit
+
+DONE = "stage.json"
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the stages share.
+
+    Attributes:
+        config: of the run.
+        run: its folder.
+        asking: how the judge is asked.
+        fit: how a model is trained, see `stage_fit`.
+        pairs: split -> pairs.
+        coherence: of an answer.
+        together: waits until all processes are here.
+    """
+
+    config: RewardModelConfig
+    run: RunFolder
+    asking: Asking
+    fit: Fit
+    pairs: dict[str, list[JudgedPair]]
+    coherence: Coherence
+    together: Callable[[], None]
+
+    def load(self, source: str) -> Any:
+        """A model to ask or train."""
+        return load_model(source, dtype=self.config.dtype, device=self.config.device, freeze_vision=self.config.freeze_vision)
+
+    def say(self, text: str) -> None:
+        """A line for the user."""
+        self.asking.console.print(text, highlight=False, markup=False)
+
+
+def is_done(folder: Path, stage: str) -> bool:
+    """Whether a stage of this run is finished."""
+    return (folder / stage / DONE).is_file()
+
+
+def newest(folder: Path, model: str, before: str | None = None) -> tuple[str, str]:
+    """(stage, model) to go on from: the newest finished stage, before `before` if given; ("base", the model) where there is none."""
+    earlier = STAGES[: STAGES.index(before)] if before in STAGES else STAGES
+    for stage in reversed(earlier):
+        if is_done(folder, stage):
+            return stage, str(folder / stage / "model")
+    return "base", model
+
+
+def forget(folder: Path, stage: str) -> None:
+    """Remove what a stage, those after it, and the checks of the final judge left."""
+    for name in (*STAGES[STAGES.index(stage) :], "checks"):
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+
+
+def run_stage(training: Training, stage: str) -> None:
+    """Run one stage, or go on with it."""
+    source, start = newest(training.run.path, training.config.source, stage)
+    folder = training.run.path / stage
+    folder.mkdir(exist_ok=True)
+    training.say(f"{stage}: from {source}")
+    note = {"sft": _imitate, "reject": _imitate_own, "grpo": _reinforce}[stage](training, start, folder)
+    training.together()
+    if training.asking.write:
+        write_settings(folder / "model", JudgeSettings(training.asking.view.shown, training.asking.view.form))
+        write_text(folder / DONE, json.dumps({"from": source, **note}, indent=2) + "\n")
+    training.together()
+
+
+def train_blind(training: Training) -> None:
+    """The same SFT on pairs whose pictures were exchanged, then asked about exchanged pictures: what needs no eyes."""
+    folder = training.run.path / "blind"
+    if (folder / "held_out.jsonl").is_file():
+        return
+    folder.mkdir(exist_ok=True)
+    pairs = exchanged(training.pairs["train"][: training.config.sft_pairs or None], training.config.seed)
+    rows, _ = imitation_rows(training, pairs)
+    fit(training.fit, "blind", training.config.source, rows, steps=training.config.sft_steps)
+    training.together()
+    asked = exchanged(training.pairs["held_out"], training.config.seed + 1)
+    training.asking.judge(training.load(str(folder / "model")), asked, "held-out, blind copy", folder / "held_out.jsonl")
+    training.together()
+    if training.asking.write:
+        shutil.rmtree(folder / "model")
+
+
+def imitation_rows(training: Training, pairs: Sequence[JudgedPair]) -> tuple[list[Row], int]:
+    """Both orders of each pair with the right answer as target, and how many pairs are left out: no overall winner, or a choice that
+    contradicts the scores."""
+    rows = [row for pair in pairs if pair.truth.overall in ("a", "b") for row in training.asking.view.rows(pair)]
+    rows = [row for row in rows if row.columns["coherent"]]
+    return rows, len(pairs) - len({row.columns["pair"] for row in rows})
+
+
+def _imitate(training: Training, start: str, folder: Path) -> dict[str, Any]:
+    config = training.config
+    rows, left_out = imitation_rows(training, training.pairs["train"][: config.sft_pairs or None])
+    training.say(f"sft: {taken('sft', config, training.fit.processes, len(rows))}, both orders; {left_out} pairs left out")
+    fit(training.fit, "sft", start, rows, steps=config.sft_steps)
+    return {"rows": len(rows), "left_out": left_out}
+
+
+def _imitate_own(training: Training, start: str, folder: Path) -> dict[str, Any]:
+    """Sample trajectories, keep the right and coherent ones, imitate them."""
+    config, view = training.config, training.asking.view
+    pool = (training.pairs["train"][config.sft_pairs :] if config.sft_pairs else []) or training.pairs["train"]
+    pairs = [pair for pair in pool if pair.truth.overall in ("a", "b")][: config.reject_pairs or None]
+    rows = {(row.columns["pair"], row.columns["order"]): row for pair in pairs for row in view.rows(pair)}
+    kept_file, note_file = folder / "kept.jsonl", folder / "kept.json"
+    if not note_file.is_file():
+        asked = list(rows.values())
+        with progress_bar(training.asking.console, elapsed=True) as progress:
+            bar = progress.add_task(f"sampling {config.reject_samples} trajectories", total=len(asked))
+
+            def advance(count: int) -> None:
+                progress.advance(bar, count)
+                training.asking.stop()
+
+            trajectories = ask(
+                training.load(start),
+                training.asking.processor,
+                view,
+                asked,
+                max_tokens=config.max_tokens,
+                batch_size=config.generation_batch,
+                temperature=config.temperature,
+                top_p=config.top_p,
+                samples=config.reject_samples,
+                seed=config.seed,
+                advance=advance,
+            )
+        kept = keep(asked, trajectories, view, training.coherence, least=config.reject_dimensions, most=config.reject_keep)
+        if training.asking.write:
+            write_lines(kept_file, ({"pair": row.columns["pair"], "order": row.columns["order"], "text": row.target} for row in kept.rows))
+            write_text(note_file, json.dumps(kept.to_dict(), indent=2) + "\n")
+        training.together()
+    note = json.loads(note_file.read_text(encoding="utf-8"))
+    chosen = [replace(rows[row["pair"], row["order"]], target=row["text"]) for _, row in read_objects(kept_file)]
+    training.say(
+        f"reject: {note['keep_rate']:.0%} of {note['sampled']} trajectories kept ({note['rows_with_one']:.0%} of the rows have one); "
+        + ", ".join(f"{reason} {share:.0%}" for reason, share in note["shares"].items() if reason != "kept")
+    )
+    if chosen:
+        training.say(f"reject: {taken('reject', config, training.fit.processes, len(chosen), config.reject_steps)}")
+        fit(training.fit, "reject", start, chosen, steps=config.reject_steps)
+    else:
+        _pass_on(training, start, folder, "no trajectory was right and coherent")
+    return note
+
+
+def still_wrong(pair: JudgedPair, judged: Judged, which: str) -> bool:
+    """Whether a judge is wrong about a pair in one order or the other: overall, or (which = dimensions) anywhere.
+
+    An answer that cannot be read is wrong. Pairs without an overall winner are never wrong overall.
+    """
+    names = NAMES if which == "dimensions" else ("overall",)
+    for name in names:
+        truth = truth_of(pair, name)
+        if truth is not None and not (name == "overall" and truth == "tie") and any(said != truth for said in judged.verdicts(name)):
+            return True
+    return which == "all"
+
+
+def _reinforce(training: Training, start: str, folder: Path) -> dict[str, Any]:
+    """GRPO on the pairs that are still wrong or change with the order."""
+    config, view = training.config, training.asking.view
+    kept, pairs = folder / "train.jsonl", training.pairs["train"]
+    if not kept.is_file():
+        training.asking.judge(training.load(start), pairs, "what is still wrong", kept)
+        training.together()
+    judged = read_judged(kept, view)
+    chosen = [(pair, one) for pair, one in zip(pairs, judged, strict=True) if still_wrong(pair, one, config.grpo_pairs)]
+    note = {"pairs": len(chosen), "of": len(pairs)}
+    which = {"overall": "are wrong in one order or the other", "dimensions": "are wrong in a dimension", "all": "are trained on"}
+    training.say(f"grpo: {len(chosen)} of {len(pairs)} pairs {which[config.grpo_pairs]}")
+    if not chosen:
+        _pass_on(training, start, folder, "no pair is left to learn from")
+        return note
+    rows = []
+    for pair, one in chosen:
+        forward, backward = one.verdicts("overall")
+        others = (backward, None if forward is None else OTHER[forward])
+        for row, other in zip(view.rows(pair), others, strict=True):
+            truth = Asked(row.truth.overall, row.truth.verdicts, row.truth.scores, other)
+            rows.append(replace(row, truth=truth))
+    training.say(f"grpo: {taken('grpo', config, training.fit.processes, len(rows))}")
+    least = config.prompts_per_step * training.fit.processes
+    rows = rows * -(-least // len(rows))  # an update never waits for more prompts than there are
+    task = judge_task(view, training.coherence, config.consistency_weight)
+    fit(training.fit, "grpo", start, rows, steps=config.max_train_steps, task=task)
+    return note
+
+
+def _pass_on(training: Training, start: str, folder: Path, why: str) -> None:
+    training.say(f"{folder.name}: {why}; the model is passed on as it is")
+    if training.asking.write:
+        model = training.load(start)
+        with torch.no_grad():
+            model.save_pretrained(folder / "model")
+        training.asking.processor.save_pretrained(folder / "model")
+    training.together()

@@ -1,0 +1,270 @@
+"""One run of `train-reward-model`: evaluate the base, train the stages, evaluate after each, train a blind copy, check, report."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from portraitkit.config import config_to_dict
+from portraitkit.errors import CheckpointError, ConfigError, RunFolderError
+from portraitkit.hub import open_repo, push_folder
+from portraitkit.processor import keep_freed_memory
+from portraitkit.runs.folder import RunFolder, SilentRunFolder, check_run_folder
+from portraitkit.runs.interrupt import Interruptible
+from portraitkit.runs.progress import progress_bar
+from portraitkit.vlm.load import be_quiet, check_device, load_processor
+from portraitkit.vlm.processes import check_processes, release
+from portraitkit.vlm.trainer_arguments import grpo_arguments, sft_arguments, start_processes
+from portraitkit.vlm.vllm_engine import check_vllm
+from reward_models.evaluation.checks import Asking, check_judge, checks_summary, held_out_summary, read_judged
+from reward_models.evaluation.figures import gain, right
+from reward_models.evaluation.judge_card import write_judge_card
+from reward_models.evaluation.report import print_result, write_report
+from reward_models.judge.ask import Judged, judge_pairs
+from reward_models.judge.coherence import load_coherence
+from reward_models.judge.judge import Comparison, calibrate, load_judge
+from reward_models.judge.pairs import JudgedPair, check_disjoint, open_pairs
+from reward_models.judge.settings import view_of, write_settings
+from reward_models.training.config import STAGES, RewardModelConfig, needed_by
+from reward_models.training.lengths import check_pair_lengths
+from reward_models.training.stage_fit import Fit, Interrupted, newest_checkpoint
+from reward_models.training.stages import Training, forget, is_done, newest, run_stage, train_blind
+
+SAME = ("model", "data", "seed", "shown", "form", "train_pairs", "sft_pairs", "validation_pairs", "held_out_pairs", "max_pixels")
+"""What must not change between the stages of one run folder: what is judged, and how it is shown."""
+
+
+def run_training(config: RewardModelConfig, command: list[str]) -> int:
+    """Train one judge and write the run folder; returns the exit code (0, or 130 / 143 when interrupted and saved)."""
+    started = time.monotonic()
+    be_quiet()
+    state = start_processes(config)
+    sft_arguments(config, config.folder)  # refused here, before anything is loaded
+    grpo = grpo_arguments(config, config.folder)
+    release()
+    first = state.is_main_process
+    console = Console(stderr=True, quiet=not first)
+    check_device(config.device)
+    if config.device == "cpu":
+        keep_freed_memory()
+    if first:
+        check_folder(config)
+    for differs in check_stages(config, state.num_processes):
+        console.print(differs, highlight=False)
+    longest = check_vllm(grpo, config.device) if "grpo" in config.stages else None
+    view = view_of(config.model, config.shown, config.form)
+    processor = load_processor(config.source, max_pixels=config.max_pixels)
+    coherence = load_coherence(config.coherence, config.device)
+    pairs = read_all(config, console)
+    console.print(str(check_pair_lengths(config, processor, view, pairs, longest)), highlight=False)
+    folder = Path(config.folder)
+    repo = open_repo(config.push_to_hub) if config.push_to_hub is not None and first else None
+    run = open_run(config, command) if first else None
+    state.wait_for_everyone()
+    with run or SilentRunFolder(folder) as run, Interruptible() as interrupt:
+
+        def stop() -> None:
+            if interrupt.requested:
+                raise Interrupted
+
+        run.write_json("identities.json", check_disjoint(pairs))
+        run.write_json("view.json", vars(view))
+        asking = Asking(config, processor, view, console, stop, write=first)
+        validate = _validation(config, processor, asking, pairs["validation"])
+        setting = Fit(config, run, processor, view, interrupt, console, validate, first, state.num_processes, state.wait_for_everyone)
+        training = Training(config, run, asking, setting, pairs, coherence, state.wait_for_everyone)
+        try:
+            _all_stages(training, first)
+        except Interrupted:
+            _add_seconds(run, started)
+            console.print(f"stopped and saved; go on with --resume-from-checkpoint latest --output-dir {folder}", highlight=False)
+            return interrupt.exit_code
+        if first:
+            summary = summarise(training, _add_seconds(run, started))
+            run.write_json("summary.json", summary)
+            write_report(folder, pairs["held_out"])
+            write_judge_card(folder)
+            print_result(console, summary, folder)
+        state.wait_for_everyone()
+    if repo is not None:
+        console.print(f"pushed: {push_folder(folder / 'model', repo)}", highlight=False)
+    return 0
+
+
+def _add_seconds(run: RunFolder, started: float) -> float:
+    """Seconds spent on the run, those before an interrupt included."""
+    path = run.path / "seconds.json"
+    spent = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
+    run.write_json("seconds.json", {"seconds": spent + time.monotonic() - started})
+    return spent + time.monotonic() - started
+
+
+def check_folder(config: RewardModelConfig) -> bool:
+    """Refuse a run folder that cannot be used, before anything is read or made; returns whether its later stages are to be done again.
+
+    Raises:
+        RunFolderError: it holds another run or other files, or `--overwrite` would delete what the run needs.
+        CheckpointError: there is nothing to resume.
+    """
+    folder, resume = Path(config.folder), config.resume_from_checkpoint
+    if resume not in (None, "latest"):
+        raise CheckpointError(f"--resume-from-checkpoint {resume}: a run of several stages goes on from the newest; give latest")
+    later = resume is None and not config.overwrite and config.stages[0] != "sft"
+    again = later and newest(folder, "", config.stages[0])[0] != "base"
+    check_run_folder(
+        folder,
+        overwrite=config.overwrite,
+        resume="latest" if again else resume,
+        report_to=list(config.report_to),
+        needed=needed_by(config),
+    )
+    return again
+
+
+def check_stages(config: RewardModelConfig, count: int) -> list[str]:
+    """Refuse to go on from a stage's checkpoint with another number of processes; see `portraitkit.vlm.processes.check_processes`.
+
+    Args:
+        config: of the run.
+        count: processes of this run.
+
+    Returns:
+        What differs where that is allowed, one line for each checkpoint.
+
+    Raises:
+        CheckpointError: it is not allowed, or impossible.
+    """
+    if config.resume_from_checkpoint is None:
+        return []
+    found = [newest_checkpoint(Path(config.folder) / stage) for stage in (*config.stages, "blind")]
+    said = [check_processes(checkpoint, count, allow_changed=config.allow_changed) for checkpoint in found]
+    return [line for line in said if line is not None]
+
+
+def open_run(config: RewardModelConfig, command: list[str]) -> RunFolder:
+    """A new run; the run to resume; or one whose later stages are to be done again from its earlier ones.
+
+    Raises:
+        RunFolderError: the folder holds something else, or pairs, model or seed differ.
+        CheckpointError: there is nothing to resume.
+    """
+    folder, again = Path(config.folder), check_folder(config)
+    if again:
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        now = config_to_dict(config)
+        changed = [f"{name} {stored.get(name)!r} -> {now[name]!r}" for name in SAME if stored.get(name) != now[name]]
+        if changed:
+            raise RunFolderError(f"{folder}: its stages were trained with other options ({'; '.join(changed)}); use another --output-dir")
+        for stage in config.stages:
+            forget(folder, stage)
+    return RunFolder.open(
+        folder,
+        config_to_dict(config),
+        command=command,
+        seed=config.seed,
+        overwrite=config.overwrite,
+        resume="latest" if again else config.resume_from_checkpoint,
+        allow_changed=config.allow_changed or again,
+        report_to=list(config.report_to),
+    )
+
+
+def read_all(config: RewardModelConfig, console: Console) -> dict[str, list[JudgedPair]]:
+    """The pairs of all splits."""
+    with progress_bar(console, elapsed=True) as progress:
+        total = sum(config.counts.values()) if config.data == "embedded" else None
+        bar = progress.add_task("making pairs" if total else "reading pairs", total=total)
+        return open_pairs(config.data, config.counts, config.seed, advance=lambda: progress.advance(bar))
+
+
+def _validation(config: RewardModelConfig, processor: Any, asking: Asking, pairs: Sequence[JudgedPair]) -> Any:
+    """Overall accuracy in both orders on the validation pairs, for the log."""
+
+    def validate(model: Any) -> dict[str, float]:
+        judged = judge_pairs(model, processor, asking.view, pairs, max_tokens=config.max_tokens, batch_size=config.generation_batch)
+        forward, backward = right(pairs, judged, "overall")
+        return {"acc_average": float(((forward + backward) / 2).nanmean()), "acc_consistent": float((forward * backward).nanmean())}
+
+    return validate
+
+
+def _all_stages(training: Training, first: bool) -> None:
+    config, folder = training.config, training.run.path
+    evaluate(training, "base", config.source)
+    for stage in config.stages:
+        if is_done(folder, stage):
+            training.say(f"{stage}: is finished, see {folder / stage}")
+        else:
+            run_stage(training, stage)
+        evaluate(training, stage, str(folder / stage / "model"))
+    if config.blind:
+        train_blind(training)
+    last, model = newest(folder, config.source)
+    if first and last != "base":
+        calibrate_last(config, training.pairs["validation"], folder / last / "model", training.say)
+    judged = read_judged(folder / last / "held_out.jsonl", training.asking.view)
+    check_judge(training.asking, training.load(model), training.pairs["held_out"], folder / "checks", judged)
+    training.together()
+    if first and last != "base":
+        link = folder / "model"
+        link.unlink(missing_ok=True)
+        link.symlink_to(Path(last) / "model", target_is_directory=True)
+
+
+def calibrate_last(config: RewardModelConfig, pairs: Sequence[JudgedPair], folder: Path, say: Callable[[str], None]) -> None:
+    """Fit the temperature of the judge in `folder` on validation pairs and write it into its `judge.json`."""
+    known = [(pair, pair.truth.overall) for pair in pairs if pair.truth.overall]
+    judge = load_judge(str(folder), device=config.device, dtype=config.dtype)
+    try:
+        settings = calibrate(judge, [Comparison(*pair.pixels()) for pair, _ in known], [truth for _, truth in known])
+    except ConfigError as error:
+        say(f"not calibrated: {error}")
+        return
+    write_settings(folder, settings)
+    say(f"calibrated on {len(known)} validation pairs: log-odds are divided by {settings.temperature:.2f}")
+
+
+def evaluate(training: Training, stage: str, model: str) -> None:
+    """Ask about held-out and validation pairs, unless that was done."""
+    folder = training.run.path / stage
+    missing = [split for split in ("validation", "held_out") if not (folder / f"{split}.jsonl").is_file()]
+    training.together()
+    if missing:
+        loaded = training.load(model)
+        for split in missing:
+            what = f"{split.replace('_', '-')}, {stage}"
+            training.asking.judge(loaded, training.pairs[split], what, folder / f"{split}.jsonl")
+        training.together()
+
+
+def summarise(training: Training, seconds: float) -> dict[str, Any]:
+    """`summary.json`, from the answers that the stages left in the run folder."""
+    folder, pairs, view = training.run.path, training.pairs, training.asking.view
+    stages: dict[str, dict[str, list[Judged]]] = {
+        stage: {split: read_judged(folder / stage / f"{split}.jsonl", view) for split in ("validation", "held_out")}
+        for stage in ("base", *STAGES)
+        if (folder / stage / "held_out.jsonl").is_file()
+    }
+    last, _ = newest(folder, training.config.model)
+    blind = folder / "blind" / "held_out.jsonl"
+    checks = checks_summary(folder / "checks", view, pairs["held_out"], stages[last]["held_out"])
+    summary = held_out_summary(pairs, stages, checks, read_judged(blind, view) if blind.is_file() else None)
+    notes = {stage: json.loads((folder / stage / "stage.json").read_text(encoding="utf-8")) for stage in STAGES if is_done(folder, stage)}
+    if "grpo" in stages:
+        before = {"sft": "sft" if "sft" in stages else "base", "start": notes["grpo"]["from"]}
+        gains = {name: gain(pairs["held_out"], stages[stage]["held_out"], stages["grpo"]["held_out"]) for name, stage in before.items()}
+        summary["held_out"]["grpo_gain"] = gains["sft"]
+        summary["held_out"]["grpo_gain_over_its_start"] = {**gains["start"], "from": notes["grpo"]["from"]}
+    return {
+        **summary,
+        **{name: checks[name] for name in ("hacks", "stability", "groups", "calibration")},
+        "stages": notes,
+        "final": last,
+        "seconds": seconds,
+        "pairs": {split: len(some) for split, some in pairs.items()},
+        "seed": training.config.seed,
+        "synthetic": all(pair.synthetic for pair in pairs["held_out"]),
+    }

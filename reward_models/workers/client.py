@@ -1,0 +1,270 @@
+"""Rewards scored by workers (`serve-rewards`) over HTTP: units are shared among them, retried, and moved to another when one fails.
+
+A worker that is silent, slow, busy or wrong is left alone for a while that doubles with every failure, or for as long as it asks (503).
+Where none has scored anything for `patience` seconds, or all refuse for good, `WorkersLost` is raised: the run saves itself and ends.
+"""
+
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from portraitkit.endpoint import retry_after
+from portraitkit.errors import DataError, WorkersLost
+from reward_models.judge.judge import Counts
+from reward_models.photos import Photos
+from reward_models.reward_set import Parts
+from reward_models.workers.wire import pack, unpack_answer
+
+UNDER_WAY = 2
+"""Requests a worker gets at once: one is scored while the next is on its way."""
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+FOR_GOOD = {
+    400: "did not understand the request; use the same version of portraitkit on both sides",
+    401: "refused the token; set REWARD_WORKER_TOKEN to the worker's",
+    403: "refused the request; check what stands between",
+    404: "has no /v1/score; check the URL",
+    413: "found the request too large; raise its --max-request-mib",
+}
+"""Statuses after which asking this worker again is of no use."""
+BUGS = 3
+"""Times that a unit may end in an error inside workers (500) before it is not tried again."""
+
+
+@dataclass
+class Worker:
+    """One worker, as the run knows it.
+
+    Attributes:
+        url: up to the port.
+        client: of httpx, with the token.
+        serves: reward -> fingerprint, of the run's rewards.
+        most: bytes of its largest request.
+        under_way: requests it has now.
+        failures: in a row.
+        free_at: it is left alone until then (monotonic clock).
+        answered_at: when it last scored something.
+        trouble: what was wrong last.
+        out: why it is never asked again; empty while it may be.
+        scored: units.
+        failed: requests that brought no values.
+        busy: requests that it was too busy for.
+    """
+
+    url: str
+    client: Any
+    serves: dict[str, str]
+    most: int
+    under_way: int = 0
+    failures: int = 0
+    free_at: float = 0.0
+    answered_at: float = 0.0
+    trouble: str = ""
+    out: str = ""
+    scored: int = 0
+    failed: int = 0
+    busy: int = 0
+
+
+@dataclass
+class _Job:
+    workers: list[Worker]
+    names: list[str]
+    unit: tuple[Tensor, Photos, Tensor]
+    future: "Future[Parts]" = field(default_factory=Future)
+
+
+class RewardWorkers:
+    """The workers of a run. Use `reward_models.workers.worker_check.connect`, which asks each of them what it serves.
+
+    Args:
+        workers: at least one.
+        patience: seconds without any value after which a run ends.
+        say: told, once, of every worker that begins to fail and of every one that is back.
+    """
+
+    def __init__(self, workers: Sequence[Worker], *, patience: float, say: Callable[[str], object] = lambda text: None) -> None:
+        self.workers, self.patience, self.say = list(workers), patience, say
+        self.counts: dict[str, Counts] = {}
+        self.give_up: Callable[[], bool] = lambda: False
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(UNDER_WAY * len(self.workers))]
+        for thread in self._threads:  # daemons: a request to a worker that hangs must not keep a run from ending
+            thread.start()
+
+    @property
+    def served(self) -> set[str]:
+        """Names of the run's rewards that any worker serves."""
+        return {name for worker in self.workers for name in worker.serves}
+
+    def submit(
+        self, names: Sequence[str], candidates: Float[Tensor, "n 3 h w"], photos: Photos, groups: Int[Tensor, " n"]
+    ) -> "list[Future[Parts]]":
+        """Begin to score one unit; see `reward_set.Elsewhere`. Rewards that the same workers serve are one request."""
+        bundles: dict[tuple[int, ...], list[str]] = {}
+        for name in names:
+            serving = tuple(place for place, worker in enumerate(self.workers) if name in worker.serves)
+            bundles.setdefault(serving, []).append(name)
+        jobs = [_Job([self.workers[place] for place in places], bundle, (candidates, photos, groups)) for places, bundle in bundles.items()]
+        for job in jobs:
+            self._jobs.put(job)
+        return [job.future for job in jobs]
+
+    def score(self, names: Sequence[str], candidates: Float[Tensor, "n 3 h w"], photos: Photos, groups: Int[Tensor, " n"]) -> Parts:
+        """Score one unit and wait for it.
+
+        Raises:
+            WorkersLost: nobody scored it.
+        """
+        futures = self.submit(names, candidates, photos, groups)
+        return {name: value for future in futures for name, value in future.result().items()}
+
+    def figures(self) -> dict[str, dict[str, int]]:
+        """What each worker did, by its URL."""
+        return {one.url: {"scored": one.scored, "failed": one.failed, "busy": one.busy} for one in self.workers}
+
+    def close(self) -> None:
+        """End the threads; what is under way is given up."""
+        self._stop.set()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for worker in self.workers:
+            worker.client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # ---- one thread
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                parts = self._score(job)
+            except BaseException as error:  # whoever waits for the values must learn why there are none
+                job.future.set_exception(error)
+            else:
+                job.future.set_result(parts)
+
+    def _score(self, job: _Job) -> Parts:
+        candidates, photos, groups = job.unit
+        body = pack({name: job.workers[0].serves[name] for name in job.names}, candidates, photos, groups)
+        started, bugs = time.monotonic(), 0
+        while True:
+            worker = self._take(job.workers, started)
+            status, answer = self._post(worker, body)
+            if status == 200:
+                try:
+                    parts, counts = unpack_answer(answer, job.names, len(candidates))
+                except DataError as error:
+                    self._failed(worker, str(error))
+                    continue
+                self._answered(worker, counts)
+                return {name: value.to(candidates.device) for name, value in parts.items()}
+            bugs += status == 500
+            if bugs >= BUGS:
+                raise WorkersLost(f"reward worker {worker.url}: failed {bugs} times at the same pictures ({worker.trouble}); see its log")
+
+    def _post(self, worker: Worker, body: bytes) -> tuple[int, bytes]:
+        """One request; 0 where it brought no answer. Takes note of everything but success."""
+        import httpx
+
+        if len(body) > worker.most:
+            self._out(worker, 413, f"{len(body) / 2**20:.1f} MiB")
+            return 413, b""
+        try:
+            response = worker.client.post(f"{worker.url}/v1/score", content=body)
+        except httpx.TimeoutException as error:
+            self._failed(worker, f"no answer in time ({type(error).__name__})")
+            return 0, b""
+        except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: closed by another thread
+            self._failed(worker, f"no connection ({type(error).__name__})")
+            return 0, b""
+        words = " ".join(response.text[:200].split()) if response.status_code != 200 else ""
+        if response.status_code == 503:
+            self._busy(worker, retry_after(response), words)
+        elif response.status_code in FOR_GOOD:
+            self._out(worker, response.status_code, words)
+        elif response.status_code != 200:
+            self._failed(worker, f"HTTP {response.status_code}: {words}")
+        return response.status_code, response.content
+
+    def _take(self, workers: Sequence[Worker], started: float) -> Worker:
+        """The least loaded worker that is not left alone now; waits for one.
+
+        Raises:
+            WorkersLost: the patience is at its end, all refuse for good, or the run is being stopped.
+        """
+        while True:
+            with self._lock:
+                able = [worker for worker in workers if not worker.out]
+                now = time.monotonic()
+                silent = now - max(started, *(worker.answered_at for worker in workers))
+                free = [worker for worker in able if worker.free_at <= now]
+                if free and silent < self.patience and not self._stop.is_set():
+                    chosen = min(free, key=lambda worker: (worker.under_way, worker.scored))
+                    chosen.under_way += 1
+                    return chosen
+                wait = min((worker.free_at for worker in able), default=now) - now
+                troubles = "; ".join(f"{worker.url}: {worker.out or worker.trouble or 'busy'}" for worker in workers)
+            if not able:
+                raise WorkersLost(f"no reward worker is left ({troubles})")
+            if silent >= self.patience:
+                raise WorkersLost(f"no reward worker scored anything for {self.patience:g} s ({troubles})")
+            if self._stop.is_set() or self.give_up():
+                raise WorkersLost(f"stopped while no reward worker answered ({troubles})")
+            self._stop.wait(min(max(wait, 0.01), 0.5))
+
+    # ---- what is known of a worker
+
+    def _answered(self, worker: Worker, counts: dict[str, dict[str, int]]) -> None:
+        with self._lock:
+            back = worker.failures > 0
+            worker.under_way -= 1
+            worker.scored += 1
+            worker.failures, worker.free_at, worker.trouble = 0, 0.0, ""
+            worker.answered_at = time.monotonic()
+            for name, new in counts.items():
+                if name in self.counts:
+                    for key, value in new.items():
+                        setattr(self.counts[name], key, getattr(self.counts[name], key) + value)
+        if back:
+            self.say(f"reward worker {worker.url}: answers again")
+
+    def _failed(self, worker: Worker, trouble: str) -> None:
+        with self._lock:
+            now, first = time.monotonic(), worker.failures == 0
+            worker.under_way -= 1
+            worker.failed += 1
+            worker.trouble = trouble
+            if now >= worker.free_at:  # requests that fail together are one failure
+                wait = FIRST_WAIT * 2 ** min(worker.failures, 10)
+                worker.failures += 1
+                worker.free_at = now + min(wait, LONGEST_WAIT) * random.uniform(0.5, 1.5)
+        if first:
+            self.say(f"reward worker {worker.url}: {trouble}; tried again, at most {self.patience:g} s long")
+
+    def _busy(self, worker: Worker, wait: float, words: str) -> None:
+        with self._lock:
+            worker.under_way -= 1
+            worker.busy += 1
+            worker.trouble = f"HTTP 503: {words}"
+            worker.free_at = time.monotonic() + min(max(wait, FIRST_WAIT), LONGEST_WAIT)
+
+    def _out(self, worker: Worker, status: int, words: str) -> None:
+        with self._lock:
+            worker.under_way -= 1
+            worker.failed += 1
+            first, worker.out = not worker.out, f"{FOR_GOOD[status]} ({words})"
+        if first:
+            self.say(f"reward worker {worker.url}: {worker.out}")

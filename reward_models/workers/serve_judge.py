@@ -1,0 +1,60 @@
+"""Entry point of `serve-judge`. Imports nothing heavy at its top: `--help` must answer at once."""
+
+from portraitkit.cli import run_command
+from portraitkit.errors import ConfigError
+from reward_models.workers.serve_judge_config import ServeJudgeConfig
+
+
+def serve_judge() -> None:
+    """Console command `serve-judge`: a judge behind an OpenAI-compatible endpoint."""
+    run_command(_serve)
+
+
+def _serve(argv: list[str]) -> int:
+    from portraitkit.config import load_config
+
+    return serve(load_config(ServeJudgeConfig, argv, prog="serve-judge"))
+
+
+def serve(config: ServeJudgeConfig) -> int:
+    """Serve until SIGINT or SIGTERM; what is being answered is finished first.
+
+    Args:
+        config: the options.
+
+    Returns:
+        0 where nothing else ends it; a signal ends the process as signals do (130 or 143) once all is answered.
+
+    Raises:
+        ConfigError: the address cannot be listened on, or the device is not there.
+        WeightsError: the model cannot be loaded.
+    """
+    import uvicorn
+    from rich.console import Console
+
+    from portraitkit.serving import listen, url_of
+    from portraitkit.vlm.load import check_device
+    from reward_models.judge.judge import load_judge
+    from reward_models.workers.judge_server import build_app
+
+    console = Console(stderr=True, highlight=False)
+    check_device(config.device)
+    if config.model.startswith(("http://", "https://", "vllm:")):
+        raise ConfigError(f"--model {config.model}: is served already, or by vLLM's own server; give embedded, a folder or a hub id")
+    with listen(config.host, config.port) as listener:
+        judge = load_judge(
+            config.model, device=config.device, dtype=None if config.dtype == "auto" else config.dtype, batch_size=config.batch_size
+        )
+        hosts = ("127.0.0.1", "localhost", "[::1]", *config.allowed_hosts) if config.is_loopback else ("*",)
+        app = build_app(judge, config, allowed_hosts=hosts)
+        if not config.is_loopback:
+            console.print(
+                f"[bold red]warning:[/] --host {config.host}: everyone who reaches this machine can use the model, without encryption "
+                "and without a key. Put a proxy in front, or stay with 127.0.0.1."
+            )
+        console.print(f"judge {config.model} at {url_of(config.host, listener)}/v1", markup=False, soft_wrap=True)
+        settings = uvicorn.Config(
+            app, access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=30, lifespan="on"
+        )
+        uvicorn.Server(settings).run(sockets=[listener])
+    return 0

@@ -1,0 +1,61 @@
+"""Entry point of `serve-rewards`. Imports nothing heavy at its top: `--help` must answer at once."""
+
+from portraitkit.cli import run_command
+from reward_models.workers.serve_rewards_config import ServeRewardsConfig
+
+
+def serve_rewards() -> None:
+    """Console command `serve-rewards`: rewards in a process or on a host of their own."""
+    run_command(_serve)
+
+
+def _serve(argv: list[str]) -> int:
+    from portraitkit.config import load_config
+
+    return serve(load_config(ServeRewardsConfig, argv, prog="serve-rewards"))
+
+
+def serve(config: ServeRewardsConfig) -> int:
+    """Serve until SIGINT or SIGTERM; what is being scored or waits for it is answered first.
+
+    Args:
+        config: the options.
+
+    Returns:
+        0 after a clean stop.
+
+    Raises:
+        ConfigError: a reward's name is unknown, the address cannot be listened on, or the device is not there.
+        WeightsError: a reward cannot be loaded.
+    """
+    import uvicorn
+    from rich.console import Console
+
+    from portraitkit.endpoint import read_key
+    from portraitkit.serving import listen, url_of
+    from portraitkit.vlm.load import check_device
+    from reward_models.reward_set import build_rewards, check_names
+    from reward_models.workers.server import Desk, build_app
+    from reward_models.workers.wire import TOKEN_ENV
+
+    console = Console(stderr=True, highlight=False)
+    check_names(config.rewards)
+    check_device(config.device)
+    token = read_key("serve-rewards", TOKEN_ENV, optional=True)
+    with listen(config.host, config.port) as listener:
+        desk = Desk(lambda: build_rewards(config.rewards, (), "product", config.device), config.device)
+        hosts = ("127.0.0.1", "localhost", "[::1]", *config.allowed_hosts) if config.is_loopback else ("*",)
+        app = build_app(desk, config, token=token, allowed_hosts=hosts)
+        if not config.is_loopback:
+            who = "everyone who reaches this machine and has the token" if token else "everyone who reaches this machine"
+            advice = "" if token else f" Set {TOKEN_ENV} here and for the run."
+            console.print(f"[bold red]warning:[/] --host {config.host}: {who} can use the rewards, without encryption.{advice}")
+        console.print(f"{', '.join(config.rewards)} at {url_of(config.host, listener)}", markup=False, soft_wrap=True)
+        limits = {"timeout_graceful_shutdown": 60, "timeout_keep_alive": 60}  # longer than a client keeps an idle connection
+        settings = uvicorn.Config(app, access_log=False, log_level="warning", server_header=False, lifespan="on", **limits)
+        server = uvicorn.Server(settings)
+        desk.on_failure = lambda: setattr(server, "should_exit", True)
+        server.run(sockets=[listener])
+        if desk.failure is not None:
+            raise desk.failure
+    return 0

@@ -1,0 +1,1 @@
+"""What rebuilds the embedded weights and measures speed: outside the wheel."""

@@ -1,0 +1,199 @@
+"""The first stage of the embedded model: its language part learns to read the untrained tower's tokens.
+
+The tower's tokens hold what the tasks ask for from the start (`see_from_the_start`): a linear map of them, fitted in closed form, finds
+the colour of lipstick to dE76 11 and a judge's five scores at correlations of .82 to .99. So they are computed once and kept, and only
+the small language part is trained, many times faster than both together.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor
+
+from policies.vlm.tasks import load_task
+from portraitkit.vlm.muon import MuonAdamW
+from portraitkit.vlm.rows import messages
+from reward_models.judge.preference_task import TASK, turned_columns
+from tools.embedded.vlm_facts import FACTS, Facts
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A task's training rows, ready for the language part.
+
+    Attributes:
+        prompt: token ids, pictures' places included.
+        positions: of the prompt's tokens, 3 x tokens.
+        answers: token ids of each row's target.
+        pictures: the tower's tokens, rows x tokens x width.
+        facts: of each row, for the kind's loss.
+    """
+
+    prompt: Tensor
+    positions: Tensor
+    answers: list[Tensor]
+    pictures: Tensor
+    facts: Tensor
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A run of updates.
+
+    Attributes:
+        steps: updates.
+        learning_rate: of embeddings, norms and heads, after a warm-up of 50 updates.
+        muon_learning_rate: of the matrices.
+        decay: share of the updates, at the end, over which both fall to 0 in a straight line. Most is learned there.
+        shares: rows of each kind of facts in one update.
+        rows: how many of each task's rows, the first ones; all if None.
+    """
+
+    steps: int
+    learning_rate: float
+    muon_learning_rate: float
+    decay: float
+    shares: Mapping[str, int]
+    rows: int | None = None
+
+
+def teach_to_read(
+    model: Any, heads: torch.nn.ModuleDict, lessons: Callable[[], Mapping[str, Lesson]], phase: Phase, keep: Path, console: Console
+) -> None:
+    """Train everything but the tower on all tasks' answers, and on their facts by linear heads.
+
+    Args:
+        model: whose tower stays as it is.
+        heads: from `make_heads`.
+        lessons: gives what `make_lessons` made, if there is anything left to do.
+        phase: how long and how fast.
+        keep: file that the state is written to every 100 updates, and gone on from.
+        console: for a line every 50 updates: losses of the answers and of the facts of each kind.
+    """
+    state = torch.load(keep, weights_only=True) if keep.is_file() else {"done": 0}
+    if state["done"]:
+        model.load_state_dict(state["model"])
+        heads.load_state_dict(state["heads"])
+    if state["done"] >= phase.steps:
+        return
+    named = [(name, value) for name, value in model.named_parameters() if "visual" not in name]
+    named += [(f"head.{name}", value) for name, value in heads.named_parameters()]
+    optimizer = MuonAdamW(named, muon_learning_rate=phase.muon_learning_rate, learning_rate=phase.learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / 50) * min(1.0, max(0.02, (phase.steps - step) / (phase.decay * phase.steps)))
+    )
+    if state["done"]:
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+    found = lessons()
+    started, sums = time.monotonic(), dict.fromkeys(FACTS, torch.zeros(2))
+    for step in range(state["done"] + 1, phase.steps + 1):
+        optimizer.zero_grad()
+        for kind, facts in FACTS.items():
+            task = facts.tasks[int(torch.randint(len(facts.tasks), ()))]
+            losses = torch.stack(_losses(model, found[task], phase, heads[kind], facts, phase.shares[kind]))
+            losses.sum().backward()
+            sums[kind] = sums[kind] + losses.detach() / 50
+        torch.nn.utils.clip_grad_norm_([value for _, value in named], 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0:
+            figures = "  ".join(f"{kind} {float(both[0]):.3f} {float(both[1]):.3f}" for kind, both in sums.items())
+            console.print(f"read {step}/{phase.steps}, {time.monotonic() - started:.0f} s  {figures}", highlight=False, soft_wrap=True)
+            sums = dict.fromkeys(FACTS, torch.zeros(2))
+        if step % 100 == 0 or step == phase.steps:
+            reached = {"done": step, "model": model.state_dict(), "heads": heads.state_dict()}
+            torch.save(reached | {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, keep)
+
+
+def make_heads(width: int) -> torch.nn.ModuleDict:
+    """A linear head for each kind of facts; they are thrown away after training."""
+    return torch.nn.ModuleDict({kind: torch.nn.Linear(width, facts.outputs) for kind, facts in FACTS.items()})
+
+
+def make_lessons(
+    model: Any, processor: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]], look: Callable[[Sequence[Any]], Tensor]
+) -> dict[str, Lesson]:
+    """Every task's rows as tokens; `look` gives the tower's tokens of rows, n x tokens x width. A judge's rows come in both orders."""
+    lessons = {name: _lesson(name, model, processor, some, look) for name, some in rows.items()}
+    if "preference" in lessons:
+        lessons["preference"] = _both_orders(lessons["preference"], rows["preference"], processor)
+    return lessons
+
+
+def _lesson(name: str, model: Any, processor: Any, rows: Sequence[Mapping[str, Any]], look: Callable[[Sequence[Any]], Tensor]) -> Lesson:
+    """Tokens, positions and facts of a task's rows."""
+    task = load_task(name)
+    facts = next(facts for facts in FACTS.values() if name in facts.tasks)
+    shown = [picture.permute(2, 0, 1) for picture in rows[0]["pictures"]]
+    chat = processor.apply_chat_template(
+        messages(task.brief or task.prompt, pictures=len(shown)), tokenize=False, add_generation_prompt=True
+    )
+    example = processor(images=shown, text=[chat], return_tensors="pt")
+    positions = model.model.get_rope_index(example["input_ids"], example["mm_token_type_ids"], example["image_grid_thw"])[0]
+    answers = [_tokens(row["target"], processor) for row in rows]
+    truth = torch.tensor([facts.read(row["columns"]) for row in rows])
+    return Lesson(example["input_ids"][0], positions[:, 0], answers, look(rows).bfloat16(), truth)
+
+
+def _tokens(target: str, processor: Any) -> Tensor:
+    return torch.tensor(processor.tokenizer(target + "<|im_end|>\n")["input_ids"])
+
+
+def _both_orders(lesson: Lesson, rows: Sequence[Mapping[str, Any]], processor: Any) -> Lesson:
+    """The rows as they are, then with their two pictures exchanged."""
+    turned = [turned_columns(row["columns"]) for row in rows]
+    answers = [_tokens(TASK.perfect(TASK.read_truth(columns)), processor) for columns in turned]
+    pictures = lesson.pictures.unflatten(1, (2, -1)).flip(1).flatten(1, 2)
+    facts = torch.tensor([FACTS["preference"].read(columns) for columns in turned])
+    return replace(
+        lesson,
+        answers=lesson.answers + answers,
+        pictures=torch.cat([lesson.pictures, pictures]),
+        facts=torch.cat([lesson.facts, facts]),
+    )
+
+
+def _losses(model: Any, lesson: Lesson, phase: Phase, head: torch.nn.Linear, facts: Facts, count: int) -> tuple[Tensor, Tensor]:
+    """Loss of the answers of random rows, and of the facts read at the prompt's last token."""
+    index = torch.randint(min(len(lesson.answers), phase.rows or len(lesson.answers)), (count,))
+    loss, states = read(model, lesson, index)
+    return loss, facts.loss(head(states[:, len(lesson.prompt) - 1]), lesson.facts[index])
+
+
+def read(model: Any, lesson: Lesson, index: Tensor, *, noise: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The language part on some rows of a lesson.
+
+    Args:
+        model: whose tower is not asked.
+        lesson: of the rows.
+        index: of the rows, n.
+        noise: standard deviation of what is added to the pictures' tokens.
+
+    Returns:
+        Loss of their answers; last hidden states of prompt and answer, n x tokens x width.
+    """
+    chosen, count = [lesson.answers[i] for i in index.tolist()], len(index)
+    length, longest = len(lesson.prompt), max(map(len, chosen))
+    answers = torch.full((count, longest), -100)
+    for row, answer in enumerate(chosen):
+        answers[row, : len(answer)] = answer
+    ids = torch.cat([lesson.prompt.expand(count, -1), answers.clamp_min(0)], 1)
+    positions = torch.cat([lesson.positions, lesson.positions.max() + 1 + torch.arange(longest).expand(3, longest)], 1)
+    embedded = model.model.language_model.embed_tokens(ids)
+    place = (ids == model.config.image_token_id)[..., None].expand_as(embedded)
+    seen = lesson.pictures[index].to(embedded.dtype)
+    embedded = embedded.masked_scatter(place, seen + noise * torch.randn_like(seen) if noise else seen)
+    with torch.autocast("cpu", torch.bfloat16):
+        # Answers are padded on the right, where no earlier token looks: no mask is needed.
+        hidden = model.model.language_model(
+            inputs_embeds=embedded, position_ids=positions[:, None].expand(3, count, -1), use_cache=False
+        ).last_hidden_state
+        said = model.lm_head(hidden[:, length - 1 : -1])
+    return F.cross_entropy(said.float().flatten(0, 1), answers.flatten(), ignore_index=-100), hidden.float()
