@@ -14,10 +14,9 @@ from portraitkit.faces.identity import SAME_PERSON, identity_distance, identity_
 from portraitkit.faces.mesh import require_mesh
 from portraitkit.files.jsonl import read_objects
 from portraitkit.pictures.images import read_image, resize
-from preference_data.people.synthetic import make_case
+from preference_data.people.synthetic import SEEDS, make_case
 from reward_models.photos import Photos
 
-SEEDS = {"train": 0, "validation": 10_000_000, "held_out": 20_000_000}
 MIN_FACE = 32
 MAX_MISFIT = 0.06
 

@@ -29,9 +29,10 @@ from preference_data.card import BUILT, build_record
 from preference_data.commands.build_config import BuildConfig
 from preference_data.commands.only_writer import WRITING, only_writer
 from preference_data.generators import open_generators
-from preference_data.generators.base import Candidate, Generator, GeneratorOptions, Subject
+from preference_data.generators.base import Candidate, Generator, GeneratorOptions
 from preference_data.pair_set import METADATA, QUARANTINE, holds_pairs, write_quarantine
-from preference_data.people.subjects import PhotoRow, describe_rows, embedded_rows, folder_rows, open_subject, photo_names, without_paint
+from preference_data.people.photos import PhotoRow, describe_rows, folder_rows, photo_names
+from preference_data.people.subjects import Subject, embedded_rows, open_subject, without_paint
 from preference_data.people.synthetic_pairs import verdicts_of
 from preference_data.schema import Origin, Pair, pair_of, row_of
 

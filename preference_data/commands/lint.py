@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from preference_data.commands.lint_checks import (
     look,
 )
 from preference_data.commands.lint_config import LintConfig
-from preference_data.pair_set import METADATA, check_inside, metadata_of, scan_pairs
-from preference_data.people.subjects import read_photo_row
+from preference_data.pair_set import METADATA, metadata_of, scan_pairs
+from preference_data.people.photos import read_photo_row
 
 SHOWN = 3
 
@@ -75,16 +76,7 @@ def read_entries(folder: Path) -> tuple[list[Entry], list[Finding]]:
             for pair, line in zip(found.rows, found.lines, strict=True)
         ]
     else:
-        root = folder.resolve()
-
-        def read(row: dict[str, Any]) -> dict[str, Any]:
-            read_photo_row(row)
-            for key in ("file_name", "anchor_file_name"):
-                if row.get(key) is not None:
-                    check_inside(root, row[key], key)
-            return row
-
-        found = read_json_lines(path, read)
+        found = read_json_lines(path, partial(read_photo_row, root=folder.resolve()))
         entries = [
             Entry(
                 line, row["file_name"], row.get("anchor_file_name"), (), row.get("split") or _default_split(line), row.get("identity") or ""

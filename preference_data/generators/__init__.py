@@ -1,6 +1,7 @@
 """Candidate generators: one file each, each exporting `GENERATOR`; `open_generators` finds them by name or by file."""
 
-from preference_data.generators.base import Candidate, Generator, GeneratorOptions, Subject
+from preference_data.generators.base import Candidate, Generator, GeneratorOptions
+from preference_data.people.subjects import Subject
 
 BUILT_IN = ("degradations", "folder", "pipeline")
 USAGE = "degradations, folder:PATH, pipeline:PATH_OR_HUB_ID or my_file.py:GENERATOR"

@@ -7,35 +7,8 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from preference_data.people.photo_face import PhotoFace
-from preference_data.people.synthetic import Case
+from preference_data.people.subjects import Subject
 from preference_data.schema import Origin
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One aligned photo of one face.
-
-    Attributes:
-        id: unique, usable in file names.
-        case: the crop with what is known of it: `source` is the photo, `clean` its label or, where blemishes were painted onto the photo,
-            the photo before; `opacity` of the blemishes.
-        label: the photo's preferred retouch, RGB in [0, 1], where there is one.
-        split: "train", "validation" or "held_out".
-        synthetic: whether the photo itself was altered or made by code.
-        path: of the photo before alignment; None for the embedded people.
-        matrix: photo -> crop in pixels, see `portraitkit.faces.align`; None for the embedded people.
-        face: of the photo, before alignment; None for the embedded people.
-    """
-
-    id: str
-    case: Case
-    label: Float[Tensor, "3 h w"] | None
-    split: str
-    synthetic: bool
-    path: Path | None = None
-    matrix: Float[Tensor, "2 3"] | None = None
-    face: PhotoFace | None = None
 
 
 @dataclass(frozen=True)

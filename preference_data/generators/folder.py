@@ -12,7 +12,7 @@ from portraitkit.errors import ConfigError, DataError, ImageError
 from portraitkit.faces.warp import sample
 from portraitkit.pictures.images import list_images, read_image
 from preference_data.generators.base import Candidate, GeneratorOptions, Subject
-from preference_data.people.photo_face import fit_retouch
+from preference_data.people.photos import fit_retouch
 from preference_data.schema import Origin
 
 NUMBERED = re.compile(r"(.+)\.([0-9]{1,9})")

@@ -24,6 +24,8 @@ from preference_data.people.blemishes import paint_blemishes
 from preference_data.people.retouch_labels import LABEL_SHARES, LABELS
 
 STAGE = 192
+SEEDS = {"train": 0, "validation": 10_000_000, "held_out": 20_000_000}
+"""The first seed of each split in product runs."""
 SPLITS = {"train": ((0.0, 0.34), (0.66, 1.0)), "validation": ((0.37, 0.39), (0.61, 0.63)), "held_out": ((0.42, 0.58),)}
 
 

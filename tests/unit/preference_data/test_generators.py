@@ -15,7 +15,8 @@ from preference_data.generators import GeneratorOptions, open_generators
 from preference_data.generators.base import Candidate
 from preference_data.generators.folder import match_retouches
 from preference_data.generators.pipeline import Pipeline
-from preference_data.people.subjects import PhotoRow, open_subject, without_paint
+from preference_data.people.photos import PhotoRow
+from preference_data.people.subjects import open_subject, without_paint
 from preference_data.schema import DIMENSIONS, Origin
 
 OPTIONS = GeneratorOptions("retouch", 2, "cpu")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from portraitkit.errors import DataError
-from preference_data.people.subjects import folder_rows
+from preference_data.people.photos import folder_rows
 
 ANNA, NEAR, GRACE, EVE = [0.0, 0.0], [0.1, 0.0], [5.0, 0.0], [9.0, 0.0]
 
