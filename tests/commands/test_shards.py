@@ -90,9 +90,9 @@ def test_jobs_of_their_own_build_what_one_process_builds(command, tmp_path, monk
 
 def test_photos_are_looked_at_by_all_shards_together(command, tmp_path, monkeypatch):
     """Each photo is opened by one of them only, and all deal out the same persons to the same splits."""
-    from preference_data.people import subjects
+    from preference_data.people import photos as photo_folder
 
-    photos, seen, embed = tmp_path / "photos", [], subjects._embed
+    photos, seen, embed = tmp_path / "photos", [], photo_folder._embed
     photos.mkdir()
     portraits = bundled_portraits()
     for name, pixels in portraits.items():
@@ -103,7 +103,7 @@ def test_photos_are_looked_at_by_all_shards_together(command, tmp_path, monkeypa
         seen.append(path.name)
         return embed(path)
 
-    monkeypatch.setattr(subjects, "_embed", counted)
+    monkeypatch.setattr(photo_folder, "_embed", counted)
     build = ("build", photos, "--resolution", "64", "--pairs-per-photo", "1", "--max-bad-share", "0.5", "--output-dir")
     for index in (3, 1, 2):
         assert command(make_preferences, *build, tmp_path / "shards", "--shard", f"{index}/3")[0] == 0
