@@ -96,8 +96,9 @@ class RetoucherConfig:
     """One initial noise per group: the steps before the first stochastic one, and that step's own gradient, are computed once a group."""
 
     bf16_rollouts: bool = False
-    """Rollouts: a candidate's own ODE steps and its decoding in bfloat16 (twice as fast on a CPU with AVX512_BF16); the stochastic steps,
-    the updates and every evaluation stay in the backbone's own type, so that the ratio is exact."""
+    """Rollouts: a candidate's own ODE steps and its decoding in bfloat16, on a CPU only if it multiplies bfloat16 natively (twice as fast
+    there; PORTRAITKIT_CPU_BF16=on or off overrules the measurement). The stochastic steps, the updates and every evaluation stay in the
+    backbone's own type, so that the ratio is exact."""
 
     rewards: tuple[str, ...] = ("blemish_removal", "texture", "skin_tone", "identity", "clarity")
     """Rewards in use: the verifiable ones, clip_similarity:PATH (open_clip weights), iqa:NAME (a pyiqa metric), judge:PATH[:FORM]."""

@@ -4,9 +4,7 @@ With one initial noise per group the ODE steps before the first drawn step are t
 velocity at that step: they are computed once a group. That is exact, and the update does the same for that step's gradient.
 """
 
-import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +18,7 @@ from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.model.backbone import Backbone, Condition, Latents
 from policies.retoucher.seeds import mix
 from portraitkit.errors import ConfigError
+from portraitkit.processor import bf16_autocast
 
 
 @dataclass(frozen=True)
@@ -235,7 +234,7 @@ def roll_out_photos(
     steps: list[TakenStep] = []
     evaluations = 0
     for index, (sigma, sigma_next) in enumerate(zip(plan.sigmas[:-1], plan.sigmas[1:], strict=True)):
-        with bfloat16(bf16 and index not in plan.drawn and len(x) == len(photo_of)):
+        with bf16_autocast(bf16 and index not in plan.drawn and len(x) == len(photo_of)):
             v = evaluate(backbone, x, sigma, condition, rows, batch)
         evaluations += len(x) * backbone.forwards
         if index not in plan.drawn:
@@ -271,16 +270,6 @@ def join(parts: Sequence[Rollout]) -> Rollout:
     ]
     latents, photo_of = (torch.cat([getattr(part, name) for part in parts]) for name in ("latents", "photo_of"))
     return Rollout(latents, photo_of, steps, sum(part.evaluations for part in parts))
-
-
-def bfloat16(enabled: bool) -> ExitStack:
-    """Autocast to bfloat16 on the CPU and on CUDA, or nothing."""
-    stack = ExitStack()
-    stack.enter_context(warnings.catch_warnings())
-    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # RMS norms keep their float32 weights
-    for device in ("cpu", "cuda") if enabled else ():
-        stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=device == "cpu" or torch.cuda.is_available()))
-    return stack
 
 
 def evaluate(

@@ -10,7 +10,8 @@ from torch import Tensor
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.micro_batch import Room
 from policies.retoucher.model.backbone import Backbone, Condition, Latents
-from policies.retoucher.rollout import Noise, Rollout, StepPlan, bfloat16, join, roll_out_photos
+from policies.retoucher.rollout import Noise, Rollout, StepPlan, join, roll_out_photos
+from portraitkit.processor import bf16_autocast
 from reward_models.photos import Photos
 from reward_models.reward_set import RewardSet
 
@@ -83,5 +84,5 @@ def roll_out_and_score(
 @torch.no_grad()
 def _decoded(backbone: Backbone, condition: Condition, rollout: Rollout, batch: int, bf16: bool) -> Float[Tensor, "members 3 h w"]:
     parts = zip(rollout.latents.split(batch), rollout.photo_of.split(batch), strict=True)
-    with bfloat16(bf16):
+    with bf16_autocast(bf16):
         return torch.cat([backbone.decode(latents, condition.select(photo_of)) for latents, photo_of in parts])

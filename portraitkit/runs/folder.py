@@ -283,6 +283,8 @@ def environment(command: list[str], seed: int) -> dict[str, Any]:
     """What the run ran on: versions, hardware, revision, the exact command."""
     import torch
 
+    from portraitkit.processor import cpu_bf16
+
     versions = {}
     for name in PACKAGES:
         try:
@@ -299,6 +301,7 @@ def environment(command: list[str], seed: int) -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "cpu_bf16": cpu_bf16(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": versions,
         "revision": _revision(),

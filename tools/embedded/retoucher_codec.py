@@ -20,6 +20,7 @@ from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from portraitkit.processor import bf16_autocast
 from tools.embedded.case_pool import CasePool, LabelledBatch
 
 JITTER = 0.08
@@ -83,7 +84,7 @@ def train_codec(
         for group in optimizer.param_groups:
             group["lr"] = lr
         case = pool.batch(batch, generator, crop=crop)
-        with torch.autocast("cpu", torch.bfloat16):
+        with bf16_autocast():
             z = latents_of(vae, torch.cat([case.source, case.label]))
             z_source, z_label = z.chunk(2)
             asked = head(z_source, case.kind, case.strength)

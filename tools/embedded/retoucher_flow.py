@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from policies.retoucher.backbones import tiny
 from policies.retoucher.model.backbone import sample_ode
+from portraitkit.processor import bf16_autocast
 from tools.embedded.case_pool import CasePool
 from tools.embedded.retoucher_codec import latents_of, pictures_of, psnr, residual_inside
 
@@ -162,7 +163,7 @@ def train_flow(
         t = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
         t = (t * 1.02).clamp(0.02, 1.0)
         x = torch.lerp(x0, noise, t[:, None, None])
-        with torch.autocast("cpu", torch.bfloat16):
+        with bf16_autocast():
             predicted = velocity(transformer, x, source, t, text, ids)
         error = predicted.float() - (noise - x0)
         shown = error.unflatten(2, (len(metric), 4)).transpose(2, 3) @ root

@@ -25,6 +25,7 @@ from policies.vlm.tasks import load_task
 from portraitkit.cli import run_command
 from portraitkit.config import load_config
 from portraitkit.pictures.images import from_uint8, to_uint8
+from portraitkit.processor import bf16_autocast
 from portraitkit.vlm.evaluate import score_all
 from portraitkit.vlm.generate import complete
 from portraitkit.vlm.rows import Row
@@ -183,7 +184,7 @@ def pixels_of(processor: Any, rows: Sequence[Mapping[str, Any]]) -> tuple[Tensor
 
 def look(model: Any, pixels: Tensor, grid: Tensor) -> Tensor:
     """The tower's tokens of each picture, n x tokens x width; matrix products in bfloat16."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with bf16_autocast():
         tokens = model.model.visual(pixels.reshape(-1, pixels.shape[-1]), grid.expand(len(pixels), -1)).pooler_output
     tokens = torch.cat(list(tokens)) if isinstance(tokens, list | tuple) else tokens
     return tokens.float().view(len(pixels), -1, tokens.shape[-1])

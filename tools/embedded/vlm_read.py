@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from policies.vlm.tasks import load_task
+from portraitkit.processor import bf16_autocast
 from portraitkit.vlm.muon import MuonAdamW
 from portraitkit.vlm.rows import messages
 from reward_models.judge.preference_task import TASK, turned_columns
@@ -190,7 +191,7 @@ def read(model: Any, lesson: Lesson, index: Tensor, *, noise: float = 0.0) -> tu
     place = (ids == model.config.image_token_id)[..., None].expand_as(embedded)
     seen = lesson.pictures[index].to(embedded.dtype)
     embedded = embedded.masked_scatter(place, seen + noise * torch.randn_like(seen) if noise else seen)
-    with torch.autocast("cpu", torch.bfloat16):
+    with bf16_autocast():
         # Answers are padded on the right, where no earlier token looks: no mask is needed.
         hidden = model.model.language_model(
             inputs_embeds=embedded, position_ids=positions[:, None].expand(3, count, -1), use_cache=False
