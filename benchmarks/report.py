@@ -12,9 +12,9 @@ from benchmarks import published
 from benchmarks.cases import AMPLIFY, extremes, show_cases
 from benchmarks.charts import colour, distribution, matrix, radar
 from benchmarks.metric import Metric
-from benchmarks.significance import LEVEL
 from benchmarks.stats import Comparison
 from benchmarks.tables import Analysis, best_methods, decimals, figure, gained
+from portraitkit.stats import ALPHA
 
 
 def write_report(folder: Path, analysis: Analysis) -> Path:
@@ -80,10 +80,10 @@ def _verdicts(analysis: Analysis) -> list[dict[str, Any]]:
     out = []
     for before, after in dict.fromkeys((entry.before, entry.after) for entry in analysis.comparisons):
         entries = [entry for entry in analysis.comparisons if (entry.before, entry.after) == (before, after)]
-        sure = [entry for entry in entries if entry.p_holm < LEVEL]
+        sure = [entry for entry in entries if entry.p_holm < ALPHA]
         better = [entry.metric for entry in sure if entry.better]
         worse = [entry.metric for entry in sure if not entry.better]
-        unsure = [entry.metric for entry in entries if not entry.p_holm < LEVEL]
+        unsure = [entry.metric for entry in entries if not entry.p_holm < ALPHA]
         out.append({"before": before, "after": after, "better": better, "worse": worse, "unsure": unsure})
     return out
 
@@ -101,7 +101,7 @@ def _row(analysis: Analysis, metric: Metric) -> dict[str, Any]:
 
 
 def _compared(analysis: Analysis, entry: Comparison) -> dict[str, Any]:
-    verdict = ("better" if entry.better else "worse") if entry.p_holm < LEVEL else "undecided"
+    verdict = ("better" if entry.better else "worse") if entry.p_holm < ALPHA else "undecided"
     arrow = next(metric.arrow for metric in analysis.results.metrics if metric.name == entry.metric)
     gain, bounds = gained(entry)
     return {"entry": entry, "gain": gain, "bounds": bounds, "verdict": verdict, "arrow": arrow}

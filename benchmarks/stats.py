@@ -14,9 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.significance import holm, sign_flip_test
 from benchmarks.suite import Results
-from portraitkit.stats import bootstrap_interval, wilson_interval
+from portraitkit.stats import ALPHA, bootstrap_interval, holm, least_p, rank_correlation, sign_flip_test, wilson_interval
 
 Interval = tuple[float, float]
 
@@ -159,6 +158,27 @@ def comparisons(results: Results, table: Grid, seed: int = 0) -> list[Comparison
     return [replace(entry, p_holm=p) for entry, p in zip(out, corrected, strict=True)]
 
 
+def too_few(photos: int, comparisons: int) -> str:
+    """One line where no difference could be found, however large, since the least p of so many photos does not pass Holm; else empty.
+
+    >>> too_few(14, 136), too_few(15, 544)
+    ('', '')
+
+    Args:
+        photos: of the comparison that has most.
+        comparisons: that are corrected for together.
+    """
+    if comparisons == 0 or least_p(photos) * comparisons < ALPHA:
+        return ""
+    needed = next(count for count in itertools.count(1) if least_p(count) * comparisons < ALPHA)
+    compared = f"{comparisons} comparisons" if comparisons > 1 else "1 comparison"
+    return (
+        f"no difference can be found with {photos} photo{'s' if photos > 1 else ''}, however large: their least p is "
+        f"{least_p(photos):.2g}, and {compared} by Holm need one below {ALPHA / comparisons:.2g}; "
+        f"give {needed} photos or more, or fewer methods or metrics"
+    )
+
+
 def group_tables(results: Results, table: Grid, seed: int = 0) -> list[dict[str, Any]]:
     """Means per group value, where metadata has groups; `worst` marks the group of two or more that fares worst with a method."""
     out: list[dict[str, Any]] = []
@@ -191,11 +211,9 @@ def correlations(results: Results, table: Grid) -> tuple[list[str], np.ndarray, 
     Returns:
         Names of the metrics; Spearman's correlation over all pictures; the share of equal verdicts over every two methods of a photo.
     """
-    from scipy.stats import rankdata
-
     names = [metric.name for metric in results.metrics if metric.name in table.values]
     sign = {metric.name: metric.sign for metric in results.metrics}
-    flat = {name: (sign[name] * table.values[name]).flatten().numpy() for name in names}
+    flat = {name: (sign[name] * table.values[name]).flatten() for name in names}
     pairs = list(itertools.combinations(range(len(table.methods)), 2))
     verdicts = {}
     for name in names:
@@ -205,11 +223,8 @@ def correlations(results: Results, table: Grid) -> tuple[list[str], np.ndarray, 
     spearman, agreement = np.full((len(names), len(names)), np.nan), np.full((len(names), len(names)), np.nan)
     for i, one in enumerate(names):
         for j, other in enumerate(names):
-            both = np.isfinite(flat[one]) & np.isfinite(flat[other])
-            if both.sum() >= 3:
-                a, b = rankdata(flat[one][both]), rankdata(flat[other][both])
-                if a.std() > 0 and b.std() > 0:
-                    spearman[i, j] = np.corrcoef(a, b)[0, 1]
+            if (flat[one].isfinite() & flat[other].isfinite()).sum() >= 3:
+                spearman[i, j] = rank_correlation(flat[one], flat[other])
             decided = np.isfinite(verdicts[one]) & np.isfinite(verdicts[other]) & (verdicts[one] != 0) & (verdicts[other] != 0)
             if decided.any():
                 agreement[i, j] = float((verdicts[one][decided] == verdicts[other][decided]).mean())

@@ -16,11 +16,11 @@ import numpy as np
 from benchmarks import published
 from benchmarks.metric import Metric
 from benchmarks.preferences import Pair, pair_accuracy
-from benchmarks.significance import LEVEL, too_few
-from benchmarks.stats import Comparison, Grid, Mean, comparisons, correlations, grid, group_tables, means
+from benchmarks.stats import Comparison, Grid, Mean, comparisons, correlations, grid, group_tables, means, too_few
 from benchmarks.suite import Results
 from portraitkit.errors import RunFolderError
 from portraitkit.report.csv_cells import safe_cell
+from portraitkit.stats import ALPHA
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Analysis:
         out = [self.too_few()] if self.too_few() else []
         for before, after in dict.fromkeys((entry.before, entry.after) for entry in self.comparisons):
             entries = [entry for entry in self.comparisons if (entry.before, entry.after) == (before, after)]
-            sure = [entry for entry in entries if entry.p_holm < LEVEL]
+            sure = [entry for entry in entries if entry.p_holm < ALPHA]
             better = [entry.metric for entry in sure if entry.better]
             worse = [entry.metric for entry in sure if not entry.better]
             rest = len(entries) - len(sure)

@@ -1,4 +1,8 @@
-"""How sure: bootstrap intervals of means and paired differences, over rows or clusters; Wilson's of shares."""
+"""How sure: bootstrap intervals of means, Wilson's of shares, rank correlation, the sign-flip test and Holm's correction.
+
+Means are resampled by torch's random numbers and sign patterns are counted or sampled here: `scipy.stats.bootstrap` would change every
+interval by its own draws, and `scipy.stats.permutation_test` neither counts 2^32 patterns nor goes below one over its draws.
+"""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -8,6 +12,13 @@ from statistics import NormalDist
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+ALPHA = 0.05
+"""A difference counts as real where its corrected p is below."""
+DRAWS = 10_000
+EXACT = 32
+"""Pairs up to which every sign pattern is counted: the sums of either half are 2^16."""
+ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -24,7 +35,7 @@ class Change:
         return asdict(self)
 
 
-def bootstrap_interval(values: Float[Tensor, " n"], *, draws: int = 10_000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+def bootstrap_interval(values: Float[Tensor, " n"], *, draws: int = DRAWS, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean (Efron 1979), resampling whole photos; NaN values are left out."""
     values = values[values.isfinite()].double()
     if len(values) == 0:
@@ -32,6 +43,10 @@ def bootstrap_interval(values: Float[Tensor, " n"], *, draws: int = 10_000, seed
     generator = torch.Generator().manual_seed(seed)
     index = torch.randint(len(values), (draws, len(values)), generator=generator)
     means = values[index].mean(1)
+    return _percentiles(means, level)
+
+
+def _percentiles(means: Float[Tensor, " draws"], level: float) -> tuple[float, float]:
     tail = (1 - level) / 2
     low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=means.dtype)).tolist()
     return low, high
@@ -45,31 +60,17 @@ def paired_change(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> Ch
     return Change(float(before.mean()), float(after.mean()), float(gain.mean()), bootstrap_interval(gain))
 
 
-def rank_correlation(first: Float[Tensor, " n"], second: Float[Tensor, " n"]) -> float:
-    """Spearman's rank correlation in [-1, 1] of the places where both are finite, ties at their mean rank; NaN where one does not vary."""
-    both = first.isfinite() & second.isfinite()
-    centred = [_ranks(values[both]) for values in (first, second)]
-    scale = centred[0].norm() * centred[1].norm()
-    return float((centred[0] * centred[1]).sum() / scale) if float(scale) > 0 else float("nan")
-
-
-def _ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Mean ranks, centred on 0."""
-    below = (values[:, None] > values).sum(1) - (values[:, None] < values).sum(1)
-    return below.double() / 2
-
-
 def cluster_interval(
-    values: Float[Tensor, " n"], clusters: Sequence[Hashable], *, draws: int = 10_000, seed: int = 0, level: float = 0.95
+    values: Float[Tensor, " n"], clusters: Sequence[Hashable], *, draws: int = DRAWS, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean, resampling whole clusters (all rows of one person); NaN values are left out.
 
     Args:
         values: one a row.
-        clusters: whose row it is.
+        clusters: the cluster of each row.
         draws: bootstrap samples.
         seed: of the draws.
-        level: of the interval.
+        level: of the interval, such as 0.95.
     """
     places = {name: place for place, name in enumerate(dict.fromkeys(clusters))}
     at = torch.tensor([places[name] for name in clusters], dtype=torch.long)
@@ -81,13 +82,13 @@ def cluster_interval(
         return float("nan"), float("nan")
     index = torch.randint(len(counts), (draws, len(counts)), generator=torch.Generator().manual_seed(seed))
     means = sums[index].sum(1) / counts[index].sum(1)
-    tail = (1 - level) / 2
-    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=means.dtype)).tolist()
-    return low, high
+    return _percentiles(means, level)
 
 
 def wilson_interval(wins: float, votes: float, *, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927) in [0, 1], all of it without votes; a tie may count as half a win.
+    """Wilson's score interval of a share (Wilson 1927) in [0, 1], all of it without votes.
+
+    A tie may count as half a win, which `scipy.stats.binomtest` does not take.
 
     >>> [round(end, 3) for end in wilson_interval(8, 10)]
     [0.49, 0.943]
@@ -99,3 +100,91 @@ def wilson_interval(wins: float, votes: float, *, level: float = 0.95) -> tuple[
     middle = (share + z * z / (2 * votes)) / (1 + z * z / votes)
     half = z / (1 + z * z / votes) * math.sqrt(share * (1 - share) / votes + z * z / (4 * votes * votes))
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def rank_correlation(first: Float[Tensor, " n"], second: Float[Tensor, " n"]) -> float:
+    """Spearman's rank correlation in [-1, 1] of the places where both are finite, ties at their mean rank; NaN where one does not vary."""
+    import numpy as np
+    from scipy.stats import rankdata  # half a second, and most commands do not need it
+
+    both = first.isfinite() & second.isfinite()
+    if not both.any():
+        return math.nan
+    ranks = [rankdata(values[both].numpy(force=True)) for values in (first, second)]
+    return float(np.corrcoef(*ranks)[0, 1]) if all(rank.std() > 0 for rank in ranks) else math.nan
+
+
+def sign_flip_test(differences: Float[Tensor, " n"], *, draws: int = DRAWS, seed: int = 0) -> float:
+    """Two-sided p of the mean of paired differences under random signs (Fisher 1935); NaN for none.
+
+    Up to 32 pairs that differ it is exact. Beyond, it is estimated within a few percent of its value, however small that is, so that
+    it can pass a correction over thousands of comparisons.
+
+    Args:
+        differences: of the pairs; those that are not finite are left out.
+        draws: beyond 32 pairs.
+        seed: of the draws.
+    """
+    values = differences[differences.isfinite()].double()
+    if len(values) == 0:
+        return math.nan
+    sizes = values[values != 0].abs()
+    least = abs(float(values.sum())) - ROUNDING * float(sizes.sum())
+    if least <= 0:
+        return 1.0
+    if len(sizes) <= EXACT:
+        return _count(sizes, least)
+    return min(1.0, _estimate(sizes / sizes.max(), least / float(sizes.max()), draws, seed))
+
+
+def _count(sizes: Float[Tensor, " k"], least: float) -> float:
+    """Share of the sign patterns whose sum is `least` or further out: the sums of one half are looked up among those of the other."""
+    halves = [torch.zeros(1, dtype=torch.float64)] * 2
+    for place, size in enumerate(sizes):
+        sums = halves[place % 2]
+        halves[place % 2] = torch.cat([sums - size, sums + size])
+    one, other = halves[0].sort().values, halves[1].sort().values
+    reached = len(one) - torch.searchsorted(one, least - other)
+    return 2 * int(reached.sum()) / 2 ** len(sizes)
+
+
+def _estimate(sizes: Float[Tensor, " k"], least: float, draws: int, seed: int) -> float:
+    """The same share by importance sampling (Siegmund 1976): the observed sum is the expected one of what is drawn.
+
+    The observed pattern counts as one of the draws, as in a plain permutation test.
+    """
+    total = float(sizes.sum())
+    if least >= total * (1 - 2 * ROUNDING):  # all signs are equal
+        return 2.0 ** (1 - len(sizes))
+    low, high = 0.0, 1.0
+    while float((sizes * (high * sizes).tanh()).sum()) < least and high < 1e9:
+        low, high = high, 2 * high
+    for _ in range(60):
+        tilt = (low + high) / 2
+        low, high = (tilt, high) if float((sizes * (tilt * sizes).tanh()).sum()) < least else (low, tilt)
+    tilt = (low + high) / 2
+    logarithm = float((tilt * sizes + torch.log1p((-2 * tilt * sizes).exp()) - math.log(2)).sum())  # of the product of cosh
+    positive = torch.sigmoid(2 * tilt * sizes).float()
+    generator = torch.Generator().manual_seed(seed)
+    chunk, left, share = max(1, 2_000_000 // len(sizes)), draws, math.exp(logarithm - tilt * least)
+    while left:
+        count = min(chunk, left)
+        sums = 2 * ((torch.rand(count, len(sizes), generator=generator) < positive).double() @ sizes) - total
+        share += float((logarithm - tilt * sums[sums >= least]).exp().sum())
+        left -= count
+    return 2 * share / (draws + 1)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (1979); NaN stays NaN and does not count."""
+    order = sorted((value, place) for place, value in enumerate(p) if math.isfinite(value))
+    out, running = [math.nan] * len(p), 0.0
+    for rank, (value, place) in enumerate(order):
+        running = max(running, min(1.0, value * (len(order) - rank)))
+        out[place] = running
+    return out
+
+
+def least_p(pairs: int) -> float:
+    """The smallest p that `sign_flip_test` can give: all differences point the same way."""
+    return 2.0 ** (1 - pairs)

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.blind_test import statistics as st
 from benchmarks.blind_test.design import CHECK
 from benchmarks.blind_test.store import Vote
 from benchmarks.blind_test.study import Study
-from benchmarks.significance import holm
+from portraitkit import votes as st
 from portraitkit.errors import DataError
+from portraitkit.stats import ALPHA, holm
 
 FIRST, TIE, SECOND = 0, 1, 2
 SIDES = ("left", "tie", "right")
@@ -93,7 +93,7 @@ def analyse(study: Study, votes: Sequence[Vote], *, max_failed_checks: int, dete
         "strengths": strengths,
         "best": best,
         "groups": _groups(study, counted),
-        "agreement": _estimate(st.agreement_interval(units.reshape(-1, 3), draws=min(500, draws), seed=seed)),
+        "agreement": _estimate(st.alpha_interval(units.reshape(-1, 3), draws=min(500, draws), seed=seed)),
         "position": {"left": int(sides[:, 0].sum()), "right": int(sides[:, 2].sum()), "left_share": _estimate(bias), "p": bias_p},
         "power": _power(study, pairs, detect, missing=fewest - len(by_rater)),
     }
@@ -135,7 +135,7 @@ def _pairs(study: Study, by_rater: np.ndarray, detect: float, seed: int) -> list
         )
     for pair, corrected in zip(out, holm([pair["p"] for pair in out]), strict=True):
         pair["p_holm"] = corrected
-        pair["preferred"] = None if corrected >= st.ALPHA else pair["first"] if pair["wins"] > pair["losses"] else pair["second"]
+        pair["preferred"] = None if corrected >= ALPHA else pair["first"] if pair["wins"] > pair["losses"] else pair["second"]
     return out
 
 
@@ -187,7 +187,7 @@ def _power(study: Study, pairs: Sequence[dict[str, Any]], detect: float, *, miss
     """Votes and raters still to come; `missing` raters at least, for a verdict at all."""
     more = {f"{pair['first']} and {pair['second']}": max(0, pair["needed"] - pair["votes"]) for pair in pairs}
     raters = max(missing, 0, math.ceil(max(more.values()) * len(pairs) / study.photos_per_rater))
-    return {"detect": detect, "alpha": st.ALPHA, "power": 0.8, "more_votes": more, "more_raters": raters}
+    return {"detect": detect, "alpha": ALPHA, "power": 0.8, "more_votes": more, "more_raters": raters}
 
 
 def _estimate(estimate: st.Estimate) -> dict[str, float | None]:

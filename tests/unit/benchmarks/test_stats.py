@@ -1,6 +1,5 @@
 """Tests, corrections and agreement on data whose answer is known."""
 
-import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +11,13 @@ import torch
 from benchmarks.inputs import Inputs, Item
 from benchmarks.metrics import brisque, psnr
 from benchmarks.preferences import check_pairs, pair_accuracy, read_pairs
-from benchmarks.significance import EXACT, _count, _estimate, holm, sign_flip_test, too_few
 from benchmarks.stats import (
     comparisons,
     correlations,
     grid,
     group_tables,
     means,
+    too_few,
 )
 from benchmarks.suite import Results
 from portraitkit.errors import DataError
@@ -123,37 +122,6 @@ def test_pairs_that_cannot_be_used_are_refused(tmp_path, text, message):
         check_pairs(path, read_pairs(path), {"1"}, ["a", "b"])
 
 
-def test_sign_flips_are_exact_for_few():
-    assert sign_flip_test(torch.tensor([1.0, 1.0, 1.0])) == 2 / 8
-    assert sign_flip_test(torch.tensor([1.0, 1.0, 1.0, 0.0, math.nan])) == 2 / 8, "a tie flips nothing"
-    assert sign_flip_test(torch.zeros(3)) == sign_flip_test(torch.tensor([1.0, -1.0])) == 1
-    assert math.isnan(sign_flip_test(torch.tensor([math.nan])))
-    values = torch.tensor([0.3, -0.1, 0.4, 0.4, -0.2, 0.1, 0.7, 0.6, -0.5, 0.2, 0.9], dtype=torch.float64)
-    signs = torch.tensor(list(itertools.product((1.0, -1.0), repeat=len(values))), dtype=torch.float64)
-    assert sign_flip_test(values) == float(((signs @ values).abs() >= float(values.sum()) - 1e-9).double().mean())
-    assert sign_flip_test(torch.ones(EXACT)) == 2.0 ** (1 - EXACT)
-
-
-@pytest.mark.parametrize("shift", [0.02, 0.2, 0.5, 1.0, 1.5])
-@pytest.mark.parametrize("lattice", [False, True])
-def test_sign_flips_of_many_are_estimated_far_into_the_tail(shift, lattice):
-    """Against the exact count, down to 1e-9 and also where all differences have one size, so that many patterns tie."""
-    values = torch.randn(30, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + shift
-    values = values.sign() if lattice else values
-    least = abs(float(values.sum())) * (1 - 1e-9)
-    exact = _count(values.abs(), least)
-    assert _estimate(values.abs() / values.abs().max(), least / float(values.abs().max()), 10_000, 0) == pytest.approx(exact, rel=0.06)
-
-
-def test_sign_flips_of_many_have_no_floor():
-    assert sign_flip_test(torch.ones(200)) == 2.0**-199
-    strong = torch.randn(300, generator=torch.Generator().manual_seed(0)) + 1
-    assert 0 < sign_flip_test(strong) < 1e-30
-    assert sign_flip_test(strong) == sign_flip_test(strong) != sign_flip_test(strong, seed=1)
-    uniform = [sign_flip_test(torch.randn(40, generator=torch.Generator().manual_seed(seed)), draws=500) for seed in range(300)]
-    assert 0.01 <= np.mean(np.array(uniform) < 0.05) <= 0.1 and 0.4 < np.mean(uniform) < 0.6
-
-
 def test_many_methods_can_be_told_apart():
     """12 methods by 9 metrics are 594 comparisons; on each of 24 photos every method lies above the one before."""
     methods, metrics = "abcdefghijkl", [replace(psnr.METRIC, name=f"m{place}") for place in range(9)]
@@ -170,8 +138,3 @@ def test_too_few_photos_are_named():
     assert "14 photos" in line and "544 comparisons" in line and "15 photos or more" in line and "\n" not in line
     assert too_few(15, 544) == too_few(1, 0) == ""
     assert "1 photo," in too_few(1, 1) and "6 photos" in too_few(1, 1)
-
-
-def test_holm_leaves_out_what_is_unknown():
-    corrected = holm([0.01, 0.04, math.nan, 0.03])
-    assert corrected[:2] + corrected[3:] == pytest.approx([0.03, 0.06, 0.06]) and math.isnan(corrected[2])

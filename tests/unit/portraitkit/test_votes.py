@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 
-from benchmarks.blind_test import statistics as st
+from portraitkit import votes as st
 
 
 def simulate(strengths, tie: float, votes: int, raters: int, seed: int) -> np.ndarray:
@@ -134,20 +134,20 @@ def test_votes_must_link_all_methods():
 
 def test_alpha_is_that_of_krippendorffs_example():
     generator = np.random.default_rng(0)
-    assert st.agreement(np.array([[4, 0, 0], [0, 4, 0], [0, 0, 4]])) == pytest.approx(1)
-    assert abs(st.agreement(generator.multinomial(6, [1 / 3] * 3, size=3000))) < 0.02
+    assert st.ordinal_alpha(np.array([[4, 0, 0], [0, 4, 0], [0, 0, 4]])) == pytest.approx(1)
+    assert abs(st.ordinal_alpha(generator.multinomial(6, [1 / 3] * 3, size=3000))) < 0.02
     # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", example A: two observers, binary data, alpha = .095.
     first, second = [0, 1, 0, 0, 0, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]
     units = np.zeros((10, 3), int)
     for row, pair in enumerate(zip(first, second, strict=True)):
         for value in pair:
             units[row, 2 * value] += 1
-    assert st.agreement(units) == pytest.approx(0.095, abs=5e-4)
+    assert st.ordinal_alpha(units) == pytest.approx(0.095, abs=5e-4)
 
 
 def test_alpha_without_two_votes_on_a_unit_or_without_variation_is_unknown():
-    assert math.isnan(st.agreement(np.array([[1, 0, 0], [0, 0, 1]])))
-    assert math.isnan(st.agreement_interval(np.array([[3, 0, 0], [2, 0, 0]])).value)
+    assert math.isnan(st.ordinal_alpha(np.array([[1, 0, 0], [0, 0, 1]])))
+    assert math.isnan(st.alpha_interval(np.array([[3, 0, 0], [2, 0, 0]])).value)
 
 
 def test_position_bias_is_found_and_not_imagined():

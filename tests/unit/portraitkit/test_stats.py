@@ -1,12 +1,14 @@
 """Intervals and tests that hold what they promise, and gains with the right sign."""
 
+import itertools
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from portraitkit.stats import bootstrap_interval, paired_change, wilson_interval
+from portraitkit.stats import EXACT, _count, _estimate, bootstrap_interval, holm, paired_change, sign_flip_test, wilson_interval
 
 NORMAL = (lambda n, g: torch.randn(n, generator=g, dtype=torch.float64), 0.0)
 EXPONENTIAL = (lambda n, g: torch.empty(n, dtype=torch.float64).exponential_(generator=g), 1.0)
@@ -81,3 +83,39 @@ def test_the_interval_is_of_the_pairs_not_of_the_photos():
 )
 def test_wilson_intervals_are_those_of_newcombe_1998(wins, votes, low, high):
     assert wilson_interval(wins, votes) == pytest.approx((low, high), abs=6e-5)
+
+
+def test_sign_flips_are_exact_for_few():
+    assert sign_flip_test(torch.tensor([1.0, 1.0, 1.0])) == 2 / 8
+    assert sign_flip_test(torch.tensor([1.0, 1.0, 1.0, 0.0, math.nan])) == 2 / 8, "a tie flips nothing"
+    assert sign_flip_test(torch.zeros(3)) == sign_flip_test(torch.tensor([1.0, -1.0])) == 1
+    assert math.isnan(sign_flip_test(torch.tensor([math.nan])))
+    values = torch.tensor([0.3, -0.1, 0.4, 0.4, -0.2, 0.1, 0.7, 0.6, -0.5, 0.2, 0.9], dtype=torch.float64)
+    signs = torch.tensor(list(itertools.product((1.0, -1.0), repeat=len(values))), dtype=torch.float64)
+    assert sign_flip_test(values) == float(((signs @ values).abs() >= float(values.sum()) - 1e-9).double().mean())
+    assert sign_flip_test(torch.ones(EXACT)) == 2.0 ** (1 - EXACT)
+
+
+@pytest.mark.parametrize("shift", [0.02, 0.2, 0.5, 1.0, 1.5])
+@pytest.mark.parametrize("lattice", [False, True])
+def test_sign_flips_of_many_are_estimated_far_into_the_tail(shift, lattice):
+    """Against the exact count, down to 1e-9 and also where all differences have one size, so that many patterns tie."""
+    values = torch.randn(30, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + shift
+    values = values.sign() if lattice else values
+    least = abs(float(values.sum())) * (1 - 1e-9)
+    exact = _count(values.abs(), least)
+    assert _estimate(values.abs() / values.abs().max(), least / float(values.abs().max()), 10_000, 0) == pytest.approx(exact, rel=0.06)
+
+
+def test_sign_flips_of_many_have_no_floor():
+    assert sign_flip_test(torch.ones(200)) == 2.0**-199
+    strong = torch.randn(300, generator=torch.Generator().manual_seed(0)) + 1
+    assert 0 < sign_flip_test(strong) < 1e-30
+    assert sign_flip_test(strong) == sign_flip_test(strong) != sign_flip_test(strong, seed=1)
+    uniform = [sign_flip_test(torch.randn(40, generator=torch.Generator().manual_seed(seed)), draws=500) for seed in range(300)]
+    assert 0.01 <= np.mean(np.array(uniform) < 0.05) <= 0.1 and 0.4 < np.mean(uniform) < 0.6
+
+
+def test_holm_leaves_out_what_is_unknown():
+    corrected = holm([0.01, 0.04, math.nan, 0.03])
+    assert corrected[:2] + corrected[3:] == pytest.approx([0.03, 0.06, 0.06]) and math.isnan(corrected[2])

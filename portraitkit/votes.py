@@ -1,4 +1,4 @@
-"""Statistics of paired comparisons with ties: tests and intervals by rater, the Davidson model, agreement, position bias, power.
+"""Statistics of paired comparisons with ties: tests and intervals by rater, Bradley-Terry and Davidson, Krippendorff's alpha, power.
 
 Votes enter as counts: for each pair of methods (i, j) the wins of i, the ties, and the wins of j, an array (pairs, 3); by rater one such
 array a rater, (raters, pairs, 3), or (raters, 3) for a single pair. Pairs are listed as in `pairs_of`. Raters are the units: votes of one
@@ -14,11 +14,10 @@ import krippendorff
 import numpy as np
 import torch
 from scipy import stats
+from scipy.optimize import minimize
+from scipy.sparse.csgraph import connected_components
 
-from benchmarks.significance import sign_flip_test
-from portraitkit.stats import wilson_interval
-
-ALPHA = 0.05
+from portraitkit.stats import ALPHA, sign_flip_test, wilson_interval
 
 VIRTUAL_VOTES = 0.1
 """Added to each of the three outcomes of every pair that was compared: keeps the estimates finite where a method never loses."""
@@ -132,14 +131,31 @@ def fewest_raters(tests: int) -> int:
 
 def is_connected(counts: np.ndarray, methods: int) -> bool:
     """Whether votes link every method to every other one, so that one scale can hold them all. Counts are (pairs, 3)."""
-    reached, grown = {0}, True
-    while grown:
-        before = len(reached)
-        for (i, j), votes in zip(pairs_of(methods), counts.sum(1), strict=True):
-            if votes > 0 and (i in reached or j in reached):
-                reached |= {i, j}
-        grown = len(reached) > before
-    return len(reached) == methods
+    votes = np.zeros((methods, methods))
+    votes[np.triu_indices(methods, 1)] = counts.sum(1)
+    return connected_components(votes, directed=False)[0] == 1
+
+
+def bradley_terry(wins: np.ndarray, *, prior: float) -> np.ndarray:
+    """Maximum a posteriori strengths (Bradley & Terry 1952); a tie enters as half a win for each.
+
+    Args:
+        wins: of the row over the column, (systems, systems), 0 on the diagonal.
+        prior: wins and losses of every system against one of strength 0, so that one that always wins stays finite.
+
+    Returns:
+        Log-odds strengths, mean 0: P(i beats j) = sigmoid(s_i - s_j).
+    """
+
+    def loss(strengths: np.ndarray) -> tuple[float, np.ndarray]:
+        gap = strengths[:, None] - strengths[None]
+        value = (wins * np.logaddexp(0, -gap)).sum() + prior * (np.logaddexp(0, -strengths) + np.logaddexp(0, strengths)).sum()
+        lost = wins / (1 + np.exp(gap))
+        gradient = lost.sum(0) - lost.sum(1) + prior * (1 / (1 + np.exp(-strengths)) - 1 / (1 + np.exp(strengths)))
+        return float(value), gradient
+
+    fitted = minimize(loss, np.zeros(len(wins)), jac=True, method="L-BFGS-B").x
+    return fitted - fitted.mean()
 
 
 def fit_davidson(counts: np.ndarray, methods: int, *, steps: int = 60) -> np.ndarray:
@@ -215,11 +231,13 @@ def strengths(by_rater: np.ndarray, methods: int, *, draws: int = 2000, seed: in
     return Strengths(values, tie, tuple(low.tolist()), tuple(high.tolist()), tuple(first.tolist()))
 
 
-def agreement(units: np.ndarray) -> float:
-    """Krippendorff's alpha, ordinal; NaN where no unit has two votes or all votes are alike.
+def ordinal_alpha(units: np.ndarray) -> float:
+    """Krippendorff's alpha on the ordinal scale first, tie, second (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability").
+
+    NaN where no unit has two votes or all votes are alike.
 
     Args:
-        units: for each photo and pair, how many voted first, tie, second: (units, 3).
+        units: for each compared pair, how many voted first, tie, second: (units, 3).
     """
     units = units[units.sum(1) >= 2]
     if not len(units) or (units.sum(0) > 0).sum() < 2:
@@ -227,14 +245,14 @@ def agreement(units: np.ndarray) -> float:
     return float(krippendorff.alpha(value_counts=units, level_of_measurement="ordinal"))
 
 
-def agreement_interval(units: np.ndarray, *, draws: int = 500, seed: int = 0) -> Estimate:
+def alpha_interval(units: np.ndarray, *, draws: int = 500, seed: int = 0) -> Estimate:
     """Alpha with a percentile interval, resampling units."""
     units = units[units.sum(1) >= 2]
-    value = agreement(units)
+    value = ordinal_alpha(units)
     if not math.isfinite(value):
         return Estimate(value, math.nan, math.nan)
     index = np.random.default_rng(seed).integers(len(units), size=(draws, len(units)))
-    sampled = np.array([agreement(units[row]) for row in index])
+    sampled = np.array([ordinal_alpha(units[row]) for row in index])
     low, high = np.nanquantile(sampled, [0.025, 0.975])
     return Estimate(value, float(low), float(high))
 
