@@ -26,7 +26,7 @@ CELLS = 8
 def local_credit(
     candidates: Float[Tensor, "n 3 h w"],
     photos: Photos,
-    groups: Int[Tensor, " n"],
+    photo_of: Int[Tensor, " n"],
     rewards: RewardSet,
     parts: dict[str, Float[Tensor, " n"]],
 ) -> Float[Tensor, "n cells"]:
@@ -34,16 +34,16 @@ def local_credit(
 
     Args:
         candidates: RGB, [0, 1].
-        photos: photo i belongs to candidate i.
-        groups: equal numbers make a group.
+        photos: that they are retouches of.
+        photo_of: index of each candidate's photo; those of one photo are a group.
         rewards: the rewards in use.
-        parts: `rewards.parts(candidates, photos)`.
+        parts: `rewards.parts(candidates, photos, photo_of)`.
 
     Returns:
         `CELLS * CELLS` values a candidate, row by row.
     """
-    errors = {name: _cells(candidates, photos, local, rewards.batch) for name in parts if (local := _local(rewards, name))}
-    _, index = torch.unique(groups, return_inverse=True)
+    errors = {name: _cells(candidates, photos, photo_of, local, rewards.batch) for name in parts if (local := _local(rewards, name))}
+    _, index = torch.unique(photo_of, return_inverse=True)
     totals = {name: _group_mean(cells.sum(1), index).requires_grad_() for name, cells in errors.items()}
     others = {name: _group_mean(values, index).requires_grad_() for name, values in parts.items() if name not in errors}
     with torch.enable_grad():
@@ -74,14 +74,16 @@ def _local(rewards: RewardSet, name: str) -> LocalError | None:
 
 
 @torch.no_grad()
-def _cells(candidates: Tensor, photos: Photos, local: LocalError, batch: int) -> Float[Tensor, "n cells"]:
+def _cells(candidates: Tensor, photos: Photos, photo_of: Tensor, local: LocalError, batch: int) -> Float[Tensor, "n cells"]:
     """Sums of the error map over the cells."""
-    sums = []
-    for rows in torch.arange(len(candidates)).split(batch):
-        error = local.map(candidates[rows], photos.select(rows))
-        height, width = error.shape[-2:]
-        sums.append(F.adaptive_avg_pool2d(error, CELLS).flatten(1) * (height * width / CELLS**2))
-    return torch.cat(sums)
+    height, width = candidates.shape[-2:]
+    sums = candidates.new_empty(len(candidates), CELLS**2)
+    for index in photo_of.unique().tolist():
+        photo = photos.select(slice(index, index + 1))
+        for rows in (photo_of == index).nonzero()[:, 0].split(batch):
+            error = local.map(candidates[rows], photo)
+            sums[rows] = F.adaptive_avg_pool2d(error, CELLS).flatten(1) * (height * width / CELLS**2)
+    return sums
 
 
 def _within(cells: Float[Tensor, "n cells"], reach: int) -> Float[Tensor, "n cells"]:

@@ -30,12 +30,12 @@ def blur(image: Float[Tensor, "n c h w"], sigma: float) -> Float[Tensor, "n c h 
     return upright.view(*image.shape[:-2], image.shape[-1], image.shape[-2]).transpose(-1, -2)
 
 
-def blur_inside(image: Float[Tensor, "n c h w"], mask: Float[Tensor, "n 1 h w"], sigma: float) -> Float[Tensor, "n c h w"]:
+def blur_inside(image: Float[Tensor, "n c h w"], mask: Float[Tensor, "#n 1 h w"], sigma: float) -> Float[Tensor, "n c h w"]:
     """Gaussian average over the mask's pixels only (normalised convolution); 0 where no such pixel is within reach."""
     return blur(image * mask, sigma) / blur(mask, sigma).clamp_min(1e-4)
 
 
-def mean_over(values: Float[Tensor, "n c h w"], mask: Float[Tensor, "n 1 h w"]) -> Float[Tensor, " n"]:
+def mean_over(values: Float[Tensor, "n c h w"], mask: Float[Tensor, "#n 1 h w"]) -> Float[Tensor, " n"]:
     """Mean over channels and the mask's pixels, one number an image; 0 for an empty mask."""
     total = (values * mask).sum((1, 2, 3))
     return total / (mask.sum((1, 2, 3)) * values.shape[1]).clamp_min(1e-6)

@@ -16,6 +16,8 @@ from reward_models.blemish_detector import detect_blemishes
 class Photos:
     """A batch of photos to be retouched. Images are RGB in [0, 1], masks are in [0, 1].
 
+    Rewards take one photo a candidate, or a single one that all candidates are retouches of: it broadcasts over them.
+
     Attributes:
         source: the photos as taken.
         meshes: 468 landmarks (x, y) a photo, in pixels.
@@ -62,6 +64,6 @@ class Photos:
     def __len__(self) -> int:
         return len(self.source)
 
-    def select(self, index: Int[Tensor, " k"]) -> Self:
-        """The photos at `index`, which may repeat: a group repeats its photo once a candidate."""
+    def select(self, index: Int[Tensor, " k"] | slice) -> Self:
+        """The photos at `index`; a slice copies nothing."""
         return type(self)(**{field.name: getattr(self, field.name)[index] for field in fields(self)})

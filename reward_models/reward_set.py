@@ -26,8 +26,8 @@ class GroupReward(Protocol):
     """A reward that sees all candidates of a photo together, such as a judge. Its NaN means that a candidate could not be scored at all:
     the others of its group have this part, so what remains of its own reward is not to be compared with theirs."""
 
-    def of_groups(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, groups: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """The reward of every candidate; equal numbers in `groups` are candidates of one photo."""
+    def of_groups(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, photo_of: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The reward of every candidate; candidate i is a retouch of photo `photo_of[i]`, together with all others of that photo."""
         ...
 
 
@@ -41,10 +41,14 @@ Parts = dict[str, Float[Tensor, " n"]]
 class Elsewhere(Protocol):
     """What scores some of the rewards outside this process; see `reward_models.workers.client`."""
 
-    def submit(
-        self, names: Sequence[str], candidates: Float[Tensor, "n 3 h w"], photos: Photos, groups: Int[Tensor, " n"]
-    ) -> "Sequence[Future[Parts]]":
-        """Begin to score one unit; the parts of the futures together have every reward in `names`, which it serves."""
+    def submit(self, names: Sequence[str], candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> "Sequence[Future[Parts]]":
+        """Begin to score one unit; the parts of the futures together have every reward in `names`, which it serves.
+
+        Args:
+            names: of rewards.
+            candidates: RGB, [0, 1].
+            photos: one, whose group the candidates are; or one a candidate, each a group of its own.
+        """
         ...
 
 
@@ -95,7 +99,7 @@ class RewardSet:
     """Named rewards with weights and a way to combine them.
 
     Attributes:
-        functions: candidates and photos to values in [0, 1], NaN where a reward does not apply.
+        functions: candidates and photos (one each, or one for all) to values in [0, 1], NaN where a reward does not apply.
         weights: one weight a reward.
         how: see `reward_models.combine`.
         batch: candidates scored at once.
@@ -110,51 +114,53 @@ class RewardSet:
     elsewhere: Elsewhere | None = None
     served: tuple[str, ...] = ()
 
-    def parts(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, groups: Int[Tensor, " n"] | None = None) -> Parts:
+    def parts(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, photo_of: Int[Tensor, " n"] | None = None) -> Parts:
         """Every reward of every candidate, NaN throughout where a pixel is not finite.
 
         Args:
             candidates: RGB, [0, 1].
-            photos: photo i belongs to candidate i.
-            groups: equal numbers are candidates of one photo; each is alone if not given.
+            photos: that they are retouches of.
+            photo_of: index of each candidate's photo; photo i belongs to candidate i, which is alone in its group, if not given.
 
         Raises:
             WorkersLost: a reward that is scored elsewhere never came.
         """
-        return self.submit(candidates, photos, groups).result()
+        return self.submit(candidates, photos, photo_of).result()
 
     @torch.no_grad()
-    def submit(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, groups: Int[Tensor, " n"] | None = None) -> Scoring:
+    def submit(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, photo_of: Int[Tensor, " n"] | None = None) -> Scoring:
         """Begin to score; see `parts`. What is scored elsewhere is under way when this returns, the rest is done.
 
         A group is scored as a unit of its own, and candidates that are alone in units of `batch`, here as elsewhere: what shares a
         batch decides the last bits of a value, so these do not depend on where it was computed, nor on what else was scored.
         """
-        alone = groups is None
-        groups = torch.arange(len(candidates)) if groups is None else groups
-        if alone:
-            units = list(torch.arange(len(candidates)).split(self.batch))
+        if photo_of is None:
+            rows = list(torch.arange(len(candidates)).split(self.batch))
+            of_rows = [photos.select(slice(start, start + self.batch)) for start in range(0, len(candidates), self.batch)]
         else:
-            units = [(groups == group).nonzero()[:, 0] for group in dict.fromkeys(groups.tolist())]
-        chosen = [(candidates[rows], photos.select(rows), groups[rows]) for rows in units]
+            photo_indices = list(dict.fromkeys(photo_of.tolist()))
+            rows = [(photo_of == index).nonzero()[:, 0] for index in photo_indices]
+            of_rows = [photos.select(slice(index, index + 1)) for index in photo_indices]
+        chosen = [(candidates[unit], unit_photos) for unit, unit_photos in zip(rows, of_rows, strict=True)]
         there = [self.elsewhere.submit(self.served, *unit) if self.elsewhere else [] for unit in chosen]
         here = [name for name in self.functions if name not in self.served]
         done = [self.score_unit(here, *unit) for unit in chosen]
-        return Scoring(list(self.functions), [Unit(*unit) for unit in zip(units, done, there, strict=True)])
+        return Scoring(list(self.functions), [Unit(*unit) for unit in zip(rows, done, there, strict=True)])
 
     @torch.no_grad()
-    def score_unit(self, names: Sequence[str], candidates: Float[Tensor, "n 3 h w"], photos: Photos, groups: Int[Tensor, " n"]) -> Parts:
-        """Some rewards of the candidates of one unit, computed in this process."""
+    def score_unit(self, names: Sequence[str], candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> Parts:
+        """Some rewards of the candidates of one unit, computed in this process; the arguments are those of `Elsewhere.submit`."""
         readable = candidates.isfinite().flatten(1).all(1)
-        parts = {name: self._part(self.functions[name], candidates, photos, groups) for name in names}
+        parts = {name: self._part(self.functions[name], candidates, photos) for name in names}
         return {name: torch.where(readable, values, torch.nan) for name, values in parts.items()}
 
-    def _part(self, function: RewardFunction | GroupReward, candidates: Tensor, photos: Photos, groups: Tensor) -> Float[Tensor, " n"]:
+    def _part(self, function: RewardFunction | GroupReward, candidates: Tensor, photos: Photos) -> Float[Tensor, " n"]:
         if isinstance(function, GroupReward):
-            return function.of_groups(candidates, photos, groups)
+            return function.of_groups(candidates, photos, torch.arange(len(photos)).expand(len(candidates)))
         if len(candidates) <= self.batch:
             return function(candidates, photos)
-        return torch.cat([function(candidates[rows], photos.select(rows)) for rows in torch.arange(len(candidates)).split(self.batch)])
+        rows = [slice(start, start + self.batch) for start in range(0, len(candidates), self.batch)]
+        return torch.cat([function(candidates[some], photos if len(photos) == 1 else photos.select(some)) for some in rows])
 
     def combined(self, parts: dict[str, Float[Tensor, " n"]]) -> Float[Tensor, " n"]:
         """One reward in [0, 1] a candidate, NaN where none applies or a `GroupReward` has no value."""

@@ -1,6 +1,7 @@
 """Verifiable rewards of a retouch: five numbers in [0, 1], higher is better, each with the error it is made of.
 
-Each reward takes candidates and their `Photos` and returns one value a candidate, NaN where it does not apply. Four of the errors
+Each reward takes candidates and their `Photos`, one each or one for all, and returns one value a candidate, NaN where it does not
+apply. Four of the errors
 have a place: a map over the pixels that sums to the error (or its square), for `reward_models.credit`. Every length is in pixels of
 a 128 px face and scales with the picture. `REWARDS` holds the rewards with their weights.
 """
@@ -37,7 +38,7 @@ def _stands_out(image: Candidates, photos: Photos) -> Candidates:
     return image - blur_inside(image, _untouched_skin(photos), 5 * _unit(photos))
 
 
-def _share(values: Float[Tensor, "n c h w"], mask: Float[Tensor, "n 1 h w"]) -> ErrorMap:
+def _share(values: Float[Tensor, "n c h w"], mask: Float[Tensor, "#n 1 h w"]) -> ErrorMap:
     """What each pixel adds to the mean over channels and the mask's pixels."""
     return (values * mask).mean(1, keepdim=True) / mask.sum((1, 2, 3), keepdim=True).clamp_min(1e-6)
 
@@ -104,7 +105,7 @@ def texture(candidate: Candidates, photos: Photos) -> Scores:
 
 def clarity_map(candidate: Candidates, photos: Photos) -> ErrorMap:
     """What each pixel adds to the square of `clarity_error`."""
-    change, scale = torch.zeros_like(photos.features), candidate.new_zeros(len(candidate))
+    change, scale = torch.zeros_like(candidate[:, :1]), candidate.new_zeros(len(photos))
     for dim in (-1, -2):
         after = luminance(candidate).diff(dim=dim)
         before = luminance(photos.source).diff(dim=dim)

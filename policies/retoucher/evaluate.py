@@ -122,7 +122,7 @@ def measure(pictures: Float[Tensor, "n 3 h w"], data: EvaluationSet, rewards: Re
     values = {"reward": rewards.combined(parts)} | parts
     if rewards.group_rewards:
         values["verifiable"] = verifiable_reward(rewards, parts, pictures, photos)
-    rows = torch.arange(len(pictures)).split(32)
+    rows = [slice(start, start + 32) for start in range(0, len(pictures), 32)]
     for name, function in MEASURES.items():
         values[name] = torch.cat([function(pictures[part], photos.select(part)) for part in rows])
     return Evaluation(pictures, values)

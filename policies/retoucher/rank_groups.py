@@ -28,7 +28,7 @@ class OwnGroups:
         condition: of their photos, one row a group.
         rollout: of all their candidates.
         candidates: RGB, [0, 1], one a member of the rollout.
-        photos: one a candidate.
+        photos: one a group.
     """
 
     groups: list[int]
@@ -104,7 +104,6 @@ def roll_out_own(
     drawn = {"group_size": config.group_size, "shared_noise": config.shared_noise, "seed": config.seed, "iteration": step}
     noise = noise_of_groups(backbone, plan, groups, **drawn)
     scored = roll_out_and_score(backbone, condition, anchors, plan, batch.photos, rewards, config, noise, room)
-    photos = batch.photos.select(scored.rollout.photo_of)
     new = [judge.counts.since(count) for judge, count in zip(judges, before, strict=True)]
     told = Told(
         {name: values.cpu() for name, values in scored.parts.items()},
@@ -112,9 +111,9 @@ def roll_out_own(
         scored.rollout.evaluations,
         scored.waited,
         {name: sum(count[name] for count in new) for name in new[0]} if new else {},
-        verifiable_reward(rewards, scored.parts, scored.candidates, photos).cpu() if new else None,
+        verifiable_reward(rewards, scored.parts, scored.candidates, batch.photos, scored.rollout.photo_of).cpu() if new else None,
     )
-    return OwnGroups(groups, condition, scored.rollout, scored.candidates, photos), told
+    return OwnGroups(groups, condition, scored.rollout, scored.candidates, batch.photos), told
 
 
 def all_told(processes: Processes, own: Told, group_size: int) -> Told:

@@ -72,7 +72,7 @@ def roll_out_and_score(
         members = len(rows) * noise.group_size
         rollout = room.fit(members, lambda batch, given=given: roll_out_photos(*given, batch=batch, bf16=config.bf16_rollouts))
         candidates = room.fit(members, lambda batch, rollout=rollout: _decoded(backbone, condition, rollout, batch, config.bf16_rollouts))
-        scorings.append(rewards.submit(candidates, photos.select(rollout.photo_of), rollout.photo_of))
+        scorings.append(rewards.submit(candidates, photos, rollout.photo_of))
         rollouts.append(rollout)
         pictures.append(candidates)
     rolled = time.monotonic()

@@ -100,28 +100,28 @@ def _net(device: torch.device) -> IdentityNet:
         return IdentityNet().eval().to(device)
 
 
-def identity_chips(pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "batch 468 dim"]) -> Float[Tensor, "batch 3 150 150"]:
+def identity_chips(pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "#batch 468 dim"]) -> Float[Tensor, "batch 3 150 150"]:
     """Cut aligned chips: the least-squares similarity from five mesh points to dlib's template with a quarter of
     padding.
 
     Args:
         pixels: RGB, [0, 1].
-        meshes: in pixels of the pictures.
+        meshes: in pixels of the pictures; one for all, or one each.
 
     Returns:
         Chips, differentiable with respect to `pixels`; the alignment is taken as given.
     """
-    points = meshes[:, list(TEMPLATE), :2].detach().to(pixels)
+    points = meshes[:, list(TEMPLATE), :2].detach().to(pixels).expand(len(pixels), -1, -1)
     target = (pixels.new_tensor(list(TEMPLATE.values())) + PADDING) / (1 + 2 * PADDING) * CHIP
     return sample(pixels, similarity(points, target.expand_as(points)), CHIP, outside="zeros")
 
 
-def identity_embedding(pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "batch 468 dim"]) -> Float[Tensor, "batch 128"]:
+def identity_embedding(pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "#batch 468 dim"]) -> Float[Tensor, "batch 128"]:
     """Embed faces.
 
     Args:
         pixels: RGB, [0, 1].
-        meshes: in pixels of the pictures.
+        meshes: in pixels of the pictures; one for all, or one each.
 
     Returns:
         Embeddings (not of unit length), differentiable with respect to `pixels`.
@@ -129,7 +129,7 @@ def identity_embedding(pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tenso
     return _net(pixels.device)(identity_chips(pixels, meshes))
 
 
-def identity_distance(a: Float[Tensor, "batch dim"], b: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
+def identity_distance(a: Float[Tensor, "batch dim"], b: Float[Tensor, "#batch dim"]) -> Float[Tensor, " batch"]:
     """Euclidean distance of embeddings; below .6 dlib takes two faces for one person."""
     return (a - b).norm(dim=-1)
 

@@ -14,10 +14,19 @@ Values = Float[Tensor, " n"]
 
 
 @torch.no_grad()
-def verifiable_reward(rewards: RewardSet, parts: dict[str, Values], candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> Values:
-    """All five verifiable rewards at their own weights, combined as the run combines; those that `parts` has are not computed again."""
+def verifiable_reward(
+    rewards: RewardSet,
+    parts: dict[str, Values],
+    candidates: Float[Tensor, "n 3 h w"],
+    photos: Photos,
+    photo_of: Int[Tensor, " n"] | None = None,
+) -> Values:
+    """All five verifiable rewards at their own weights, combined as the run combines; those that `parts` has are not computed again.
+
+    Candidates, photos and photo_of are as in `RewardSet.parts`.
+    """
     missing = RewardSet({name: reward for name, reward in REWARDS.items() if name not in parts}, {}, rewards.how, rewards.batch)
-    known = {name: values for name, values in parts.items() if name in REWARDS} | missing.parts(candidates, photos)
+    known = {name: values for name, values in parts.items() if name in REWARDS} | missing.parts(candidates, photos, photo_of)
     return combine(known, {name: REWARDS[name].weight for name in known}, rewards.how)
 
 

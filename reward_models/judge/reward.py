@@ -42,7 +42,7 @@ class CountedJudge(Protocol):
         """What the judge was asked so far."""
         ...
 
-    def of_groups(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, groups: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def of_groups(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, photo_of: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """See `reward_set.GroupReward`."""
         ...
 
@@ -76,24 +76,24 @@ class JudgeReward:
         return self.judge.counts
 
     @torch.no_grad()
-    def of_groups(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, groups: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def of_groups(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, photo_of: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The reward of every candidate.
 
         Args:
             candidates: RGB, [0, 1]; one with a pixel that is not finite gets NaN.
-            photos: photo i belongs to candidate i.
-            groups: equal numbers are candidates of one photo.
+            photos: that they are retouches of.
+            photo_of: index of each candidate's photo; those of one photo are a group.
         """
         values = torch.full((len(candidates),), torch.nan)
         pictures = list(candidates.detach().float().cpu())
         good = [bool(picture.isfinite().all()) for picture in pictures]
         plan: list[tuple[Comparison, int, int | None]] = []
-        for group in dict.fromkeys(groups.tolist()):
-            members = [row for row, other in enumerate(groups.tolist()) if other == group and good[row]]
+        for index in dict.fromkeys(photo_of.tolist()):
+            members = [row for row, other in enumerate(photo_of.tolist()) if other == index and good[row]]
             if not members:
                 continue
-            photo = photos.source[members[0]].float().cpu()
-            clean = photos.clean[members[0]].float().cpu()
+            photo = photos.source[index].float().cpu()
+            clean = photos.clean[index].float().cpu()
             anchor = None if bool(clean.isnan().any()) else clean
             plan += self._games(members, pictures, photo, anchor)
         judged = self.judge.judge([comparison for comparison, _, _ in plan])

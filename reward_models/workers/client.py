@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from portraitkit.endpoint import retry_after
@@ -77,7 +77,7 @@ class Worker:
 class _Job:
     workers: list[Worker]
     names: list[str]
-    unit: tuple[Tensor, Photos, Tensor]
+    unit: tuple[Tensor, Photos]
     future: "Future[Parts]" = field(default_factory=Future)
 
 
@@ -105,26 +105,24 @@ class RewardWorkers:
         """Names of the run's rewards that any worker serves."""
         return {name for worker in self.workers for name in worker.serves}
 
-    def submit(
-        self, names: Sequence[str], candidates: Float[Tensor, "n 3 h w"], photos: Photos, groups: Int[Tensor, " n"]
-    ) -> "list[Future[Parts]]":
+    def submit(self, names: Sequence[str], candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> "list[Future[Parts]]":
         """Begin to score one unit; see `reward_set.Elsewhere`. Rewards that the same workers serve are one request."""
         bundles: dict[tuple[int, ...], list[str]] = {}
         for name in names:
             serving = tuple(place for place, worker in enumerate(self.workers) if name in worker.serves)
             bundles.setdefault(serving, []).append(name)
-        jobs = [_Job([self.workers[place] for place in places], bundle, (candidates, photos, groups)) for places, bundle in bundles.items()]
+        jobs = [_Job([self.workers[place] for place in places], bundle, (candidates, photos)) for places, bundle in bundles.items()]
         for job in jobs:
             self._jobs.put(job)
         return [job.future for job in jobs]
 
-    def score(self, names: Sequence[str], candidates: Float[Tensor, "n 3 h w"], photos: Photos, groups: Int[Tensor, " n"]) -> Parts:
+    def score(self, names: Sequence[str], candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> Parts:
         """Score one unit and wait for it.
 
         Raises:
             WorkersLost: nobody scored it.
         """
-        futures = self.submit(names, candidates, photos, groups)
+        futures = self.submit(names, candidates, photos)
         return {name: value for future in futures for name, value in future.result().items()}
 
     def figures(self) -> dict[str, dict[str, int]]:
@@ -157,8 +155,8 @@ class RewardWorkers:
                 job.future.set_result(parts)
 
     def _score(self, job: _Job) -> Parts:
-        candidates, photos, groups = job.unit
-        body = pack({name: job.workers[0].serves[name] for name in job.names}, candidates, photos, groups)
+        candidates, photos = job.unit
+        body = pack({name: job.workers[0].serves[name] for name in job.names}, candidates, photos)
         started, bugs = time.monotonic(), 0
         while True:
             worker = self._take(job.workers, started)

@@ -34,9 +34,9 @@ class ServedJudge:
         """Whether photos without a preferred retouch have no value."""
         return self.form in NEED_ANCHORS
 
-    def of_groups(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, groups: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """See `reward_set.GroupReward`."""
-        return self.workers.score([self.name], candidates, photos, groups)[self.name]
+    def of_groups(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, photo_of: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """See `reward_set.GroupReward`; one group, or candidates that are alone, at a time."""
+        return self.workers.score([self.name], candidates, photos)[self.name]
 
 
 def stand_in(name: str, workers: RewardWorkers) -> RewardFunction | GroupReward:
@@ -48,8 +48,6 @@ def stand_in(name: str, workers: RewardWorkers) -> RewardFunction | GroupReward:
         return ServedJudge(name, split_argument(argument)[1], workers, workers.counts.setdefault(name, Counts()))
 
     def reward(candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> Float[Tensor, " n"]:
-        from torch import arange
-
-        return workers.score([name], candidates, photos, arange(len(candidates)))[name]
+        return workers.score([name], candidates, photos)[name]
 
     return reward

@@ -92,7 +92,7 @@ class Desk:
         judges = {name: one for name in asked.rewards if isinstance(one := self.rewards.functions[name], CountedJudge)}
         before = {name: judge.counts.copy() for name, judge in judges.items()}
         photos = Photos(**{one.name: getattr(asked.photos, one.name).to(self.device) for one in fields(Photos)})
-        parts = self.rewards.score_unit(list(asked.rewards), asked.candidates.to(self.device), photos, asked.groups)
+        parts = self.rewards.score_unit(list(asked.rewards), asked.candidates.to(self.device), photos)
         counts = {name: judge.counts.since(before[name]) for name, judge in judges.items()}
         seconds = time.monotonic() - started
         self.scored, self.seconds = self.scored + 1, self.seconds + seconds

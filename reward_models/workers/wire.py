@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from portraitkit.errors import DataError
 from reward_models.photos import Photos
 
-PROTOCOL = 1
+PROTOCOL = 2
 SERVICE = "portraitkit-rewards"
 TOKEN_ENV = "REWARD_WORKER_TOKEN"
 LONGEST_HEAD = 2**16
@@ -40,22 +40,17 @@ class Asked:
     Attributes:
         rewards: name -> fingerprint of the reward that is expected under it.
         candidates: RGB, as they are.
-        photos: photo i belongs to candidate i.
-        groups: equal numbers are candidates of one photo.
+        photos: one, whose group the candidates are; or one a candidate, each a group of its own.
     """
 
     rewards: dict[str, str]
     candidates: Float[Tensor, "n 3 h w"]
     photos: Photos
-    groups: Int[Tensor, " n"]
 
 
-def pack(rewards: Mapping[str, str], candidates: Float[Tensor, "n 3 h w"], photos: Photos, groups: Int[Tensor, " n"]) -> bytes:
-    """The body of a request. The photo of a group is sent once."""
-    one = bool((groups == groups[0]).all()) and torch.equal(photos.source, photos.source[:1].expand_as(photos.source))
-    index = torch.zeros(len(candidates), dtype=torch.int64) if one else torch.arange(len(candidates))
-    kept = photos.select(index[:1]) if one else photos
-    tensors = {f"photos.{name}": getattr(kept, name) for name in FIELDS} | {"candidates": candidates, "groups": groups, "index": index}
+def pack(rewards: Mapping[str, str], candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> bytes:
+    """The body of a request; the arguments are the fields of `Asked`."""
+    tensors = {f"photos.{name}": getattr(photos, name) for name in FIELDS} | {"candidates": candidates}
     head = json.dumps({"protocol": PROTOCOL, "rewards": dict(rewards)})  # clones: safetensors refuses tensors that share memory
     return head.encode() + b"\n" + save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()})
 
@@ -79,28 +74,27 @@ def unpack(body: bytes) -> Asked:
         raise DataError("rewards: must name at least one reward with its fingerprint")
     _check(tensors)
     photos = Photos(**{name: tensors[f"photos.{name}"] for name in FIELDS})
-    return Asked(rewards, tensors["candidates"], photos.select(tensors["index"]), tensors["groups"])
+    return Asked(rewards, tensors["candidates"], photos)
 
 
 def _check(tensors: Mapping[str, Tensor]) -> None:
-    wanted = {"candidates", "groups", "index", *(f"photos.{name}" for name in FIELDS)}
+    wanted = {"candidates", *(f"photos.{name}" for name in FIELDS)}
     if set(tensors) != wanted:
         raise DataError(f"tensors {sorted(set(tensors) ^ wanted)} are missing or unknown")
-    candidates, index, source = tensors["candidates"], tensors["index"], tensors["photos.source"]
+    candidates, source = tensors["candidates"], tensors["photos.source"]
     if candidates.ndim != 4 or source.ndim != 4 or min(candidates.shape) < 1 or len(source) < 1:
         raise DataError(f"candidates {tuple(candidates.shape)}, photos {tuple(source.shape)}: must be n x 3 x h x w")
     (count, _, height, width), photos = candidates.shape, len(source)
     picture, mask = (photos, 3, height, width), (photos, 1, height, width)
-    shapes = {"candidates": (count, 3, height, width), "groups": (count,), "index": (count,)}
+    shapes = {"candidates": (count, 3, height, width)}
     shapes |= {"photos.source": picture, "photos.clean": picture, "photos.meshes": (photos, 468, 2), "photos.identity": (photos, 128)}
     shapes |= {f"photos.{name}": mask for name in ("skin", "features", "opacity")}
     for name, shape in shapes.items():
         tensor = tensors[name]
-        kind = torch.int64 if name in ("groups", "index") else torch.float32
-        if tuple(tensor.shape) != shape or tensor.dtype != kind:
-            raise DataError(f"{name}: {tensor.dtype} {tuple(tensor.shape)}, must be {kind} {shape}")
-    if int(index.min()) < 0 or int(index.max()) >= photos:
-        raise DataError(f"index: between 0 and {photos - 1}")
+        if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
+            raise DataError(f"{name}: {tensor.dtype} {tuple(tensor.shape)}, must be {torch.float32} {shape}")
+    if photos not in (1, count):
+        raise DataError(f"{photos} photos for {count} candidates: must be 1, or one a candidate")
 
 
 def pack_answer(parts: Mapping[str, Tensor], counts: Mapping[str, Mapping[str, int]], seconds: float) -> bytes:

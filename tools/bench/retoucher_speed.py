@@ -48,7 +48,7 @@ class Bench:
 
     def _advantages(self, rollout: Rollout) -> Tensor:
         candidates = self.backbone.decode(rollout.latents, self.condition.select(rollout.photo_of))
-        parts = self.rewards.parts(candidates, self.batch.photos.select(rollout.photo_of))
+        parts = self.rewards.parts(candidates, self.batch.photos, rollout.photo_of)
         return group_advantages(self.rewards.combined(parts), rollout.photo_of).values
 
 

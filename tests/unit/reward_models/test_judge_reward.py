@@ -40,10 +40,10 @@ def reward(photos):
 
     def make(form, levels, groups, *, anchored=True):
         backend = ByLevel()
-        rows = photos.select(torch.zeros(len(levels), dtype=torch.long))
+        rows = photos.select(torch.zeros(max(groups) + 1, dtype=torch.long))
         clean = torch.full_like(rows.source, 0.5 if anchored else math.nan)
         rows = replace(rows, source=torch.zeros_like(rows.source), clean=clean)
-        candidates = torch.tensor(levels).view(-1, 1, 1, 1).expand_as(rows.source).contiguous()
+        candidates = torch.tensor(levels).view(-1, 1, 1, 1).expand(-1, *rows.source.shape[1:]).contiguous()
         judge = JudgeReward(Judge(backend, JudgeSettings()), form)
         return judge.of_groups(candidates, rows, torch.tensor(groups)).tolist(), backend, judge
 
