@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from portraitkit.pictures.images import to_pil
-from portraitkit.vlm.load import vision_tower
+from portraitkit.vlm.model import vision_tower
 from portraitkit.vlm.rows import messages
 from portraitkit.vlm.tiny import build_model, build_processor
 from preference_data.brief_contract import PROMPT, WORDS, write_brief

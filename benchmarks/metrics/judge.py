@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.aligned_faces import MIN_FACE, NO_FACE, on_faces
 from benchmarks.metric import Metric, Range, Score
 from portraitkit.errors import ConfigError, WeightsError
-from portraitkit.vlm.load import model_path
+from portraitkit.vlm.model import model_path
 from reward_models.judge.reward import FORMS, judge_reward, split_argument
 from reward_models.judge.settings import source_of
 from reward_models.photos import Photos

@@ -19,8 +19,8 @@ from portraitkit.files.atomic import write_text
 from portraitkit.report.page import page_environment
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import progress_bar
-from portraitkit.vlm.load import load_processor
-from portraitkit.vlm.pictures import Limit, limit_of, shown
+from portraitkit.vlm.context import Limit, limit_of, shown
+from portraitkit.vlm.model import load_processor
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import Task
 from portraitkit.vlm.trainer_options import rate_of

@@ -23,7 +23,16 @@ from portraitkit.faces.portraits import bundled_portraits
 from portraitkit.files.atomic import check_writable, write_text
 from portraitkit.pictures.images import read_image, write_image
 from portraitkit.vlm.generate import Completion, complete
-from portraitkit.vlm.load import asked_briefly, be_quiet, check_adapter, check_device, load_model, load_processor, merge_adapter, model_path
+from portraitkit.vlm.model import (
+    asked_briefly,
+    be_quiet,
+    check_adapter,
+    check_device,
+    load_model,
+    load_processor,
+    merge_adapter,
+    model_path,
+)
 from portraitkit.vlm.rows import Row
 from preference_data.people.makeup import PARAMETERS, check_look, render_makeup
 from preference_data.people.makeup_shapes import SHAPES, shapes_of

@@ -43,7 +43,7 @@ def run_synthesis(config: SynthesizeConfig, command: list[str]) -> int:
     """
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     if not config.endpoint:
-        from portraitkit.vlm.load import asked_briefly, check_device, model_path
+        from portraitkit.vlm.model import asked_briefly, check_device, model_path
 
         if asked_briefly(config.model):
             raise ConfigError(f"--model {config.model}: was taught short answers and cannot reason in the full form; {WRITERS}")
@@ -266,7 +266,7 @@ def _endpoint_writer(endpoint: Endpoint) -> Writer:
 
 def _local_writer(config: SynthesizeConfig, source: str) -> Writer:
     from portraitkit.vlm.generate import complete
-    from portraitkit.vlm.load import be_quiet, load_model, load_processor
+    from portraitkit.vlm.model import be_quiet, load_model, load_processor
     from portraitkit.vlm.rows import Row
 
     be_quiet()

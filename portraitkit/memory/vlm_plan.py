@@ -12,10 +12,9 @@ from rich.table import Table
 
 from portraitkit.memory.plan import Change, Memory, Shards, check_fits, device_limit
 from portraitkit.memory.vlm_trace import Facts, Load, Made, facts, read_bytes, update_bytes
-from portraitkit.vlm.load import be_quiet
-from portraitkit.vlm.trainer_arguments import batch_of, deepspeed_file, lora_arguments, taken
+from portraitkit.vlm.model import be_quiet
+from portraitkit.vlm.trainer_arguments import batch_of, deepspeed_file, lora_arguments, parse_extra, taken
 from portraitkit.vlm.trainer_options import TrainerOptions
-from portraitkit.vlm.trl_arguments import parse_extra
 
 PICTURE_PIXELS, WORDS = 1280 * 784, 300
 """Of a picture without --max-pixels, and tokens of the prompt's text (assumed)."""

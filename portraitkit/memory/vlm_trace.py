@@ -10,8 +10,7 @@ from torch import Tensor
 
 from portraitkit.memory.plan import Trained
 from portraitkit.memory.trace import SHALLOW, by_depth, size_of, stacks_of, tensors_of, tracing
-from portraitkit.vlm.architectures import meta_model
-from portraitkit.vlm.load import DTYPES, train_last_norm, vision_tower
+from portraitkit.vlm.model import DTYPES, meta_model, train_last_norm, vision_tower
 
 HEAD_TOKENS, HEAD_WORDS = 4096, 32768
 """TRL's fused head projects so many tokens onto so many words of the vocabulary at once."""

@@ -74,7 +74,7 @@ def evaluate(
     """Evaluate a policy; several processes divide the rows, and all get all figures.
 
     Args:
-        model: and `processor`, from `portraitkit.vlm.load`.
+        model: and `processor`, from `portraitkit.vlm.model`.
         processor: padding on the left.
         task: that scores.
         rows: held-out ones; two or more.

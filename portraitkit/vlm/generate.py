@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from portraitkit.vlm.once import read_once
-from portraitkit.vlm.pictures import limit_of, shown
+from portraitkit.vlm.context import limit_of, shown
 from portraitkit.vlm.processes import divided, processes
 from portraitkit.vlm.rows import Row, messages
+from portraitkit.vlm.shared_prefix import read_once
 
 Choice = tuple[str, dict[str, float]]
 """A token's text, and the log-probabilities of texts that could have stood in its place."""
@@ -55,7 +55,7 @@ def complete(
     """Answer the prompt about each row's picture.
 
     Args:
-        model: and `processor`, from `portraitkit.vlm.load`.
+        model: and `processor`, from `portraitkit.vlm.model`.
         processor: padding on the left.
         prompt: the user turn's text, the same for all rows or one a row.
         rows: whose pictures are shown, as many in each row.

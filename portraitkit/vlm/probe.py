@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from portraitkit.vlm.context import limit_of, shown
 from portraitkit.vlm.evaluate import Decoding, best_constant
 from portraitkit.vlm.generate import complete_together
-from portraitkit.vlm.pictures import limit_of, shown
 from portraitkit.vlm.rows import Row, messages
 from portraitkit.vlm.task import Mode, Task
 
@@ -170,7 +170,7 @@ def probe(
     """Probe a reward with a policy; several processes divide the rows.
 
     Args:
-        model: and `processor`, from `portraitkit.vlm.load`.
+        model: and `processor`, from `portraitkit.vlm.model`.
         processor: padding on the left.
         task: whose reward is probed.
         rows: training rows.

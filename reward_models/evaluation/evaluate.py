@@ -17,7 +17,7 @@ from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import progress_bar
 from portraitkit.runs.shard_files import ShardFile, clear_shards, join_run, merged_rows, wait_for_shards
 from portraitkit.runs.shards import Shard, check_shard, current_shard
-from portraitkit.vlm.load import be_quiet, check_device, load_model, load_processor
+from portraitkit.vlm.model import be_quiet, check_device, load_model, load_processor
 from reward_models.evaluation.checks import Asking, check_judge, checks_summary, held_out_summary, read_judged
 from reward_models.evaluation.judge_shards import SharedAsking, write_answers
 from reward_models.evaluation.public_pairs import benchmark_files, read_benchmark

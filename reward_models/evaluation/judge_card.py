@@ -46,7 +46,7 @@ def write_judge_card(folder: Path) -> Path | None:
             *((name, version) for name, version in environment["versions"].items() if version),
         ),
         usage="# serve-judge, train-reward-model --evaluate and align-retoucher take it:\n"
-        '# align-retoucher --reward judge:FOLDER\nfrom portraitkit.vlm.load import load_model\n\nmodel = load_model("FOLDER")',
+        '# align-retoucher --reward judge:FOLDER\nfrom portraitkit.vlm.model import load_model\n\nmodel = load_model("FOLDER")',
         data_name=f"{'synthetic' if synthetic else 'own'} held-out pairs",
         results=(Result("right in both orders", overall["acc_consistent"]), Result("right", overall["acc_average"])),
         task="image-text-to-text",

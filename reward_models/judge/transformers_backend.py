@@ -6,7 +6,7 @@ from typing import Any
 
 from portraitkit.errors import WeightsError
 from portraitkit.vlm.generate import complete
-from portraitkit.vlm.load import load_model, load_processor
+from portraitkit.vlm.model import load_model, load_processor
 from portraitkit.vlm.rows import Row
 from reward_models.judge.backend import DIGITS, Picture, Said
 from reward_models.judge.settings import source_of
@@ -16,7 +16,7 @@ class TransformersBackend:
     """A vision-language model and its processor.
 
     Questions with equally large pictures are answered together. Within such a batch the vision tower reads each different picture once
-    (`portraitkit.vlm.tower`): both orders of a comparison, and all candidates of a photo, share its passes.
+    (`portraitkit.vlm.shared_prefix`): both orders of a comparison, and all candidates of a photo, share its passes.
 
     Args:
         model: in evaluation mode.
@@ -33,7 +33,7 @@ class TransformersBackend:
         """The embedded judge, a folder or a hub id; a folder with a LoRA is loaded onto the base that it names.
 
         Args:
-            source: see `portraitkit.vlm.load`.
+            source: see `portraitkit.vlm.model`.
             device: as torch names it.
             dtype: float32 or bfloat16; bfloat16 where the device is not the CPU, if not given.
             batch_size: questions answered at once.

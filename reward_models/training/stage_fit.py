@@ -13,14 +13,13 @@ from portraitkit.errors import CheckpointError
 from portraitkit.runs.folder import RunFolder
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import progress_bar
-from portraitkit.vlm.callbacks import Follow
-from portraitkit.vlm.load import load_model
-from portraitkit.vlm.once import read_once
+from portraitkit.vlm.model import load_model
 from portraitkit.vlm.processes import release
 from portraitkit.vlm.rows import Row
+from portraitkit.vlm.shared_prefix import read_once
 from portraitkit.vlm.task import Task
-from portraitkit.vlm.train import check_finite, find_checkpoint, make_grpo_trainer, make_sft_trainer
 from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments, sft_arguments
+from portraitkit.vlm.trainers import Follow, check_finite, find_checkpoint, make_grpo_trainer, make_sft_trainer
 from reward_models.judge.pairs import View
 from reward_models.training.config import RewardModelConfig
 

@@ -13,7 +13,7 @@ from portraitkit.files.atomic import write_text
 from portraitkit.files.jsonl import read_objects, write_lines
 from portraitkit.runs.folder import RunFolder
 from portraitkit.runs.progress import progress_bar
-from portraitkit.vlm.load import load_model
+from portraitkit.vlm.model import load_model
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.trainer_arguments import taken
 from preference_data.schema import OTHER

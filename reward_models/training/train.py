@@ -15,10 +15,10 @@ from portraitkit.processor import keep_freed_memory
 from portraitkit.runs.folder import RunFolder, SilentRunFolder, check_run_folder
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import progress_bar
-from portraitkit.vlm.load import be_quiet, check_device, load_processor
+from portraitkit.vlm.model import be_quiet, check_device, load_processor
 from portraitkit.vlm.processes import check_processes, release
 from portraitkit.vlm.trainer_arguments import grpo_arguments, sft_arguments, start_processes
-from portraitkit.vlm.vllm_engine import check_vllm
+from portraitkit.vlm.trainers import check_vllm
 from reward_models.evaluation.checks import Asking, check_judge, checks_summary, held_out_summary, read_judged
 from reward_models.evaluation.figures import gain, right
 from reward_models.evaluation.judge_card import write_judge_card

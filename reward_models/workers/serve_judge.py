@@ -33,7 +33,7 @@ def serve(config: ServeJudgeConfig) -> int:
     from rich.console import Console
 
     from portraitkit.serving import listen, url_of
-    from portraitkit.vlm.load import check_device
+    from portraitkit.vlm.model import check_device
     from reward_models.judge.judge import load_judge
     from reward_models.workers.judge_server import build_app
 

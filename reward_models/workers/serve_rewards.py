@@ -33,7 +33,7 @@ def serve(config: ServeRewardsConfig) -> int:
 
     from portraitkit.endpoint import read_key
     from portraitkit.serving import listen, url_of
-    from portraitkit.vlm.load import check_device
+    from portraitkit.vlm.model import check_device
     from reward_models.reward_set import build_rewards, check_names
     from reward_models.workers.server import Desk, build_app
     from reward_models.workers.wire import TOKEN_ENV

@@ -14,8 +14,8 @@ from policies.vlm.main import align_vlm
 from policies.vlm.tasks.shape_area import TASK
 from portraitkit.config import load_config, recipe_names
 from portraitkit.pictures.images import write_image
-from portraitkit.vlm.callbacks import Follow
-from portraitkit.vlm.load import ASKED
+from portraitkit.vlm.model import ASKED
+from portraitkit.vlm.trainers import Follow
 
 SMALL = {
     "train-rows": 8,

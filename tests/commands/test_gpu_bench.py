@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from portraitkit.runs.interrupt import Interruptible
-from portraitkit.vlm import architectures
+from portraitkit.vlm import model as vlm_model
 from tools.bench.gpu import retoucher, vlm
 from tools.bench.gpu.config import GpuBenchConfig
 from tools.bench.gpu.main import gpu_bench
@@ -89,8 +89,8 @@ def test_the_real_models_way_in_small(monkeypatch):
     sizes = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 64, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": False}
     narrow = {"depth": 2, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "fullatt_block_indexes": [1]}
-    monkeypatch.setitem(architectures.KNOWN, "small/real", sizes)
-    monkeypatch.setattr(architectures, "VISION", architectures.VISION | narrow)
+    monkeypatch.setitem(vlm_model.PUBLISHED, "small/real", sizes)
+    monkeypatch.setattr(vlm_model, "VISION", vlm_model.VISION | narrow)
     monkeypatch.setattr(vlm, "REAL", "small/real")
     monkeypatch.setattr(GpuBenchConfig, "where", "cpu")
     bench = GpuBenchConfig(parts=("vlm",), vlm_side=112, vlm_group=2, vlm_tokens=6, vlm_updates=2)

@@ -11,7 +11,7 @@ from policies.vlm.synthesis import find_errors, write_prompt
 from policies.vlm.tasks.emotion import TASK
 from portraitkit.files.jsonl import write_lines
 from portraitkit.scripted_endpoint import ScriptedEndpoint
-from portraitkit.vlm.load import ASKED
+from portraitkit.vlm.model import ASKED
 from portraitkit.vlm.rows import open_rows
 from preference_data.emotion_rows import EmotionRow, read_emotion_rows
 

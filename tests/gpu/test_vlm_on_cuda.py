@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from portraitkit.vlm.load import be_quiet, load_model, load_processor
+from portraitkit.vlm.model import be_quiet, load_model, load_processor
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import Score, Task
-from portraitkit.vlm.train import make_grpo_trainer
 from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments, start_processes
 from portraitkit.vlm.trainer_options import TrainerOptions
+from portraitkit.vlm.trainers import make_grpo_trainer
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"

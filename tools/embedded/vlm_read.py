@@ -18,9 +18,9 @@ from torch import Tensor
 
 from policies.vlm.tasks import load_task
 from portraitkit.processor import bf16_autocast
-from portraitkit.vlm.muon import MuonAdamW
 from portraitkit.vlm.rows import messages
 from reward_models.judge.preference_task import TASK, turned_columns
+from tools.embedded.muon import MuonAdamW
 from tools.embedded.vlm_facts import FACTS, Facts
 
 

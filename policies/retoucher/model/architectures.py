@@ -175,7 +175,7 @@ def _flux_parts() -> dict[str, Callable[[], Any]]:
 def _qwen_parts() -> dict[str, Callable[[], Any]]:
     from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 
-    from portraitkit.vlm.architectures import meta_model
+    from portraitkit.vlm.model import meta_model
 
     text = "Qwen/Qwen2.5-VL-7B-Instruct"
     return {"transformer": QwenImageTransformer2DModel, "vae": AutoencoderKLQwenImage, "text_encoder": lambda: meta_model(text)}

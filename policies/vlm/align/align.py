@@ -28,14 +28,13 @@ from portraitkit.runs.interrupt import Interruptible
 from portraitkit.stats import bootstrap_interval
 from portraitkit.vlm.evaluate import Decoding, Evaluation, best_constant, compare, evaluate, finite, score_all
 from portraitkit.vlm.generate import complete_together
-from portraitkit.vlm.load import be_quiet, check_device, load_processor
+from portraitkit.vlm.model import be_quiet, check_device, load_processor
 from portraitkit.vlm.probe import Probe, probe
 from portraitkit.vlm.processes import check_processes, release
-from portraitkit.vlm.rewards import part_names
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import Task
 from portraitkit.vlm.trainer_arguments import check_continued, grpo_arguments, sft_arguments, start_processes, taken
-from portraitkit.vlm.vllm_engine import check_vllm
+from portraitkit.vlm.trainers import check_vllm, part_names
 
 QUARANTINE = "quarantine.jsonl"
 """Rows that were set aside, with their reasons."""

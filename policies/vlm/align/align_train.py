@@ -14,14 +14,13 @@ from policies.vlm.align.resume import Start, stage_model
 from portraitkit.errors import DataError
 from portraitkit.runs.folder import RunFolder
 from portraitkit.runs.interrupt import Interruptible
-from portraitkit.vlm.callbacks import Follow
-from portraitkit.vlm.load import ASKED, attach_adapter, check_frozen, count_parameters, load_model, merge_adapter
-from portraitkit.vlm.once import read_once
+from portraitkit.vlm.model import ASKED, attach_adapter, check_frozen, count_parameters, load_model, merge_adapter
 from portraitkit.vlm.processes import release
 from portraitkit.vlm.rows import Row
+from portraitkit.vlm.shared_prefix import read_once
 from portraitkit.vlm.task import Task
-from portraitkit.vlm.train import check_finite, make_grpo_trainer, make_sft_trainer
 from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments, sft_arguments
+from portraitkit.vlm.trainers import Follow, check_finite, make_grpo_trainer, make_sft_trainer
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from portraitkit.errors import CheckpointError
-from portraitkit.vlm.train import find_checkpoint
+from portraitkit.vlm.trainers import find_checkpoint
 
 
 @dataclass(frozen=True)

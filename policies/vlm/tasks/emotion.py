@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from portraitkit.errors import ConfigError, DataError
-from portraitkit.vlm.tags import inside
-from portraitkit.vlm.task import Mode, Score, Task
+from portraitkit.vlm.task import Mode, Score, Task, inside
 from preference_data.emotion_labels import DEFINITIONS
 from preference_data.emotion_rows import parse_truth
 

@@ -19,8 +19,7 @@ import numpy as np
 from policies.vlm.tasks.emotion import UNIT, WHOLE, Expression, published_form
 from portraitkit.errors import ConfigError
 from portraitkit.suggest import nearest
-from portraitkit.vlm.tags import inside
-from portraitkit.vlm.task import Mode
+from portraitkit.vlm.task import Mode, inside
 from preference_data.emotion_labels import AU_LISTS, EMOTIONS
 
 OTHER = "other"

@@ -9,7 +9,7 @@ from policies.retoucher.backbones.tiny import EMBEDDED
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.model.architectures import meta_backbone, stand_in_condition
 from portraitkit.memory.vlm_trace import Load, hidden_states
-from portraitkit.vlm.architectures import meta_model
+from portraitkit.vlm.model import meta_model
 from portraitkit.vlm.trainer_options import TrainerOptions
 from tools.bench.gpu.case import Row
 from tools.bench.gpu.device import PEAKS, peak_flops

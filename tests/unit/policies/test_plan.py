@@ -108,7 +108,7 @@ def test_shares_of_devices():
 
 
 def test_a_judge_on_the_same_device_counts():
-    from portraitkit.vlm.load import load_model
+    from portraitkit.vlm.model import load_model
     from reward_models.judge.settings import source_of
 
     plain = plan_memory(RetoucherConfig(group_size=2))

@@ -9,8 +9,8 @@ import torch
 
 from portraitkit.errors import CheckpointError, ConfigError, DataError, WeightsError
 from portraitkit.vlm.generate import Completion
-from portraitkit.vlm.rewards import part_names, reward_functions
 from portraitkit.vlm.rows import first_row
+from portraitkit.vlm.trainers import part_names, reward_functions
 from preference_data.brief_contract import write_brief
 from preference_data.contract import Answer, read_answer, turned, write_answer
 from preference_data.people.synthetic import draw_morph

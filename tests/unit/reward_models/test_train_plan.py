@@ -8,8 +8,8 @@ from rich.console import Console
 from portraitkit.memory.trace import LiveBytes
 from portraitkit.runs.folder import SilentRunFolder
 from portraitkit.runs.interrupt import Interruptible
-from portraitkit.vlm.load import be_quiet, load_processor
-from portraitkit.vlm.tower import tower_once
+from portraitkit.vlm.model import be_quiet, load_processor
+from portraitkit.vlm.shared_prefix import tower_once
 from reward_models.judge.pairs import open_pairs
 from reward_models.judge.settings import view_of
 from reward_models.training.config import RewardModelConfig

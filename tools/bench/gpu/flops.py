@@ -16,8 +16,7 @@ from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.model.architectures import meta_backbone, stand_in_condition
 from portraitkit.memory.trace import by_depth, stacks_of
 from portraitkit.memory.vlm_trace import Load, hidden_states
-from portraitkit.vlm.architectures import meta_model
-from portraitkit.vlm.load import DTYPES
+from portraitkit.vlm.model import DTYPES, meta_model
 from portraitkit.vlm.trainer_arguments import lora_arguments
 from portraitkit.vlm.trainer_options import TrainerOptions
 

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL-7B at its real size with random weights: a few updates of GRPO by TRL, through `portraitkit.vlm.train`."""
+"""Qwen2.5-VL-7B at its real size with random weights: a few updates of GRPO by TRL, through `portraitkit.vlm.trainers`."""
 
 import json
 import zlib
@@ -19,14 +19,13 @@ from portraitkit.memory.plan import Memory, check_fits, device_limit, human
 from portraitkit.memory.trace import tensors_of
 from portraitkit.memory.vlm_plan import Planner, changes
 from portraitkit.runs.interrupt import Interruptible
-from portraitkit.vlm.architectures import VISION, random_model
-from portraitkit.vlm.load import be_quiet, load_processor
-from portraitkit.vlm.pictures import picture_tokens
+from portraitkit.vlm.context import picture_tokens
+from portraitkit.vlm.model import VISION, be_quiet, load_processor, random_model
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import Score, Task
 from portraitkit.vlm.tiny import SPECIAL, build_processor
-from portraitkit.vlm.train import make_grpo_trainer
 from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments, start_processes
+from portraitkit.vlm.trainers import make_grpo_trainer
 from tools.bench.gpu.case import Case
 from tools.bench.gpu.case import Row as Measured
 from tools.bench.gpu.config import VLM_RECIPE, GpuBenchConfig

@@ -8,12 +8,11 @@ import torch
 
 from portraitkit.errors import DataError
 from portraitkit.pictures.images import write_image
-from portraitkit.vlm.context import check_lengths, context_of
-from portraitkit.vlm.load import load_processor
-from portraitkit.vlm.pictures import capped, limit_of, picture_tokens, shown
+from portraitkit.vlm.context import capped, check_lengths, context_of, limit_of, picture_tokens, shown
+from portraitkit.vlm.model import load_processor
 from portraitkit.vlm.probe import count_tokens
 from portraitkit.vlm.rows import Row, shuffled
-from portraitkit.vlm.train import _dataset
+from portraitkit.vlm.trainers import _dataset
 
 SIZES = [(40, 48), (64, 64), (300, 200), (97, 501), (600, 500), (20, 1600)]
 

@@ -8,7 +8,7 @@ import pytest
 from policies.vlm.tasks import load_task
 from portraitkit.vlm.evaluate import best_constant, score_all
 from portraitkit.vlm.generate import complete
-from portraitkit.vlm.load import EMBEDDED, load_model, load_processor
+from portraitkit.vlm.model import EMBEDDED, load_model, load_processor
 from portraitkit.vlm.rows import make_rows, shuffled
 from reward_models.judge.settings import EMBEDDED_FOLDER
 from tools.embedded.vlm import JUDGE, READ, ROWS, WITH_CELLS

@@ -9,8 +9,8 @@ from transformers import TrainerCallback
 from trl import SFTConfig
 
 from portraitkit.errors import ConfigError
-from portraitkit.vlm.load import be_quiet, check_frozen, load_model, vision_tower
-from portraitkit.vlm.train import make_sft_trainer
+from portraitkit.vlm.model import be_quiet, check_frozen, load_model, vision_tower
+from portraitkit.vlm.trainers import make_sft_trainer
 
 PLAIN = {"use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 1, "per_device_train_batch_size": 2, "disable_tqdm": True}
 

@@ -8,11 +8,11 @@ from transformers import TrainerCallback
 
 from policies.vlm.align.align_config import AlignVlmConfig
 from portraitkit.errors import ConfigError
-from portraitkit.vlm.load import be_quiet, load_model, train_last_norm
+from portraitkit.vlm.model import be_quiet, load_model, train_last_norm
 from portraitkit.vlm.task import Score
-from portraitkit.vlm.train import make_grpo_trainer
 from portraitkit.vlm.trainer_arguments import CHECKPOINTING, grpo_arguments, grpo_values, lora_arguments
 from portraitkit.vlm.trainer_options import TrainerOptions
+from portraitkit.vlm.trainers import make_grpo_trainer
 from reward_models.training.config import RewardModelConfig
 
 OPTIONS = TrainerOptions(prompts_per_step=2, group_size=4, max_tokens=8, max_train_steps=1, warmup_steps=0, checkpointing_steps=0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from portraitkit.vlm.muon import MuonAdamW
+from tools.embedded.muon import MuonAdamW
 
 RATES = {"muon_learning_rate": 0.02, "learning_rate": 0.003}
 MATRICES = {"layer.weight"}

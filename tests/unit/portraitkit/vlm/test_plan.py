@@ -11,13 +11,12 @@ from portraitkit.memory.plan import typed
 from portraitkit.memory.trace import LiveBytes, tensors_of
 from portraitkit.memory.vlm_plan import Planner, changes, plan, refuse_if_too_large
 from portraitkit.memory.vlm_trace import Made, facts, read_bytes
-from portraitkit.vlm.architectures import meta_model
-from portraitkit.vlm.load import be_quiet, load_model, load_processor
+from portraitkit.vlm.model import be_quiet, load_model, load_processor, meta_model
+from portraitkit.vlm.shared_prefix import tower_once
 from portraitkit.vlm.tiny import build_model, build_processor
-from portraitkit.vlm.tower import tower_once
-from portraitkit.vlm.train import make_grpo_trainer, make_sft_trainer
 from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments, sft_arguments
 from portraitkit.vlm.trainer_options import TrainerOptions
+from portraitkit.vlm.trainers import make_grpo_trainer, make_sft_trainer
 
 OPTIONS = TrainerOptions(prompts_per_step=2, group_size=4, max_tokens=24, max_train_steps=2, sft_batch=8, sft_steps=2, generation_batch=1)
 

@@ -1,3 +1,5 @@
+"""Rows are read and made; unreadable pictures are named and set aside before a run."""
+
 import json
 
 import pytest
@@ -5,7 +7,7 @@ import torch
 
 from portraitkit.errors import DataError
 from portraitkit.pictures.images import write_image
-from portraitkit.vlm.rows import FRESH, first_row, make_rows, messages, open_rows, read_rows, shuffled
+from portraitkit.vlm.rows import FRESH, Row, first_row, make_rows, messages, open_rows, read_rows, set_aside_unreadable, shuffled
 
 
 def test_equal_seeds_give_equal_rows_and_other_seeds_other_ones(brightness):
@@ -93,3 +95,35 @@ def test_runs_draw_rows_that_the_embedded_models_were_not_taught_on_and_share_th
     assert {first_row("held_out", seed) for seed in range(100)} == {0}
     held_out = [make_rows(brightness, "held_out", 3, seed) for seed in (0, 7)]
     assert all(torch.equal(a.pictures[0], b.pictures[0]) for a, b in zip(*held_out, strict=True))
+
+
+@pytest.fixture
+def rows_in_files(tmp_path):
+    """Nine rows in two splits; the last picture of train is a truncated JPEG."""
+    made = []
+    for index in range(9):
+        path = tmp_path / f"{index}.jpg"
+        write_image(path, torch.rand(3, 64, 64))
+        made.append(Row((path,), "x", "y", {}, f"train.jsonl line {index + 1}"))
+    bad = made[6].pictures[0]
+    bad.write_bytes(bad.read_bytes()[:700])
+    return {"train": made[:7], "held_out": made[7:]}
+
+
+def test_a_truncated_picture_costs_its_row_only(rows_in_files):
+    seen = []
+    kept, aside = set_aside_unreadable(rows_in_files, most=0.2, advance=lambda: seen.append(1))
+    assert kept == {"train": rows_in_files["train"][:6], "held_out": rows_in_files["held_out"]} and len(seen) == 9
+    assert [entry["row"] for entry in aside] == ["train.jsonl line 7"] and "cannot be read" in aside[0]["reason"]
+
+
+def test_too_many_stop_the_run(rows_in_files):
+    with pytest.raises(DataError, match=r"1 of 9 rows .* train.jsonl line 7"):
+        set_aside_unreadable(rows_in_files, most=0.1)
+    with pytest.raises(DataError, match="no row of the held_out split"):
+        set_aside_unreadable({"train": rows_in_files["held_out"], "held_out": rows_in_files["train"][6:]}, most=0.5)
+
+
+def test_pictures_in_memory_are_taken_as_they_are():
+    row = Row((torch.zeros(3, 8, 8),), "x", "y", {})
+    assert set_aside_unreadable({"train": [row]}, most=0) == ({"train": [row]}, [])

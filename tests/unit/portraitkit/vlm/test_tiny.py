@@ -3,7 +3,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from portraitkit.vlm.generate import complete
-from portraitkit.vlm.load import load_model, load_processor
+from portraitkit.vlm.model import load_model, load_processor
 from portraitkit.vlm.probe import count_tokens
 from portraitkit.vlm.rows import Row
 

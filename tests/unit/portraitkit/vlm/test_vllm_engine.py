@@ -8,7 +8,7 @@ import pytest
 from portraitkit.errors import ConfigError
 from portraitkit.vlm.trainer_arguments import grpo_arguments
 from portraitkit.vlm.trainer_options import TrainerOptions
-from portraitkit.vlm.vllm_engine import check_vllm
+from portraitkit.vlm.trainers import check_vllm
 
 COLOCATE = ("use_vllm=true", "vllm_mode=colocate", "vllm_max_model_length=4096", "vllm_gpu_memory_utilization=0.4")
 SERVER = ("use_vllm=true", "vllm_mode=server", "vllm_server_base_url=http://node1:8000/", "vllm_server_timeout=0")

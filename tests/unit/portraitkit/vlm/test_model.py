@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from portraitkit.errors import ConfigError, WeightsError
-from portraitkit.vlm.load import count_parameters, load_model, load_processor, model_path, vision_tower
+from portraitkit.vlm.model import count_parameters, load_model, load_processor, model_path, vision_tower
 
 
 @pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all", "just-a-name", "a/b/c"])

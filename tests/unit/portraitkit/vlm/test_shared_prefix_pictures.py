@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from portraitkit.vlm.pictures import limit_of, shown
+from portraitkit.vlm.context import limit_of, shown
 from portraitkit.vlm.rows import messages
-from portraitkit.vlm.tower import KNOWN, tower_once
+from portraitkit.vlm.shared_prefix import TOWERS, tower_once
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def asked(tiny_vlm, rows):
     two = [rows[0], replace(rows[1], pictures=(torch.rand(3, 112, 56, generator=torch.Generator().manual_seed(0)),))]
     pictures = [shown(two[index], limit_of(processor)) for index in (0, 1, 0, 0, 1)]
     inputs = processor(images=pictures, text=[text] * 5, padding=True, return_tensors="pt")
-    return model, next(module for module in model.modules() if type(module).__name__ in KNOWN), inputs
+    return model, next(module for module in model.modules() if type(module).__name__ in TOWERS), inputs
 
 
 def _counted(tower, seen):

@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from portraitkit.vlm.pictures import limit_of, shown
-from portraitkit.vlm.prompt import KNOWN, prompt_once
+from portraitkit.vlm.context import limit_of, shown
 from portraitkit.vlm.rows import messages
+from portraitkit.vlm.shared_prefix import LANGUAGE_MODELS, prompt_once
 
 ANSWERS = {
     "equal groups": (0, 0, 0, 1, 1, 1),
@@ -49,7 +49,7 @@ def _answered(inputs, lengths):
 
 def _counted(model, seen):
     """A hook that records how many tokens the first layer reads."""
-    reader = next(module for module in model.modules() if type(module).__name__ in KNOWN)
+    reader = next(module for module in model.modules() if type(module).__name__ in LANGUAGE_MODELS)
     return reader.layers[0].register_forward_hook(lambda _, given, __: seen.append(given[0].shape[0] * given[0].shape[1]))
 
 
@@ -112,7 +112,7 @@ def test_different_prompts_are_read_as_they_came(model, ask):
 def test_it_can_stand_inside_itself_and_leaves_the_model_as_it_was(model, ask):
     inputs = _answered(ask((0, 0, 1, 1)), [4, 5, 6, 7])
     real = inputs["attention_mask"].bool()
-    reader = next(module for module in model.modules() if type(module).__name__ in KNOWN)
+    reader = next(module for module in model.modules() if type(module).__name__ in LANGUAGE_MODELS)
     with torch.no_grad():
         plain = model(**inputs).logits[real]
         with pytest.raises(KeyError), prompt_once(model):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.vlm.tasks import load_task
-from portraitkit.vlm.tags import inside
+from portraitkit.vlm.task import inside
 
 PIECES = st.lists(st.sampled_from(["<answer>", "</answer>", "<think>", "</think>", "\n", "1", "<", "answer>"]), max_size=10).map("".join)
 

@@ -1,15 +1,18 @@
-"""Our additions to TRL's trainers."""
+"""Our additions to TRL's trainers, and rewards as TRL calls them."""
 
 import copy
 from dataclasses import replace
 
+import pytest
 import torch
 from transformers import TrainerCallback
 from trl import GRPOConfig, SFTConfig
 
+from policies.vlm.tasks import BUILT_IN, load_task
 from portraitkit.pictures.images import write_image
-from portraitkit.vlm.load import be_quiet
-from portraitkit.vlm.train import make_grpo_trainer, make_sft_trainer
+from portraitkit.vlm.model import be_quiet
+from portraitkit.vlm.rows import make_rows
+from portraitkit.vlm.trainers import make_grpo_trainer, make_sft_trainer, part_names, reward_functions, text_of
 
 PLAIN = {"use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 1, "per_device_train_batch_size": 2, "disable_tqdm": True}
 
@@ -46,3 +49,28 @@ def test_pictures_in_files_train_as_pictures_in_memory_do(tiny_vlm, rows, bright
     arguments = GRPOConfig(output_dir=str(tmp_path / "grpo"), **options, **PLAIN)
     trainer = make_grpo_trainer(copy.deepcopy(model), processor, brightness.brief, filed, arguments, TrainerCallback(), brightness, "fixed")
     assert trainer.train().global_step == 1
+
+
+TASKS = [name for name in BUILT_IN if load_task(name).make_row is not None]
+
+
+@pytest.mark.parametrize("mode", ["paper", "fixed"])
+@pytest.mark.parametrize("name", TASKS)
+def test_the_parts_add_up_to_the_reward(name, mode):
+    task = load_task(name)
+    rows = make_rows(task, "train", 6, 0)
+    functions = reward_functions(task, rows, mode)
+    index = [0, 3, 3, 5]
+    texts = [task.perfect(rows[0].truth), task.perfect(rows[1].truth), "nonsense", rows[5].target]
+    completions = [[{"role": "assistant", "content": text}] for text in texts]
+    columns = [function(completions=completions, index=index, image=None) for function in functions]
+    totals = [sum(value for value in values if value is not None) for values in zip(*columns, strict=True)]
+    expected = [task.score(text, rows[at].truth, mode).reward for text, at in zip(texts, index, strict=True)]
+    assert totals == pytest.approx(expected)
+    assert [function.__name__ for function in functions] == part_names(task, rows[0], mode)
+
+
+def test_text_of_any_shape_that_trl_hands_over():
+    assert (
+        text_of("a") == text_of([{"role": "assistant", "content": "a"}]) == text_of([{"content": [{"type": "text", "text": "a"}]}]) == "a"
+    )

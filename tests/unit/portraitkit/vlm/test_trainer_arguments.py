@@ -5,7 +5,7 @@ import pytest
 from trl import GRPOConfig
 
 from portraitkit.errors import ConfigError
-from portraitkit.vlm.trl_arguments import build_arguments, parse_extra
+from portraitkit.vlm.trainer_arguments import build_arguments, parse_extra
 
 
 def test_values_are_json_or_text():

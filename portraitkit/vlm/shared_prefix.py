@@ -1,11 +1,12 @@
-"""One pass of the language model for each different prompt of a batch.
+"""Read once what rows of a batch share: each different picture by the vision tower, each different prompt by the language model.
 
-A GRPO update compares answers to one prompt, pictures included, and so does sampled evaluation. TRL and transformers read that prompt
-with every answer anew. Here it is read once: the answers stand behind it side by side, each attending to the prompt and itself (the idea
-of Prefix Grouper, Liu et al. 2025, arXiv 2506.05433). Values and gradients are the same; prompts of VLMs are mostly picture tokens.
+A GRPO update compares answers to one prompt, pictures included, and so does sampled evaluation; a judge is shown the same photo with every
+candidate, and every pair in both orders. TRL and transformers read prompt and pictures with every answer anew. Here they are read once:
+of an update with groups of 8, one tower pass in 8 remains, forward and backward, and the answers stand behind their prompt side by side,
+each attending to the prompt and itself (Prefix Grouper, Liu et al. 2025, arXiv 2506.05433). Values and gradients are the same.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,81 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from portraitkit.vlm.forward import other_forward
 
-KNOWN = ("Qwen2VLTextModel", "Qwen2_5_VLTextModel")
+@contextmanager
+def other_forward(model: Any, known: Sequence[str], make: Callable[[Any, Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """While active, the first part of a known class has another forward; without such a part, nothing changes.
+
+    Args:
+        model: wrapped or not.
+        known: names of classes.
+        make: (the part, its forward) -> the other one.
+    """
+    part: Any = next((module for module in model.modules() if type(module).__name__ in known), None)
+    if part is None:
+        yield
+        return
+    outer = vars(part).get("forward")  # of a context around this one
+    part.forward = make(part, part.forward)
+    try:
+        yield
+    finally:
+        if outer is None:
+            del part.forward
+        else:
+            part.forward = outer
+
+
+TOWERS = ("Qwen2VisionTransformerPretrainedModel", "Qwen2_5_VisionTransformerPretrainedModel")
+"""Towers that give one output per picture in order; others (Qwen3-VL adds features of deeper layers) read every picture anew."""
+
+
+@contextmanager
+def tower_once(model: Any) -> Iterator[None]:
+    """While active, the model's vision tower reads each different picture of a call once; outputs and gradients stay what they were.
+
+    Args:
+        model: a vision-language model, wrapped or not; one whose tower is not in `TOWERS` works as without.
+    """
+
+    def reading_once(tower: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def once(hidden_states: Float[Tensor, "patches values"], grid_thw: Int[Tensor, "pictures 3"], **options: Any) -> Any:
+            patches = hidden_states.split(grid_thw.prod(-1).tolist())
+            keep, place_of = _different(patches, grid_thw)
+            if len(keep) == len(patches):
+                return forward(hidden_states, grid_thw, **options)
+            out = forward(torch.cat([patches[index] for index in keep]), grid_thw[keep], **options)
+            merged = out.pooler_output.split((grid_thw[keep].prod(-1) // tower.spatial_merge_size**2).tolist())
+            out.pooler_output = torch.cat([merged[place] for place in place_of])
+            return out
+
+        return once
+
+    with other_forward(model, TOWERS, reading_once):
+        yield
+
+
+def _different(patches: Sequence[Float[Tensor, "_ values"]], grids: Int[Tensor, "pictures 3"]) -> tuple[list[int], list[int]]:
+    """The first of each different picture, and for every picture the place of its equal among them.
+
+    Sums tell nearly all different pictures apart with a single transfer from the device; those with equal ones are compared in full.
+    """
+    sums = torch.stack([values.sum(dtype=torch.float64) for values in patches]).tolist()
+    places: dict[tuple[float, tuple[int, ...]], list[int]] = {}
+    keep: list[int] = []
+    place_of: list[int] = []
+    for index, (total, grid) in enumerate(zip(sums, grids.tolist(), strict=True)):
+        alike = places.setdefault((total, tuple(grid)), [])
+        place = next((place for place in alike if torch.equal(patches[keep[place]], patches[index])), None)
+        if place is None:
+            place = len(keep)
+            keep.append(index)
+            alike.append(place)
+        place_of.append(place)
+    return keep, place_of
+
+
+LANGUAGE_MODELS = ("Qwen2VLTextModel", "Qwen2_5_VLTextModel")
 """Language models that take a ready attention mask and nothing else of each token; others read every prompt anew."""
 WORTH = 0.9
 """Share of the work that may remain; above it, as with answers much longer than their prompt, a batch is read as it came."""
@@ -29,7 +102,7 @@ def prompt_once(model: Any) -> Iterator[None]:
     Of a training pass, outputs at masked tokens are not what they were, and no cache comes back.
 
     Args:
-        model: a vision-language model, wrapped or not; one that is not in `KNOWN`, or whose attention takes no ready mask (flash
+        model: a vision-language model, wrapped or not; one that is not in `LANGUAGE_MODELS`, or whose attention takes no ready mask (flash
             attention), works as without.
     """
 
@@ -60,7 +133,7 @@ def prompt_once(model: Any) -> Iterator[None]:
 
         return once
 
-    with other_forward(model, KNOWN, reading_once):
+    with other_forward(model, LANGUAGE_MODELS, reading_once):
         yield
 
 
@@ -174,3 +247,10 @@ def _packed(
         "attention_mask": seen[:, None],
         "position_ids": torch.stack([lined_up(axis) for axis in places]),
     }
+
+
+@contextmanager
+def read_once(model: Any) -> Iterator[None]:
+    """While active, `tower_once` and `prompt_once`."""
+    with tower_once(model), prompt_once(model):
+        yield
