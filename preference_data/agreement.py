@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from portraitkit import votes
-from preference_data.schema import DIMENSIONS, Verdict
+from preference_data.schema import DIMENSIONS
+from preference_data.verdict import Verdict
 
 SCALE: tuple[Verdict, ...] = ("b", "tie", "a")
 Judgements = dict[str, dict[str, dict[str, Verdict]]]

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from portraitkit.errors import DataError
 from portraitkit.files.jsonl import Rejected, append_line, read_json_lines
 from preference_data.agreement import Judgements
-from preference_data.contract import ORDERS, Order, turned
-from preference_data.schema import DIMENSIONS, VERDICTS, Pair, Verdict, read_scores, read_verdicts, winner
+from preference_data.schema import DIMENSIONS, Pair, read_scores, read_verdicts
+from preference_data.verdict import ORDERS, VERDICTS, Order, Verdict, turned, winner
 
 FOLDER, UNREADABLE = "annotations", "unreadable.jsonl"
 """Where judgements are, and in which of its files are answers that cannot be read; no annotator's file has that name."""

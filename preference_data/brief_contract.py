@@ -9,6 +9,7 @@ import re
 
 from preference_data.contract import Answer, Unreadable
 from preference_data.schema import DIMENSIONS
+from preference_data.verdict import NUMBERS, PLACES
 
 WORDS = dict(zip(DIMENSIONS, ("smooth", "blemish", "texture", "clarity", "identity"), strict=True))
 PROMPT = "Which retouch is better?"
@@ -19,7 +20,7 @@ WHOLE = re.compile(rf"\s*<think>\s*{SCORES}\s*</think>\s*<answer>\s*([12])\s*</a
 def write_brief(answer: Answer) -> str:
     """The answer in short; `read_brief` gives it back but for its reasoning, whose place the scores take."""
     scores = " ".join(f"{WORDS[name]} {answer.scores[name][0]} {answer.scores[name][1]}" for name in DIMENSIONS)
-    return f"<think>{scores}</think><answer>{answer.better}</answer>"
+    return f"<think>{scores}</think><answer>{NUMBERS[answer.better]}</answer>"
 
 
 def read_brief(text: str) -> Answer | Unreadable:
@@ -29,4 +30,4 @@ def read_brief(text: str) -> Answer | Unreadable:
         return Unreadable("not <think>smooth s s blemish s s texture s s clarity s s identity s s</think><answer>1 or 2</answer>", text)
     numbers = [int(digit) for digit in found.groups()]
     scores = {name: (numbers[2 * place], numbers[2 * place + 1]) for place, name in enumerate(DIMENSIONS)}
-    return Answer(scores, numbers[-1], text[text.index("<think>") + 7 : text.index("</think>")].strip())
+    return Answer(scores, PLACES[numbers[-1]], text[text.index("<think>") + 7 : text.index("</think>")].strip())

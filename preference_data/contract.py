@@ -11,13 +11,10 @@ Image1 is better
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
-from preference_data.schema import DIMENSIONS, QUESTIONS, TITLES, Verdict, winner
+from preference_data.schema import DIMENSIONS, QUESTIONS, TITLES
+from preference_data.verdict import NUMBERS, PLACES, Order, Place, Verdict, file_at, in_order, turned, winner
 
-Order = Literal["ab", "ba"]
-ORDERS: tuple[Order, ...] = ("ab", "ba")
-"""Which candidate is shown as Image1 and which as Image2."""
 SHAPE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 LINE = re.compile(r"(.+?): Image1 = (\d{1,9}), Image2 = (\d{1,9})", re.ASCII)
 AVERAGES = re.compile(r"Average: Image1 = (\d+(?:\.\d+)?), Image2 = (\d+(?:\.\d+)?)", re.ASCII)
@@ -47,12 +44,12 @@ class Answer:
 
     Attributes:
         scores: dimension -> scores of Image1 and Image2, 1 to 5.
-        better: 1 or 2.
+        better: the place of the better one.
         reasoning: what was thought.
     """
 
     scores: dict[str, tuple[int, int]]
-    better: int
+    better: Place
     reasoning: str
 
     @property
@@ -65,12 +62,12 @@ class Answer:
     def coherent(self) -> bool:
         """Whether the better one's average is not the lower one."""
         first, second = self.averages
-        return first >= second if self.better == 1 else second >= first
+        return first >= second if self.better == "first" else second >= first
 
     def exchanged(self) -> "Answer":
         """The same answer with Image1 and Image2 exchanged, in words, too."""
-        scores = {name: (second, first) for name, (first, second) in self.scores.items()}
-        return Answer(scores, 3 - self.better, turned(self.reasoning))
+        scores = {name: in_order(both, "ba") for name, both in self.scores.items()}
+        return Answer(scores, "second" if self.better == "first" else "first", turned(self.reasoning))
 
 
 @dataclass(frozen=True)
@@ -81,20 +78,11 @@ class Unreadable:
     text: str
 
 
-def turned(text: str) -> str:
-    """Words about Image1 and Image2 as they read with the two exchanged.
-
-    >>> turned("Image1 is sharper than Image2.")
-    'Image2 is sharper than Image1.'
-    """
-    return re.sub(r"\b([Ii]mage ?)([12])\b", lambda found: found[1] + ("2" if found[2] == "1" else "1"), text)
-
-
 def write_answer(answer: Answer) -> str:
     """The answer as the contract wants it; `read_answer` gives it back."""
     lines = [f"{TITLES[name]}: Image1 = {answer.scores[name][0]}, Image2 = {answer.scores[name][1]}" for name in DIMENSIONS]
     first, second = answer.averages
-    lines += [f"Average: Image1 = {first:.1f}, Image2 = {second:.1f}", f"Image{answer.better} is better"]
+    lines += [f"Average: Image1 = {first:.1f}, Image2 = {second:.1f}", f"Image{NUMBERS[answer.better]} is better"]
     return f"<think>{answer.reasoning}</think>\n<answer>\n" + "\n".join(lines) + "\n</answer>"
 
 
@@ -122,7 +110,7 @@ def read_answer(text: str) -> Answer | Unreadable:
     averages, better = AVERAGES.fullmatch(lines[-2]), BETTER.fullmatch(lines[-1])
     if averages is None or better is None:
         return Unreadable("the last two lines must be the averages and 'Image1 is better' or 'Image2 is better'", text)
-    answer = Answer(scores, int(better[1]), found[1].strip())
+    answer = Answer(scores, PLACES[int(better[1])], found[1].strip())
     if any(abs(float(averages[side + 1]) - mean) > 0.051 for side, mean in enumerate(answer.averages)):
         return Unreadable(f"{lines[-2]!r} are not the averages of the scores", text)
     return answer
@@ -130,10 +118,6 @@ def read_answer(text: str) -> Answer | Unreadable:
 
 def verdicts_in_files(answer: Answer, order: Order) -> tuple[dict[str, Verdict], Verdict, dict[str, tuple[float, float]]]:
     """Verdicts, overall verdict and scores about a and b, from an answer about Image1 and Image2 shown in `order`."""
-    scores: dict[str, tuple[float, float]] = {
-        name: (float(first), float(second)) if order == "ab" else (float(second), float(first))
-        for name, (first, second) in answer.scores.items()
-    }
+    scores = {name: in_order((float(first), float(second)), order) for name, (first, second) in answer.scores.items()}
     verdicts: dict[str, Verdict] = {name: winner(a, b) for name, (a, b) in scores.items()}
-    overall: Verdict = "a" if (answer.better == 1) == (order == "ab") else "b"
-    return verdicts, overall, scores
+    return verdicts, file_at(answer.better, order), scores

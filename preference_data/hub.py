@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from portraitkit.errors import DataError
 from preference_data.card import built_by, write_data_card
-from preference_data.contract import Answer, Order, prompt, write_answer
+from preference_data.contract import Answer, prompt, write_answer
 from preference_data.pair_set import METADATA, read_pairs, write_pairs
 from preference_data.schema import DIMENSIONS, FILES, SPLITS, Pair, contradictions, pair_of, row_of, whole_scores
+from preference_data.verdict import Order, place_of
 
 if TYPE_CHECKING:
     from datasets import DatasetDict, Features
@@ -180,7 +181,7 @@ def _answer(pair: Pair) -> Answer | None:
     """The pair's judgement with a as Image1; None where it has no scores or no winner."""
     if pair.scores is None or pair.overall not in ("a", "b"):
         return None
-    return Answer(whole_scores(pair.scores, pair.verdicts), 1 if pair.overall == "a" else 2, pair.reasoning)
+    return Answer(whole_scores(pair.scores, pair.verdicts), place_of(pair.overall, "ab"), pair.reasoning)
 
 
 def _encoded(folder: str, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from portraitkit.errors import DataError
 from portraitkit.suggest import nearest
+from preference_data.verdict import OTHER, VERDICTS, Verdict, winner
 
 DIMENSIONS: tuple[str, ...] = ("skin_smoothing", "blemish_removal", "texture", "clarity", "identity")
 """In this order everywhere."""
@@ -29,15 +30,12 @@ QUESTIONS = {
     "clarity": "Is the picture sharp and clean: eyes, hair, edges; no blur, noise or compression?",
     "identity": "Is it the same person: face shape, moles, freckles, facial hair, makeup and age kept?",
 }
-Verdict = Literal["a", "b", "tie"]
 Split = Literal["train", "validation", "held_out"]
-VERDICTS: tuple[str, ...] = get_args(Verdict)
 SPLITS: tuple[str, ...] = get_args(Split)
 AGE_BANDS = ("child", "teen", "18-29", "30-44", "45-59", "60-74", "75+")
 GENDERS = ("woman", "man", "other")
 SKIN_TONES = tuple(f"monk-{step}" for step in range(1, 11))
 """The Monk Skin Tone scale, 1 (lightest) to 10."""
-OTHER: dict[Verdict, Verdict] = {"a": "b", "b": "a", "tie": "tie"}
 
 
 @dataclass(frozen=True)
@@ -209,11 +207,6 @@ def whole_scores(scores: dict[str, tuple[float, float]], verdicts: dict[str, Ver
         fitting = [(x, y) for x, y in product(range(5, 0, -1), repeat=2) if verdict in (None, winner(x, y))]
         whole[name] = min(fitting, key=lambda both: (both[0] - a) ** 2 + (both[1] - b) ** 2)
     return whole
-
-
-def winner(a: float, b: float) -> Verdict:
-    """Who has the higher score."""
-    return "tie" if a == b else "a" if a > b else "b"
 
 
 def contradictions(pair: Pair) -> list[str]:

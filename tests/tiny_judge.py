@@ -11,6 +11,7 @@ from portraitkit.vlm.tiny import build_model, build_processor
 from preference_data.brief_contract import PROMPT, WORDS, write_brief
 from preference_data.contract import Answer
 from preference_data.schema import DIMENSIONS
+from preference_data.verdict import PLACES
 from reward_models.judge.settings import JudgeSettings, write_settings
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>", *WORDS.values())
@@ -19,7 +20,7 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>", *WORDS.values())
 def answer(generator: torch.Generator) -> str:
     """A random answer in the short form."""
     scores = torch.randint(1, 6, (len(DIMENSIONS), 2), generator=generator).tolist()
-    better = int(torch.randint(1, 3, (1,), generator=generator))
+    better = PLACES[int(torch.randint(1, 3, (1,), generator=generator))]
     return write_brief(Answer({name: (both[0], both[1]) for name, both in zip(DIMENSIONS, scores, strict=True)}, better, ""))
 
 

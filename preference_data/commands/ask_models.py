@@ -19,8 +19,9 @@ from preference_data.annotations import FOLDER, UNREADABLE, Judgement, append_ju
 from preference_data.commands.annotate_config import AnnotateConfig
 from preference_data.commands.only_writer import only_writer
 from preference_data.commands.report_agreement import print_agreement
-from preference_data.contract import ORDERS, Order, Unreadable, prompt, read_answer, verdicts_in_files
+from preference_data.contract import Unreadable, prompt, read_answer, verdicts_in_files
 from preference_data.schema import Pair
+from preference_data.verdict import ORDERS, Order
 
 FROM = 20
 
@@ -180,7 +181,7 @@ def _record(reply: Reply | None, question: Showing, config: AnnotateConfig, tall
             kept.add(_told(row))
         return
     tally.answers[model] += 1
-    tally.first[model] += answer.better == 1
+    tally.first[model] += answer.better == "first"
     tally.incoherent[model] += not answer.coherent
     verdicts, overall, scores = verdicts_in_files(answer, question.order)
     append_judgement(config.data, Judgement(pair.id, model, "annotator", question.order, verdicts, overall, scores, answer.reasoning))

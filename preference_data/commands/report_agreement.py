@@ -7,7 +7,8 @@ from rich.table import Table
 
 from preference_data.agreement import Agreement, agreement, bradley_terry
 from preference_data.annotations import Judgement, both_orders, conflicts, table_of
-from preference_data.schema import DIMENSIONS, TITLES, Pair, Verdict
+from preference_data.schema import DIMENSIONS, TITLES, Pair
+from preference_data.verdict import Verdict
 
 
 def agreement_report(judgements: list[Judgement], pairs: list[Pair]) -> dict[str, Any]:

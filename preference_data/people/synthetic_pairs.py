@@ -16,7 +16,8 @@ import torch
 
 from preference_data.people.degradations import EFFECTS, KINDS, Stage, degrade
 from preference_data.people.synthetic import Case, make_case
-from preference_data.schema import DIMENSIONS, Fault, Verdict, winner
+from preference_data.schema import DIMENSIONS, Fault
+from preference_data.verdict import Verdict, winner
 
 OFFSETS = {"train": (-0.2, 0.2), "validation": (-0.35, -0.22), "held_out": (0.22, 0.35)}
 MODES = {"apart": 0.65, "near": 0.2, "label": 0.15}

@@ -19,8 +19,8 @@ from starlette.routing import Route
 from portraitkit.errors import DataError, ImageError
 from portraitkit.pictures.images import read_image, to_pil
 from preference_data.annotations import FOLDER, Judgement, append_judgement, both_orders, conflicts, file_of, judgement_of, read_judgements
-from preference_data.contract import Order
 from preference_data.schema import DIMENSIONS, QUESTIONS, TITLES, Pair
+from preference_data.verdict import Order
 
 HERE = Path(__file__).parent
 MAX_BODY, MAX_NAME = 64 * 1024, 60

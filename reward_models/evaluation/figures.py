@@ -24,7 +24,8 @@ from torch import Tensor
 
 from portraitkit.stats import cluster_interval, paired_change
 from preference_data.contract import Unreadable
-from preference_data.schema import DIMENSIONS, Verdict
+from preference_data.schema import DIMENSIONS
+from preference_data.verdict import Verdict
 from reward_models.judge.ask import Judged
 from reward_models.judge.pairs import JudgedPair
 
@@ -35,7 +36,7 @@ SMALLEST_GROUP = 5
 
 def truth_of(pair: JudgedPair, name: str) -> Verdict | None:
     """What is known about a pair's files."""
-    return pair.truth.overall if name == "overall" else pair.truth.verdicts.get(name)
+    return pair.overall if name == "overall" else pair.verdicts.get(name)
 
 
 def all_figures(pairs: Sequence[JudgedPair], judged: Sequence[Judged], thresholds: Mapping[str, float]) -> dict[str, dict[str, Any]]:

@@ -23,7 +23,6 @@ from preference_data.people.synthetic_pairs import SPOTS, identity_of, stage_of
 from reward_models.filters import blur
 from reward_models.judge.ask import Judged
 from reward_models.judge.pairs import JudgedPair
-from reward_models.judge.preference_task import Preference
 
 Picture = Float[Tensor, "3 h w"]
 STRENGTHS = (0.4, 1.0)
@@ -86,7 +85,7 @@ def hack_pairs(count: int, *, seed: int = 0, advance: Callable[[], object] = lam
         photo, honest = to_uint8(case.source), to_uint8(case.clean)
         for name, hack in HACKS.items():
             picture = to_uint8(hack(stage, strength, variant))
-            pair = JudgedPair(f"{name}-{number}", identity_of(case), photo, honest, picture, Preference("a", {}), "", {}, True)
+            pair = JudgedPair(f"{name}-{number}", identity_of(case), photo, honest, picture, "a", {}, synthetic=True)
             found[name].append(pair)
         advance()
     return found

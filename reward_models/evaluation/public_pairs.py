@@ -22,9 +22,8 @@ from typing import Any
 from portraitkit.errors import DataError
 from portraitkit.files.atomic import replacing
 from preference_data.pair_set import check_inside
-from preference_data.schema import Verdict
+from preference_data.verdict import Verdict
 from reward_models.judge.pairs import JudgedPair
-from reward_models.judge.preference_task import Preference
 
 Picture = bytes | Path
 
@@ -168,7 +167,7 @@ def read_benchmark(name: str, folder: Path, pictures: Path, *, limit: int = 0) -
                 left_out += 1
                 continue
             files = [_stored(picture, pictures) for picture in (found.photo, found.a, found.b)]
-            pairs.append(JudgedPair(f"{path.stem}-{found.id}", files[0].stem, *files, Preference(found.overall, {}), "", {}, False))
+            pairs.append(JudgedPair(f"{path.stem}-{found.id}", files[0].stem, *files, found.overall, {}))
             if len(pairs) == limit:
                 return pairs, left_out
     if not pairs:

@@ -7,7 +7,7 @@ from typing import Any
 from portraitkit.vlm.generate import Completion, complete_together
 from portraitkit.vlm.rows import Row
 from preference_data.contract import Answer, Unreadable
-from preference_data.schema import OTHER, Verdict
+from preference_data.verdict import ORDERS, Verdict, about_files
 from reward_models.judge.pairs import JudgedPair, View
 from reward_models.judge.preference_task import said
 
@@ -27,10 +27,12 @@ class Judged:
     answers: tuple[Answer | Unreadable, Answer | Unreadable]
 
     def verdicts(self, name: str) -> tuple[Verdict | None, Verdict | None]:
-        """Of both orders, overall or on a dimension, about the files; None where the answer cannot be read."""
-        found: list[Verdict | None] = [None if isinstance(answer, Unreadable) else said(answer, name) for answer in self.answers]
-        first, second = found
-        return first, None if second is None else OTHER[second]
+        """Of both orders, overall or on a dimension; None where the answer cannot be read."""
+        forward, backward = (
+            None if isinstance(answer, Unreadable) else about_files(said(answer, name), order)
+            for answer, order in zip(self.answers, ORDERS, strict=True)
+        )
+        return forward, backward
 
     def difference(self, name: str) -> float | None:
         """How much higher a is scored than b, the mean of both orders (of one, where the other cannot be read), -4 to 4."""

@@ -8,6 +8,7 @@ import torch
 
 from portraitkit.errors import ConfigError, WeightsError
 from preference_data.contract import Answer
+from preference_data.verdict import NUMBERS
 from reward_models.judge.reasoning import words_agree
 
 Coherence = Callable[[Answer], float]
@@ -52,7 +53,7 @@ class NliCoherence:
             return 0.0
         inputs = self.tokenizer(
             answer.reasoning,
-            f"Image{answer.better} is better",
+            f"Image{NUMBERS[answer.better]} is better",
             truncation="only_first",
             max_length=min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings),
             return_tensors="pt",

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from portraitkit.errors import ConfigError
 from preference_data.brief_contract import read_brief
-from preference_data.contract import ORDERS, Answer, Order, Unreadable, read_answer, verdicts_in_files
-from preference_data.schema import DIMENSIONS, Verdict
+from preference_data.contract import Answer, Unreadable, read_answer, verdicts_in_files
+from preference_data.schema import DIMENSIONS
+from preference_data.verdict import ORDERS, Order, Verdict, in_order
 from reward_models.judge.backend import Backend, Certainty, Picture, Said, read_certainty
 from reward_models.judge.settings import JudgeSettings, fit_temperature, probability_of, read_settings, settings_from, source_of
 from reward_models.judge.views import SHOWN
@@ -181,9 +182,8 @@ class Judge:
         read = [verdicts_in_files(answer, order) for answer, order in zip(answers, self.orders, strict=True)]
         scores, odds = [], []
         for order, (_, overall, whole), sure in zip(self.orders, read, certain, strict=True):
-            side = 1 if order == "ab" else -1
-            scores.append(whole if sure is None else {name: sure.scores[name][::side] for name in DIMENSIONS})
-            odds.append({"a": 1.0, "b": -1.0}[overall] if sure is None else sure.log_odds * side)
+            scores.append(whole if sure is None else {name: in_order(sure.scores[name], order) for name in DIMENSIONS})
+            odds.append({"a": 1.0, "b": -1.0}[overall] if sure is None else sure.log_odds * (1 if order == "ab" else -1))
         overalls = [overall for _, overall, _ in read]
         log_odds = sum(odds) / len(odds)
         return Judgement(

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from portraitkit.errors import DataError
 from portraitkit.pictures.images import from_uint8, read_image, to_uint8
 from portraitkit.vlm.rows import SPLITS, Row, first_row
 from preference_data.brief_contract import PROMPT, read_brief, write_brief
-from preference_data.contract import ORDERS, Answer, Order, Unreadable, prompt, read_answer, turned, write_answer
+from preference_data.contract import Answer, Unreadable, prompt, read_answer, write_answer
 from preference_data.pair_set import read_pairs, scan_pairs
-from preference_data.schema import CHOICES, DIMENSIONS, OTHER, Pair, Verdict
-from reward_models.judge.preference_task import Preference, answer_of
+from preference_data.schema import CHOICES, DIMENSIONS, Pair
+from preference_data.verdict import ORDERS, Order, Verdict, turned, winner
+from reward_models.judge.preference_task import Preference, answer_of, preference_of
 from reward_models.judge.reasoning import reason
 from reward_models.judge.views import SHOWN
 
@@ -35,7 +36,9 @@ class JudgedPair:
         photo: 8-bit RGB, or the file that holds it.
         a: first candidate.
         b: second candidate.
-        truth: about a and b, in that order.
+        overall: who is better; None where it is not known.
+        verdicts: dimension -> the same; dimensions that nobody judged are left out.
+        scores: dimension -> true scores of a and b, where they are known.
         reasoning: in words, Image1 being a; empty where nobody gave any.
         groups: age_band, gender, skin_tone, where they are recorded.
         synthetic: made by code, at least in part.
@@ -46,15 +49,21 @@ class JudgedPair:
     photo: Stored
     a: Stored
     b: Stored
-    truth: Preference
-    reasoning: str
-    groups: Mapping[str, str]
-    synthetic: bool
+    overall: Verdict | None
+    verdicts: Mapping[str, Verdict]
+    scores: Mapping[str, tuple[int, int]] | None = None
+    reasoning: str = ""
+    groups: Mapping[str, str] = field(default_factory=dict)
+    synthetic: bool = False
 
     def pixels(self) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "3 h w"], Float[Tensor, "3 h w"]]:
         """Photo, a and b, RGB in [0, 1]."""
         photo, a, b = (read_image(one).pixels if isinstance(one, Path) else from_uint8(one) for one in (self.photo, self.a, self.b))
         return photo, a, b
+
+    def shown(self, order: Order) -> Preference:
+        """What is known about the pair as it is shown in an order."""
+        return preference_of(self.overall, self.verdicts, self.scores, order)
 
 
 @dataclass(frozen=True)
@@ -94,18 +103,11 @@ class View:
         return [self._row(pair, order, pictures[order]) for order in ORDERS]
 
     def _row(self, pair: JudgedPair, order: Order, pictures: tuple[Any, ...]) -> Row:
-        truth = pair.truth if order == "ab" else swapped(pair.truth)
+        truth = pair.shown(order)
         words = pair.reasoning if order == "ab" else turned(pair.reasoning)
         answer = answer_of(truth)
         target = self.write(replace(answer, reasoning=words or reason(answer)))
         return Row(pictures, truth, target, {"pair": pair.id, "order": order, "coherent": answer.coherent}, f"pair {pair.id}")
-
-
-def swapped(truth: Preference) -> Preference:
-    """The same truth with b shown first."""
-    overall = None if truth.overall is None else OTHER[truth.overall]
-    verdicts: dict[str, Verdict] = {name: OTHER[verdict] for name, verdict in truth.verdicts.items()}
-    return Preference(overall, verdicts, {name: both[::-1] for name, both in truth.scores.items()} if truth.scores else None)
 
 
 def synthetic_pair(split: str, seed: int) -> JudgedPair:
@@ -113,24 +115,20 @@ def synthetic_pair(split: str, seed: int) -> JudgedPair:
     from preference_data.people.synthetic_pairs import make_pair
 
     made = make_pair(split, seed)
-    truth = Preference(made["overall"], made["verdicts"], made["scores"])
-    photo, a, b = (to_uint8(made[name]) for name in ("input", "a", "b"))
-    return JudgedPair(f"{split}-{seed}", made["identity"], photo, a, b, truth, "", {}, True)
+    pictures = (to_uint8(made[name]) for name in ("input", "a", "b"))
+    truth = (made["overall"], made["verdicts"], made["scores"])
+    return JudgedPair(f"{split}-{seed}", made["identity"], *pictures, *truth, synthetic=True)
 
 
 def stored_pair(pair: Pair, folder: Path) -> JudgedPair:
     """A pair of a user's set. Scores between whole numbers are rounded, unless that would make or unmake a tie."""
     groups = {name: str(value) for name in CHOICES if (value := getattr(pair, name)) is not None}
     scores = {name: (round(x), round(y)) for name, (x, y) in pair.scores.items()} if pair.scores else None
-    if scores and pair.verdicts and any(_sign(*scores[name]) != pair.verdicts[name] for name in DIMENSIONS):
+    if scores and pair.verdicts and any(winner(*scores[name]) != pair.verdicts[name] for name in DIMENSIONS):
         scores = None
-    truth = Preference(pair.overall, pair.verdicts or {}, scores)
     files = (folder / pair.input, folder / pair.a, folder / pair.b)
-    return JudgedPair(pair.id, pair.identity, *files, truth, pair.reasoning, groups, pair.synthetic)
-
-
-def _sign(x: float, y: float) -> Verdict:
-    return "tie" if x == y else "a" if x > y else "b"
+    truth = (pair.overall, pair.verdicts or {}, scores)
+    return JudgedPair(pair.id, pair.identity, *files, *truth, pair.reasoning, groups, pair.synthetic)
 
 
 def open_pairs(
@@ -163,7 +161,7 @@ def open_pairs(
         pairs[split] = some[: counts[split] or None]
         if split == "held_out":
             check_several_people(pairs[split], str(folder))
-        if not any(pair.truth.overall in ("a", "b") for pair in some):
+        if not any(pair.overall in ("a", "b") for pair in some):
             raise DataError(
                 f"{folder}: no pair with an overall winner is in the {split} split; annotate them, or build with other --split-shares"
             )

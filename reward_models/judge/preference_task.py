@@ -14,32 +14,40 @@ from portraitkit.errors import DataError
 from portraitkit.vlm.task import Mode, Score, Task
 from preference_data.brief_contract import PROMPT, read_brief, write_brief
 from preference_data.contract import Answer, Unreadable, prompt, read_answer, write_answer
-from preference_data.schema import DIMENSIONS, Verdict
+from preference_data.schema import DIMENSIONS
+from preference_data.verdict import EXCHANGED, Order, Place, Shown, Verdict, in_order, shown_as, winner
 
-VERDICTS = {"x": "a", "y": "b", "tie": "tie"}
-"""Of a row: x is the candidate shown first, y the second."""
-INVENTED: dict[Verdict | None, tuple[int, int]] = {"a": (5, 3), "b": (3, 5), "tie": (4, 4), None: (4, 4)}
+COLUMN: dict[Shown, str] = {"first": "x", "second": "y", "tie": "tie"}
+"""How a row's columns name the places."""
+SHOWN: dict[str, Shown] = {name: shown for shown, name in COLUMN.items()}
+INVENTED: dict[Shown | None, tuple[int, int]] = {"first": (5, 3), "second": (3, 5), "tie": (4, 4), None: (4, 4)}
 """Scores for a verdict, where the true ones are not known."""
-WIDE: dict[Verdict, dict[Verdict | None, tuple[int, int]]] = {
-    "a": {"a": (5, 1), "b": (4, 5), "tie": (4, 4), None: (5, 1)},
-    "b": {"a": (5, 4), "b": (1, 5), "tie": (4, 4), None: (1, 5)},
+WIDE: dict[Shown, dict[Shown | None, tuple[int, int]]] = {
+    "first": {"first": (5, 1), "second": (4, 5), "tie": (4, 4), None: (5, 1)},
+    "second": {"first": (5, 4), "second": (1, 5), "tie": (4, 4), None: (1, 5)},
 }
 """The same by the overall verdict, where the dimensions speak for the other side."""
 
 
 @dataclass(frozen=True)
 class Preference:
-    """What is known about a pair, in the order in which it is shown.
+    """What is known about a pair as it is shown.
 
     Attributes:
-        overall: "a" (shown first), "b" or "tie"; None where it is not known.
+        overall: the place of the better one; None where it is not known.
         verdicts: dimension -> the same; dimensions that nobody judged are left out.
-        scores: dimension -> true scores of both, where they are known.
+        scores: dimension -> true scores of the first and of the second, where they are known.
     """
 
-    overall: Verdict | None
-    verdicts: Mapping[str, Verdict]
+    overall: Shown | None
+    verdicts: Mapping[str, Shown]
     scores: Mapping[str, tuple[int, int]] | None = None
+
+    def exchanged(self) -> "Preference":
+        """The same with the two candidates in each other's place."""
+        overall = None if self.overall is None else EXCHANGED[self.overall]
+        scores = {name: in_order(both, "ba") for name, both in self.scores.items()} if self.scores else None
+        return Preference(overall, {name: EXCHANGED[verdict] for name, verdict in self.verdicts.items()}, scores)
 
 
 def read_either(text: str) -> Answer | Unreadable:
@@ -60,14 +68,14 @@ def read_truth(columns: Mapping[str, Any]) -> Preference:
     for name, value in verdict.items():
         if name not in ("overall", *DIMENSIONS):
             raise DataError(f"verdict {name!r}: unknown; use overall, {', '.join(DIMENSIONS)}")
-        if not isinstance(value, str) or value not in VERDICTS:
+        if not isinstance(value, str) or value not in SHOWN:
             raise DataError(f"verdict of {name} {value!r}: must be x, y or tie")
     scores = columns.get("scores")
     if scores is not None:
         if not isinstance(scores, Mapping) or set(scores) != set(DIMENSIONS) or not all(map(_is_pair, scores.values())):
             raise DataError(f"scores {scores!r}: must give every dimension two whole numbers from 1 to 5")
         scores = {name: (int(scores[name][0]), int(scores[name][1])) for name in DIMENSIONS}
-    known: dict[str, Any] = {name: VERDICTS[value] for name, value in verdict.items()}
+    known: dict[str, Any] = {name: SHOWN[value] for name, value in verdict.items()}
     return Preference(known.pop("overall", None), known, scores)
 
 
@@ -83,13 +91,13 @@ def score(completion: str, truth: Preference, mode: Mode) -> Score:
         nothing |= {"dimensions": 0.0 if truth.verdicts else None} if mode == "fixed" else {}
         return Score(0.0, nothing, None)
     weight = 0.5 if mode == "fixed" else 1.0
-    right = truth.overall == "tie" or (answer.better == 1) == (truth.overall == "a")
+    right = truth.overall == "tie" or (answer.better == "first") == (truth.overall == "first")
     parts = {"form": weight, "coherence": weight * answer.coherent, "overall": _known(truth, float(right))}
     if mode == "fixed":
         said = verdicts_shown(answer)
         found = [said[name] == verdict for name, verdict in truth.verdicts.items()]
         parts["dimensions"] = sum(found) / len(found) if found else None
-    parsed = {"scores": {name: list(both) for name, both in answer.scores.items()}, "better": "xy"[answer.better - 1]}
+    parsed = {"scores": {name: list(both) for name, both in answer.scores.items()}, "better": COLUMN[answer.better]}
     return Score(sum(value for value in parts.values() if value is not None), parts, parsed)
 
 
@@ -98,9 +106,9 @@ def _known(truth: Preference, value: float) -> float | None:
     return None if truth.overall in (None, "tie") else value
 
 
-def verdicts_shown(answer: Answer) -> dict[str, Verdict]:
-    """Dimension -> "a" where the candidate shown first has the higher score, "b" or "tie"."""
-    return {name: _verdict(both) for name, both in answer.scores.items()}
+def verdicts_shown(answer: Answer) -> dict[str, Shown]:
+    """Dimension -> the place of the higher score."""
+    return {name: _higher(both) for name, both in answer.scores.items()}
 
 
 def perfect(truth: Preference) -> str:
@@ -118,12 +126,12 @@ def constants(truths: Sequence[Preference], mode: Mode) -> list[str]:
 
     Where these contradict the choice, one of its neighbours is best: with one dimension won by the chosen candidate, or with none lost.
     """
-    weighed: dict[str, dict[Verdict, float]] = {name: {"a": 0.0, "b": 0.0, "tie": 0.0} for name in DIMENSIONS}
+    weighed: dict[str, dict[Shown, float]] = {name: {"first": 0.0, "second": 0.0, "tie": 0.0} for name in DIMENSIONS}
     for truth in truths:
         for name, verdict in truth.verdicts.items():
             weighed[name][verdict] += 1 / len(truth.verdicts)
     found: list[Preference] = []
-    sides: tuple[Verdict, Verdict] = ("a", "b")
+    sides: tuple[Place, Place] = ("first", "second")
     for side in sides:
         best = {name: max(worth, key=worth.__getitem__) for name, worth in weighed.items()}
         unlost = {name: max((side, "tie"), key=worth.__getitem__) for name, worth in weighed.items()}
@@ -140,28 +148,24 @@ def answer_of(truth: Preference, reasoning: str = "") -> Answer:
     verdicts = {name: truth.verdicts.get(name) for name in DIMENSIONS}
     if truth.scores:
         scores = {
-            name: both if verdicts[name] in (None, _verdict(both)) else INVENTED[verdicts[name]] for name, both in truth.scores.items()
+            name: both if verdicts[name] in (None, _higher(both)) else INVENTED[verdicts[name]] for name, both in truth.scores.items()
         }
     else:
         scores = {name: INVENTED[verdict] for name, verdict in verdicts.items()}
-        if truth.overall in ("a", "b") and not Answer(scores, _number(truth.overall), "").coherent:
+        if truth.overall in ("first", "second") and not Answer(scores, truth.overall, "").coherent:
             scores = {name: WIDE[truth.overall][verdict] for name, verdict in verdicts.items()}
     first, second = (sum(both[side] for both in scores.values()) for side in (0, 1))
-    better = _number(truth.overall) if truth.overall in ("a", "b") else 1 if first >= second else 2
+    better = truth.overall if truth.overall in ("first", "second") else "first" if first >= second else "second"
     return Answer(scores, better, reasoning)
 
 
-def _number(verdict: Verdict) -> int:
-    return 1 if verdict == "a" else 2
-
-
-def _verdict(both: tuple[int, int]) -> Verdict:
-    return "tie" if both[0] == both[1] else "a" if both[0] > both[1] else "b"
+def _higher(both: tuple[int, int]) -> Shown:
+    return shown_as(winner(*both), "ab")
 
 
 def most(truth: Preference, mode: Mode) -> float:
     """Form and coherence, and what is judged. A row all of whose dimensions speak against its overall verdict does not reach it."""
-    applies = 1.0 if truth.overall in ("a", "b") else 0.0
+    applies = 1.0 if truth.overall in ("first", "second") else 0.0
     return 1.0 + applies + bool(truth.verdicts) if mode == "fixed" else 2.0 + applies
 
 
@@ -181,11 +185,9 @@ def metrics(completions: Sequence[str], truths: Sequence[Preference]) -> dict[st
     return found
 
 
-def said(answer: Answer, name: str) -> Verdict:
-    """The verdict of an answer, overall or on a dimension, about what was shown first ("a") and second ("b")."""
-    if name == "overall":
-        return "a" if answer.better == 1 else "b"
-    return verdicts_shown(answer)[name]
+def said(answer: Answer, name: str) -> Shown:
+    """The verdict of an answer, overall or on a dimension."""
+    return answer.better if name == "overall" else verdicts_shown(answer)[name]
 
 
 def make_row(split: str, seed: int) -> dict[str, Any]:
@@ -194,22 +196,27 @@ def make_row(split: str, seed: int) -> dict[str, Any]:
     from reward_models.judge.views import beside_difference
 
     pair = make_pair(split, seed)
-    order = ("a", "b") if seed % 2 == 0 else ("b", "a")
-    return {"images": beside_difference(pair["input"], pair[order[0]], pair[order[1]]), **columns_of(pair, swapped=order[0] == "b")}
+    order: Order = "ab" if seed % 2 == 0 else "ba"
+    truth = preference_of(pair["overall"], pair["verdicts"], pair["scores"], order)
+    return {"images": beside_difference(pair["input"], *in_order((pair["a"], pair["b"]), order)), **columns_of(truth)}
 
 
-def columns_of(pair: Mapping[str, Any], *, swapped: bool) -> dict[str, Any]:
-    """The columns that `read_truth` reads, of a pair with `verdicts`, `overall` and `scores`; swapped: b is shown first."""
-    names = {"a": "y", "b": "x", "tie": "tie"} if swapped else {"a": "x", "b": "y", "tie": "tie"}
-    verdict = {"overall": names[pair["overall"]], **{name: names[value] for name, value in pair["verdicts"].items()}}
-    step = -1 if swapped else 1
-    return {"verdict": verdict, "scores": {name: list(pair["scores"][name])[::step] for name in DIMENSIONS}}
+def preference_of(
+    overall: Verdict | None, verdicts: Mapping[str, Verdict], scores: Mapping[str, tuple[int, int]] | None, order: Order
+) -> Preference:
+    """What is known about the files of a pair, as it is shown in an order."""
+    return Preference(
+        None if overall is None else shown_as(overall, order),
+        {name: shown_as(verdict, order) for name, verdict in verdicts.items()},
+        {name: in_order(both, order) for name, both in scores.items()} if scores else None,
+    )
 
 
-def turned_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of the same pair with the other candidate shown first."""
-    verdict = {name: {"x": "y", "y": "x"}.get(value, value) for name, value in columns["verdict"].items()}
-    return {"verdict": verdict, "scores": {name: both[::-1] for name, both in columns["scores"].items()}}
+def columns_of(truth: Preference) -> dict[str, Any]:
+    """The inverse of `read_truth`, of a truth with an overall verdict and scores."""
+    assert truth.overall and truth.scores
+    verdict = {"overall": COLUMN[truth.overall], **{name: COLUMN[value] for name, value in truth.verdicts.items()}}
+    return {"verdict": verdict, "scores": {name: list(truth.scores[name]) for name in DIMENSIONS}}
 
 
 TASK = Task(

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 from preference_data.contract import Answer
 from preference_data.schema import DIMENSIONS, TITLES
+from preference_data.verdict import NUMBERS
 
 DEGREES = {
     5: "as a careful professional would do it",
@@ -31,7 +32,7 @@ def reason(answer: Answer) -> str:
     """One sentence a dimension and one overall, that say what the scores say.
 
     >>> from preference_data.schema import DIMENSIONS
-    >>> reason(Answer(dict.fromkeys(DIMENSIONS, (5, 3)), 1, "")).splitlines()[-1]
+    >>> reason(Answer(dict.fromkeys(DIMENSIONS, (5, 3)), "first", "")).splitlines()[-1]
     'Overall, Image1 is better.'
     """
     lines = []
@@ -39,7 +40,7 @@ def reason(answer: Answer) -> str:
         first, second = answer.scores[name]
         end = "both are alike" if first == second else f"Image{1 if first > second else 2} is better"
         lines.append(f"{TITLES[name]}: Image1 is {DEGREES[first]}, Image2 is {DEGREES[second]}; {end}.")
-    return "\n".join([*lines, f"Overall, Image{answer.better} is better."])
+    return "\n".join([*lines, f"Overall, Image{NUMBERS[answer.better]} is better."])
 
 
 def words_agree(answer: Answer) -> bool:
@@ -49,7 +50,7 @@ def words_agree(answer: Answer) -> bool:
     After a dimension's title and a colon it is about that dimension, up to the next title; in a sentence that begins with "Overall" or
     the like, or where no title stands before it, about the choice. The last claim of a part counts; what is not claimed agrees.
 
-    >>> wrong = Answer(dict.fromkeys(DIMENSIONS, (5, 3)), 1, "Clarity: Image2 is much better.")
+    >>> wrong = Answer(dict.fromkeys(DIMENSIONS, (5, 3)), "first", "Clarity: Image2 is much better.")
     >>> words_agree(wrong)
     False
     """
@@ -59,7 +60,7 @@ def words_agree(answer: Answer) -> bool:
     places = sorted((at, name) for name in DIMENSIONS if (at := text.casefold().find(TITLES[name].casefold() + ":")) >= 0)
     before = _claim(text[: places[0][0]] if places else text)
     verdict = verdicts[-1] if verdicts else before
-    if verdict is not None and verdict != (1 if answer.better == 1 else -1):
+    if verdict is not None and verdict != (1 if answer.better == "first" else -1):
         return False
     for (start, name), (end, _) in pairwise([*places, (len(text), "")]):
         said = _claim(text[start:end])

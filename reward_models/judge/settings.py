@@ -11,7 +11,7 @@ from portraitkit.errors import WeightsError
 from portraitkit.files.atomic import write_text
 from preference_data.brief_contract import PROMPT
 from preference_data.contract import prompt
-from preference_data.schema import Verdict
+from preference_data.verdict import Verdict
 from reward_models.judge.pairs import View
 from reward_models.judge.views import SHOWN
 

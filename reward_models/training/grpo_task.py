@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from portraitkit.vlm.task import Mode, Score, Task
 from preference_data.contract import Unreadable
-from preference_data.schema import Verdict
+from preference_data.verdict import Shown
 from reward_models.judge import preference_task
 from reward_models.judge.coherence import Coherence, deterministic
 from reward_models.judge.pairs import View
@@ -24,7 +24,7 @@ class Asked(Preference):
         other: its overall verdict in this row's order; None where that answer could not be read.
     """
 
-    other: Verdict | None = None
+    other: Shown | None = None
 
 
 def judge_task(view: View, coherence: Coherence = deterministic, consistency_weight: float = 0.0) -> Task:
@@ -53,7 +53,7 @@ def judge_task(view: View, coherence: Coherence = deterministic, consistency_wei
 
     def most(truth: Preference, mode: Mode) -> float:
         other = truth.other if isinstance(truth, Asked) else None
-        at_odds = truth.overall in ("a", "b") and other != truth.overall  # being right is worth more
+        at_odds = truth.overall in ("first", "second") and other != truth.overall  # being right is worth more
         return preference_task.most(truth, mode) + (0.0 if other is None or at_odds else consistency_weight)
 
     base = preference_task.TASK

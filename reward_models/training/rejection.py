@@ -8,7 +8,7 @@ from typing import Any
 from portraitkit.vlm.generate import Completion
 from portraitkit.vlm.rows import Row
 from preference_data.contract import Unreadable
-from preference_data.schema import OTHER
+from preference_data.verdict import EXCHANGED
 from reward_models.judge.coherence import Coherence
 from reward_models.judge.pairs import View
 from reward_models.judge.preference_task import Preference, said, verdicts_shown
@@ -68,7 +68,7 @@ def verdict_on(text: str, truth: Preference, view: View, coherence: Coherence, l
     share = sum(hits) / len(hits) if hits else 1.0
     if said(answer, "overall") != truth.overall:
         return "overall wrong", share
-    if any(verdict != "tie" and found[name] == OTHER[verdict] for name, verdict in truth.verdicts.items()):
+    if any(verdict != "tie" and found[name] == EXCHANGED[verdict] for name, verdict in truth.verdicts.items()):
         return "a dimension reversed", share
     if share < least - 1e-9:
         return "too few dimensions", share

@@ -16,7 +16,7 @@ from portraitkit.runs.progress import progress_bar
 from portraitkit.vlm.model import load_model
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.trainer_arguments import taken
-from preference_data.schema import OTHER
+from preference_data.verdict import ORDERS, shown_as
 from reward_models.evaluation.checks import Asking, read_judged
 from reward_models.evaluation.figures import NAMES, truth_of
 from reward_models.judge.ask import Judged, ask
@@ -117,7 +117,7 @@ def train_blind(training: Training) -> None:
 def imitation_rows(training: Training, pairs: Sequence[JudgedPair]) -> tuple[list[Row], int]:
     """Both orders of each pair with the right answer as target, and how many pairs are left out: no overall winner, or a choice that
     contradicts the scores."""
-    rows = [row for pair in pairs if pair.truth.overall in ("a", "b") for row in training.asking.view.rows(pair)]
+    rows = [row for pair in pairs if pair.overall in ("a", "b") for row in training.asking.view.rows(pair)]
     rows = [row for row in rows if row.columns["coherent"]]
     return rows, len(pairs) - len({row.columns["pair"] for row in rows})
 
@@ -134,7 +134,7 @@ def _imitate_own(training: Training, start: str, folder: Path) -> dict[str, Any]
     """Sample trajectories, keep the right and coherent ones, imitate them."""
     config, view = training.config, training.asking.view
     pool = (training.pairs["train"][config.sft_pairs :] if config.sft_pairs else []) or training.pairs["train"]
-    pairs = [pair for pair in pool if pair.truth.overall in ("a", "b")][: config.reject_pairs or None]
+    pairs = [pair for pair in pool if pair.overall in ("a", "b")][: config.reject_pairs or None]
     rows = {(row.columns["pair"], row.columns["order"]): row for pair in pairs for row in view.rows(pair)}
     kept_file, note_file = folder / "kept.jsonl", folder / "kept.json"
     if not note_file.is_file():
@@ -209,9 +209,9 @@ def _reinforce(training: Training, start: str, folder: Path) -> dict[str, Any]:
     rows = []
     for pair, one in chosen:
         forward, backward = one.verdicts("overall")
-        others = (backward, None if forward is None else OTHER[forward])
-        for row, other in zip(view.rows(pair), others, strict=True):
-            truth = Asked(row.truth.overall, row.truth.verdicts, row.truth.scores, other)
+        for row, order, other in zip(view.rows(pair), ORDERS, (backward, forward), strict=True):
+            shown = None if other is None else shown_as(other, order)
+            truth = Asked(row.truth.overall, row.truth.verdicts, row.truth.scores, shown)
             rows.append(replace(row, truth=truth))
     training.say(f"grpo: {taken('grpo', config, training.fit.processes, len(rows))}")
     least = config.prompts_per_step * training.fit.processes

@@ -216,7 +216,7 @@ def _all_stages(training: Training, first: bool) -> None:
 
 def calibrate_last(config: RewardModelConfig, pairs: Sequence[JudgedPair], folder: Path, say: Callable[[str], None]) -> None:
     """Fit the temperature of the judge in `folder` on validation pairs and write it into its `judge.json`."""
-    known = [(pair, pair.truth.overall) for pair in pairs if pair.truth.overall]
+    known = [(pair, pair.overall) for pair in pairs if pair.overall]
     judge = load_judge(str(folder), device=config.device, dtype=config.dtype)
     try:
         settings = calibrate(judge, [Comparison(*pair.pixels()) for pair, _ in known], [truth for _, truth in known])

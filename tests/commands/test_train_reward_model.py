@@ -46,7 +46,7 @@ OPTIONS = [text for name, value in SMALL.items() for text in (f"--{name}", str(v
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A folder with a tiny random Qwen2.5-VL that has the words of the brief form as tokens."""
-    text = " ".join([PROMPT, prompt(), write_brief(Answer(dict.fromkeys(DIMENSIONS, (5, 3)), 1, ""))])
+    text = " ".join([PROMPT, prompt(), write_brief(Answer(dict.fromkeys(DIMENSIONS, (5, 3)), "first", ""))])
     return write_tiny_vlm(tmp_path_factory.mktemp("model"), text, [*THINK_ANSWER, *WORDS.values()])
 
 

@@ -159,6 +159,6 @@ def calibrate_embedded(folder: Path, console: Console) -> None:
     write_settings(folder, EMBEDDED)
     pairs = [synthetic_pair("validation", seed) for seed in range(CALIBRATION)]
     comparisons = [Comparison(*pair.pixels()) for pair in pairs]
-    settings = calibrate(load_judge(str(folder)), comparisons, [pair.truth.overall or "tie" for pair in pairs])
+    settings = calibrate(load_judge(str(folder)), comparisons, [pair.overall or "tie" for pair in pairs])
     write_settings(folder, settings)
     console.print(f"calibrated: temperature {settings.temperature:.2f}", highlight=False)

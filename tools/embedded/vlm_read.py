@@ -19,7 +19,7 @@ from torch import Tensor
 from policies.vlm.tasks import load_task
 from portraitkit.processor import bf16_autocast
 from portraitkit.vlm.rows import messages
-from reward_models.judge.preference_task import TASK, turned_columns
+from reward_models.judge.preference_task import TASK, columns_of
 from tools.embedded.muon import MuonAdamW
 from tools.embedded.vlm_facts import FACTS, Facts
 
@@ -149,7 +149,7 @@ def _tokens(target: str, processor: Any) -> Tensor:
 
 def _both_orders(lesson: Lesson, rows: Sequence[Mapping[str, Any]], processor: Any) -> Lesson:
     """The rows as they are, then with their two pictures exchanged."""
-    turned = [turned_columns(row["columns"]) for row in rows]
+    turned = [columns_of(TASK.read_truth(row["columns"]).exchanged()) for row in rows]
     answers = [_tokens(TASK.perfect(TASK.read_truth(columns)), processor) for columns in turned]
     pictures = lesson.pictures.unflatten(1, (2, -1)).flip(1).flatten(1, 2)
     facts = torch.tensor([FACTS["preference"].read(columns) for columns in turned])

@@ -38,7 +38,7 @@ class Brightness:
         if self.prose_every and self.asked % self.prose_every == 0:
             return Said("Both are nice.")
         scores = min(1 + int(first * 40) % 5, 5), min(1 + int(second * 40) % 5, 5)
-        return Said(write_answer(Answer(dict.fromkeys(DIMENSIONS, scores), 1 if first >= second else 2, "")))
+        return Said(write_answer(Answer(dict.fromkeys(DIMENSIONS, scores), "first" if first >= second else "second", "")))
 
 
 def with_judge(config, source, backend, form="score"):

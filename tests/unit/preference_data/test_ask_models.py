@@ -23,8 +23,8 @@ USAGE = (1000, 100)
 def prefers_larger_file(request):
     """A judge with a rule that does not depend on the order: it likes what takes more bytes."""
     _, one, two = [part["image_url"]["url"] for part in request["messages"][0]["content"] if part["type"] == "image_url"]
-    better = 1 if len(one) > len(two) else 2
-    scores = {name: (4, 2) if better == 1 else (2, 4) for name in DIMENSIONS}
+    better = "first" if len(one) > len(two) else "second"
+    scores = {name: (4, 2) if better == "first" else (2, 4) for name in DIMENSIONS}
     return write_answer(Answer(scores, better, "more bytes"))
 
 

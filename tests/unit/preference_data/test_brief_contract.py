@@ -9,8 +9,12 @@ from preference_data.contract import Answer, Unreadable, read_answer, write_answ
 from preference_data.schema import DIMENSIONS
 
 SCORES = st.integers(1, 5)
+PLACES = st.sampled_from(["first", "second"])
 ANSWERS = st.builds(
-    Answer, st.fixed_dictionaries({name: st.tuples(SCORES, SCORES) for name in DIMENSIONS}), st.sampled_from([1, 2]), st.just("it is")
+    Answer,
+    st.fixed_dictionaries({name: st.tuples(SCORES, SCORES) for name in DIMENSIONS}),
+    PLACES,
+    st.just("it is"),
 )
 GOOD = "<think>smooth 4 2 blemish 5 3 texture 4 4 clarity 3 3 identity 5 5</think><answer>1</answer>"
 
@@ -25,7 +29,7 @@ def test_what_is_written_is_read(answer):
 
 def test_the_example_and_spaces():
     found = read_brief(GOOD)
-    assert isinstance(found, Answer) and found.better == 1
+    assert isinstance(found, Answer) and found.better == "first"
     assert list(found.scores.values()) == [(4, 2), (5, 3), (4, 4), (3, 3), (5, 5)] and list(found.scores) == list(WORDS)
     spaced = read_brief(f"\n{GOOD.replace('><', '> <').replace(' blemish', '  blemish')} ")
     assert isinstance(spaced, Answer) and (spaced.scores, spaced.better) == (found.scores, found.better)
@@ -68,5 +72,5 @@ def test_no_text_breaks_the_readers(text):
 
 
 def test_a_number_that_no_integer_holds_is_unreadable():
-    text = write_answer(Answer({name: (4, 2) for name in DIMENSIONS}, 1, "")).replace("Image1 = 4,", f"Image1 = {'9' * 5000},", 1)
+    text = write_answer(Answer({name: (4, 2) for name in DIMENSIONS}, "first", "")).replace("Image1 = 4,", f"Image1 = {'9' * 5000},", 1)
     assert isinstance(read_answer(text), Unreadable)

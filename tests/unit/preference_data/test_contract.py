@@ -8,10 +8,14 @@ from preference_data.contract import Answer, Unreadable, prompt, read_answer, ve
 from preference_data.schema import DIMENSIONS, TITLES
 
 SCORES = st.integers(1, 5)
+PLACES = st.sampled_from(["first", "second"])
 ANSWERS = st.builds(
-    Answer, st.fixed_dictionaries({name: st.tuples(SCORES, SCORES) for name in DIMENSIONS}), st.sampled_from([1, 2]), st.just("it is")
+    Answer,
+    st.fixed_dictionaries({name: st.tuples(SCORES, SCORES) for name in DIMENSIONS}),
+    PLACES,
+    st.just("it is"),
 )
-GOOD = write_answer(Answer({name: (4, 2) for name in DIMENSIONS}, 1, "Image1 keeps pores."))
+GOOD = write_answer(Answer({name: (4, 2) for name in DIMENSIONS}, "first", "Image1 keeps pores."))
 
 
 @given(ANSWERS)
@@ -20,7 +24,7 @@ def test_what_is_written_is_read(answer):
 
 
 def test_the_prompt_names_every_line_of_the_answer():
-    for line in write_answer(Answer(dict.fromkeys(DIMENSIONS, (1, 1)), 1, "")).splitlines()[2:-2]:
+    for line in write_answer(Answer(dict.fromkeys(DIMENSIONS, (1, 1)), "first", "")).splitlines()[2:-2]:
         assert line.split(":")[0] + ":" in prompt()
 
 
@@ -62,6 +66,6 @@ def test_an_answer_against_its_own_scores_is_readable_and_says_so():
 
 
 def test_orders_are_undone():
-    answer = Answer({name: (5, 3) for name in DIMENSIONS}, 1, "")
+    answer = Answer({name: (5, 3) for name in DIMENSIONS}, "first", "")
     assert verdicts_in_files(answer, "ab") == (dict.fromkeys(DIMENSIONS, "a"), "a", dict.fromkeys(DIMENSIONS, (5.0, 3.0)))
     assert verdicts_in_files(answer, "ba") == (dict.fromkeys(DIMENSIONS, "b"), "b", dict.fromkeys(DIMENSIONS, (3.0, 5.0)))

@@ -11,7 +11,8 @@ from portraitkit.errors import DataError
 from preference_data.contract import Answer, read_answer
 from preference_data.hub import load_parquet, save_parquet, trl_rows
 from preference_data.pair_set import read_pairs, write_pairs
-from preference_data.schema import DIMENSIONS, winner
+from preference_data.schema import DIMENSIONS
+from preference_data.verdict import NUMBERS, winner
 
 FILES = {"input": "", "a": "", "b": "", "anchor": None}
 
@@ -81,7 +82,7 @@ def test_rows_for_trl_show_both_orders_of_one_pair(pair_set):
     assert other["overall"] == swapped[one["overall"]]
     assert other["verdicts"] == {name: swapped[verdict] for name, verdict in one["verdicts"].items()}
     answer = read_answer(one["completion"][0]["content"])
-    assert isinstance(answer, Answer) and answer.coherent and str(answer.better) == one["overall"]
+    assert isinstance(answer, Answer) and answer.coherent and str(NUMBERS[answer.better]) == one["overall"]
     assert answer.scores == pair.scores
 
 
@@ -91,7 +92,7 @@ def test_targets_for_trl_say_what_the_pair_says_in_either_order(pair_set):
     verdicts = dict.fromkeys(DIMENSIONS, "tie") | {"clarity": "b", "texture": "a", "identity": "a"}
     pair = replace(read_pairs(pair_set)[0], scores=scores, verdicts=verdicts, overall="a", reasoning=words)
     one, other = (read_answer(trl_rows(pair, pair_set, order)["completion"][0]["content"]) for order in ("ab", "ba"))
-    assert (one.reasoning, other.reasoning) == (words, "Clarity: Image1 is better") and (one.better, other.better) == (1, 2)
+    assert (one.reasoning, other.reasoning) == (words, "Clarity: Image1 is better") and (one.better, other.better) == ("first", "second")
     assert {name: winner(*both) for name, both in one.scores.items()} == verdicts
     assert one.scores["texture"] == (5, 4) and all(both == other.scores[name][::-1] for name, both in one.scores.items())
 

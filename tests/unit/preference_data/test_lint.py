@@ -14,7 +14,8 @@ from preference_data.commands.lint import lint_data, read_entries
 from preference_data.commands.lint_checks import KINDS
 from preference_data.commands.lint_config import LintConfig
 from preference_data.pair_set import METADATA, read_pairs, write_pairs
-from preference_data.schema import OTHER, Fault, Origin, Pair
+from preference_data.schema import Fault, Origin, Pair
+from preference_data.verdict import OTHER
 
 
 def kinds(folder, capsys, **options):

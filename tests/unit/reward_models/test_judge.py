@@ -46,7 +46,7 @@ class Scripted:
 
 def honest(photo, first, second):
     """The brighter one is better; its score is 5."""
-    return write_answer(answer(5, 2, 1) if first > second else answer(2, 5, 2))
+    return write_answer(answer(5, 2, "first") if first > second else answer(2, 5, "second"))
 
 
 def test_a_judgement_is_about_the_files_not_the_places():
@@ -61,14 +61,14 @@ def test_a_judgement_is_about_the_files_not_the_places():
 
 
 def test_orders_that_disagree_are_a_tie_and_a_counted_flip():
-    judge = Judge(Scripted(lambda photo, first, second: write_answer(answer(4, 3, 1))), FULL)
+    judge = Judge(Scripted(lambda photo, first, second: write_answer(answer(4, 3, "first"))), FULL)
     (one,) = judge.judge([Comparison(picture(0), picture(0.9), picture(0.1))])
     assert isinstance(one, Judgement) and one.overall == "tie" and one.flipped and one.probability == 0.5
     assert set(one.verdicts.values()) == {"tie"} and one.scores["clarity"] == (3.5, 3.5) and judge.counts.flips == 1
 
 
 def test_one_order_alone_is_asked_on_request():
-    backend = Scripted(lambda photo, first, second: write_answer(answer(4, 3, 1)))
+    backend = Scripted(lambda photo, first, second: write_answer(answer(4, 3, "first")))
     (one,) = Judge(backend, FULL, orders=("ba",)).judge([Comparison(picture(0), picture(0.9), picture(0.1))])
     assert isinstance(one, Judgement) and one.overall == "b" and one.orders == ("ba",) and len(backend.shown) == 1
     assert [round(float(shown.mean()), 2) for shown in backend.shown[0]] == [0, 0.1, 0.9]
@@ -76,10 +76,10 @@ def test_one_order_alone_is_asked_on_request():
         Judge(backend, FULL, orders=())
 
 
-GOOD = write_answer(answer(4, 3, 1))
+GOOD = write_answer(answer(4, 3, "first"))
 
 
-@pytest.mark.parametrize("spoiled", ["I like Image1.", GOOD.replace("= 4,", "= 7,", 1), "", write_brief(answer(4, 3, 1))])
+@pytest.mark.parametrize("spoiled", ["I like Image1.", GOOD.replace("= 4,", "= 7,", 1), "", write_brief(answer(4, 3, "first"))])
 def test_an_unreadable_answer_is_counted_and_never_a_score(spoiled):
     judge = Judge(Scripted(lambda photo, first, second: honest(photo, first, second) if first > second else spoiled), FULL)
     (one,) = judge.judge([Comparison(picture(0), picture(0.9), picture(0.1))])
@@ -102,7 +102,7 @@ def test_pictures_of_different_sizes_are_refused():
 
 
 def test_equal_views_are_one_object_for_the_model():
-    backend = Scripted(lambda *levels: write_brief(answer(4, 3, 1)))
+    backend = Scripted(lambda *levels: write_brief(answer(4, 3, "first")))
     photo, a, b = picture(0, 128), picture(0.5, 128), picture(1, 128)
     Judge(backend, JudgeSettings("beside-difference", "brief")).judge([Comparison(photo, a, b), Comparison(photo, a, photo)])
     assert len(backend.shown) == 4 and len({id(view) for shown in backend.shown for view in shown}) == 3
@@ -122,7 +122,7 @@ def chosen(text, better):
 
 @pytest.mark.parametrize("write", [write_brief, write_answer])
 def test_certainty_comes_from_the_digits_probabilities(write):
-    text = write(answer(1, 3, 2))
+    text = write(answer(1, 3, "second"))
     sure = read_certainty(text, chosen(text, 2))
     assert sure is not None and sure.log_odds == pytest.approx(-math.log(3))
     assert sure.scores["identity"] == pytest.approx((2.0, 3.5))
@@ -132,7 +132,7 @@ def test_certainty_comes_from_the_digits_probabilities(write):
 
 def test_probabilities_are_averaged_over_both_orders_and_tempered():
     def script(photo, first, second):
-        text = write_brief(answer(4, 3, 1))
+        text = write_brief(answer(4, 3, "first"))
         return Said(text, "", tuple((char, {char: math.log(p), "2": math.log(1 - p)} if place == 10 else {char: 0.0})
                                     for p in [0.9 if first > second else 0.6]
                                     for place, char in enumerate(c for c in text if c.isdecimal())))  # fmt: skip
@@ -239,7 +239,7 @@ class Engine:
 
     def chat(self, chats, sampling, use_tqdm):
         assert sampling.logprobs == 20 and len(chats[0][0]["content"]) == 4
-        text = write_answer(answer(4, 3, 1))
+        text = write_answer(answer(4, 3, "first"))
         ids = list(range(len(text)))
         places = [{token: SimpleNamespace(decoded_token=char, logprob=-0.1), -1: SimpleNamespace(decoded_token="2", logprob=-2.4)}
                   for token, char in enumerate(text)]  # fmt: skip
@@ -258,7 +258,7 @@ def test_vllm_is_asked_for_chats_and_log_probabilities(monkeypatch):
 def test_an_endpoint_without_log_probabilities_gives_verdicts(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("reward_models.judge.http_backend.HttpBackend.connect", connect)
-    with ScriptedEndpoint(lambda body: write_answer(answer(4, 3, 1))) as server:
+    with ScriptedEndpoint(lambda body: write_answer(answer(4, 3, "first"))) as server:
         judge = load_judge(server.url)
         (one,) = judge.judge([Comparison(picture(0), picture(0.9), picture(0.1))])
         judge.close()

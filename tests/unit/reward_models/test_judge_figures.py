@@ -7,11 +7,12 @@ import pytest
 
 from preference_data.brief_contract import write_brief
 from preference_data.contract import Answer
-from preference_data.schema import DIMENSIONS, OTHER
+from preference_data.schema import DIMENSIONS
+from preference_data.verdict import ORDERS, shown_as
 from reward_models.evaluation.figures import all_figures, by_group, calibration, figures, fit_thresholds, gain, majority, unreadable_share
 from reward_models.judge.ask import judged_of
 from reward_models.judge.pairs import JudgedPair, View
-from reward_models.judge.preference_task import Preference, answer_of
+from reward_models.judge.preference_task import answer_of
 
 VIEW = View("as-taken", "brief")
 NOWHERE = Path("nowhere")
@@ -19,7 +20,7 @@ NOWHERE = Path("nowhere")
 
 def pair(name, overall, verdicts=None, identity="", **groups):
     verdicts = dict.fromkeys(DIMENSIONS, overall) if verdicts is None else verdicts
-    return JudgedPair(name, identity or name, NOWHERE, NOWHERE, NOWHERE, Preference(overall, verdicts), "", groups, True)
+    return JudgedPair(name, identity or name, NOWHERE, NOWHERE, NOWHERE, overall, verdicts, groups=groups, synthetic=True)
 
 
 def text(better, scores=(4, 4)):
@@ -33,8 +34,8 @@ def answers(one, forward, backward):
 
 def says(one, forward, backward):
     """Verdicts about the files of the two orders, the scores with them."""
-    shown = [forward, OTHER[backward]]
-    return answers(one, *(text(1, (5, 3)) if verdict == "a" else text(2, (3, 5)) for verdict in shown))
+    shown = (shown_as(verdict, order) for verdict, order in zip((forward, backward), ORDERS, strict=True))
+    return answers(one, *(text(place, (5, 3) if place == "first" else (3, 5)) for place in shown))
 
 
 PAIRS = [pair("p0", "a"), pair("p1", "a"), pair("p2", "b"), pair("p3", "b"), pair("p4", "a")]
@@ -43,7 +44,7 @@ JUDGED = [
     says(PAIRS[1], "a", "b"),  # names the first both times
     says(PAIRS[2], "b", "a"),  # names the second both times
     says(PAIRS[3], "a", "a"),  # wrong in both orders
-    answers(PAIRS[4], text(1, (5, 3)), "I cannot tell."),  # right, then unreadable
+    answers(PAIRS[4], text("first", (5, 3)), "I cannot tell."),  # right, then unreadable
 ]
 
 
@@ -66,7 +67,7 @@ def test_the_figures_are_those_counted_by_hand():
 
 def test_ties_of_a_dimension_are_verdicts_and_ties_overall_count_for_tau_alone():
     pairs = [pair("t0", "tie", dict.fromkeys(DIMENSIONS, "tie")), pair("t1", "a", {"texture": "tie"})]
-    judged = [answers(pairs[0], text(1), text(1)), answers(pairs[1], text(1, (5, 4)), text(2, (4, 5)))]
+    judged = [answers(pairs[0], text("first"), text("first")), answers(pairs[1], text("first", (5, 4)), text("second", (4, 5)))]
     texture = figures(pairs, judged, "texture")
     assert texture["acc_consistent"] == 0.5 and texture["tie_rate"] == 0.5 and texture["n"] == 2
     overall = figures(pairs, judged, "overall")
@@ -83,13 +84,11 @@ def test_a_judge_that_knows_everything():
 
 
 def both(one):
-    from reward_models.judge.pairs import swapped
-
-    return one.truth, swapped(one.truth)
+    return one.shown("ab"), one.shown("ba")
 
 
 def test_a_judge_that_always_names_the_first_is_exposed():
-    found = figures(PAIRS, [answers(one, text(1, (5, 3)), text(1, (5, 3))) for one in PAIRS], "overall")
+    found = figures(PAIRS, [answers(one, text("first", (5, 3)), text("first", (5, 3))) for one in PAIRS], "overall")
     assert found["p_first"] == 1 and found["flip_rate"] == 1 and found["acc_consistent"] == 0
     assert found["acc_average"] == 0.5 == majority(PAIRS)["overall"]
     assert found["acc_forward"] == 3 / 5  # which alone looks better than chance
@@ -98,7 +97,7 @@ def test_a_judge_that_always_names_the_first_is_exposed():
 def test_a_judge_that_tosses_a_coin_is_exposed():
     draw = random.Random(0)
     pairs = [pair(f"c{index}", draw.choice("ab")) for index in range(1000)]
-    judged = [answers(one, text(draw.choice((1, 2))), text(draw.choice((1, 2)))) for one in pairs]
+    judged = [answers(one, text(draw.choice(("first", "second"))), text(draw.choice(("first", "second")))) for one in pairs]
     found = figures(pairs, judged, "overall")
     assert found["acc_average"] == pytest.approx(0.5, abs=0.04) and found["acc_consistent"] == pytest.approx(0.25, abs=0.04)
     assert found["flip_rate"] == pytest.approx(0.5, abs=0.05) and found["p_first"] == pytest.approx(0.5, abs=0.04)
@@ -116,7 +115,7 @@ def test_intervals_draw_whole_people():
 
 def test_the_gain_is_paired():
     before = [says(one, "b", "b") for one in PAIRS]
-    after = [says(one, one.truth.overall, one.truth.overall) for one in PAIRS]
+    after = [says(one, one.overall, one.overall) for one in PAIRS]
     change = gain(PAIRS, before, after)
     assert change["overall"] == pytest.approx(3 / 5)  # the two b were right before
     assert change["ci95"][0] >= 0 and gain(PAIRS, after, after) == {"overall": 0, "ci95": [0, 0]}
@@ -125,7 +124,7 @@ def test_the_gain_is_paired():
 def test_tie_thresholds_are_fitted_where_they_are_told_to_be():
     pairs = [pair("v0", "tie", {"clarity": "tie"}), pair("v1", "a", {"clarity": "tie"}), pair("v2", "b", {"clarity": "b"})]
     scores = [(4, 3), (5, 4), (1, 5)]
-    judged = [answers(one, text(1, score), text(2, score[::-1])) for one, score in zip(pairs, scores, strict=True)]
+    judged = [answers(one, text("first", score), text("second", score[::-1])) for one, score in zip(pairs, scores, strict=True)]
     thresholds = fit_thresholds(pairs, judged)
     assert 1 <= thresholds["clarity"] < 4  # differences of 1 are ties there
     assert figures(pairs, judged, "clarity", thresholds["clarity"])["tau"] == 1

@@ -31,7 +31,7 @@ class ByLevel:
         if 0.3 in (first, second):
             return "no idea"
         scores = round(1 + 4 * first), round(1 + 4 * second)
-        return write_answer(Answer(dict.fromkeys(DIMENSIONS, scores), 1 if first >= second else 2, ""))
+        return write_answer(Answer(dict.fromkeys(DIMENSIONS, scores), "first" if first >= second else "second", ""))
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ from portraitkit.vlm.generate import Completion
 from portraitkit.vlm.rows import first_row
 from portraitkit.vlm.trainers import part_names, reward_functions
 from preference_data.brief_contract import write_brief
-from preference_data.contract import Answer, read_answer, turned, write_answer
+from preference_data.contract import Answer, read_answer, write_answer
 from preference_data.people.synthetic import draw_morph
 from preference_data.schema import DIMENSIONS
+from preference_data.verdict import turned
 from reward_models.evaluation.hacks import DISTURBANCES, HACKS, disturbed, hack_figures, hack_pairs, stability
 from reward_models.judge.ask import judged_of
 from reward_models.judge.coherence import NliCoherence, deterministic, load_coherence
@@ -25,7 +26,6 @@ from reward_models.judge.pairs import (
     exchanged,
     identity_hash,
     open_pairs,
-    swapped,
     synthetic_pair,
 )
 from reward_models.judge.preference_task import Preference, answer_of
@@ -39,10 +39,10 @@ from reward_models.training.train import calibrate_last, check_stages
 from tools.embedded.vlm import ROWS
 
 BRIEF, FULL = View("beside-difference", "brief"), View("as-taken", "full")
-TRUTH = Preference("a", dict.fromkeys(DIMENSIONS, "a") | {"identity": "tie"})
+TRUTH = Preference("first", dict.fromkeys(DIMENSIONS, "first") | {"identity": "tie"})
 
 
-def brief(better=1, **scores):
+def brief(better="first", **scores):
     """An answer, right about TRUTH unless told otherwise."""
     found = {name: (5, 3) for name in DIMENSIONS} | {"identity": (4, 4)} | scores
     return write_brief(Answer(found, better, ""))
@@ -60,7 +60,7 @@ def pairs():
         (brief(identity=(4, 3)), "kept"),  # one of five wrong, a tie called a win
         (brief(identity=(4, 3), texture=(4, 4)), "too few dimensions"),
         (brief(texture=(3, 4)), "a dimension reversed"),
-        (brief(better=2), "overall wrong"),
+        (brief(better="second"), "overall wrong"),
         ("no idea", "unreadable"),
         (write_answer(answer_of(TRUTH, "words")), "unreadable"),  # the other form
     ],
@@ -78,7 +78,7 @@ def test_incoherent_reasoning_is_rejected_though_the_answer_is_right():
 
 def test_equal_trajectories_are_kept_once_and_the_best_first(pairs):
     row = replace(BRIEF.rows(pairs["train"][0])[0], truth=TRUTH)
-    texts = [brief(identity=(4, 3)), brief(), brief(), "no idea", brief(better=2)]
+    texts = [brief(identity=(4, 3)), brief(), brief(), "no idea", brief(better="second")]
     kept = keep([row], [[Completion(text, 9, False) for text in texts]], BRIEF, deterministic, least=0.8, most=2)
     assert [one.target for one in kept.rows] == [brief(), brief(identity=(4, 3))]
     assert kept.to_dict()["keep_rate"] == pytest.approx(3 / 5) and kept.to_dict()["rows_with_one"] == 1
@@ -90,7 +90,7 @@ def test_reasons_in_words_agree_with_their_scores_and_turn_with_the_order():
     answer = answer_of(TRUTH)
     words = reason(answer)
     assert words_agree(replace(answer, reasoning=words)) and words.count("\n") == 5
-    other = answer_of(swapped(TRUTH))
+    other = answer_of(TRUTH.exchanged())
     assert words_agree(replace(other, reasoning=turned(words))) and not words_agree(replace(other, reasoning=words))
     assert words_agree(replace(answer, reasoning="Nothing is claimed here."))
     assert not words_agree(replace(answer, reasoning="Overall, Image2 is better."))
@@ -116,7 +116,7 @@ def test_reasons_in_words_agree_with_their_scores_and_turn_with_the_order():
     ],
 )
 def test_claims_are_found_in_the_words_that_models_use(words, agrees):
-    answer = answer_of(Preference("a", dict.fromkeys(DIMENSIONS, "a")))
+    answer = answer_of(Preference("first", dict.fromkeys(DIMENSIONS, "first")))
     assert words_agree(replace(answer, reasoning=words)) == agrees
 
 
@@ -130,21 +130,21 @@ def test_a_row_of_either_order_asks_and_answers_in_its_form(pairs, view):
         for row in (first, second):
             answer = view.read(row.target)
             assert isinstance(answer, Answer) and answer.scores == row.truth.scores and deterministic(answer) == 1
-        assert swapped(first.truth) == second.truth
+        assert first.truth.exchanged() == second.truth
 
 
 def test_what_grpo_pays_for_the_right_answer_and_for_agreeing_with_itself():
     task = judge_task(BRIEF, consistency_weight=0.25)
-    asked = Asked(TRUTH.overall, TRUTH.verdicts, None, "a")
+    asked = Asked(TRUTH.overall, TRUTH.verdicts, None, "first")
     assert task.score(brief(), asked, "fixed").reward == pytest.approx(3.25) == pytest.approx(task.ranges["fixed"][1])
-    assert task.score(brief(), replace(asked, other="b"), "fixed").parts["consistency"] == 0
+    assert task.score(brief(), replace(asked, other="second"), "fixed").parts["consistency"] == 0
     assert task.score(brief(), replace(asked, other=None), "fixed").parts["consistency"] is None
-    most = [task.most(replace(asked, other=other), "fixed") for other in ("a", "b", None) if task.most is not None]
+    most = [task.most(replace(asked, other=other), "fixed") for other in ("first", "second", None) if task.most is not None]
     assert most == [3.25, 3, 3]
     assert task.score("no idea", asked, "fixed").reward == 0
     assert task.score(write_answer(answer_of(TRUTH, "words")), asked, "fixed").reward == 0  # another form than was asked for
     assert "consistency" not in judge_task(BRIEF).score(brief(), TRUTH, "fixed").parts
-    wrong = task.score(brief(better=2), asked, "fixed")
+    wrong = task.score(brief(better="second"), asked, "fixed")
     assert wrong.parts["overall"] == 0 and wrong.parts["coherence"] == 0 and wrong.parts["form"] == 0.5
 
 
@@ -161,15 +161,16 @@ def test_rewards_reach_trl_part_by_part(pairs):
 
 
 def test_what_is_still_wrong(pairs):
-    pair = replace(pairs["train"][0], truth=TRUTH)
-    right = judged_of(BRIEF, pair.id, (brief(), write_brief(answer_of(swapped(TRUTH)))))
+    pair = replace(pairs["train"][0], overall="a", verdicts=dict.fromkeys(DIMENSIONS, "a") | {"identity": "tie"}, scores=None)
+    assert pair.shown("ab") == TRUTH
+    right = judged_of(BRIEF, pair.id, (brief(), write_brief(answer_of(TRUTH.exchanged()))))
     flips = judged_of(BRIEF, pair.id, (brief(), brief()))
-    sloppy = judged_of(BRIEF, pair.id, (brief(identity=(4, 3)), write_brief(answer_of(swapped(TRUTH)))))
+    sloppy = judged_of(BRIEF, pair.id, (brief(identity=(4, 3)), write_brief(answer_of(TRUTH.exchanged()))))
     silent = judged_of(BRIEF, pair.id, (brief(), ""))
     assert [still_wrong(pair, one, "overall") for one in (right, flips, sloppy, silent)] == [False, True, False, True]
     assert [still_wrong(pair, one, "dimensions") for one in (right, flips, sloppy, silent)] == [False, True, True, True]
     assert still_wrong(pair, right, "all")
-    tied = replace(pair, truth=Preference("tie", {}))
+    tied = replace(pair, overall="tie", verdicts={})
     assert not still_wrong(tied, flips, "overall")
 
 
@@ -194,7 +195,7 @@ def test_an_nli_model_judges_reasoning(tmp_path):
     assert isinstance(coherence, NliCoherence)
     answer = answer_of(TRUTH, "Image1 is better. " * 40)
     assert 0 < coherence(answer) < 1 and coherence(answer) == coherence(answer)
-    assert coherence(replace(answer, better=2)) == 0 and coherence(replace(answer, reasoning=" ")) == 0
+    assert coherence(replace(answer, better="second")) == 0 and coherence(replace(answer, reasoning=" ")) == 0
     part = judge_task(FULL, coherence).score(write_answer(answer), TRUTH, "fixed").parts["coherence"]
     assert part == pytest.approx(0.5 * coherence(answer), abs=1e-6)
     config.id2label = {0: "yes", 1: "no", 2: "maybe"}
@@ -251,7 +252,7 @@ def test_exchanged_pictures_are_another_persons(pairs):
     some = pairs["train"]
     for seed in range(3):
         for before, after in zip(some, exchanged(some, seed), strict=True):
-            assert before.id == after.id and before.truth == after.truth and after.photo is not before.photo
+            assert before.id == after.id and before.shown("ab") == after.shown("ab") and after.photo is not before.photo
 
 
 def test_hacks_are_worse_than_the_honest_retouch_and_seen_in_the_views():
@@ -260,8 +261,8 @@ def test_hacks_are_worse_than_the_honest_retouch_and_seen_in_the_views():
     for name, (pair,) in hacks.items():
         photo, honest, hacked = pair.pixels()
         assert (hacked - honest).abs().max() > 0.03, name
-        assert pair.truth.overall == "a" and torch.equal(hacked, photo) == (name == "untouched")
-    found = hack_figures({name: [judged_of(BRIEF, pair.id, (brief(1), brief(1)))] for name, (pair,) in hacks.items()})
+        assert pair.overall == "a" and torch.equal(hacked, photo) == (name == "untouched")
+    found = hack_figures({name: [judged_of(BRIEF, pair.id, (brief(), brief()))] for name, (pair,) in hacks.items()})
     assert all(row["honest_wins"] == 0.5 and row["n"] == 1 for row in found.values())
     assert found["sharpened"]["score_margin"] == pytest.approx(0)
 
@@ -272,8 +273,8 @@ def test_stability_counts_what_stays(pairs):
         changed = disturbed(some, name)
         difference = (changed[0].pixels()[1] - some[0].pixels()[1]).abs().mean()
         assert 0 < difference < 0.05
-    before = [judged_of(BRIEF, pair.id, (brief(1), brief(2))) for pair in some]
-    after = [judged_of(BRIEF, some[0].id, (brief(1), brief(2))), judged_of(BRIEF, some[1].id, (brief(2), ""))]
+    before = [judged_of(BRIEF, pair.id, (brief(), brief("second"))) for pair in some]
+    after = [judged_of(BRIEF, some[0].id, (brief(), brief("second"))), judged_of(BRIEF, some[1].id, (brief("second"), ""))]
     found = stability(before, after)
     assert found["unchanged"] == pytest.approx(2 / 3) and found["n"] == 3 and found["unreadable"] == 1
 

@@ -15,6 +15,7 @@ from reward_models.judge.preference_task import (
     columns_of,
     metrics,
     perfect_in_full,
+    preference_of,
     read_truth,
     score,
     verdicts_shown,
@@ -23,8 +24,8 @@ from reward_models.judge.preference_task import (
 MODES = ("paper", "fixed")
 PAIRS = st.tuples(st.integers(1, 5), st.integers(1, 5))
 SCORES = st.fixed_dictionaries({name: PAIRS for name in DIMENSIONS})
-ANSWERS = st.builds(Answer, SCORES, st.sampled_from([1, 2]), st.just("it is"))
-VERDICTS = st.sampled_from(["a", "b", "tie"])
+ANSWERS = st.builds(Answer, SCORES, st.sampled_from(["first", "second"]), st.just("it is"))
+VERDICTS = st.sampled_from(["first", "second", "tie"])
 JUDGED = st.dictionaries(st.sampled_from(DIMENSIONS), VERDICTS)
 TRUTHS = st.builds(Preference, st.one_of(st.none(), VERDICTS), JUDGED, st.one_of(st.none(), SCORES))
 SPOILED = st.sampled_from(
@@ -44,14 +45,16 @@ TWO_AGAINST_THREE = {
 }
 
 
+OTHER = {"first": "second", "second": "first", "tie": "tie", None: None}
+
+
 def swapped(answer):
-    return Answer({name: (y, x) for name, (x, y) in answer.scores.items()}, 3 - answer.better, answer.reasoning)
+    return Answer({name: (y, x) for name, (x, y) in answer.scores.items()}, OTHER[answer.better], answer.reasoning)
 
 
 def swapped_truth(truth):
-    other = {"a": "b", "b": "a", "tie": "tie", None: None}
     scores = {name: (y, x) for name, (x, y) in truth.scores.items()} if truth.scores else None
-    return Preference(other[truth.overall], {name: other[value] for name, value in truth.verdicts.items()}, scores)
+    return Preference(OTHER[truth.overall], {name: OTHER[value] for name, value in truth.verdicts.items()}, scores)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -77,15 +80,15 @@ def test_no_malformed_answer_beats_a_well_formed_one(mode, spoil, worst, truth):
 @given(truth=TRUTHS)
 def test_a_perfect_answer_earns_all_that_coherence_allows(mode, truth):
     best = 2.0 if mode == "paper" else 1.0 + bool(truth.verdicts)
-    best += truth.overall in ("a", "b")
+    best += truth.overall in ("first", "second")
     assert TASK.most is not None and TASK.most(truth, mode) == best
     answer = answer_of(truth)
     if not answer.coherent:
         best -= 1.0 if mode == "paper" else 0.5
-        assert truth.overall in ("a", "b")
+        assert truth.overall in ("first", "second")
         if truth.scores is None:  # no dimension speaks for the winner or is open, and one speaks against
             assert len(truth.verdicts) == len(DIMENSIONS)
-            assert truth.overall not in truth.verdicts.values() and {"a", "b"} & set(truth.verdicts.values())
+            assert truth.overall not in truth.verdicts.values() and {"first", "second"} & set(truth.verdicts.values())
     for text in (TASK.perfect(truth), perfect_in_full(truth)):
         assert score(text, truth, mode).reward == pytest.approx(best)
     assert all(verdicts_shown(answer)[name] == verdict for name, verdict in truth.verdicts.items())
@@ -116,10 +119,10 @@ def test_the_order_of_the_candidates_and_the_form_do_not_matter(mode, answer, tr
 
 def test_totals_by_hand():
     truth = read_truth({"verdict": TWO_AGAINST_THREE})
-    agreeing = Answer({name: (5, 3) for name in DIMENSIONS}, 1, "")
+    agreeing = Answer({name: (5, 3) for name in DIMENSIONS}, "first", "")
     assert score(write_brief(agreeing), truth, "fixed").parts == {"form": 0.5, "coherence": 0.5, "overall": 1.0, "dimensions": 0.4}
     assert score(write_brief(agreeing), truth, "paper").reward == 3
-    against_itself = Answer({name: (5, 3) for name in DIMENSIONS}, 2, "")
+    against_itself = Answer({name: (5, 3) for name in DIMENSIONS}, "second", "")
     assert score(write_brief(against_itself), truth, "fixed").parts == {"form": 0.5, "coherence": 0.0, "overall": 0.0, "dimensions": 0.4}
     assert score(write_brief(against_itself), truth, "paper").reward == 1
     assert score("x", truth, "fixed").parts == {"form": 0.0, "coherence": 0.0, "overall": 0.0, "dimensions": 0.0}
@@ -128,7 +131,7 @@ def test_totals_by_hand():
 
 def test_what_is_not_judged_is_none():
     undecided = read_truth({"verdict": {"overall": "tie"}})
-    parts = score(write_brief(Answer({name: (3, 3) for name in DIMENSIONS}, 2, "")), undecided, "fixed").parts
+    parts = score(write_brief(Answer({name: (3, 3) for name in DIMENSIONS}, "second", "")), undecided, "fixed").parts
     assert parts == {"form": 0.5, "coherence": 0.5, "overall": None, "dimensions": None}
     only_texture = read_truth({"verdict": {"texture": "y"}})
     assert only_texture.overall is None and score(TASK.perfect(only_texture), only_texture, "fixed").reward == 2
@@ -157,9 +160,9 @@ def test_rows_that_break_the_schema(columns, word):
 
 def test_swapped_columns_say_the_same_of_the_other_order():
     scores = {name: (5, 2) for name in DIMENSIONS}
-    pair = {"overall": "a", "verdicts": dict.fromkeys(DIMENSIONS, "a"), "scores": scores}
-    straight, turned = (read_truth(columns_of(pair, swapped=turn)) for turn in (False, True))
-    assert straight.overall == "a" and turned == swapped_truth(straight)
+    verdicts = dict.fromkeys(DIMENSIONS, "a")
+    straight, turned = (read_truth(columns_of(preference_of("a", verdicts, scores, order))) for order in ("ab", "ba"))
+    assert straight.overall == "first" and straight.exchanged() == turned and turned == swapped_truth(straight)
 
 
 def test_the_embedded_rows_show_either_candidate_first():
@@ -174,7 +177,7 @@ def test_the_embedded_rows_show_either_candidate_first():
 
 def test_metrics_count_the_unreadable_as_wrong():
     truth = read_truth({"verdict": TWO_AGAINST_THREE})
-    found = metrics([TASK.perfect(truth), "x", write_brief(Answer({name: (1, 5) for name in DIMENSIONS}, 2, ""))], [truth] * 3)
+    found = metrics([TASK.perfect(truth), "x", write_brief(Answer({name: (1, 5) for name in DIMENSIONS}, "second", ""))], [truth] * 3)
     assert found["readable"] == pytest.approx(2 / 3) and found["overall_accuracy"] == pytest.approx(1 / 3)
     assert found[f"{DIMENSIONS[0]}_accuracy"] == pytest.approx(1 / 3) and found[f"{DIMENSIONS[4]}_accuracy"] == pytest.approx(2 / 3)
     undecided = read_truth({"verdict": {"overall": "tie"}})

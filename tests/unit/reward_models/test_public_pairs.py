@@ -39,7 +39,7 @@ def test_editreward_bench_of_tiger(tmp_path):
     (tmp_path / "3pair").mkdir()
     table(made, **features).to_parquet(tmp_path / "3pair" / "train-00000-of-00001.parquet")
     pairs, left_out = read_benchmark("editreward-bench-tiger", tmp_path, tmp_path / "pictures")
-    assert [pair.truth.overall for pair in pairs] == ["a", "b", "tie"] and left_out == 0
+    assert [pair.overall for pair in pairs] == ["a", "b", "tie"] and left_out == 0
     assert len({pair.id for pair in pairs}) == 3 and len({pair.identity for pair in pairs}) == 1  # one photo, one cluster
     assert pairs[0].pixels()[2].shape == (3, 10, 12) and len(list((tmp_path / "pictures").iterdir())) == 3
     assert len(read_benchmark("editreward-bench-tiger", tmp_path, tmp_path / "pictures", limit=2)[0]) == 2
@@ -57,7 +57,7 @@ def test_editreward_bench_of_editscore_takes_the_overall_rows_the_better_one_fir
     features |= {"dimension": Value("string"), "task_type": Value("string")}
     table(rows, **features).save_to_disk(tmp_path / "bench")
     pairs, left_out = read_benchmark("editreward-bench-editscore", tmp_path / "bench", tmp_path / "pictures")
-    assert [pair.truth.overall for pair in pairs] == ["a", "a"] and left_out == 2
+    assert [pair.overall for pair in pairs] == ["a", "a"] and left_out == 2
     photo, a, b = pairs[0].pixels()
     assert [round(float(one[0, 0, 0]) * 255) for one in (photo, a, b)] == [1, 2, 3]
 
@@ -76,7 +76,7 @@ def test_mmrb2_edit(tmp_path):
     rows = [pair(0, {"chosen": "A"}), pair(1, {"human_preference": "B"}), pair(2, {"chosen": "A"}, inputs=2)]
     (tmp_path / "edit.json").write_text(json.dumps({"pairs": rows}))
     pairs, left_out = read_benchmark("mmrb2-edit", tmp_path, tmp_path / "pictures")
-    assert [pair.truth.overall for pair in pairs] == ["a", "b"] and left_out == 1
+    assert [pair.overall for pair in pairs] == ["a", "b"] and left_out == 1
     rows[0]["response_a"]["response_content"] = [["image", "../../etc/passwd"]]
     (tmp_path / "edit.json").write_text(json.dumps({"pairs": rows}))
     with pytest.raises(DataError, match="row 1.*leaves the data folder"):
@@ -93,7 +93,7 @@ def test_genai_bench(tmp_path):
     table(rows, **features).to_parquet(tmp_path / "image_edition" / "test_v1-00000-of-00001.parquet")
     (tmp_path / "image_generation" / "test.parquet").write_bytes(b"another task's, never opened")
     pairs, _ = read_benchmark("genai-bench", tmp_path, tmp_path / "pictures")
-    assert [pair.truth.overall for pair in pairs] == ["a", "b", "tie", "tie"]
+    assert [pair.overall for pair in pairs] == ["a", "b", "tie", "tie"]
 
 
 def test_what_is_no_such_benchmark_is_named_before_a_row_is_read(tmp_path):

@@ -108,7 +108,8 @@ def test_an_area_between_those_of_the_rows_earns_no_more(areas, other):
     assert best_constant(AREA, rows_of(areas), "fixed")[1] >= mean(AREA, AREA.perfect(other), areas) - 1e-9
 
 
-VERDICTS = st.sampled_from(["a", "b", "tie"])
+SHOWN = ("first", "second", "tie")
+VERDICTS = st.sampled_from(SHOWN)
 PREFERENCES = st.builds(Preference, st.none() | VERDICTS, st.dictionaries(st.sampled_from(DIMENSIONS), VERDICTS, min_size=1))
 
 
@@ -117,7 +118,5 @@ PREFERENCES = st.builds(Preference, st.none() | VERDICTS, st.dictionaries(st.sam
 @given(truths=st.lists(PREFERENCES, min_size=1, max_size=3))
 def test_no_verdict_beats_the_constant_one(mode, truths):
     _, floor = best_constant(PREFERENCE, rows_of(truths), mode)
-    every = (
-        Preference(side, dict(zip(DIMENSIONS, all_five, strict=True))) for side in "ab" for all_five in product(("a", "b", "tie"), repeat=5)
-    )
+    every = (Preference(side, dict(zip(DIMENSIONS, all_five, strict=True))) for side in SHOWN[:2] for all_five in product(SHOWN, repeat=5))
     assert floor == pytest.approx(max(mean(PREFERENCE, perfect(answer), truths, mode) for answer in every))
