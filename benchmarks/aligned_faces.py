@@ -4,14 +4,17 @@ The face is found once, in the untouched photo, and photo, picture and reference
 its own crop. Pictures without a usable face get no value, not 0.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.metric import Pictures
+from benchmarks.metric import Metric, Pictures, Range, Score
 from portraitkit.errors import FaceError
 from portraitkit.faces.align import align_face
 from portraitkit.faces.mesh import require_mesh
@@ -22,6 +25,7 @@ SIDE = 128
 MIN_FACE = 32
 NOTHING = 0.02
 """Largest difference of photo and reference that counts as no blemish: a level or two of rounding and compression."""
+UNIT = Range(0, 1)
 NO_FACE = "its photo shows no face that can be measured"
 
 
@@ -44,25 +48,25 @@ class Faces:
 def aligned_faces(pictures: Pictures) -> Faces | None:
     """Faces of a batch, for `Pictures.once`; None where no picture has one."""
     assert pictures.source is not None
-    found: dict[str, tuple[Tensor, Photos] | None] = {}
-    rows, candidates, parts = [], [], []
+    faces: dict[str, tuple[Tensor, Photos] | None] = {}
+    rows, candidates, photos = [], [], []
     for row, source_id in enumerate(pictures.sources):
         reference = None if pictures.reference is None else pictures.reference[row]
-        if source_id not in found:
-            found[source_id] = _known(pictures.source[row], reference)
-        known = found[source_id]
-        if known is not None:
-            mesh, photo = known
+        if source_id not in faces:
+            faces[source_id] = _find_face(pictures.source[row], reference)
+        face = faces[source_id]
+        if face is not None:
+            mesh, photo = face
             rows.append(row)
             candidates.append(align_face(pictures.pixels[row], mesh, SIDE).pixels)
-            parts.append(photo)
+            photos.append(photo)
     if not rows:
         return None
-    photos = Photos(**{part.name: torch.cat([getattr(photo, part.name) for photo in parts]) for part in fields(Photos)})
-    return Faces(rows, torch.stack(candidates), photos)
+    joined = {field.name: torch.cat([getattr(photo, field.name) for photo in photos]) for field in fields(Photos)}
+    return Faces(rows, torch.stack(candidates), Photos(**joined))
 
 
-def _known(source: Float[Tensor, "3 h w"], reference: Float[Tensor, "3 h w"] | None) -> tuple[Tensor, Photos] | None:
+def _find_face(source: Float[Tensor, "3 h w"], reference: Float[Tensor, "3 h w"] | None) -> tuple[Tensor, Photos] | None:
     try:
         _, mesh = require_mesh(source, min_size=MIN_FACE)
     except FaceError:
@@ -75,6 +79,24 @@ def _known(source: Float[Tensor, "3 h w"], reference: Float[Tensor, "3 h w"] | N
     change = (face.pixels - clean).abs().amax(1, keepdim=True)
     opacity = ((change - NOTHING) / 0.1).clamp(0, 1) * photo.skin
     return mesh, Photos.build(face.pixels[None], photo.meshes, opacity=opacity, clean=clean)
+
+
+def face_metric(name: str, title: str, load: Callable[[Mapping[str, Path]], Measure], values: Range = UNIT, **fields: Any) -> Metric:
+    """A metric of the aligned faces of pictures and their photos; a reward or a judge is such a measure.
+
+    Args:
+        name: of the metric.
+        title: for people.
+        load: from the weight files to the measure: aligned candidates and their photos to values, NaN where it does not apply.
+        values: their range.
+        fields: further fields of `Metric`; higher is better and the code is the caller's own unless they say otherwise.
+    """
+    common: dict[str, Any] = {"direction": "higher", "licence": "own code", "missing": NO_FACE}
+
+    def open_faces(files: Mapping[str, Path]) -> Score:
+        return partial(on_faces, load(files))
+
+    return Metric(name=name, title=title, range=values, reference="source", open=open_faces, smallest=MIN_FACE, **(common | fields))
 
 
 def on_faces(function: Measure, pictures: Pictures) -> Float[Tensor, " n"]:

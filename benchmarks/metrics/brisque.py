@@ -160,14 +160,7 @@ METRIC = Metric(
     reference="none",
     licence="own code; parameters: package brisque 0.2.0 (Apache-2.0)",
     open=open_brisque,
-    weights=(
-        WeightFile(
-            OFFICIAL,
-            f"{IQA_WEIGHTS}/{OFFICIAL}",
-            mib=0.1,
-            optional=True,
-        ),
-    ),
+    weights=(WeightFile(OFFICIAL, f"{IQA_WEIGHTS}/{OFFICIAL}", mib=0.1, optional=True),),
     bundled=(BUNDLED, RANGES),
     revision="brisque 0.2.0",
     version=2,

@@ -5,7 +5,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from benchmarks.metric import Metric, Range, Score, WeightFile
-from benchmarks.nets.pyiqa_nets import column, empty_net, quiet
+from benchmarks.nets.pyiqa_nets import LICENCE, column, empty_net, quiet
 from benchmarks.weight_files import read_state
 from portraitkit.errors import WeightsError
 
@@ -37,7 +37,7 @@ METRIC = Metric(
     direction="higher",
     range=Range(0, 1),
     reference="none",
-    licence="pyiqa: PolyForm Noncommercial and NTU S-Lab; CLIP: MIT",
+    licence=f"{LICENCE}; CLIP: MIT",
     open=open_clipiqa,
     weights=(WeightFile(FILE, f"https://openaipublic.azureedge.net/clip/models/{SHA256}/{FILE}", SHA256, 244),),
     revision="openai/CLIP",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.metric import Metric, Range, Score, WeightFile
-from benchmarks.nets.pyiqa_nets import IQA_WEIGHTS, against_reference, empty_net, fill, fill_backbone
+from benchmarks.nets.pyiqa_nets import LICENCE, REVISION, against_reference, empty_net, fill, fill_backbone, iqa_file
 
 HEAD, BACKBONE = "DISTS_weights-f5e65c96.pth", "vgg16-397923af.pth"
 
@@ -23,12 +23,12 @@ METRIC = Metric(
     direction="lower",
     range=Range(0, 1),
     reference="full",
-    licence="pyiqa: PolyForm Noncommercial and NTU S-Lab; DISTS: MIT",
+    licence=f"{LICENCE}; DISTS: MIT",
     open=open_dists,
     weights=(
-        WeightFile(HEAD, f"{IQA_WEIGHTS}/{HEAD}", "f5e65c96", 0.02, from_name=True),
+        iqa_file(HEAD, 0.02),
         WeightFile(BACKBONE, f"https://download.pytorch.org/models/{BACKBONE}", "397923af", 528),
     ),
-    revision="IQA-PyTorch-Weights, main (not pinned)",
+    revision=REVISION,
     smallest=32,
 )

@@ -3,15 +3,11 @@
 Its embeddings are not centred: two people may well have .8, so read differences, not the height.
 """
 
-from collections.abc import Mapping
-from functools import partial
-from pathlib import Path
-
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.aligned_faces import MIN_FACE, NO_FACE, on_faces
-from benchmarks.metric import Metric, Range, Score
+from benchmarks.aligned_faces import face_metric
+from benchmarks.metric import Range
 from portraitkit.faces.identity import identity_cosine, identity_embedding
 from portraitkit.faces.weights import FOLDER
 from reward_models.photos import Photos
@@ -23,21 +19,12 @@ def same_person(candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> Float[T
     return identity_cosine(*both)
 
 
-def open_identity(files: Mapping[str, Path]) -> Score:
-    """The scoring function."""
-    return partial(on_faces, same_person)
-
-
-METRIC = Metric(
-    name="identity_cosine",
-    title="same person (dlib)",
-    direction="higher",
-    range=Range(-1, 1),
-    reference="source",
+METRIC = face_metric(
+    "identity_cosine",
+    "same person (dlib)",
+    lambda files: same_person,
+    Range(-1, 1),
     licence="own code; weights: public domain (dlib), MIT (conversion)",
-    open=open_identity,
     bundled=(FOLDER / "face_recognition_model.bin",),
     revision="face-api 1.7.15",
-    smallest=MIN_FACE,
-    missing=NO_FACE,
 )

@@ -6,15 +6,14 @@ methods' pictures of one photo side by side: judge those as pairs instead (`--pa
 
 import re
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.aligned_faces import MIN_FACE, NO_FACE, on_faces
-from benchmarks.metric import Metric, Range, Score
+from benchmarks.aligned_faces import NO_FACE, Measure, face_metric
+from benchmarks.metric import Metric
 from portraitkit.errors import ConfigError, WeightsError
 from portraitkit.vlm.model import model_path
 from reward_models.judge.reward import FORMS, judge_reward, split_argument
@@ -41,26 +40,22 @@ def judge_metric(name: str) -> Metric:
         except WeightsError as error:
             raise WeightsError(str(error).replace("--model", "--metrics judge", 1)) from error
 
-    def open_judge(files: Mapping[str, Path]) -> Score:
+    def load_judge(files: Mapping[str, Path]) -> Measure:
         reward = judge_reward(path if form == "score" else f"{path}:{form}")
 
         def measure(candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> Float[Tensor, " n"]:
             return reward.of_groups(candidates, photos, torch.arange(len(candidates)))
 
-        return partial(on_faces, measure)
+        return measure
 
     parameters = sorted([*folder.glob("*.safetensors"), *folder.glob("judge.json")]) if folder is not None and folder.is_dir() else []
     short = re.sub(r"[^A-Za-z0-9.-]+", "_", path).strip("_")
-    return Metric(
-        name=f"judge_{short}" if form == "score" else f"judge_{short}_{form}",
-        title=f"judge: {FORMS[form]}",
-        direction="higher",
-        range=Range(0, 1),
-        reference="source",
+    return face_metric(
+        f"judge_{short}" if form == "score" else f"judge_{short}_{form}",
+        f"judge: {FORMS[form]}",
+        load_judge,
         licence="that of the judge's model",
-        open=open_judge,
         bundled=tuple(parameters),
         revision=path,
-        smallest=MIN_FACE,
         missing=f"{NO_FACE}, a reference is needed and not there, or the judge's answer broke the form",
     )

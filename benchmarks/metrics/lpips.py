@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.metric import Metric, Range, Score, WeightFile
-from benchmarks.nets.pyiqa_nets import IQA_WEIGHTS, against_reference, empty_net, fill, fill_backbone
+from benchmarks.nets.pyiqa_nets import LICENCE, REVISION, against_reference, empty_net, fill, fill_backbone, iqa_file
 
 HEAD, BACKBONE = "LPIPS_v0.1_alex-df73285e.pth", "alexnet-owt-7be5be79.pth"
 
@@ -23,12 +23,12 @@ METRIC = Metric(
     direction="lower",
     range=Range(0, 1),
     reference="full",
-    licence="pyiqa: PolyForm Noncommercial and NTU S-Lab; LPIPS: BSD-2",
+    licence=f"{LICENCE}; LPIPS: BSD-2",
     open=open_lpips,
     weights=(
-        WeightFile(HEAD, f"{IQA_WEIGHTS}/{HEAD}", "df73285e", 0.01, from_name=True),
+        iqa_file(HEAD, 0.01),
         WeightFile(BACKBONE, f"https://download.pytorch.org/models/{BACKBONE}", "7be5be79", 233),
     ),
-    revision="IQA-PyTorch-Weights, main (not pinned)",
+    revision=REVISION,
     smallest=32,
 )

@@ -1,32 +1,12 @@
-"""MUSIQ (Ke et al., 2021), trained on KonIQ-10k: a transformer over three sizes of the picture."""
+"""MUSIQ (Ke et al., 2021), a transformer over three sizes of the picture, trained on KonIQ-10k or on AVA.
 
-from collections.abc import Mapping
-from pathlib import Path
+The published tables seem to use the variant of AVA.
+"""
 
-from benchmarks.metric import Metric, Range, Score, WeightFile
+from benchmarks.metric import Range
 from benchmarks.nets.fast_musiq import FastMusiq
-from benchmarks.nets.pyiqa_nets import IQA_WEIGHTS, column, empty_net, fill
+from benchmarks.nets.pyiqa_nets import iqa_file, pyiqa_metric
 
-FILE = "musiq_koniq_ckpt-e95806b9.pth"
-
-
-def open_musiq(files: Mapping[str, Path]) -> Score:
-    """The scoring function."""
-    net = empty_net("musiq")
-    fill(net, files[FILE])
-    return column(FastMusiq(net))
-
-
-METRIC = Metric(
-    name="musiq",
-    title="quality (KonIQ)",
-    direction="higher",
-    range=Range(0, 100),
-    reference="none",
-    licence="pyiqa: PolyForm Noncommercial and NTU S-Lab",
-    open=open_musiq,
-    weights=(WeightFile(FILE, f"{IQA_WEIGHTS}/{FILE}", "e95806b9", 104, from_name=True),),
-    revision="IQA-PyTorch-Weights, main (not pinned)",
-    version=2,
-    smallest=32,
-)
+KONIQ = pyiqa_metric("musiq", "quality (KonIQ)", Range(0, 100), iqa_file("musiq_koniq_ckpt-e95806b9.pth", 104), faster=FastMusiq, version=2)
+AVA = pyiqa_metric("musiq-ava", "aesthetics (AVA)", Range(1, 10), iqa_file("musiq_ava_ckpt-e8d3f067.pth", 104), faster=FastMusiq, version=2)
+METRICS = [KONIQ, AVA]

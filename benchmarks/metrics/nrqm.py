@@ -5,8 +5,8 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.metric import Metric, Range, Score, WeightFile
-from benchmarks.nets.pyiqa_nets import IQA_WEIGHTS, column, empty_net
+from benchmarks.metric import Metric, Range, Score
+from benchmarks.nets.pyiqa_nets import LICENCE, REVISION, column, empty_net, iqa_file
 from portraitkit.errors import WeightsError
 
 FILE = "NRQM_model.mat"
@@ -34,9 +34,9 @@ METRIC = Metric(
     direction="higher",
     range=Range(0, 10),
     reference="none",
-    licence="pyiqa: PolyForm Noncommercial and NTU S-Lab",
+    licence=LICENCE,
     open=open_nrqm,
-    weights=(WeightFile(FILE, f"{IQA_WEIGHTS}/{FILE}", mib=54),),
-    revision="IQA-PyTorch-Weights, main (not pinned)",
+    weights=(iqa_file(FILE, 54),),
+    revision=REVISION,
     smallest=64,
 )

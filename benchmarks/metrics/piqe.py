@@ -1,13 +1,10 @@
 """PIQE (Venkatanath et al., 2015): the share of active blocks that look distorted or noisy. It has no trained parameters."""
 
-from collections.abc import Mapping
-from pathlib import Path
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from benchmarks.metric import Metric, Range, Score
+from benchmarks.metric import Metric, Range
 from benchmarks.nets.natural_scenes import luminance_of, normalised
 
 BLOCK, SEGMENT = 16, 6
@@ -52,11 +49,6 @@ def _has_flat_edge(blocks: Float[Tensor, "n m 16 16"]) -> Bool[Tensor, "n m"]:
     return (edges.unfold(-1, SEGMENT, 1).std(-1) < IMPAIRED).flatten(2).any(2)
 
 
-def open_piqe(files: Mapping[str, Path]) -> Score:
-    """The scoring function."""
-    return lambda pictures: piqe(pictures.once(luminance_of))
-
-
 METRIC = Metric(
     name="piqe",
     title="distorted or noisy blocks",
@@ -64,7 +56,7 @@ METRIC = Metric(
     range=Range(0, 100),
     reference="none",
     licence="own code; no parameters",
-    open=open_piqe,
+    open=lambda files: lambda pictures: piqe(pictures.once(luminance_of)),
     smallest=BLOCK,
     missing="it is black",
 )

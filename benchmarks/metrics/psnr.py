@@ -1,12 +1,9 @@
 """PSNR against the reference, over RGB, in dB; as pyiqa's `psnr`, 80 dB for equal pictures."""
 
-from collections.abc import Mapping
-from pathlib import Path
-
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.metric import Metric, Pictures, Range, Score
+from benchmarks.metric import Metric, Pictures, Range
 
 
 def psnr(pictures: Pictures) -> Float[Tensor, " n"]:
@@ -16,11 +13,6 @@ def psnr(pictures: Pictures) -> Float[Tensor, " n"]:
     return -10 * (error + 1e-8).log10()
 
 
-def open_psnr(files: Mapping[str, Path]) -> Score:
-    """The scoring function."""
-    return psnr
-
-
 METRIC = Metric(
     name="psnr",
     title="fidelity to the reference, dB",
@@ -28,5 +20,5 @@ METRIC = Metric(
     range=Range(0, 80),
     reference="full",
     licence="own code",
-    open=open_psnr,
+    open=lambda files: psnr,
 )

@@ -1,15 +1,13 @@
 """SSIM (Wang et al., 2004) against the reference, on luminance: 11 x 11 Gaussian window, sigma 1.5, as pyiqa's `ssim`."""
 
-from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.metric import Metric, Pictures, Range, Score
+from benchmarks.metric import Metric, Pictures, Range
 from benchmarks.nets.natural_scenes import luminance
 
 WINDOW, SIGMA = 11, 1.5
@@ -41,11 +39,6 @@ def ssim(pictures: Pictures) -> Float[Tensor, " n"]:
     return (light * structure).mean((1, 2))
 
 
-def open_ssim(files: Mapping[str, Path]) -> Score:
-    """The scoring function."""
-    return ssim
-
-
 METRIC = Metric(
     name="ssim",
     title="structure of the reference",
@@ -53,6 +46,6 @@ METRIC = Metric(
     range=Range(-1, 1),
     reference="full",
     licence="own code",
-    open=open_ssim,
+    open=lambda files: ssim,
     smallest=WINDOW,
 )

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.metric import Metric, Pictures, Range, Score, WeightFile
+from benchmarks.metric import Metric, Pictures, Range, Score
 from benchmarks.nets.fast_topiq import FastTopiq
-from benchmarks.nets.pyiqa_nets import IQA_WEIGHTS, empty_net, fill
+from benchmarks.nets.pyiqa_nets import LICENCE, REVISION, empty_net, fill, iqa_file
 from portraitkit.errors import FaceError
 from portraitkit.faces.arcface import MOUTH_LEFT, MOUTH_RIGHT, NOSE_TIP
 from portraitkit.faces.mesh import require_mesh
@@ -62,10 +62,10 @@ METRIC = Metric(
     direction="higher",
     range=Range(0, 1),
     reference="none",
-    licence="pyiqa: PolyForm Noncommercial and NTU S-Lab",
+    licence=LICENCE,
     open=open_topiq_nr_face,
-    weights=(WeightFile(FILE, f"{IQA_WEIGHTS}/{FILE}", "0a8b8e4f", 180, from_name=True),),
-    revision="IQA-PyTorch-Weights, main (not pinned)",
+    weights=(iqa_file(FILE, 180),),
+    revision=REVISION,
     version=2,
     smallest=32,
     missing="no face was found in it",

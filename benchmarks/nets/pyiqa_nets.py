@@ -10,7 +10,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,46 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.metric import Pictures, Score
+from benchmarks.metric import Metric, Pictures, Range, Score, WeightFile
 from benchmarks.weight_files import read_state
 from portraitkit.errors import DataError, WeightsError
 
 IQA_WEIGHTS = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main"
 """Where pyiqa's weights are published."""
+LICENCE = "pyiqa: PolyForm Noncommercial and NTU S-Lab"
+REVISION = "IQA-PyTorch-Weights, main (not pinned)"
 AT_ONCE = 2**18
 """Pixels in one call of a net."""
 NO_PYIQA = "needs pyiqa: pip install 'portraitkit[iqa]' (its licence is non-commercial)"
+
+
+def iqa_file(name: str, mib: float) -> WeightFile:
+    """A file of `IQA_WEIGHTS`, whose name may end in the first digits of its sha256."""
+    digits = re.search(r"-([0-9a-f]{8})\.\w+$", name)
+    return WeightFile(name, f"{IQA_WEIGHTS}/{name}", digits[1] if digits else "", mib, from_name=digits is not None)
+
+
+def pyiqa_metric(
+    name: str, title: str, values: Range, weights: WeightFile, *, faster: Callable[[Any], Any] = lambda net: net, **fields: Any
+) -> Metric:
+    """A metric without a reference that is one of pyiqa's nets, filled from one file; higher is better.
+
+    Args:
+        name: pyiqa's.
+        title: for people.
+        values: their range.
+        weights: the file.
+        faster: from pyiqa's net to one with the same values in less time.
+        fields: further fields of `Metric`.
+    """
+
+    def open_net(files: Mapping[str, Path]) -> Score:
+        net = empty_net(name)
+        fill(net, files[weights.name])
+        return column(faster(net))
+
+    common: dict[str, Any] = {"direction": "higher", "reference": "none", "licence": LICENCE, "revision": REVISION, "smallest": 32}
+    return Metric(name=name, title=title, range=values, open=open_net, weights=(weights,), **(common | fields))
 
 
 def empty_net(name: str, **options: Any) -> torch.nn.Module:

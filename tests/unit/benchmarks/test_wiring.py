@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.metric import Metric, Pictures
-from benchmarks.metrics import built_in_metrics, maniqa
+from benchmarks.metrics import built_in_metrics
+from benchmarks.nets import pyiqa_nets
 from benchmarks.nets.pyiqa_nets import empty_net, fill, no_downloads, quiet
 from benchmarks.weight_files import Digests, find_weights
 from portraitkit.errors import WeightsError
@@ -85,7 +86,8 @@ def test_the_value_is_pyiqas(name, tmp_path, batch, monkeypatch):
     state = scattered(net)
     write(metric, tmp_path, state)
     options = {"musiq-ava": {"num_class": 10}, "maniqa": {"test_sample": 2}}.get(name, {})
-    monkeypatch.setattr(maniqa, "empty_net", partial(empty_net, test_sample=2))
+    if name == "maniqa":
+        monkeypatch.setattr(pyiqa_nets, "empty_net", partial(empty_net, test_sample=2))
     expected = theirs(name, state, batch, **options)
     assert expected[0] != expected[1]
     torch.testing.assert_close(ours(metric, tmp_path, Pictures(batch)), expected, atol=1e-5, rtol=1e-6)
