@@ -11,13 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from benchmarks.config import BenchmarkConfig
-from benchmarks.gather import check_places, gather
-from benchmarks.inputs import Inputs
+from benchmarks.inputs import Inputs, check_places, check_readable, gather
 from benchmarks.metric import Metric
 from benchmarks.metrics import load_metrics
 from benchmarks.preferences import Pair, check_pairs, read_pairs
-from benchmarks.shards import ShardStore, check_readable, merge_into, next_step
-from benchmarks.store import FILE, Store
+from benchmarks.store import FILE, ShardStore, Store, merge_into
 from benchmarks.suite import Results, Suite
 from benchmarks.weight_files import Digests, Found, find_weights, locate, search_folders
 from portraitkit.config import config_to_dict
@@ -114,7 +112,7 @@ def _measure_share(
                     return _stopped(interrupt, console)
             file.finish()
         if not shard.merges:
-            console.print(next_step(path, shard))
+            console.print(f"{path}: shard {shard} is measured; after all shards, the same command without --shard merges")
         elif not wait_for_shards(path, lambda: interrupt.requested is not None):
             return _stopped(interrupt, console)
     return 0

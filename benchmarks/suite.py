@@ -17,10 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.decode import decoded
+from benchmarks.batches import SET, Batch, Plan, applies, decoded, keys, plan_batches
 from benchmarks.inputs import Inputs, Item
 from benchmarks.metric import Metric, Pictures, Score
-from benchmarks.plan import SET, Batch, Plan, applies, keys, plan_batches
 from benchmarks.store import Store
 from benchmarks.weight_files import Digests, Found
 from portraitkit.errors import DataError, WeightsError

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.blind_test.design import CHECK
-from benchmarks.blind_test.store import Vote
-from benchmarks.blind_test.study import Study
+from benchmarks.blind_test.study import CHECK, Study
+from benchmarks.blind_test.vote_store import Vote
 from portraitkit import votes as st
 from portraitkit.errors import DataError
 from portraitkit.stats import ALPHA, holm

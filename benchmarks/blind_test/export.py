@@ -5,10 +5,9 @@ import io
 import json
 
 from benchmarks.blind_test.analysis import failed_checks, outcome
-from benchmarks.blind_test.config import ExportConfig
-from benchmarks.blind_test.design import CHECK
-from benchmarks.blind_test.store import read_votes
-from benchmarks.blind_test.study import VOTES, read_study
+from benchmarks.blind_test.options import ExportConfig
+from benchmarks.blind_test.study import CHECK, VOTES, read_study
+from benchmarks.blind_test.vote_store import read_votes
 from portraitkit.errors import RunFolderError
 from portraitkit.report.csv_cells import safe_cell
 

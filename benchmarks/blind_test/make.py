@@ -5,7 +5,7 @@ import os
 import random
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from jaxtyping import Float
@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from benchmarks.blind_test.config import MakeConfig
-from benchmarks.blind_test.metadata import read_groups
-from benchmarks.blind_test.store import count_votes
+from benchmarks.blind_test.options import MakeConfig
 from benchmarks.blind_test.study import CONSENT, FILE, PICTURES, VOTES, Photo, Study
+from benchmarks.blind_test.vote_store import count_votes
 from portraitkit.config import config_to_dict
 from portraitkit.errors import DataError, ImageError, RunFolderError
+from portraitkit.files.jsonl import read_objects
 from portraitkit.pictures.images import list_images, read_image, resize, write_image
 
 Picture = Float[Tensor, "3 h w"]
@@ -134,6 +134,37 @@ def _match(found: Mapping[str, Mapping[str, Path]]) -> tuple[list[str], list[dic
         if name not in names
     ]
     return names, lacking
+
+
+def read_groups(given: Path | None, folders: Iterable[Path], columns: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """File name without suffix -> column -> value; nothing where no folder has a metadata.jsonl.
+
+    Args:
+        given: the file, or None to take the first folder's that has one.
+        folders: searched in this order.
+        columns: read from each row; those that are missing or null are left out.
+
+    Raises:
+        DataError: a row is no JSON object with a text file_name, a value is neither text nor number, or a name comes twice;
+            the line's number is named.
+    """
+    path = given or next((file for folder in folders if (file := folder / "metadata.jsonl").is_file()), None)
+    if path is None:
+        return {}
+    out: dict[str, dict[str, str]] = {}
+    for number, row in read_objects(path):
+        where = f"{path} line {number}"
+        if not isinstance(row.get("file_name"), str):
+            raise DataError(f"{where}: needs a text file_name")
+        name = Path(row["file_name"]).stem
+        if name in out:
+            raise DataError(f"{where}: {name} was described before; keep one row a photo")
+        values = {column: row[column] for column in columns if row.get(column) is not None}
+        for column, value in values.items():
+            if not isinstance(value, str | int) or isinstance(value, bool):
+                raise DataError(f"{where}: {column} {value!r}: must be text or a whole number")
+        out[name] = {column: str(value) for column, value in values.items()}
+    return {name: values for name, values in out.items() if values}
 
 
 def _too_many(skipped: list[dict[str, str]], names: int, config: MakeConfig) -> DataError:

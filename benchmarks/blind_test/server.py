@@ -1,4 +1,4 @@
-"""The web application of a blind test: a few pages, a small JSON interface, and pictures under opaque tokens.
+"""`blind-test serve`: one process, one study, a few pages, a small JSON interface, and pictures under opaque tokens.
 
 What a browser learns: the question, the rater's own progress, and for every comparison the addresses of its two pictures. Those are made
 of the comparison's own random token and the side, and answer to its rater alone: they stay the same when the page is loaded again, and tell
@@ -6,15 +6,19 @@ neither the method nor that a picture was seen before. Method names, photo names
 security policy; bodies are bounded; other hosts' pages cannot post.
 """
 
+import contextlib
+import fcntl
 import json
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import anyio
+import uvicorn
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.console import Console
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -24,13 +28,19 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from benchmarks.blind_test.store import CHOICES, Store, Trial
-from benchmarks.blind_test.study import CONSENT, Study
+from benchmarks.blind_test.options import ServeConfig
+from benchmarks.blind_test.study import CONSENT, VOTES, Study, read_study
+from benchmarks.blind_test.vote_store import CHOICES, Store, Trial
+from portraitkit.errors import RunFolderError
+from portraitkit.serving import listen
 
 MAX_BODY = 4096
 COOKIE = "rater"
 COOKIE_DAYS = 60
 PREFETCH = 2
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+KEEP_ALIVE = 300
+"""Seconds that a connection stays open without a request: longer than people look at a pair, so that no answer meets a closing one."""
 HERE = Path(__file__).parent
 STATIC = {"page.css": "text/css", "vote.js": "text/javascript", "icon.svg": "image/svg+xml"}
 HEADERS = {
@@ -43,6 +53,66 @@ HEADERS = {
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
 }
 Handler = Callable[[Request], Awaitable[Response]]
+
+
+def serve_study(config: ServeConfig) -> int:
+    """Serve until interrupted.
+
+    Returns:
+        0 after a clean stop.
+
+    Raises:
+        RunFolderError: no study, or another process serves it.
+        ConfigError: the address cannot be listened on.
+    """
+    console = Console(stderr=True, highlight=False)
+    study = read_study(config.folder)
+    with (
+        locked(config.folder),
+        contextlib.closing(Store(config.folder / VOTES, study)) as store,
+        listen(config.host, config.port) as listener,
+    ):
+        port = listener.getsockname()[1]
+        shown = f"[{config.host}]" if ":" in config.host else config.host
+        hosts = (*LOCAL_HOSTS, *config.allowed_hosts) if config.is_loopback else ("*",)
+        app = build_app(study, store, allowed_hosts=hosts, max_raters=config.max_raters)
+        console.print(f"{config.folder}: {store.count_raters()} raters so far", markup=False, soft_wrap=True)
+        if not config.is_loopback:
+            console.print(
+                f"[bold red]warning:[/] --host {config.host}: everyone who reaches this machine can see the pictures and vote, without "
+                "encryption. Put a proxy with HTTPS in front, or stay with 127.0.0.1."
+            )
+        console.print(f"open http://{shown}:{port}/ ; Ctrl-C stops, nothing is lost", markup=False, soft_wrap=True)
+        settings = uvicorn.Config(
+            app,
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=3,
+            timeout_keep_alive=KEEP_ALIVE,
+            lifespan="off",
+        )
+        uvicorn.Server(settings).run(sockets=[listener])
+    return 0
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second server away from the folder; the lock goes with the process, however that ends.
+
+    Raises:
+        RunFolderError: another process holds it, or the folder cannot be written.
+    """
+    path = folder / ".serve.lock"
+    try:
+        with path.open("a") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunFolderError(f"{folder}: another process serves this study; stop it first") from error
+            yield
+    except PermissionError as error:
+        raise RunFolderError(f"{folder}: cannot be written ({error.strerror}); votes need a folder of your own") from error
 
 
 def build_app(study: Study, store: Store, *, allowed_hosts: Sequence[str] = ("*",), max_raters: int = 10_000) -> Starlette:

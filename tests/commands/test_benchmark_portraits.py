@@ -9,7 +9,7 @@ import skimage.data
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.gather import ADAPTER
+from benchmarks.inputs import ADAPTER
 from benchmarks.main import benchmark_portraits
 from policies.retoucher.main import align_retoucher
 from portraitkit.pictures.images import resize, write_image

@@ -19,11 +19,10 @@ import torch
 import uvicorn
 from scipy.special import softmax
 
-from benchmarks.blind_test.main import blind_test
-from benchmarks.blind_test.serve import KEEP_ALIVE
-from benchmarks.blind_test.server import build_app
-from benchmarks.blind_test.store import Store
+from benchmarks.blind_test.commands import blind_test
+from benchmarks.blind_test.server import KEEP_ALIVE, build_app
 from benchmarks.blind_test.study import VOTES, read_study
+from benchmarks.blind_test.vote_store import Store
 from portraitkit.pictures.images import write_image
 from preference_data.people.synthetic import make_case, make_label
 

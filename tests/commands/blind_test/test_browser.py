@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from benchmarks.blind_test.main import blind_test
-from benchmarks.blind_test.store import read_votes
+from benchmarks.blind_test.commands import blind_test
 from benchmarks.blind_test.study import VOTES
+from benchmarks.blind_test.vote_store import read_votes
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")

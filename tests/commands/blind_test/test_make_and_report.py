@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.blind_test.main import blind_test
-from benchmarks.blind_test.store import Store
+from benchmarks.blind_test.commands import blind_test
 from benchmarks.blind_test.study import VOTES, read_study
+from benchmarks.blind_test.vote_store import Store
 from portraitkit.pictures.images import read_image, write_image
 
 

@@ -18,10 +18,9 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from benchmarks.blind_test.design import draw_session
-from benchmarks.blind_test.main import blind_test
-from benchmarks.blind_test.store import PATIENCE, Store, read_votes
-from benchmarks.blind_test.study import VOTES, read_study
+from benchmarks.blind_test.commands import blind_test
+from benchmarks.blind_test.study import VOTES, draw_session, read_study
+from benchmarks.blind_test.vote_store import PATIENCE, Store, read_votes
 
 
 @pytest.fixture
@@ -213,9 +212,9 @@ def test_a_study_begun_with_times_loses_them_and_no_vote(make):
 def test_cells_of_a_rater_who_left_are_free_again_after_two_hours(make, monkeypatch):
     """Nothing on disk says when a rater was here: patience counts from the last answer, or from the start of the server."""
     folder, now, taken = make("--photos-per-rater", "12", "--attention-checks", "0"), 0.0, []
-    monkeypatch.setattr("benchmarks.blind_test.store.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("benchmarks.blind_test.vote_store.time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(
-        "benchmarks.blind_test.store.draw_session", lambda cells, **how: taken.append(len(cells)) or draw_session(cells, **how)
+        "benchmarks.blind_test.vote_store.draw_session", lambda cells, **how: taken.append(len(cells)) or draw_session(cells, **how)
     )
     with contextlib.closing(Store(folder / VOTES, read_study(folder))) as store:
         first = store.find_rater(store.add_rater())
@@ -240,7 +239,7 @@ def test_other_host_names_and_too_many_raters_are_refused(make, serve):
 
 
 def test_a_crowd_of_100_gives_back_the_planted_preference(monkeypatch, request, command, crowd):
-    monkeypatch.setattr("benchmarks.blind_test.store.SYNCHRONOUS", "OFF")  # 2,200 times the disk's latency is no part of this test
+    monkeypatch.setattr("benchmarks.blind_test.vote_store.SYNCHRONOUS", "OFF")  # 2,200 times the disk's latency is no part of this test
     folder, address = request.getfixturevalue("study")
     people = crowd(folder)
     people.vote(address, people.careless(8) + people.careful(100)[8:])
@@ -283,7 +282,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(make, command):
     entry = [
         sys.executable,
         "-c",
-        "from benchmarks.blind_test.main import blind_test; blind_test()",
+        "from benchmarks.blind_test.commands import blind_test; blind_test()",
         "serve",
         str(folder),
         "--port",

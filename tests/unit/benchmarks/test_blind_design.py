@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from benchmarks.blind_test.design import CHECK, draw_session
+from benchmarks.blind_test.study import CHECK, draw_session
 
 
 def crowd(raters: int, photos: int, pairs: int, length: int, stay: float = 1.0):

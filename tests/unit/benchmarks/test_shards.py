@@ -4,8 +4,7 @@ import math
 
 import torch
 
-from benchmarks.shards import ShardStore, merge_into
-from benchmarks.store import Store
+from benchmarks.store import ShardStore, Store, merge_into
 from portraitkit.runs.shard_files import ShardFile, merged_rows
 from portraitkit.runs.shards import Shard
 

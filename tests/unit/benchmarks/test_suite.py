@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import decode, plan
+from benchmarks import batches
+from benchmarks.batches import plan_batches
 from benchmarks.inputs import Folder, Inputs, match, read_folder
 from benchmarks.metric import Metric, Range, WeightFile
 from benchmarks.metrics import load_metrics
-from benchmarks.plan import plan_batches
 from benchmarks.store import Store
 from benchmarks.suite import Results, Suite
 from benchmarks.weight_files import Digests, Found, find_weights, read_state, search_folders
@@ -47,7 +47,7 @@ def test_every_picture_is_decoded_once_for_all_metrics(inputs, monkeypatch):
         reads[path] += 1
         return read_image(path, **options)
 
-    monkeypatch.setattr(decode, "read_image", counted)
+    monkeypatch.setattr(batches, "read_image", counted)
     with Store(None) as store:
         results = suite(store).run(inputs)
     assert set(results.values) == set(NAMES) and not results.skipped and not results.failed
@@ -58,7 +58,7 @@ def test_every_picture_is_decoded_once_for_all_metrics(inputs, monkeypatch):
 def test_known_values_are_not_computed_again(inputs, tmp_path, monkeypatch):
     with Store(tmp_path / "cache") as store:
         first = suite(store).run(inputs)
-    monkeypatch.setattr(decode, "read_image", None)
+    monkeypatch.setattr(batches, "read_image", None)
     with Store(tmp_path / "cache") as store:
         again = suite(store).run(inputs)
         assert again.computed == 0 and equal(first, again)
@@ -95,7 +95,7 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path, portrait, monkeypatch)
         write_image(tmp_path / f"{number:03d}.png", portrait[0, :, number : number + 32, 200:232])
     alive: weakref.WeakSet = weakref.WeakSet()
     most = 0
-    read = decode._read_batch
+    read = batches._read_batch
 
     def watched(batch, wanted):
         nonlocal most
@@ -104,8 +104,8 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path, portrait, monkeypatch)
         most = max(most, len(alive))
         return out
 
-    monkeypatch.setattr(decode, "_read_batch", watched)
-    monkeypatch.setattr(plan, "PICTURES", 4)
+    monkeypatch.setattr(batches, "_read_batch", watched)
+    monkeypatch.setattr(batches, "PICTURES", 4)
     with Store(None) as store:
         results = suite(store, ("piqe",)).run(match({"x": read_folder(tmp_path, tmp_path)}, None, None))
     assert results.computed == 300 and most <= 5

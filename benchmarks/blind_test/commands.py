@@ -34,7 +34,7 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _make(argv: list[str]) -> int:
-    from benchmarks.blind_test.config import MakeConfig
+    from benchmarks.blind_test.options import MakeConfig
     from portraitkit.config import load_config
 
     config = load_config(MakeConfig, argv, prog="blind-test make")
@@ -44,27 +44,27 @@ def _make(argv: list[str]) -> int:
 
 
 def _serve(argv: list[str]) -> int:
-    from benchmarks.blind_test.config import ServeConfig
+    from benchmarks.blind_test.options import ServeConfig
     from portraitkit.config import load_config
 
     config = load_config(ServeConfig, argv, prog="blind-test serve")
-    from benchmarks.blind_test.serve import serve_study
+    from benchmarks.blind_test.server import serve_study
 
     return serve_study(config)
 
 
 def _report(argv: list[str]) -> int:
-    from benchmarks.blind_test.config import ReportConfig
+    from benchmarks.blind_test.options import ReportConfig
     from portraitkit.config import load_config
 
     config = load_config(ReportConfig, argv, prog="blind-test report")
-    from benchmarks.blind_test.report import report_study
+    from benchmarks.blind_test.study_report import report_study
 
     return report_study(config)
 
 
 def _export(argv: list[str]) -> int:
-    from benchmarks.blind_test.config import ExportConfig
+    from benchmarks.blind_test.options import ExportConfig
     from portraitkit.config import load_config
 
     config = load_config(ExportConfig, argv, prog="blind-test export")

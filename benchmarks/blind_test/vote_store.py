@@ -13,8 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.blind_test.design import CHECK, Cell, draw_session
-from benchmarks.blind_test.study import Study
+from benchmarks.blind_test.study import CHECK, Cell, Study, draw_session
 from portraitkit.errors import RunFolderError
 
 CHOICES = ("left", "right", "tie")

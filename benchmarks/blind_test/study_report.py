@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.blind_test.analysis import analyse
-from benchmarks.blind_test.config import ReportConfig
+from benchmarks.blind_test.options import ReportConfig
 from benchmarks.blind_test.plots import Row, interval_plot, outcome_bar
-from benchmarks.blind_test.store import read_votes
 from benchmarks.blind_test.study import VOTES, read_study
+from benchmarks.blind_test.vote_store import read_votes
 from portraitkit.errors import RunFolderError
 from portraitkit.report.page import page_environment
 
