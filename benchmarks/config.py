@@ -1,19 +1,48 @@
 """Every option of `benchmark-portraits`. The docstring under a field is its help text."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from tyro.conf import arg
+
+from portraitkit.config import REPEATABLE
 from portraitkit.errors import ConfigError
 from portraitkit.runs.shards import check_shard
+
+
+def parse_methods(entries: Sequence[str], is_name: Callable[[str], bool], rule: str) -> dict[str, str]:
+    """Name -> place of each `NAME=PLACE` of `--method`, in the order given.
+
+    Args:
+        entries: as typed.
+        is_name: whether a text may be a method's name.
+        rule: what an entry must be, for the message.
+
+    Raises:
+        ConfigError: not of that form, or a name used twice.
+    """
+    methods: dict[str, str] = {}
+    for entry in entries:
+        name, _, place = entry.partition("=")
+        name = name.strip()
+        if not place or not name or not is_name(name):
+            raise ConfigError(f"--method {entry!r}: must be {rule}")
+        if name in methods:
+            raise ConfigError(f"--method {entry!r}: {name} was given before; every method needs its own name")
+        methods[name] = place
+    return methods
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
     """Measure retouchers with every metric that has weights; without options: the embedded retoucher's input, base and aligned pictures."""
 
-    method: tuple[str, ...] = ()
-    """What to compare, each as NAME=PLACE. PLACE: a folder, a zip file, a data set (a folder with metadata.jsonl), or a retoucher to run
-    on --source: retoucher:BACKBONE, or retoucher:BACKBONE+ADAPTER_FOLDER. Pictures are matched by name without suffix."""
+    method: Annotated[tuple[str, ...], arg(metavar="NAME=PLACE [NAME=PLACE ...]"), REPEATABLE] = ()
+    """What to compare; several after one --method, or one after each. PLACE: a folder, a zip file, a data set (a folder with
+    metadata.jsonl), or a retoucher to run on --source: retoucher:BACKBONE, or retoucher:BACKBONE+ADAPTER_FOLDER. Pictures are matched by
+    name without suffix."""
     source: Path | None = None
     """The untouched photos: folder, zip or data set. Metrics of identity, texture and blemishes, and the rewards, need them. A
     metadata.jsonl may name anchors (the references) and age_band, gender, skin_tone (tables by group)."""
@@ -56,10 +85,7 @@ class BenchmarkConfig:
             ConfigError: a value is out of range, or a method has no name or place.
         """
         check_shard(self.shard, self.overwrite)
-        names = [name for name, _ in self.methods()]
-        for name in names:
-            if names.count(name) > 1:
-                raise ConfigError(f"--method {name}: is given twice; every method needs its own name")
+        methods = self.methods
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit {self.limit}: at least 1 photo")
         if not 0 <= self.max_failed <= 1:
@@ -68,21 +94,16 @@ class BenchmarkConfig:
             raise ConfigError(f"--seed {self.seed}: must lie between 0 and 2^63 - 1")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"--threads {self.threads}: at least 1")
-        if self.source is None and any(place.startswith("retoucher:") for _, place in self.methods()):
+        if self.source is None and any(place.startswith("retoucher:") for place in methods.values()):
             raise ConfigError("--method .. =retoucher: needs --source, the photos to retouch")
         if not self.method and (self.source or self.reference):
             raise ConfigError("--source and --reference go with --method NAME=PLACE: name at least one, for example input=PHOTOS")
 
-    def methods(self) -> list[tuple[str, str]]:
-        """Names and places.
+    @property
+    def methods(self) -> dict[str, str]:
+        """Name -> place.
 
         Raises:
-            ConfigError: one is not NAME=PLACE.
+            ConfigError: one is not NAME=PLACE, or a name is used twice.
         """
-        out = []
-        for entry in self.method:
-            name, equals, place = entry.partition("=")
-            if not equals or not name.strip() or not place or any(not char.isprintable() for char in name):
-                raise ConfigError(f"--method {entry}: must be NAME=PLACE, for example base=runs/base or ours=retoucher:tiny+runs/demo")
-            out.append((name.strip(), place))
-        return out
+        return parse_methods(self.method, str.isprintable, "NAME=PLACE, for example base=runs/base or ours=retoucher:tiny+runs/demo")

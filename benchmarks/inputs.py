@@ -219,7 +219,7 @@ def check_places(config: BenchmarkConfig) -> None:
     Raises:
         ConfigError: a folder or file does not exist.
     """
-    places = [("--method", Path(place)) for _, place in config.methods() if not place.startswith("retoucher:")]
+    places = [("--method", Path(place)) for place in config.methods.values() if not place.startswith("retoucher:")]
     places += [(option, path) for option, path in (("--source", config.source), ("--reference", config.reference)) if path is not None]
     for option, path in places:
         if not path.is_dir() and not (path.is_file() and path.suffix.lower() == ".zip"):
@@ -236,7 +236,7 @@ def check_readable(config: BenchmarkConfig) -> None:
     Raises:
         ConfigError: an archive among the places: several processes would unpack it at once.
     """
-    for place in (*(place for _, place in config.methods()), config.source, config.reference):
+    for place in (*config.methods.values(), config.source, config.reference):
         if place is not None and str(place).lower().endswith(".zip") and not str(place).startswith("retoucher:"):
             raise ConfigError(f"{place}: several processes read folders only; unpack it and name the folder")
 
@@ -259,7 +259,7 @@ def gather(config: BenchmarkConfig, work: Path, say: Callable[[str], None], shar
     source = read_folder(config.source, work / "unpacked" / "source") if config.source else None
     reference = read_folder(config.reference, work / "unpacked" / "reference") if config.reference else None
     folders = {}
-    for name, place in config.methods():
+    for name, place in config.methods.items():
         if place.startswith("retoucher:"):
             assert source is not None
             photos = dict(sorted(source.pictures.items())[: config.limit])

@@ -54,7 +54,7 @@ def run_benchmark(config: BenchmarkConfig, command: list[str]) -> int:
     check_places(config)
     pairs = read_pairs(config.pairs) if config.pairs else []
     if config.pairs and config.method:
-        check_pairs(config.pairs, pairs, None, [name for name, _ in config.methods()])
+        check_pairs(config.pairs, pairs, None, config.methods)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if shard is not None:

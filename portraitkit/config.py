@@ -28,6 +28,8 @@ from portraitkit.suggest import nearest
 
 RECIPES = Path(__file__).parent / "recipes"
 Config = TypeVar("Config")
+REPEATABLE = "repeatable"
+"""Mark (`Annotated`) of a list whose option may also be given again for every value: `--method a --method b` is `--method a b`."""
 
 
 Revise = Callable[[dict[str, Any], Mapping[str, Sequence[str]]], dict[str, Any]]
@@ -53,8 +55,9 @@ def load_config(cls: type[Config], argv: list[str], *, prog: str, revise: Revise
             dataclass itself refuses.
     """
     types = get_type_hints(cls)
-    lists = [name for name, hint in get_type_hints(cls, include_extras=True).items() if _is_list(hint)]
-    source, argv = _take_recipe(argv)
+    lists = [name for name, annotation in types.items() if get_origin(annotation) is tuple]
+    marks = {name: get_args(hint)[1:] for name, hint in get_type_hints(cls, include_extras=True).items() if get_origin(hint) is Annotated}
+    source, argv = _take_recipe(_join_repeated(argv, {name for name in marks if REPEATABLE in marks[name]}))
     values = _read_recipe(_find_recipe(source, cls), types) if source else {}
     given = _options_given(argv, types, lists, prog)
     values = revise(values, given)
@@ -189,12 +192,23 @@ def _wanted(annotation: Any) -> str:
     return words[annotation]
 
 
-def _is_list(hint: Any) -> bool:
-    """Whether an option takes several values after one flag; those that are given again and again say so (`UseAppendAction`)."""
-    if get_origin(hint) is Annotated:
-        inner, *marks = get_args(hint)
-        return get_origin(inner) is tuple and tyro.conf.UseAppendAction not in marks
-    return get_origin(hint) is tuple
+def _join_repeated(argv: list[str], names: set[str]) -> list[str]:
+    """The arguments with all values of each of these options after one flag, at the end."""
+    rest: list[str] = []
+    joined: dict[str, list[str]] = {}
+    values = rest
+    for token in argv:
+        flag, equals, value = token.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if not token.startswith("--"):
+            values.append(token)
+        elif name in names:
+            values = joined.setdefault(f"--{name.replace('_', '-')}", [])
+            values += [value] if equals else []
+        else:
+            values = rest
+            values.append(token)
+    return rest + [token for flag, values in joined.items() for token in (flag, *values)]
 
 
 def _options_given(argv: list[str], types: dict[str, Any], lists: list[str], prog: str) -> dict[str, list[str]]:

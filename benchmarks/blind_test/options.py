@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import Positional, arg
 
+from benchmarks.config import parse_methods
+from portraitkit.config import REPEATABLE
 from portraitkit.errors import ConfigError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
@@ -17,8 +19,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 class MakeConfig:
     """Make a blind test: pictures of the same photos by several methods, matched by file name."""
 
-    method: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=DIR")] = ()
-    """One method's folder of pictures; give it once a method, two at least. Raters never see the name."""
+    method: Annotated[tuple[str, ...], arg(metavar="NAME=DIR [NAME=DIR ...]"), REPEATABLE] = ()
+    """Two or more methods' folders of pictures; several after one --method, or one after each. Raters never see the names."""
     reference: Path | None = None
     """Folder with the original photos, which raters can look at while a key is held; none if not given."""
     metadata: Path | None = None
@@ -78,17 +80,12 @@ class MakeConfig:
         Raises:
             ConfigError: not NAME=DIR, a name used twice, or no such folder.
         """
-        out: dict[str, Path] = {}
-        for given in self.method:
-            name, equals, folder = given.partition("=")
-            if not equals or not NAME.fullmatch(name):
-                raise ConfigError(f"--method {given!r}: must be NAME=DIR; a name has up to 40 letters, digits, '.', '_', '-'")
-            if name in out:
-                raise ConfigError(f"--method {given!r}: {name} was given before; every method needs its own name")
+        rule = "NAME=DIR; a name has up to 40 letters, digits, '.', '_', '-'"
+        methods = parse_methods(self.method, lambda name: NAME.fullmatch(name) is not None, rule)
+        for name, folder in methods.items():
             if not Path(folder).is_dir():
-                raise ConfigError(f"--method {given!r}: no such folder {folder}")
-            out[name] = Path(folder)
-        return out
+                raise ConfigError(f"--method {name}={folder}: no such folder")
+        return {name: Path(folder) for name, folder in methods.items()}
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def test_weights_are_listed(command, place):
         (["--method", "x=retoucher:tiny"], "needs --source"),
         (["--pairs", "nowhere.jsonl"], "no such file"),
         (["--method", "x=."], "holds no pictures"),
-        (["--method", "x=a", "--method", "y=b"], "--method is given twice"),
+        (["--method", "x=a", "--method", "x=b"], "x was given before"),
     ],
 )
 def test_mistakes_are_one_line(command, place, options, message):

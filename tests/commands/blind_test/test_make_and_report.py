@@ -88,6 +88,7 @@ def test_what_make_refuses_before_it_writes(folders, tmp_path, command):
     cases = [
         ([ours], "two or more"),
         ([ours, ours], "given before"),
+        (["--method", ours.removeprefix("--method="), ours.removeprefix("--method=")], "given before"),
         ([ours, "--method=other"], "must be NAME=DIR"),
         ([ours, f"--method=<b>x</b>={tmp_path}"], "must be NAME=DIR"),
         ([ours, f"--method=x={tmp_path / 'nowhere'}"], "no such folder"),

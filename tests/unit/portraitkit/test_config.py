@@ -2,13 +2,13 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 import tyro
 
 from portraitkit import config as config_module
-from portraitkit.config import config_to_dict, load_config, recipe_names
+from portraitkit.config import REPEATABLE, config_to_dict, load_config, recipe_names
 from portraitkit.errors import ConfigError
 
 
@@ -52,6 +52,16 @@ class Files:
     """How many."""
 
 
+@dataclass(frozen=True)
+class Methods:
+    """A list that may be given in several pieces."""
+
+    method: Annotated[tuple[str, ...], REPEATABLE] = ("z",)
+    """Names."""
+    folder: Path = Path("x")
+    """Where."""
+
+
 def load(*argv: str) -> Settings:
     return load_config(Settings, list(argv), prog="test-command")
 
@@ -76,6 +86,13 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_defaults_without_arguments():
     assert load() == Settings()
+
+
+@pytest.mark.parametrize(
+    "argv", [["--method", "a", "b"], ["--method", "a", "--method", "b"], ["--method=a", "--folder", "y", "--method=b"]]
+)
+def test_a_repeatable_list_takes_its_values_after_one_flag_or_several(argv):
+    assert load_config(Methods, argv, prog="test-command").method == ("a", "b")
 
 
 def test_every_field_type_from_the_command_line():
