@@ -1,16 +1,18 @@
-"""How far annotators agree, and which system wins: Krippendorff's alpha, shares of equal verdicts, Bradley-Terry scores."""
+"""How far annotators agree and which system wins: Krippendorff's alpha, equal verdicts, Bradley-Terry scores, and their tables."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 from portraitkit import votes
-from preference_data.schema import DIMENSIONS
+from preference_data.annotations import Judgement, Judgements, both_orders, conflicts, table_of
+from preference_data.schema import DIMENSIONS, TITLES, Pair
 from preference_data.verdict import Verdict
 
 SCALE: tuple[Verdict, ...] = ("b", "tie", "a")
-Judgements = dict[str, dict[str, dict[str, Verdict]]]
-"""annotator -> pair id -> dimension (and "overall") -> verdict."""
 
 
 @dataclass(frozen=True)
@@ -65,3 +67,75 @@ def bradley_terry(duels: list[tuple[str, str, Verdict]], *, prior: float = 0.5) 
         wins[row[a], row[b]] += share
         wins[row[b], row[a]] += 1 - share
     return dict(zip(names, votes.bradley_terry(wins, prior=prior).tolist(), strict=True))
+
+
+def agreement_report(judgements: list[Judgement], pairs: list[Pair]) -> dict[str, Any]:
+    """Agreement among annotators and between the orders of one annotator, Bradley-Terry scores of the generators, conflicts.
+
+    Returns:
+        `annotators`: name -> judged pairs; `agreement`: dimension -> alpha, equal, pairs; `flips`: annotator -> dimension -> share of pairs
+        whose winner changes with the order; `bradley_terry`: generator -> log-odds strength of the overall verdicts; `conflicts`: pair ->
+        disputed dimensions.
+    """
+    joined = both_orders(judgements)
+    names = {pair.id: pair for pair in pairs}
+    duels: list[tuple[str, str, Verdict]] = [
+        (names[row.pair].origin_a.generator, names[row.pair].origin_b.generator, row.overall)
+        for row in joined
+        if row.pair in names and row.role == "annotator"
+    ]
+    table = table_of(joined)
+    return {
+        "annotators": {name: len(rows) for name, rows in table.items()},
+        "agreement": {name: vars(found) for name, found in agreement(table).items()} if table else {},
+        "flips": _flips(judgements),
+        "bradley_terry": bradley_terry(duels),
+        "conflicts": conflicts(judgements),
+    }
+
+
+def print_agreement(judgements: list[Judgement], pairs: list[Pair]) -> None:
+    """Print the report's tables on standard output."""
+    report = agreement_report(judgements, pairs)
+    if not report["annotators"]:
+        return
+    console = Console()
+    flips = report["flips"]
+    table = Table(title=f"Agreement of {', '.join(report['annotators'])} (Krippendorff's alpha)", title_justify="left")
+    table.add_column("dimension")
+    for column in ("alpha", "equal", "pairs", *(f"flips of {name}" for name in flips)):
+        table.add_column(column, justify="right")
+    for name in (*DIMENSIONS, "overall"):
+        found = Agreement(**report["agreement"][name])
+        row = [TITLES.get(name, "Overall"), _number(found.alpha), _number(found.equal), str(found.pairs)]
+        table.add_row(*row, *(_number(flips[annotator][name]) for annotator in flips))
+    console.print(table)
+    if report["bradley_terry"]:
+        order = sorted(report["bradley_terry"].items(), key=lambda item: -item[1])
+        console.print(
+            "Bradley-Terry, overall: " + ", ".join(f"{name} {score:+.2f}" for name, score in order), markup=False, highlight=False
+        )
+    if report["conflicts"]:
+        console.print(
+            f"{len(report['conflicts'])} pairs in conflict: a senior settles them on the page (annotate DATA --web)", highlight=False
+        )
+
+
+def _flips(judgements: list[Judgement]) -> dict[str, dict[str, float]]:
+    """Annotator -> dimension -> share of the pairs judged in both orders whose verdicts differ."""
+    by_order = {(row.annotator, row.pair, row.order): row for row in judgements}
+    shares: dict[str, dict[str, float]] = {}
+    for annotator in sorted({row.annotator for row in judgements}):
+        both = [
+            (row, other)
+            for (name, pair, order), row in by_order.items()
+            if name == annotator and order == "ab" and (other := by_order.get((name, pair, "ba")))
+        ]
+        if both:
+            shares[annotator] = {name: sum(a.verdicts[name] != b.verdicts[name] for a, b in both) / len(both) for name in DIMENSIONS}
+            shares[annotator]["overall"] = sum(a.overall != b.overall for a, b in both) / len(both)
+    return shares
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from portraitkit.errors import DataError
 from portraitkit.files.jsonl import Rejected, append_line, read_json_lines
-from preference_data.agreement import Judgements
 from preference_data.schema import DIMENSIONS, Pair, read_scores, read_verdicts
 from preference_data.verdict import ORDERS, VERDICTS, Order, Verdict, turned, winner
 
@@ -22,6 +21,8 @@ FOLDER, UNREADABLE = "annotations", "unreadable.jsonl"
 LONGEST = 1e9
 """Most seconds that a judgement may take."""
 Role = Literal["annotator", "senior"]
+Judgements = dict[str, dict[str, dict[str, Verdict]]]
+"""annotator -> pair id -> dimension (and "overall") -> verdict."""
 KEYS = ("pair", "annotator", "role", "order", "verdicts", "overall", "scores", "reasoning", "seconds")
 
 
@@ -63,9 +64,9 @@ def judgement_of(row: dict[str, Any]) -> Judgement:
     for key in ("pair", "annotator"):
         if not isinstance(row.get(key), str) or not row[key].strip():
             raise DataError(f"{key}: must be text that is not empty")
-    for key, known in (("order", ORDERS), ("overall", VERDICTS), ("role", ("annotator", "senior"))):
-        if not isinstance(row.get(key), str) or row[key] not in known:
-            raise DataError(f"{key} {row.get(key)!r}: must be one of {', '.join(known)}")
+    for key, choices in (("order", ORDERS), ("overall", VERDICTS), ("role", ("annotator", "senior"))):
+        if not isinstance(row.get(key), str) or row[key] not in choices:
+            raise DataError(f"{key} {row.get(key)!r}: must be one of {', '.join(choices)}")
     verdicts = read_verdicts(row.get("verdicts"))
     if verdicts is None:
         raise DataError("verdicts: missing")
@@ -103,11 +104,11 @@ def read_judgements(folder: Path, extra: tuple[Path, ...] = ()) -> tuple[list[Ju
     """
     latest: dict[tuple[str, str, str, str], Judgement] = {}
     rejected = []
-    own = sorted(path for path in (folder / FOLDER).glob("*.jsonl") if path.name != UNREADABLE and not path.name.startswith("."))
-    for path in (*own, *extra):
-        found = read_json_lines(path, judgement_of)
-        rejected += [(path, row) for row in found.rejected]
-        for row in found.rows:
+    files = sorted(path for path in (folder / FOLDER).glob("*.jsonl") if path.name != UNREADABLE and not path.name.startswith("."))
+    for path in (*files, *extra):
+        row_set = read_json_lines(path, judgement_of)
+        rejected += [(path, row) for row in row_set.rejected]
+        for row in row_set.rows:
             latest[row.pair, row.annotator, row.role, row.order] = row
     return list(latest.values()), rejected
 
@@ -136,14 +137,14 @@ def conflicts(judgements: list[Judgement]) -> dict[str, list[str]]:
 
     A verdict against a tie is no conflict: the majority decides.
     """
-    found: dict[str, list[str]] = {}
-    for pair, own in _by_pair(judgements).items():
-        if any(judgement.role == "senior" for judgement in own):
+    disputes: dict[str, list[str]] = {}
+    for pair, group in _by_pair(judgements).items():
+        if any(judgement.role == "senior" for judgement in group):
             continue
-        disputed = [name for name in (*DIMENSIONS, "overall") if {"a", "b"} <= {_verdict(judgement, name) for judgement in own}]
+        disputed = [name for name in (*DIMENSIONS, "overall") if {"a", "b"} <= {_verdict(judgement, name) for judgement in group}]
         if disputed:
-            found[pair] = disputed
-    return found
+            disputes[pair] = disputed
+    return disputes
 
 
 def consensus(pair: Pair, judgements: list[Judgement]) -> Pair | None:
@@ -151,10 +152,10 @@ def consensus(pair: Pair, judgements: list[Judgement]) -> Pair | None:
 
     Scores are means. None where nobody judged it, or where annotators are in open conflict (see `conflicts`) without a majority.
     """
-    own = [judgement for judgement in judgements if judgement.pair == pair.id]
-    if not own:
+    judged = [judgement for judgement in judgements if judgement.pair == pair.id]
+    if not judged:
         return None
-    deciding = [judgement for judgement in own if judgement.role == "senior"][-1:] or own
+    deciding = [judgement for judgement in judged if judgement.role == "senior"][-1:] or judged
     verdicts: dict[str, Verdict] = {}
     for name in (*DIMENSIONS, "overall"):
         verdict = _common([_verdict(judgement, name) for judgement in deciding])

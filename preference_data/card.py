@@ -54,13 +54,7 @@ def built_by(folder: Path) -> dict[str, Any]:
 
 
 def write_data_card(folder: Path, pairs: Sequence[Pair], record: Mapping[str, Any]) -> Path:
-    """Write `README.md` of a parquet data set; returns its path.
-
-    Args:
-        folder: of the data set.
-        pairs: all of them; one or more.
-        record: see `built_by`.
-    """
+    """Write `README.md` of a parquet data set of at least one pair; `record` is that of `built_by`. Returns its path."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
     files = [{"split": split, "path": f"data/{split}.parquet"} for split in SPLITS if any(pair.split == split for pair in pairs)]

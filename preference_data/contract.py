@@ -89,28 +89,28 @@ def write_answer(answer: Answer) -> str:
 def read_answer(text: str) -> Answer | Unreadable:
     """Read an answer, strictly: every part once, in its place, every number in range, averages that are the averages.
 
-    Blank lines and spaces around lines are put up with, nothing else.
+    Blank lines and spaces around lines are allowed, nothing else.
     """
     once = all(text.count(tag) == 1 for tag in ("<think>", "</think>", "<answer>", "</answer>"))
-    found = SHAPE.fullmatch(text) if once else None
-    if found is None:
+    match = SHAPE.fullmatch(text) if once else None
+    if match is None:
         return Unreadable("not one <think>..</think> followed by one <answer>..</answer> and nothing else", text)
-    lines = [line.strip() for line in found[2].splitlines() if line.strip()]
+    lines = [line.strip() for line in match[2].splitlines() if line.strip()]
     if len(lines) != len(DIMENSIONS) + 2:
         return Unreadable(f"{len(lines)} lines in the answer, {len(DIMENSIONS) + 2} expected", text)
     scores: dict[str, tuple[int, int]] = {}
     for name, line in zip(DIMENSIONS, lines, strict=False):
-        match = LINE.fullmatch(line)
-        if match is None or match[1].casefold() != TITLES[name].casefold():
+        fields = LINE.fullmatch(line)
+        if fields is None or fields[1].casefold() != TITLES[name].casefold():
             return Unreadable(f"expected '{TITLES[name]}: Image1 = s, Image2 = s', found {line[:80]!r}", text)
-        first, second = int(match[2]), int(match[3])
+        first, second = int(fields[2]), int(fields[3])
         if not (1 <= first <= 5 and 1 <= second <= 5):
             return Unreadable(f"a score outside 1 to 5: {line[:80]!r}", text)
         scores[name] = (first, second)
     averages, better = AVERAGES.fullmatch(lines[-2]), BETTER.fullmatch(lines[-1])
     if averages is None or better is None:
         return Unreadable("the last two lines must be the averages and 'Image1 is better' or 'Image2 is better'", text)
-    answer = Answer(scores, PLACES[int(better[1])], found[1].strip())
+    answer = Answer(scores, PLACES[int(better[1])], match[1].strip())
     if any(abs(float(averages[side + 1]) - mean) > 0.051 for side, mean in enumerate(answer.averages)):
         return Unreadable(f"{lines[-2]!r} are not the averages of the scores", text)
     return answer

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from portraitkit.errors import DataError
 from preference_data.card import built_by, write_data_card
 from preference_data.contract import Answer, prompt, write_answer
-from preference_data.pair_set import METADATA, read_pairs, write_pairs
-from preference_data.schema import DIMENSIONS, FILES, SPLITS, Pair, contradictions, pair_of, row_of, whole_scores
+from preference_data.pair_set import read_pairs, write_pairs
+from preference_data.schema import CHOICES, DIMENSIONS, FILES, SPLITS, TEXTS, Pair, contradictions, pair_of, row_of, whole_scores
 from preference_data.verdict import Order, place_of
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ def pair_features() -> "Features":
     }
     columns: dict[str, Any] = {"id": text} | {name: Image() for name in PICTURES}
     columns |= {"verdicts": dict.fromkeys(DIMENSIONS, text), "overall": text, "scores": {name: List(number) for name in DIMENSIONS}}
-    columns |= dict.fromkeys(("reasoning", "annotator", "source", "consent", "licence", "identity"), text)
+    columns |= dict.fromkeys(TEXTS, text)
     columns |= {"origin_a": origin, "origin_b": origin}
-    columns |= dict.fromkeys(("age_band", "gender", "skin_tone"), text)
+    columns |= dict.fromkeys(CHOICES, text)
     return Features(columns | {"synthetic": Value("bool")})
 
 
@@ -63,13 +63,13 @@ def save_parquet(folder: Path, out: Path) -> "DatasetDict":
         for split in SPLITS:
             rows = [pair for pair in pairs if pair.split == split]
             if rows:
-                made = Dataset.from_generator(
+                split_rows = Dataset.from_generator(
                     _encoded,
                     gen_kwargs={"folder": str(folder), "rows": [row_of(pair) for pair in rows]},
                     features=pair_features(),
                     cache_dir=cache,
                 )
-                made.to_parquet(new / "data" / f"{split}.parquet")
+                split_rows.to_parquet(new / "data" / f"{split}.parquet")
         write_data_card(new, pairs, built_by(folder))
     return load_dataset(str(out))
 
@@ -97,10 +97,10 @@ def load_parquet(source: str, out: Path) -> list[Pair]:
             missing = [name for name in pair_features() if name not in columns]
             if missing:
                 raise DataError(f"{source}: column {missing[0]!r} is missing; a pair set has those of docs/preference_data.md")
-            part = data[split]
+            rows = data[split]
             for name in PICTURES:
-                part = part.cast_column(name, Image(decode=False))
-            for index, row in enumerate(part):
+                rows = rows.cast_column(name, Image(decode=False))
+            for index, row in enumerate(rows):
                 try:
                     pairs.append(_unpacked(row, split, new / "images", f"{split}-{index:06d}"))
                 except DataError as error:
@@ -208,16 +208,3 @@ def _unpacked(row: dict[str, Any], split: str, images: Path, stem: str) -> Pair:
         if values[key] is not None and all(value is None for value in values[key].values()):
             values[key] = None
     return pair_of(values | {"split": split})
-
-
-def copy_pictures(pairs: list[Pair], folder: Path, out: Path) -> None:
-    """Copy the pictures that pairs name to another folder, and write its `metadata.jsonl`."""
-    for pair in pairs:
-        for name in PICTURES:
-            if (file := getattr(pair, name)) is not None and not (out / file).exists():
-                (out / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(folder / file, out / file)
-    write_pairs(out, pairs)
-
-
-__all__ = ["METADATA", "copy_pictures", "load_parquet", "pair_features", "save_parquet", "trl_rows"]

@@ -4,15 +4,15 @@ from portraitkit.cli import run_command
 from portraitkit.errors import ConfigError
 
 SUBCOMMANDS = {
-    "build": ("preference_data.commands.entry:build", "preference pairs of retouches, from photos or from synthetic people"),
-    "lint": ("preference_data.commands.entry:lint", "check a data set: bad pictures, duplicates across splits, anchors, contradictions"),
-    "annotate": ("preference_data.commands.entry:annotate", "judge pairs: a web page for people, endpoints for models"),
-    "merge": ("preference_data.commands.entry:merge", "verdicts of several annotators into one data set"),
-    "export": ("preference_data.commands.entry:export", "a data set as parquet for Hugging Face datasets"),
-    "emotion": ("preference_data.commands.emotion_command:emotion_main", "rows of a published facial-expression data set"),
-    "makeup": ("preference_data.commands.makeup_command:makeup_main", "photos with and without makeup, and the truth about it"),
+    "build": ("BuildConfig", "build:build_pairs", "preference pairs of retouches, from photos or from synthetic people"),
+    "lint": ("LintConfig", "lint:lint_data", "check a data set: bad pictures, duplicates across splits, anchors, contradictions"),
+    "annotate": ("AnnotateConfig", "annotate:annotate", "judge pairs: a web page for people, endpoints for models"),
+    "merge": ("MergeConfig", "merge:merge", "verdicts of several annotators into one data set"),
+    "export": ("ExportConfig", "merge:export", "a data set as parquet for Hugging Face datasets"),
+    "emotion": ("EmotionConfig", "emotion:build_emotion_rows", "rows of a published facial-expression data set"),
+    "makeup": ("MakeupConfig", "makeup_pairs:build_makeup_pairs", "photos with and without makeup, and the truth about it"),
 }
-"""Name -> (where its function of the remaining arguments is, what it makes)."""
+"""Name -> (its options in `commands.options`, its function of them in `commands`, what it makes)."""
 
 
 def make_preferences() -> None:
@@ -20,20 +20,23 @@ def make_preferences() -> None:
     run_command(_dispatch)
 
 
-def _dispatch(argv: list[str]) -> int | None:
+def _dispatch(argv: list[str]) -> int:
+    from portraitkit.config import load_config
     from portraitkit.discover import load_object
     from portraitkit.suggest import nearest
 
-    known = ", ".join(SUBCOMMANDS)
+    names = ", ".join(SUBCOMMANDS)
     if argv and argv[0] in ("-h", "--help"):
         print("usage: make-preferences SUBCOMMAND [options]\n\nBuild, check and annotate data sets; each subcommand has its own --help.\n")
-        print("\n".join(f"  {name:<12} {words}" for name, (_, words) in SUBCOMMANDS.items()))
+        print("\n".join(f"  {name:<12} {words}" for name, (*_, words) in SUBCOMMANDS.items()))
         return 0
     if not argv:
-        raise ConfigError(f"make-preferences: needs a subcommand: {known}; see make-preferences --help")
+        raise ConfigError(f"make-preferences: needs a subcommand: {names}; see make-preferences --help")
     if argv[0] not in SUBCOMMANDS:
-        raise ConfigError(f"make-preferences {argv[0]}: no such subcommand{nearest(argv[0], SUBCOMMANDS)}; known: {known}")
-    return load_object(SUBCOMMANDS[argv[0]][0])(argv[1:])
+        raise ConfigError(f"make-preferences {argv[0]}: no such subcommand{nearest(argv[0], SUBCOMMANDS)}; known: {names}")
+    options, function, _ = SUBCOMMANDS[argv[0]]
+    config = load_config(load_object(f"preference_data.commands.options:{options}"), argv[1:], prog=f"make-preferences {argv[0]}")
+    return load_object(f"preference_data.commands.{function}")(config)
 
 
 if __name__ == "__main__":  # torchrun -m preference_data.main build ...

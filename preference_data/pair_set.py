@@ -17,23 +17,24 @@ def read_pairs(folder: Path, *, max_bad: float = 0.0) -> list[Pair]:
 
     Args:
         folder: with `metadata.jsonl`.
-        max_bad: largest share of bad rows that is put up with.
+        max_bad: largest share of bad rows that is accepted.
 
     Raises:
         DataError: no such file, nothing in it, or a larger share of bad rows; the first is named.
     """
-    found = scan_pairs(folder)
-    write_quarantine(folder, found.rejected)
-    total = len(found.rows) + len(found.rejected)
+    row_set = scan_pairs(folder)
+    pairs, rejected = row_set.rows, row_set.rejected
+    write_quarantine(folder, rejected)
+    total = len(pairs) + len(rejected)
     if not total:
         raise DataError(f"{folder / METADATA}: holds no row; make pairs with make-preferences build")
-    if len(found.rejected) > max_bad * total:
-        first = found.rejected[0]
-        more = f" (and {len(found.rejected) - 1} more rows, see {QUARANTINE})" if found.rejected[1:] else ""
+    if len(rejected) > max_bad * total:
+        first = rejected[0]
+        more = f" (and {len(rejected) - 1} more rows, see {QUARANTINE})" if rejected[1:] else ""
         raise DataError(f"{folder / METADATA} line {first.line}: {first.reason}{more}")
-    if not found.rows:
+    if not pairs:
         raise DataError(f"{folder / METADATA}: no row of {total} can be read; see {QUARANTINE}")
-    return found.rows
+    return pairs
 
 
 def scan_pairs(folder: Path) -> RowSet[Pair]:

@@ -5,8 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from policies.vlm.tasks.emotion import TASK, UNIT
 from policies.vlm.tasks.emotion_metrics import read_answer
-from preference_data.emotion_labels import ACTION_UNITS, EMOTIONS
-from preference_data.emotion_rows import EmotionRow
+from preference_data.emotion_rows import ACTION_UNITS, EMOTIONS, EmotionRow
 
 KNOWN = "\n\nWhat is known about this face: {facts}. Describe how this is seen in this face. {rules} Do not mention that you were told."
 MENDED = "\n\nYour last answer was:\n{answer}\n\nIt cannot be used:\n{errors}\nWrite the whole answer again without these errors."

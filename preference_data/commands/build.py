@@ -26,15 +26,22 @@ from portraitkit.runs.shard_files import SHARDS, ShardFile, clear_shards, create
 from portraitkit.runs.shards import Shard, current_shard
 from preference_data.annotations import FOLDER as ANNOTATIONS
 from preference_data.card import BUILT, build_record
-from preference_data.commands.build_config import BuildConfig
 from preference_data.commands.only_writer import WRITING, only_writer
-from preference_data.generators import open_generators
-from preference_data.generators.base import Candidate, Generator, GeneratorOptions
+from preference_data.commands.options import BuildConfig
+from preference_data.generators import (
+    Candidate,
+    Generator,
+    GeneratorOptions,
+    Subject,
+    embedded_rows,
+    open_generators,
+    open_subject,
+    without_paint,
+)
 from preference_data.pair_set import METADATA, QUARANTINE, holds_pairs, write_quarantine
 from preference_data.people.photos import PhotoRow, describe_rows, folder_rows, photo_names
-from preference_data.people.subjects import Subject, embedded_rows, open_subject, without_paint
 from preference_data.people.synthetic_pairs import verdicts_of
-from preference_data.schema import Origin, Pair, pair_of, row_of
+from preference_data.schema import Origin, Pair, row_of
 
 STATE, FACES, DONE = ".building.json", ".faces.jsonl", ".built.jsonl"
 FREE = ("overwrite", "output_dir", "max_bad_share", "shard")
@@ -321,20 +328,21 @@ def _finish(rows: list[PhotoRow], done: dict[str, dict[str, Any]], rejected: lis
         Rejected(row.line, done[row.id]["error"], str(row.file or row.id)) for row in rows if done[row.id]["error"] is not None
     ]
     rejected.sort(key=lambda row: row.line)
-    pairs = [pair_of(pair) for row in rows for pair in done[row.id]["pairs"]]
+    pairs = [pair for row in rows for pair in done[row.id]["pairs"]]
     write_quarantine(out, rejected)
     if not pairs:
         raise ConfigError(
             f"{config.photos}: no pair could be made; the first reason: {rejected[0].reason if rejected else 'no candidates'}"
         )
     write_text(out / BUILT, json.dumps(build_record(config_to_dict(config), config.photos == "embedded"), indent=2) + "\n")
-    write_lines(out / METADATA, (row_of(pair) for pair in pairs))
+    write_lines(out / METADATA, pairs)
     clear_shards(out)
     for name in (STATE, FACES, DONE):
         (out / name).unlink(missing_ok=True)
-    judged = sum(pair.verdicts is not None for pair in pairs)
-    by_split = ", ".join(f"{split} {count}" for split, count in Counter(pair.split for pair in pairs).items())
-    print(f"{out}: {len(pairs)} pairs ({by_split}), {sum(pair.synthetic for pair in pairs)} synthetic, {judged} with known truth")
+    judged = sum(pair["verdicts"] is not None for pair in pairs)
+    synthetic = sum(pair["synthetic"] for pair in pairs)
+    by_split = ", ".join(f"{split} {count}" for split, count in Counter(pair["split"] for pair in pairs).items())
+    print(f"{out}: {len(pairs)} pairs ({by_split}), {synthetic} synthetic, {judged} with known truth")
     total = len(rejected) + sum(done[row.id]["error"] is None for row in rows)
     if rejected:
         print(f"{len(rejected)} of {total} photos could not be used; see {out / QUARANTINE}", file=sys.stderr)

@@ -26,7 +26,7 @@ from preference_data.commands.lint_checks import (
     files_listed,
     look,
 )
-from preference_data.commands.lint_config import LintConfig
+from preference_data.commands.options import LintConfig
 from preference_data.pair_set import METADATA, metadata_of, scan_pairs
 from preference_data.people.photos import read_photo_row
 
@@ -45,11 +45,11 @@ def lint_data(config: LintConfig) -> int:
         raise DataError(f"{config.data / METADATA}: holds no row")
     with progress_bar(console) as bar:
         task = bar.add_task("looking", total=files_listed(entries))
-        known, found = look(config.data, entries, identity=config.identity, advance=lambda: bar.advance(task))
-    findings += found + check_sizes(entries, known)
-    findings += check_duplicates(entries, known, max_bits=config.max_bits, min_correlation=config.min_correlation)
-    findings += check_people(entries, known, max_distance=config.max_distance)
-    findings += check_anchors(entries, known, need=config.need_anchors, max_distance=config.max_distance)
+        pictures, unusable = look(config.data, entries, identity=config.identity, advance=lambda: bar.advance(task))
+    findings += unusable + check_sizes(entries, pictures)
+    findings += check_duplicates(entries, pictures, max_bits=config.max_bits, min_correlation=config.min_correlation)
+    findings += check_people(entries, pictures, max_distance=config.max_distance)
+    findings += check_anchors(entries, pictures, need=config.need_anchors, max_distance=config.max_distance)
     findings += check_verdicts(entries)
     findings.sort(key=lambda finding: (list(KINDS).index(finding.kind), finding.lines))
     report = {"rows": len(entries), "findings": [vars(finding) for finding in findings], "counts": Counter(f.kind for f in findings)}
@@ -70,20 +70,20 @@ def read_entries(folder: Path) -> tuple[list[Entry], list[Finding]]:
     """
     path = metadata_of(folder, f"give a folder of pairs or photos with {METADATA}")
     if _holds_pairs(path):
-        found = scan_pairs(folder)
+        row_set = scan_pairs(folder)
         entries = [
             Entry(line, pair.input, pair.anchor, (pair.a, pair.b), pair.split, pair.identity, pair)
-            for pair, line in zip(found.rows, found.lines, strict=True)
+            for pair, line in zip(row_set.rows, row_set.lines, strict=True)
         ]
     else:
-        found = read_json_lines(path, partial(read_photo_row, root=folder.resolve()))
+        row_set = read_json_lines(path, partial(read_photo_row, root=folder.resolve()))
         entries = [
             Entry(
                 line, row["file_name"], row.get("anchor_file_name"), (), row.get("split") or _default_split(line), row.get("identity") or ""
             )
-            for row, line in zip(found.rows, found.lines, strict=True)
+            for row, line in zip(row_set.rows, row_set.lines, strict=True)
         ]
-    return entries, [Finding("bad_row", (bad.line,), bad.reason) for bad in found.rejected]
+    return entries, [Finding("bad_row", (bad.line,), bad.reason) for bad in row_set.rejected]
 
 
 def _holds_pairs(path: Path) -> bool:
@@ -107,8 +107,8 @@ def _show(findings: list[Finding], rows: int, data: Path) -> None:
     table.add_column("count", justify="right")
     table.add_column("lines and words")
     for kind, count in Counter(finding.kind for finding in findings).items():
-        own = [finding for finding in findings if finding.kind == kind]
-        words = [f"{', '.join(map(str, finding.lines[:6]))}: {finding.message}" for finding in own[:SHOWN]]
+        shown = [finding for finding in findings if finding.kind == kind][:SHOWN]
+        words = [f"{', '.join(map(str, finding.lines[:6]))}: {finding.message}" for finding in shown]
         words += [f"and {count - SHOWN} more (--json FILE lists all)"] if count > SHOWN else []
         table.add_row(f"{kind}\n[dim]{KINDS[kind]}[/dim]", str(count), escape("\n".join(words)))
     console.print(table)

@@ -8,16 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
+from numpy import ndarray
+from scipy.fft import dctn
 from torch import Tensor
 
 from portraitkit.errors import FaceError, ImageError
 from portraitkit.faces.identity import identity_embedding
 from portraitkit.faces.mesh import require_mesh
-from portraitkit.pictures.images import read_image, to_uint8
-from preference_data.commands.perceptual_hash import near_duplicates, perceptual_hash, small_copy
+from portraitkit.pictures.images import read_image, resize, to_uint8
 from preference_data.people.synthetic_pairs import verdicts_of
 from preference_data.schema import Pair, contradictions
 
+SMALL_SIDE = 32
+LOW_FREQUENCIES = 8
 EMBEDDED = "synthetic-"
 """How the names of the embedded people begin."""
 KINDS = {
@@ -114,32 +118,32 @@ def look(folder: Path, entries: list[Entry], *, identity: bool, advance: Callabl
     Returns:
         What is known, and the findings "bad_image" and "no_face".
     """
-    known, findings = Pictures(), []
+    pictures, findings = Pictures(), []
     faces = {file for entry in entries for file in (entry.photo, entry.anchor, *entry.retouches) if file is not None}
     for entry in entries:
         for file in (entry.photo, entry.anchor, *entry.others):
             if file is not None:
-                known.lines.setdefault(file, []).append(entry.line)
+                pictures.lines.setdefault(file, []).append(entry.line)
     photos = {entry.photo for entry in entries}
-    for file, lines in known.lines.items():
+    for file, lines in pictures.lines.items():
         advance()
         try:
             pixels = read_image(folder / file).pixels
         except ImageError as error:
             findings.append(Finding("bad_image", tuple(lines), str(error)))
             continue
-        known.digest[file] = hashlib.sha256(to_uint8(pixels).tobytes()).hexdigest()
-        known.size[file] = (pixels.shape[1], pixels.shape[2])
+        pictures.digest[file] = hashlib.sha256(to_uint8(pixels).tobytes()).hexdigest()
+        pictures.size[file] = (pixels.shape[1], pixels.shape[2])
         if file in photos:
-            known.small[file] = small_copy(pixels)
+            pictures.small[file] = small_copy(pixels)
         if identity and file in faces:
             try:
                 _, mesh = require_mesh(pixels, folder / file)
                 with torch.no_grad():
-                    known.embedding[file] = identity_embedding(pixels[None], mesh[None, :, :2])[0]
+                    pictures.embedding[file] = identity_embedding(pixels[None], mesh[None, :, :2])[0]
             except FaceError as error:
                 findings.append(Finding("no_face", tuple(lines), str(error)))
-    return known, findings
+    return pictures, findings
 
 
 def files_listed(entries: list[Entry]) -> int:
@@ -147,14 +151,14 @@ def files_listed(entries: list[Entry]) -> int:
     return len({file for entry in entries for file in (entry.photo, entry.anchor, *entry.others) if file is not None})
 
 
-def check_sizes(entries: list[Entry], known: Pictures) -> list[Finding]:
+def check_sizes(entries: list[Entry], pictures: Pictures) -> list[Finding]:
     """Candidates and anchors must show their photo's frame at no less than half its size."""
     findings = []
     for entry in entries:
         for file in (*entry.others, *([entry.anchor] if entry.anchor else [])):
-            if file not in known.size or entry.photo not in known.size:
+            if file not in pictures.size or entry.photo not in pictures.size:
                 continue
-            (height, width), (own_height, own_width) = known.size[entry.photo], known.size[file]
+            (height, width), (own_height, own_width) = pictures.size[entry.photo], pictures.size[file]
             if abs(own_height / own_width / (height / width) - 1) > 0.01:
                 why = "has another aspect ratio than"
             elif own_height < height / 2:
@@ -167,15 +171,16 @@ def check_sizes(entries: list[Entry], known: Pictures) -> list[Finding]:
     return findings
 
 
-def check_duplicates(entries: list[Entry], known: Pictures, *, max_bits: int, min_correlation: float) -> list[Finding]:
+def check_duplicates(entries: list[Entry], pictures: Pictures, *, max_bits: int, min_correlation: float) -> list[Finding]:
     """Photos that are in two splits, exactly or nearly; rows that repeat each other; candidates that are one picture."""
     findings: list[Finding] = []
     splits: dict[str, dict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
     rows: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for entry in entries:
-        if entry.photo in known.digest:
-            splits[known.digest[entry.photo]][entry.split].append(entry)
-            files = [known.digest.get(file) for file in (entry.photo, *sorted(entry.others, key=lambda file: known.digest.get(file, "")))]
+        if entry.photo in pictures.digest:
+            splits[pictures.digest[entry.photo]][entry.split].append(entry)
+            others = sorted(entry.others, key=lambda file: pictures.digest.get(file, ""))
+            files = [pictures.digest.get(file) for file in (entry.photo, *others)]
             if all(files) and not (entry.pair is None and len(files) > 1):
                 rows[tuple(str(file) for file in files)].append(entry.line)
     for by_split in splits.values():
@@ -186,25 +191,25 @@ def check_duplicates(entries: list[Entry], known: Pictures, *, max_bits: int, mi
     findings += [Finding("duplicate_row", tuple(lines), f"rows {lines} hold the same pictures") for lines in rows.values() if lines[1:]]
     for entry in entries:
         pair = entry.pair
-        if pair and pair.overall in ("a", "b") and known.digest.get(pair.a, "a") == known.digest.get(pair.b, "b"):
+        if pair and pair.overall in ("a", "b") and pictures.digest.get(pair.a, "a") == pictures.digest.get(pair.b, "b"):
             findings.append(
                 Finding("same_candidates", (entry.line,), f"{pair.id}: {pair.a} and {pair.b} are one picture, yet {pair.overall} wins")
             )
-    unique = {(entry.photo, entry.split): entry for entry in entries if entry.photo in known.small}
+    unique = {(entry.photo, entry.split): entry for entry in entries if entry.photo in pictures.small}
     if unique:
-        smalls = np.stack([known.small[photo] for photo, _ in unique])
+        smalls = np.stack([pictures.small[photo] for photo, _ in unique])
         hashes = np.stack([perceptual_hash(small) for small in smalls])
         owners = list(unique.values())
         groups = [entry.split for entry in owners]
         for i, j in near_duplicates(hashes, smalls, groups, max_bits=max_bits, min_correlation=min_correlation):
             one, other = owners[i], owners[j]
-            if known.digest[one.photo] != known.digest[other.photo]:
+            if pictures.digest[one.photo] != pictures.digest[other.photo]:
                 text = f"{one.photo} ({one.split}) looks like {other.photo} ({other.split})"
                 findings.append(Finding("near_duplicate_across_splits", (one.line, other.line), text))
     return findings
 
 
-def check_people(entries: list[Entry], known: Pictures, *, max_distance: float) -> list[Finding]:
+def check_people(entries: list[Entry], pictures: Pictures, *, max_distance: float) -> list[Finding]:
     """One person in two splits: by the name that rows give, and by the identity net.
 
     The net is not asked about the embedded people (identity "synthetic-..."): they are morphs of two persons, and by the net's rule
@@ -220,11 +225,11 @@ def check_people(entries: list[Entry], known: Pictures, *, max_distance: float) 
             findings.append(Finding("person_across_splits", tuple(splits.values()), f"{name} is in {' and '.join(splits)}"))
     asked: dict[str, Entry] = {}
     for entry in entries:
-        if entry.photo in known.embedding and not entry.identity.startswith(EMBEDDED):
+        if entry.photo in pictures.embedding and not entry.identity.startswith(EMBEDDED):
             asked.setdefault(entry.photo, entry)
     owners = list(asked.values())
     if len(owners) > 1:
-        vectors = torch.stack([known.embedding[entry.photo] for entry in owners])
+        vectors = torch.stack([pictures.embedding[entry.photo] for entry in owners])
         for index, entry in enumerate(owners):
             distance = (vectors[index + 1 :] - vectors[index]).norm(dim=1)
             for offset in (distance < max_distance).nonzero().flatten().tolist():
@@ -235,7 +240,7 @@ def check_people(entries: list[Entry], known: Pictures, *, max_distance: float) 
     return findings
 
 
-def check_anchors(entries: list[Entry], known: Pictures, *, need: bool, max_distance: float) -> list[Finding]:
+def check_anchors(entries: list[Entry], pictures: Pictures, *, need: bool, max_distance: float) -> list[Finding]:
     """Photos without an anchor, and anchors and candidates of another person."""
     findings = []
     some = any(entry.anchor for entry in entries)
@@ -245,8 +250,8 @@ def check_anchors(entries: list[Entry], known: Pictures, *, need: bool, max_dist
             findings.append(Finding("missing_anchor", (entry.line,), text))
         shown = [("anchor_of_another_person", entry.anchor)] if entry.anchor is not None else []
         for kind, file in (*shown, *(("candidate_of_another_person", file) for file in entry.retouches)):
-            if entry.photo in known.embedding and file in known.embedding:
-                distance = float((known.embedding[entry.photo] - known.embedding[file]).norm())
+            if entry.photo in pictures.embedding and file in pictures.embedding:
+                distance = float((pictures.embedding[entry.photo] - pictures.embedding[file]).norm())
                 if distance > max_distance:
                     text = f"{file} is not the person in {entry.photo}: identity distance {distance:.2f}, at most {max_distance:g}"
                     findings.append(Finding(kind, (entry.line,), text))
@@ -276,3 +281,46 @@ def check_verdicts(entries: list[Entry]) -> list[Finding]:
                 text = f"{pair.id}: {pair.annotator or 'the annotator'} judged the same pictures otherwise in line {line}"
                 findings.append(Finding("verdict_inconsistent", (line, entry.line), text))
     return findings
+
+
+def small_copy(pixels: Float[Tensor, "3 h w"]) -> Float[ndarray, "32 32"]:
+    """Luminance at 32 x 32, in [0, 1]."""
+    red, green, blue = resize(pixels, (SMALL_SIDE, SMALL_SIDE)).numpy()
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+def perceptual_hash(small: Float[ndarray, "32 32"]) -> Bool[ndarray, " 64"]:
+    """Signs of the 8 x 8 lowest DCT frequencies about their median ("pHash", Zauner 2010): unmoved by size, JPEG and brightness."""
+    low = np.asarray(dctn(small, norm="ortho"))[:LOW_FREQUENCIES, :LOW_FREQUENCIES].ravel()
+    return low > np.median(low[1:])
+
+
+def near_duplicates(
+    hashes: Bool[ndarray, "n 64"], smalls: Float[ndarray, "n 32 32"], groups: list[str], *, max_bits: int, min_correlation: float
+) -> list[tuple[int, int]]:
+    """Pairs of pictures of different groups that look the same.
+
+    Args:
+        hashes: from `perceptual_hash`.
+        smalls: from `small_copy`.
+        groups: pictures of one group are not compared (a split, for instance).
+        max_bits: most bits in which hashes differ.
+        min_correlation: least correlation of the small copies, with their means removed.
+
+    Returns:
+        Indices (i, j), i < j.
+    """
+    signs = np.where(hashes, 1.0, -1.0).astype(np.float32)
+    flat = smalls.reshape(len(smalls), -1).astype(np.float32)
+    flat = flat - flat.mean(1, keepdims=True)
+    flat /= np.linalg.norm(flat, axis=1, keepdims=True) + 1e-6
+    labels = np.array(groups)
+    pairs = []
+    for start in range(0, len(signs), 512):
+        differing = (hashes.shape[1] - signs[start : start + 512] @ signs.T) / 2
+        near = (differing <= max_bits) & (labels[start : start + 512, None] != labels[None])
+        for row, other in np.argwhere(near):
+            one = start + int(row)
+            if one < other and float(flat[one] @ flat[other]) >= min_correlation:
+                pairs.append((one, int(other)))
+    return pairs

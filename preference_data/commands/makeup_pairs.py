@@ -1,43 +1,127 @@
-"""The paired set of `make-preferences makeup`: bare and made-up pictures, and rows with the truth.
+"""The command `make-preferences makeup`: bare and made-up pictures, and rows with the truth.
 
 The folder: `images/`; `train.jsonl` and `test.jsonl`, split by photo, copies of one photo on the same side; `quarantine.jsonl`,
 the photos set aside and why; `contact_sheet.png`; `config.json`, `environment.json`; `faces.jsonl`, one line a photo that is done,
 by which an interrupted run goes on.
 """
 
+import os
 import random
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from rich.console import Console
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn.functional import pad
 
 from portraitkit.config import config_to_dict
 from portraitkit.errors import DataError, FaceError, ImageError
+from portraitkit.faces.align import align_face
+from portraitkit.faces.mesh import require_mesh
 from portraitkit.files.jsonl import append_line, read_json_lines, write_lines
-from portraitkit.pictures.images import read_image, resize, write_image
+from portraitkit.pictures.color import luminance
+from portraitkit.pictures.images import list_images, read_image, resize, write_image
 from portraitkit.runs.folder import check_run_folder, may_resume, start_or_go_on
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import progress_bar
 from preference_data import makeup_prompts
-from preference_data.commands.makeup_config import MakeupConfig
-from preference_data.commands.makeup_faces import BareFace, group_copies, list_photos, open_face, split_of_person
-from preference_data.people.makeup import PARAMETERS, render_makeup
-from preference_data.people.makeup_looks import draw_lips, draw_look
+from preference_data.commands.options import MakeupConfig
+from preference_data.people.makeup import PARAMETERS, draw_lips, draw_look, render_makeup
 from preference_data.people.makeup_shapes import SHAPES
+from preference_data.people.synthetic import make_person
 
 FREE = ("output_dir", "overwrite", "max_unusable", "count")
 ENOUGH = 20  # photos seen before the share of unusable ones may stop the run
 SHEET_FACES, SHEET_LOOKS, SHEET_CELL = 8, 4, 192
+EMBEDDED_COUNT = 200
+NEAR = 3  # bits of 64 in which the difference hashes of two copies may differ
 Row = dict[str, Any]
 
 
-def build_pairs(config: MakeupConfig, command: list[str]) -> int:
+@dataclass(frozen=True, eq=False)
+class BareFace:
+    """A face without makeup.
+
+    Attributes:
+        pixels: RGB in [0, 1].
+        mesh: x, y in pixels.
+        digest: sha256 of the photo's file, or of the synthetic person's pixels.
+        look_alike: 64-bit difference hash of the whole photo: copies at other sizes or qualities have nearly the same.
+        warnings: what the reader changed or dropped, one line each.
+    """
+
+    pixels: Float[Tensor, "3 h w"]
+    mesh: Float[Tensor, "468 2"]
+    digest: str
+    look_alike: int
+    warnings: tuple[str, ...] = ()
+
+
+def list_photos(config: MakeupConfig) -> list[str]:
+    """Names of the faces to choose from, in order: paths relative to FACES, or embedded/<split>-<number>.
+
+    Raises:
+        ImageError: a folder without photos.
+    """
+    if config.embedded:
+        number = -(-(config.count or EMBEDDED_COUNT) // config.looks_per_face)
+        test = min(max(round(number * config.test_share), int(number > 1 and config.test_share > 0)), number)
+        return [f"embedded/train-{i:06d}" for i in range(number - test)] + [f"embedded/held_out-{i:06d}" for i in range(test)]
+    photos: list[str] = []
+    for folder, inner, _ in os.walk(config.faces):
+        inner[:] = sorted(
+            name for name in inner if not name.startswith(".") and Path(folder, name).resolve() != config.output_dir.resolve()
+        )
+        photos += [photo.relative_to(config.faces).as_posix() for photo in list_images(folder)]
+    if not photos:
+        raise ImageError(f"{config.faces}: no photos in this folder or below it; give one that holds some")
+    return sorted(photos)
+
+
+def split_of_person(name: str) -> str | None:
+    """The split that a synthetic person was made for; None for photos."""
+    return name.removeprefix("embedded/").split("-")[0] if name.startswith("embedded/") else None
+
+
+def open_face(config: MakeupConfig, name: str) -> BareFace:
+    """Read or make one face.
+
+    Args:
+        config: folder, size and seed of the faces.
+        name: from `list_photos`.
+
+    Raises:
+        ImageError: the photo cannot be read.
+        FaceError: it shows no face, a small one, or one whose mesh cannot be trusted.
+    """
+    if config.embedded:
+        number = int.from_bytes(sha256(f"{config.seed} {name}".encode()).digest()[:7])
+        person = make_person(split_of_person(name) or "train", torch.Generator().manual_seed(number), size=config.size)
+        return BareFace(person.clean, person.mesh, sha256(person.clean.numpy().tobytes()).hexdigest(), difference_hash(person.clean))
+    path = config.faces / name
+    if not path.resolve().is_relative_to(config.faces.resolve()):
+        raise ImageError(f"{path}: leads out of {config.faces}; copy the photo into it")
+    image = read_image(path)
+    with torch.no_grad():
+        _, mesh = require_mesh(image.pixels, path, min_size=config.min_face)
+        pixels, points = image.pixels, mesh
+        if config.crop:
+            aligned = align_face(image.pixels, mesh, config.size)
+            pixels, points = aligned.pixels, aligned.to_crop(mesh)
+    digest = sha256(path.read_bytes()).hexdigest()
+    return BareFace(pixels, points[:, :2], digest, difference_hash(image.pixels), image.warnings)
+
+
+def build_makeup_pairs(config: MakeupConfig) -> int:
     """Build the set, or what is missing of it; returns the exit code.
 
     Raises:
@@ -49,17 +133,17 @@ def build_pairs(config: MakeupConfig, command: list[str]) -> int:
     names = list_photos(config)
     free = FREE[:-1] if config.embedded else FREE  # the embedded people are dealt out by their count
     out, options = config.output_dir, config_to_dict(config)
-    known: dict[str, Any] = {
+    resume_rules: dict[str, Any] = {
         "maker": "make-preferences makeup",
         "mark": "looks_per_face",
         "holds": "a set made",
         "free": free,
         "overwrite": config.overwrite,
     }
-    goes_on = may_resume(out, options, **known)
+    goes_on = may_resume(out, options, **resume_rules)
     check_run_folder(out, overwrite=config.overwrite, resume="latest" if goes_on else None)
     unusable = {} if goes_on or config.embedded else _look_for_a_face(config, names, console)
-    with start_or_go_on(out, options, command=command, seed=config.seed, **known) as run:
+    with start_or_go_on(out, options, command=sys.argv, seed=config.seed, **resume_rules) as run:
         (run.path / "images").mkdir(exist_ok=True)
         done = _read_journal(run.path / "faces.jsonl", config.looks_per_face)
         if done:
@@ -246,3 +330,19 @@ def _cell(pixels: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 s s"]:
     scale = SHEET_CELL / max(height, width)
     small = resize(pixels, (max(round(height * scale), 1), max(round(width * scale), 1)))
     return pad(small, (0, SHEET_CELL - small.shape[2], 0, SHEET_CELL - small.shape[1]), value=1.0)
+
+
+def difference_hash(pixels: Float[Tensor, "3 h w"]) -> int:
+    """64 bits: whether each of 8 x 8 places is brighter than its right neighbour (dHash)."""
+    small = luminance(resize(pixels, (8, 9)))[0]
+    bits = (small[:, 1:] > small[:, :-1]).flatten().tolist()
+    return sum(1 << i for i, bit in enumerate(bits) if bit)
+
+
+def group_copies(hashes: list[int]) -> list[int]:
+    """A group number for each photo: copies and near copies (at most `NEAR` bits apart, also by way of others) share one."""
+    values = np.array(hashes, dtype=np.uint64)
+    near = [(i, j) for i, value in enumerate(values) for j in np.flatnonzero(np.bitwise_count(values[:i] ^ value) <= NEAR)]
+    one, other = np.array(near, dtype=int).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(near)), (one, other)), shape=(len(values), len(values)))
+    return connected_components(graph, directed=False)[1].tolist()

@@ -1,13 +1,15 @@
-"""The command `make-preferences merge`: many annotators' files into one set of verdicts."""
+"""The commands `make-preferences merge`, many annotators' files into one set of verdicts, and `make-preferences export`."""
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from portraitkit.errors import DataError
+from preference_data import hub
+from preference_data.agreement import print_agreement
 from preference_data.annotations import Judgement, append_judgement, both_orders, consensus, read_judgements
-from preference_data.commands.merge_config import MergeConfig
 from preference_data.commands.only_writer import only_writer
-from preference_data.commands.report_agreement import print_agreement
+from preference_data.commands.options import ExportConfig, MergeConfig
 from preference_data.pair_set import metadata_of, read_pairs, write_pairs
 from preference_data.schema import Pair
 
@@ -35,9 +37,9 @@ def _merge(config: MergeConfig) -> int:
     judgements, rejected = read_judgements(config.data, config.files)
     for path, row in rejected:
         print(f"{path} line {row.line}: {row.reason}", file=sys.stderr)
-    known = {pair.id for pair in pairs}
-    strangers = sorted({row.pair for row in judgements} - known)
-    judgements = [row for row in judgements if row.pair in known]
+    ids = {pair.id for pair in pairs}
+    strangers = sorted({row.pair for row in judgements} - ids)
+    judgements = [row for row in judgements if row.pair in ids]
     if strangers:
         print(f"{len(strangers)} judged pairs are not in {config.data}, {strangers[0]!r} for one; left out", file=sys.stderr)
     if not judgements:
@@ -79,3 +81,13 @@ def merge_pairs(pairs: list[Pair], judgements: list[Judgement], *, relabel: bool
             counts["conflict"] += 1
             merged.append(replace(pair, verdicts=None, overall=None, scores=None, reasoning="", annotator=""))
     return merged, counts
+
+
+def export(config: ExportConfig) -> int:
+    """A pair set as parquet, or back; returns 0."""
+    if config.to_folder:
+        print(f"{config.output_dir}: {len(hub.load_parquet(config.source, config.output_dir))} pairs")
+    else:
+        data = hub.save_parquet(Path(config.source), config.output_dir)
+        print(f"{config.output_dir}: {sum(len(data[split]) for split in data)} pairs as parquet; datasets.load_dataset reads the folder")
+    return 0

@@ -1,10 +1,106 @@
-"""Candidate generators: one file each, each exporting `GENERATOR`; `open_generators` finds them by name or by file."""
+"""Candidate generators: one file each, exporting `GENERATOR`; `open_generators` finds them by name or by file."""
 
-from preference_data.generators.base import Candidate, Generator, GeneratorOptions
-from preference_data.people.subjects import Subject
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
-BUILT_IN = ("degradations", "folder", "pipeline")
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from portraitkit.discover import load_object
+from portraitkit.errors import ConfigError
+from portraitkit.faces.regions import region_masks
+from portraitkit.suggest import nearest
+from preference_data.people.blemishes import paint_blemishes
+from preference_data.people.photos import PhotoFace, PhotoRow, open_photo
+from preference_data.people.synthetic import SEEDS, Case, make_case
+from preference_data.people.synthetic_pairs import SPOTS, identity_of
+from preference_data.schema import SPLITS, Origin
+
+BUILT_IN = {"degradations": "degraded", "folder": "folder", "pipeline": "pipeline"}
+"""Name -> module of this package."""
 USAGE = "degradations, folder:PATH, pipeline:PATH_OR_HUB_ID or my_file.py:GENERATOR"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One aligned photo of one face.
+
+    Attributes:
+        id: unique, usable in file names.
+        case: the crop with what is known of it: `source` is the photo, `clean` its label or, where blemishes were painted onto the photo,
+            the photo before; `opacity` of the blemishes.
+        label: the photo's preferred retouch, RGB in [0, 1], where there is one.
+        split: "train", "validation" or "held_out".
+        synthetic: whether the photo itself was altered or made by code.
+        path: of the photo before alignment; None for the embedded people.
+        matrix: photo -> crop in pixels, see `portraitkit.faces.align`; None for the embedded people.
+        face: of the photo, before alignment; None for the embedded people.
+    """
+
+    id: str
+    case: Case
+    label: Float[Tensor, "3 h w"] | None
+    split: str
+    synthetic: bool
+    path: Path | None = None
+    matrix: Float[Tensor, "2 3"] | None = None
+    face: PhotoFace | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One retouch of a subject.
+
+    Attributes:
+        pixels: RGB in [0, 1], of the size of the subject.
+        origin: where it comes from.
+        scores: true scores of the dimensions, 1 to 5, where the faults are known.
+        group: candidates of one group are compared with each other only; None is compared with any other None.
+    """
+
+    pixels: Float[Tensor, "3 h w"]
+    origin: Origin
+    scores: dict[str, int] | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class GeneratorOptions:
+    """What all generators get.
+
+    Attributes:
+        prompt: editing instruction.
+        num_steps: sampling steps.
+        device: cpu, cuda, ...
+        photos: folder of the photos, where there is one.
+        names: of the photos in it, relative to it.
+    """
+
+    prompt: str
+    num_steps: int
+    device: str
+    photos: Path | None = None
+    names: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Makes candidates."""
+
+    @property
+    def name(self) -> str:
+        """As recorded in `Origin.generator`."""
+        ...
+
+    def candidates(self, subject: Subject, count: int, seed: int) -> list[Candidate]:
+        """Up to `count` candidates of a subject, the same for the same seed; fewer where there are no more.
+
+        Raises:
+            UserError: this subject cannot be done; it is put into quarantine with the message.
+        """
+        ...
 
 
 def open_generators(names: tuple[str, ...], options: GeneratorOptions) -> list[Generator]:
@@ -14,25 +110,60 @@ def open_generators(names: tuple[str, ...], options: GeneratorOptions) -> list[G
         ConfigError: unknown, without the argument it needs, or two that would go by one name.
         WeightsError: a pipeline's weights are not there.
     """
-    from portraitkit.discover import load_object
-    from portraitkit.errors import ConfigError
-    from portraitkit.suggest import nearest
-
     opened: list[Generator] = []
     for name in names:
         head, _, argument = name.partition(":")
         if head in BUILT_IN:
-            made = load_object(f"preference_data.generators.{head}:GENERATOR")(argument or None, options)
+            generator = load_object(f"preference_data.generators.{BUILT_IN[head]}:GENERATOR")(argument or None, options)
         elif ":" in name:
-            made = load_object(name)(None, options)
+            generator = load_object(name)(None, options)
         else:
             raise ConfigError(f"--generators {name}: unknown{nearest(name, BUILT_IN)}; use {USAGE}")
-        if not isinstance(made, Generator):
-            raise ConfigError(f"--generators {name}: gives a {type(made).__name__}, not a preference_data.generators.Generator")
-        if any(made.name == other.name for other in opened):
-            raise ConfigError(f"--generators {name}: another one goes by the name {made.name!r} too; rename a folder")
-        opened.append(made)
+        if not isinstance(generator, Generator):
+            raise ConfigError(f"--generators {name}: gives a {type(generator).__name__}, not a preference_data.generators.Generator")
+        if any(generator.name == other.name for other in opened):
+            raise ConfigError(f"--generators {name}: another one goes by the name {generator.name!r} too; rename a folder")
+        opened.append(generator)
     return opened
 
 
-__all__ = ["Candidate", "Generator", "GeneratorOptions", "Subject", "open_generators"]
+def embedded_rows(count: int, shares: tuple[float, ...], seed: int) -> list[PhotoRow]:
+    """The first `count` embedded people of a seed, every split with its share (at least one each)."""
+    facts = {"source": "embedded", "licence": "public domain (NASA, US Navy), morphed", "consent": "public portraits of office holders"}
+    sizes = {split: max(1, round(share * count)) if share else 0 for split, share in zip(SPLITS, shares, strict=True)}
+    sizes["train"] = max(0, count - sizes["validation"] - sizes["held_out"])
+    places = [(split, index) for split, size in sizes.items() for index in range(size)]
+    return [
+        PhotoRow(f"person-{number:05d}", split, "", facts, None, None, SEEDS[split] + seed * 100_003 + index, number + 1)
+        for number, (split, index) in enumerate(places)
+    ]
+
+
+def open_subject(row: PhotoRow, size: int) -> tuple[Subject, str]:
+    """The aligned photo and who it is.
+
+    Raises:
+        ImageError: photo or anchor cannot be read.
+        FaceError: no usable face.
+        DataError: the anchor shows another frame, another person, or its face elsewhere.
+    """
+    if row.file is None:
+        case = make_case(row.split, row.seed, size=size, count=SPOTS)
+        return Subject(row.id, case, case.clean, row.split, synthetic=True), identity_of(case)
+    photo = open_photo(row.file, row.anchor, size)
+    skin = region_masks(photo.mesh, size, size)["skin"]
+    if photo.anchor is None:
+        source, opacity = paint_blemishes(photo.pixels, skin, torch.Generator().manual_seed(row.seed), count=SPOTS)
+        case = Case(source, photo.pixels, opacity, skin, photo.mesh, float("nan"))
+    else:
+        opacity = ((photo.pixels - photo.anchor).abs().amax(0, keepdim=True) * 8).clamp(0, 1) * skin
+        case = Case(photo.pixels, photo.anchor, torch.where(opacity > 0.05, opacity, 0.0), skin, photo.mesh, float("nan"))
+    return Subject(row.id, case, photo.anchor, row.split, photo.anchor is None, row.file, photo.matrix, photo.face), row.identity
+
+
+def without_paint(subject: Subject) -> Subject:
+    """The subject as photographed: real retouchers get the real photo, not one with painted blemishes."""
+    if subject.path is None or subject.label is not None:
+        return subject
+    case = replace(subject.case, source=subject.case.clean, opacity=torch.zeros_like(subject.case.opacity))
+    return replace(subject, case=case, synthetic=False)

@@ -11,7 +11,7 @@ import torch
 from portraitkit.errors import ConfigError, DataError, ImageError
 from portraitkit.faces.warp import sample
 from portraitkit.pictures.images import list_images, read_image
-from preference_data.generators.base import Candidate, GeneratorOptions, Subject
+from preference_data.generators import Candidate, GeneratorOptions, Subject
 from preference_data.people.photos import fit_retouch
 from preference_data.schema import Origin
 
@@ -21,10 +21,7 @@ NUMBERED = re.compile(r"(.+)\.([0-9]{1,9})")
 class Folder:
     """Retouches `sub/photo.png`, or several of them as `sub/photo.1.png`, `sub/photo.2.png`, of the photo `sub/photo.jpg`.
 
-    Args:
-        path: of the retouches.
-        photos: folder of the photos.
-        names: of the photos in it.
+    `path` is the folder of the retouches, `names` are relative to the folder `photos`.
 
     Raises:
         ConfigError: a file may be a retouch of two photos, or none is of any photo.
@@ -45,8 +42,8 @@ class Folder:
         """
         if subject.path is None:
             raise DataError(f"{subject.id}: the embedded people have no finished retouches; give a folder of photos")
-        own = self.files.get(os.path.relpath(subject.path, self.photos), [])
-        return [self._read(file, subject) for file in own[:count]]
+        retouches = self.files.get(os.path.relpath(subject.path, self.photos), [])
+        return [self._read(file, subject) for file in retouches[:count]]
 
     def _read(self, file: Path, subject: Subject) -> Candidate:
         assert subject.matrix is not None and subject.face is not None
@@ -77,21 +74,21 @@ def match_retouches(folder: Path, names: Sequence[str]) -> dict[str, list[Path]]
         photo = PurePath(name)
         places[photo.parent / photo.stem].append(name)
         stems[photo.stem].append(name)
-    found = defaultdict[str, list[tuple[int, Path]]](list)
+    matched = defaultdict[str, list[tuple[int, Path]]](list)
     for file in _pictures(folder):
         place = file.relative_to(folder)
         owners: dict[str, int] = {}
         for stem, number in _readings(file.stem):
-            own = places.get(place.parent / stem) or (stems.get(stem, []) if place.parent == PurePath() else [])
-            owners |= dict.fromkeys(own, number)
+            photos = places.get(place.parent / stem) or (stems.get(stem, []) if place.parent == PurePath() else [])
+            owners |= dict.fromkeys(photos, number)
         if len(owners) > 1:
             one, other = list(owners)[:2]
             apart = PurePath(one).parent != PurePath(other).parent
             cure = f"lay the folder out as the photos are, as in {PurePath(one).parent / file.name}" if apart else "rename it, or a photo"
             raise ConfigError(f"--generators folder:{folder}: {place} may be a retouch of {one} or of {other}; {cure}")
         for name, number in owners.items():
-            found[name].append((number, file))
-    return {name: [file for _, file in sorted(files)] for name, files in found.items()}
+            matched[name].append((number, file))
+    return {name: [file for _, file in sorted(files)] for name, files in matched.items()}
 
 
 def _readings(stem: str) -> Iterator[tuple[str, int]]:

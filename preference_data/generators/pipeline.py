@@ -8,7 +8,7 @@ import torch
 
 from portraitkit.errors import ConfigError, WeightsError
 from portraitkit.pictures.images import from_pil, resize, to_pil
-from preference_data.generators.base import Candidate, GeneratorOptions, Subject
+from preference_data.generators import Candidate, GeneratorOptions, Subject
 from preference_data.schema import Origin
 
 
@@ -32,7 +32,7 @@ class Pipeline:
         photo = subject.case.source
         side = photo.shape[-1]
         wanted: dict[str, Any] = {"height": side, "width": side, "max_area": side * side, "_auto_resize": False}
-        made = []
+        candidates = []
         for number in range(seed, seed + count):
             edited = self.pipeline(
                 image=to_pil(photo),
@@ -41,8 +41,8 @@ class Pipeline:
                 generator=torch.Generator().manual_seed(number),
                 **{key: value for key, value in wanted.items() if key in self.accepts},
             ).images[0]
-            made.append(Candidate(resize(from_pil(edited), (side, side)), Origin(self.name, seed=number, model=self.model)))
-        return made
+            candidates.append(Candidate(resize(from_pil(edited), (side, side)), Origin(self.name, seed=number, model=self.model)))
+        return candidates
 
 
 def open_pipeline(argument: str | None, options: GeneratorOptions) -> Pipeline:
@@ -75,13 +75,13 @@ def open_pipeline(argument: str | None, options: GeneratorOptions) -> Pipeline:
         reason = str(error).strip().splitlines()[0]
         raise WeightsError(f"pipeline:{argument}: cannot be loaded ({reason}); download it and give its folder") from error
     loaded.set_progress_bar_config(disable=True)
-    made = Pipeline(loaded, folder.resolve().name if local else argument, argument, options)
-    missing = {"image", "prompt", "num_inference_steps", "generator"} - made.accepts
+    generator = Pipeline(loaded, folder.resolve().name if local else argument, argument, options)
+    missing = {"image", "prompt", "num_inference_steps", "generator"} - generator.accepts
     if missing:
         raise ConfigError(
             f"pipeline:{argument}: a {type(loaded).__name__} takes no {sorted(missing)[0]!r}; an image-editing pipeline is needed"
         )
-    return made
+    return generator
 
 
 GENERATOR = open_pipeline

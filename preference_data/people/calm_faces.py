@@ -13,8 +13,8 @@ from torchvision.transforms.functional import gaussian_blur
 
 from portraitkit.faces import regions
 from preference_data.people import synthetic, warps
+from preference_data.people.expressions import LOWER_LIP, UPPER_LIP
 from preference_data.people.face_frame import FaceFrame, Moves, Push, polyline
-from preference_data.people.open_mouth import LOWER_LIP, UPPER_LIP
 
 RELAX = (
     Push(61, 0.07, 0.062, 0.13, 0.12),

@@ -14,10 +14,21 @@ from torch import Tensor
 
 from preference_data.people import warps
 from preference_data.people.action_units import UNITS, Fold
-from preference_data.people.eyelids import slide_lid_points, slide_lids
-from preference_data.people.face_frame import MIRROR, FaceFrame, Moves, Push
-from preference_data.people.open_mouth import MouthOpening, open_mouth
+from preference_data.people.face_frame import MIRROR, FaceFrame, Moves, Push, polyline, smooth_step
 
+UPPER_LIDS = ((33, 246, 161, 160, 159, 158, 157, 173, 133), (362, 398, 384, 385, 386, 387, 388, 466, 263))
+LOWER_LIDS = ((33, 7, 163, 144, 145, 153, 154, 155, 133), (362, 382, 381, 380, 374, 373, 390, 249, 263))
+LID = 0.11
+SCLERA = (0.80, 0.78, 0.76)
+UPPER_LIP = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
+LOWER_LIP = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308)
+CORNERS = (78, 308)
+LIP_MIDDLES = (13, 14)
+CHIN = 152
+DARK, TONGUE, TEETH = (0.17, 0.05, 0.05), (0.50, 0.20, 0.20), (0.84, 0.80, 0.72)
+TOOTH = 0.058
+AJAR = 0.04
+"""A mouth open by more than this shows its own teeth."""
 FOLD_TINT = (0.8, 1.05, 1.1)
 """A crease takes less red than green and blue: light goes through skin."""
 REACH = (1.5, 1.3, 2.1)
@@ -110,3 +121,150 @@ def _closeness(face: FaceFrame, fold: Fold, at: Float[Tensor, "h w 2"]) -> Float
             whole = (k + along) / (len(line) - 1)
             value = torch.maximum(value, (0.35 + 2.6 * whole * (1 - whole)) * torch.exp(-distance / (2 * width**2)))
     return value
+
+
+def slide_lids(
+    photo: Float[Tensor, "3 h w"], at: Float[Tensor, "h w 2"], face: FaceFrame, *, lower: float, lift: float
+) -> Float[Tensor, "3 h w"]:
+    """The photo read at `at`, with other lids.
+
+    Args:
+        photo: RGB, [0, 1].
+        at: of each pixel, in the face's frame.
+        face: its frame.
+        lower: how far the upper lid comes down, over the eye's opening; negative: how far it rises.
+        lift: how far the lower lid rises, over the eye's opening; `lower + lift` is at most 1, where the eye is closed.
+    """
+    x, y = at.unbind(-1)
+    out = face.sample(photo, x, y)
+    if lower == 0 and lift == 0:
+        return out
+    for upper_lid, lower_lid in zip(UPPER_LIDS, LOWER_LIDS, strict=True):
+        top, bottom = polyline(face.points[list(upper_lid)], x), polyline(face.points[list(lower_lid)], x)
+        gap = (bottom - top).clamp_min(0)
+        new_top, new_bottom = top + lower * gap, bottom - lift * gap
+        crease, sill = top - LID, bottom + LID
+        eye = (gap > 1e-4).float()
+        if lower < 0:
+            opened = _bare_eye(photo, face, x, y, top, bottom, new_top)
+            out = torch.lerp(out, opened, eye * face.edge(y - new_top) * face.edge(bottom - y))
+        below = sill - (sill - y) * LID / (sill - new_bottom).clamp_min(1e-3)
+        out = torch.lerp(out, face.sample(photo, x, below), eye * face.edge(y - new_bottom) * (y < sill))
+        above = crease + (y - crease) * LID / (new_top - crease).clamp_min(1e-3)
+        out = torch.lerp(out, face.sample(photo, x, above), eye * face.edge(new_top - y) * (y > crease))
+        closing = max(0.0, lower + lift - 0.6) / 0.4
+        lashes = torch.exp(-((y - new_top) / max(0.012, 0.6 * face.pixel)).square() / 2) * smooth_step(gap, 0.01, 0.04)
+        out = out * (1 - 0.55 * closing * lashes)
+    return out
+
+
+def slide_lid_points(face: FaceFrame, *, lower: float, lift: float) -> Float[Tensor, "468 2"]:
+    """The landmarks with the lids as `slide_lids` shows them."""
+    points = face.points.clone()
+    for upper_lid, lower_lid in zip(UPPER_LIDS, LOWER_LIDS, strict=True):
+        top, bottom = face.points[list(upper_lid)], face.points[list(lower_lid)]
+        points[list(upper_lid), 1] += lower * (polyline(bottom, top[:, 0]) - top[:, 1]).clamp_min(0)
+        points[list(lower_lid), 1] -= lift * (bottom[:, 1] - polyline(top, bottom[:, 0])).clamp_min(0)
+    return points
+
+
+def _bare_eye(photo: Tensor, face: FaceFrame, x: Tensor, y: Tensor, top: Tensor, bottom: Tensor, new_top: Tensor) -> Tensor:
+    """The eye under a raised lid: a little taller, with the sclera above the iris bare, in the lid's shadow."""
+    lift, gap = float((top - new_top).max()), (bottom - top).clamp_min(0)
+    source = bottom - (bottom - y) * (gap / (bottom - new_top).clamp_min(1e-4)).sqrt()
+    eye = face.sample(photo, x, torch.maximum(source, top + 0.32 * gap))  # below the lashes
+    white = face.tinted(SCLERA, photo) * (0.6 + 0.4 * smooth_step(y - new_top, 0.0, 0.045))
+    return torch.lerp(eye, white, 0.85 * (1 - smooth_step(y - new_top, 0.5 * lift, 1.05 * lift + 1e-4)))
+
+
+class MouthOpening:
+    """How far each point of a face moves down when its mouth opens. Everything is in the face's frame.
+
+    The line that parts is the upper edge of the lower lip: a mouth that is open already opens further.
+    """
+
+    def __init__(self, face: FaceFrame, *, lips: float, jaw: float) -> None:
+        """Set the opening.
+
+        Args:
+            face: whose mouth it is.
+            lips: how far the lower lip goes down by itself; the chin stays.
+            jaw: how far the jaw goes down, with the chin and the lower cheeks.
+        """
+        self.face, self.lips, self.jaw = face, lips, jaw
+        self.line = face.points[list(LOWER_LIP)]
+        left, right = face.points[list(CORNERS), 0].tolist()
+        self.middle, self.half = (left + right) / 2, (right - left) / 2
+        self.chin = float(face.points[CHIN, 1])
+        self.ajar = float((face.points[LIP_MIDDLES[1], 1] - face.points[LIP_MIDDLES[0], 1]).clamp_min(0))
+
+    def across(self, x: Tensor) -> Tensor:
+        """Place across the mouth: -1 and 1 are its corners."""
+        return (x - self.middle) / self.half
+
+    def bow(self, x: Tensor) -> Tensor:
+        """Share of the opening at x: 1 in the middle, 0 from the corners on."""
+        return (1 - self.across(x).square()).clamp_min(0) ** 0.7
+
+    def gap(self, x: Tensor) -> Tensor:
+        """Height of what opens at x."""
+        return (self.lips + self.jaw) * self.bow(x)
+
+    def drop(self, x: Tensor, y: Tensor) -> Tensor:
+        """How far a point on or below the line moves down; beside the mouth, where nothing parts, the jaw's movement sets in softly."""
+        bow, below = self.bow(x), y - polyline(self.line, x)
+        lips = self.lips * bow * (1 - smooth_step(below, 0.09, 0.34))
+        jaw = self.jaw * (bow + (1 - bow) * smooth_step(below, 0.0, 0.32))
+        jaw = jaw * (1 - smooth_step((x - self.middle).abs(), 0.34, 0.80)) * (1 - smooth_step(y, self.chin + 0.02, self.chin + 0.55))
+        return lips + jaw
+
+    def source(self, x: Tensor, y: Tensor) -> Tensor:
+        """Where a point below the opening was before: the inverse of `y + drop(x, y)`, by fixed-point iteration."""
+        line = polyline(self.line, x)
+        source = torch.maximum(y - self.gap(x), line)
+        for _ in range(6):
+            source = torch.maximum(y - self.drop(x, source), line)
+        return source
+
+    def move(self, points: Float[Tensor, "468 2"]) -> Float[Tensor, "468 2"]:
+        """The landmarks with the mouth open."""
+        x, y = points.unbind(-1)
+        lower = y > polyline(self.line, x) + 1e-4
+        lower[list(LOWER_LIP)] = True
+        lower[list(UPPER_LIP)] = False  # they may touch the line; the corners belong to both lips and do not move
+        return torch.stack([x, torch.where(lower, y + self.drop(x, y), y)], -1)
+
+
+def open_mouth(
+    picture: Float[Tensor, "3 h w"], photo: Float[Tensor, "3 h w"], at: Float[Tensor, "h w 2"], opening: MouthOpening
+) -> Float[Tensor, "3 h w"]:
+    """Part the lips.
+
+    Args:
+        picture: what stays where it is, as read at `at`.
+        photo: where the lower part of the face is read from.
+        at: of each pixel, in the face's frame.
+        opening: of the mouth.
+
+    Returns:
+        The picture with the mouth's inside painted and everything below it moved down.
+    """
+    if opening.lips + opening.jaw == 0:
+        return picture
+    face, (x, y) = opening.face, at.unbind(-1)
+    depth, gap = y - polyline(opening.line, x), opening.gap(x)
+    inside = face.edge(depth) * smooth_step(gap, 0.0, 0.02)
+    picture = torch.lerp(picture, _inside(photo, x, depth, gap, opening), inside)
+    return torch.lerp(picture, face.sample(photo, x, opening.source(x, y)), face.edge(depth - gap))
+
+
+def _inside(photo: Tensor, x: Tensor, depth: Tensor, gap: Tensor, opening: MouthOpening) -> Float[Tensor, "3 h w"]:
+    """A dark mouth with upper teeth that hang into it, unless the photo shows teeth already, and a tongue low in a wide one."""
+    face, t = opening.face, opening.across(x)
+    low = smooth_step(depth - gap, -0.09, -0.015) * (1 - t.square()).clamp_min(0) * smooth_step(gap, 0.10, 0.20)
+    out = torch.lerp(face.tinted(DARK, photo), face.tinted(TONGUE, photo), 0.7 * low)
+    wave = torch.cos(22 * t).abs()
+    edge = TOOTH * (1 - 0.35 * t.square()) - 0.004 * wave
+    shade = (0.5 + 0.5 * smooth_step(depth, 0.0, 0.04)) * (1 - 0.1 * (1 - wave) ** 4) * (1 - 0.3 * t.square())
+    teeth = face.edge(edge - depth) * (1 - smooth_step(t.abs(), 0.62, 0.85)) * (opening.ajar < AJAR)
+    return torch.lerp(out, face.tinted(TEETH, photo) * shade, teeth)

@@ -20,8 +20,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from portraitkit.faces import align, detect, mesh, portraits, regions
 from preference_data.people import warps
-from preference_data.people.blemishes import paint_blemishes
-from preference_data.people.retouch_labels import LABEL_SHARES, LABELS
+from preference_data.people.blemishes import LABEL_SHARES, LABELS, paint_blemishes
 
 STAGE = 192
 SEEDS = {"train": 0, "validation": 10_000_000, "held_out": 20_000_000}

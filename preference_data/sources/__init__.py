@@ -185,6 +185,11 @@ def coded(where: str, codes: Mapping[str, str], code: str) -> str:
     return codes[code]
 
 
+def first_file(*paths: Path) -> Path:
+    """The first of several places of a picture where there is a file; the first place where there is none."""
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
 def find(folder: Path, adapter_layout: str, *names: str) -> Path:
     """The first of some paths in the folder that exists.
 

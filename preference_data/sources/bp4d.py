@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from portraitkit.errors import DataError
-from preference_data.emotion_labels import AU_LISTS
-from preference_data.sources import Adapter, ReadOptions, Record, find, read_csv
+from preference_data.emotion_rows import AU_LISTS
+from preference_data.sources import Adapter, ReadOptions, Record, find, first_file, read_csv
 
 LAYOUT = "AUCoding/AU_OCC/F001_T1.csv ... and Sequences(2D+3D)/F001/T1/0001.jpg ..."
 FOLD_3 = ("F004", "F006", "F007", "F012", "F014", "F015", "F017", "F019", "F021", "M003", "M006", "M009", "M015")
@@ -31,7 +31,7 @@ def _read(folder: Path, options: ReadOptions) -> Iterator[Record]:
             if place % options.every == 0:
                 yield Record(
                     f"{table.stem}-{frame:05d}",
-                    _picture(pictures, frame),
+                    first_file(*(pictures / f"{frame:0{digits}d}.jpg" for digits in (4, 3, 5, 2, 1))),
                     units=present,
                     split="test" if subject in FOLD_3 else "train",
                     subject=subject,
@@ -52,11 +52,6 @@ def _rows(table: Path) -> Iterator[tuple[int, frozenset[int], list[int]]]:
         codes = {int(unit): code for unit, code in row.items()}
         present = frozenset(unit for unit, code in codes.items() if code == "1")
         yield int(frame), present, sorted(unit for unit, code in codes.items() if code == "9" and unit in EVALUATED)
-
-
-def _picture(folder: Path, frame: int) -> Path:
-    names = [folder / f"{frame:0{digits}d}.jpg" for digits in (4, 3, 5, 2, 1)]
-    return next((path for path in names if path.is_file()), names[0])
 
 
 ADAPTER = Adapter("bp4d", LAYOUT, _read)

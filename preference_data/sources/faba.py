@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from portraitkit.errors import DataError
-from preference_data.emotion_labels import SYNONYMS
+from preference_data.emotion_rows import SYNONYMS
 from preference_data.sources import Adapter, ReadOptions, Record, Split, coded, find
 
 LAYOUT = "train/train_au_anno.json, train/train_emotion_anno.json, eval/eval_au_anno.json, eval/eval_emotion_anno.json and images/ in both"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from portraitkit.errors import DataError
-from preference_data.sources import Adapter, ReadOptions, Record, find, read_table
+from preference_data.sources import Adapter, ReadOptions, Record, find, first_file, read_table
 
 LAYOUT = "RAFAU_label.txt and aligned/0001_aligned.jpg ..."
 ORDER = ("surprise", "fear", "disgust", "happiness", "sadness", "anger")
@@ -39,7 +39,7 @@ def _read(folder: Path, options: ReadOptions) -> Iterator[Record]:
 def _picture(folder: Path, stem: str) -> Path:
     names = [folder / "aligned" / f"{name}_aligned.jpg" for name in (stem, stem.zfill(4))]
     names += [folder / "original" / f"{name}.jpg" for name in (stem, stem.zfill(4))]
-    return next((path for path in names if path.is_file()), names[0])
+    return first_file(*names)
 
 
 def _emotions(path: Path) -> dict[str, str]:

@@ -1,13 +1,16 @@
 """The annotation page's server: loopback, no accounts, opaque names for pairs and pictures, judgements on disk at once."""
 
+import errno
 import hashlib
 import json
 import secrets
+import socket
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -16,9 +19,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from portraitkit.errors import DataError, ImageError
+from portraitkit.errors import ConfigError, DataError, ImageError
 from portraitkit.pictures.images import read_image, to_pil
 from preference_data.annotations import FOLDER, Judgement, append_judgement, both_orders, conflicts, file_of, judgement_of, read_judgements
+from preference_data.commands.options import LOOPBACK, AnnotateConfig
 from preference_data.schema import DIMENSIONS, QUESTIONS, TITLES, Pair
 from preference_data.verdict import Order
 
@@ -36,12 +40,7 @@ Shown = dict[str, str]
 
 
 class Desk:
-    """The pairs of one set and what has been said about them.
-
-    Args:
-        folder: of the pair set.
-        pairs: the pairs to be judged.
-    """
+    """The pairs of one set that are to be judged, and what has been said about them."""
 
     def __init__(self, folder: Path, pairs: list[Pair]) -> None:
         self.folder, self.lock = folder, Lock()
@@ -218,3 +217,47 @@ def _salt(path: Path) -> str:
     if not path.is_file():
         path.write_text(secrets.token_hex(16), encoding="utf-8")
     return path.read_text(encoding="utf-8").strip()
+
+
+def serve_page(config: AnnotateConfig, pairs: list[Pair]) -> int:
+    """Serve the pairs; returns 0 after Ctrl-C.
+
+    Raises:
+        ConfigError: the address is taken or not this machine's.
+    """
+    listening = bind(config.host, config.port)
+    port = listening.getsockname()[1]
+    hosts = (*LOOPBACK[:2], "[::1]") if config.host in LOOPBACK else ("*",)
+    app = make_app(Desk(Path(config.data), pairs), hosts=hosts)
+    shown = f"[{config.host}]" if ":" in config.host else config.host
+    print(f"{len(pairs)} pairs at http://{shown}:{port}/ (Ctrl-C ends; judgements are on disk as they come)", flush=True)
+    if config.host not in LOOPBACK:
+        print("note: everyone who reaches this address can see the photos and judge them", flush=True)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", server_header=False))
+    try:
+        server.run(sockets=[listening])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        listening.close()
+    return 0
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        ConfigError: the port is taken, or the address is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(128)
+    except OSError as error:
+        listening.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"--port {port}: in use on {host}; give another one, or 0 for a free one") from error
+        raise ConfigError(f"--host {host}: cannot be listened on ({error.strerror or error}); use 127.0.0.1") from error
+    return listening

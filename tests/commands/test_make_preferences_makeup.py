@@ -11,7 +11,7 @@ import torch
 from portraitkit.faces.portraits import bundled_portraits
 from portraitkit.pictures.images import read_image, write_image
 from preference_data.commands import makeup_pairs
-from preference_data.commands.makeup_faces import difference_hash, group_copies
+from preference_data.commands.makeup_pairs import difference_hash, group_copies
 from preference_data.main import make_preferences
 from preference_data.people.makeup import render_makeup
 from preference_data.people.makeup_shapes import SHAPES

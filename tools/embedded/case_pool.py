@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from preference_data.people.retouch_labels import LABEL_SHARES, LABELS
+from preference_data.people.blemishes import LABEL_SHARES, LABELS
 from preference_data.people.synthetic import make_case
 
 

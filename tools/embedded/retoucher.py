@@ -68,7 +68,7 @@ def build(config: PretrainConfig) -> int:
     import torch
 
     from policies.retoucher.backbones import tiny
-    from preference_data.people.retouch_labels import LABELS
+    from preference_data.people.blemishes import LABELS
     from tools.embedded.case_pool import CasePool
     from tools.embedded.retoucher_codec import RetouchHead, codec_gate, train_codec, whiten_latents
     from tools.embedded.retoucher_flow import encode_pool, flow_gate, latents_of, pixel_metric, train_flow

@@ -162,7 +162,7 @@ def _make_row(name: str, split: str, seed: int) -> dict[str, Any]:
 
 def make_processor(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
     """The processor, its merges learned from every task's prompts and answers, names of shapes and emotions whole."""
-    from preference_data.emotion_labels import EMOTIONS
+    from preference_data.emotion_rows import EMOTIONS
     from preference_data.people.makeup_shapes import SHAPES
 
     tasks = [load_task(name) for name in rows]

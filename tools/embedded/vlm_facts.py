@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from policies.vlm.tasks.makeup_scores import hex_to_lab
-from preference_data.emotion_labels import EMOTIONS
+from preference_data.emotion_rows import EMOTIONS
 from preference_data.people.makeup_shapes import SHAPES
 from preference_data.schema import DIMENSIONS
 

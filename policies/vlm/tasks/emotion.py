@@ -13,8 +13,7 @@ from typing import Any
 
 from portraitkit.errors import ConfigError, DataError
 from portraitkit.vlm.task import Mode, Score, Task, inside
-from preference_data.emotion_labels import DEFINITIONS
-from preference_data.emotion_rows import parse_truth
+from preference_data.emotion_rows import DEFINITIONS, parse_truth
 
 BODY = r"((?:(?!</?(?:think|answer)>).)*)"
 WHOLE = re.compile(rf"\s*<think>{BODY}</think>\s*<answer>\s*([^\W\d_]+)\s*</answer>\s*", re.DOTALL)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from policies.vlm.tasks.emotion import Expression
-from preference_data.emotion_labels import ACTION_UNITS
+from preference_data.emotion_rows import ACTION_UNITS
 
 
 def best_expressions(truths: Sequence[Expression]) -> list[Expression]:

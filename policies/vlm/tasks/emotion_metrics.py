@@ -4,7 +4,7 @@ Nothing is dropped in silence. An answer that cannot be read names no unit and n
 is wrong. Rows without units (or without an emotion) are left out of the unit (emotion) figures, and the number of rows that count
 stands beside each figure.
 
-The units that are scored are an explicit list (`preference_data.emotion_labels.AU_LISTS` or one's own); units outside it count
+The units that are scored are an explicit list (`preference_data.emotion_rows.AU_LISTS` or one's own); units outside it count
 neither in the truth nor in the answer. Micro F1 pools the whole list. Macro F1 is the mean over the listed units that occur in the
 truth, as in Facial-R1's evaluation: a unit without a positive row has no F1. All figures are shares in [0, 1], except ROUGE-L, REGE
 and their parts, which are published in per cent.
@@ -20,7 +20,7 @@ from policies.vlm.tasks.emotion import UNIT, WHOLE, Expression, published_form
 from portraitkit.errors import ConfigError
 from portraitkit.suggest import nearest
 from portraitkit.vlm.task import Mode, inside
-from preference_data.emotion_labels import AU_LISTS, EMOTIONS
+from preference_data.emotion_rows import AU_LISTS, EMOTIONS
 
 OTHER = "other"
 DRAWS = 1000

@@ -9,8 +9,8 @@ import torch
 
 from portraitkit.errors import DataError
 from portraitkit.suggest import nearest
+from preference_data.people.action_units import draw_expression
 from preference_data.people.calm_faces import calm_stage
-from preference_data.people.emotion_expressions import draw_expression
 from preference_data.people.expressions import perform
 from preference_data.people.synthetic import SPLITS, make_person
 

@@ -8,8 +8,7 @@ import torch
 
 from portraitkit.errors import DataError
 from portraitkit.suggest import nearest
-from preference_data.people.makeup import render_makeup
-from preference_data.people.makeup_looks import draw_lips, draw_look
+from preference_data.people.makeup import draw_lips, draw_look, render_makeup
 from preference_data.people.synthetic import SPLITS, make_person
 
 SIZE = 128

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from preference_data.commands.build import build_pairs
-from preference_data.commands.build_config import BuildConfig
+from preference_data.commands.options import BuildConfig
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from portraitkit.errors import DataError
+from preference_data.agreement import agreement_report
 from preference_data.annotations import (
     Judgement,
     append_judgement,
@@ -16,7 +17,6 @@ from preference_data.annotations import (
     read_judgements,
 )
 from preference_data.commands.merge import merge_pairs
-from preference_data.commands.report_agreement import agreement_report
 from preference_data.schema import DIMENSIONS, Origin, Pair
 
 PAIR = Pair("p", "i", "a", "b", origin_a=Origin("one"), origin_b=Origin("two"))

@@ -11,12 +11,10 @@ from portraitkit.errors import ConfigError, DataError, WeightsError
 from portraitkit.faces.portraits import bundled_portraits
 from portraitkit.pictures.images import write_image
 from preference_data.commands.build import pair_candidates
-from preference_data.generators import GeneratorOptions, open_generators
-from preference_data.generators.base import Candidate
+from preference_data.generators import Candidate, GeneratorOptions, open_generators, open_subject, without_paint
 from preference_data.generators.folder import match_retouches
 from preference_data.generators.pipeline import Pipeline
 from preference_data.people.photos import PhotoRow
-from preference_data.people.subjects import open_subject, without_paint
 from preference_data.schema import DIMENSIONS, Origin
 
 OPTIONS = GeneratorOptions("retouch", 2, "cpu")
@@ -169,7 +167,7 @@ def test_the_embedded_retoucher_by_its_folder(subject):
 def test_a_users_own(tmp_path, subject):
     (tmp_path / "mine.py").write_text(
         inspect.cleandoc("""
-        from preference_data.generators.base import Candidate
+        from preference_data.generators import Candidate
         from preference_data.schema import Origin
 
         class Same:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skimage.color import rgb2lab
 
-from preference_data.people.makeup_looks import FAMILIES, SPLIT_OF_TENTH, draw_color, draw_lips, draw_look, split_of
+from preference_data.people.makeup import FAMILIES, SPLIT_OF_TENTH, draw_color, draw_lips, draw_look, split_of
 from preference_data.people.makeup_shapes import SHAPES
 
 

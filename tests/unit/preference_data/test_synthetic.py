@@ -8,7 +8,7 @@ import torch
 
 from portraitkit.faces.regions import region_masks
 from preference_data.people import synthetic
-from preference_data.people.retouch_labels import LABEL_SHARES, LABELS
+from preference_data.people.blemishes import LABEL_SHARES, LABELS
 from preference_data.people.synthetic import SPLITS, Case, make_case, make_label, make_person
 
 SEEDS = range(8)

@@ -9,11 +9,10 @@ import uvicorn
 
 from preference_data.annotations import Judgement, append_judgement, read_judgements
 from preference_data.commands.merge import merge
-from preference_data.commands.merge_config import MergeConfig
+from preference_data.commands.options import MergeConfig
 from preference_data.pair_set import read_pairs
 from preference_data.schema import DIMENSIONS
-from preference_data.web.app import Desk, make_app
-from preference_data.web.serve import bind
+from preference_data.web.app import Desk, bind, make_app
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: the page is tested in a real browser")

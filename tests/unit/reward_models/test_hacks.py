@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from preference_data.people.retouch_labels import LABELS
+from preference_data.people.blemishes import LABELS
 from preference_data.people.warps import landmark_field, pixel_grid, sample_at
 from reward_models.filters import blur
 from reward_models.photos import Photos

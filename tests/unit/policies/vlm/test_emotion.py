@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from policies.vlm.tasks.emotion import TASK, Expression, emotion_task, published_form
 from portraitkit.errors import ConfigError, DataError
-from preference_data.emotion_labels import ACTION_UNITS, EMOTIONS
+from preference_data.emotion_rows import ACTION_UNITS, EMOTIONS
 
 SAD = Expression(frozenset({1, 4, 15}), "sadness")
 UNITS = st.frozensets(st.sampled_from(sorted(ACTION_UNITS)), max_size=6)

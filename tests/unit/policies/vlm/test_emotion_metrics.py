@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from policies.vlm.tasks import emotion_metrics as metrics
 from policies.vlm.tasks.emotion import TASK, Expression
 from portraitkit.errors import ConfigError
-from preference_data.emotion_labels import ACTION_UNITS, AU_LISTS, DEFINITIONS, EMOTIONS, SYNONYMS, normalise_label
+from preference_data.emotion_rows import ACTION_UNITS, AU_LISTS, DEFINITIONS, EMOTIONS, SYNONYMS, normalise_label
 
 UNITS = st.frozensets(st.sampled_from(sorted(ACTION_UNITS)), max_size=5)
 

@@ -9,9 +9,8 @@ import torch
 from policies.vlm.tasks.emotion import TASK
 from policies.vlm.tasks.emotion_rows import make_row, make_target
 from portraitkit.errors import DataError
-from preference_data.emotion_labels import EMOTIONS
-from preference_data.people.action_units import UNITS
-from preference_data.people.emotion_expressions import COMBINATIONS, INTENSITY, draw_expression
+from preference_data.emotion_rows import EMOTIONS
+from preference_data.people.action_units import COMBINATIONS, INTENSITY, UNITS, draw_expression
 from preference_data.people.synthetic import SPLITS
 
 

@@ -13,7 +13,7 @@ from policies.vlm.tasks.makeup_rows import make_row
 from policies.vlm.tasks.makeup_scores import hex_to_lab
 from portraitkit.errors import DataError
 from portraitkit.faces.regions import LIPS_OUTER
-from preference_data.people.makeup_looks import split_of
+from preference_data.people.makeup import split_of
 from preference_data.people.synthetic import SPLITS
 
 LIP = {"shape": "LIP_FULL_BASIC", "color": "#B03050"}

@@ -1,4 +1,4 @@
-"""What `make-preferences emotion` does: records of an adapter to train.jsonl, test.jsonl and pictures.
+"""The command `make-preferences emotion`: records of an adapter to train.jsonl, test.jsonl and pictures.
 
 The folder: `images`, a link to the data set or a folder of copies; `faces/`, frames and face crops that had to be made;
 `train.jsonl`, `test.jsonl` and perhaps `validation.jsonl`; `quarantine.jsonl`, the rows set aside and why; `summary.json`;
@@ -9,9 +9,11 @@ import os
 import random
 import re
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,9 @@ from portraitkit.files.jsonl import write_lines
 from portraitkit.pictures.images import read_image, write_image
 from portraitkit.runs.folder import start_or_go_on
 from portraitkit.runs.interrupt import Interruptible
-from preference_data.commands.emotion_config import EmotionConfig
-from preference_data.emotion_labels import normalise_label
-from preference_data.emotion_rows import QUESTION, EmotionRow, unit_names
-from preference_data.sources import Adapter, ReadOptions, Record
+from preference_data.commands.options import EmotionConfig
+from preference_data.emotion_rows import QUESTION, EmotionRow, normalise_label, unit_names
+from preference_data.sources import Adapter, ReadOptions, Record, load_adapter
 
 FREE = ("output_dir", "overwrite", "max_unusable")
 ENOUGH = 100
@@ -36,7 +37,7 @@ SPLITS = ("train", "validation", "test")
 Kept = tuple[Record, EmotionRow]
 
 
-def build_emotion_rows(config: EmotionConfig, adapter: Adapter, command: list[str]) -> int:
+def build_emotion_rows(config: EmotionConfig) -> int:
     """Build the set; returns the exit code.
 
     Raises:
@@ -44,6 +45,7 @@ def build_emotion_rows(config: EmotionConfig, adapter: Adapter, command: list[st
         RunFolderError: the output folder holds something else, or a set made with other options.
     """
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    adapter = load_adapter(config.dataset)
     records = adapter.read(config.folder, ReadOptions(config.every, config.min_intensity))
     first = next(records, None)  # a folder that breaks the layout is refused before anything is written
     if first is None:
@@ -51,7 +53,7 @@ def build_emotion_rows(config: EmotionConfig, adapter: Adapter, command: list[st
     with start_or_go_on(
         config.output_dir,
         config_to_dict(config),
-        command=command,
+        command=sys.argv,
         seed=config.seed,
         maker="make-preferences emotion",
         mark="min_intensity",
@@ -66,7 +68,7 @@ def build_emotion_rows(config: EmotionConfig, adapter: Adapter, command: list[st
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         with Interruptible() as interrupt, Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task(adapter.name)
-            for record in _chain(first, records):
+            for record in chain([first], records):
                 if record.key in seen:
                     raise DataError(f"{config.folder}: {record.key} comes twice; the labels of one picture must stand together")
                 seen.add(record.key)
@@ -209,8 +211,3 @@ def _summary(splits: dict[str, list[Kept]], aside: list[dict[str, str]]) -> dict
         "emotions": dict(Counter(label for row in rows for label in row.labels)),
         "other_units": dict(others),
     }
-
-
-def _chain(first: Record, rest: Any) -> Any:
-    yield first
-    yield from rest

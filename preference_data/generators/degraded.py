@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from portraitkit.errors import ConfigError
-from preference_data.generators.base import Candidate, GeneratorOptions, Subject
+from preference_data.generators import Candidate, GeneratorOptions, Subject
 from preference_data.people.degradations import degrade
 from preference_data.people.synthetic_pairs import draw_plan, stage_of
 from preference_data.schema import Fault, Origin
