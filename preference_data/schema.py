@@ -210,7 +210,7 @@ def whole_scores(scores: dict[str, tuple[float, float]], verdicts: dict[str, Ver
 
 
 def contradictions(pair: Pair) -> list[str]:
-    """Where a pair's judgement speaks against itself, in words."""
+    """Where a pair's judgement contradicts itself, one sentence each."""
     found = []
     if (pair.verdicts is None) != (pair.overall is None):
         found.append("has verdicts but no overall one" if pair.overall is None else "has an overall verdict but none on the dimensions")

@@ -1,4 +1,4 @@
-"""Who is who, and splits that no person crosses: clusters of identity embeddings, never rows, are dealt out."""
+"""Who is who, and splits that no person crosses: whole clusters of identity embeddings are assigned, never rows."""
 
 import hashlib
 from collections import Counter
@@ -61,7 +61,7 @@ def join_names(names: list[str], clusters: list[int]) -> dict[str, str]:
 
 
 def split_identities(identities: list[str], *, shares: tuple[float, ...] = SHARES, seed: int = 0) -> dict[str, str]:
-    """Deal identities out to the splits, largest first, each to the split that is furthest below its share of rows.
+    """Assign identities to the splits, largest first, each to the split that is furthest below its share of rows.
 
     Args:
         identities: one a row, repeated as often as the person occurs.

@@ -131,7 +131,7 @@ def build_makeup_pairs(config: MakeupConfig) -> int:
     """
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     names = list_photos(config)
-    free = FREE[:-1] if config.embedded else FREE  # the embedded people are dealt out by their count
+    free = FREE[:-1] if config.embedded else FREE  # the split of the embedded people depends on their count
     out, options = config.output_dir, config_to_dict(config)
     resume_rules: dict[str, Any] = {
         "maker": "make-preferences makeup",

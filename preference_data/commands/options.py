@@ -235,7 +235,7 @@ class EmotionConfig:
     test_share: float = 0.1
     """Share of the subjects (of the rows, where nobody is identified) in test.jsonl where a split is drawn."""
     every: int = 1
-    """Of a video's frames, take each so-manieth; neighbouring frames hardly differ."""
+    """Take every n-th frame of a video; neighbouring frames hardly differ."""
     min_intensity: int = 2
     """Action units count as present from this intensity on, where intensities are labelled (DISFA)."""
     count: int = 0

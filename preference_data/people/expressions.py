@@ -2,7 +2,7 @@
 
 Skin is moved by smooth fields, lids slide over the eyeballs, lips and jaw part along the line between the lips, and what opens is
 painted: a dark mouth with upper teeth, sclera above the iris. Folds are hinted by soft shading. A unit is rendered on top of what the
-face shows already: whoever smiles in the photo goes on smiling.
+face shows already: a person who smiles in the photo keeps smiling.
 """
 
 from collections.abc import Mapping

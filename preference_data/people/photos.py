@@ -107,14 +107,14 @@ def folder_rows(
 ) -> tuple[list[PhotoRow], list[Rejected]]:
     """The photos of a folder, with who is in them and in which split they go.
 
-    People are told apart by the identity net unless `identity` is given, splits are dealt out by person unless `split` is given.
-    Photos without an identity take that of the photos which the net takes for the same person. Two given identities which it takes for one
-    person are both kept, and go into the same split.
+    The identity net says who is who unless a row has an `identity`; splits are assigned by person unless a row has a `split`. A photo
+    without an identity gets that of the nearest photo of the same person. Two names for one person are both kept, and go into the same
+    split.
 
     Args:
         folder: of the photos.
         shares: of train, validation and held_out.
-        seed: of the deal.
+        seed: of the assignment.
         cache: file in which embeddings are kept, so that a second run does not compute them again.
         facts: consent, licence and source of photos that do not say.
         shard: of this process; the processes make the embeddings together, and each has all of them in the end.
@@ -152,7 +152,7 @@ def folder_rows(
 
 
 def describe_rows(rows: list[PhotoRow]) -> str:
-    """How many photos and people each split has, in words."""
+    """How many photos and people each split has, as one line of text."""
     counts = []
     for split in SPLITS:
         chosen = [row for row in rows if row.split == split]
@@ -162,7 +162,7 @@ def describe_rows(rows: list[PhotoRow]) -> str:
 
 
 def read_photo_row(row: dict[str, Any], root: Path) -> dict[str, Any]:
-    """Check a row of a photo folder's `metadata.jsonl`; columns that are not ours are let be.
+    """Check a row of a photo folder's `metadata.jsonl`; other columns are ignored.
 
     Args:
         row: as read.
@@ -293,7 +293,7 @@ def _embed(path: Path) -> dict[str, Any]:
 
 
 def _name_people(rows: list[dict[str, Any]], vectors: Float[Tensor, "n dim"]) -> tuple[list[str], dict[str, str]]:
-    """Who is in each photo, and of each name the one that stands for all whom the net takes for the same person.
+    """The name of the person in each photo; and for each name the first of the names that the net takes for the same person.
 
     A photo without a name has that of the nearest named one of its cluster; a cluster without any is named by its embeddings.
     """
@@ -316,7 +316,7 @@ def _name_people(rows: list[dict[str, Any]], vectors: Float[Tensor, "n dim"]) ->
 def _deal_splits(
     rows: list[dict[str, Any]], names: list[str], persons: dict[str, str], shares: tuple[float, ...], seed: int
 ) -> dict[str, str]:
-    """The split of each name: the one its rows say, else that of the person, else dealt out by `shares`."""
+    """The split of each name: the one its rows say, else that of the person, else one assigned by `shares`."""
     named_splits: dict[str, str] = {}
     for row, name in zip(rows, names, strict=True):
         split = row.get("split")

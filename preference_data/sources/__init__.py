@@ -37,7 +37,7 @@ class Record:
         units: numbers of the action units that are present; None where the data set labels none.
         emotion: as the data set writes it; None where there is none.
         split: the official one, or None.
-        subject: whoever is shown, or whatever must not stand in two splits; the key if empty.
+        subject: the person shown, or whatever else must stay in one split; the key if empty.
         description: text about the expression.
         meta: further columns.
         dataset: where the row says that it comes from another data set; its key then is the row's id.
@@ -63,7 +63,7 @@ class ReadOptions:
     """What the user may choose.
 
     Attributes:
-        every: of a video's frames, take each so-manieth.
+        every: take every n-th frame of a video.
         min_intensity: action units count as present from this intensity on, 1 to 5, where intensities are labelled.
     """
 
