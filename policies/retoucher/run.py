@@ -35,7 +35,7 @@ from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError, OutOfMemory, WorkersLost
 from portraitkit.hub import open_repo, push_folder
 from portraitkit.pictures.images import write_image
-from portraitkit.processor import describe_cpu_bf16
+from portraitkit.processor import describe_cpu_bf16, keep_freed_memory
 from portraitkit.runs.checkpoint import load_checkpoint, save_checkpoint
 from portraitkit.runs.folder import RunFolder, SilentRunFolder
 from portraitkit.runs.interrupt import Interruptible
@@ -79,8 +79,10 @@ def _align(
 ) -> int:
     """Train and report; `stored` is the configuration as the run folder keeps it, the same in all processes."""
     started, folder = time.monotonic(), Path(config.output_dir)
-    if config.bf16_rollouts and config.device == "cpu":
-        console.print(describe_cpu_bf16())
+    if config.device == "cpu":
+        keep_freed_memory()
+        if config.bf16_rollouts:
+            console.print(describe_cpu_bf16(), highlight=False)
     repo = processes.only_first(lambda: open_repo(config.push_to_hub) if config.push_to_hub is not None else None)
     backbone, source, validation, held_out = processes.together(lambda: _load(config, rewards))
 
