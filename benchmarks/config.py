@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from portraitkit.config import REPEATABLE
+from portraitkit.config import REPEATABLE, Options, Range, Seed, Share
 from portraitkit.errors import ConfigError
 from portraitkit.runs.shards import check_shard
 
@@ -36,7 +36,7 @@ def parse_methods(entries: Sequence[str], is_name: Callable[[str], bool], rule: 
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
+class BenchmarkConfig(Options):
     """Measure retouchers with every metric that has weights; without options: the embedded retoucher's input, base and aligned pictures."""
 
     method: Annotated[tuple[str, ...], arg(metavar="NAME=PLACE [NAME=PLACE ...]"), REPEATABLE] = ()
@@ -60,15 +60,15 @@ class BenchmarkConfig:
     """JSON lines {"image": .., "better": METHOD, "worse": METHOD}: how often does each metric prefer the preferred?"""
     demo: Path = Path("runs/demo")
     """Run of align-retoucher whose held-out pictures are measured when no --method is given."""
-    limit: int | None = None
+    limit: Annotated[int | None, Range(ge=1)] = None
     """Measure the first so many photos by name."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the bootstrap intervals and of the permutation tests beyond 32 photos; up to there they are exact."""
-    max_failed: float = 0.1
+    max_failed: Share = 0.1
     """Share of pictures that may be unreadable; they are named in failed.jsonl. Above it the run ends."""
     cache: Path = Path("~/.cache/portraitkit/benchmark")
     """Folder of the values that are known already."""
-    threads: int | None = None
+    threads: Annotated[int | None, Range(ge=1)] = None
     """Threads that compute; all cores if not given."""
     output_dir: Path = Path("runs/benchmark")
     """Where results.json, the tables and report.html go. The same run again goes on where it was interrupted."""
@@ -84,16 +84,9 @@ class BenchmarkConfig:
         Raises:
             ConfigError: a value is out of range, or a method has no name or place.
         """
+        super().__post_init__()
         check_shard(self.shard, self.overwrite)
         methods = self.methods
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"--limit {self.limit}: at least 1 photo")
-        if not 0 <= self.max_failed <= 1:
-            raise ConfigError(f"--max-failed {self.max_failed:g}: must be in [0, 1], a share of the pictures")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"--seed {self.seed}: must lie between 0 and 2^63 - 1")
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"--threads {self.threads}: at least 1")
         if self.source is None and any(place.startswith("retoucher:") for place in methods.values()):
             raise ConfigError("--method .. =retoucher: needs --source, the photos to retouch")
         if not self.method and (self.source or self.reference):

@@ -1,8 +1,16 @@
 """Configuration: a frozen dataclass filled from a recipe (TOML) and the command line, both strict.
 
 Field types: bool, int, float, str, Path, Literal, `tuple[X, ...]`, and any of them `| None`. The docstring under a
-field is its help text. Rules between fields belong in the dataclass's `__post_init__`, which raises ConfigError; it
-sees the recipe and the command line together, never the recipe alone.
+field is its help text. What a number may be, and whether a resumed run may change it, stands in the field's type:
+
+    @dataclass(frozen=True)
+    class TrainConfig(Options):
+        num_steps: Annotated[int, Range(ge=1)] = 8
+        max_unusable: Share = 0.1
+        report_to: Annotated[tuple[str, ...], MAY_CHANGE] = ()
+
+Rules between fields belong in `__post_init__`, after `super().__post_init__()`; it sees the recipe and the command line
+together, never the recipe alone.
 """
 
 import inspect
@@ -16,7 +24,8 @@ import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -30,6 +39,74 @@ RECIPES = Path(__file__).parent / "recipes"
 Config = TypeVar("Config")
 REPEATABLE = "repeatable"
 """Mark (`Annotated`) of a list whose option may also be given again for every value: `--method a --method b` is `--method a b`."""
+MAY_CHANGE = "may change on resume"
+"""Mark of a field that a resumed run may change, because no result follows from it."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number, as a mark on its field: `Annotated[int | None, Range(ge=1)]`. None is always allowed.
+
+    Attributes:
+        ge: smallest value.
+        gt: the value is above this.
+        le: largest value.
+        lt: the value is below this.
+        rule: what the refusal says, where figures alone do not say enough.
+    """
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    rule: str = ""
+
+    def holds(self, value: float) -> bool:
+        """Whether a number lies inside; NaN never does."""
+        return (
+            (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+            and (self.lt is None or value < self.lt)
+            and not math.isnan(value)
+        )
+
+    def __str__(self) -> str:
+        """The rule in words."""
+        bounds = {"at least": self.ge, "above": self.gt, "at most": self.le, "below": self.lt}
+        return self.rule or "must be " + " and ".join(f"{words} {bound}" for words, bound in bounds.items() if bound is not None)
+
+
+Share = Annotated[float, Range(ge=0, le=1, rule="must be a share from 0 to 1")]
+Seed = Annotated[int, Range(ge=0, lt=2**63, rule="must be between 0 and 2^63 - 1")]
+Port = Annotated[int, Range(ge=0, le=65535, rule="must be between 0 (any free one) and 65535")]
+
+
+class Options:
+    """Base of every command's frozen dataclass of options."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers outside the bounds of their fields.
+
+        Raises:
+            ConfigError: the first of them is named, with its rule.
+        """
+        for name, marks in _marks(type(self)).items():
+            value = getattr(self, name)
+            for bounds in marks:
+                if isinstance(bounds, Range) and value is not None and not bounds.holds(value):
+                    raise ConfigError(f"--{name.replace('_', '-')} {value:{'g' if isinstance(value, float) else ''}}: {bounds}")
+
+
+def may_change(cls: type) -> frozenset[str]:
+    """Fields that a resumed run may change."""
+    return frozenset(name for name, marks in _marks(cls).items() if MAY_CHANGE in marks)
+
+
+@cache
+def _marks(cls: type) -> dict[str, tuple[Any, ...]]:
+    """What stands beside the types of the fields."""
+    return {name: get_args(hint)[1:] for name, hint in get_type_hints(cls, include_extras=True).items() if get_origin(hint) is Annotated}
 
 
 Revise = Callable[[dict[str, Any], Mapping[str, Sequence[str]]], dict[str, Any]]
@@ -56,8 +133,7 @@ def load_config(cls: type[Config], argv: list[str], *, prog: str, revise: Revise
     """
     types = get_type_hints(cls)
     lists = [name for name, annotation in types.items() if get_origin(annotation) is tuple]
-    marks = {name: get_args(hint)[1:] for name, hint in get_type_hints(cls, include_extras=True).items() if get_origin(hint) is Annotated}
-    source, argv = _take_recipe(_join_repeated(argv, {name for name in marks if REPEATABLE in marks[name]}))
+    source, argv = _take_recipe(_join_repeated(argv, {name for name, marks in _marks(cls).items() if REPEATABLE in marks}))
     values = _read_recipe(_find_recipe(source, cls), types) if source else {}
     given = _options_given(argv, types, lists, prog)
     values = revise(values, given)

@@ -8,7 +8,7 @@ import pytest
 import tyro
 
 from portraitkit import config as config_module
-from portraitkit.config import REPEATABLE, config_to_dict, load_config, recipe_names
+from portraitkit.config import MAY_CHANGE, REPEATABLE, Options, Range, Share, config_to_dict, load_config, may_change, recipe_names
 from portraitkit.errors import ConfigError
 
 
@@ -240,3 +240,39 @@ def test_config_to_dict_is_json():
     plain = config_to_dict(Settings(output_dir=Path("runs/y"), reward_weights=(1.0,)))
     assert plain["output_dir"] == "runs/y" and plain["rewards"] == ["identity", "texture"] and plain["resolution"] is None
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+
+
+@dataclass(frozen=True)
+class Bounded(Options):
+    """Options with bounds in their types."""
+
+    steps: Annotated[int, Range(ge=1)] = 1
+    """Steps."""
+    rate: Annotated[float, Range(gt=0, lt=1)] = 0.5
+    """Rate."""
+    limit: Annotated[int | None, Range(ge=2, rule="at least 2, or there is no interval")] = None
+    """Rows."""
+    share: Annotated[Share, MAY_CHANGE] = 0.1
+    """Of the rows."""
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--steps", "0"], "--steps 0: must be at least 1"),
+        (["--rate", "0"], "--rate 0: must be above 0 and below 1"),
+        (["--rate", "1"], "--rate 1: must be above 0 and below 1"),
+        (["--rate", "nan"], "--rate nan: must be above 0 and below 1"),
+        (["--limit", "1"], "--limit 1: at least 2, or there is no interval"),
+        (["--share", "1.5"], "--share 1.5: must be a share from 0 to 1"),
+    ],
+)
+def test_bounds_stand_in_the_type(argv: list[str], message: str):
+    assert load_config(Bounded, [], prog="bounded") == Bounded(1, 0.5, None, 0.1)
+    with pytest.raises(ConfigError) as caught:
+        load_config(Bounded, argv, prog="bounded")
+    assert str(caught.value) == message
+
+
+def test_a_resumed_run_may_change_what_is_marked():
+    assert may_change(Bounded) == {"share"}
