@@ -23,6 +23,11 @@ def write_brief(answer: Answer) -> str:
     return f"<think>{scores}</think><answer>{NUMBERS[answer.better]}</answer>"
 
 
+def every_digit() -> list[str]:
+    """Five answers that together have each digit at each place that takes it: what a decoder must keep to."""
+    return [write_brief(Answer(dict.fromkeys(DIMENSIONS, (digit, digit)), PLACES[min(digit, 2)], "")) for digit in range(1, 6)]
+
+
 def read_brief(text: str) -> Answer | Unreadable:
     """Read an answer in the short form, strictly."""
     found = WHOLE.fullmatch(text)

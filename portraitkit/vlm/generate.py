@@ -50,6 +50,7 @@ def complete(
     batch_size: int = 64,
     seed: int = 0,
     watch: Sequence[str] = (),
+    form: Sequence[str] = (),
     advance: Callable[[int], object] = lambda count: None,
 ) -> list[list[Completion]]:
     """Answer the prompt about each row's picture.
@@ -66,6 +67,8 @@ def complete(
         batch_size: answers generated at once.
         seed: of the sampling; torch's global generator is left as it was.
         watch: texts of tokens whose probabilities are kept, such as digits; ignored where one of them is not a single token.
+        form: whole answers of one form with each of the choices that it leaves, such as its digits: only tokens that one of them has at a
+            place may stand there. Ignored where they have different numbers of tokens.
         advance: called with the number of rows done, for a progress bar.
 
     Returns:
@@ -83,6 +86,7 @@ def complete(
     ends = model.generation_config.eos_token_id
     ends = set(ends) if isinstance(ends, list) else {ends}
     watched = _single_tokens(processor.tokenizer, watch)
+    allowed = _allowed_tokens(processor.tokenizer, form, ends)
     was_training = model.training
     model.eval()
     answers: list[list[Completion]] = []
@@ -104,7 +108,10 @@ def complete(
                     **inputs,
                     max_new_tokens=max_tokens,
                     num_return_sequences=samples,
-                    logits_processor=[recorder] if watched else [],
+                    logits_processor=[
+                        *([recorder] if watched else []),  # first: it keeps what the model would say
+                        *([_Form(allowed, inputs["input_ids"].shape[1])] if allowed else []),
+                    ],
                     **sampling,
                 )
             new = tokens[:, inputs["input_ids"].shape[1] :]
@@ -158,6 +165,32 @@ def _single_tokens(tokenizer: Any, texts: Sequence[str]) -> dict[str, int]:
     """Text -> token; empty where one of the texts is not exactly one token."""
     encoded = {text: tokenizer.encode(text, add_special_tokens=False) for text in texts}
     return {text: ids[0] for text, ids in encoded.items()} if all(len(ids) == 1 for ids in encoded.values()) else {}
+
+
+def _allowed_tokens(tokenizer: Any, form: Sequence[str], ends: set[int]) -> list[list[int]]:
+    """Tokens that may stand at each place of an answer, its end included; empty where the texts do not run in parallel."""
+    encoded = [tokenizer.encode(text, add_special_tokens=False) for text in form]
+    if len({len(tokens) for tokens in encoded}) != 1:
+        return []
+    return [*(sorted(set(place)) for place in zip(*encoded, strict=True)), sorted(ends)]
+
+
+class _Form:
+    """A logits processor that leaves a model only what a form allows.
+
+    Args:
+        allowed: tokens at each place of the answer.
+        start: length of the question.
+    """
+
+    def __init__(self, allowed: list[list[int]], start: int) -> None:
+        self.allowed, self.start = allowed, start
+
+    def __call__(self, input_ids: Int[Tensor, "rows length"], scores: Float[Tensor, "rows vocabulary"]) -> Float[Tensor, "rows vocabulary"]:
+        tokens = self.allowed[min(input_ids.shape[1] - self.start, len(self.allowed) - 1)]
+        left = torch.full_like(scores, float("-inf"))
+        left[:, tokens] = scores[:, tokens]
+        return left
 
 
 class _Recorder:

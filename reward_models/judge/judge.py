@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from portraitkit.errors import ConfigError
-from preference_data.brief_contract import read_brief
+from preference_data.brief_contract import every_digit, read_brief
 from preference_data.contract import Answer, Unreadable, read_answer, verdicts_in_files
 from preference_data.schema import DIMENSIONS
 from preference_data.verdict import ORDERS, Order, Verdict, in_order
@@ -255,4 +255,5 @@ def load_judge(source: str, *, device: str = "cpu", dtype: str | None = None, ba
     from reward_models.judge.transformers_backend import TransformersBackend
 
     settings = read_settings(Path(source_of(name))) or JudgeSettings(model=name)
-    return Judge(TransformersBackend.load(name, device=device, dtype=dtype, batch_size=batch_size), settings)
+    form = every_digit() if settings.form == "brief" else ()  # a judge that answers in short cannot break its form
+    return Judge(TransformersBackend.load(name, device=device, dtype=dtype, batch_size=batch_size, form=form), settings)

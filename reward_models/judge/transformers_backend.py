@@ -23,13 +23,16 @@ class TransformersBackend:
         processor: padding on the left.
         name: of the model, as it is reported.
         batch_size: questions answered at once.
+        form: answers that may not be departed from but in their choices; see `portraitkit.vlm.generate.complete`.
     """
 
-    def __init__(self, model: Any, processor: Any, *, name: str, batch_size: int = 32) -> None:
-        self.model, self.processor, self.name, self.batch_size = model, processor, name, batch_size
+    def __init__(self, model: Any, processor: Any, *, name: str, batch_size: int = 32, form: Sequence[str] = ()) -> None:
+        self.model, self.processor, self.name, self.batch_size, self.form = model, processor, name, batch_size, form
 
     @classmethod
-    def load(cls, source: str, *, device: str = "cpu", dtype: str | None = None, batch_size: int = 32) -> "TransformersBackend":
+    def load(
+        cls, source: str, *, device: str = "cpu", dtype: str | None = None, batch_size: int = 32, form: Sequence[str] = ()
+    ) -> "TransformersBackend":
         """The embedded judge, a folder or a hub id; a folder with a LoRA is loaded onto the base that it names.
 
         Args:
@@ -37,6 +40,7 @@ class TransformersBackend:
             device: as torch names it.
             dtype: float32 or bfloat16; bfloat16 where the device is not the CPU, if not given.
             batch_size: questions answered at once.
+            form: of the answers.
 
         Raises:
             WeightsError: nothing can be loaded from there.
@@ -55,7 +59,7 @@ class TransformersBackend:
                 model = PeftModel.from_pretrained(model, source).merge_and_unload().eval()
             except (OSError, ValueError, RuntimeError) as error:
                 raise WeightsError(f"judge {source}: its LoRA does not fit {base} ({str(error).splitlines()[0]}); check both") from error
-        return cls(model, processor, name=source, batch_size=batch_size)
+        return cls(model, processor, name=source, batch_size=batch_size, form=form)
 
     def ask(self, prompt: str, shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Said]:
         """See `judge_backend.Backend`."""
@@ -70,6 +74,7 @@ class TransformersBackend:
                 max_tokens=max_tokens,
                 batch_size=self.batch_size,
                 watch=tuple(DIGITS),
+                form=self.form,
             )
             for place, (answer,) in zip(places, answers, strict=True):
                 said[place] = Said(answer.text, "", answer.choices, answer.cut, (answer.asked, answer.tokens))

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_judge import write_tiny_judge
 
 from portraitkit.errors import ConfigError, WeightsError
 from portraitkit.scripted_endpoint import ScriptedEndpoint
 from portraitkit.vlm.generate import complete
 from portraitkit.vlm.rows import Row
-from preference_data.brief_contract import write_brief
+from preference_data.brief_contract import read_brief, write_brief
 from preference_data.contract import Answer, Unreadable, write_answer
 from preference_data.schema import DIMENSIONS
 from reward_models.judge.backend import Said, read_certainty
@@ -215,6 +216,15 @@ def test_the_tiny_judge_answers_alike_alone_and_in_a_batch(judge_folder):
     assert not float(together[1].scores["texture"][0]).is_integer()
     (mirrored,) = judge.judge([Comparison(photo, tones[1], tones[0])])
     assert mirrored.probability == pytest.approx(1 - together[1].probability, abs=1e-4)
+
+
+def test_a_judge_that_answers_in_short_cannot_break_its_form(tmp_path):
+    judge = load_judge(str(write_tiny_judge(tmp_path / "untaught", steps=0)))
+    photo = torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(0))
+    free = judge.backend.model, judge.backend.processor, judge.settings.prompt, [Row((photo, photo), None, "", {})]
+    assert isinstance(read_brief(complete(*free, max_tokens=40)[0][0].text), Unreadable)
+    (one,) = judge.judge([Comparison(photo, photo * 0.9, photo * 0.8)])
+    assert isinstance(one, Judgement) and judge.counts.unreadable == 0
 
 
 def test_the_tower_reads_each_picture_once(judge_folder):
