@@ -22,7 +22,7 @@ def _align(argv: list[str]) -> int:
 
     config = load_config(RetoucherConfig, argv, prog="align-retoucher", revise=revise_recipe)
     if config.dry_run:
-        from policies.retoucher.planning.dry_run import dry_run
+        from policies.retoucher.dry_run import dry_run
 
         return dry_run(config)
     if config.ablate:

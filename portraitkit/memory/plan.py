@@ -1,7 +1,7 @@
 """The arithmetic of a training run's memory on one device, and the search for settings that make it fit.
 
-What a model's own code allocates is not guessed here: `portraitkit.memory.trace` runs it on the meta device. This file adds what stands
-beside it (gradients, optimiser states, shards of them), and says what to change when the sum is too large.
+What a model allocates is not guessed: `portraitkit.memory.trace` runs its own code on the meta device. This file adds what stands beside
+it (gradients, optimiser states, shards of them), and says what to change when the sum is too large.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,29 +18,26 @@ FRAGMENTS = 0.05
 NF4 = 0.5 + 4 / 64
 """Bytes of a value in NF4: 4 bits, and a float32 scale for each 64 values (bitsandbytes without double quantisation)."""
 EIGHT_BIT_FROM, EIGHT_BIT_BLOCK = 4096, 256
-"""bitsandbytes keeps states of smaller tensors in float32; the others have a float32 scale for each block."""
+"""bitsandbytes keeps the states of smaller tensors in float32; larger ones have a float32 scale for each block."""
 Config = TypeVar("Config")
-Sharding = Literal["none", "zero2", "zero3", "fsdp2"]
-"""fsdp2 is the retoucher's; zero2 and zero3 are those of the vision-language models' trainers."""
 
 
 @dataclass(frozen=True)
 class Shards:
     """How a run is split over devices."""
 
-    kind: Sharding = "none"
-    """zero2: gradients and optimiser states are split; zero3 and fsdp2: the weights, too; none: each device holds all."""
+    kind: Literal["none", "zero2", "zero3", "fsdp2"] = "none"
+    """zero2 splits gradients and optimiser states; zero3 (DeepSpeed) and fsdp2 (the retoucher's base) split the weights, too."""
     devices: int = 1
-    """That take part."""
 
     @property
     def of_state(self) -> int:
-        """Parts that gradients and optimiser states are split into."""
+        """Shards of gradients and optimiser states."""
         return 1 if self.kind == "none" else self.devices
 
     @property
     def of_weights(self) -> int:
-        """Parts that weights are split into."""
+        """Shards of the weights."""
         return self.devices if self.kind in ("zero3", "fsdp2") else 1
 
 
@@ -57,20 +54,22 @@ class Trained:
 
     @property
     def size(self) -> int:
-        """Their bytes, which those of their gradients equal."""
+        """Bytes of the tensors, and as many again of their gradients."""
         return sum(values * width for values, width in self.tensors)
 
     @property
     def largest(self) -> int:
-        """Bytes of the largest."""
+        """Bytes of the largest tensor."""
         return max((values * width for values, width in self.tensors), default=0)
 
     def states(self, optimizer: str, shards: Shards) -> int:
-        """Bytes of AdamW's two moments on one device, and of DeepSpeed's float32 copy of bf16 weights.
+        """Bytes of the optimiser's states on one device.
+
+        ZeRO keeps both moments, and a copy of bf16 weights, in float32; FSDP2 and a plain run keep moments in the weights' type.
 
         Args:
             optimizer: adamw or adamw_8bit.
-            shards: how the run is split. ZeRO keeps moments and a copy in float32; FSDP2 and a plain run keep the weights' type.
+            shards: how the run is split.
         """
         if shards.kind in ("zero2", "zero3"):
             return sum(values * (8 + 4 * (width < 4)) for values, width in self.tensors) // shards.devices
@@ -88,13 +87,13 @@ class Memory:
     """Bytes on one device."""
 
     parameters: int
-    """All of the model that is trained."""
+    """Values of the whole model."""
     trained: int
-    """Of them (or beside them, a LoRA's)."""
+    """Values that are trained: some of the parameters, or a LoRA beside them."""
     held: Mapping[str, int]
     """What stays all the time, by name."""
     phases: Mapping[str, int]
-    """What comes on top while each part of a training step runs; one runs at a time."""
+    """What comes on top in each phase of a training step; one runs at a time."""
     gpu: bool = True
     """Whether the device has a context and an allocator of its own."""
     notes: Mapping[str, str] = field(default_factory=dict)
@@ -132,28 +131,38 @@ class Memory:
         ]
 
 
+def print_table(command: str, lines: Iterable[tuple[str, str]]) -> None:
+    """Print the (name, value) lines of a plan."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "planned", title=f"{command}, not started", title_justify="left")
+    for line in lines:
+        table.add_row(*line)
+    Console().print(table)
+
+
 @dataclass(frozen=True)
 class Change(Generic[Config]):
     """One change of a run that saves memory."""
 
     words: str
-    """Its name."""
     apply: Callable[[Config], Config | None]
-    """The changed configuration; None where it changes nothing."""
+    """The changed configuration; None where nothing would change."""
     more_devices: bool = False
-    """It asks for more devices: tried only where nothing else helps."""
+    """Whether it asks for more devices: tried only where nothing else helps."""
 
 
 def check_fits(
     config: Config, memory: Memory, limit: int | None, changes: Sequence[Change[Config]], plan: Callable[[Config], Memory]
 ) -> None:
-    """Refuse a run that cannot fit, with what makes it fit: one change if one does, else some together, none of them needless.
+    """Refuse a run that cannot fit, with what makes it fit: the first change that does so alone, else the fewest together.
 
     Args:
-        config: of the run.
+        config: the run.
         memory: its plan.
-        limit: bytes of the device; None: not known, nothing is refused.
-        changes: in the order in which they are to be tried, the least painful first.
+        limit: bytes of the device; None: unknown, nothing is refused.
+        changes: the least painful first.
         plan: plans a changed run.
 
     Raises:
@@ -162,10 +171,47 @@ def check_fits(
     if limit is None or memory.peak <= limit:
         return
     problem = f"--device-memory: the run needs {human(memory.peak)} on a device (while: {memory.at_peak}), which has {human(limit)}"
-    found, best = _fitting(config, limit, changes, plan)
-    if found is None:
-        raise ConfigError(f"{problem}; no change that is known here makes it fit: with all of them it needs {human(best)}")
-    raise ConfigError(f"{problem}; {typed(config, _changed(config, found))} makes it fit: {human(best)}")
+    useful = [change for change in changes if change.apply(config) is not None]
+    same_devices, more_devices = ([change for change in useful if change.more_devices is more] for more in (False, True))
+    smallest = memory.peak
+    for candidates in [same_devices, [*more_devices, *same_devices]] if more_devices else [same_devices]:
+        chosen, peak = _choose(config, candidates, limit, plan)
+        if peak <= limit:
+            raise ConfigError(f"{problem}; {typed(config, _with(config, chosen))} makes it fit: {human(peak)}")
+        smallest = min(smallest, peak)
+    raise ConfigError(f"{problem}; no change that is known here makes it fit: with all of them it needs {human(smallest)}")
+
+
+def _choose(
+    config: Config, changes: Sequence[Change[Config]], limit: int, plan: Callable[[Config], Memory]
+) -> tuple[list[Change[Config]], int]:
+    """The first change that fits, else as many in their order as it takes, without needless ones; and the peak with them."""
+
+    def peak(chosen: Iterable[Change[Config]]) -> int:
+        return plan(_with(config, chosen)).peak
+
+    for change in changes:
+        if (size := peak([change])) <= limit:
+            return [change], size
+    chosen: list[Change[Config]] = []
+    best = peak([])
+    for change in changes:
+        size = peak([*chosen, change])
+        if size <= best:  # what saves nothing yet may, once a larger phase has shrunk
+            chosen, best = [*chosen, change], size
+        if best <= limit:
+            break
+    for change in chosen[-2::-1] if best <= limit else ():
+        fewer = [kept for kept in chosen if kept is not change]
+        if (size := peak(fewer)) <= limit:
+            chosen, best = fewer, size
+    return chosen, best
+
+
+def _with(config: Config, changes: Iterable[Change[Config]]) -> Config:
+    for change in changes:
+        config = change.apply(config) or config
+    return config
 
 
 def typed(before: Any, after: Any) -> str:
@@ -177,59 +223,8 @@ def typed(before: Any, after: Any) -> str:
     return " ".join(words)
 
 
-def _changed(config: Config, chosen: Iterable[Change[Config]]) -> Config:
-    for change in chosen:
-        config = change.apply(config) or config
-    return config
-
-
-def _fitting(
-    config: Config, limit: int, changes: Sequence[Change[Config]], plan: Callable[[Config], Memory]
-) -> tuple[list[Change[Config]] | None, int]:
-    """The changes that fit and the bytes then; None and the fewest bytes reached."""
-
-    def peak(chosen: Iterable[Change[Config]]) -> int:
-        return plan(_changed(config, chosen)).peak
-
-    best = plan(config).peak
-    able = [change for change in changes if change.apply(config) is not None]
-    here, beyond = ([change for change in able if change.more_devices is more] for more in (False, True))
-    for some in (here, [*beyond, *here]) if beyond else (here,):
-        for change in some:
-            if (now := peak([change])) <= limit:
-                return [change], now
-        chosen, now = _together(some, peak, limit, plan(config).peak)
-        if now <= limit:
-            return chosen, now
-        best = min(best, now)
-    return None, best
-
-
-def _together(
-    changes: Sequence[Change[Config]], peak: Callable[[Sequence[Change[Config]]], int], limit: int, start: int
-) -> tuple[list[Change[Config]], int]:
-    """Changes that save together, in their order until it fits, without those that it fits without; and the bytes then."""
-    chosen: list[Change[Config]] = []
-    best = start
-    for change in changes:
-        now = peak([*chosen, change])
-        if now <= best:  # what saves nothing yet may, once a larger phase has shrunk
-            chosen, best = [*chosen, change], now
-        if best <= limit:
-            break
-    for change in chosen[-2::-1] if best <= limit else ():
-        if (now := peak(fewer := [kept for kept in chosen if kept is not change])) <= limit:
-            chosen, best = fewer, now
-    return chosen, best
-
-
 def device_limit(device_memory: float | None, device: str) -> int | None:
-    """Bytes of the device to plan for: as given, or those of the GPU that is here.
-
-    Args:
-        device_memory: in GiB, or None.
-        device: of the run.
-    """
+    """Bytes of the device to plan for: `device_memory` in GiB, or those of the GPU that is here, or None."""
     if device_memory is not None:
         return int(device_memory * GIB)
     import torch

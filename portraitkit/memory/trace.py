@@ -99,7 +99,7 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     if enable_gqa:
-        key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
+        key, value = (heads.repeat_interleave(query.shape[1] // heads.shape[1], 1) for heads in (key, value))
     if attn_mask is not None:  # fused kernels take a mask of numbers
         attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device="meta")
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -108,24 +108,35 @@ def _attention(
 
 @contextmanager
 def tracing(held: Iterable[Tensor] = ()) -> Iterator[LiveBytes]:
-    """Count a computation on the meta device.
-
-    Args:
-        held: tensors that are alive all the while: the model.
-    """
+    """Count a computation on the meta device, in which the `held` tensors (the model) are alive all the while."""
     with fused_attention(), LiveBytes(held, ("meta",)) as live:
         yield live
 
 
+def added_bytes(held: Sequence[Tensor], compute: Callable[[], Any], *networks: nn.Module) -> int:
+    """Most bytes that a computation on the meta device adds to the tensors that are held.
+
+    Args:
+        held: the model, and gradients that are there already.
+        compute: its result is alive at the end.
+        networks: whose deep stacks of blocks are not run whole, see `by_depth`.
+    """
+
+    def once() -> int:
+        with tracing(held) as live:
+            before = live.now
+            result = compute()
+        del result
+        return live.peak - before
+
+    return by_depth([stack for network in networks for stack in stacks_of(network)], once)
+
+
 def by_depth(stacks: Sequence[nn.ModuleList], measure: Callable[[], int]) -> int:
-    """A measurement of a model with deep stacks of equal blocks, from the same one with 2 and 3 blocks.
+    """What `measure` gives for a model with deep stacks of equal blocks, from measurements with 2 and 3 blocks a stack.
 
     What a pass holds at its peak grows by the same bytes with each block: what the block keeps for the backward (with checkpointing, its
     input). Stacks of at most `SHALLOW` blocks are measured as they are.
-
-    Args:
-        stacks: a model's.
-        measure: bytes, of the model as it is at the time of the call.
     """
     deep = [stack for stack in stacks if len(stack) > SHALLOW]
     depths = [len(stack) for stack in deep]
@@ -149,13 +160,13 @@ def by_depth(stacks: Sequence[nn.ModuleList], measure: Callable[[], int]) -> int
 
 def stacks_of(module: nn.Module) -> list[nn.ModuleList]:
     """The outermost stacks of blocks of one class in a model."""
-    found: list[nn.ModuleList] = []
+    stacks: list[nn.ModuleList] = []
     inside: set[int] = set()
-    for part in module.modules():
-        if isinstance(part, nn.ModuleList) and id(part) not in inside and len({type(block) for block in part}) == 1:
-            found.append(part)
-            inside |= {id(below) for below in part.modules()}
-    return found
+    for child in module.modules():
+        if isinstance(child, nn.ModuleList) and id(child) not in inside and len({type(block) for block in child}) == 1:
+            stacks.append(child)
+            inside |= {id(below) for below in child.modules()}
+    return stacks
 
 
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:

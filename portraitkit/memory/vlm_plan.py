@@ -1,19 +1,17 @@
 """The plan of a training run for `--dry-run`: devices, memory, steps, tokens, without weights and without training."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from portraitkit.memory.plan import Change, Memory, Shards, check_fits, device_limit
-from portraitkit.memory.vlm_trace import Facts, Load, Made, facts, read_bytes, update_bytes
+from portraitkit.memory.plan import Change, Memory, Shards, check_fits, device_limit, print_table
+from portraitkit.memory.vlm_trace import Load, ModelSizes, ModelSpec, generation_bytes, model_sizes, read_bytes, update_bytes
 from portraitkit.vlm.model import be_quiet
-from portraitkit.vlm.trainer_arguments import batch_of, deepspeed_file, lora_arguments, parse_extra, taken
+from portraitkit.vlm.trainer_arguments import batch_of, deepspeed_file, grpo_values, lora_arguments, parse_extra, sft_values, taken
 from portraitkit.vlm.trainer_options import TrainerOptions
 
 PICTURE_PIXELS, WORDS = 1280 * 784, 300
@@ -23,7 +21,7 @@ EMBEDDED_TOKENS, EMBEDDED_WORDS = 64, 40
 
 
 class Planner:
-    """Plans runs of one command; settings that differ in what is trained share its facts.
+    """Plans runs of one command; settings that differ in what is trained share its sizes.
 
     Args:
         model: embedded, a folder or a hub id.
@@ -31,7 +29,7 @@ class Planner:
         pictures: shown in a row.
         picture_tokens: of one picture; None: 64 with the embedded model, else by pixels.
         words: tokens of the prompt's text; None: assumed.
-        rows: to train on; None: not known before the data are read.
+        rows: to train on; None: unknown before the data are read.
         lora: whether a LoRA may be proposed where all weights are trained.
     """
 
@@ -49,11 +47,11 @@ class Planner:
         self.model, self.stages, self.pictures = model, stages, pictures
         self.picture_tokens, self.words, self.rows, self.lora = picture_tokens, words, rows, lora
 
-    def made(self, options: TrainerOptions) -> Made:
+    def spec(self, options: TrainerOptions) -> ModelSpec:
         """How the model is trained."""
         lora = (options.rank, options.lora_alpha, options.lora_dropout, tuple(options.lora_targets)) if options.rank else None
         last_norm = options.last_norm and set(self.stages) == {"grpo"}
-        return Made(
+        return ModelSpec(
             self.model,
             options.dtype,
             lora,
@@ -65,16 +63,16 @@ class Planner:
 
     def load(self, options: TrainerOptions, rows: int) -> Load:
         """What a pass of so many rows is given."""
-        own = self.model == "embedded"
+        embedded = self.model == "embedded"
         if self.picture_tokens is not None:
             tokens = self.picture_tokens
-        elif own:
+        elif embedded:
             tokens = EMBEDDED_TOKENS
         else:
-            known = facts(self.made(options))
+            sizes = model_sizes(self.spec(options))
             largest = options.max_pixels or min(_largest_picture(self.model) or PICTURE_PIXELS, PICTURE_PIXELS)
-            tokens = max(1, largest // (known.token_side**2 if known else 28 * 28))
-        words = self.words if self.words is not None else EMBEDDED_WORDS if own else WORDS
+            tokens = max(1, largest // (sizes.token_side**2 if sizes else 28 * 28))
+        words = self.words if self.words is not None else EMBEDDED_WORDS if embedded else WORDS
         return Load(rows, self.pictures, tokens, words, options.max_tokens)
 
     def batch(self, options: TrainerOptions) -> list[tuple[str, str]]:
@@ -83,63 +81,56 @@ class Planner:
 
     def memory(self, options: TrainerOptions) -> Memory | None:
         """What one device holds and needs; None where the model's architecture is not known."""
-        made = self.made(options)
-        known = facts(made)
-        if known is None:
-            return None
-        return _memory(self, options, made, known)
+        spec = self.spec(options)
+        sizes = model_sizes(spec)
+        return None if sizes is None else _memory(self, options, spec, sizes)
 
 
-def _memory(planner: Planner, options: TrainerOptions, made: Made, known: Facts) -> Memory:
-    shards = Shards(_stage(options), options.plan_devices)
-    trained, batch = known.trained, batch_of(options)
+def _memory(planner: Planner, options: TrainerOptions, spec: ModelSpec, sizes: ModelSizes) -> Memory:
+    from trl import GRPOConfig
+
+    shards = _shards(options)
+    trained, batch = sizes.trained, batch_of(options)
     answers, at_once = batch.answers, batch.at_once
     generated, updated, imitated = (planner.load(options, rows) for rows in (answers, at_once, options.sft_batch))
-    extra = parse_extra(options.trl, _grpo_config())
+    extra = parse_extra(options.trl, GRPOConfig)
     vllm = extra.get("vllm_mode", "server") if extra.get("use_vllm") else None
     share = float(extra.get("vllm_gpu_memory_utilization", 0.3)) if vllm == "colocate" else 0.0
     limit = device_limit(options.device_memory, options.device)
-    gathered = 2 * known.largest_block if shards.of_weights > 1 else 0
-    reference = known.weights if options.beta > 0 and options.rank == 0 and "grpo" in planner.stages else 0
+    gathered = 2 * sizes.largest_block if shards.of_weights > 1 else 0
+    reference = sizes.weights if options.beta > 0 and options.rank == 0 and "grpo" in planner.stages else 0
     held = {
-        "weights": known.weights // shards.of_weights + gathered,
-        "LoRA": known.adapter // shards.of_weights,
+        "weights": sizes.weights // shards.of_weights + gathered,
+        "LoRA": sizes.adapter // shards.of_weights,
         "reference copy": reference // shards.of_weights,
         "optimiser states": trained.states("adamw", shards),
         "vLLM, colocated": int(share * (limit or 0)),
     }
     elsewhere = trained.size - trained.size // shards.of_state  # gradients that other devices keep
-    whole = known.weights - known.weights // shards.of_weights  # answers are generated with all weights on each device
+    whole = sizes.weights - sizes.weights // shards.of_weights  # answers are generated with all weights on each device
     phases: dict[str, int] = {}
 
     if {"sft", "reject"} & set(planner.stages):
-        phases[f"sft, {options.sft_batch} rows at once"] = update_bytes(made, imitated, accumulated=False) - elsewhere
+        phases[f"sft, {options.sft_batch} rows at once"] = update_bytes(spec, imitated, accumulated=False) - elsewhere
     if {"grpo", "reject"} & set(planner.stages) and vllm is None:
-        phases[f"generation, {answers} answers at once"] = whole + _generation(made, known, generated)
+        phases[f"generation, {answers} answers at once"] = whole + generation_bytes(spec, generated)
     if "grpo" in planner.stages:
-        pixels = 4 * known.values_per_token * generated.picture_tokens * generated.pictures * generated.rows
+        pixels = 4 * sizes.values_per_token * generated.picture_tokens * generated.pictures * generated.rows
         held["pictures of a step"] = pixels
         if reference:
-            phases["reference's log-probabilities"] = read_bytes(replace(made, lora=None), updated, scored=True)
-        phases[f"grpo update, {at_once} sequences at once"] = update_bytes(made, updated, accumulated=batch.parts > 1) - elsewhere
-    phases["evaluation, generation"] = whole + _generation(made, known, planner.load(options, options.generation_batch))
+            phases["reference's log-probabilities"] = read_bytes(replace(spec, lora=None), updated, scored=True)
+        phases[f"grpo update, {at_once} sequences at once"] = update_bytes(spec, updated, accumulated=batch.parts > 1) - elsewhere
+    phases["evaluation, generation"] = whole + generation_bytes(spec, planner.load(options, options.generation_batch))
     step = trained.size // shards.of_state
-    phases["optimiser step"] = step + (step if made.gpu else trained.largest)
+    phases["optimiser step"] = step + (step if spec.gpu else trained.largest)
     notes = {
         "gradients": f"{trained.size / shards.of_state / 2**20:.1f} MiB, within sft, update and optimiser step",
-        "activations, checkpointing": "on" if made.checkpointing else "off",
+        "activations, checkpointing": "on" if spec.checkpointing else "off",
         "attention": "fused (SDPA), no score matrix; head fused (TRL), no matrix of logits",
     }
     if shards.devices > 1 or shards.kind != "none":
         notes["split"] = f"{shards.kind} over {shards.devices} devices"
-    return Memory(known.parameters, trained.values, held, phases, made.gpu, notes)
-
-
-def _generation(made: Made, known: Facts, load: Load) -> int:
-    """The prompt is read at once; then keys and values grow to the whole length, one layer's old and new ones side by side."""
-    cache = known.cache_per_token * load.rows * load.length
-    words = 4 * load.rows * known.vocabulary
-    return max(read_bytes(replace(made, lora=None), load, scored=False), cache + cache // known.layers + 4 * words)
+    return Memory(sizes.parameters, trained.values, held, phases, spec.gpu, notes)
 
 
 def _largest_picture(model: str) -> int | None:
@@ -151,28 +142,17 @@ def _largest_picture(model: str) -> int | None:
     return None
 
 
-def _stage(options: TrainerOptions) -> Any:
-    """How DeepSpeed splits the run."""
+def _shards(options: TrainerOptions) -> Shards:
+    """How DeepSpeed splits the run; `--plan-sharding` counts where it does not run."""
     path = deepspeed_file(options.deepspeed)
     if path is None:
-        return options.plan_sharding
+        return Shards(options.plan_sharding, options.plan_devices)
     stage = json.loads(Path(path).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", 0)
-    return {2: "zero2", 3: "zero3"}.get(stage, "none")
-
-
-def _grpo_config() -> type:
-    from trl import GRPOConfig
-
-    return GRPOConfig
+    return Shards("zero2" if stage == 2 else "zero3" if stage == 3 else "none", options.plan_devices)
 
 
 def plan(options: TrainerOptions, planner: Planner) -> list[tuple[str, str]]:
-    """(name, value) lines of the plan.
-
-    Args:
-        options: of the trainers.
-        planner: of the command.
-    """
+    """(name, value) lines of the plan."""
     be_quiet()
     load = planner.load(options, batch_of(options).at_once)
     lines = [
@@ -193,16 +173,18 @@ def refuse_if_too_large(options: TrainerOptions, planner: Planner) -> None:
     Raises:
         ConfigError: with the change that makes it fit.
     """
-    memory = planner.memory(options)
-    if memory is not None:
+
+    def memory_of(changed: TrainerOptions) -> Memory:
+        memory = planner.memory(changed)
+        assert memory is not None
+        return memory
+
+    if (memory := planner.memory(options)) is not None:
         limit = device_limit(options.device_memory, options.device)
-        check_fits(options, memory, limit, changes(options, lora=planner.lora), lambda changed: _known(planner, changed))
+        check_fits(options, memory, limit, changes(options, lora=planner.lora), memory_of)
 
 
-def _known(planner: Planner, options: TrainerOptions) -> Memory:
-    memory = planner.memory(options)
-    assert memory is not None
-    return memory
+Apply = Callable[[TrainerOptions], TrainerOptions | None]
 
 
 def _parts(options: TrainerOptions) -> TrainerOptions | None:
@@ -214,7 +196,7 @@ def _lora(options: TrainerOptions) -> TrainerOptions | None:
     return replace(options, rank=64, lora_alpha=128) if options.rank == 0 and not options.last_norm else None
 
 
-def _at_most(name: str, value: int) -> Any:
+def _at_most(name: str, value: int) -> Apply:
     def apply(options: TrainerOptions) -> TrainerOptions | None:
         now = getattr(options, name)
         return replace(options, **{name: value}) if now is None or now > value else None
@@ -222,7 +204,7 @@ def _at_most(name: str, value: int) -> Any:
     return apply
 
 
-def _fewer(name: str, value: int) -> Any:
+def _fewer(name: str, value: int) -> Apply:
     """Fewer answers in an update, in parts that are no larger than they were."""
 
     def apply(options: TrainerOptions) -> TrainerOptions | None:
@@ -266,25 +248,30 @@ def changes(options: TrainerOptions, *, lora: bool = True) -> tuple[Change[Any],
     )
 
 
-def print_plan(title: str, lines: Sequence[tuple[str, str]], arguments: Mapping[str, Mapping[str, Any]], options: TrainerOptions) -> None:
-    """Print a plan and the exact arguments.
+def print_plan(
+    title: str, lines: Sequence[tuple[str, str]], options: TrainerOptions, stages: Sequence[str], *, sft_folder: str, grpo_folder: str
+) -> None:
+    """Print a plan, and the exact arguments that TRL and peft would get, as JSON.
 
     Args:
         title: the command.
         lines: from `plan`.
-        arguments: class -> arguments, as JSON takes them.
         options: of the trainers.
+        stages: of the run.
+        sft_folder: where sft and reject keep their checkpoints.
+        grpo_folder: where grpo does.
     """
+    from rich.console import Console
+
+    arguments = {}
+    if {"sft", "reject"} & set(stages):
+        arguments["trl.SFTConfig"] = sft_values(options, sft_folder)
+    if "grpo" in stages:
+        arguments["trl.GRPOConfig"] = grpo_values(options, grpo_folder)
+    if (lora := lora_arguments(options)) is not None:
+        arguments["peft.LoraConfig"] = {"r": lora.r, "lora_alpha": lora.lora_alpha, "target_modules": sorted(lora.target_modules)}
+    print_table(title, lines)
     console = Console()
-    table = Table(title=f"{title}, not started", title_justify="left")
-    table.add_column("")
-    table.add_column("planned")
-    for name, value in lines:
-        table.add_row(name, value)
-    console.print(table)
     for name, values in arguments.items():
         console.print(name, highlight=False)
         console.print_json(json.dumps(values, default=str))
-    if (lora := lora_arguments(options)) is not None:
-        console.print("peft.LoraConfig", highlight=False)
-        console.print_json(json.dumps({"r": lora.r, "lora_alpha": lora.lora_alpha, "target_modules": sorted(lora.target_modules)}))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from portraitkit.memory.plan import Trained
-from portraitkit.memory.trace import SHALLOW, by_depth, size_of, stacks_of, tensors_of, tracing
+from portraitkit.memory.trace import SHALLOW, added_bytes, by_depth, size_of, stacks_of, tensors_of, tracing
 from portraitkit.vlm.model import DTYPES, meta_model, train_last_norm, vision_tower
 
 HEAD_TOKENS, HEAD_WORDS = 4096, 32768
@@ -45,7 +45,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Made:
+class ModelSpec:
     """How the model is trained; with `Load`, all that a trace depends on."""
 
     source: str
@@ -61,7 +61,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelSizes:
     """Sizes that no computation is needed for."""
 
     parameters: int
@@ -81,21 +81,21 @@ class Facts:
 
 
 @lru_cache(maxsize=8)
-def facts(made: Made) -> Facts | None:
+def model_sizes(spec: ModelSpec) -> ModelSizes | None:
     """Sizes of a model; None where its architecture is not known."""
-    model = meta_model(made.source)
+    model = meta_model(spec.source)
     if model is None:
         return None
-    model = model.to(DTYPES[made.dtype])
+    model = model.to(DTYPES[spec.dtype])
     parameters, weights = sum(p.numel() for p in model.parameters()), size_of(tensors_of(model))
     blocks = [size_of(tensors_of(module)) for module in model.modules() if type(module).__name__.endswith(("DecoderLayer", "Block"))]
     text, width = model.config.get_text_config(), next(model.parameters()).element_size()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     vision = model.config.vision_config
     side = vision.patch_size * getattr(vision, "spatial_merge_size", 1)
-    whole, trained = _trainable(model, made)
+    whole, trained = _trainable(model, spec)
     adapter = size_of(p for name, p in whole.named_parameters() if "lora_" in name)
-    return Facts(
+    return ModelSizes(
         parameters,
         weights,
         Trained(tuple((p.numel(), p.element_size()) for p in trained)),
@@ -110,15 +110,15 @@ def facts(made: Made) -> Facts | None:
 
 
 @lru_cache(maxsize=32)
-def update_bytes(made: Made, load: Load, *, accumulated: bool) -> int:
+def update_bytes(spec: ModelSpec, load: Load, *, accumulated: bool) -> int:
     """Bytes that a forward and backward add to the model, gradients included.
 
     Args:
-        made: the model.
+        spec: the model.
         load: its input.
         accumulated: gradients of earlier parts of the batch are there when it begins.
     """
-    model, base, trained, size = _ready(made)
+    model, base, trained, size = _ready(spec)
     stacks = stacks_of(base)
     exact = all(len(stack) <= SHALLOW for stack in stacks)
     dropped = [] if exact else [p for stack in stacks for p in stack.parameters() if p.requires_grad]
@@ -136,8 +136,8 @@ def update_bytes(made: Made, load: Load, *, accumulated: bool) -> int:
                 if gradient is not None:
                     live.see(gradient)
             hidden = hidden_states(base, load)[:, :-1]
-            scored = hidden[:, -load.answer :] if made.gpu else hidden
-            score = _FusedHead.apply(scored.reshape(-1, hidden.shape[-1]), base.lm_head.weight, made.gpu)
+            scored = hidden[:, -load.answer :] if spec.gpu else hidden
+            score = _FusedHead.apply(scored.reshape(-1, hidden.shape[-1]), base.lm_head.weight, spec.gpu)
             score.sum().backward()
         measured.append(live.peak - before)
         return measured[-1]
@@ -151,16 +151,16 @@ def update_bytes(made: Made, load: Load, *, accumulated: bool) -> int:
 
 
 @lru_cache(maxsize=2)
-def _ready(made: Made) -> tuple[Any, Any, list[Tensor], int]:
+def _ready(spec: ModelSpec) -> tuple[Any, Any, list[Tensor], int]:
     """The model as it is trained, the same without peft's wrapper, what is trained, and the bytes of that and of its gradients."""
-    model, trained = _trainable(_fresh(made.source, made.dtype), made)
+    model, trained = _trainable(_fresh(spec.source, spec.dtype), spec)
     size = size_of(trained)
-    base = model.get_base_model() if made.lora is not None else model
-    if made.gpu and made.dtype == "bfloat16" and made.lora is not None:
+    base = model.get_base_model() if spec.lora is not None else model
+    if spec.gpu and spec.dtype == "bfloat16" and spec.lora is not None:
         for parameter in trained:  # under autocast, their inputs and products are in bfloat16
             parameter.data = parameter.data.bfloat16()
     base.train()
-    if made.checkpointing:
+    if spec.checkpointing:
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable  # the old name before 5.20
         enable({"use_reentrant": False})
     return model, base, trained, size
@@ -171,52 +171,60 @@ def _drop(parameter: Tensor) -> None:
 
 
 @lru_cache(maxsize=32)
-def read_bytes(made: Made, load: Load, *, scored: bool) -> int:
+def read_bytes(spec: ModelSpec, load: Load, *, scored: bool) -> int:
     """Bytes that a forward without gradients adds.
 
+    Rows beyond `EXACT_ROWS` are not run: without gradients all that is alive grows with the rows, so that they are extended like the depth.
+
     Args:
-        made: the model.
+        spec: the model.
         load: its input.
         scored: for the log-probabilities of answers; if not, to begin an answer, with keys and values kept.
-
-    Rows beyond `EXACT_ROWS` are not run: without gradients all that is alive grows with the rows, so that they are extended like the depth.
     """
     if load.rows > EXACT_ROWS:
-        few, more = (read_bytes(made, replace(load, rows=rows), scored=scored) for rows in (EXACT_ROWS // 2, EXACT_ROWS))
+        few, more = (read_bytes(spec, replace(load, rows=rows), scored=scored) for rows in (EXACT_ROWS // 2, EXACT_ROWS))
         return more + (more - few) * (load.rows - EXACT_ROWS) // (EXACT_ROWS - EXACT_ROWS // 2)
-    model = _to_read(made.source, made.dtype)
+    model = _without_lora(spec.source, spec.dtype)
 
-    def once() -> int:
-        with torch.no_grad(), tracing(tensors_of(model)) as live:
-            before = live.now
-            hidden = hidden_states(model, load, cache=not scored)
-            if scored:
-                _FusedHead.apply(hidden[:, -load.answer :].reshape(-1, hidden.shape[-1]), model.lm_head.weight, made.gpu)
-        return live.peak - before
+    def read() -> Tensor:
+        hidden = hidden_states(model, load, cache=not scored)
+        if scored:
+            _FusedHead.apply(hidden[:, -load.answer :].reshape(-1, hidden.shape[-1]), model.lm_head.weight, spec.gpu)
+        return hidden
 
-    return by_depth(stacks_of(model), once)
+    with torch.no_grad():
+        return added_bytes(list(tensors_of(model)), read, model)
+
+
+def generation_bytes(spec: ModelSpec, load: Load) -> int:
+    """Bytes that answers of a batch add: the prompt is read at once, then keys and values grow, a layer's old and new ones side by side."""
+    sizes = model_sizes(spec)
+    assert sizes is not None
+    cache = sizes.cache_per_token * load.rows * load.length
+    logits = 16 * load.rows * sizes.vocabulary
+    return max(read_bytes(replace(spec, lora=None), load, scored=False), cache + cache // sizes.layers + logits)
+
+
+@lru_cache(maxsize=2)
+def _without_lora(source: str, dtype: str) -> Any:
+    return _fresh(source, dtype)
 
 
 def _fresh(source: str, dtype: str) -> Any:
     return meta_model(source).to(DTYPES[dtype])
 
 
-@lru_cache(maxsize=2)
-def _to_read(source: str, dtype: str) -> Any:
-    return _fresh(source, dtype)
-
-
-def _trainable(model: Any, made: Made) -> tuple[Any, list[Tensor]]:
-    if made.freeze_vision:
+def _trainable(model: Any, spec: ModelSpec) -> tuple[Any, list[Tensor]]:
+    if spec.freeze_vision:
         vision_tower(model).requires_grad_(False)
-    if made.lora is not None:
+    if spec.lora is not None:
         from peft import LoraConfig, get_peft_model
 
-        rank, alpha, dropout, targets = made.lora
+        rank, alpha, dropout, targets = spec.lora
         exclude = r".*(visual|vision_tower|vision_model).*"
         settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), exclude_modules=exclude)
         model = get_peft_model(model, settings)
-    elif made.last_norm:
+    elif spec.last_norm:
         train_last_norm(model)
     return model, [p for p in model.parameters() if p.requires_grad]
 

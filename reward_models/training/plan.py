@@ -1,10 +1,8 @@
 """`train-reward-model --dry-run`: stages, devices, memory, TRL's exact arguments, without weights and without training."""
 
 from pathlib import Path
-from typing import Any
 
 from portraitkit.memory.vlm_plan import Planner, plan, print_plan, refuse_if_too_large
-from portraitkit.vlm.trainer_arguments import grpo_values, sft_values
 from reward_models.evaluation.public_pairs import benchmark_files
 from reward_models.judge.coherence import check_coherence
 from reward_models.judge.pairs import check_pairs
@@ -36,12 +34,8 @@ def dry_run(config: RewardModelConfig) -> int:
     ]
     if config.model == "embedded" and config.data == "embedded":
         lines.insert(1, ("time, estimated", f"{seconds(config) / 60:.0f} minutes on two idle cores"))
-    arguments: dict[str, dict[str, Any]] = {}
-    if {"sft", "reject"} & set(config.stages):
-        arguments["trl.SFTConfig"] = sft_values(config, f"{config.folder}/sft")
-    if "grpo" in config.stages:
-        arguments["trl.GRPOConfig"] = grpo_values(config, f"{config.folder}/grpo")
-    print_plan("train-reward-model", lines, arguments, config)
+    folder = config.folder
+    print_plan("train-reward-model", lines, config, config.stages, sft_folder=f"{folder}/sft", grpo_folder=f"{folder}/grpo")
     if config.benchmark != "none":
         benchmark_files(config.benchmark, Path(config.data))
     else:

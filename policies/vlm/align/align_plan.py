@@ -1,12 +1,10 @@
 """`align-vlm --dry-run`: devices, memory, steps, tokens and TRL's exact arguments, without weights and without training."""
 
 from pathlib import Path
-from typing import Any
 
 from policies.vlm.align.align_config import AlignVlmConfig
 from portraitkit.config import load_config, recipe_names
 from portraitkit.memory.vlm_plan import Planner, plan, print_plan, refuse_if_too_large
-from portraitkit.vlm.trainer_arguments import grpo_values, sft_values
 
 
 def dry_run(config: AlignVlmConfig) -> int:
@@ -15,17 +13,15 @@ def dry_run(config: AlignVlmConfig) -> int:
     Raises:
         ConfigError: the run cannot fit on the device; the message names the change that makes it fit.
     """
-    arguments: dict[str, dict[str, Any]] = {}
-    if "sft" in config.stages:
-        arguments["trl.SFTConfig"] = sft_values(config, f"{config.folder}/sft")
-    if "grpo" in config.stages:
-        arguments["trl.GRPOConfig"] = grpo_values(config, config.folder)
     maker = recipe_that_makes(config.model)
     made = [("model", f"{config.model}, which --config {maker[0]} makes from {maker[1]}")] if maker else []
     if config.data != "embedded" and not Path(config.data).is_dir():
         made.append(("data", f"{config.data}, which is not there yet"))
     planner = planner_of(config)
-    print_plan(f"align-vlm --task {config.task}", [*made, *plan(config, planner)], arguments, config)
+    lines = [*made, *plan(config, planner)]
+    print_plan(
+        f"align-vlm --task {config.task}", lines, config, config.stages, sft_folder=f"{config.folder}/sft", grpo_folder=config.folder
+    )
     refuse_if_too_large(config, planner)
     return 0
 

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from policies.retoucher.backbones.tiny import EMBEDDED
 from policies.retoucher.config import RetoucherConfig
+from policies.retoucher.dry_run import changes, plan_memory
 from policies.retoucher.model.architectures import parts_of, random_backbone, stand_in_condition
-from policies.retoucher.planning.dry_run import changes
-from policies.retoucher.planning.plan import plan_memory
 from policies.retoucher.rollout import Rollout
 from policies.retoucher.trainer import Trainer
 from policies.retoucher.training_photos import SyntheticSource

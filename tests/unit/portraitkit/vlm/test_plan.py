@@ -10,7 +10,7 @@ from portraitkit.errors import ConfigError
 from portraitkit.memory.plan import typed
 from portraitkit.memory.trace import LiveBytes, tensors_of
 from portraitkit.memory.vlm_plan import Planner, changes, plan, refuse_if_too_large
-from portraitkit.memory.vlm_trace import Made, facts, read_bytes
+from portraitkit.memory.vlm_trace import ModelSpec, model_sizes, read_bytes
 from portraitkit.vlm.model import be_quiet, load_model, load_processor, meta_model
 from portraitkit.vlm.shared_prefix import tower_once
 from portraitkit.vlm.tiny import build_model, build_processor
@@ -81,9 +81,9 @@ def test_the_plan_is_within_a_tenth_of_what_is_measured(folder, brightness, rows
     ("name", "parameters"), [("Qwen/Qwen2.5-VL-3B-Instruct", 3_754_622_976), ("Qwen/Qwen2.5-VL-7B-Instruct", 8_292_166_656)]
 )
 def test_published_models_have_their_published_sizes(name, parameters):
-    known = facts(Made(name, "bfloat16"))
+    known = model_sizes(ModelSpec(name, "bfloat16"))
     assert known is not None and known.parameters == parameters and known.weights == pytest.approx(2 * parameters, rel=1e-3)
-    rank = facts(Made(name, "bfloat16", (8, 16, 0.0, ("q_proj", "v_proj"))))
+    rank = model_sizes(ModelSpec(name, "bfloat16", (8, 16, 0.0, ("q_proj", "v_proj"))))
     assert rank is not None and 0 < rank.trained.values < parameters / 1000 and rank.adapter == rank.trained.size
 
 
@@ -147,7 +147,7 @@ def test_the_plan_says_what_all_devices_take_together(folder):
 @pytest.mark.parametrize("scored", [False, True])
 def test_many_rows_are_planned_as_if_they_were_run(folder, monkeypatch, scored):
     many = Planner(str(folder), ("grpo",), picture_tokens=64).load(OPTIONS, 20)
-    made = Made(str(folder), "float32", gpu=False)
+    made = ModelSpec(str(folder), "float32", gpu=False)
     extended = read_bytes(made, many, scored=scored)
     monkeypatch.setattr("portraitkit.memory.vlm_trace.EXACT_ROWS", 20)
     assert extended == pytest.approx(read_bytes.__wrapped__(made, many, scored=scored), rel=0.01)

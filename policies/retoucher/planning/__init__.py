@@ -1,1 +1,0 @@
-"""`align-retoucher --dry-run`: what a run needs on a device."""
