@@ -27,6 +27,7 @@ check: $(SETUP)
 bench: $(SETUP)
 	$(BIN)/python -m tools.bench.retoucher_speed
 	$(BIN)/python -m tools.bench.suite_speed
+	$(BIN)/python -m tools.bench.processors
 
 # Train the weights of the embedded models again, from their recipes (hours).
 embedded: $(SETUP)

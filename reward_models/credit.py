@@ -7,7 +7,7 @@ around the group, the combined reward is a sum over the picture's cells,
     R ~ sum_i dR/de_i sum_cells e_i(cell),    e_i = sum_cells e_i(cell),
 
 and a token answers for the cells within `LocalError.reach` of it; rewards without a place are credited to every token. What a
-token changes beyond that reach is left out: a bias, traded for variance (measured in docs/measurements.md).
+token changes beyond that reach is left out: a bias, traded for variance (measured in docs/measurements/retoucher.md).
 """
 
 import torch

@@ -159,7 +159,7 @@ class LocalError:
         map: candidates and photos to what each pixel adds to the error.
         curve: the summed error to the reward.
         reach: how many eighths of the picture's side away a change of the latent still moves this error, as measured on the embedded
-            retoucher (docs/measurements.md): credit is given that far.
+            retoucher (docs/measurements/retoucher.md): credit is given that far.
     """
 
     map: Callable[[Candidates, Photos], ErrorMap]

@@ -14,7 +14,7 @@ class GpuBenchConfig:
     """Measure what real sizes cost on a GPU, random weights: FLUX.1 Kontext by DPG and by all-step Flow-GRPO, Qwen2.5-VL-7B by GRPO."""
 
     output_dir: str = "runs/gpu-bench"
-    """Run folder: results.json, and results.md to be pasted into docs/measurements.md."""
+    """Run folder: results.json, and results.md to be pasted into docs/measurements/speed.md."""
     overwrite: bool = False
     """Replace the run that --output-dir holds."""
     tiny: bool = False

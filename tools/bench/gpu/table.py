@@ -61,7 +61,7 @@ def comparisons(rows: Sequence[Row]) -> list[str]:
 
 
 def markdown(title: str, command: str, rows: Sequence[Row], peak_flops: float | None) -> str:
-    """Ready to be pasted into docs/measurements.md."""
+    """Ready to be pasted into docs/measurements/speed.md."""
     head = ("model and size", *COLUMNS)
     body = [(f"{row.model}: {row.setting}", *cells(row, peak_flops)) for row in rows]
     lines = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *body)]
