@@ -2,7 +2,7 @@
 
 import importlib.util
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from portraitkit.errors import CheckpointError, ConfigError, TrainingStopped
+from portraitkit.errors import ConfigError
 from portraitkit.pictures.images import read_image, to_pil
 from portraitkit.runs.folder import RunFolder
 from portraitkit.runs.interrupt import Interruptible
@@ -110,48 +110,6 @@ def make_grpo_trainer(
         peft_config=lora,
     )
     return _quiet(trainer, frozen)
-
-
-def find_checkpoint(folder: Path, which: str | None) -> str | None:
-    """The checkpoint to go on from: `latest` is the newest that was written to its end.
-
-    Args:
-        folder: of the run.
-        which: a checkpoint's folder, latest, or None.
-
-    Raises:
-        CheckpointError: there is none, or it is incomplete.
-    """
-    if which is None:
-        return None
-    if which == "latest":
-        found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit() and _complete(path)]
-        if not found:
-            raise CheckpointError(f"{folder}: holds no complete checkpoint; leave --resume-from-checkpoint out and use --overwrite")
-        return str(max(found, key=lambda path: int(path.name.rpartition("-")[2])))
-    if not _complete(Path(which)):
-        raise CheckpointError(f"--resume-from-checkpoint {which}: no complete checkpoint; give a checkpoint-N folder or latest")
-    return which
-
-
-def check_finite(model: Any, state: Mapping[str, Any] | None = None) -> None:
-    """Refuse a model that training has destroyed.
-
-    Args:
-        model: whose parameters are looked at.
-        state: its weights by name, to be looked at instead, where the model holds a share of them only.
-
-    Raises:
-        TrainingStopped: a weight is not finite.
-    """
-    bad = [name for name, value in (model.named_parameters() if state is None else state.items()) if not bool(value.isfinite().all())]
-    if bad:
-        raise TrainingStopped(f"{bad[0]}: is not finite after training; nothing was saved, lower --learning-rate or raise --beta")
-
-
-def _complete(path: Path) -> bool:
-    """The trainer's state is what is written last; DeepSpeed keeps shares of the weights in a folder of its own."""
-    return (path / "trainer_state.json").is_file() and any(any(path.glob(name)) for name in ("*.safetensors", "global_step*"))
 
 
 def _dataset(rows: Sequence[Row], prompt: str | Sequence[str], limit: Limit | None, *, target: bool = False) -> Dataset:

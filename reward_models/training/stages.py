@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ import torch
 
 from portraitkit.files.atomic import write_text
 from portraitkit.files.jsonl import read_objects, write_lines
-from portraitkit.runs.folder import RunFolder
 from portraitkit.runs.progress import progress_bar
 from portraitkit.vlm.model import load_model
+from portraitkit.vlm.processes import release
 from portraitkit.vlm.rows import Row
-from portraitkit.vlm.trainer_arguments import taken
+from portraitkit.vlm.stages import RunContext, Stage, newest_checkpoint, store, train
+from portraitkit.vlm.task import Task
+from portraitkit.vlm.trainer_arguments import lora_arguments, taken
 from preference_data.verdict import ORDERS, shown_as
 from reward_models.evaluation.checks import Asking, read_judged
 from reward_models.evaluation.figures import NAMES, truth_of
@@ -26,32 +28,37 @@ from reward_models.judge.settings import JudgeSettings, write_settings
 from reward_models.training.config import STAGES, RewardModelConfig
 from reward_models.training.grpo_task import Asked, judge_task
 from reward_models.training.rejection import keep
-from reward_models.training.stage_fit import Fit, fit
 
 DONE = "stage.json"
 
 
 @dataclass(frozen=True)
 class Training:
-    """What the stages share.
+    """What the judge's stages share.
 
     Attributes:
-        config: of the run.
-        run: its folder.
+        context: of the run.
+        config: its options.
         asking: how the judge is asked.
-        fit: how a model is trained, see `stage_fit`.
         pairs: split -> pairs.
         coherence: of an answer.
-        together: waits until all processes are here.
     """
 
+    context: RunContext
     config: RewardModelConfig
-    run: RunFolder
     asking: Asking
-    fit: Fit
     pairs: dict[str, list[JudgedPair]]
     coherence: Coherence
-    together: Callable[[], None]
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.context.run.path
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes files."""
+        return self.context.processes.is_main_process
 
     def load(self, source: str) -> Any:
         """A model to ask or train."""
@@ -59,7 +66,39 @@ class Training:
 
     def say(self, text: str) -> None:
         """A line for the user."""
-        self.asking.console.print(text, highlight=False, markup=False)
+        self.context.console.print(text, highlight=False, markup=False)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.context.processes.wait_for_everyone()
+
+
+def fit(context: RunContext, name: str, start: str, rows: Sequence[Row], *, steps: int, task: Task | None = None) -> None:
+    """Train a stored model and leave the whole result in `NAME/model`; goes on from the stage's newest complete checkpoint if there is one.
+
+    Args:
+        context: of the run.
+        name: of the stage.
+        start: model to load, as `--model` takes it.
+        rows: to imitate, or with a task to be rewarded on.
+        steps: updates.
+        task: None: supervised.
+
+    Raises:
+        Interrupted: a checkpoint is saved.
+        TrainingStopped: a weight is not finite.
+    """
+    options, folder = context.options, context.run.path / name
+    torch.manual_seed(options.seed)
+    model = load_model(start, dtype=options.dtype, device=options.device, freeze_vision=options.freeze_vision)
+    stage = Stage(name, folder, rows, steps, task, validated=name != "blind")
+    trainer = train(context, stage, model, lora_arguments(options), newest_checkpoint(folder))
+    store(context, trainer, folder / "model", base=start)
+    del trainer, model
+    release()
+    if context.processes.is_main_process:
+        for path in folder.glob("checkpoint-*"):
+            shutil.rmtree(path)
 
 
 def is_done(folder: Path, stage: str) -> bool:
@@ -85,32 +124,32 @@ def forget(folder: Path, stage: str) -> None:
 
 def run_stage(training: Training, stage: str) -> None:
     """Run one stage, or go on with it."""
-    source, start = newest(training.run.path, training.config.source, stage)
-    folder = training.run.path / stage
+    source, start = newest(training.folder, training.config.source, stage)
+    folder = training.folder / stage
     folder.mkdir(exist_ok=True)
     training.say(f"{stage}: from {source}")
     note = {"sft": _imitate, "reject": _imitate_own, "grpo": _reinforce}[stage](training, start, folder)
-    training.together()
-    if training.asking.write:
+    training.wait()
+    if training.writes:
         write_settings(folder / "model", JudgeSettings(training.asking.view.shown, training.asking.view.form))
         write_text(folder / DONE, json.dumps({"from": source, **note}, indent=2) + "\n")
-    training.together()
+    training.wait()
 
 
 def train_blind(training: Training) -> None:
     """The same SFT on pairs whose pictures were exchanged, then asked about exchanged pictures: what needs no eyes."""
-    folder = training.run.path / "blind"
+    folder = training.folder / "blind"
     if (folder / "held_out.jsonl").is_file():
         return
     folder.mkdir(exist_ok=True)
     pairs = exchanged(training.pairs["train"][: training.config.sft_pairs or None], training.config.seed)
     rows, _ = imitation_rows(training, pairs)
-    fit(training.fit, "blind", training.config.source, rows, steps=training.config.sft_steps)
-    training.together()
+    fit(training.context, "blind", training.config.source, rows, steps=training.config.sft_steps)
+    training.wait()
     asked = exchanged(training.pairs["held_out"], training.config.seed + 1)
     training.asking.judge(training.load(str(folder / "model")), asked, "held-out, blind copy", folder / "held_out.jsonl")
-    training.together()
-    if training.asking.write:
+    training.wait()
+    if training.writes:
         shutil.rmtree(folder / "model")
 
 
@@ -125,8 +164,9 @@ def imitation_rows(training: Training, pairs: Sequence[JudgedPair]) -> tuple[lis
 def _imitate(training: Training, start: str, folder: Path) -> dict[str, Any]:
     config = training.config
     rows, left_out = imitation_rows(training, training.pairs["train"][: config.sft_pairs or None])
-    training.say(f"sft: {taken('sft', config, training.fit.processes, len(rows))}, both orders; {left_out} pairs left out")
-    fit(training.fit, "sft", start, rows, steps=config.sft_steps)
+    amount = taken("sft", config, training.context.processes.num_processes, len(rows))
+    training.say(f"sft: {amount}, both orders; {left_out} pairs left out")
+    fit(training.context, "sft", start, rows, steps=config.sft_steps)
     return {"rows": len(rows), "left_out": left_out}
 
 
@@ -139,7 +179,7 @@ def _imitate_own(training: Training, start: str, folder: Path) -> dict[str, Any]
     kept_file, note_file = folder / "kept.jsonl", folder / "kept.json"
     if not note_file.is_file():
         asked = list(rows.values())
-        with progress_bar(training.asking.console, elapsed=True) as progress:
+        with progress_bar(training.context.console, elapsed=True) as progress:
             bar = progress.add_task(f"sampling {config.reject_samples} trajectories", total=len(asked))
 
             def advance(count: int) -> None:
@@ -148,7 +188,7 @@ def _imitate_own(training: Training, start: str, folder: Path) -> dict[str, Any]
 
             trajectories = ask(
                 training.load(start),
-                training.asking.processor,
+                training.context.processor,
                 view,
                 asked,
                 max_tokens=config.max_tokens,
@@ -160,10 +200,10 @@ def _imitate_own(training: Training, start: str, folder: Path) -> dict[str, Any]
                 advance=advance,
             )
         kept = keep(asked, trajectories, view, training.coherence, least=config.reject_dimensions, most=config.reject_keep)
-        if training.asking.write:
+        if training.writes:
             write_lines(kept_file, ({"pair": row.columns["pair"], "order": row.columns["order"], "text": row.target} for row in kept.rows))
             write_text(note_file, json.dumps(kept.to_dict(), indent=2) + "\n")
-        training.together()
+        training.wait()
     note = json.loads(note_file.read_text(encoding="utf-8"))
     chosen = [replace(rows[row["pair"], row["order"]], target=row["text"]) for _, row in read_objects(kept_file)]
     training.say(
@@ -171,8 +211,8 @@ def _imitate_own(training: Training, start: str, folder: Path) -> dict[str, Any]
         + ", ".join(f"{reason} {share:.0%}" for reason, share in note["shares"].items() if reason != "kept")
     )
     if chosen:
-        training.say(f"reject: {taken('reject', config, training.fit.processes, len(chosen), config.reject_steps)}")
-        fit(training.fit, "reject", start, chosen, steps=config.reject_steps)
+        training.say(f"reject: {taken('reject', config, training.context.processes.num_processes, len(chosen), config.reject_steps)}")
+        fit(training.context, "reject", start, chosen, steps=config.reject_steps)
     else:
         _pass_on(training, start, folder, "no trajectory was right and coherent")
     return note
@@ -197,7 +237,7 @@ def _reinforce(training: Training, start: str, folder: Path) -> dict[str, Any]:
     kept, pairs = folder / "train.jsonl", training.pairs["train"]
     if not kept.is_file():
         training.asking.judge(training.load(start), pairs, "what is still wrong", kept)
-        training.together()
+        training.wait()
     judged = read_judged(kept, view)
     chosen = [(pair, one) for pair, one in zip(pairs, judged, strict=True) if still_wrong(pair, one, config.grpo_pairs)]
     note = {"pairs": len(chosen), "of": len(pairs)}
@@ -213,19 +253,19 @@ def _reinforce(training: Training, start: str, folder: Path) -> dict[str, Any]:
             shown = None if other is None else shown_as(other, order)
             truth = Asked(row.truth.overall, row.truth.verdicts, row.truth.scores, shown)
             rows.append(replace(row, truth=truth))
-    training.say(f"grpo: {taken('grpo', config, training.fit.processes, len(rows))}")
-    least = config.prompts_per_step * training.fit.processes
+    training.say(f"grpo: {taken('grpo', config, training.context.processes.num_processes, len(rows))}")
+    least = config.prompts_per_step * training.context.processes.num_processes
     rows = rows * -(-least // len(rows))  # an update never waits for more prompts than there are
     task = judge_task(view, training.coherence, config.consistency_weight)
-    fit(training.fit, "grpo", start, rows, steps=config.max_train_steps, task=task)
+    fit(training.context, "grpo", start, rows, steps=config.max_train_steps, task=task)
     return note
 
 
 def _pass_on(training: Training, start: str, folder: Path, why: str) -> None:
     training.say(f"{folder.name}: {why}; the model is passed on as it is")
-    if training.asking.write:
+    if training.writes:
         model = training.load(start)
         with torch.no_grad():
             model.save_pretrained(folder / "model")
-        training.asking.processor.save_pretrained(folder / "model")
-    training.together()
+        training.context.processor.save_pretrained(folder / "model")
+    training.wait()

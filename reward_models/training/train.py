@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ from rich.console import Console
 from portraitkit.config import config_to_dict
 from portraitkit.errors import CheckpointError, ConfigError, RunFolderError
 from portraitkit.hub import open_repo, push_folder
-from portraitkit.processor import keep_freed_memory
 from portraitkit.runs.folder import RunFolder, SilentRunFolder, check_run_folder
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import progress_bar
-from portraitkit.vlm.model import be_quiet, check_device, load_processor
-from portraitkit.vlm.processes import check_processes, release
-from portraitkit.vlm.trainer_arguments import grpo_arguments, sft_arguments, start_processes
+from portraitkit.vlm.context import Lengths, check_lengths, context_of
+from portraitkit.vlm.model import load_processor
+from portraitkit.vlm.processes import check_processes
+from portraitkit.vlm.rows import Row
+from portraitkit.vlm.stages import Interrupted, RunContext, newest_checkpoint, start_run
 from portraitkit.vlm.trainers import check_vllm
 from reward_models.evaluation.checks import Asking, check_judge, checks_summary, held_out_summary, read_judged
 from reward_models.evaluation.figures import gain, right
@@ -26,11 +27,9 @@ from reward_models.evaluation.report import print_result, write_report
 from reward_models.judge.ask import Judged, judge_pairs
 from reward_models.judge.coherence import load_coherence
 from reward_models.judge.judge import Comparison, calibrate, load_judge
-from reward_models.judge.pairs import JudgedPair, check_disjoint, open_pairs
+from reward_models.judge.pairs import JudgedPair, Stored, View, check_disjoint, open_pairs
 from reward_models.judge.settings import view_of, write_settings
 from reward_models.training.config import STAGES, RewardModelConfig, needed_by
-from reward_models.training.lengths import check_pair_lengths
-from reward_models.training.stage_fit import Fit, Interrupted, newest_checkpoint
 from reward_models.training.stages import Training, forget, is_done, newest, run_stage, train_blind
 
 SAME = ("model", "data", "seed", "shown", "form", "train_pairs", "sft_pairs", "validation_pairs", "held_out_pairs", "max_pixels")
@@ -40,19 +39,11 @@ SAME = ("model", "data", "seed", "shown", "form", "train_pairs", "sft_pairs", "v
 def run_training(config: RewardModelConfig, command: list[str]) -> int:
     """Train one judge and write the run folder; returns the exit code (0, or 130 / 143 when interrupted and saved)."""
     started = time.monotonic()
-    be_quiet()
-    state = start_processes(config)
-    sft_arguments(config, config.folder)  # refused here, before anything is loaded
-    grpo = grpo_arguments(config, config.folder)
-    release()
-    first = state.is_main_process
-    console = Console(stderr=True, quiet=not first)
-    check_device(config.device)
-    if config.device == "cpu":
-        keep_freed_memory()
+    processes, console, grpo = start_run(config, config.folder)
+    first = processes.is_main_process
     if first:
         check_folder(config)
-    for differs in check_stages(config, state.num_processes):
+    for differs in check_stages(config, processes.num_processes):
         console.print(differs, highlight=False)
     longest = check_vllm(grpo, config.device) if "grpo" in config.stages else None
     view = view_of(config.model, config.shown, config.form)
@@ -63,7 +54,7 @@ def run_training(config: RewardModelConfig, command: list[str]) -> int:
     folder = Path(config.folder)
     repo = open_repo(config.push_to_hub) if config.push_to_hub is not None and first else None
     run = open_run(config, command) if first else None
-    state.wait_for_everyone()
+    processes.wait_for_everyone()
     with run or SilentRunFolder(folder) as run, Interruptible() as interrupt:
 
         def stop() -> None:
@@ -74,10 +65,10 @@ def run_training(config: RewardModelConfig, command: list[str]) -> int:
         run.write_json("view.json", vars(view))
         asking = Asking(config, processor, view, console, stop, write=first)
         validate = _validation(config, processor, asking, pairs["validation"])
-        setting = Fit(config, run, processor, view, interrupt, console, validate, first, state.num_processes, state.wait_for_everyone)
-        training = Training(config, run, asking, setting, pairs, coherence, state.wait_for_everyone)
+        context = RunContext(config, run, processor, view.prompt, interrupt, console, processes, validate)
+        training = Training(context, config, asking, pairs, coherence)
         try:
-            _all_stages(training, first)
+            _all_stages(training)
         except Interrupted:
             _add_seconds(run, started)
             console.print(f"stopped and saved; go on with --resume-from-checkpoint latest --output-dir {folder}", highlight=False)
@@ -88,7 +79,7 @@ def run_training(config: RewardModelConfig, command: list[str]) -> int:
             write_report(folder, pairs["held_out"])
             write_judge_card(folder)
             print_result(console, summary, folder)
-        state.wait_for_everyone()
+        processes.wait_for_everyone()
     if repo is not None:
         console.print(f"pushed: {push_folder(folder / 'model', repo)}", highlight=False)
     return 0
@@ -191,8 +182,8 @@ def _validation(config: RewardModelConfig, processor: Any, asking: Asking, pairs
     return validate
 
 
-def _all_stages(training: Training, first: bool) -> None:
-    config, folder = training.config, training.run.path
+def _all_stages(training: Training) -> None:
+    config, folder = training.config, training.folder
     evaluate(training, "base", config.source)
     for stage in config.stages:
         if is_done(folder, stage):
@@ -203,12 +194,12 @@ def _all_stages(training: Training, first: bool) -> None:
     if config.blind:
         train_blind(training)
     last, model = newest(folder, config.source)
-    if first and last != "base":
+    if training.writes and last != "base":
         calibrate_last(config, training.pairs["validation"], folder / last / "model", training.say)
     judged = read_judged(folder / last / "held_out.jsonl", training.asking.view)
     check_judge(training.asking, training.load(model), training.pairs["held_out"], folder / "checks", judged)
-    training.together()
-    if first and last != "base":
+    training.wait()
+    if training.writes and last != "base":
         link = folder / "model"
         link.unlink(missing_ok=True)
         link.symlink_to(Path(last) / "model", target_is_directory=True)
@@ -229,20 +220,20 @@ def calibrate_last(config: RewardModelConfig, pairs: Sequence[JudgedPair], folde
 
 def evaluate(training: Training, stage: str, model: str) -> None:
     """Ask about held-out and validation pairs, unless that was done."""
-    folder = training.run.path / stage
+    folder = training.folder / stage
     missing = [split for split in ("validation", "held_out") if not (folder / f"{split}.jsonl").is_file()]
-    training.together()
+    training.wait()
     if missing:
         loaded = training.load(model)
         for split in missing:
             what = f"{split.replace('_', '-')}, {stage}"
             training.asking.judge(loaded, training.pairs[split], what, folder / f"{split}.jsonl")
-        training.together()
+        training.wait()
 
 
 def summarise(training: Training, seconds: float) -> dict[str, Any]:
     """`summary.json`, from the answers that the stages left in the run folder."""
-    folder, pairs, view = training.run.path, training.pairs, training.asking.view
+    folder, pairs, view = training.folder, training.pairs, training.asking.view
     stages: dict[str, dict[str, list[Judged]]] = {
         stage: {split: read_judged(folder / stage / f"{split}.jsonl", view) for split in ("validation", "held_out")}
         for stage in ("base", *STAGES)
@@ -268,3 +259,38 @@ def summarise(training: Training, seconds: float) -> dict[str, Any]:
         "seed": training.config.seed,
         "synthetic": all(pair.synthetic for pair in pairs["held_out"]),
     }
+
+
+def check_pair_lengths(
+    config: RewardModelConfig, processor: Any, view: View, pairs: Mapping[str, Sequence[JudgedPair]], longest: int | None
+) -> Lengths:
+    """Refuse pairs that leave no room for an answer; both orders are equally long, so that one of them is counted.
+
+    Pictures that are shown as they were taken are all counted, from their files' heads. Views that are drawn are counted once for each
+    size of the photo.
+
+    Args:
+        config: of the training.
+        processor: of the model.
+        view: how pairs are shown.
+        pairs: of all splits; one or more.
+        longest: tokens that the engine takes which generates, or None.
+
+    Raises:
+        DataError: a pair does not fit; it is named.
+    """
+    context, limit = context_of(config.source), "the model's context"
+    if longest is not None and (context is None or longest < context):
+        context, limit = longest, "vLLM's longest sequence"
+    rows: dict[object, Row] = {}
+    for pair in (pair for some in pairs.values() for pair in some):
+        whole = view.shown == "as-taken" and isinstance(pair.photo, Path)
+        key = pair.id if whole else tuple(_size_of(one) for one in (pair.photo, pair.a, pair.b))
+        if key not in rows:
+            rows[key] = view.rows(pair)[0]
+    settings: dict[str, Any] = {"max_tokens": config.max_tokens, "context": context, "limit": limit, "targets": "sft" in config.stages}
+    return check_lengths(processor, list(rows.values()), view.prompt, **settings)
+
+
+def _size_of(picture: Stored) -> tuple[int, int]:
+    return image_size_of(picture) if isinstance(picture, Path) else (picture.shape[0], picture.shape[1])

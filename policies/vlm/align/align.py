@@ -12,50 +12,43 @@ from rich.table import Table
 
 from policies.vlm.align.align_card import by_group, provenance, write_align_card
 from policies.vlm.align.align_config import AlignVlmConfig
-from policies.vlm.align.align_probe import holds_probe_only
 from policies.vlm.align.align_report import write_probe_report, write_report
-from policies.vlm.align.align_train import Setting, check_enough, forget_stages, load_policy, progress, train_stages
+from policies.vlm.align.align_stages import check_enough, find_start, forget_stages, load_policy, train_stages
 from policies.vlm.align.inputs import check_all_lengths, check_held_out, open_all_rows, prompt_of, readable_rows, write_aside
-from policies.vlm.align.resume import find_start
 from policies.vlm.align.reward_file import with_reward_file
 from policies.vlm.tasks import load_task
 from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError
 from portraitkit.hub import open_repo, push_folder
-from portraitkit.processor import keep_freed_memory
 from portraitkit.runs.folder import RunFolder, SilentRunFolder, check_run_folder
 from portraitkit.runs.interrupt import Interruptible
+from portraitkit.runs.progress import progress_bar
 from portraitkit.stats import bootstrap_interval
 from portraitkit.vlm.evaluate import Decoding, Evaluation, best_constant, compare, evaluate, finite, score_all
 from portraitkit.vlm.generate import complete_together
-from portraitkit.vlm.model import be_quiet, check_device, load_processor
+from portraitkit.vlm.model import load_processor
 from portraitkit.vlm.probe import Probe, probe
-from portraitkit.vlm.processes import check_processes, release
+from portraitkit.vlm.processes import check_processes
 from portraitkit.vlm.rows import Row
+from portraitkit.vlm.stages import Interrupted, RunContext, start_run
 from portraitkit.vlm.task import Task
-from portraitkit.vlm.trainer_arguments import check_continued, grpo_arguments, sft_arguments, start_processes, taken
+from portraitkit.vlm.trainer_arguments import check_continued, taken
 from portraitkit.vlm.trainers import check_vllm, part_names
 
 QUARANTINE = "quarantine.jsonl"
 """Rows that were set aside, with their reasons."""
+PROBE_FILES = {"config.json", "environment.json", "metrics.jsonl", "probe.json", "report.html", QUARANTINE}
+"""What --probe leaves behind."""
 
 
 def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
     """Align one policy and write the run folder; returns the exit code (0, or 130 / 143 when interrupted and saved)."""
     started = time.monotonic()
-    be_quiet()
     task = load_task(config.task)
     if config.reward_file is not None:
         task = with_reward_file(task, config.reward_file)
-    state = start_processes(config)
-    sft_arguments(config, f"{config.folder}/sft")  # refused here, before anything is loaded
-    grpo = grpo_arguments(config, config.folder)
-    release()
-    first = state.is_main_process
-    console = Console(stderr=True, quiet=not first)
-    check_device(config.device)
-    if config.device == "cpu":
-        keep_freed_memory()
+    processes, console, grpo = start_run(config, config.folder)
+    first = processes.is_main_process
     folder = Path(config.folder)
     if first:  # the others might find what the first one has opened since
         check_run_folder(
@@ -66,24 +59,24 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
             needed={"--model": config.model, "--adapter": config.adapter, "--data": config.data},
         )
     start = find_start(folder, config.stages, config.resume_from_checkpoint)
-    if differs := check_processes(start.checkpoint, state.num_processes, allow_changed=config.allow_changed):
+    if differs := check_processes(start.checkpoint, processes.num_processes, allow_changed=config.allow_changed):
         console.print(differs, highlight=False)
     check_continued(config, config.adapter)
     longest = check_vllm(grpo, config.device) if "grpo" in config.stages else None
     processor = load_processor(config.model, max_pixels=config.max_pixels)
     rows, aside = readable_rows(config, open_all_rows(config, task, console), console, folder / QUARANTINE)
-    check_enough(config, len(rows["train"]), state.num_processes)
+    check_enough(config, len(rows["train"]), processes.num_processes)
     check_held_out(config, rows["held_out"])
     if config.reward_weights and len(config.reward_weights) != len(parts := part_names(task, rows["train"][0], config.mode)):
         raise ConfigError(f"--reward-weights has {len(config.reward_weights)} values for the parts {', '.join(parts)}: give one each")
     for stage in config.stages:
-        console.print(f"{stage}: {taken(stage, config, state.num_processes, len(rows['train']))}", highlight=False)
+        console.print(f"{stage}: {taken(stage, config, processes.num_processes, len(rows['train']))}", highlight=False)
     prompt = prompt_of(config, task)
     console.print(str(check_all_lengths(config, processor, rows, prompt, longest)), highlight=False)
     repo = open_repo(config.push_to_hub) if config.push_to_hub is not None and first else None
     model = load_policy(config)
     run = _open(config, command) if first else None
-    state.wait_for_everyone()
+    processes.wait_for_everyone()
     with run or SilentRunFolder(folder) as run, Interruptible() as interrupt:
         if first:
             write_aside(folder / QUARANTINE, aside)
@@ -109,11 +102,12 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
             "floors.json", {"constant": floor, "validation_constant": validation_floor, "shuffled_image": float(before.blind.mean())}
         )
         validate = partial(_validate, config, task, processor, rows["validation"], decoding)
-        setting = Setting(config, run, task, processor, prompt, rows["train"], interrupt, console, validate, first, state.wait_for_everyone)
+        context = RunContext(config, run, processor, prompt, interrupt, console, processes, validate)
         if config.deepspeed is not None:
             model = None  # what DeepSpeed shares out must not be held here, whole
-        model = train_stages(setting, model, start)
-        if model is None:
+        try:
+            model = train_stages(context, config, task, rows["train"], model, start)
+        except Interrupted:
             console.print(f"stopped and saved; go on with --resume-from-checkpoint latest --output-dir {config.folder}", highlight=False)
             return interrupt.exit_code
         after = measure(model, "after")
@@ -134,7 +128,7 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
             "seconds": time.monotonic() - started,
             "groups": by_group(rows["held_out"], before.greedy, after.greedy),
             "rows": {split: len(some) for split, some in rows.items()},
-            "processes": state.num_processes,
+            "processes": processes.num_processes,
             "provenance": provenance(rows),
             "prompt": "full" if prompt == task.prompt else "brief",
             "reward_file": config.reward_file and Path(config.reward_file).name,
@@ -147,11 +141,22 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
             write_report(folder)
             write_align_card(folder)
             forget_stages(config)
-        state.wait_for_everyone()
+        processes.wait_for_everyone()
     _print_result(console, summary, folder)
     if repo is not None:
         console.print(f"pushed: {push_folder(folder / 'model', repo)}", highlight=False)
     return 0
+
+
+def holds_probe_only(folder: Path) -> bool:
+    """Whether a folder holds a finished probe and nothing else: seconds of work, which a run does anyway before it trains."""
+    if not (folder / "probe.json").is_file() or not {path.name for path in folder.iterdir()} <= PROBE_FILES:
+        return False
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("probe") is True
 
 
 def _open(config: AlignVlmConfig, command: list[str]) -> RunFolder:
@@ -169,7 +174,7 @@ def _open(config: AlignVlmConfig, command: list[str]) -> RunFolder:
 
 def _probe(config: AlignVlmConfig, task: Task, model: Any, processor: Any, rows: list[Row], decoding: Decoding, console: Console) -> Probe:
     some = rows[: config.probe_rows]
-    with progress(console) as shown:
+    with progress_bar(console, elapsed=True) as shown:
         bar = shown.add_task("probing the reward", total=len(some))
         found = probe(
             model,
@@ -194,7 +199,7 @@ def _measure(
     model: Any,
     when: str,
 ) -> Evaluation:
-    with progress(console) as shown:
+    with progress_bar(console, elapsed=True) as shown:
         bar = shown.add_task(f"held-out, {when} training", total=3 * len(rows["held_out"]))
         return evaluate(model, processor, task, rows["held_out"], config.mode, decoding, advance=lambda count: shown.advance(bar, count))
 

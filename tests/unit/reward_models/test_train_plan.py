@@ -1,6 +1,7 @@
 """The planner of `train-reward-model` against the memory of real training stages of the embedded judge."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -10,12 +11,13 @@ from portraitkit.runs.folder import SilentRunFolder
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.vlm.model import be_quiet, load_processor
 from portraitkit.vlm.shared_prefix import tower_once
+from portraitkit.vlm.stages import RunContext
 from reward_models.judge.pairs import open_pairs
 from reward_models.judge.settings import view_of
 from reward_models.training.config import RewardModelConfig
 from reward_models.training.grpo_task import judge_task
 from reward_models.training.plan import planner_of
-from reward_models.training.stage_fit import Fit, fit
+from reward_models.training.stages import fit
 
 CONFIG = RewardModelConfig(
     sft_batch=8,
@@ -35,7 +37,7 @@ CONFIG = RewardModelConfig(
 )
 def test_the_plan_is_within_a_tenth_of_what_is_measured(tmp_path, monkeypatch, stage, changes):
     # Each prompt with each of its answers, as the planner counts.
-    monkeypatch.setattr("reward_models.training.stage_fit.read_once", tower_once)
+    monkeypatch.setattr("portraitkit.vlm.stages.read_once", tower_once)
     planned, measured = plan_and_peak(tmp_path, stage, changes)
     assert planned == pytest.approx(measured, rel=0.1)
 
@@ -53,10 +55,11 @@ def plan_and_peak(tmp_path, stage, changes) -> tuple[int, int]:
     rows = [row for pair in open_pairs("embedded", {"train": 4}, 0)["train"] for row in view.rows(pair)]
     longest = max(len(processor.tokenizer(row.target)["input_ids"]) for row in rows) + 2  # and the end of the turn
     config = replace(CONFIG, max_tokens=longest, stages=(stage,), **changes)
-    setting = Fit(config, SilentRunFolder(tmp_path), processor, view, Interruptible(), Console(quiet=True), None, False, 1, lambda: None)
+    silent = SimpleNamespace(is_main_process=False, num_processes=1, wait_for_everyone=lambda: None)
+    context = RunContext(config, SilentRunFolder(tmp_path), processor, view.prompt, Interruptible(), Console(quiet=True), silent)
     task = judge_task(view) if stage == "grpo" else None
     with LiveBytes((), ("cpu",)) as live:
-        fit(setting, stage, "embedded", rows, steps=2, task=task)
+        fit(context, stage, "embedded", rows, steps=2, task=task)
     memory = planner_of(config).memory(config)
     assert memory is not None
     return memory.peak, live.peak

@@ -1,6 +1,6 @@
 import pytest
 
-from policies.vlm.align.resume import Start, find_start
+from policies.vlm.align.align_stages import Start, find_start
 from portraitkit.errors import CheckpointError
 
 BOTH = ("sft", "grpo")

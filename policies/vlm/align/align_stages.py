@@ -1,0 +1,189 @@
+"""The stages of an `align-vlm` run, one after the other, each from the weights of the last; and where a run that was stopped goes on."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from policies.vlm.align.align_config import AlignVlmConfig
+from portraitkit.errors import CheckpointError, DataError
+from portraitkit.vlm.model import ASKED, attach_adapter, check_frozen, load_model, merge_adapter
+from portraitkit.vlm.processes import release
+from portraitkit.vlm.rows import Row
+from portraitkit.vlm.stages import Interrupted, RunContext, Stage, find_checkpoint, step_of, store, train
+from portraitkit.vlm.task import Task
+from portraitkit.vlm.trainer_arguments import lora_arguments
+
+
+def check_enough(config: AlignVlmConfig, rows: int, processes: int) -> None:
+    """Refuse fewer rows than one update of GRPO takes: TRL would end at once, without an update and without a word.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    wanted = config.prompts_per_step * processes
+    if "grpo" in config.stages and not config.probe and rows < wanted:
+        shared = f" x {processes} processes" if processes > 1 else ""
+        raise DataError(
+            f"{rows} training rows: an update takes {config.prompts_per_step} prompts{shared}, each row once; "
+            "give more rows or lower --prompts-per-step"
+        )
+
+
+def load_policy(config: AlignVlmConfig) -> Any:
+    """The model to align: with the LoRA of `--adapter` on it, or merged into it without --rank.
+
+    Raises:
+        WeightsError: the model cannot be loaded, or the adapter is damaged or of another model.
+        ConfigError: the adapter would train the vision tower, which is to stay frozen.
+    """
+    model = _load(config, config.model)
+    if config.adapter is not None:
+        upcast = config.deepspeed is None
+        model = attach_adapter(model, config.adapter, upcast=upcast) if config.rank else merge_adapter(model, config.adapter)
+        if config.freeze_vision:
+            check_frozen(model)
+    return model
+
+
+def train_stages(context: RunContext, config: AlignVlmConfig, task: Task, rows: Sequence[Row], model: Any, start: "Start") -> Any:
+    """Train the stages and leave the model in the run folder; `forget_stages` removes what the stages before the last have left.
+
+    With DeepSpeed, whose processes may hold a share of each weight, it is gathered, written and read again, whole, in every process.
+
+    Args:
+        context: of the run.
+        config: its options.
+        task: that scores.
+        rows: to train on.
+        model: to train; None to load it here, so that nobody else holds what DeepSpeed shares out.
+        start: what is left to train.
+
+    Returns:
+        The trained model.
+
+    Raises:
+        Interrupted: what is done is saved.
+        TrainingStopped: a weight is not finite; nothing was saved.
+    """
+    stages, folder = config.stages, context.run.path
+    done = stages.index(start.stage)
+    lora = lora_arguments(config) if config.adapter is None else None
+    if done:
+        model = _read(config, stage_model(folder, stages[done - 1], stages))
+    for name in stages[done:]:
+        model = load_policy(config) if model is None else model
+        lora = None if name != stages[0] else lora  # a later stage trains the same LoRA on: merged, its saved part would lack this one's
+        if name == "sft":
+            stage = Stage(name, folder / "sft", rows, config.sft_steps)
+        else:
+            stage = Stage(name, folder, rows, config.max_train_steps, task, config.mode)
+        trainer = train(context, stage, model, lora, start.checkpoint if name == start.stage else None)
+        model, target = trainer.model, stage_model(folder, name, stages)
+        setattr(trainer.accelerator.unwrap_model(model).config, ASKED, "full" if context.prompt == task.prompt else "brief")
+        store(context, trainer, target)
+        if context.interrupt.requested:
+            raise Interrupted
+        if config.deepspeed is not None or (name != stages[-1] and _read_again(config)):
+            del trainer, model
+            release()
+            model = _read(config, target)
+    return model
+
+
+def forget_stages(config: AlignVlmConfig) -> None:
+    """Remove the models between the stages of a finished run."""
+    for stage in config.stages[:-1]:
+        shutil.rmtree(stage_model(Path(config.folder), stage, config.stages))
+
+
+def _read_again(config: AlignVlmConfig) -> bool:
+    """Whether the next stage starts from files.
+
+    With DeepSpeed; since TRL reads its reference model from where the policy came; or to train all weights when it is not GRPO's turn.
+    """
+    return config.deepspeed is not None or (not config.rank and (config.beta > 0 or config.last_norm))
+
+
+def _read(config: AlignVlmConfig, saved: Path) -> Any:
+    if config.rank:
+        return attach_adapter(_load(config, config.model), str(saved), upcast=config.deepspeed is None)
+    return _load(config, str(saved))
+
+
+def _load(config: AlignVlmConfig, source: str) -> Any:
+    return load_model(source, dtype=config.dtype, device=config.device, freeze_vision=config.freeze_vision)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is left to train.
+
+    Attributes:
+        stage: the first one; those before it are done and their models stored.
+        checkpoint: of that stage, or None to begin it.
+    """
+
+    stage: str
+    checkpoint: str | None = None
+
+    @property
+    def step(self) -> int:
+        """Updates of its stage that are done; -1 without a checkpoint."""
+        return step_of(self.checkpoint)
+
+
+def stage_model(run: Path, stage: str, stages: Sequence[str]) -> Path:
+    """Where a stage leaves its model: the last one's is the run's."""
+    return run / "model" if stage == stages[-1] else run / stage / "model"
+
+
+def find_start(run: Path, stages: Sequence[str], which: str | None) -> Start:
+    """The stage and checkpoint to go on from.
+
+    Args:
+        run: the run's folder; checkpoints of GRPO stand in it, those of another stage in the stage's folder.
+        stages: of the run, in order.
+        which: as --resume-from-checkpoint has it: None, latest, or a checkpoint's folder.
+
+    Raises:
+        CheckpointError: there is none, it is incomplete, or is not of one of the stages.
+    """
+    if which is None:
+        return Start(stages[0])
+    if which != "latest":
+        return _given(run, stages, find_checkpoint(run, which) or "")
+    for place in reversed(range(len(stages))):
+        stage = stages[place]
+        before = stage_model(run, stages[place - 1], stages) if place else None
+        if before is not None and not before.is_dir():
+            continue
+        try:
+            return Start(stage, find_checkpoint(_folder(run, stage), "latest"))
+        except CheckpointError:
+            if before is not None:
+                return Start(stage)
+    raise CheckpointError(f"{run}: holds no complete checkpoint; leave --resume-from-checkpoint out and use --overwrite")
+
+
+def _given(run: Path, stages: Sequence[str], checkpoint: str) -> Start:
+    """A checkpoint that the user names belongs to the stage in whose folder it stands; another run's are GRPO's."""
+    place = Path(checkpoint).resolve().parent
+    stage = "sft" if place.name == "sft" else "grpo"
+    if stage not in stages:
+        raise CheckpointError(f"--resume-from-checkpoint {checkpoint}: is of the stage {stage}; this run has --stages {' '.join(stages)}")
+    start = Start(stage, checkpoint)
+    before = [stage_model(run, name, stages) for name in stages[: stages.index(stage)]]
+    if before and not before[-1].is_dir():
+        raise CheckpointError(f"--resume-from-checkpoint {checkpoint}: {before[-1]}, which it started from, is gone; use --overwrite")
+    later = [_folder(run, name) for name in stages[stages.index(stage) + 1 :]]
+    if any(next(folder.glob("checkpoint-*"), None) for folder in later):
+        raise CheckpointError(
+            f"--resume-from-checkpoint {checkpoint}: a later stage has checkpoints already; give latest, or use --overwrite"
+        )
+    return start
+
+
+def _folder(run: Path, stage: str) -> Path:
+    return run if stage == "grpo" else run / stage

@@ -1,0 +1,232 @@
+"""Stages of a run: each one training by TRL, with checkpoints, interrupt and resume, in one process or several, and the model it leaves."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from portraitkit.errors import CheckpointError, TrainingStopped
+from portraitkit.processor import keep_freed_memory
+from portraitkit.runs.folder import RunFolder
+from portraitkit.runs.interrupt import Interruptible
+from portraitkit.runs.progress import progress_bar
+from portraitkit.vlm.model import be_quiet, check_device, count_parameters, load_model
+from portraitkit.vlm.processes import release
+from portraitkit.vlm.rows import Row
+from portraitkit.vlm.shared_prefix import read_once
+from portraitkit.vlm.task import Mode, Task
+from portraitkit.vlm.trainer_arguments import grpo_arguments, sft_arguments, start_processes
+from portraitkit.vlm.trainer_options import TrainerOptions
+from portraitkit.vlm.trainers import Follow, make_grpo_trainer, make_sft_trainer
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM came and what can be saved is saved; the command ends with the interrupt's exit code."""
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What all stages of a run share.
+
+    Attributes:
+        options: of the trainers.
+        run: the run's folder.
+        processor: of the model.
+        prompt: the user turn's text.
+        interrupt: asked after every update.
+        console: for progress.
+        processes: an `accelerate.PartialState`; the main process writes.
+        validate: from a model to figures for the log, or None.
+    """
+
+    options: TrainerOptions
+    run: RunFolder
+    processor: Any
+    prompt: str
+    interrupt: Interruptible
+    console: Console
+    processes: Any
+    validate: Callable[[Any], dict[str, float]] | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training.
+
+    Attributes:
+        name: in the log.
+        folder: takes the checkpoints.
+        rows: to imitate, or with a task to be rewarded on.
+        steps: updates; of GRPO the options have the number.
+        task: None: supervised.
+        mode: of the task's rewards.
+        validated: log validation figures as the options say.
+    """
+
+    name: str
+    folder: Path
+    rows: Sequence[Row]
+    steps: int
+    task: Task | None = None
+    mode: Mode = "fixed"
+    validated: bool = True
+
+
+def start_run(options: TrainerOptions, folder: str) -> tuple[Any, Console, Any]:
+    """The processes of a run, the main one's screen and GRPO's arguments; what TRL refuses is refused before anything is loaded.
+
+    Raises:
+        ConfigError: see `trainer_arguments`; or the device is not there.
+    """
+    be_quiet()
+    processes = start_processes(options)
+    sft_arguments(options, folder)
+    grpo = grpo_arguments(options, folder)
+    release()
+    check_device(options.device)
+    if options.device == "cpu":
+        keep_freed_memory()
+    return processes, Console(stderr=True, quiet=not processes.is_main_process), grpo
+
+
+def train(context: RunContext, stage: Stage, model: Any, lora: Any, checkpoint: str | None) -> Any:
+    """Train a stage from its beginning or from a checkpoint; returns TRL's trainer with the trained model.
+
+    Args:
+        context: of the run.
+        stage: what is trained on.
+        model: to train.
+        lora: a `peft.LoraConfig`, or None.
+        checkpoint: folder of the stage's checkpoint, or None.
+
+    Raises:
+        Interrupted: before the last update; a checkpoint is saved.
+    """
+    options = context.options
+    context.run.truncate_metrics(step_of(checkpoint), stage.name)
+    asked = stage.validated and context.validate is not None and options.deepspeed is None  # a model in shares cannot be asked as it is
+
+    def validate() -> dict[str, float]:
+        assert context.validate is not None
+        return context.validate(trainer.model)
+
+    with progress_bar(context.console, elapsed=True) as progress:
+        bar = progress.add_task(stage.name, total=stage.steps)
+        every = options.validation_steps if asked else 0
+        follow = Follow(context.run, stage.name, context.interrupt, progress, bar, validate, every)
+        data = (model, context.processor, context.prompt, stage.rows)
+        frozen = options.freeze_vision
+        if stage.task is None:
+            arguments = sft_arguments(options, str(stage.folder))
+            arguments.max_steps = stage.steps
+            trainer = make_sft_trainer(*data, arguments, follow, lora, frozen=frozen)
+        else:
+            arguments = grpo_arguments(options, str(stage.folder))
+            last_norm = options.last_norm
+            trainer = make_grpo_trainer(*data, arguments, follow, stage.task, stage.mode, lora, frozen=frozen, last_norm=last_norm)
+        everything, trained = count_parameters(trainer.model)
+        context.console.print(f"{stage.name}: {trained:,} of {everything:,} weights are trained", highlight=False)
+        if checkpoint is not None and step_of(checkpoint) >= arguments.max_steps and options.deepspeed is None:
+            trainer._load_from_checkpoint(checkpoint)  # stopped when all was done; transformers would train one update more
+            trainer.state.global_step = step_of(checkpoint)
+            return trainer
+        with read_once(trainer.model):
+            trainer.train(resume_from_checkpoint=checkpoint)
+    if context.interrupt.requested and trainer.state.global_step < arguments.max_steps:
+        raise Interrupted
+    return trainer
+
+
+def store(context: RunContext, trainer: Any, target: Path, *, base: str | None = None) -> None:
+    """Write a trained model with its processor, in one piece: a killed process leaves none or all of it. Every process must be here.
+
+    Args:
+        context: of the run.
+        trainer: whose model is written; of a LoRA the adapter alone.
+        target: folder of the model.
+        base: the model, as `--model` takes it, that a LoRA is merged into; the adapter is kept in `adapter` beside the target.
+
+    Raises:
+        TrainingStopped: a weight is not finite; nothing is written.
+    """
+    options, state = context.options, None
+    if options.deepspeed is not None:
+        state = trainer.accelerator.get_state_dict(trainer.deepspeed)  # with ZeRO-3 whole in the first process, nothing in the others
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    check_finite(model, state)
+    if context.processes.is_main_process:
+        unfinished, adapter = target.with_name("model.part"), target.with_name("adapter")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        which = {"selected_adapters": ["default"]} if options.rank else {}  # TRL adds a reference
+        model.save_pretrained(unfinished, **({"state_dict": state} if state is not None else {}), **which)
+        context.processor.save_pretrained(unfinished)
+        if options.rank and base is not None:
+            from peft import PeftModel
+
+            shutil.rmtree(adapter, ignore_errors=True)
+            unfinished.rename(adapter)
+            release()
+            merged: Any = PeftModel.from_pretrained(load_model(base, dtype=options.dtype), str(adapter)).merge_and_unload()
+            merged.save_pretrained(unfinished)
+            context.processor.save_pretrained(unfinished)
+        shutil.rmtree(target, ignore_errors=True)
+        unfinished.rename(target)
+    context.processes.wait_for_everyone()
+
+
+def step_of(checkpoint: str | None) -> int:
+    """Updates that a checkpoint's folder has in its name; -1 without one."""
+    return int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else -1
+
+
+def find_checkpoint(folder: Path, which: str | None) -> str | None:
+    """The checkpoint to go on from: `latest` is the newest that was written to its end.
+
+    Args:
+        folder: of the run.
+        which: a checkpoint's folder, latest, or None.
+
+    Raises:
+        CheckpointError: there is none, or it is incomplete.
+    """
+    if which is None:
+        return None
+    if which == "latest":
+        found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit() and _complete(path)]
+        if not found:
+            raise CheckpointError(f"{folder}: holds no complete checkpoint; leave --resume-from-checkpoint out and use --overwrite")
+        return str(max(found, key=lambda path: int(path.name.rpartition("-")[2])))
+    if not _complete(Path(which)):
+        raise CheckpointError(f"--resume-from-checkpoint {which}: no complete checkpoint; give a checkpoint-N folder or latest")
+    return which
+
+
+def newest_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end, or None."""
+    try:
+        return find_checkpoint(folder, "latest")
+    except CheckpointError:
+        return None
+
+
+def check_finite(model: Any, state: Mapping[str, Any] | None = None) -> None:
+    """Refuse a model that training has destroyed.
+
+    Args:
+        model: whose parameters are looked at.
+        state: its weights by name, to be looked at instead, where the model holds a share of them only.
+
+    Raises:
+        TrainingStopped: a weight is not finite.
+    """
+    bad = [name for name, value in (model.named_parameters() if state is None else state.items()) if not bool(value.isfinite().all())]
+    if bad:
+        raise TrainingStopped(f"{bad[0]}: is not finite after training; nothing was saved, lower --learning-rate or raise --beta")
+
+
+def _complete(path: Path) -> bool:
+    """The trainer's state is what is written last; DeepSpeed keeps shares of the weights in a folder of its own."""
+    return (path / "trainer_state.json").is_file() and any(any(path.glob(name)) for name in ("*.safetensors", "global_step*"))
