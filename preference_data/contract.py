@@ -7,6 +7,10 @@ Skin smoothing: Image1 = 4, Image2 = 2
 Average: Image1 = 4.2, Image2 = 3.0
 Image1 is better
 </answer>
+
+A tiny judge with few tokens answers in a short form, two numbers for each dimension, the scores of Image1 and Image2:
+
+<think>smooth 4 2 blemish 5 3 texture 4 4 clarity 3 3 identity 5 5</think><answer>1</answer>
 """
 
 import re
@@ -19,6 +23,10 @@ SHAPE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DO
 LINE = re.compile(r"(.+?): Image1 = (\d{1,9}), Image2 = (\d{1,9})", re.ASCII)
 AVERAGES = re.compile(r"Average: Image1 = (\d+(?:\.\d+)?), Image2 = (\d+(?:\.\d+)?)", re.ASCII)
 BETTER = re.compile(r"Image([12]) is better\.?")
+BRIEF_WORDS = dict(zip(DIMENSIONS, ("smooth", "blemish", "texture", "clarity", "identity"), strict=True))
+BRIEF_PROMPT = "Which retouch is better?"
+BRIEF_SCORES = r"\s+".join(rf"{word}\s+([1-5])\s+([1-5])" for word in BRIEF_WORDS.values())
+BRIEF_SHAPE = re.compile(rf"\s*<think>\s*{BRIEF_SCORES}\s*</think>\s*<answer>\s*([12])\s*</answer>\s*")
 
 
 def prompt() -> str:
@@ -121,3 +129,24 @@ def verdicts_in_files(answer: Answer, order: Order) -> tuple[dict[str, Verdict],
     scores = {name: in_order((float(first), float(second)), order) for name, (first, second) in answer.scores.items()}
     verdicts: dict[str, Verdict] = {name: winner(a, b) for name, (a, b) in scores.items()}
     return verdicts, file_at(answer.better, order), scores
+
+
+def write_brief(answer: Answer) -> str:
+    """The answer in short; `read_brief` gives it back but for its reasoning, whose place the scores take."""
+    scores = " ".join(f"{BRIEF_WORDS[name]} {answer.scores[name][0]} {answer.scores[name][1]}" for name in DIMENSIONS)
+    return f"<think>{scores}</think><answer>{NUMBERS[answer.better]}</answer>"
+
+
+def every_digit() -> list[str]:
+    """Five short answers that together have each digit at each place that takes it: what a decoder must keep to."""
+    return [write_brief(Answer(dict.fromkeys(DIMENSIONS, (digit, digit)), PLACES[min(digit, 2)], "")) for digit in range(1, 6)]
+
+
+def read_brief(text: str) -> Answer | Unreadable:
+    """Read an answer in the short form, strictly."""
+    match = BRIEF_SHAPE.fullmatch(text)
+    if match is None:
+        return Unreadable("not <think>smooth s s blemish s s texture s s clarity s s identity s s</think><answer>1 or 2</answer>", text)
+    numbers = [int(digit) for digit in match.groups()]
+    scores = {name: (numbers[2 * place], numbers[2 * place + 1]) for place, name in enumerate(DIMENSIONS)}
+    return Answer(scores, PLACES[numbers[-1]], text[text.index("<think>") + 7 : text.index("</think>")].strip())

@@ -8,13 +8,12 @@ from portraitkit.pictures.images import to_pil
 from portraitkit.vlm.model import vision_tower
 from portraitkit.vlm.rows import messages
 from portraitkit.vlm.tiny import build_model, build_processor
-from preference_data.brief_contract import PROMPT, WORDS, write_brief
-from preference_data.contract import Answer
+from preference_data.contract import BRIEF_PROMPT, BRIEF_WORDS, Answer, write_brief
 from preference_data.schema import DIMENSIONS
 from preference_data.verdict import PLACES
 from reward_models.judge.settings import JudgeSettings, write_settings
 
-TAGS = ("<think>", "</think>", "<answer>", "</answer>", *WORDS.values())
+TAGS = ("<think>", "</think>", "<answer>", "</answer>", *BRIEF_WORDS.values())
 
 
 def answer(generator: torch.Generator) -> str:
@@ -28,13 +27,13 @@ def write_tiny_judge(folder: Path, steps: int = 240) -> Path:
     """Teach the form on eight fixed answers and write model, processor and judge.json into a folder."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    processor = build_processor([f"assistant user {PROMPT}"] * 3, TAGS, vocabulary=400)
+    processor = build_processor([f"assistant user {BRIEF_PROMPT}"] * 3, TAGS, vocabulary=400)
     processor.image_processor.size = {"shortest_edge": 16 * 16, "longest_edge": 64 * 32}  # few tokens a picture
     model = build_model(processor, hidden_size=96, layers=2, vision_size=32, vision_layers=1).train()
     vision_tower(model).requires_grad_(False)
     pictures = torch.linspace(0.1, 0.9, 16).view(8, 2, 1, 1, 1).expand(8, 2, 3, 192, 96)
     targets = [answer(generator) for _ in pictures]
-    chats = [processor.apply_chat_template(messages(PROMPT, target, pictures=2), tokenize=False) for target in targets]
+    chats = [processor.apply_chat_template(messages(BRIEF_PROMPT, target, pictures=2), tokenize=False) for target in targets]
     inputs = processor(images=[[to_pil(one) for one in both] for both in pictures], text=chats, padding=True, return_tensors="pt")
     start = max(len(processor.tokenizer(f"{target}<|im_end|>\n")["input_ids"]) for target in targets)
     labels = inputs["input_ids"].clone()

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from preference_data.brief_contract import WHOLE
+from preference_data.contract import BRIEF_SHAPE
 from preference_data.schema import DIMENSIONS
 
 Picture = Float[Tensor, "3 h w"]
@@ -94,7 +94,7 @@ def read_certainty(text: str, choices: Sequence[Choice]) -> Certainty | None:
 
 def _digits_of(text: str) -> list[int]:
     """Places in a readable answer of its ten scores, dimension by dimension, and of the 1 or 2 that it chooses."""
-    brief = WHOLE.fullmatch(text)
+    brief = BRIEF_SHAPE.fullmatch(text)
     if brief is not None:
         return [brief.start(group) for group in range(1, 2 * len(DIMENSIONS) + 2)]
     start = text.index("<answer>")

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from portraitkit.errors import ConfigError
-from preference_data.brief_contract import every_digit, read_brief
-from preference_data.contract import Answer, Unreadable, read_answer, verdicts_in_files
+from preference_data.contract import Answer, Unreadable, every_digit, read_answer, read_brief, verdicts_in_files
 from preference_data.schema import DIMENSIONS
 from preference_data.verdict import ORDERS, Order, Verdict, in_order
 from reward_models.judge.backend import Backend, Certainty, Picture, Said, read_certainty

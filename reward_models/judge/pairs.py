@@ -14,8 +14,7 @@ from torch import Tensor
 from portraitkit.errors import DataError
 from portraitkit.pictures.images import from_uint8, read_image, to_uint8
 from portraitkit.vlm.rows import SPLITS, Row, first_row
-from preference_data.brief_contract import PROMPT, read_brief, write_brief
-from preference_data.contract import Answer, Unreadable, prompt, read_answer, write_answer
+from preference_data.contract import BRIEF_PROMPT, Answer, Unreadable, prompt, read_answer, read_brief, write_answer, write_brief
 from preference_data.pair_set import read_pairs, scan_pairs
 from preference_data.schema import CHOICES, DIMENSIONS, Pair
 from preference_data.verdict import ORDERS, Order, Verdict, turned, winner
@@ -81,7 +80,7 @@ class View:
     @property
     def prompt(self) -> str:
         """The user turn's text."""
-        return PROMPT if self.form == "brief" else prompt()
+        return BRIEF_PROMPT if self.form == "brief" else prompt()
 
     def read(self, text: str) -> Answer | Unreadable:
         """Read an answer in the one form that was asked for."""

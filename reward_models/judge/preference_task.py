@@ -12,8 +12,7 @@ from typing import Any
 
 from portraitkit.errors import DataError
 from portraitkit.vlm.task import Mode, Score, Task
-from preference_data.brief_contract import PROMPT, read_brief, write_brief
-from preference_data.contract import Answer, Unreadable, prompt, read_answer, write_answer
+from preference_data.contract import BRIEF_PROMPT, Answer, Unreadable, prompt, read_answer, read_brief, write_answer, write_brief
 from preference_data.schema import DIMENSIONS
 from preference_data.verdict import EXCHANGED, Order, Place, Shown, Verdict, in_order, shown_as, winner
 
@@ -227,7 +226,7 @@ TASK = Task(
     {"paper": (0.0, 3.0), "fixed": (0.0, 3.0)},
     perfect,
     make_row,
-    brief=PROMPT,
+    brief=BRIEF_PROMPT,
     metrics=metrics,
     most=most,
     constants=constants,

@@ -9,8 +9,7 @@ from typing import Any
 
 from portraitkit.errors import WeightsError
 from portraitkit.files.atomic import write_text
-from preference_data.brief_contract import PROMPT
-from preference_data.contract import prompt
+from preference_data.contract import BRIEF_PROMPT, prompt
 from preference_data.verdict import Verdict
 from reward_models.judge.pairs import View
 from reward_models.judge.views import SHOWN
@@ -27,7 +26,7 @@ class JudgeSettings:
 
     Attributes:
         shown: a name in `judge_views.SHOWN`.
-        form: of the answer: "full" (`contract`) or "brief" (`brief_contract`).
+        form: of the answer, "full" or "brief", see `preference_data.contract`.
         temperature: log-odds are divided by it; 1 where none was fitted.
         model: the model's name, where it is known.
     """
@@ -40,7 +39,7 @@ class JudgeSettings:
     @property
     def prompt(self) -> str:
         """What the judge is asked."""
-        return PROMPT if self.form == "brief" else prompt()
+        return BRIEF_PROMPT if self.form == "brief" else prompt()
 
     @property
     def max_tokens(self) -> int:

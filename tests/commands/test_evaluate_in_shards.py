@@ -8,7 +8,7 @@ from tiny_vlm import THINK_ANSWER, write_tiny_vlm
 
 from portraitkit.runs import shard_files
 from portraitkit.runs.shards import Shard
-from preference_data.brief_contract import PROMPT, WORDS
+from preference_data.contract import BRIEF_PROMPT, BRIEF_WORDS
 from reward_models.evaluation import evaluate
 from reward_models.judge.ask import judge_pairs
 from reward_models.main import train_reward_model
@@ -28,7 +28,7 @@ OPTIONS = ["--evaluate", *(text for name, value in SMALL.items() for text in (f"
 
 @pytest.fixture
 def model(tmp_path):
-    return write_tiny_vlm(tmp_path / "model", PROMPT, [*THINK_ANSWER, *WORDS.values()])
+    return write_tiny_vlm(tmp_path / "model", BRIEF_PROMPT, [*THINK_ANSWER, *BRIEF_WORDS.values()])
 
 
 def test_two_processes_find_what_one_finds(command, model, tmp_path, monkeypatch):

@@ -13,8 +13,7 @@ from tiny_vlm import THINK_ANSWER, write_tiny_vlm
 
 from portraitkit.config import load_config, recipe_names
 from portraitkit.pictures.images import write_image
-from preference_data.brief_contract import PROMPT, WORDS, write_brief
-from preference_data.contract import Answer, prompt
+from preference_data.contract import BRIEF_PROMPT, BRIEF_WORDS, Answer, prompt, write_brief
 from preference_data.pair_set import write_pairs
 from preference_data.schema import DIMENSIONS, Pair
 from reward_models.main import train_reward_model
@@ -46,8 +45,8 @@ OPTIONS = [text for name, value in SMALL.items() for text in (f"--{name}", str(v
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A folder with a tiny random Qwen2.5-VL that has the words of the brief form as tokens."""
-    text = " ".join([PROMPT, prompt(), write_brief(Answer(dict.fromkeys(DIMENSIONS, (5, 3)), "first", ""))])
-    return write_tiny_vlm(tmp_path_factory.mktemp("model"), text, [*THINK_ANSWER, *WORDS.values()])
+    text = " ".join([BRIEF_PROMPT, prompt(), write_brief(Answer(dict.fromkeys(DIMENSIONS, (5, 3)), "first", ""))])
+    return write_tiny_vlm(tmp_path_factory.mktemp("model"), text, [*THINK_ANSWER, *BRIEF_WORDS.values()])
 
 
 def lines(path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_vlm import THINK_ANSWER, write_tiny_vlm
 
-from preference_data.brief_contract import PROMPT, WORDS
+from preference_data.contract import BRIEF_PROMPT, BRIEF_WORDS
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -36,7 +36,7 @@ SMALL = {
 
 @pytest.mark.slow
 def test_two_processes_train_one_judge(tmp_path):
-    model = write_tiny_vlm(tmp_path / "model", PROMPT, [*THINK_ANSWER, *WORDS.values()])
+    model = write_tiny_vlm(tmp_path / "model", BRIEF_PROMPT, [*THINK_ANSWER, *BRIEF_WORDS.values()])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preference_data.brief_contract import WORDS, read_brief, write_brief
-from preference_data.contract import Answer, Unreadable, read_answer, write_answer
+from preference_data.contract import BRIEF_WORDS, Answer, Unreadable, read_answer, read_brief, write_answer, write_brief
 from preference_data.schema import DIMENSIONS
 
 SCORES = st.integers(1, 5)
@@ -30,7 +29,7 @@ def test_what_is_written_is_read(answer):
 def test_the_example_and_spaces():
     found = read_brief(GOOD)
     assert isinstance(found, Answer) and found.better == "first"
-    assert list(found.scores.values()) == [(4, 2), (5, 3), (4, 4), (3, 3), (5, 5)] and list(found.scores) == list(WORDS)
+    assert list(found.scores.values()) == [(4, 2), (5, 3), (4, 4), (3, 3), (5, 5)] and list(found.scores) == list(BRIEF_WORDS)
     spaced = read_brief(f"\n{GOOD.replace('><', '> <').replace(' blemish', '  blemish')} ")
     assert isinstance(spaced, Answer) and (spaced.scores, spaced.better) == (found.scores, found.better)
 

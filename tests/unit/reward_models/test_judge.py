@@ -13,8 +13,7 @@ from portraitkit.errors import ConfigError, WeightsError
 from portraitkit.scripted_endpoint import ScriptedEndpoint
 from portraitkit.vlm.generate import complete
 from portraitkit.vlm.rows import Row
-from preference_data.brief_contract import read_brief, write_brief
-from preference_data.contract import Answer, Unreadable, write_answer
+from preference_data.contract import Answer, Unreadable, read_brief, write_answer, write_brief
 from preference_data.schema import DIMENSIONS
 from reward_models.judge.backend import Said, read_certainty
 from reward_models.judge.judge import Comparison, Judge, Judgement, calibrate, load_judge

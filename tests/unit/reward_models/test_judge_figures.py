@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from preference_data.brief_contract import write_brief
-from preference_data.contract import Answer
+from preference_data.contract import Answer, write_brief
 from preference_data.schema import DIMENSIONS
 from preference_data.verdict import ORDERS, shown_as
 from reward_models.evaluation.figures import all_figures, by_group, calibration, figures, fit_thresholds, gain, majority, unreadable_share

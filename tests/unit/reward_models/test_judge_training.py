@@ -11,8 +11,7 @@ from portraitkit.errors import CheckpointError, ConfigError, DataError, WeightsE
 from portraitkit.vlm.generate import Completion
 from portraitkit.vlm.rows import first_row
 from portraitkit.vlm.trainers import part_names, reward_functions
-from preference_data.brief_contract import write_brief
-from preference_data.contract import Answer, read_answer, write_answer
+from preference_data.contract import Answer, read_answer, write_answer, write_brief
 from preference_data.people.synthetic import draw_morph
 from preference_data.schema import DIMENSIONS
 from preference_data.verdict import turned

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portraitkit.errors import DataError
-from preference_data.brief_contract import write_brief
-from preference_data.contract import Answer, write_answer
+from preference_data.contract import Answer, write_answer, write_brief
 from preference_data.schema import DIMENSIONS
 from reward_models.judge.preference_task import (
     TASK,
