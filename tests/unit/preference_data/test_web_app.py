@@ -5,7 +5,7 @@ import json
 import pytest
 from starlette.testclient import TestClient
 
-from preference_data.annotations import Judgement, append_judgement, read_judgements
+from preference_data.annotations import FOLDER, Judgement, append_judgement, read_judgements
 from preference_data.pair_set import read_pairs
 from preference_data.schema import DIMENSIONS
 from preference_data.web.app import Desk, make_app
@@ -15,6 +15,8 @@ ANSWERS = dict.fromkeys([*DIMENSIONS, "overall"], "1")
 
 @pytest.fixture
 def client(pair_set):
+    (pair_set / FOLDER).mkdir(exist_ok=True)
+    (pair_set / FOLDER / ".salt").write_text("0" * 32, encoding="utf-8")  # whose pairs come in both orders: one salt in 128 shows one alone
     with TestClient(make_app(Desk(pair_set, read_pairs(pair_set))), base_url="http://127.0.0.1:1") as client:
         client.folder = pair_set
         yield client
