@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import httpx
 import pytest
@@ -43,16 +44,16 @@ def server(judge_folder, tmp_path):
 def test_the_same_judgement_as_in_process_and_a_graceful_end(server, judge_folder, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     process, url = server
-    here, there = load_judge(str(judge_folder)), load_judge(url)
-    assert there.settings == here.settings
-    photo = torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(0))
-    pairs = [Comparison(photo, photo * a, photo * b) for a, b in ((0.6, 1.0), (1.0, 0.7), (0.8, 0.8))]
-    for ours, theirs in zip(here.judge(pairs), there.judge(pairs), strict=True):
-        assert isinstance(ours, Judgement) and isinstance(theirs, Judgement)
-        assert (ours.verdicts, ours.overall, ours.reasoning) == (theirs.verdicts, theirs.overall, theirs.reasoning)
-        assert ours.probability == pytest.approx(theirs.probability, abs=1e-3)
-        assert ours.means == pytest.approx(theirs.means, abs=1e-3)
-    there.close()
+    here = load_judge(str(judge_folder))
+    with closing(load_judge(url)) as there:
+        assert there.settings == here.settings
+        photo = torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(0))
+        pairs = [Comparison(photo, photo * a, photo * b) for a, b in ((0.6, 1.0), (1.0, 0.7), (0.8, 0.8))]
+        for ours, theirs in zip(here.judge(pairs), there.judge(pairs), strict=True):
+            assert isinstance(ours, Judgement) and isinstance(theirs, Judgement)
+            assert (ours.verdicts, ours.overall, ours.reasoning) == (theirs.verdicts, theirs.overall, theirs.reasoning)
+            assert ours.probability == pytest.approx(theirs.probability, abs=1e-3)
+            assert ours.means == pytest.approx(theirs.means, abs=1e-3)
     health = httpx.get(url.replace("/v1", "/health")).json()
     assert health["answered"] == 6 and health["batches"] < 6
 
