@@ -13,7 +13,7 @@ from torch import Tensor
 from portraitkit.errors import ConfigError, WeightsError
 from portraitkit.suggest import nearest
 from reward_models.photos import Photos
-from reward_models.reward_set import RewardFunction
+from reward_models.reward import RewardFunction
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")

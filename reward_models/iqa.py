@@ -24,7 +24,7 @@ from torch import Tensor
 from portraitkit.errors import ConfigError, WeightsError
 from portraitkit.suggest import nearest
 from reward_models.photos import Photos
-from reward_models.reward_set import RewardFunction
+from reward_models.reward import RewardFunction
 
 
 @dataclass(frozen=True)

@@ -1,55 +1,27 @@
 """The rewards of a run: built by name, scored together, combined into one number a candidate."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from portraitkit.errors import ConfigError
+from portraitkit.stats import rank_correlation
 from portraitkit.suggest import nearest
-from reward_models.combine import How, combine
+from reward_models.clip_similarity import clip_similarity
+from reward_models.iqa import iqa_reward
+from reward_models.judge.reward import judge_reward
 from reward_models.photos import Photos
+from reward_models.reward import Elsewhere, GroupReward, How, Parts, RewardFunction, combine
 from reward_models.verifiable import REWARDS
-
-if TYPE_CHECKING:
-    from reward_models.workers.client import RewardWorkers
-
-RewardFunction = Callable[[Float[Tensor, "n 3 h w"], Photos], Float[Tensor, " n"]]
-
-
-@runtime_checkable
-class GroupReward(Protocol):
-    """A reward that sees all candidates of a photo together, such as a judge. Its NaN means that a candidate could not be scored at all:
-    the others of its group have this part, so what remains of its own reward is not to be compared with theirs."""
-
-    def of_groups(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, photo_of: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """The reward of every candidate; candidate i is a retouch of photo `photo_of[i]`, together with all others of that photo."""
-        ...
-
+from reward_models.workers.client import RewardWorkers, stand_in
 
 LEARNED_WEIGHT = 0.2
 LEARNED = ("clip_similarity", "iqa", "judge")
 """Kinds of rewards that have weights; what follows the colon says which."""
-Parts = dict[str, Float[Tensor, " n"]]
-
-
-@runtime_checkable
-class Elsewhere(Protocol):
-    """What scores some of the rewards outside this process; see `reward_models.workers.client`."""
-
-    def submit(self, names: Sequence[str], candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> "Sequence[Future[Parts]]":
-        """Begin to score one unit; the parts of the futures together have every reward in `names`, which it serves.
-
-        Args:
-            names: of rewards.
-            candidates: RGB, [0, 1].
-            photos: one, whose group the candidates are; or one a candidate, each a group of its own.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +36,7 @@ class Unit:
 
     rows: Int[Tensor, " k"]
     here: Parts
-    there: "Sequence[Future[Parts]]"
+    there: Sequence[Future[Parts]]
 
 
 @dataclass(frozen=True)
@@ -101,7 +73,7 @@ class RewardSet:
     Attributes:
         functions: candidates and photos (one each, or one for all) to values in [0, 1], NaN where a reward does not apply.
         weights: one weight a reward.
-        how: see `reward_models.combine`.
+        how: see `reward.combine`.
         batch: candidates scored at once.
         elsewhere: scores the rewards in `served`; None where all are scored in this process.
         served: names of the rewards that are scored elsewhere.
@@ -196,14 +168,14 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def build_rewards(
-    names: tuple[str, ...], weights: tuple[float, ...], how: How, device: str = "cpu", *, workers: "RewardWorkers | None" = None
+    names: tuple[str, ...], weights: tuple[float, ...], how: How, device: str = "cpu", *, workers: RewardWorkers | None = None
 ) -> RewardSet:
     """Rewards by name: a verifiable one, `clip_similarity:PATH`, `iqa:NAME` or `judge:PATH[:FORM]`.
 
     Args:
         names: at least one.
         weights: one a name, or empty for each reward's own.
-        how: see `reward_models.combine`.
+        how: see `reward.combine`.
         device: of a judge that transformers runs.
         workers: score what they serve; its weights are not loaded here.
 
@@ -215,8 +187,6 @@ def build_rewards(
     served = tuple(name for name in names if workers is not None and name in workers.served)
     functions: dict[str, RewardFunction | GroupReward] = {name: _load(name, device) for name in names if name not in served}
     if workers is not None:
-        from reward_models.workers.remote import stand_in
-
         functions = {name: stand_in(name, workers) if name in served else functions[name] for name in names}
     defaults = {name: REWARDS[name].weight if name in REWARDS else LEARNED_WEIGHT for name in names}
     chosen = dict(zip(names, weights, strict=True)) if weights else defaults
@@ -229,15 +199,40 @@ def build_rewards(
 def _load(name: str, device: str) -> RewardFunction | GroupReward:
     kind, _, argument = name.partition(":")
     if kind == "clip_similarity":
-        from reward_models.clip_similarity import clip_similarity
-
         return clip_similarity(argument)
     if kind == "iqa":
-        from reward_models.iqa import iqa_reward
-
         return iqa_reward(argument)
     if kind == "judge":
-        from reward_models.judge.reward import judge_reward
-
         return judge_reward(argument, device=device)
     return REWARDS[kind]
+
+
+# ---- the verifiable rewards as an independent check of a judge, whether or not they are part of what is maximised
+
+
+@torch.no_grad()
+def verifiable_reward(
+    rewards: RewardSet,
+    parts: Parts,
+    candidates: Float[Tensor, "n 3 h w"],
+    photos: Photos,
+    photo_of: Int[Tensor, " n"] | None = None,
+) -> Float[Tensor, " n"]:
+    """All five verifiable rewards at their own weights, combined as the run combines; those that `parts` has are not computed again.
+
+    Candidates, photos and photo_of are as in `RewardSet.parts`.
+    """
+    missing = RewardSet({name: reward for name, reward in REWARDS.items() if name not in parts}, {}, rewards.how, rewards.batch)
+    known = {name: values for name, values in parts.items() if name in REWARDS} | missing.parts(candidates, photos, photo_of)
+    return combine(known, {name: REWARDS[name].weight for name in known}, rewards.how)
+
+
+def judged_reward(rewards: RewardSet, parts: Parts) -> Float[Tensor, " n"]:
+    """The mean of the judges' values, NaN where none has one."""
+    return torch.stack([parts[name] for name in rewards.group_rewards]).nanmean(0)
+
+
+def agreement_in_groups(judged: Float[Tensor, " n"], checked: Float[Tensor, " n"], groups: Int[Tensor, " n"]) -> float:
+    """Mean over the groups of the rank correlation (Spearman) between judge and check; NaN where no group has a spread in both."""
+    found = torch.tensor([rank_correlation(judged[groups == group], checked[groups == group]) for group in groups.unique()])
+    return float(found.nanmean())

@@ -151,6 +151,18 @@ def identity(candidate: Candidates, photos: Photos) -> Scores:
     return torch.sigmoid((0.40 - identity_change(candidate, photos)) / 0.05)
 
 
+def residual_grain(candidate: Candidates, photos: Photos) -> Scores:
+    """RMS of the fine part (luma minus Gaussian blur, 1 px at 128 px) of what the retouch changed on the skin, in percent of full scale.
+
+    No reward, but the early sign of a policy that collapses to noise.
+    A clean edit is smooth except at the spots' edges; SDE noise left in the latents shows as grain everywhere.
+    """
+    sigma = candidate.shape[-1] / 128
+    change = luminance(candidate - photos.source)
+    fine = change - blur(change, sigma)
+    return 100 * mean_over(fine.square(), photos.skin).sqrt()
+
+
 @dataclass(frozen=True)
 class LocalError:
     """Where a reward is lost: the reward is `curve(map.sum())`.

@@ -5,8 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.aligned_faces import face_metric
-from reward_models.combine import combine
 from reward_models.photos import Photos
+from reward_models.reward import combine
 from reward_models.verifiable import REWARDS
 
 TITLES = {

@@ -2,8 +2,7 @@
 
 from benchmarks.aligned_faces import face_metric
 from benchmarks.metric import Range
-from reward_models.grain import residual_grain
-from reward_models.verifiable import blemish_residual, texture_error
+from reward_models.verifiable import blemish_residual, residual_grain, texture_error
 
 BLEMISH_RESIDUAL = face_metric("blemish_residual", "blemishes left", lambda files: blemish_residual, Range(0, 2), direction="lower")
 """Share of the squared blemish error that is left: 0 all gone, 1 as in the photo; against the reference, or the skin around each spot."""

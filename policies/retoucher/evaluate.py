@@ -12,10 +12,8 @@ from policies.retoucher.model.backbone import Backbone, Condition, sample_ode
 from policies.retoucher.processes import Processes
 from policies.retoucher.training_photos import PhotoSource, TrainingPhotos
 from portraitkit.stats import Change, paired_change
-from reward_models.grain import residual_grain
-from reward_models.judge.check import verifiable_reward
-from reward_models.reward_set import RewardSet
-from reward_models.verifiable import blemish_residual, clarity_error, identity_change, texture_error, tone_error
+from reward_models.reward_set import RewardSet, verifiable_reward
+from reward_models.verifiable import blemish_residual, clarity_error, identity_change, residual_grain, texture_error, tone_error
 
 MEASURES = {
     "identity_distance": identity_change,

@@ -13,10 +13,9 @@ from policies.retoucher.processes import Processes
 from policies.retoucher.rollout import Rollout, StepPlan, noise_of_groups
 from policies.retoucher.scored_rollout import roll_out_and_score
 from policies.retoucher.training_photos import PhotoSource, TrainingPhotos
-from reward_models.judge.check import verifiable_reward
 from reward_models.judge.reward import CountedJudge
 from reward_models.photos import Photos
-from reward_models.reward_set import RewardSet
+from reward_models.reward_set import RewardSet, verifiable_reward
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def open_rewards(config: RetoucherConfig, console: Console) -> Iterator[RewardSe
     """
     workers = None
     if config.reward_worker:
-        from reward_models.workers.worker_check import connect
+        from reward_models.workers.connect import connect
 
         def say(text: str) -> None:
             console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -40,9 +40,8 @@ from portraitkit.runs.checkpoint import load_checkpoint, save_checkpoint
 from portraitkit.runs.folder import RunFolder, SilentRunFolder
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.stats import Change, bootstrap_interval
-from reward_models.judge.check import judged_reward
 from reward_models.judge.reward import CountedJudge
-from reward_models.reward_set import RewardSet
+from reward_models.reward_set import RewardSet, judged_reward
 
 HEADLINE = ("reward", "identity_distance", "blemish_residual", "texture_error")
 

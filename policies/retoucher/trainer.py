@@ -27,8 +27,7 @@ from policies.retoucher.update import NO_FIGURES, UpdateFigures, accumulate_grad
 from portraitkit.errors import TrainingStopped
 from portraitkit.grpo import Advantages, group_advantages, local_advantages, normalise_then_sum
 from reward_models.credit import local_credit, to_tokens
-from reward_models.judge.check import agreement_in_groups, judged_reward
-from reward_models.reward_set import RewardSet
+from reward_models.reward_set import RewardSet, agreement_in_groups, judged_reward
 
 FIRST_RATIO = 1e-2
 """Largest |ratio - 1| before the first update; rounding alone stays far below."""

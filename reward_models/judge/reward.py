@@ -43,7 +43,7 @@ class CountedJudge(Protocol):
         ...
 
     def of_groups(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, photo_of: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """See `reward_set.GroupReward`."""
+        """See `reward.GroupReward`."""
         ...
 
 

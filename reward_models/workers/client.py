@@ -13,14 +13,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from portraitkit.endpoint import retry_after
 from portraitkit.errors import DataError, WorkersLost
 from reward_models.judge.judge import Counts
+from reward_models.judge.reward import NEED_ANCHORS, Form, split_argument
 from reward_models.photos import Photos
-from reward_models.reward_set import Parts
+from reward_models.reward import GroupReward, Parts, RewardFunction
+from reward_models.verifiable import REWARDS
 from reward_models.workers.wire import pack, unpack_answer
 
 UNDER_WAY = 2
@@ -82,7 +84,7 @@ class _Job:
 
 
 class RewardWorkers:
-    """The workers of a run. Use `reward_models.workers.worker_check.connect`, which asks each of them what it serves.
+    """The workers of a run. Use `reward_models.workers.connect.connect`, which asks each of them what it serves.
 
     Args:
         workers: at least one.
@@ -106,7 +108,7 @@ class RewardWorkers:
         return {name for worker in self.workers for name in worker.serves}
 
     def submit(self, names: Sequence[str], candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> "list[Future[Parts]]":
-        """Begin to score one unit; see `reward_set.Elsewhere`. Rewards that the same workers serve are one request."""
+        """Begin to score one unit; see `reward.Elsewhere`. Rewards that the same workers serve are one request."""
         bundles: dict[tuple[int, ...], list[str]] = {}
         for name in names:
             serving = tuple(place for place, worker in enumerate(self.workers) if name in worker.serves)
@@ -266,3 +268,46 @@ class RewardWorkers:
             first, worker.out = not worker.out, f"{FOR_GOOD[status]} ({words})"
         if first:
             self.say(f"reward worker {worker.url}: {worker.out}")
+
+
+# ---- what a run sees of it
+
+
+@dataclass(frozen=True)
+class ServedJudge:
+    """A judge behind a worker.
+
+    Attributes:
+        name: that workers serve it under.
+        form: see `judge.reward.FORMS`.
+        workers: that are asked.
+        counts: what the judge was asked for this run.
+    """
+
+    name: str
+    form: Form
+    workers: RewardWorkers
+    counts: Counts
+
+    @property
+    def needs_anchors(self) -> bool:
+        """Whether photos without a preferred retouch have no value."""
+        return self.form in NEED_ANCHORS
+
+    def of_groups(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, photo_of: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """See `reward.GroupReward`; one group, or candidates that are alone, at a time."""
+        return self.workers.score([self.name], candidates, photos)[self.name]
+
+
+def stand_in(name: str, workers: RewardWorkers) -> RewardFunction | GroupReward:
+    """What stands for a served reward in a `RewardSet`: a verifiable one itself, whose error maps local credit needs; else a proxy."""
+    kind, _, argument = name.partition(":")
+    if kind in REWARDS:
+        return REWARDS[kind]
+    if kind == "judge":
+        return ServedJudge(name, split_argument(argument)[1], workers, workers.counts.setdefault(name, Counts()))
+
+    def reward(candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> Float[Tensor, " n"]:
+        return workers.score([name], candidates, photos)[name]
+
+    return reward

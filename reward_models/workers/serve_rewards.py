@@ -1,7 +1,39 @@
-"""Entry point of `serve-rewards`. Imports nothing heavy at its top: `--help` must answer at once."""
+"""`serve-rewards`: its options and its entry point. Imports nothing heavy at its top: `--help` must answer at once.
+
+The docstring under a field is its help text.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
 
 from portraitkit.cli import run_command
-from reward_models.workers.serve_rewards_config import ServeRewardsConfig
+from portraitkit.config import Options, Port, Range, load_config
+from portraitkit.serving import is_loopback
+
+
+@dataclass(frozen=True)
+class ServeRewardsConfig(Options):
+    """Serve rewards to `align-retoucher --reward-worker http://HOST:PORT`: /v1/score and /health."""
+
+    rewards: tuple[str, ...] = ("blemish_removal", "texture", "skin_tone", "identity", "clarity")
+    """Rewards served, by the names that align-retoucher takes: the verifiable ones, clip_similarity:PATH, iqa:NAME, judge:PATH[:FORM]."""
+    host: str = "127.0.0.1"
+    """Address to listen on; anything but loopback is open to everyone who reaches this machine and has the token, if there is one."""
+    port: Port = 8600
+    """Port to listen on; 0 takes a free one and prints it."""
+    device: str = "cpu"
+    """Where pictures are scored: cpu, cuda, cuda:1 ..."""
+    max_waiting: Annotated[int, Range(ge=1)] = 16
+    """Requests held at once, the one being scored among them; further ones are told to come again (503)."""
+    max_request_mib: Annotated[float, Range(gt=0, le=65536)] = 512.0
+    """Largest request in MiB. A candidate of h x w pixels takes 12 h w bytes, and its group's photo 36 h w."""
+    allowed_hosts: tuple[str, ...] = ()
+    """On loopback: further names in the Host header that are answered, for a proxy in front."""
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        return is_loopback(self.host)
 
 
 def serve_rewards() -> None:
@@ -10,8 +42,6 @@ def serve_rewards() -> None:
 
 
 def _serve(argv: list[str]) -> int:
-    from portraitkit.config import load_config
-
     return serve(load_config(ServeRewardsConfig, argv, prog="serve-rewards"))
 
 
@@ -28,14 +58,13 @@ def serve(config: ServeRewardsConfig) -> int:
         ConfigError: a reward's name is unknown, the address cannot be listened on, or the device is not there.
         WeightsError: a reward cannot be loaded.
     """
-    import uvicorn
     from rich.console import Console
 
     from portraitkit.endpoint import read_key
     from portraitkit.serving import listen, url_of
     from portraitkit.vlm.model import check_device
     from reward_models.reward_set import build_rewards, check_names
-    from reward_models.workers.server import Desk, build_app
+    from reward_models.workers.server import Desk, hosts_of, rewards_app, server_of
     from reward_models.workers.wire import TOKEN_ENV
 
     console = Console(stderr=True, highlight=False)
@@ -44,16 +73,13 @@ def serve(config: ServeRewardsConfig) -> int:
     token = read_key("serve-rewards", TOKEN_ENV, optional=True)
     with listen(config.host, config.port) as listener:
         desk = Desk(lambda: build_rewards(config.rewards, (), "product", config.device), config.device)
-        hosts = ("127.0.0.1", "localhost", "[::1]", *config.allowed_hosts) if config.is_loopback else ("*",)
-        app = build_app(desk, config, token=token, allowed_hosts=hosts)
+        app = rewards_app(desk, config, token=token, allowed_hosts=hosts_of(config))
         if not config.is_loopback:
             who = "everyone who reaches this machine and has the token" if token else "everyone who reaches this machine"
             advice = "" if token else f" Set {TOKEN_ENV} here and for the run."
             console.print(f"[bold red]warning:[/] --host {config.host}: {who} can use the rewards, without encryption.{advice}")
         console.print(f"{', '.join(config.rewards)} at {url_of(config.host, listener)}", markup=False, soft_wrap=True)
-        limits = {"timeout_graceful_shutdown": 60, "timeout_keep_alive": 60}  # longer than a client keeps an idle connection
-        settings = uvicorn.Config(app, access_log=False, log_level="warning", server_header=False, lifespan="on", **limits)
-        server = uvicorn.Server(settings)
+        server = server_of(app, timeout_graceful_shutdown=60, timeout_keep_alive=60)  # longer than a client keeps an idle connection
         desk.on_failure = lambda: setattr(server, "should_exit", True)
         server.run(sockets=[listener])
         if desk.failure is not None:

@@ -1,16 +1,21 @@
-"""The web application of `serve-rewards`. One thread scores, in the order in which requests came; those beyond the queue come again."""
+"""The web applications of `serve-judge` and `serve-rewards`.
+
+A judge's requests that arrive together are answered as one batch. Rewards are scored one request after the other, in the order in which
+requests came. Both keep at most `max_waiting` requests; further ones are told to come again (503).
+"""
 
 import asyncio
 import hmac
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from dataclasses import fields
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
+import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -19,16 +24,166 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from portraitkit.errors import DataError, UserError
+from portraitkit.errors import DataError, ImageError, UserError
 from portraitkit.serving import read_body
+from reward_models.judge.backend import Backend, Said
+from reward_models.judge.judge import Judge
 from reward_models.judge.reward import CountedJudge
 from reward_models.photos import Photos
 from reward_models.reward_set import RewardSet
-from reward_models.workers.fingerprints import fingerprint
-from reward_models.workers.serve_rewards_config import ServeRewardsConfig
-from reward_models.workers.wire import PROTOCOL, SERVICE, Asked, own_version, pack_answer, unpack
+from reward_models.workers.chat import ChatRequest, completion_of, read_request
+from reward_models.workers.serve_judge import ServeJudgeConfig
+from reward_models.workers.serve_rewards import ServeRewardsConfig
+from reward_models.workers.wire import PROTOCOL, SERVICE, Asked, fingerprint, own_version, pack_answer, unpack
 
 LONGEST_WAIT = 60
+"""Most seconds after which a refused request is asked to come again."""
+Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
+
+
+def hosts_of(config: ServeJudgeConfig | ServeRewardsConfig) -> tuple[str, ...]:
+    """Values of the Host header that are answered: on loopback this machine's names and the options', elsewhere any."""
+    return ("127.0.0.1", "localhost", "[::1]", *config.allowed_hosts) if config.is_loopback else ("*",)
+
+
+def _app(routes: Sequence[Route], say: Callable[[int, str], object], lifespan: Lifespan, allowed_hosts: Sequence[str]) -> Starlette:
+    """An application that answers `allowed_hosts` alone and says errors by `say(status, words)` as JSON."""
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        status, words, headers = 500, str(error), None
+        if isinstance(error, HTTPException):
+            status, words, headers = error.status_code, error.detail, error.headers
+        return JSONResponse({"error": say(status, words)}, status_code=status, headers=headers)
+
+    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)]
+    handlers: dict[Any, Any] = {HTTPException: refuse, UserError: refuse}
+    return Starlette(routes=list(routes), middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
+
+
+def server_of(app: Starlette, **limits: int) -> uvicorn.Server:
+    """A server that logs warnings only; on a signal it finishes what is under way.
+
+    Args:
+        app: the application.
+        limits: uvicorn's, in seconds.
+    """
+    return uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning", server_header=False, lifespan="on", **limits))
+
+
+# ---- a judge
+
+
+class Batcher:
+    """Gathers requests for a few milliseconds and asks the model about them together.
+
+    Args:
+        backend: that answers; it is used by one thread only.
+        wait: seconds that the first request of a batch waits for others.
+        most: requests in a batch.
+    """
+
+    def __init__(self, backend: Backend, *, wait: float, most: int) -> None:
+        self.backend, self.wait, self.most = backend, wait, most
+        self.sizes: list[int] = []
+        self.waiting = 0
+        self._queue: asyncio.Queue[tuple[ChatRequest, asyncio.Future[Said]]] = asyncio.Queue()
+
+    async def answer(self, request: ChatRequest) -> Said:
+        """The model's answer to one request."""
+        future: asyncio.Future[Said] = asyncio.get_running_loop().create_future()
+        self.waiting += 1
+        try:
+            await self._queue.put((request, future))
+            return await future
+        finally:
+            self.waiting -= 1
+
+    async def run(self) -> None:
+        """Answer until cancelled."""
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            while True:
+                batch = [await self._queue.get()]
+                until = loop.time() + self.wait
+                while len(batch) < self.most and (left := until - loop.time()) > 0:
+                    with suppress(TimeoutError):
+                        batch.append(await asyncio.wait_for(self._queue.get(), left))
+                batch = [one for one in batch if not one[1].done()]  # whoever has gone needs no answer
+                for alike in _alike(batch):
+                    await self._ask(alike, thread)
+
+    async def _ask(self, batch: Sequence[tuple[ChatRequest, "asyncio.Future[Said]"]], thread: ThreadPoolExecutor) -> None:
+        first = batch[0][0]
+        self.sizes.append(len(batch))
+        work = asyncio.get_running_loop().run_in_executor(
+            thread, self.backend.ask, first.prompt, [request.pictures for request, _ in batch], first.max_tokens
+        )
+        try:
+            said: Sequence[Said] = await work
+        except BaseException as error:  # a bug, or the server stops: whoever waits must be told
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error if not isinstance(error, asyncio.CancelledError) else RuntimeError("the server stops"))
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            return
+        for (_, future), one in zip(batch, said, strict=True):
+            if not future.done():
+                future.set_result(one)
+
+
+def _alike(batch: Sequence[tuple[ChatRequest, Any]]) -> list[list[tuple[ChatRequest, Any]]]:
+    """The batch divided into what one call of the backend can answer: one prompt, as many pictures, one limit of tokens."""
+    calls: dict[tuple[str, int, int], list[tuple[ChatRequest, Any]]] = {}
+    for one in batch:
+        calls.setdefault((one[0].prompt, len(one[0].pictures), one[0].max_tokens), []).append(one)
+    return list(calls.values())
+
+
+def judge_app(judge: Judge, config: ServeJudgeConfig, *, allowed_hosts: Sequence[str] = ("*",)) -> Starlette:
+    """The application of `serve-judge`.
+
+    Args:
+        judge: whose backend answers; its settings are told under /v1/models.
+        config: limits.
+        allowed_hosts: values of the Host header that are answered.
+    """
+    batcher = Batcher(judge.backend, wait=config.wait_ms / 1000, most=config.batch_size)
+    name = judge.backend.name
+
+    async def chat(request: Request) -> Response:
+        body = await read_body(request.stream(), int(config.max_request_mib * 2**20))
+        try:
+            read = read_request(body, model=name, max_pictures=config.max_pictures, max_tokens=config.max_tokens)
+        except (DataError, ImageError) as error:
+            raise HTTPException(400, str(error)) from error
+        if batcher.waiting >= config.max_waiting:
+            raise HTTPException(503, f"{batcher.waiting} requests are waiting", headers={"retry-after": "2"})
+        return JSONResponse(completion_of(await batcher.answer(read), read, name))
+
+    async def models(request: Request) -> Response:
+        card = {"id": name, "object": "model", "created": 0, "owned_by": "local", "judge": asdict(judge.settings)}
+        return JSONResponse({"object": "list", "data": [card]})
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok", "waiting": batcher.waiting, "batches": len(batcher.sizes), "answered": sum(batcher.sizes)})
+
+    def say(status: int, words: str) -> Mapping[str, str]:
+        return {"message": words, "type": "invalid_request_error" if status < 500 else "server_error"}
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        task = asyncio.create_task(batcher.run())
+        yield
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    routes = [Route("/v1/chat/completions", chat, methods=["POST"]), Route("/v1/models", models), Route("/health", health)]
+    return _app(routes, say, lifespan, allowed_hosts)
+
+
+# ---- rewards
 
 
 class Desk:
@@ -100,14 +255,14 @@ class Desk:
 
     def _check(self, asked: Asked) -> None:
         for name, expected in asked.rewards.items():
-            found = self.prints.get(name)
-            if found != expected:
-                told = "is not served here" if found is None else f"is {found} here, not {expected}"
-                raise HTTPException(409, f"reward {name!r} {told}")
+            served = self.prints.get(name)
+            if served != expected:
+                difference = "is not served here" if served is None else f"is {served} here, not {expected}"
+                raise HTTPException(409, f"reward {name!r} {difference}")
 
 
-def build_app(desk: Desk, config: ServeRewardsConfig, *, token: str = "", allowed_hosts: Sequence[str] = ("*",)) -> Starlette:
-    """The application.
+def rewards_app(desk: Desk, config: ServeRewardsConfig, *, token: str = "", allowed_hosts: Sequence[str] = ("*",)) -> Starlette:
+    """The application of `serve-rewards`.
 
     Args:
         desk: that scores.
@@ -118,8 +273,8 @@ def build_app(desk: Desk, config: ServeRewardsConfig, *, token: str = "", allowe
     most = int(config.max_request_mib * 2**20)
 
     def trusted(request: Request) -> bool:
-        given = request.headers.get("authorization", "").encode()
-        return not token or hmac.compare_digest(given, f"Bearer {token}".encode())
+        sent = request.headers.get("authorization", "").encode()
+        return not token or hmac.compare_digest(sent, f"Bearer {token}".encode())
 
     async def score(request: Request) -> Response:
         if not trusted(request):
@@ -143,29 +298,13 @@ def build_app(desk: Desk, config: ServeRewardsConfig, *, token: str = "", allowe
 
     async def health(request: Request) -> Response:
         ready = desk.rewards is not None
-        told: dict[str, object] = {"service": SERVICE, "ready": ready}
+        state: dict[str, object] = {"service": SERVICE, "ready": ready}
         if trusted(request):
-            told |= {
-                "protocol": PROTOCOL,
-                "version": own_version(),
-                "torch": torch.__version__,
-                "device": desk.device,
-                "rewards": desk.prints,
-                "waiting": desk.waiting,
-                "max_waiting": config.max_waiting,
-                "max_request_mib": config.max_request_mib,
-                "scored": desk.scored,
-                "refused": desk.refused,
-                "left": desk.left,
-                "seconds": round(desk.seconds, 3),
-            }
-        return JSONResponse(told, status_code=200 if ready else 503)
-
-    async def refuse(request: Request, error: Exception) -> Response:
-        if isinstance(error, UserError):
-            return JSONResponse({"error": str(error)}, status_code=500)
-        assert isinstance(error, HTTPException)
-        return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=error.headers)
+            state |= {"protocol": PROTOCOL, "version": own_version(), "torch": torch.__version__, "device": desk.device}
+            state |= {"rewards": desk.prints, "max_waiting": config.max_waiting, "max_request_mib": config.max_request_mib}
+            state |= {name: getattr(desk, name) for name in ("waiting", "scored", "refused", "left")}
+            state |= {"seconds": round(desk.seconds, 3)}
+        return JSONResponse(state, status_code=200 if ready else 503)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -175,6 +314,4 @@ def build_app(desk: Desk, config: ServeRewardsConfig, *, token: str = "", allowe
         desk.close()
 
     routes = [Route("/v1/score", score, methods=["POST"]), Route("/health", health)]
-    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)]
-    handlers: dict[Any, Any] = {HTTPException: refuse, UserError: refuse}
-    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
+    return _app(routes, lambda status, words: words, lifespan, allowed_hosts)

@@ -3,10 +3,12 @@
 Pictures travel as the float32 numbers that they are: a PNG would round them to 8 bits, and rewards of rounded pictures are other rewards.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from portraitkit.errors import DataError
+from reward_models.judge.reward import split_argument
 from reward_models.photos import Photos
 
 PROTOCOL = 2
@@ -31,6 +34,27 @@ def own_version() -> str:
         return version("portraitkit")
     except PackageNotFoundError:
         return "not installed"
+
+
+def fingerprint(name: str) -> str:
+    """What a reward is made of, as text: the package's version, and the sha256 of the files in the folder that the name gives.
+
+    A hub id, a model behind a URL and open_clip's MODEL/TAG stand for themselves: what is behind them is not looked at.
+    """
+    kind, _, argument = name.partition(":")
+    text = f"portraitkit {own_version()}"
+    if kind == "iqa":
+        return f"{text}, pyiqa {version('pyiqa')}"
+    if kind == "judge":
+        argument = split_argument(argument)[0]
+    folder = Path(argument.removeprefix("vllm:"))
+    if not argument or not folder.is_dir():
+        return text
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        with path.open("rb") as file:
+            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return f"{text}, sha256 {total.hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)

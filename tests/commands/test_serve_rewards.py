@@ -21,9 +21,9 @@ from policies.retoucher.main import align_retoucher
 from policies.retoucher.training_photos import SyntheticSource
 from reward_models.judge.reward import CountedJudge
 from reward_models.reward_set import build_rewards
+from reward_models.workers.connect import connect
 from reward_models.workers.serve_rewards import serve_rewards
 from reward_models.workers.wire import PROTOCOL, SERVICE, own_version, pack
-from reward_models.workers.worker_check import connect
 
 CODE = "from reward_models.workers.serve_rewards import serve_rewards; serve_rewards()"
 RUN = ["--photos-per-step", 2, "--group-size", 2, "--micro-batch", 2, "--max-train-steps", 3, "--validation-steps", 3]
@@ -104,7 +104,8 @@ def test_the_same_values_as_in_process_shared_by_two_workers(pair, groups):
         assert there.weights == here.weights and there.group_rewards == here.group_rewards
         ours, theirs = here.parts(*groups), there.parts(*groups)
         assert equal(ours, theirs) and ours["texture"].isfinite().sum() == 5
-        assert equal(here.parts(*groups[:2]), there.parts(*groups[:2]))  # each alone, as in evaluation
+        alone = groups[0], groups[1].select(groups[2])  # as in evaluation
+        assert equal(here.parts(*alone), there.parts(*alone))
         judges = [rewards.functions[names[-1]] for rewards in (here, there)]
         assert isinstance(judges[0], CountedJudge) and isinstance(judges[1], CountedJudge)
         assert judges[0].counts == judges[1].counts and judges[1].counts.asked > 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from preference_data.people.warps import pixel_grid
-from reward_models.blemish_detector import detect_blemishes
+from reward_models.photos import detect_blemishes
 
 TONE = torch.tensor([0.80, 0.62, 0.52]).view(1, 3, 1, 1)
 

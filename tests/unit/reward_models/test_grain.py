@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reward_models.filters import blur
-from reward_models.grain import residual_grain
+from reward_models.verifiable import residual_grain
 
 
 def noise(like: torch.Tensor, std: float) -> torch.Tensor:

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from portraitkit.faces.identity import identity_embedding
-from reward_models.blemish_detector import detect_blemishes
-from reward_models.photos import Photos
+from reward_models.photos import Photos, detect_blemishes
 
 
 @pytest.fixture(scope="module")

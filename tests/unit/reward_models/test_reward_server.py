@@ -12,10 +12,9 @@ from starlette.testclient import TestClient
 
 from portraitkit.errors import DataError, WeightsError
 from reward_models.reward_set import RewardSet, build_rewards
-from reward_models.workers.fingerprints import fingerprint
-from reward_models.workers.serve_rewards_config import ServeRewardsConfig
-from reward_models.workers.server import Desk, build_app
-from reward_models.workers.wire import PROTOCOL, own_version, pack, pack_answer, unpack, unpack_answer
+from reward_models.workers.serve_rewards import ServeRewardsConfig
+from reward_models.workers.server import Desk, rewards_app
+from reward_models.workers.wire import PROTOCOL, fingerprint, own_version, pack, pack_answer, unpack, unpack_answer
 
 CONFIG = ServeRewardsConfig(max_waiting=2, max_request_mib=4.0)
 NAMES = ("texture", "identity")
@@ -33,7 +32,7 @@ def group(photos, retouches):
 @pytest.fixture
 def client():
     desk = Desk(lambda: build_rewards(NAMES, (), "product"))
-    with TestClient(build_app(desk, CONFIG, allowed_hosts=("testserver",))) as client:
+    with TestClient(rewards_app(desk, CONFIG, allowed_hosts=("testserver",))) as client:
         while not client.get("/health").json()["ready"]:
             pass
         client.desk = desk
@@ -136,7 +135,7 @@ def test_limits(client, group):
 
 def test_a_token_is_asked_for(group):
     desk = Desk(lambda: build_rewards(NAMES, (), "product"))
-    with TestClient(build_app(desk, CONFIG, token="secret")) as client:
+    with TestClient(rewards_app(desk, CONFIG, token="secret")) as client:
         while not client.get("/health").json()["ready"]:
             pass
         assert client.get("/health").json() == {"service": "portraitkit-rewards", "ready": True}
@@ -154,7 +153,7 @@ def test_a_worker_that_loads_says_so_and_one_that_cannot_ends():
         raise WeightsError("iqa:x needs y")
 
     desk = Desk(load, on_failure=ended.set)
-    with TestClient(build_app(desk, CONFIG)) as client:
+    with TestClient(rewards_app(desk, CONFIG)) as client:
         told = client.get("/health")
         assert told.status_code == 503 and told.json()["ready"] is False
         answer = post(client, b"")
@@ -181,7 +180,7 @@ def test_requests_are_scored_one_at_a_time_and_a_mistake_of_the_users_is_told(gr
 
     desk = Desk(lambda: RewardSet({"texture": slow, "identity": broken}, {}, "sum"))
     config = ServeRewardsConfig(max_waiting=8)
-    with TestClient(build_app(desk, config)) as client, ThreadPoolExecutor(4) as pool:
+    with TestClient(rewards_app(desk, config)) as client, ThreadPoolExecutor(4) as pool:
         while not client.get("/health").json()["ready"]:
             pass
         bodies = [pack({"texture": PRINTS["texture"]}, *group)] * 4

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from portraitkit.errors import ConfigError, WeightsError
-from reward_models import iqa
+from reward_models import reward_set
 from reward_models.reward_set import LEARNED_WEIGHT, RewardSet, build_rewards
 from reward_models.verifiable import REWARDS
 
@@ -49,7 +49,9 @@ def test_weights_not_above_zero_are_refused(weight):
 
 def test_learned_rewards_get_their_argument_and_the_learned_weight(monkeypatch):
     asked = []
-    monkeypatch.setattr(iqa, "iqa_reward", lambda name: asked.append(name) or (lambda candidates, photos: candidates.mean((1, 2, 3))))
+    monkeypatch.setattr(
+        reward_set, "iqa_reward", lambda name: asked.append(name) or (lambda candidates, photos: candidates.mean((1, 2, 3)))
+    )
     rewards = build_rewards(("texture", "iqa:topiq_nr-face"), (), "product")
     assert asked == ["topiq_nr-face"]
     assert rewards.weights["iqa:topiq_nr-face"] == LEARNED_WEIGHT

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portraitkit.errors import ConfigError
-from reward_models.combine import FLOOR, combine
+from reward_models.reward import FLOOR, combine
 
 NAN = math.nan
 WAYS = ("product", "sum", "minimum")
