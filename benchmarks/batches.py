@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.inputs import Inputs, Item
 from benchmarks.metric import Metric, Pictures
-from benchmarks.weight_files import Digests, Found
+from benchmarks.weight_files import Digests, MetricWeights
 from portraitkit.errors import ImageError
 from portraitkit.pictures.images import image_size, read_image, resize
 
@@ -72,15 +72,15 @@ def plan_batches(inputs: Inputs) -> Plan:
     batches: list[Batch] = []
     everything = [*enumerate(inputs.items), *((-1, Item(str(path), SET, path)) for path in inputs.sets)]
     for row, item in everything:
-        own = size(item.path)
-        if own is None:
+        frame = size(item.path)
+        if frame is None:
             continue
-        source = item.source if _same_frame(own, size(item.source)) else None
-        reference = item.reference if _same_frame(own, size(item.reference)) else None
-        key = (*own, source is not None, reference is not None)
+        source = item.source if _same_frame(frame, size(item.source)) else None
+        reference = item.reference if _same_frame(frame, size(item.reference)) else None
+        key = (*frame, source is not None, reference is not None)
         members = open_batches.setdefault(key, [])
         members.append((row, replace(item, source=source, reference=reference)))
-        if len(members) >= max(1, min(PICTURES, PIXELS // (own[0] * own[1]))):
+        if len(members) >= max(1, min(PICTURES, PIXELS // (frame[0] * frame[1]))):
             batches.append(_closed(key, open_batches.pop(key)))
     batches += [_closed(key, members) for key, members in open_batches.items()]
     return Plan(batches, refused)
@@ -90,9 +90,9 @@ def _closed(key: tuple[int, int, bool, bool], members: Sequence[tuple[int, Item]
     return Batch(tuple(item for _, item in members), tuple(row for row, _ in members), key[0], key[1])
 
 
-def _same_frame(own: tuple[int, int], other: tuple[int, int] | None) -> bool:
+def _same_frame(frame: tuple[int, int], other: tuple[int, int] | None) -> bool:
     """Whether the other picture shows the same frame, at this or another resolution."""
-    return other is not None and 0.99 < (own[0] / own[1]) / (other[0] / other[1]) < 1.01
+    return other is not None and 0.99 < (frame[0] / frame[1]) / (other[0] / other[1]) < 1.01
 
 
 def applies(metric: Metric, batch: Batch) -> bool:
@@ -103,9 +103,9 @@ def applies(metric: Metric, batch: Batch) -> bool:
     return needed.get(metric.reference, True) is not None and min(batch.height, batch.width) >= metric.smallest
 
 
-def keys(metric: Metric, found: Found, items: Iterable[Item], digest: Digests) -> list[str]:
+def keys(metric: Metric, weights: MetricWeights, items: Iterable[Item], digest: Digests) -> list[str]:
     """What each picture's value is kept under."""
-    tail = f"{metric.name} v{metric.version} {found.key}"
+    tail = f"{metric.name} v{metric.version} {weights.key}"
     out = []
     for item in items:
         company = {"full": (item.reference,), "source": (item.source, item.reference)}.get(metric.reference, ())
@@ -154,17 +154,17 @@ def decoded(todo: Sequence[tuple[Batch, list[Metric]]]) -> Iterator[Decoded]:
 def _read_batch(batch: Batch, wanted: list[Metric]) -> Decoded:
     """The pictures of a batch; a picture that cannot be read leaves an empty one behind, with an empty id, and a reason."""
     problems: dict[Path, str] = {}
-    known: dict[Path, Tensor] = {}
+    images: dict[Path, Tensor] = {}
 
     def read(path: Path) -> Float[Tensor, "3 h w"] | None:
-        if path not in known and path not in problems:
+        if path not in images and path not in problems:
             try:
                 pixels = read_image(path).pixels
                 same = pixels.shape[1:] == (batch.height, batch.width)
-                known[path] = pixels if same else resize(pixels, (batch.height, batch.width))
+                images[path] = pixels if same else resize(pixels, (batch.height, batch.width))
             except ImageError as error:
                 problems[path] = str(error)
-        return known.get(path)
+        return images.get(path)
 
     rows = []
     for item in batch.items:

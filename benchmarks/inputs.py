@@ -20,6 +20,7 @@ from portraitkit.files.atomic import write_text
 from portraitkit.files.jsonl import read_objects
 from portraitkit.pictures.images import SUFFIXES, list_images, read_image, write_image
 from portraitkit.runs.shards import Shard
+from preference_data.pair_set import check_inside
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 EMBEDDED = 24
@@ -131,16 +132,10 @@ def _data_set(folder: Path, metadata: Path) -> Folder:
 
 
 def _inside(folder: Path, name: str, where: str) -> Path:
-    shown = repr(name if len(name) <= 100 else f"{name[:97]}...")
     try:
-        resolved = (folder / name).resolve()
-        exists = resolved.is_file()
-    except (OSError, ValueError) as error:  # too long, or with a zero byte
-        raise DataError(f"{where}: {shown} is no file name ({error.strerror if isinstance(error, OSError) else error})") from error
-    if not resolved.is_relative_to(folder.resolve()):
-        raise DataError(f"{where}: {shown} leaves the data folder; use paths below it")
-    if not exists:
-        raise DataError(f"{where}: {shown} does not exist in {folder}")
+        check_inside(folder.resolve(), name, "file_name")
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
     return folder / name
 
 
@@ -205,12 +200,12 @@ def match(
                 items.append(Item(name, method, folder.pictures[name], photo, references.get(name)))
     if not items:
         raise DataError("no picture of any method matches a photo by name; names without suffix must be the same")
-    known: dict[str, dict[str, str]] = {}
+    groups: dict[str, dict[str, str]] = {}
     for folder in (source, reference, *folders.values()):  # who comes first is believed
-        for name, groups in (folder.groups if folder else {}).items():
-            known[name] = {**groups, **known.get(name, {})}
-    known = {name: known[name] for name in names if known.get(name)}
-    return Inputs(items, list(folders), known, sets, tuple(notes))
+        for name, values in (folder.groups if folder else {}).items():
+            groups[name] = {**values, **groups.get(name, {})}
+    groups = {name: groups[name] for name in names if groups.get(name)}
+    return Inputs(items, list(folders), groups, sets, tuple(notes))
 
 
 def check_places(config: BenchmarkConfig) -> None:
@@ -316,12 +311,12 @@ def _embedded(config: BenchmarkConfig, work: Path, sets: tuple[Path, ...], say: 
     """The held-out photos of the demo run: input, base and aligned; without such a run, input and base of fresh synthetic photos."""
     held_out = config.demo / "held_out"
     if held_out.is_dir():
-        found = {kind: _of_kind(held_out, kind) for kind in (*KINDS, "clean")}
-        folders = {kind: Folder(found[kind]) for kind in KINDS if found[kind]}
+        pictures = {kind: _of_kind(held_out, kind) for kind in (*KINDS, "clean")}
+        folders = {kind: Folder(pictures[kind]) for kind in KINDS if pictures[kind]}
         if "input" not in folders or len(folders) < 2:
             raise ConfigError(f"--demo {config.demo}: held_out lacks its pictures; run align-retoucher --config demo --overwrite again")
         say(f"the embedded retoucher on the held-out photos of {config.demo}")
-        return match(folders, folders["input"], Folder(found["clean"]) if found["clean"] else None, sets, config.limit)
+        return match(folders, folders["input"], Folder(pictures["clean"]) if pictures["clean"] else None, sets, config.limit)
     say(f"{config.demo} holds no aligned retoucher (make demo trains one): input and base only")
     return _synthetic(work / "embedded", config.limit or EMBEDDED, sets, say, shard)
 

@@ -71,7 +71,7 @@ def _context(analysis: Analysis) -> dict[str, Any]:
         "failed": results.failed[:20],
         "failures": len(results.failed),
         "left_out": results.inputs.notes,
-        "weights": [(metric, results.found[metric.name]) for metric in results.metrics],
+        "weights": [(metric, results.weights[metric.name]) for metric in results.metrics],
     }
 
 

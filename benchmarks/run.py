@@ -17,7 +17,7 @@ from benchmarks.metrics import load_metrics
 from benchmarks.preferences import Pair, check_pairs, read_pairs
 from benchmarks.store import FILE, ShardStore, Store, merge_into
 from benchmarks.suite import Results, Suite
-from benchmarks.weight_files import Digests, Found, find_weights, locate, search_folders
+from benchmarks.weight_files import Digests, MetricWeights, find_weights, locate, search_folders
 from portraitkit.config import config_to_dict
 from portraitkit.errors import RunFolderError, UserError, WeightsError
 from portraitkit.runs.folder import RunFolder, may_resume
@@ -162,7 +162,7 @@ def weights_table(metrics: list[Metric], folders: list[Path]) -> Table:
     return table
 
 
-def _with_weights(metrics: list[Metric], folders: list[Path], digest: Digests) -> tuple[list[tuple[Metric, Found]], dict[str, str]]:
+def _with_weights(metrics: list[Metric], folders: list[Path], digest: Digests) -> tuple[list[tuple[Metric, MetricWeights]], dict[str, str]]:
     ready, skipped = [], {}
     for metric in metrics:
         try:

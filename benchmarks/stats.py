@@ -116,10 +116,10 @@ def means(results: Results, table: Grid, seed: int = 0) -> list[Mean]:
                 out.append(Mean(method, metric.name, value, (math.nan, math.nan), count, 0))
                 continue
             values = table.values[metric.name][:, place]
-            known = values[values.isfinite()]
+            values = values[values.isfinite()]
             count = sum(item.method == method for item in results.inputs.items)
-            mean = float(known.mean()) if len(known) else math.nan
-            out.append(Mean(method, metric.name, mean, interval(known, seed), len(known), count - len(known)))
+            mean = float(values.mean()) if len(values) else math.nan
+            out.append(Mean(method, metric.name, mean, interval(values, seed), len(values), count - len(values)))
     return out
 
 
@@ -182,16 +182,16 @@ def too_few(photos: int, comparisons: int) -> str:
 def group_tables(results: Results, table: Grid, seed: int = 0) -> list[dict[str, Any]]:
     """Means per group value, where metadata has groups; `worst` marks the group of two or more that fares worst with a method."""
     out: list[dict[str, Any]] = []
-    known = results.inputs.groups
-    for group in sorted({group for groups in known.values() for group in groups}):
-        kinds = sorted({known[name][group] for name in table.names if group in known.get(name, {})})
+    groups_of = results.inputs.groups
+    for group in sorted({group for groups in groups_of.values() for group in groups}):
+        kinds = sorted({groups_of[name][group] for name in table.names if group in groups_of.get(name, {})})
         for metric in results.metrics:
             if metric.name not in table.values:
                 continue
             for place, method in enumerate(table.methods):
                 rows = []
                 for kind in kinds:
-                    mask = torch.tensor([known.get(name, {}).get(group) == kind for name in table.names])
+                    mask = torch.tensor([groups_of.get(name, {}).get(group) == kind for name in table.names])
                     values = table.values[metric.name][mask, place]
                     values = values[values.isfinite()]
                     if len(values):

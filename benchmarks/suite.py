@@ -21,7 +21,7 @@ from benchmarks.batches import SET, Batch, Plan, applies, decoded, keys, plan_ba
 from benchmarks.inputs import Inputs, Item
 from benchmarks.metric import Metric, Pictures, Score
 from benchmarks.store import Store
-from benchmarks.weight_files import Digests, Found
+from benchmarks.weight_files import Digests, MetricWeights
 from portraitkit.errors import DataError, WeightsError
 from portraitkit.pictures.images import image_size
 from portraitkit.runs.shards import Shard
@@ -38,7 +38,7 @@ class Results:
         pooled: metric -> method -> value of a set metric.
         skipped: metric -> why it has no values.
         failed: (file, metric or "", reason) of pictures that could not be read or measured.
-        found: metric -> its weights.
+        weights: metric -> its files.
         computed: values computed in this run; the others were known.
         stopped: whether the run was interrupted.
     """
@@ -49,7 +49,7 @@ class Results:
     pooled: dict[str, dict[str, float]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     failed: list[tuple[str, str, str]] = field(default_factory=list)
-    found: dict[str, Found] = field(default_factory=dict)
+    weights: dict[str, MetricWeights] = field(default_factory=dict)
     computed: int = 0
     stopped: bool = False
 
@@ -68,7 +68,7 @@ class Suite:
 
     def __init__(
         self,
-        metrics: Sequence[tuple[Metric, Found]],
+        metrics: Sequence[tuple[Metric, MetricWeights]],
         store: Store,
         digest: Digests,
         *,
@@ -90,7 +90,7 @@ class Suite:
         Raises:
             DataError: more pictures than allowed cannot be read.
         """
-        results = Results(inputs, found={metric.name: found for metric, found in self.metrics})
+        results = Results(inputs, weights={metric.name: weights for metric, weights in self.metrics})
         plan = plan_batches(inputs)
         if shard is not None:
             plan = Plan(shard.share(plan.batches), plan.refused)
@@ -145,25 +145,25 @@ class Suite:
         todo = []
         for batch in plan.batches:
             wanted = []
-            for metric, found in self.metrics:
-                if applies(metric, batch) and not self._known(metric, found, batch).issuperset(self._keys(metric, found, batch)):
+            for metric, weights in self.metrics:
+                if applies(metric, batch) and not self._known(metric, weights, batch).issuperset(self._keys(metric, weights, batch)):
                     wanted.append(metric)
             todo.append((batch, wanted))
         return todo
 
-    def _known(self, metric: Metric, found: Found, batch: Batch) -> set[str]:
-        names = self._keys(metric, found, batch)
+    def _known(self, metric: Metric, weights: MetricWeights, batch: Batch) -> set[str]:
+        names = self._keys(metric, weights, batch)
         return self.store.known_features(names) if metric.reference == "set" else set(self.store.values(names))
 
-    def _keys(self, metric: Metric, found: Found, batch: Batch) -> list[str]:
-        return keys(metric, found, batch.items, self.digest)
+    def _keys(self, metric: Metric, weights: MetricWeights, batch: Batch) -> list[str]:
+        return keys(metric, weights, batch.items, self.digest)
 
     def _open(self, names: set[str], results: Results) -> dict[str, Score]:
         scores: dict[str, Score] = {}
-        for metric, found in self.metrics:
+        for metric, weights in self.metrics:
             if metric.name in names:
                 try:
-                    scores[metric.name] = metric.open(found.files)
+                    scores[metric.name] = metric.open(weights.files)
                 except WeightsError as error:
                     results.skipped[metric.name] = str(error)
         return scores
@@ -174,8 +174,8 @@ class Suite:
         """Let every metric measure those pictures of a batch that lack its value, the slowest so far first."""
         jobs = {}
         for metric in sorted(wanted, key=lambda metric: -self._seconds.get(metric.name, 0.0)):
-            found = results.found[metric.name]
-            names, known = self._keys(metric, found, batch), self._known(metric, found, batch)
+            weights = results.weights[metric.name]
+            names, known = self._keys(metric, weights, batch), self._known(metric, weights, batch)
             rows = [row for row, name in enumerate(names) if name not in known and pictures.sources[row]]
             if rows:
                 paths = [str(batch.items[row].path) for row in rows]
@@ -207,16 +207,16 @@ class Suite:
     def _collect(self, results: Results, plan: Plan) -> None:
         """All values, from the store; metrics without any are skipped with the reason."""
         count = len(results.inputs.items)
-        for metric, found in self.metrics:
+        for metric, weights in self.metrics:
             if metric.name in results.skipped:
                 continue
             batches = [batch for batch in plan.batches if applies(metric, batch)]
             if metric.reference == "set":
-                self._pool(metric, found, batches, results)
+                self._pool(metric, weights, batches, results)
                 continue
             values = torch.full((count,), math.nan, dtype=torch.float64)
             for batch in batches:
-                names = self._keys(metric, found, batch)
+                names = self._keys(metric, weights, batch)
                 known = self.store.values(names)
                 values[list(batch.rows)] = torch.tensor([known.get(name, math.nan) for name in names], dtype=torch.float64)
             if values.isfinite().any():
@@ -225,14 +225,14 @@ class Suite:
             elif not results.stopped:
                 results.skipped[metric.name] = _why_nothing(metric, plan, batches, results.inputs)
 
-    def _pool(self, metric: Metric, found: Found, batches: list[Batch], results: Results) -> None:
+    def _pool(self, metric: Metric, weights: MetricWeights, batches: list[Batch], results: Results) -> None:
         if not results.inputs.sets:
             results.skipped[metric.name] = "compares with a set of pictures: give a folder by --set"
             return
         assert metric.pool is not None
         of_method: dict[str, list[str]] = {}
         for batch in batches:
-            for item, name in zip(batch.items, self._keys(metric, found, batch), strict=True):
+            for item, name in zip(batch.items, self._keys(metric, weights, batch), strict=True):
                 of_method.setdefault(item.method, []).append(name)
         known = {method: sorted(self.store.known_features(names)) for method, names in of_method.items()}
         target = self.store.features(known.pop(SET)) if known.get(SET) else torch.empty(0, 1)

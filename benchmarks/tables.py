@@ -145,7 +145,7 @@ def _write_json(path: Path, analysis: Analysis) -> None:
 
 
 def _about(metric: Metric, results: Results) -> dict[str, Any]:
-    found = results.found[metric.name]
+    found = results.weights[metric.name]
     return {
         "name": metric.name,
         "direction": metric.direction,

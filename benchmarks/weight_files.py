@@ -22,7 +22,7 @@ DEFAULT = Path("~/.cache/portraitkit/weights")
 
 
 @dataclass(frozen=True)
-class Found:
+class MetricWeights:
     """The files of a metric.
 
     Attributes:
@@ -42,19 +42,19 @@ class Found:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def weights_folder(given: Path | None) -> Path:
+def weights_folder(option: Path | None) -> Path:
     """The folder named on the command line, by the environment, or the default one; it need not exist."""
-    return (given or Path(os.environ.get(VARIABLE) or DEFAULT)).expanduser()
+    return (option or Path(os.environ.get(VARIABLE) or DEFAULT)).expanduser()
 
 
-def search_folders(given: Path | None) -> list[Path]:
+def search_folders(option: Path | None) -> list[Path]:
     """The weights folder, then other programs' caches."""
     cache = Path(os.environ.get("TORCH_HOME") or "~/.cache/torch").expanduser() / "hub"
     others = [cache / "pyiqa", cache / "checkpoints", Path("~/.cache/clip"), Path("~/.insightface/models/buffalo_l")]
-    return [weights_folder(given), *(folder.expanduser() for folder in others)]
+    return [weights_folder(option), *(folder.expanduser() for folder in others)]
 
 
-def find_weights(metric: Metric, folders: Sequence[Path], digest: "Digests") -> Found:
+def find_weights(metric: Metric, folders: Sequence[Path], digest: "Digests") -> MetricWeights:
     """The files of a metric, with their hashes checked.
 
     Args:
@@ -81,7 +81,7 @@ def find_weights(metric: Metric, folders: Sequence[Path], digest: "Digests") -> 
     if any(wanted.optional and wanted.name not in files for wanted in metric.weights):
         names = ", ".join(wanted.name for wanted in metric.weights if wanted.optional)
         notes.append(f"bundled parameters ({metric.revision}); pyiqa's own would need {names}")
-    return Found(
+    return MetricWeights(
         {name: path for name, path in files.items() if path not in metric.bundled},
         {name: digest(path) for name, path in files.items()},
         tuple(notes),

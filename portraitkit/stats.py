@@ -74,9 +74,9 @@ def cluster_interval(
     """
     places = {name: place for place, name in enumerate(dict.fromkeys(clusters))}
     at = torch.tensor([places[name] for name in clusters], dtype=torch.long)
-    known = values.isfinite()
-    sums = torch.zeros(len(places), dtype=torch.float64).index_add_(0, at[known], values[known].double())
-    counts = torch.zeros(len(places), dtype=torch.float64).index_add_(0, at[known], torch.ones(int(known.sum()), dtype=torch.float64))
+    finite = values.isfinite()
+    sums = torch.zeros(len(places), dtype=torch.float64).index_add_(0, at[finite], values[finite].double())
+    counts = torch.zeros(len(places), dtype=torch.float64).index_add_(0, at[finite], torch.ones(int(finite.sum()), dtype=torch.float64))
     sums, counts = sums[counts > 0], counts[counts > 0]
     if len(counts) == 0:
         return float("nan"), float("nan")

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.blind_test.study import CHECK, Study
 from benchmarks.blind_test.vote_store import Vote
-from portraitkit import votes as st
+from portraitkit import votes as vote_stats
 from portraitkit.errors import DataError
 from portraitkit.stats import ALPHA, holm
 
@@ -64,11 +64,11 @@ def analyse(study: Study, votes: Sequence[Vote], *, max_failed_checks: int, dete
     seconds = [vote.seconds for vote in counted if vote.seconds is not None]
     chosen = Counter((vote.rater, vote.choice) for vote in counted)
     sides = np.array([[chosen[rater, choice] for choice in SIDES] for rater in sorted({vote.rater for vote in counted})])
-    bias, bias_p = st.position_bias(sides, seed=seed)
+    bias, bias_p = vote_stats.position_bias(sides, seed=seed)
     strengths = _strengths(study, by_rater, draws, seed)
     best = strengths[0]["method"] if strengths else None
     pairs = _pairs(study, by_rater, detect, seed)
-    fewest = st.fewest_raters(len(pairs))
+    fewest = vote_stats.fewest_raters(len(pairs))
     return {
         "title": study.title,
         "question": study.question,
@@ -92,7 +92,7 @@ def analyse(study: Study, votes: Sequence[Vote], *, max_failed_checks: int, dete
         "strengths": strengths,
         "best": best,
         "groups": _groups(study, counted),
-        "agreement": _estimate(st.alpha_interval(units.reshape(-1, 3), draws=min(500, draws), seed=seed)),
+        "agreement": _estimate(vote_stats.alpha_interval(units.reshape(-1, 3), draws=min(500, draws), seed=seed)),
         "position": {"left": int(sides[:, 0].sum()), "right": int(sides[:, 2].sum()), "left_share": _estimate(bias), "p": bias_p},
         "power": _power(study, pairs, detect, missing=fewest - len(by_rater)),
     }
@@ -109,12 +109,12 @@ def count_by_rater(study: Study, votes: Sequence[Vote]) -> np.ndarray:
 
 def _pairs(study: Study, by_rater: np.ndarray, detect: float, seed: int) -> list[dict[str, Any]]:
     """What the votes say on every pair; `preferred` names the method that is, after Holm's correction, or is None."""
-    out, fewest = [], st.fewest_raters(len(study.pairs))
+    out, fewest = [], vote_stats.fewest_raters(len(study.pairs))
     for row, (first, second) in enumerate(study.pairs):
-        own = by_rater[:, row]
-        wins, ties, losses = map(int, own.sum(0))
-        raters, effect = int((own.sum(1) > 0).sum()), st.design_effect(own)
-        within_reach = st.detectable_rate(wins + ties + losses, design_effect=effect) if raters >= fewest else math.nan
+        votes = by_rater[:, row]
+        wins, ties, losses = map(int, votes.sum(0))
+        raters, effect = int((votes.sum(1) > 0).sum()), vote_stats.design_effect(votes)
+        within_reach = vote_stats.detectable_rate(wins + ties + losses, design_effect=effect) if raters >= fewest else math.nan
         out.append(
             {
                 "first": first,
@@ -124,11 +124,11 @@ def _pairs(study: Study, by_rater: np.ndarray, detect: float, seed: int) -> list
                 "ties": ties,
                 "losses": losses,
                 "votes": wins + ties + losses,
-                "rate": _estimate(st.win_rate_by_rater(own)),
-                "wilson": _estimate(st.win_rate((wins, ties, losses))),
-                "p": st.preference_test(own, seed=seed),
+                "rate": _estimate(vote_stats.win_rate_by_rater(votes)),
+                "wilson": _estimate(vote_stats.win_rate((wins, ties, losses))),
+                "p": vote_stats.preference_test(votes, seed=seed),
                 "design_effect": round(effect, 3),
-                "needed": st.votes_needed(detect, design_effect=effect),
+                "needed": vote_stats.votes_needed(detect, design_effect=effect),
                 "detectable": _number(within_reach),
             }
         )
@@ -140,13 +140,13 @@ def _pairs(study: Study, by_rater: np.ndarray, detect: float, seed: int) -> list
 
 def _strengths(study: Study, by_rater: np.ndarray, draws: int, seed: int) -> list[dict[str, Any]] | None:
     """Methods from the strongest to the weakest; interval and share of the draws are None where there are too few raters."""
-    if not st.is_connected(by_rater.sum(0), len(study.methods)):
+    if not vote_stats.is_connected(by_rater.sum(0), len(study.methods)):
         return None
-    fitted = st.strengths(by_rater, len(study.methods), draws=draws, seed=seed)
+    fitted = vote_stats.strengths(by_rater, len(study.methods), draws=draws, seed=seed)
     rows = [
         {
             "method": method,
-            "strength": _estimate(st.Estimate(fitted.strengths[i], fitted.low[i], fitted.high[i])),
+            "strength": _estimate(vote_stats.Estimate(fitted.strengths[i], fitted.low[i], fitted.high[i])),
             "first": _number(fitted.first[i]),
         }
         for i, method in enumerate(study.methods)
@@ -179,7 +179,7 @@ def _rate_against_all(study: Study, by_rater: np.ndarray, method: str) -> dict[s
             total += by_rater[:, row]
         elif method == second:
             total += by_rater[:, row, ::-1]
-    return _estimate(st.win_rate_by_rater(total)) | {"votes": int(total.sum())}
+    return _estimate(vote_stats.win_rate_by_rater(total)) | {"votes": int(total.sum())}
 
 
 def _power(study: Study, pairs: Sequence[dict[str, Any]], detect: float, *, missing: int) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def _power(study: Study, pairs: Sequence[dict[str, Any]], detect: float, *, miss
     return {"detect": detect, "alpha": ALPHA, "power": 0.8, "more_votes": more, "more_raters": raters}
 
 
-def _estimate(estimate: st.Estimate) -> dict[str, float | None]:
+def _estimate(estimate: vote_stats.Estimate) -> dict[str, float | None]:
     return {"value": _number(estimate.value), "low": _number(estimate.low), "high": _number(estimate.high)}
 
 

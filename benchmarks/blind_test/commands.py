@@ -21,15 +21,15 @@ def blind_test() -> None:
 def _dispatch(argv: list[str]) -> int:
     from portraitkit.suggest import nearest
 
-    known = ", ".join(SUBCOMMANDS)
+    names = ", ".join(SUBCOMMANDS)
     if argv and argv[0] in ("-h", "--help"):
         print("usage: blind-test SUBCOMMAND [options]\n\nA blind test with people; each subcommand has its own --help.\n")
         print("\n".join(f"  {name:<8} {words}" for name, words in SUBCOMMANDS.items()))
         return 0
     if not argv:
-        raise ConfigError(f"blind-test: needs a subcommand: {known}; see blind-test --help")
+        raise ConfigError(f"blind-test: needs a subcommand: {names}; see blind-test --help")
     if argv[0] not in SUBCOMMANDS:
-        raise ConfigError(f"blind-test {argv[0]}: no such subcommand{nearest(argv[0], SUBCOMMANDS)}; known: {known}")
+        raise ConfigError(f"blind-test {argv[0]}: no such subcommand{nearest(argv[0], SUBCOMMANDS)}; known: {names}")
     return {"make": _make, "serve": _serve, "report": _report, "export": _export}[argv[0]](argv[1:])
 
 

@@ -54,15 +54,15 @@ def make_study(config: MakeConfig, command: list[str]) -> int:
     _check_target(out, config.overwrite)
     methods = config.methods
     folders = methods | ({"(reference)": config.reference} if config.reference else {})
-    found = {name: _by_stem(folder) for name, folder in folders.items()}
-    names, skipped = _match(found)
+    pictures = {name: _by_stem(folder) for name, folder in folders.items()}
+    names, skipped = _match(pictures)
     groups = read_groups(config.metadata, [folder for folder in folders.values()][::-1], config.groups)
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         (partial / PICTURES).mkdir(parents=True)
         photos = []
         for name in track(names, "pictures", console=console, transient=True):
-            versions = {method: files[name] for method, files in found.items()}
+            versions = {method: files[name] for method, files in pictures.items()}
             try:
                 photos.append(_write_photo(partial / PICTURES, name, versions, groups.get(name, {}), config))
             except ImageError as error:
@@ -122,25 +122,25 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     return out
 
 
-def _match(found: Mapping[str, Mapping[str, Path]]) -> tuple[list[str], list[dict[str, str]]]:
+def _match(pictures: Mapping[str, Mapping[str, Path]]) -> tuple[list[str], list[dict[str, str]]]:
     """Names that every folder has, and those that one lacks."""
-    everything = sorted(set().union(*found.values()))
-    names = [name for name in everything if all(name in files for files in found.values())]
+    everything = sorted(set().union(*pictures.values()))
+    names = [name for name in everything if all(name in files for files in pictures.values())]
     if not names:
-        raise DataError(f"{', '.join(found)}: have no file name in common; name the pictures of one photo alike in every folder")
+        raise DataError(f"{', '.join(pictures)}: have no file name in common; name the pictures of one photo alike in every folder")
     lacking = [
-        {"photo": name, "reason": f"missing in {', '.join(method for method, files in found.items() if name not in files)}"}
+        {"photo": name, "reason": f"missing in {', '.join(method for method, files in pictures.items() if name not in files)}"}
         for name in everything
         if name not in names
     ]
     return names, lacking
 
 
-def read_groups(given: Path | None, folders: Iterable[Path], columns: tuple[str, ...]) -> dict[str, dict[str, str]]:
+def read_groups(path: Path | None, folders: Iterable[Path], columns: tuple[str, ...]) -> dict[str, dict[str, str]]:
     """File name without suffix -> column -> value; nothing where no folder has a metadata.jsonl.
 
     Args:
-        given: the file, or None to take the first folder's that has one.
+        path: the file, or None to take the first folder's that has one.
         folders: searched in this order.
         columns: read from each row; those that are missing or null are left out.
 
@@ -148,7 +148,7 @@ def read_groups(given: Path | None, folders: Iterable[Path], columns: tuple[str,
         DataError: a row is no JSON object with a text file_name, a value is neither text nor number, or a name comes twice;
             the line's number is named.
     """
-    path = given or next((file for folder in folders if (file := folder / "metadata.jsonl").is_file()), None)
+    path = path or next((file for folder in folders if (file := folder / "metadata.jsonl").is_file()), None)
     if path is None:
         return {}
     out: dict[str, dict[str, str]] = {}
@@ -180,9 +180,9 @@ def _write_photo(folder: Path, name: str, files: Mapping[str, Path], groups: dic
     pictures = {key: read_image(path).pixels for key, path in files.items()}
     sizes = {key: (int(picture.shape[1]), int(picture.shape[2])) for key, picture in pictures.items()}
     height, width = min(sizes.values(), key=lambda size: size[0] * size[1])
-    for key, (own_height, own_width) in sizes.items():
-        if abs(own_width / own_height / (width / height) - 1) > ASPECT_TOLERANCE:
-            raise ImageError(f"{files[key]}: {own_width}x{own_height} px, another version has {width}x{height}; crop them alike")
+    for key, (one_height, one_width) in sizes.items():
+        if abs(one_width / one_height / (width / height) - 1) > ASPECT_TOLERANCE:
+            raise ImageError(f"{files[key]}: {one_width}x{one_height} px, another version has {width}x{height}; crop them alike")
     scale = min(1.0, config.max_side / max(height, width))
     size = max(1, round(height * scale)), max(1, round(width * scale))
     pictures = {key: resize(picture, size) for key, picture in pictures.items()}

@@ -149,11 +149,11 @@ def draw_session(shown: Iterable[Cell], *, photos: int, pairs: int, length: int,
         side = -1 if cell.swapped else 1
         left[cell.photo, cell.pair] += side
         left_of_pair[cell.pair] += side
-    own: Counter[int] = Counter()
+    seen: Counter[int] = Counter()
     session = []
     for _ in range(length):
-        least = min((own[photo], by_photo[photo]) for photo in range(photos))
-        level = [photo for photo in range(photos) if (own[photo], by_photo[photo]) == least]
+        least = min((seen[photo], by_photo[photo]) for photo in range(photos))
+        level = [photo for photo in range(photos) if (seen[photo], by_photo[photo]) == least]
         photo, pair = min(
             ((photo, pair) for photo in level for pair in range(pairs)),
             key=lambda cell: (by_pair[cell[1]], cells[cell], generator.random()),
@@ -162,7 +162,7 @@ def draw_session(shown: Iterable[Cell], *, photos: int, pairs: int, length: int,
         swapped = lean > 0 if lean else generator.random() < 0.5
         session.append(Cell(photo, pair, swapped))
         side = -1 if swapped else 1
-        own[photo] += 1
+        seen[photo] += 1
         by_photo[photo] += 1
         by_pair[pair] += 1
         cells[photo, pair] += 1

@@ -58,27 +58,27 @@ def load_metrics(names: tuple[str, ...]) -> list[Metric]:
         ConfigError: an unknown name, an object that is no metric, or two metrics of one name.
         WeightsError: no model where a judge is named.
     """
-    known = built_in_metrics()
+    built_in = built_in_metrics()
     chosen: dict[str, Metric] = {}
     for name in names or ("all",):
         if name == "all":
-            chosen |= {key: metric for key, metric in known.items() if key not in chosen}
+            chosen |= {key: metric for key, metric in built_in.items() if key not in chosen}
             continue
-        metric = known[name] if name in known else _load(name, known)
+        metric = built_in[name] if name in built_in else _load(name, built_in)
         if metric.name in chosen and chosen[metric.name] != metric:
             raise ConfigError(f"--metrics: two metrics are called {metric.name}; rename yours")
         chosen[metric.name] = metric
     return list(chosen.values())
 
 
-def _load(name: str, known: dict[str, Metric]) -> Metric:
+def _load(name: str, built_in: dict[str, Metric]) -> Metric:
     if name.startswith("judge:"):
         from benchmarks.metrics.judge import judge_metric
 
         return judge_metric(name)
     if ":" not in name:
-        near = nearest(name, known)
-        raise ConfigError(f"--metrics {name}: no such metric{near}; known: {', '.join(known)}, judge:PATH, or my_file.py:METRIC")
+        near = nearest(name, built_in)
+        raise ConfigError(f"--metrics {name}: no such metric{near}; known: {', '.join(built_in)}, judge:PATH, or my_file.py:METRIC")
     metric = load_object(name)
     if not isinstance(metric, Metric):
         raise ConfigError(f"--metrics {name}: is a {type(metric).__name__}, not a benchmarks.metric.Metric")

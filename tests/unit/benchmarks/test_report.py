@@ -18,7 +18,7 @@ from benchmarks.report import write_report
 from benchmarks.stats import Comparison
 from benchmarks.suite import Results
 from benchmarks.tables import Analysis, best_methods, decimals, figure, gained, latex, markdown
-from benchmarks.weight_files import Found
+from benchmarks.weight_files import MetricWeights
 from portraitkit.pictures.images import write_image
 
 COUNT = 12
@@ -28,7 +28,7 @@ COLOURS = {"a": (1.0, 0.0, 0.0), "b": (0.0, 1.0, 0.0), "photo": (0.0, 0.0, 1.0),
 def run(methods: tuple[str, ...], values: torch.Tensor, **options) -> Results:
     """Values are (photos, methods), of ssim."""
     items = [Item(f"{place:02d}", method, path=Path("x")) for place in range(len(values)) for method in methods]
-    found = {"ssim": Found({}, {}, ())}
+    found = {"ssim": MetricWeights({}, {}, ())}
     return Results(Inputs(items, list(methods), **options), [ssim.METRIC], {"ssim": values.double().flatten()}, found=found)
 
 

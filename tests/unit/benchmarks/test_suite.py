@@ -18,7 +18,7 @@ from benchmarks.metric import Metric, Range, WeightFile
 from benchmarks.metrics import load_metrics
 from benchmarks.store import Store
 from benchmarks.suite import Results, Suite
-from benchmarks.weight_files import Digests, Found, find_weights, read_state, search_folders
+from benchmarks.weight_files import Digests, MetricWeights, find_weights, read_state, search_folders
 from portraitkit.errors import ConfigError, DataError, WeightsError
 from portraitkit.pictures.images import read_image, write_image
 
@@ -133,7 +133,7 @@ def test_a_metric_may_refuse_a_picture(inputs):
 
     metric = Metric("brightness", "mean", "higher", Range(0, 1), "none", "own", lambda files: score)
     with Store(None) as store:
-        results = Suite([(metric, Found({}, {}, ()))], store, Digests()).run(inputs)
+        results = Suite([(metric, MetricWeights({}, {}, ()))], store, Digests()).run(inputs)
     assert int(results.values["brightness"].isfinite().sum()) == 6
     assert len(results.failed) == 3 and all(entry[1:] == ("brightness", "not this one") for entry in results.failed)
 
@@ -171,7 +171,7 @@ def test_a_users_file_is_part_of_what_a_value_is_kept_under(tmp_path, folders):
         with Store(tmp_path / "cache") as store:
             results = suite(store, (f"{tmp_path / name}:METRIC",)).run(inputs)
         assert results.computed == (3 if len(found) < 3 else 0)
-        assert set(results.found["mine"].sha256) == {name}
+        assert set(results.weights["mine"].sha256) == {name}
         found.append(results.values["mine"])
     assert torch.allclose(found[1], 2 * found[0]) and torch.allclose(found[2], 3 * found[0]) and torch.equal(found[3], found[0])
 
@@ -201,9 +201,9 @@ def test_set_metrics_pool_features(folders, inputs):
     )
     sets = tuple(sorted(folders["photos"].iterdir()))
     with Store(None) as store:
-        results = Suite([(metric, Found({}, {}, ()))], store, Digests()).run(replace(inputs, sets=sets))
+        results = Suite([(metric, MetricWeights({}, {}, ()))], store, Digests()).run(replace(inputs, sets=sets))
         assert results.pooled["gap"]["photos"] == 0 < results.pooled["gap"]["sharp"]
-        assert Suite([(metric, Found({}, {}, ()))], store, Digests()).run(inputs).skipped["gap"].endswith("--set")
+        assert Suite([(metric, MetricWeights({}, {}, ()))], store, Digests()).run(inputs).skipped["gap"].endswith("--set")
 
 
 def test_archives_are_unpacked_and_slips_refused(folders, tmp_path):
