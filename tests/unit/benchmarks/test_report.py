@@ -29,7 +29,7 @@ def run(methods: tuple[str, ...], values: torch.Tensor, **options) -> Results:
     """Values are (photos, methods), of ssim."""
     items = [Item(f"{place:02d}", method, path=Path("x")) for place in range(len(values)) for method in methods]
     found = {"ssim": MetricWeights({}, {}, ())}
-    return Results(Inputs(items, list(methods), **options), [ssim.METRIC], {"ssim": values.double().flatten()}, found=found)
+    return Results(Inputs(items, list(methods), **options), [ssim.METRIC], {"ssim": values.double().flatten()}, weights=found)
 
 
 def drawn(*shifts: float, spread: float = 0.1) -> torch.Tensor:
