@@ -2,13 +2,13 @@
 
 import shutil
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from benchmarks.config import BenchmarkConfig
 from benchmarks.inputs import Inputs, check_places, check_readable, gather
@@ -17,9 +17,9 @@ from benchmarks.metrics import load_metrics
 from benchmarks.preferences import Pair, check_pairs, read_pairs
 from benchmarks.store import FILE, ShardStore, Store, merge_into
 from benchmarks.suite import Results, Suite
-from benchmarks.weight_files import Digests, MetricWeights, find_weights, locate, search_folders
+from benchmarks.weight_files import Digests, search_folders, weights_table, with_weights
 from portraitkit.config import config_to_dict
-from portraitkit.errors import RunFolderError, UserError, WeightsError
+from portraitkit.errors import RunFolderError, UserError
 from portraitkit.runs.folder import RunFolder, may_resume
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.shard_files import ShardFile, clear_shards, has_shards, join_run, merged_rows, wait_for_shards
@@ -57,119 +57,117 @@ def run_benchmark(config: BenchmarkConfig, command: list[str]) -> int:
         check_pairs(config.pairs, pairs, None, config.methods)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    run = _Run(config, command, metrics, folders, pairs, console)
     if shard is not None:
-        code = _measure_share(config, command, shard, metrics, folders, pairs, console)
+        code = run.measure_share(shard)
         if code or not shard.merges:
             return code
-    made = merged_rows(config.output_dir) if has_shards(config.output_dir) and not config.overwrite else []
-    fresh = not config.output_dir.exists()
-    with _open_folder(config, command) as folder, Store(config.cache.expanduser()) as store, Interruptible() as interrupt:
-        merge_into(store, made)
+    return run.measure_all()
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a run needs beside its options; `folders` are searched for weights."""
+
+    config: BenchmarkConfig
+    command: list[str]
+    metrics: list[Metric]
+    folders: list[Path]
+    pairs: list[Pair]
+    console: Console
+
+    def measure_all(self) -> int:
+        """Measure what no shard and no earlier run has, and write the results. 0, or 130 or 143 after a signal."""
+        config = self.config
+        shards = merged_rows(config.output_dir) if has_shards(config.output_dir) and not config.overwrite else []
+        fresh = not config.output_dir.exists()
+        with _open_folder(config, self.command) as folder, Store(config.cache.expanduser()) as store, Interruptible() as interrupt:
+            merge_into(store, shards)
+            try:
+                inputs = self.gather(folder.path)
+            except UserError:
+                if fresh and not (folder.path / "retouched").exists():  # nothing was done that is worth keeping
+                    shutil.rmtree(folder.path)
+                raise
+            for note in inputs.notes:
+                self.console.print(f"note: {note}")
+            results = self.measure(inputs, store, interrupt)
+            if results.stopped:
+                return self.stopped(interrupt)
+            self.write(folder.path, results)
+            clear_shards(folder.path)
+        return 0
+
+    def measure_share(self, shard: Shard) -> int:
+        """Measure one shard; the process that merges then waits for the others. 0, or 130 or 143 after a signal."""
+        config, resolved, path = self.config, _resolved(self.config), self.config.output_dir
+        check_readable(config)
+        free = NOT_COMPARED if (path / "results.json").is_file() else resolved
+        join_run(path, resolved, command=self.command, seed=config.seed, maker=MAKER, mark=MARK, holds=HOLDS, free=free)
+        kept = config.cache.expanduser()
+        kept = kept if (kept / FILE).is_file() else None  # the merging process makes it
+        with ShardFile(path, shard, resolved) as file, Store(kept) as cache, Interruptible() as interrupt:
+            if not file.finished:
+                with ShardStore(file, cache) as store:
+                    if self.measure(self.gather(path, shard), store, interrupt, shard).stopped:
+                        return self.stopped(interrupt)
+                file.finish()
+            if not shard.merges:
+                self.console.print(f"{path}: shard {shard} is measured; after all shards, the same command without --shard merges")
+            elif not wait_for_shards(path, lambda: interrupt.requested is not None):
+                return self.stopped(interrupt)
+        return 0
+
+    def gather(self, path: Path, shard: Shard | None = None) -> Inputs:
+        """The pictures, and whether the pairs are of them: the measuring that follows may take hours."""
+        inputs = gather(self.config, path, self.console.print, shard)
+        if self.config.pairs:
+            check_pairs(self.config.pairs, self.pairs, {item.name for item in inputs.items}, inputs.methods)
+        return inputs
+
+    def measure(self, inputs: Inputs, store: Store, interrupt: Interruptible, shard: Shard | None = None) -> Results:
+        """Run the suite under a progress bar, until a signal comes."""
         digest = Digests(store.digests())
-        try:
-            inputs = _gather(config, folder.path, pairs, console)
-        except UserError:
-            if fresh and not (folder.path / "retouched").exists():  # nothing was done that is worth keeping
-                shutil.rmtree(folder.path)
-            raise
-        for note in inputs.notes:
-            console.print(f"note: {note}")
-        ready, skipped = _with_weights(metrics, folders, digest)
-        results = _measure(Suite(ready, store, digest, max_failed=config.max_failed), inputs, interrupt, console)
-        results.skipped = {
-            metric.name: (skipped | results.skipped)[metric.name] for metric in metrics if metric.name in skipped | results.skipped
-        }
-        if results.stopped:
-            return _stopped(interrupt, console)
-        _write(config, folder, results, pairs, console)
-        clear_shards(folder.path)
-    return 0
+        ready, lacking = with_weights(self.metrics, self.folders, digest)
+        columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as bar:
+            task = bar.add_task("", total=None)
+            suite = Suite(
+                ready,
+                store,
+                digest,
+                max_failed=self.config.max_failed,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+                stop=lambda: interrupt.requested is not None,
+            )
+            results = suite.run(inputs, shard)
+        skipped = lacking | results.skipped
+        results.skipped = {metric.name: skipped[metric.name] for metric in self.metrics if metric.name in skipped}
+        return results
 
+    def stopped(self, interrupt: Interruptible) -> int:
+        """Say so; the exit code."""
+        name = signal.Signals(interrupt.requested or 2).name
+        self.console.print(f"stopped by {name}: what is measured is kept; the same command goes on")
+        return interrupt.exit_code
 
-def _measure_share(
-    config: BenchmarkConfig,
-    command: list[str],
-    shard: Shard,
-    metrics: list[Metric],
-    folders: list[Path],
-    pairs: list[Pair],
-    console: Console,
-) -> int:
-    """Measure one shard; the process that merges then waits for the others. 0, or 130 or 143 after a signal."""
-    resolved, path = _resolved(config), config.output_dir
-    check_readable(config)
-    free = NOT_COMPARED if (path / "results.json").is_file() else resolved
-    join_run(path, resolved, command=command, seed=config.seed, maker=MAKER, mark=MARK, holds=HOLDS, free=free)
-    kept = config.cache.expanduser()
-    kept = kept if (kept / FILE).is_file() else None  # the merging process makes it
-    with ShardFile(path, shard, resolved) as file, Store(kept) as cache, Interruptible() as interrupt:
-        if not file.finished:
-            with ShardStore(file, cache) as store:
-                digest = Digests(store.digests())
-                inputs = _gather(config, path, pairs, console, shard)
-                ready, _ = _with_weights(metrics, folders, digest)
-                if _measure(Suite(ready, store, digest, max_failed=config.max_failed), inputs, interrupt, console, shard).stopped:
-                    return _stopped(interrupt, console)
-            file.finish()
-        if not shard.merges:
-            console.print(f"{path}: shard {shard} is measured; after all shards, the same command without --shard merges")
-        elif not wait_for_shards(path, lambda: interrupt.requested is not None):
-            return _stopped(interrupt, console)
-    return 0
+    def write(self, folder: Path, results: Results) -> None:
+        """Tables and report, and what they say in a few lines."""
+        from benchmarks.report import write_report
+        from benchmarks.tables import Analysis, write_tables
 
-
-def _gather(config: BenchmarkConfig, path: Path, pairs: list[Pair], console: Console, shard: Shard | None = None) -> Inputs:
-    """The pictures, and whether the pairs are of them: the measuring that follows may take hours."""
-    inputs = gather(config, path, console.print, shard)
-    if config.pairs:
-        check_pairs(config.pairs, pairs, {item.name for item in inputs.items}, inputs.methods)
-    return inputs
-
-
-def _measure(suite: Suite, inputs: Inputs, interrupt: Interruptible, console: Console, shard: Shard | None = None) -> Results:
-    """Run the suite under a progress bar, until a signal comes."""
-    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        suite.progress = lambda done, total: bar.update(task, completed=done, total=total)
-        suite.stop = lambda: interrupt.requested is not None
-        return suite.run(inputs, shard)
-
-
-def _stopped(interrupt: Interruptible, console: Console) -> int:
-    console.print(f"stopped by {signal.Signals(interrupt.requested or 2).name}: what is measured is kept; the same command goes on")
-    return interrupt.exit_code
-
-
-def weights_table(metrics: list[Metric], folders: list[Path]) -> Table:
-    """What each metric needs, for `--weights`."""
-    table = Table(title=f"Weights; put files into {folders[0]} (--weights-dir or PORTRAITKIT_WEIGHTS)", show_lines=True)
-    for column in ("metric", "file", "MiB", "present", "licence", "from"):
-        table.add_column(column, overflow="fold")
-    digest = Digests()
-    for metric in metrics:
-        if not metric.weights:
-            table.add_row(metric.name, "none", "", "bundled" if metric.bundled else "needs none", metric.licence, metric.revision)
-        for wanted in metric.weights:
-            path = locate(wanted, folders)
-            state = "no (optional)" if wanted.optional else "no"
-            if path is not None:
-                sha256 = digest(path)
-                known = path.name == wanted.name and wanted.sha256
-                state = ("yes" if sha256.startswith(wanted.sha256) else "damaged") if known else "yes, hash not on record"
-            hashed = f"{wanted.name}\nsha256 {wanted.sha256 or 'not published'}"
-            table.add_row(metric.name, hashed, f"{wanted.mib:g}", state, metric.licence, f"{wanted.origin}\n{metric.revision}")
-    return table
-
-
-def _with_weights(metrics: list[Metric], folders: list[Path], digest: Digests) -> tuple[list[tuple[Metric, MetricWeights]], dict[str, str]]:
-    ready, skipped = [], {}
-    for metric in metrics:
-        try:
-            ready.append((metric, find_weights(metric, folders, digest)))
-        except WeightsError as error:
-            skipped[metric.name] = str(error)
-    return ready, skipped
+        analysis = Analysis.of(results, self.config.seed, self.pairs)
+        write_tables(folder, analysis)
+        report = write_report(folder, analysis)
+        count, skipped = len(results.inputs.items), len(results.skipped)
+        self.console.print(f"{len(results.metrics)} metrics on {count} pictures, {results.computed} values computed, {skipped} skipped")
+        for name, reason in results.skipped.items():
+            self.console.print(f"  skipped {name}: {reason}")
+        for line in analysis.verdicts():
+            self.console.print(f"  {line}")
+        if results.failed:
+            self.console.print(f"{len(results.failed)} failures are in {folder / 'failed.jsonl'}")
+        print(report)
 
 
 def _resolved(config: BenchmarkConfig) -> dict[str, Any]:
@@ -198,21 +196,3 @@ def _open_folder(config: BenchmarkConfig, command: list[str]) -> RunFolder:
         )
     except RunFolderError as error:
         raise RunFolderError(str(error).replace("use --allow-changed to go on", "use --overwrite or another --output-dir")) from error
-
-
-def _write(config: BenchmarkConfig, folder: RunFolder, results: Results, pairs: list[Pair], console: Console) -> None:
-    from benchmarks.report import write_report
-    from benchmarks.tables import Analysis, write_tables
-
-    analysis = Analysis.of(results, config.seed, pairs)
-    write_tables(folder.path, analysis)
-    report = write_report(folder.path, analysis)
-    count, skipped = len(results.inputs.items), len(results.skipped)
-    console.print(f"{len(results.metrics)} metrics on {count} pictures, {results.computed} values computed, {skipped} skipped")
-    for name, reason in results.skipped.items():
-        console.print(f"  skipped {name}: {reason}")
-    for line in analysis.verdicts():
-        console.print(f"  {line}")
-    if results.failed:
-        console.print(f"{len(results.failed)} failures are in {folder.path / 'failed.jsonl'}")
-    print(report)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from benchmarks.metric import Metric, WeightFile
 from portraitkit.errors import WeightsError
 
@@ -126,6 +128,40 @@ class Digests:
             with path.open("rb") as file:
                 self.known[key] = hashlib.file_digest(file, "sha256").hexdigest()
         return self.known[key]
+
+
+def weights_table(metrics: Sequence[Metric], folders: Sequence[Path]) -> Table:
+    """What each metric needs, for `--weights`."""
+    table = Table(title=f"Weights; put files into {folders[0]} (--weights-dir or PORTRAITKIT_WEIGHTS)", show_lines=True)
+    for column in ("metric", "file", "MiB", "present", "licence", "from"):
+        table.add_column(column, overflow="fold")
+    digest = Digests()
+    for metric in metrics:
+        if not metric.weights:
+            table.add_row(metric.name, "none", "", "bundled" if metric.bundled else "needs none", metric.licence, metric.revision)
+        for wanted in metric.weights:
+            path = locate(wanted, folders)
+            state = "no (optional)" if wanted.optional else "no"
+            if path is not None:
+                sha256 = digest(path)
+                known = path.name == wanted.name and wanted.sha256
+                state = ("yes" if sha256.startswith(wanted.sha256) else "damaged") if known else "yes, hash not on record"
+            hashed = f"{wanted.name}\nsha256 {wanted.sha256 or 'not published'}"
+            table.add_row(metric.name, hashed, f"{wanted.mib:g}", state, metric.licence, f"{wanted.origin}\n{metric.revision}")
+    return table
+
+
+def with_weights(
+    metrics: Sequence[Metric], folders: Sequence[Path], digest: Digests
+) -> tuple[list[tuple[Metric, MetricWeights]], dict[str, str]]:
+    """The metrics whose files are there, with them; and of each of the others why not."""
+    ready, skipped = [], {}
+    for metric in metrics:
+        try:
+            ready.append((metric, find_weights(metric, folders, digest)))
+        except WeightsError as error:
+            skipped[metric.name] = str(error)
+    return ready, skipped
 
 
 def read_state(path: Path, *, torchscript_sha256: str = "") -> dict[str, Any]:
