@@ -83,17 +83,19 @@ def check_inside(root: Path, name: str, column: str) -> Path:
     Raises:
         DataError: an address, a path that leaves the folder (by .., a symlink or a root), or no such file.
     """
+    shown = repr(name[:80])
     if "://" in name or name.startswith("data:"):
-        raise DataError(f"{column} {name[:80]!r}: is an address; pictures are files below the data folder, nothing is fetched")
+        raise DataError(f"{column} {shown}: is an address; pictures are files below the data folder, nothing is fetched")
     try:
         resolved = (root / name).resolve()
         inside, exists = resolved.is_relative_to(root), resolved.is_file()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{column} {name[:80]!r}: is no file name ({error})") from error
+    except (OSError, ValueError) as error:  # too long, or with a zero byte
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{column} {shown}: is no file name ({reason})") from error
     if not inside:
-        raise DataError(f"{column} {name!r}: leaves the data folder; use paths below it")
+        raise DataError(f"{column} {shown}: leaves the data folder; use paths below it")
     if not exists:
-        raise DataError(f"{column} {name!r}: no such file in the data folder")
+        raise DataError(f"{column} {shown}: no such file in the data folder")
     return resolved
 
 

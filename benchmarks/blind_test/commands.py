@@ -30,44 +30,30 @@ def _dispatch(argv: list[str]) -> int:
         raise ConfigError(f"blind-test: needs a subcommand: {names}; see blind-test --help")
     if argv[0] not in SUBCOMMANDS:
         raise ConfigError(f"blind-test {argv[0]}: no such subcommand{nearest(argv[0], SUBCOMMANDS)}; known: {names}")
-    return {"make": _make, "serve": _serve, "report": _report, "export": _export}[argv[0]](argv[1:])
+    return _run(argv[0], argv[1:])
 
 
-def _make(argv: list[str]) -> int:
-    from benchmarks.blind_test.options import MakeConfig
+def _run(name: str, argv: list[str]) -> int:
+    from benchmarks.blind_test import options
     from portraitkit.config import load_config
 
-    config = load_config(MakeConfig, argv, prog="blind-test make")
-    from benchmarks.blind_test.make import make_study
+    prog = f"blind-test {name}"
+    if name == "make":
+        config = load_config(options.MakeConfig, argv, prog=prog)
+        from benchmarks.blind_test.make import make_study
 
-    return make_study(config, [sys.argv[0], "make", *argv])
+        return make_study(config, [sys.argv[0], name, *argv])
+    if name == "serve":
+        config = load_config(options.ServeConfig, argv, prog=prog)
+        from benchmarks.blind_test.server import serve_study
 
+        return serve_study(config)
+    if name == "report":
+        config = load_config(options.ReportConfig, argv, prog=prog)
+        from benchmarks.blind_test.study_report import report_study
 
-def _serve(argv: list[str]) -> int:
-    from benchmarks.blind_test.options import ServeConfig
-    from portraitkit.config import load_config
-
-    config = load_config(ServeConfig, argv, prog="blind-test serve")
-    from benchmarks.blind_test.server import serve_study
-
-    return serve_study(config)
-
-
-def _report(argv: list[str]) -> int:
-    from benchmarks.blind_test.options import ReportConfig
-    from portraitkit.config import load_config
-
-    config = load_config(ReportConfig, argv, prog="blind-test report")
-    from benchmarks.blind_test.study_report import report_study
-
-    return report_study(config)
-
-
-def _export(argv: list[str]) -> int:
-    from benchmarks.blind_test.options import ExportConfig
-    from portraitkit.config import load_config
-
-    config = load_config(ExportConfig, argv, prog="blind-test export")
+        return report_study(config)
+    config = load_config(options.ExportConfig, argv, prog=prog)
     from benchmarks.blind_test.export import export_votes
 
     return export_votes(config)

@@ -9,7 +9,8 @@ import random
 import secrets
 import sqlite3
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +83,7 @@ class Store:
     def add_rater(self) -> str:
         """Let one more rater in, with the comparisons drawn for them. Returns the rater's secret token."""
         token, now, study = secrets.token_urlsafe(24), time.monotonic(), self._study
-        with self._transaction():
+        with _transaction(self._db):
             query = """SELECT rater, photo, pair, swapped, trial IS NOT NULL FROM trials LEFT JOIN votes ON trial = trials.id
                 WHERE pair != ?"""
             shown = [
@@ -117,16 +118,16 @@ class Store:
 
     def trials(self, rater: int) -> list[Trial]:
         """All comparisons of a rater, in order."""
-        query = """SELECT id, token, position, photo, pair, swapped, choice FROM trials LEFT JOIN votes ON trial = id
-            WHERE rater = ? ORDER BY position"""
-        return [Trial(row[0], row[1], row[2], Cell(row[3], row[4], bool(row[5])), row[6]) for row in self._db.execute(query, (rater,))]
+        return self._trials("rater = ? ORDER BY position", rater)
 
     def find_trial(self, rater: int, token: str) -> Trial | None:
         """The comparison with this token, where it is this rater's."""
-        query = """SELECT id, token, position, photo, pair, swapped, choice FROM trials LEFT JOIN votes ON trial = id
-            WHERE token = ? AND rater = ?"""
-        row = self._db.execute(query, (token, rater)).fetchone()
-        return None if row is None else Trial(row[0], row[1], row[2], Cell(row[3], row[4], bool(row[5])), row[6])
+        return next(iter(self._trials("token = ? AND rater = ?", token, rater)), None)
+
+    def _trials(self, condition: str, *values: object) -> list[Trial]:
+        query = f"""SELECT id, token, position, photo, pair, swapped, choice FROM trials LEFT JOIN votes ON trial = id
+            WHERE {condition}"""
+        return [Trial(row[0], row[1], row[2], Cell(row[3], row[4], bool(row[5])), row[6]) for row in self._db.execute(query, values)]
 
     def mark_shown(self, trial: Trial) -> None:
         """Note when a comparison was first shown; kept in memory, so that no answer waits for the disk twice."""
@@ -147,7 +148,7 @@ class Store:
         now, shown = time.monotonic(), self._shown.get(token)
         seconds = None if shown is None else now - shown
         self._seen[rater] = now
-        with self._transaction():
+        with _transaction(self._db):
             row = self._db.execute("SELECT id FROM trials WHERE token = ? AND rater = ?", (token, rater)).fetchone()
             if row is None:
                 return None
@@ -157,24 +158,18 @@ class Store:
             )
             return self._db.execute("SELECT choice FROM votes WHERE trial = ?", (row[0],)).fetchone()[0]
 
-    def _transaction(self) -> "_Transaction":
-        return _Transaction(self._db)
 
-
-class _Transaction:
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
     """BEGIN IMMEDIATE, then COMMIT, or ROLLBACK where something was raised."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._db.execute("COMMIT")
-        elif self._db.in_transaction:
-            self._db.execute("ROLLBACK")
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
 
 
 def read_votes(path: Path) -> list[Vote]:
