@@ -14,7 +14,7 @@ from portraitkit.stats import wilson_interval
 
 
 @dataclass(frozen=True)
-class Pair:
+class Preference:
     """A photo's name, the method that was preferred on it and the other one; `line` of the file says so."""
 
     image: str
@@ -23,7 +23,7 @@ class Pair:
     line: int
 
 
-def read_pairs(path: Path) -> list[Pair]:
+def read_pairs(path: Path) -> list[Preference]:
     """Rows `{"image": name, "better": method, "worse": method}`, one a line.
 
     Raises:
@@ -36,13 +36,13 @@ def read_pairs(path: Path) -> list[Pair]:
                 raise DataError(f'--pairs {path} line {number}: {key} must be a text: {{"image": .., "better": .., "worse": ..}}')
         if row["better"] == row["worse"]:
             raise DataError(f"--pairs {path} line {number}: {row['better']!r} is better and worse; leave ties out")
-        pairs.append(Pair(row["image"], row["better"], row["worse"], number))
+        pairs.append(Preference(row["image"], row["better"], row["worse"], number))
     if not pairs:
         raise DataError(f'--pairs {path}: holds no pairs; give lines {{"image": .., "better": METHOD, "worse": METHOD}}')
     return pairs
 
 
-def check_pairs(path: Path, pairs: Sequence[Pair], images: Collection[str] | None, methods: Collection[str]) -> None:
+def check_pairs(path: Path, pairs: Sequence[Preference], images: Collection[str] | None, methods: Collection[str]) -> None:
     """Refuse pairs of what is not measured; images are None where they are not known yet.
 
     Raises:
@@ -56,7 +56,7 @@ def check_pairs(path: Path, pairs: Sequence[Pair], images: Collection[str] | Non
             raise DataError(f"--pairs {path} line {pair.line}: {pair.image!r} is no picture of this run; give names without suffix")
 
 
-def pair_accuracy(metrics: Sequence[Metric], table: Grid, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+def pair_accuracy(metrics: Sequence[Metric], table: Grid, pairs: Sequence[Preference]) -> list[dict[str, Any]]:
     """How often each metric prefers what was preferred; ties count half, pairs without a value are left out."""
     row = {name: place for place, name in enumerate(table.names)}
     column = {method: place for place, method in enumerate(table.methods)}

@@ -94,7 +94,6 @@ class Store:
         return rows
 
     def close(self) -> None:
-        """Close the file."""
         self._base.close()
 
     def __enter__(self) -> Self:

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks import published
 from benchmarks.metric import Metric
-from benchmarks.preferences import Pair, pair_accuracy
+from benchmarks.preferences import Preference, pair_accuracy
 from benchmarks.stats import Comparison, Grid, Mean, comparisons, correlations, grid, group_tables, means, too_few
 from benchmarks.suite import Results
 from portraitkit.errors import RunFolderError
@@ -50,7 +50,7 @@ class Analysis:
     accuracy: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, results: Results, seed: int, pairs: Sequence[Pair] = ()) -> Self:
+    def of(cls, results: Results, seed: int, pairs: Sequence[Preference] = ()) -> Self:
         """Analyse a run; `pairs` where there are preferences."""
         table = grid(results)
         names, spearman, agreement = correlations(results, table)

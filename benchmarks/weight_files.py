@@ -121,7 +121,6 @@ class Digests:
         self.known = {} if known is None else known
 
     def __call__(self, path: Path) -> str:
-        """In hexadecimal."""
         stat = path.stat()
         key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
         if key not in self.known:

@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from benchmarks.blind_test.options import ServeConfig
 from benchmarks.blind_test.study import CONSENT, VOTES, Study, read_study
-from benchmarks.blind_test.vote_store import CHOICES, Store, Trial
+from benchmarks.blind_test.vote_store import CHOICES, Trial, VoteStore
 from portraitkit.errors import RunFolderError
 from portraitkit.serving import listen
 
@@ -69,7 +69,7 @@ def serve_study(config: ServeConfig) -> int:
     study = read_study(config.folder)
     with (
         locked(config.folder),
-        contextlib.closing(Store(config.folder / VOTES, study)) as store,
+        contextlib.closing(VoteStore(config.folder / VOTES, study)) as store,
         listen(config.host, config.port) as listener,
     ):
         port = listener.getsockname()[1]
@@ -115,7 +115,7 @@ def locked(folder: Path) -> Iterator[None]:
         raise RunFolderError(f"{folder}: cannot be written ({error.strerror}); votes need a folder of your own") from error
 
 
-def build_app(study: Study, store: Store, *, allowed_hosts: Sequence[str] = ("*",), max_raters: int = 10_000) -> Starlette:
+def build_app(study: Study, store: VoteStore, *, allowed_hosts: Sequence[str] = ("*",), max_raters: int = 10_000) -> Starlette:
     """The application.
 
     Args:
@@ -162,7 +162,7 @@ class SecurityHeaders:
 class _Pages:
     """The handlers, one a route."""
 
-    def __init__(self, study: Study, store: Store, max_raters: int) -> None:
+    def __init__(self, study: Study, store: VoteStore, max_raters: int) -> None:
         self.study, self.store, self.max_raters = study, store, max_raters
         self._templates = Environment(
             loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

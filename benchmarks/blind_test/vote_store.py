@@ -60,7 +60,7 @@ class Vote:
     seconds: float | None
 
 
-class Store:
+class VoteStore:
     """The study's votes, open for one server. Calls are short and made from one thread."""
 
     def __init__(self, path: Path, study: Study) -> None:
@@ -134,7 +134,7 @@ class Store:
         self._shown.setdefault(trial.token, time.monotonic())
 
     def vote(self, rater: int, token: str, choice: str, *, revise: bool = False) -> str | None:
-        """Store an answer; a second one changes nothing unless it says that it revises the first.
+        """VoteStore an answer; a second one changes nothing unless it says that it revises the first.
 
         Args:
             rater: who answers.

@@ -1,4 +1,4 @@
-"""The built-in metrics, one file each; `load_metric` finds them and a user's own by one road."""
+"""The built-in metrics; `load_metrics` loads them and a user's file alike."""
 
 from dataclasses import replace
 from functools import cache

@@ -10,7 +10,6 @@ HEAD, BACKBONE = "DISTS_weights-f5e65c96.pth", "vgg16-397923af.pth"
 
 
 def open_dists(files: Mapping[str, Path]) -> Score:
-    """The scoring function."""
     net = empty_net("dists")
     fill_backbone(net, files[BACKBONE])
     fill(net, files[HEAD], missing=("stage", "mean", "std"))

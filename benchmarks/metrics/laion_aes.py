@@ -29,7 +29,6 @@ class Head(nn.Module):
         self.layers = nn.Sequential(linear[0], nn.Dropout(0.2), linear[1], nn.Dropout(0.2), linear[2], nn.Dropout(0.1), *linear[3:])
 
     def forward(self, embedding: Float[Tensor, "n width"]) -> Float[Tensor, "n 1"]:
-        """The score."""
         return self.layers(embedding)
 
 

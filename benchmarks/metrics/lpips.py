@@ -10,7 +10,6 @@ HEAD, BACKBONE = "LPIPS_v0.1_alex-df73285e.pth", "alexnet-owt-7be5be79.pth"
 
 
 def open_lpips(files: Mapping[str, Path]) -> Score:
-    """The scoring function."""
     net = empty_net("lpips")
     fill_backbone(net, files[BACKBONE])
     fill(net, files[HEAD], missing=("net.", "scaling_layer.", "lins."))

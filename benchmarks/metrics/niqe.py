@@ -64,7 +64,6 @@ def read_parameters() -> tuple[Float[Tensor, " 36"], Float[Tensor, "36 36"]]:
 
 
 def open_niqe(files: Mapping[str, Path]) -> Score:
-    """The scoring function."""
     mean, covariance = read_parameters()
 
     def score(pictures: Pictures) -> Float[Tensor, " n"]:

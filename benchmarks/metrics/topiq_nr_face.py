@@ -40,7 +40,6 @@ def cut_face(pixels: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 512 512"] | Non
 
 
 def open_topiq_nr_face(files: Mapping[str, Path]) -> Score:
-    """The scoring function."""
     with patch("facexlib.utils.face_restoration_helper.FaceRestoreHelper"), patch("pyiqa.archs.topiq_arch.FaceRestoreHelper"):
         net = empty_net("topiq_nr-face", align_crop_face=False)
     fill(net, files[FILE])

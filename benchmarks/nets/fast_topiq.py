@@ -42,7 +42,6 @@ class Gate(nn.Module):
         self.nine, self.bias = FusedConv(nine), float(last.bias)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Gate."""
         height, width = x.shape[-2:]
         parts = F.pad(self.nine(self.middle(self.inner(x))), (1, 1, 1, 1))
         total = torch.full_like(parts[:, :1, 1:-1, 1:-1], self.bias)

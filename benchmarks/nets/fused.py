@@ -48,7 +48,6 @@ class FusedConv(nn.Module):
         self._packed: Tensor | None = None
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d hh ww"]:
-        """Convolve."""
         reorder = _reorder()
         if reorder is None:
             out = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)

@@ -22,7 +22,7 @@ from scipy.special import softmax
 from benchmarks.blind_test.commands import blind_test
 from benchmarks.blind_test.server import KEEP_ALIVE, build_app
 from benchmarks.blind_test.study import VOTES, read_study
-from benchmarks.blind_test.vote_store import Store
+from benchmarks.blind_test.vote_store import VoteStore
 from portraitkit.pictures.images import write_image
 from preference_data.people.synthetic import make_case, make_label
 
@@ -65,7 +65,7 @@ def running(folder: Path, **options):
     """Serve a study for a while; gives its address."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     study = read_study(folder)
-    store = Store(folder / VOTES, study)
+    store = VoteStore(folder / VOTES, study)
     app = build_app(study, store, **options)
     server = uvicorn.Server(
         uvicorn.Config(

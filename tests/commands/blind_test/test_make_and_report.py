@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks.blind_test.commands import blind_test
 from benchmarks.blind_test.study import VOTES, read_study
-from benchmarks.blind_test.vote_store import Store
+from benchmarks.blind_test.vote_store import VoteStore
 from portraitkit.pictures.images import read_image, write_image
 
 
@@ -127,7 +127,7 @@ def test_a_study_with_votes_is_never_replaced(make, command, folders):
 def answer(folder, choose, *, raters: int, careless: int = 0) -> None:
     """Votes without a server: `choose(first, second)` gives 0 for the first, 1 a tie, 2 the second; careless ones say left."""
     study = read_study(folder)
-    store = Store(folder / VOTES, study)
+    store = VoteStore(folder / VOTES, study)
     for number in range(raters + careless):
         rater = store.find_rater(store.add_rater())
         for trial in store.trials(rater):

@@ -20,7 +20,7 @@ from scipy.special import softmax
 
 from benchmarks.blind_test.commands import blind_test
 from benchmarks.blind_test.study import VOTES, draw_session, read_study
-from benchmarks.blind_test.vote_store import PATIENCE, Store, read_votes
+from benchmarks.blind_test.vote_store import PATIENCE, VoteStore, read_votes
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ def test_a_study_begun_with_times_loses_them_and_no_vote(make):
             INSERT INTO trials VALUES (1, 'token', 1, 0, 0, 0, 0);
             INSERT INTO votes VALUES (1, 'left', 2.5, 1700000002.5);
         """)
-    with contextlib.closing(Store(folder / VOTES, read_study(folder))) as store:
+    with contextlib.closing(VoteStore(folder / VOTES, read_study(folder))) as store:
         rater = store.find_rater(store.add_rater())
         assert rater == 2 and len(store.trials(rater)) == 22
     assert [(vote.choice, vote.seconds) for vote in read_votes(folder / VOTES)] == [("left", 2.5)]
@@ -216,7 +216,7 @@ def test_cells_of_a_rater_who_left_are_free_again_after_two_hours(make, monkeypa
     monkeypatch.setattr(
         "benchmarks.blind_test.vote_store.draw_session", lambda cells, **how: taken.append(len(cells)) or draw_session(cells, **how)
     )
-    with contextlib.closing(Store(folder / VOTES, read_study(folder))) as store:
+    with contextlib.closing(VoteStore(folder / VOTES, read_study(folder))) as store:
         first = store.find_rater(store.add_rater())
         now = 60.0
         store.vote(first, store.trials(first)[0].token, "left")
@@ -224,7 +224,7 @@ def test_cells_of_a_rater_who_left_are_free_again_after_two_hours(make, monkeypa
         store.add_rater()
         now = PATIENCE + 60.0
         store.add_rater()
-    with contextlib.closing(Store(folder / VOTES, read_study(folder))) as store:
+    with contextlib.closing(VoteStore(folder / VOTES, read_study(folder))) as store:
         store.add_rater()
         now += PATIENCE
         store.add_rater()
