@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from portraitkit.config import REPEATABLE, Options, Range, Seed, Share
+from portraitkit.config import MAY_CHANGE, REPEATABLE, Options, Range, Seed, Share
 from portraitkit.errors import ConfigError
 from portraitkit.runs.shards import check_shard
 
@@ -52,7 +52,7 @@ class BenchmarkConfig(Options):
     """Folder of pictures that FID and KID compare with."""
     metrics: tuple[str, ...] = ()
     """Names of metrics, judge:PATH[:FORM] or my_file.py:METRIC; all for every built-in one, which is the default."""
-    weights: bool = False
+    weights: Annotated[bool, MAY_CHANGE] = False
     """List what every metric needs, where to get it and where to put it, and end."""
     weights_dir: Path | None = None
     """Folder of weights; if not given, the environment variable PORTRAITKIT_WEIGHTS, else ~/.cache/portraitkit/weights."""
@@ -64,17 +64,17 @@ class BenchmarkConfig(Options):
     """Measure the first so many photos by name."""
     seed: Seed = 0
     """Of the bootstrap intervals and of the permutation tests beyond 32 photos; up to there they are exact."""
-    max_failed: Share = 0.1
+    max_failed: Annotated[Share, MAY_CHANGE] = 0.1
     """Share of pictures that may be unreadable; they are named in failed.jsonl. Above it the run ends."""
-    cache: Path = Path("~/.cache/portraitkit/benchmark")
+    cache: Annotated[Path, MAY_CHANGE] = Path("~/.cache/portraitkit/benchmark")
     """Folder of the values that are known already."""
-    threads: Annotated[int | None, Range(ge=1)] = None
+    threads: Annotated[int | None, Range(ge=1), MAY_CHANGE] = None
     """Threads that compute; all cores if not given."""
-    output_dir: Path = Path("runs/benchmark")
+    output_dir: Annotated[Path, MAY_CHANGE] = Path("runs/benchmark")
     """Where results.json, the tables and report.html go. The same run again goes on where it was interrupted."""
-    overwrite: bool = False
+    overwrite: Annotated[bool, MAY_CHANGE] = False
     """Replace the results of another run in --output-dir."""
-    shard: str | None = None
+    shard: Annotated[str | None, MAY_CHANGE] = None
     """I/N: measure the I-th of N shares of the pictures, in a job of its own; the same command without it merges them in the end. Not
     needed under torchrun and accelerate launch."""
 

@@ -18,14 +18,14 @@ from benchmarks.preferences import Preference, check_pairs, read_pairs
 from benchmarks.store import FILE, ShardStore, Store, merge_into
 from benchmarks.suite import Results, Suite
 from benchmarks.weight_files import Digests, search_folders, weights_table, with_weights
-from portraitkit.config import config_to_dict
+from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import RunFolderError, UserError
 from portraitkit.runs.folder import RunFolder, may_resume
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.shard_files import ShardFile, clear_shards, has_shards, join_run, merged_rows, wait_for_shards
 from portraitkit.runs.shards import Shard, current_shard
 
-NOT_COMPARED = ("weights", "threads", "cache", "max_failed", "overwrite", "output_dir", "shard")
+NOT_COMPARED = may_change(BenchmarkConfig)
 MAKER, MARK, HOLDS = "benchmark-portraits", "weights_dir", "a benchmark"
 """How this command's run folders are told apart, see `portraitkit.runs.folder.may_resume`."""
 

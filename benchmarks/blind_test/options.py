@@ -9,14 +9,14 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from benchmarks.config import parse_methods
-from portraitkit.config import REPEATABLE
+from portraitkit.config import REPEATABLE, Options, Port, Range, Share
 from portraitkit.errors import ConfigError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 
 
 @dataclass(frozen=True)
-class MakeConfig:
+class MakeConfig(Options):
     """Make a blind test: pictures of the same photos by several methods, matched by file name."""
 
     method: Annotated[tuple[str, ...], arg(metavar="NAME=DIR [NAME=DIR ...]"), REPEATABLE] = ()
@@ -29,7 +29,7 @@ class MakeConfig:
     """Columns of the metadata that the report compares; those that are not there are left out."""
     output_dir: Path = Path("runs/blind-test")
     """Folder of the study."""
-    photos_per_rater: int = 20
+    photos_per_rater: Annotated[int, Range(ge=1, le=1000, rule="must be from 1 to 1000 comparisons")] = 20
     """Comparisons that each rater is asked for."""
     attention_checks: int = 2
     """Further comparisons in which one picture is plainly spoiled."""
@@ -37,13 +37,13 @@ class MakeConfig:
     """Heading of the first page."""
     question: str = "Which picture do you prefer?"
     """Asked above every pair; it must not hint at what the methods do."""
-    max_side: int = 2048
+    max_side: Annotated[int, Range(ge=64, le=8192, rule="must be from 64 to 8192 pixels")] = 2048
     """Pictures with a longer side are reduced to it, all methods alike."""
     image_format: Literal["jpg", "png"] = "jpg"
     """What raters are sent: jpg (quality 95, full colour), or png, which is exact and several times larger."""
-    max_unusable: float = 0.2
+    max_unusable: Share = 0.2
     """Stop when more than this share of the photos had to be set aside."""
-    seed: int = 0
+    seed: Annotated[int, Range(ge=0)] = 0
     """Of the order and the sides."""
     overwrite: bool = False
     """Replace the study in --output-dir; refused once there are votes."""
@@ -54,18 +54,12 @@ class MakeConfig:
         Raises:
             ConfigError: fewer than two methods, a bad or repeated name, no such folder, or a number out of range.
         """
-        rules = {
-            "photos_per_rater": (1 <= self.photos_per_rater <= 1000, "from 1 to 1000 comparisons"),
-            "attention_checks": (0 <= self.attention_checks <= self.photos_per_rater, "from 0 to --photos-per-rater"),
-            "max_side": (64 <= self.max_side <= 8192, "from 64 to 8192 pixels"),
-            "max_unusable": (0 <= self.max_unusable <= 1, "a share from 0 to 1"),
-            "seed": (self.seed >= 0, "0 or more"),
-            "title": (bool(self.title.strip()), "some text"),
-            "question": (bool(self.question.strip()), "some text"),
-        }
-        for name, (holds, rule) in rules.items():
-            if not holds:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)!r}: must be {rule}")
+        super().__post_init__()
+        if not 0 <= self.attention_checks <= self.photos_per_rater:
+            raise ConfigError(f"--attention-checks {self.attention_checks}: must be from 0 to --photos-per-rater")
+        for name in ("title", "question"):
+            if not getattr(self, name).strip():
+                raise ConfigError(f"--{name} {getattr(self, name)!r}: must be some text")
         if len(self.methods) < 2:
             raise ConfigError(f"--method: {len(self.methods)} given, a comparison needs two or more, each as NAME=DIR")
         if self.reference is not None and not self.reference.is_dir():
@@ -89,30 +83,19 @@ class MakeConfig:
 
 
 @dataclass(frozen=True)
-class ServeConfig:
+class ServeConfig(Options):
     """Serve a blind test as a web page. Ctrl-C stops it; the same command goes on where it stopped, no vote is lost."""
 
     folder: Positional[Annotated[Path, arg(metavar="FOLDER")]]
     """What blind-test make wrote."""
     host: str = "127.0.0.1"
     """Address to listen on; anything but loopback opens the study to the network, with a warning."""
-    port: int = 8000
+    port: Port = 8000
     """Port; 0 takes a free one."""
     allowed_hosts: tuple[str, ...] = ()
     """Further host names under which browsers may ask, such as that of a reverse proxy; others are refused on loopback."""
-    max_raters: int = 10_000
+    max_raters: Annotated[int, Range(ge=1)] = 10_000
     """No more raters than this are let in: bounds what a stranger can write."""
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values before anything is opened.
-
-        Raises:
-            ConfigError: a port or number out of range.
-        """
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"--port {self.port}: must be from 0 to 65535")
-        if self.max_raters < 1:
-            raise ConfigError(f"--max-raters {self.max_raters}: must be at least 1")
 
     @property
     def is_loopback(self) -> bool:
@@ -126,38 +109,23 @@ class ServeConfig:
 
 
 @dataclass(frozen=True)
-class ReportConfig:
+class ReportConfig(Options):
     """Report what raters said: report.html, report.md and results.json in the study's folder."""
 
     folder: Positional[Annotated[Path, arg(metavar="FOLDER")]]
     """What blind-test make wrote and blind-test serve filled."""
-    max_failed_checks: int = 0
+    max_failed_checks: Annotated[int, Range(ge=0)] = 0
     """Raters who failed more attention checks than this are left out; a tie on a check is a failure."""
-    detect: float = 0.55
+    detect: Annotated[float, Range(gt=0.5, lt=1, rule="must be a win rate above .5 and below 1")] = 0.55
     """True win rate that the study should find: the report says how many more votes that takes."""
-    draws: int = 2000
+    draws: Annotated[int, Range(ge=100, le=100_000)] = 2000
     """Bootstrap draws."""
-    seed: int = 0
+    seed: Annotated[int, Range(ge=0)] = 0
     """Of the bootstrap."""
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values before the votes are read.
-
-        Raises:
-            ConfigError: a value is out of range.
-        """
-        if self.max_failed_checks < 0:
-            raise ConfigError(f"--max-failed-checks {self.max_failed_checks}: must be 0 or more")
-        if not 0.5 < self.detect < 1:
-            raise ConfigError(f"--detect {self.detect:g}: must be a win rate above .5 and below 1")
-        if not 100 <= self.draws <= 100_000:
-            raise ConfigError(f"--draws {self.draws}: must be from 100 to 100000")
-        if self.seed < 0:
-            raise ConfigError(f"--seed {self.seed}: must be 0 or more")
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(Options):
     """Write every vote with the methods' names. Raters are numbers; nothing personal is stored."""
 
     folder: Positional[Annotated[Path, arg(metavar="FOLDER")]]
@@ -173,5 +141,6 @@ class ExportConfig:
         Raises:
             ConfigError: the suffix is neither .csv nor .jsonl.
         """
+        super().__post_init__()
         if self.output.suffix.lower() not in (".csv", ".jsonl"):
             raise ConfigError(f"--output {self.output}: must end in .csv or .jsonl")
