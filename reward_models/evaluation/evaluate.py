@@ -19,8 +19,7 @@ from portraitkit.runs.shard_files import ShardFile, clear_shards, join_run, merg
 from portraitkit.runs.shards import Shard, check_shard, current_shard
 from portraitkit.vlm.model import be_quiet, check_device, load_model, load_processor
 from portraitkit.vlm.stages import Interrupted
-from reward_models.evaluation.checks import Asking, check_judge, checks_summary, held_out_summary, read_judged
-from reward_models.evaluation.judge_shards import SharedAsking, write_answers
+from reward_models.evaluation.battery import Asking, SharedAsking, check_judge, checks_summary, held_out_summary, read_judged, write_answers
 from reward_models.evaluation.public_pairs import benchmark_files, read_benchmark
 from reward_models.evaluation.report import print_result, write_report
 from reward_models.judge.pairs import JudgedPair, View, open_pairs

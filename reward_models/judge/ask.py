@@ -1,11 +1,10 @@
 """Ask a judge about pairs, in both orders."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from portraitkit.vlm.generate import Completion, complete_together
-from portraitkit.vlm.rows import Row
+from portraitkit.vlm.generate import complete_together
 from preference_data.contract import Answer, Unreadable
 from preference_data.verdict import ORDERS, Verdict, about_files
 from reward_models.judge.pairs import JudgedPair, View
@@ -58,41 +57,8 @@ def judged_from(view: View, row: Mapping[str, Any]) -> Judged:
     return judged_of(view, row["pair"], (row["ab"], row["ba"]))
 
 
-def ask(
-    model: Any,
-    processor: Any,
-    view: View,
-    rows: Sequence[Row],
-    *,
-    max_tokens: int,
-    batch_size: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    samples: int = 1,
-    seed: int = 0,
-    advance: Callable[[int], object] = lambda count: None,
-) -> list[list[Completion]]:
-    """Answers to rows, greedy unless a temperature is given; with several processes each answers its share and all get all.
-
-    Args: see `portraitkit.vlm.generate.complete_together`.
-    """
-    return complete_together(
-        model,
-        processor,
-        view.prompt,
-        rows,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        samples=samples,
-        batch_size=batch_size,
-        seed=seed,
-        advance=advance,
-    )
-
-
 def judge_pairs(model: Any, processor: Any, view: View, pairs: Sequence[JudgedPair], **how: Any) -> list[Judged]:
-    """Greedy answers about each pair in both orders; `how` as `ask` takes it."""
+    """Greedy answers about each pair in both orders; several processes share the pairs. `how`: see `complete_together`."""
     rows = [row for pair in pairs for row in view.rows(pair)]
-    texts = [answers[0].text for answers in ask(model, processor, view, rows, **how)]
+    texts = [answers[0].text for answers in complete_together(model, processor, view.prompt, rows, **how)]
     return [judged_of(view, pair.id, (texts[2 * place], texts[2 * place + 1])) for place, pair in enumerate(pairs)]

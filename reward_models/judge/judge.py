@@ -13,6 +13,8 @@ from preference_data.contract import Answer, Unreadable, every_digit, read_answe
 from preference_data.schema import DIMENSIONS
 from preference_data.verdict import ORDERS, Order, Verdict, in_order
 from reward_models.judge.backend import Backend, Certainty, Picture, Said, read_certainty
+from reward_models.judge.http_backend import HttpBackend
+from reward_models.judge.local_backends import TransformersBackend, VllmBackend
 from reward_models.judge.settings import JudgeSettings, fit_temperature, probability_of, read_settings, settings_from, source_of
 from reward_models.judge.views import SHOWN
 
@@ -132,8 +134,6 @@ class Judge:
 
     def close(self) -> None:
         """Close an endpoint's connections; nothing to do for a model in this process."""
-        from reward_models.judge.http_backend import HttpBackend
-
         if isinstance(self.backend, HttpBackend):
             self.backend.close()
 
@@ -241,18 +241,12 @@ def load_judge(source: str, *, device: str = "cpu", dtype: str | None = None, ba
     if not source:
         raise ConfigError("judge: names no model; give embedded, a folder, a hub id, vllm:ID or http://host:port/v1")
     if source.startswith(("http://", "https://")):
-        from reward_models.judge.http_backend import HttpBackend
-
         backend, card = HttpBackend.connect(source)
         settings = settings_from(card["judge"], f"judge {source}") if "judge" in card else JudgeSettings(model=backend.name)
         return Judge(backend, settings)
     name = source.removeprefix("vllm:")
     if source != name:
-        from reward_models.judge.vllm_backend import VllmBackend
-
         return Judge(VllmBackend.load(name), read_settings(Path(name)) or JudgeSettings(model=name))
-    from reward_models.judge.transformers_backend import TransformersBackend
-
     settings = read_settings(Path(source_of(name))) or JudgeSettings(model=name)
     form = every_digit() if settings.form == "brief" else ()  # a judge that answers in short cannot break its form
     return Judge(TransformersBackend.load(name, device=device, dtype=dtype, batch_size=batch_size, form=form), settings)

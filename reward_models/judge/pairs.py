@@ -18,8 +18,8 @@ from preference_data.contract import BRIEF_PROMPT, Answer, Unreadable, prompt, r
 from preference_data.pair_set import read_pairs, scan_pairs
 from preference_data.schema import CHOICES, DIMENSIONS, Pair
 from preference_data.verdict import ORDERS, Order, Verdict, turned, winner
+from reward_models.judge.coherence import reason
 from reward_models.judge.preference_task import Preference, answer_of, preference_of
-from reward_models.judge.reasoning import reason
 from reward_models.judge.views import SHOWN
 
 Stored = UInt8[ndarray, "h w 3"] | Path
@@ -70,7 +70,7 @@ class View:
     """How pairs are shown to a judge and how it answers.
 
     Attributes:
-        shown: a key of `judge_views.SHOWN`.
+        shown: a key of `views.SHOWN`.
         form: brief or full, see `preference_data`.
     """
 

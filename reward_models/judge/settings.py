@@ -25,7 +25,7 @@ class JudgeSettings:
     """What a judge's weights do not say.
 
     Attributes:
-        shown: a name in `judge_views.SHOWN`.
+        shown: a name in `views.SHOWN`.
         form: of the answer, "full" or "brief", see `preference_data.contract`.
         temperature: log-odds are divided by it; 1 where none was fitted.
         model: the model's name, where it is known.
@@ -84,7 +84,7 @@ def view_of(model: str, shown: str = "auto", form: str = "auto") -> View:
 
     Args:
         model: embedded, a folder or a hub id.
-        shown: auto, or a key of `judge_views.SHOWN`.
+        shown: auto, or a key of `views.SHOWN`.
         form: auto, brief or full.
 
     Raises:

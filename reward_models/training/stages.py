@@ -12,6 +12,7 @@ import torch
 from portraitkit.files.atomic import write_text
 from portraitkit.files.jsonl import read_objects, write_lines
 from portraitkit.runs.progress import progress_bar
+from portraitkit.vlm.generate import complete_together
 from portraitkit.vlm.model import load_model
 from portraitkit.vlm.processes import release
 from portraitkit.vlm.rows import Row
@@ -19,9 +20,9 @@ from portraitkit.vlm.stages import RunContext, Stage, newest_checkpoint, store, 
 from portraitkit.vlm.task import Task
 from portraitkit.vlm.trainer_arguments import lora_arguments, taken
 from preference_data.verdict import ORDERS, shown_as
-from reward_models.evaluation.checks import Asking, read_judged
+from reward_models.evaluation.battery import Asking, read_judged
 from reward_models.evaluation.figures import NAMES, truth_of
-from reward_models.judge.ask import Judged, ask
+from reward_models.judge.ask import Judged
 from reward_models.judge.coherence import Coherence
 from reward_models.judge.pairs import JudgedPair, exchanged
 from reward_models.judge.settings import JudgeSettings, write_settings
@@ -186,10 +187,10 @@ def _imitate_own(training: Training, start: str, folder: Path) -> dict[str, Any]
                 progress.advance(bar, count)
                 training.asking.stop()
 
-            trajectories = ask(
+            trajectories = complete_together(
                 training.load(start),
                 training.context.processor,
-                view,
+                view.prompt,
                 asked,
                 max_tokens=config.max_tokens,
                 batch_size=config.generation_batch,

@@ -20,7 +20,7 @@ from portraitkit.vlm.processes import check_processes
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.stages import Interrupted, RunContext, newest_checkpoint, start_run
 from portraitkit.vlm.trainers import check_vllm
-from reward_models.evaluation.checks import Asking, check_judge, checks_summary, held_out_summary, read_judged
+from reward_models.evaluation.battery import Asking, check_judge, checks_summary, held_out_summary, read_judged
 from reward_models.evaluation.figures import gain, right
 from reward_models.evaluation.judge_card import write_judge_card
 from reward_models.evaluation.report import print_result, write_report

@@ -44,7 +44,7 @@ def test_two_processes_find_what_one_finds(command, model, tmp_path, monkeypatch
             raise ZeroDivisionError
         return judge_pairs(model, processor, view, pairs, **how)
 
-    monkeypatch.setattr("reward_models.evaluation.judge_shards.judge_pairs", counted)
+    monkeypatch.setattr("reward_models.evaluation.battery.judge_pairs", counted)
     monkeypatch.setattr(evaluate, "current_shard", lambda option: Shard(1, 2, True))
     with pytest.raises(ZeroDivisionError):
         evaluate.run_evaluation(_config(model, tmp_path / "two"), ["test"])

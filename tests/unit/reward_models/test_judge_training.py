@@ -17,7 +17,7 @@ from preference_data.schema import DIMENSIONS
 from preference_data.verdict import turned
 from reward_models.evaluation.hacks import DISTURBANCES, HACKS, disturbed, hack_figures, hack_pairs, stability
 from reward_models.judge.ask import judged_of
-from reward_models.judge.coherence import NliCoherence, deterministic, load_coherence
+from reward_models.judge.coherence import NliCoherence, deterministic, load_coherence, reason, words_agree
 from reward_models.judge.pairs import (
     View,
     check_disjoint,
@@ -28,7 +28,6 @@ from reward_models.judge.pairs import (
     synthetic_pair,
 )
 from reward_models.judge.preference_task import Preference, answer_of
-from reward_models.judge.reasoning import reason, words_agree
 from reward_models.judge.settings import EMBEDDED_FOLDER, JudgeSettings, read_settings, view_of, write_settings
 from reward_models.training.config import RewardModelConfig
 from reward_models.training.grpo_task import Asked, judge_task
