@@ -11,8 +11,8 @@ from rich.console import Console
 
 from policies.vlm.align.align_config import AlignVlmConfig
 from policies.vlm.align.inputs import check_all_lengths, open_all_rows, prompt_of, readable_rows, write_aside
+from policies.vlm.export_reward import ground_truth_of
 from policies.vlm.tasks import load_task
-from policies.vlm.tasks.truth_columns import ground_truth_of
 from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError
 from portraitkit.files.atomic import write_text

@@ -45,7 +45,7 @@ def extract_makeup() -> None:
 
 
 def _extract(argv: list[str]) -> int:
-    from policies.vlm.extract_config import ExtractConfig
+    from policies.vlm.config import ExtractConfig
     from portraitkit.config import load_config
 
     config = load_config(ExtractConfig, argv, prog="extract-makeup")
@@ -60,7 +60,7 @@ def synthesize_emotion() -> None:
 
 
 def _synthesize(argv: list[str]) -> int:
-    from policies.vlm.synthesize_config import SynthesizeConfig
+    from policies.vlm.config import SynthesizeConfig
     from portraitkit.config import load_config
 
     config = load_config(SynthesizeConfig, argv, prog="synthesize-emotion")

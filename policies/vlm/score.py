@@ -5,15 +5,13 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from policies.vlm.config import ScoreConfig
 from portraitkit.errors import ConfigError, DataError
 from portraitkit.files.atomic import check_writable, write_text
 from portraitkit.files.jsonl import read_objects
 from portraitkit.vlm.task import Task
-
-if TYPE_CHECKING:
-    from policies.vlm.score_config import ScoreConfig
 
 Columns = tuple[str, Any, dict[str, Any], int]
 """Of one row: completion, truth, all it says, and its line in the file."""
@@ -29,7 +27,6 @@ def score_main(argv: list[str]) -> int:
         ConfigError: an unknown task or option.
         DataError: the file cannot be read or holds no rows, or a row breaks the schema; its number is named.
     """
-    from policies.vlm.score_config import ScoreConfig
     from policies.vlm.tasks import load_task
     from portraitkit.config import load_config
 
@@ -51,7 +48,7 @@ def score_main(argv: list[str]) -> int:
     return 0
 
 
-def _prepare_metrics(config: "ScoreConfig", task: Task, rows: list[Columns]) -> Callable[[], dict[str, Any]]:
+def _prepare_metrics(config: ScoreConfig, task: Task, rows: list[Columns]) -> Callable[[], dict[str, Any]]:
     """What computes the metrics once the rewards are printed; everything that can be refused is refused here."""
     if config.metrics is not None:
         _check_target(config.metrics, config.rows)
@@ -104,7 +101,7 @@ def _unwritable(path: Path, error: OSError) -> ConfigError:
     return ConfigError(f"--metrics {path}: cannot be written ({error.strerror}); give the path of a JSON file")
 
 
-def _group(config: "ScoreConfig", row: dict[str, Any], line: int) -> str:
+def _group(config: ScoreConfig, row: dict[str, Any], line: int) -> str:
     meta = row.get("meta_info")
     value = row.get(config.group_by, meta.get(config.group_by) if isinstance(meta, dict) else None)
     if value is None:

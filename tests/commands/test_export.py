@@ -13,10 +13,9 @@ from datasets import Image, List, load_dataset
 from PIL import Image as PilImage
 from tiny_vlm import write_tiny_vlm
 
-from policies.vlm.export_reward import exported_reward
+from policies.vlm.export_reward import exported_reward, ground_truth_of
 from policies.vlm.main import align_vlm, score_completions
 from policies.vlm.tasks import load_task
-from policies.vlm.tasks.truth_columns import ground_truth_of
 from portraitkit.pictures.images import write_image
 from portraitkit.vlm.rows import make_rows
 

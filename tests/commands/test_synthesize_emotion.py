@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from policies.vlm.main import synthesize_emotion
-from policies.vlm.synthesis import find_errors, write_prompt
+from policies.vlm.synthesize import find_errors, write_prompt
 from policies.vlm.tasks.emotion import TASK
 from portraitkit.files.jsonl import write_lines
 from portraitkit.scripted_endpoint import ScriptedEndpoint

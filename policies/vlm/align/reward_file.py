@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from policies.vlm.tasks.truth_columns import ground_truth_of
+from policies.vlm.export_reward import ground_truth_of
 from portraitkit.discover import load_object
 from portraitkit.errors import ConfigError, DataError
 from portraitkit.vlm.rows import Row

@@ -6,28 +6,14 @@ constant .5, and a row without action units earns 0 for them. `fixed`: case is f
 (None), and nothing counts unless the whole completion has the form that the prompt asks for.
 """
 
-import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from policies.vlm.tasks.emotion_metrics import UNIT, WHOLE, Expression, headline, published_form
 from portraitkit.errors import ConfigError, DataError
 from portraitkit.vlm.task import Mode, Score, Task, inside
-from preference_data.emotion_rows import DEFINITIONS, parse_truth
-
-BODY = r"((?:(?!</?(?:think|answer)>).)*)"
-WHOLE = re.compile(rf"\s*<think>{BODY}</think>\s*<answer>\s*([^\W\d_]+)\s*</answer>\s*", re.DOTALL)
-"""What `fixed` asks for; an answer is one word."""
-TURN = re.compile(r"</think>\s*<answer>")
-UNIT = re.compile(r"\bAU\s?0*([1-9]\d?)\b", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Expression:
-    """The truth of a row: its action units and its emotion, None where the row does not label them."""
-
-    units: frozenset[int] | None
-    emotion: str | None
+from preference_data.emotion_rows import ACTION_UNITS, DEFINITIONS, parse_truth
 
 
 def emotion_task(*, signed: bool = False, rarity: Mapping[int, int] | None = None) -> Task:
@@ -67,19 +53,12 @@ def emotion_task(*, signed: bool = False, rarity: Mapping[int, int] | None = Non
         score=score,
         ranges={"paper": (low, 3.0), "fixed": (low, 3.0)},
         perfect=_perfect,
-        metrics=_metrics,
+        metrics=headline,
         make_row=_make_row,
         brief="Emotion?",
         most=_most,
         constants=_constants,
     )
-
-
-def published_form(completion: str) -> bool:
-    """Whether `<think>.*?</think>\\s*<answer>.*?</answer>` matches the whole completion, as their code asks; in linear time."""
-    turned = TURN.search(completion, len("<think>"))
-    ends = completion.startswith("<think>") and completion.endswith("</answer>")
-    return ends and turned is not None and turned.end() <= len(completion) - len("</answer>")
 
 
 def f1(named: frozenset[int], truth: frozenset[int], weights: Mapping[int, float] | None = None) -> float:
@@ -146,20 +125,28 @@ def _most(truth: Expression, mode: Mode) -> float:
     return 1.0 + (truth.units is not None) + (truth.emotion is not None)
 
 
-def _metrics(completions: Sequence[str], truths: Sequence[Expression]) -> dict[str, float]:
-    from policies.vlm.tasks.emotion_metrics import headline  # which reads answers by this module's patterns
-
-    return headline(completions, truths)
-
-
 def _constants(truths: Sequence[Expression], mode: Mode) -> list[str]:
-    from policies.vlm.tasks.emotion_constants import best_expressions  # which needs this module's
+    return [_perfect(expression) for expression in best_expressions(truths)]
 
-    return [_perfect(found) for found in best_expressions(truths)]
+
+def best_expressions(truths: Sequence[Expression]) -> list[Expression]:
+    """One answer for each number of units, among which the best constant one is: units and emotion are rewarded apart.
+
+    F1 against a row is a sum over the units named once their number k is given, each that is right adding `2 / (k + units of the row)`: so
+    the best k units are the k with the largest sums. The best emotion is the most frequent one.
+    """
+    emotions = Counter(truth.emotion for truth in truths if truth.emotion is not None)
+    emotion = max(emotions, key=lambda name: emotions[name]) if emotions else None
+    labelled = [truth.units for truth in truths if truth.units is not None]
+    found = []
+    for count in range(len(ACTION_UNITS) + 1):
+        worth = {unit: sum(2 / (count + len(units)) for units in labelled if unit in units) for unit in ACTION_UNITS}
+        found.append(Expression(frozenset(sorted(worth, key=lambda unit: -worth[unit])[:count]), emotion))
+    return found
 
 
 def _make_row(split: str, seed: int) -> dict[str, Any]:
-    from policies.vlm.tasks.emotion_rows import make_row
+    from policies.vlm.tasks.emotion_rows import make_row  # torch: scoring needs none
 
     return make_row(split, seed)
 

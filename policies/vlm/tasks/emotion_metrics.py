@@ -1,4 +1,4 @@
-"""What the field reports of facial emotion analysis: F1 of action units, emotion accuracy, confusion, ROUGE-L and REGE.
+"""What an answer about a face's emotion says, and what the field reports of many: F1 of units, accuracy, confusion, ROUGE-L, REGE.
 
 Nothing is dropped in silence. An answer that cannot be read names no unit and no emotion: it misses every true unit and its emotion
 is wrong. Rows without units (or without an emotion) are left out of the unit (emotion) figures, and the number of rows that count
@@ -10,13 +10,13 @@ truth, as in Facial-R1's evaluation: a unit without a positive row has no F1. Al
 and their parts, which are published in per cent.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from policies.vlm.tasks.emotion import UNIT, WHOLE, Expression, published_form
 from portraitkit.errors import ConfigError
 from portraitkit.suggest import nearest
 from portraitkit.vlm.task import Mode, inside
@@ -25,6 +25,19 @@ from preference_data.emotion_rows import AU_LISTS, EMOTIONS
 OTHER = "other"
 DRAWS = 1000
 ROUGE = "rouge_score, rougeL, F measure, Porter stemmer; the text inside <think> against the description"
+BODY = r"((?:(?!</?(?:think|answer)>).)*)"
+WHOLE = re.compile(rf"\s*<think>{BODY}</think>\s*<answer>\s*([^\W\d_]+)\s*</answer>\s*", re.DOTALL)
+"""What `fixed` asks for; an answer is one word."""
+TURN = re.compile(r"</think>\s*<answer>")
+UNIT = re.compile(r"\bAU\s?0*([1-9]\d?)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Expression:
+    """The truth of a row: its action units and its emotion, None where the row does not label them."""
+
+    units: frozenset[int] | None
+    emotion: str | None
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,13 @@ def read_answer(completion: str, mode: Mode = "fixed") -> Answer:
         readable, think, word = published_form(completion), inside(completion, "think") or "", inside(completion, "answer") or ""
     units = frozenset(int(number) for number in UNIT.findall(think))
     return Answer(units, word.strip().lower(), think.strip(), readable)
+
+
+def published_form(completion: str) -> bool:
+    """Whether `<think>.*?</think>\\s*<answer>.*?</answer>` matches the whole completion, as their code asks; in linear time."""
+    turned = TURN.search(completion, len("<think>"))
+    ends = completion.startswith("<think>") and completion.endswith("</answer>")
+    return ends and turned is not None and turned.end() <= len(completion) - len("</answer>")
 
 
 def au_list(name: str) -> tuple[int, ...]:
@@ -188,8 +208,8 @@ def report(
     if groups is not None:
         result["groups"] = {}
         for name in sorted(set(groups)):
-            inside = [place for place, group in enumerate(groups) if group == name]
-            figures = _figures([answers[i] for i in inside], [truths[i] for i in inside], units, seed)
+            members = [place for place, group in enumerate(groups) if group == name]
+            figures = _figures([answers[i] for i in members], [truths[i] for i in members], units, seed)
             del figures["emotions"]["confusion"], figures["action_units"]["units"]
             result["groups"][name] = figures
     return result

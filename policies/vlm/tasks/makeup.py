@@ -16,7 +16,17 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from policies.vlm.tasks.makeup_scores import HEX, Item, color_score, greedy_f1, soft_f1
+from policies.vlm.tasks.makeup_scores import (
+    HEX,
+    Item,
+    best_lipstick,
+    best_looks,
+    color_metrics,
+    color_score,
+    greedy_f1,
+    look_metrics,
+    soft_f1,
+)
 from portraitkit.errors import DataError
 from portraitkit.vlm.task import Mode, Score, Task
 from preference_data import makeup_prompts as prompts
@@ -116,26 +126,18 @@ def _make_lips_row(split: str, seed: int) -> dict[str, Any]:
 
 
 def _metrics(completions: Sequence[str], truths: Sequence[Any]) -> dict[str, float]:
-    from policies.vlm.tasks.makeup_metrics import look_metrics
-
     return look_metrics([read_look(completion) for completion in completions], truths)
 
 
 def _lips_metrics(completions: Sequence[str], truths: Sequence[Any]) -> dict[str, float]:
-    from policies.vlm.tasks.makeup_metrics import color_metrics
-
     return color_metrics([read_lips(completion, truth) for completion, truth in zip(completions, truths, strict=True)], truths)
 
 
 def _constant_looks(truths: Sequence[list[Item]], mode: Mode) -> list[str]:
-    from policies.vlm.tasks.makeup_constants import best_looks
-
     return [_write_look(look) for look in best_looks(truths, mode)]
 
 
 def _constant_lips(truths: Sequence[list[Item]], mode: Mode) -> list[str]:
-    from policies.vlm.tasks.makeup_constants import best_lipstick
-
     return [f'<answer>{{"color": "{best_lipstick(truths)}"}}</answer>']
 
 

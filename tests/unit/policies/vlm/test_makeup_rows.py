@@ -8,9 +8,8 @@ from skimage.color import deltaE_ciede2000
 
 from policies.vlm.tasks import makeup_rows
 from policies.vlm.tasks.makeup import LIPS, TASK
-from policies.vlm.tasks.makeup_metrics import pair_items, region_of
 from policies.vlm.tasks.makeup_rows import make_row
-from policies.vlm.tasks.makeup_scores import hex_to_lab
+from policies.vlm.tasks.makeup_scores import hex_to_lab, pair_items, region_of
 from portraitkit.errors import DataError
 from portraitkit.faces.regions import LIPS_OUTER
 from preference_data.people.makeup import split_of
