@@ -122,7 +122,7 @@ def load_config(cls: type[Config], argv: list[str], *, prog: str, revise: Revise
         cls: Frozen dataclass with the field types named at the top of this module.
         argv: Arguments after the command's name; options with dashes or underscores.
         prog: Name of the command, for messages.
-        revise: Drops what a recipe cannot have beside the options that were typed.
+        revise: From the recipe's values and the options that were typed to the values that count beneath those options.
 
     Returns:
         The validated configuration.
@@ -174,6 +174,15 @@ def recipe_names(cls: type) -> list[str]:
     """Names of the built-in recipes that fit a configuration: those whose every key is one of its fields."""
     known = {field.name for field in fields(cls)}
     return sorted(path.stem for path in RECIPES.glob("*.toml") if _read_toml(path).keys() <= known)
+
+
+def read_recipe(name: str, cls: type) -> dict[str, Any]:
+    """The values of a recipe by its name, converted to the types of a configuration's fields.
+
+    Raises:
+        ConfigError: no such recipe, an unknown key, or a value of another type.
+    """
+    return _read_recipe(_find_recipe(name, cls), get_type_hints(cls))
 
 
 def _take_recipe(argv: list[str]) -> tuple[str | None, list[str]]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from portraitkit.errors import ConfigError
+from portraitkit.vlm.trainer_options import TuningOptions
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ WRITERS = "give --model FOLDER or a hub id, or --endpoint URL with --endpoint-mo
 
 
 @dataclass(frozen=True)
-class SynthesizeConfig:
-    """Have a model write reasoned answers about faces whose truth is known, and keep those that agree with it exactly."""
+class WhatToSynthesize:
+    """What is written, by whom and where to; its options stand before those of the fine-tuning."""
 
     rows: Positional[Annotated[Path, arg(metavar="ROWS")]]
     """A JSONL file of labelled faces, or the folder that make-preferences emotion wrote (its train.jsonl)."""
@@ -157,12 +158,21 @@ class SynthesizeConfig:
     overwrite: bool = False
     """Replace what --output-dir holds, if this command made it."""
 
+
+@dataclass(frozen=True)
+class SynthesizeConfig(TuningOptions, WhatToSynthesize):
+    """Have a model write reasoned answers about faces whose truth is known, and keep those that agree with it exactly."""
+
+    deepspeed: str | None = None
+    """zero2, zero3, or a DeepSpeed configuration (JSON): each fine-tuning runs on all GPUs of this machine, by torchrun."""
+
     def __post_init__(self) -> None:
         """Refuse impossible values before any model is loaded.
 
         Raises:
             ConfigError: a value is out of range, or two options contradict each other.
         """
+        super().__post_init__()
         least = {
             "retries": 0,
             "count": 0,

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from policies.vlm.align.align_config import AlignVlmConfig
+from policies.vlm.align.align_config import AlignVlmConfig, usual_rate
 from policies.vlm.align.inputs import check_all_lengths, open_all_rows, prompt_of, readable_rows, write_aside
 from policies.vlm.export_reward import ground_truth_of
 from policies.vlm.tasks import load_task
@@ -160,6 +160,8 @@ def _write_words(
             raise ConfigError(f"--task {config.task}: reward.py is what the export writes; rename the file")
         shutil.copyfile(own, part / own.name)
     environment = page_environment(Path(__file__).parent / "templates", autoescape=False)
+    model = SERVED if config.model == "embedded" else config.model
+    rate = rate_of(config.learning_rate, "all", config.rank, usual_rate(model, config.rank))  # they train all weights, or a LoRA
     prompt_tokens = -(-longest // 64) * 64 if longest else 4096
     values = {
         "kind": config.export,
@@ -169,13 +171,13 @@ def _write_words(
         "file": own.name if own else "",
         "object": name,
         "folder": folder.resolve(),
-        "model": SERVED if config.model == "embedded" else config.model,
+        "model": model,
         "embedded": config.model == "embedded",
         "synthetic": config.data == "embedded",
         "counts": {NAMES[split]: len(some) for split, some in rows.items()},
         "longest": longest,
         "prompt_tokens": prompt_tokens,
-        "learning_rate": rate_of(config.learning_rate, "all", config.rank, config.USUAL_RATE),  # they train all weights, or a LoRA
+        "learning_rate": rate,
         "loss": LOSSES.get(config.loss_type),
     }
     for template, target in ((f"export_{config.export}_reward.py.j2", "reward.py"), (f"export_{config.export}.md.j2", "README.md")):

@@ -27,7 +27,6 @@ from portraitkit.files.atomic import check_writable, write_text
 from portraitkit.pictures.images import read_image, to_pil, write_image
 from portraitkit.vlm.generate import Completion, complete
 from portraitkit.vlm.model import (
-    asked_briefly,
     be_quiet,
     check_adapter,
     check_device,
@@ -37,6 +36,7 @@ from portraitkit.vlm.model import (
     model_path,
 )
 from portraitkit.vlm.rows import Row
+from portraitkit.vlm.task import asked_briefly
 from preference_data.people.makeup import PARAMETERS, check_look, render_makeup
 from preference_data.people.makeup_shapes import SHAPES, shapes_of
 

@@ -22,10 +22,9 @@ def align_vlm() -> None:
 
 
 def _align(argv: list[str]) -> int:
-    from policies.vlm.align.align_config import AlignVlmConfig
-    from portraitkit.config import load_config
+    from policies.vlm.align.align_config import load_align_config
 
-    config = load_config(AlignVlmConfig, argv, prog="align-vlm")
+    config = load_align_config(argv)
     if config.dry_run:
         from policies.vlm.align.align_plan import dry_run
 
@@ -67,3 +66,7 @@ def _synthesize(argv: list[str]) -> int:
     from policies.vlm.synthesize import run_synthesis
 
     return run_synthesis(config, [sys.argv[0], *argv])
+
+
+if __name__ == "__main__":  # `torchrun -m policies.vlm.main`, as `synthesize-emotion --deepspeed` starts it
+    align_vlm()

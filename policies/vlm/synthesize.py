@@ -6,10 +6,11 @@ pictures; `summary.json`; `journal.jsonl`, one line a row that is done, by which
 rejection: the row stays open."""
 
 import re
+import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from portraitkit.pictures.images import read_image
 from portraitkit.runs.folder import RunFolder, start_or_go_on
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import progress_bar
+from portraitkit.vlm.trainer_options import TuningOptions
 from preference_data.emotion_rows import ACTION_UNITS, EMOTIONS, EmotionRow, read_emotion_rows
 
 KNOWN = "\n\nWhat is known about this face: {facts}. Describe how this is seen in this face. {rules} Do not mention that you were told."
@@ -103,6 +105,8 @@ def unverifiable(row: EmotionRow, need: str) -> str:
 
 FREE = ("output_dir", "overwrite", "timeout", "request_retries", "requests_per_minute", "workers", "max_failures", "batch_size", "count")
 FREE += ("rounds",)
+TRAINED_WITH = ("device", "dtype", "sft_steps", "sft_batch", "sft_learning_rate", "max_tokens", "max_pixels")
+"""Options that the fine-tuning takes over as they are, besides those of `TuningOptions`."""
 Writer = Callable[[Sequence[str], Sequence[Path]], list[Reply]]
 
 
@@ -117,12 +121,17 @@ def run_synthesis(config: SynthesizeConfig, command: list[str]) -> int:
     """
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     if not config.endpoint:
-        from portraitkit.vlm.model import asked_briefly, check_device, model_path
+        from portraitkit.vlm.model import check_device, model_path
+        from portraitkit.vlm.task import asked_briefly
 
         if asked_briefly(config.model):
             raise ConfigError(f"--model {config.model}: was taught short answers and cannot reason in the full form; {WRITERS}")
         check_device(config.device)
         model_path(config.model)
+        if config.deepspeed is not None:
+            from portraitkit.vlm.trainer_arguments import deepspeed_file
+
+            deepspeed_file(config.deepspeed)
     rows = read_emotion_rows(config.path)[: config.count or None]
     source = config.path.parent.resolve()
     for row in rows:
@@ -148,19 +157,19 @@ def run_synthesis(config: SynthesizeConfig, command: list[str]) -> int:
         write_lines(run.path / "journal.jsonl", done.values())  # without a line that a killed process left unfinished
         if done:
             console.print(f"{run.path}: {len(done)} rows are done already, going on")
-        model = config.model
+        trained: str | None = None
         for number in range(1, config.rounds + 1):
             if number > 1:
                 if not any(record["accepted"] for record in done.values()):
                     break
                 _finish(run, rows, done, source, config)
-                trained = _fine_tune(config, run.path, model, number - 1)
-                if isinstance(trained, int):
-                    return trained
-                model = trained
+                writer = None  # frees the model's memory
+                code, trained = _fine_tune(config, run.path, trained, number - 1)
+                if code:
+                    return code
             again = {key for key, record in done.items() if not record["accepted"] and record["attempts"] and record["round"] < number}
             todo = [row for row in rows if row.id not in done or row.id in again]
-            writer = _endpoint_writer(endpoint) if endpoint else _local_writer(config, model) if todo else None
+            writer = _endpoint_writer(endpoint) if endpoint else _local_writer(config, trained) if todo else None
             code = _work(config, run.path, todo, done, source, writer, number, console) if writer else 0
             if code:
                 return code
@@ -287,33 +296,47 @@ def _finish(
     return summary
 
 
-def _fine_tune(config: SynthesizeConfig, folder: Path, model: str, number: int) -> str | int:
-    """Stage 1 on what was accepted; returns the new model's folder, or the exit code when interrupted."""
+def _fine_tune(config: SynthesizeConfig, folder: Path, trained: str | None, number: int) -> tuple[int, str]:
+    """Stage 1 on what was accepted, from the last one's result: align-vlm's exit code, and the new model's folder, or LoRA's."""
+    output = folder / f"sft-{number}"
+    model = str(output / "model")
+    if (output / "summary.json").is_file():
+        return 0, model
+    options: dict[str, Any] = {
+        "task": "emotion",
+        "stages": ("sft",),
+        "data": str(folder),
+        "model": config.model if config.rank or trained is None else trained,
+        "adapter": trained if config.rank else None,
+        "prompt": "full",
+        "output_dir": str(output),
+        "train_rows": 0,
+        "held_out_rows": 200,
+        "overwrite": True,
+        **{name: getattr(config, name) for name in (*TRAINED_WITH, *(field.name for field in fields(TuningOptions)))},
+    }
+    if config.deepspeed is not None:
+        return _launch(options), model
     from policies.vlm.align.align import run_alignment
     from policies.vlm.align.align_config import AlignVlmConfig
 
-    output = folder / f"sft-{number}"
-    if (output / "summary.json").is_file():
-        return str(output / "model")
-    align = AlignVlmConfig(
-        task="emotion",
-        stages=("sft",),
-        data=str(folder),
-        model=model,
-        prompt="full",
-        output_dir=str(output),
-        train_rows=0,
-        held_out_rows=200,
-        device=config.device,
-        dtype=config.dtype,
-        sft_steps=config.sft_steps,
-        sft_batch=config.sft_batch,
-        sft_learning_rate=config.sft_learning_rate,
-        max_tokens=config.max_tokens,
-        max_pixels=config.max_pixels,
-        overwrite=True,
-    )
-    return run_alignment(align, [sys.argv[0], *sys.argv[1:]]) or str(output / "model")
+    return run_alignment(AlignVlmConfig(**options), sys.argv), model
+
+
+def _launch(options: Mapping[str, Any]) -> int:
+    """`align-vlm` on all GPUs of this machine, by torchrun; returns its exit code."""
+    import torch
+
+    words: list[str] = []
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words += [flag] if value else []
+        elif value is not None:
+            words += [flag, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    devices = max(torch.cuda.device_count(), 1)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(devices)]
+    return subprocess.run([*launcher, "-m", "policies.vlm.main", *words], check=False).returncode
 
 
 def _open_endpoint(config: SynthesizeConfig) -> Endpoint | None:
@@ -338,14 +361,17 @@ def _endpoint_writer(endpoint: Endpoint) -> Writer:
     return write
 
 
-def _local_writer(config: SynthesizeConfig, source: str) -> Writer:
+def _local_writer(config: SynthesizeConfig, trained: str | None) -> Writer:
     from portraitkit.vlm.generate import complete
-    from portraitkit.vlm.model import be_quiet, load_model, load_processor
+    from portraitkit.vlm.model import be_quiet, load_model, load_processor, merge_adapter
     from portraitkit.vlm.rows import Row
 
     be_quiet()
+    source = config.model if config.rank or trained is None else trained
     processor = load_processor(source, max_pixels=config.max_pixels)
     model = load_model(source, dtype=config.dtype, device=config.device)
+    if config.rank and trained is not None:
+        model = merge_adapter(model, trained)
 
     def write(prompts: Sequence[str], pictures: Sequence[Path]) -> list[Reply]:
         rows = [Row((path,), None, "", {}) for path in pictures]

@@ -12,8 +12,6 @@ from portraitkit.errors import ConfigError, WeightsError
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """The tiny Qwen2.5-VL that ships with the package; `tools.embedded.vlm` builds it."""
-ASKED = "portraitkit_prompt"
-"""Where a saved model's config.json says whether it was trained on a task's full or brief prompt."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -158,20 +156,6 @@ def attach_adapter(model: Any, folder: str, *, upcast: bool = True) -> Any:
         raise WeightsError(
             f"--adapter {folder}: does not fit the model ({_first_line(error)}); give the --model that the adapter was trained on"
         ) from error
-
-
-def asked_briefly(source: str) -> bool:
-    """Whether a model knows its tasks by their brief prompts: the embedded one, and what was trained from it.
-
-    Args:
-        source: see `model_path`.
-    """
-    if source == "embedded":
-        return True
-    try:
-        return json.loads((Path(source) / "config.json").read_text(encoding="utf-8")).get(ASKED) == "brief"
-    except (OSError, ValueError):
-        return False  # a hub id; what is wrong with a folder, loading it says
 
 
 def check_device(device: str) -> None:

@@ -5,11 +5,15 @@ own by the road the built-in ones take. Two modes: `paper` is what was published
 repairs the faults.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 Mode = Literal["paper", "fixed"]
+ASKED = "portraitkit_prompt"
+"""Where a saved model's config.json says whether it was trained on a task's full or brief prompt."""
 
 
 @dataclass(frozen=True)
@@ -73,3 +77,17 @@ def inside(text: str, tag: str) -> str | None:
     start = text.find(f"<{tag}>") + len(tag) + 2
     end = text.find(f"</{tag}>", start)
     return text[start:end] if start > len(tag) + 1 and end >= 0 else None
+
+
+def asked_briefly(source: str) -> bool:
+    """Whether a model knows its tasks by their brief prompts: the embedded one, and what was trained from it.
+
+    Args:
+        source: embedded, a folder or a hub id.
+    """
+    if source == "embedded":
+        return True
+    try:
+        return json.loads((Path(source) / "config.json").read_text(encoding="utf-8")).get(ASKED) == "brief"
+    except (OSError, ValueError):
+        return False  # a hub id; what is wrong with a folder, loading it says

@@ -10,7 +10,35 @@ from portraitkit.memory.plan import check_planning
 
 
 @dataclass(frozen=True)
-class TrainerOptions:
+class TuningOptions:
+    """What of a model is tuned, and how it fits into memory."""
+
+    rank: int = 0
+    """Rank of a LoRA; 0 trains weights themselves."""
+    lora_alpha: int = 32
+    """Scale of the LoRA."""
+    lora_dropout: float = 0.0
+    """Of the LoRA's input."""
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Modules of the language part that get a LoRA."""
+    gradient_checkpointing: bool = False
+    """Save memory by computing activations twice."""
+    deepspeed: str | None = None
+    """For accelerate launch or torchrun: zero2, zero3, or a DeepSpeed configuration (JSON)."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values before any model is loaded.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
+        check_least(self, {"rank": 0, "lora_alpha": 1})
+        if not 0 <= self.lora_dropout < 1:
+            raise ConfigError(f"--lora-dropout {self.lora_dropout}: must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class TrainerOptions(TuningOptions):
     """How and on what a vision-language model is trained; commands add what they train it to do."""
 
     USUAL_RATE: ClassVar[float] = 1e-4
@@ -62,20 +90,8 @@ class TrainerOptions:
 
     weights: Literal["all", "last-norm"] = "all"
     """Weights of the language part that GRPO trains where there is no LoRA: all, or the gains of its last norm alone (LN tuning)."""
-    rank: int = 0
-    """Rank of a LoRA; 0 trains weights themselves, see --weights."""
-    lora_alpha: int = 32
-    """Scale of the LoRA."""
-    lora_dropout: float = 0.0
-    """Of the LoRA's input."""
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Modules of the language part that get a LoRA."""
     freeze_vision: bool = True
     """Train nothing of the vision tower, and make sure of it; a LoRA of --rank leaves it alone anyway."""
-    gradient_checkpointing: bool = False
-    """Save memory by computing activations twice."""
-    deepspeed: str | None = None
-    """For accelerate launch or torchrun: zero2, zero3, or a DeepSpeed configuration (JSON)."""
 
     sft_steps: int = 200
     """Updates of the sft stage."""
@@ -117,6 +133,7 @@ class TrainerOptions:
         Raises:
             ConfigError: a value is out of range, or two options contradict each other.
         """
+        super().__post_init__()
         check_least(self, LEAST)
         check_planning(self.device_memory, self.plan_devices)
         for name in ("learning_rate", "max_grad_norm", "temperature", "sft_learning_rate"):
@@ -124,8 +141,6 @@ class TrainerOptions:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"--top-p {self.top_p}: must be above 0 and at most 1")
-        if not 0 <= self.lora_dropout < 1:
-            raise ConfigError(f"--lora-dropout {self.lora_dropout}: must be at least 0 and below 1")
         if self.group_size < 2:
             raise ConfigError(f"--group-size {self.group_size}: a group needs at least 2 answers to be compared; try 8")
         if self.prompts_per_step * self.group_size % self.accumulation_steps:
@@ -145,7 +160,12 @@ class TrainerOptions:
     @property
     def rate(self) -> float:
         """Learning rate of GRPO."""
-        return rate_of(self.learning_rate, self.weights, self.rank, self.USUAL_RATE)
+        return rate_of(self.learning_rate, self.weights, self.rank, self.usual_rate)
+
+    @property
+    def usual_rate(self) -> float:
+        """Learning rate of GRPO for all weights or a LoRA, if none is given."""
+        return self.USUAL_RATE
 
 
 def rate_of(given: float | None, weights: str, rank: int, usual: float) -> float:
@@ -160,8 +180,6 @@ LEAST = {
     "warmup_steps": 0,
     "max_tokens": 1,
     "generation_batch": 1,
-    "rank": 0,
-    "lora_alpha": 1,
     "sft_steps": 1,
     "sft_batch": 1,
     "validation_steps": 0,

@@ -14,7 +14,7 @@ from policies.vlm.main import align_vlm
 from policies.vlm.tasks.shape_area import TASK
 from portraitkit.config import load_config, recipe_names
 from portraitkit.pictures.images import write_image
-from portraitkit.vlm.model import ASKED
+from portraitkit.vlm.task import ASKED
 from portraitkit.vlm.trainers import Follow
 
 SMALL = {

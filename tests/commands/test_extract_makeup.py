@@ -13,7 +13,7 @@ from portraitkit.faces.mesh import require_mesh
 from portraitkit.faces.portraits import bundled_portraits
 from portraitkit.pictures.images import read_image, write_image
 from portraitkit.vlm.generate import Completion
-from portraitkit.vlm.model import ASKED
+from portraitkit.vlm.task import ASKED
 from preference_data.people.makeup import render_makeup
 
 LOOK = [

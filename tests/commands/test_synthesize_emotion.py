@@ -2,17 +2,21 @@
 
 import json
 import re
+import subprocess
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
+from policies.vlm.align.align_config import load_align_config
+from policies.vlm.config import SynthesizeConfig
 from policies.vlm.main import synthesize_emotion
-from policies.vlm.synthesize import find_errors, write_prompt
+from policies.vlm.synthesize import _fine_tune, find_errors, write_prompt
 from policies.vlm.tasks.emotion import TASK
 from portraitkit.files.jsonl import write_lines
 from portraitkit.scripted_endpoint import ScriptedEndpoint
-from portraitkit.vlm.model import ASKED
 from portraitkit.vlm.rows import open_rows
+from portraitkit.vlm.task import ASKED
 from preference_data.emotion_rows import EmotionRow, read_emotion_rows
 
 SAD = EmotionRow("sad", "FABA", "1.png", AUs=("AU4", "AU15"), labels=("sadness",), meta_info={"age": 3})
@@ -213,12 +217,14 @@ def test_what_was_trained_from_the_embedded_model_is_refused_at_once(command, fo
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("rank", "left"), [(0, "config.json"), (2, "adapter_config.json")])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_a_second_round_fine_tunes_on_what_was_accepted(command, folder, tiny):
+def test_a_second_round_fine_tunes_on_what_was_accepted(command, folder, tiny, rank, left):
     tests = [EmotionRow(f"t{n}", "FABA", "faces/1.png", AUs=("AU12",), labels=("happiness",)) for n in range(2)]
     write_lines(folder / "test.jsonl", [row.to_dict() for row in tests])
     out = folder.parent / "out"
     options = ("--model", tiny, "--output-dir", out, "--retries", "0", "--max-tokens", "4", "--sft-steps", "1", "--sft-batch", "2")
+    options += ("--rank", str(rank))
     assert command(synthesize_emotion, folder, *options)[0] == 2
     records = lines(out / "journal.jsonl")
     for record in records[:5]:  # as if a better model had written them
@@ -226,6 +232,18 @@ def test_a_second_round_fine_tunes_on_what_was_accepted(command, folder, tiny):
     write_lines(out / "journal.jsonl", records)
     code, _, err = command(synthesize_emotion, folder, *options, "--rounds", "2")
     assert code == 0 and "5 of 8 rows accepted" in err, err
-    assert (out / "sft-1/model/config.json").is_file()
+    assert (out / "sft-1/model" / left).is_file()
     last = {record["id"]: record for record in lines(out / "journal.jsonl")}
     assert last["r5"]["round"] == 2 and last["r0"]["round"] == 1 and last["no-units"]["round"] == 1
+
+
+def test_deepspeed_fine_tunes_by_torchrun_from_the_last_rounds_lora(folder, tiny, monkeypatch):
+    started = []
+    monkeypatch.setattr(subprocess, "run", lambda words, check: started.append(words) or SimpleNamespace(returncode=0))
+    config = SynthesizeConfig(folder, model=str(tiny), rounds=3, rank=2, gradient_checkpointing=True, deepspeed="zero2")
+    assert _fine_tune(config, folder, "last/model", 2) == (0, str(folder / "sft-2" / "model"))
+    words = started[0]
+    assert words[1:4] == ["-m", "torch.distributed.run", "--standalone"] and "policies.vlm.main" in words
+    options = load_align_config(words[words.index("policies.vlm.main") + 1 :])
+    assert (options.model, options.adapter, options.stages, options.overwrite) == (str(tiny), "last/model", ("sft",), True)
+    assert (options.rank, options.gradient_checkpointing, options.deepspeed, options.train_rows) == (2, True, "zero2", 0)

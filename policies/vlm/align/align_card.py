@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from policies.vlm.align.align_config import AlignVlmConfig
+from policies.vlm.align.align_config import usual_rate
 from policies.vlm.align.align_report import headline
 from portraitkit.report.card import Card, Result, Table, base_of, cell, counted, figure, group_tables, interval, write_card
 from portraitkit.stats import bootstrap_interval
@@ -99,7 +99,7 @@ def write_align_card(folder: Path) -> Path:
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a run was trained with, of the stages that it had."""
-    rate = rate_of(config["learning_rate"], config["weights"], config["rank"], AlignVlmConfig.USUAL_RATE)
+    rate = rate_of(config["learning_rate"], config["weights"], config["rank"], usual_rate(config["model"], config["rank"]))
     settings = {name: config[name] for name in SETTINGS if name in config} | {"learning_rate": rate}
     foreign = ("learning_rate", "weights") if "grpo" not in config["stages"] else ("weights",) if config["rank"] else ()
     foreign += ("sft_steps", "sft_learning_rate") if "sft" not in config["stages"] else ()

@@ -1,10 +1,15 @@
 """Every option of `align-vlm`. The docstring under a field is its help text."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from portraitkit.config import load_config, read_recipe
 from portraitkit.errors import ConfigError
+from portraitkit.vlm.task import asked_briefly
 from portraitkit.vlm.trainer_options import TrainerOptions, check_least
+
+EMBEDDED_RECIPE = "tiny_vlm"
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class WhatToAlign:
     """What is trained, in this order: supervised fine-tuning on the rows' targets, then GRPO."""
     max_unusable: float = 0.1
     """Share of a folder's rows whose pictures may be unreadable: they are set aside in quarantine.jsonl; with more, nothing is trained."""
-    train_rows: int = 384
+    train_rows: int = 1000
     """Training rows made or, of a folder, taken; 0 takes all that a folder has."""
     validation_rows: int = 48
     """Validation rows: what is looked at during training."""
@@ -49,12 +54,21 @@ class WhatToAlign:
 
 @dataclass(frozen=True)
 class AlignVlmConfig(TrainerOptions, WhatToAlign):
-    """Align a vision-language model with a task's verifiable rewards, by TRL's SFT and GRPO trainers."""
+    """Align a vision-language model with a task's verifiable rewards, by TRL's SFT and GRPO trainers.
 
-    weights: Literal["all", "last-norm"] = "last-norm"
-    """Weights of the language part that GRPO trains where there is no LoRA: all, or the gains of its last norm alone (LN tuning)."""
-    max_train_steps: int = 48
+    The defaults are a real model's: rows, updates, prompts and tokens are those of VLM Area (tsnewnami/vlm-area). The embedded model
+    and what was trained from it have the recipe tiny_vlm beneath what is given, see `load_align_config`.
+    """
+
+    max_train_steps: int = 250
     """GRPO updates."""
+    prompts_per_step: int = 4
+    """Groups in an update, on each device."""
+    learning_rate: float | None = None
+    """Of GRPO; if not given, 1e-6 for all weights (Facial-R1's script) and 1e-5 for a LoRA (MakeupExtractor), or for the embedded model
+    1e-4, and 0.1 for --weights last-norm."""
+    max_tokens: int = 512
+    """Most tokens of an answer."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values before any model is loaded.
@@ -77,7 +91,34 @@ class AlignVlmConfig(TrainerOptions, WhatToAlign):
             raise ConfigError("--reward-file: --export writes the task's own reward; leave one of them out")
 
     @property
+    def usual_rate(self) -> float:
+        """Learning rate of GRPO for all weights or a LoRA, if none is given."""
+        return usual_rate(self.model, self.rank)
+
+    @property
     def folder(self) -> str:
         """The run folder."""
         name = self.task.rpartition("/")[2].replace(".py:", "-")
         return self.output_dir or (f"runs/vlm-{name}" if self.export == "none" else f"exports/{self.export}-{name}")
+
+
+def usual_rate(model: str, rank: int) -> float:
+    """GRPO's learning rate if none is given: for 7B models those published, of a LoRA (MakeupExtractor) and of all weights (Facial-R1)."""
+    if asked_briefly(model):
+        return AlignVlmConfig.USUAL_RATE
+    return 1e-5 if rank else 1e-6
+
+
+def load_align_config(argv: list[str]) -> AlignVlmConfig:
+    """The configuration of `align-vlm`; beneath recipe and options lies `tiny_vlm` for the embedded model and what was trained from it.
+
+    Raises:
+        ConfigError: see `portraitkit.config.load_config`.
+    """
+
+    def with_tiny(values: dict[str, Any], typed: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        model = next(iter(typed.get("model", ())), values.get("model", "embedded"))
+        tiny = read_recipe(EMBEDDED_RECIPE, AlignVlmConfig) if asked_briefly(model) else {}
+        return {**tiny, "model": model, **values}
+
+    return load_config(AlignVlmConfig, argv, prog="align-vlm", revise=with_tiny)

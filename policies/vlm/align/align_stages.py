@@ -8,11 +8,11 @@ from typing import Any
 
 from policies.vlm.align.align_config import AlignVlmConfig
 from portraitkit.errors import CheckpointError, DataError
-from portraitkit.vlm.model import ASKED, attach_adapter, check_frozen, load_model, merge_adapter
+from portraitkit.vlm.model import attach_adapter, check_frozen, load_model, merge_adapter
 from portraitkit.vlm.processes import release
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.stages import Interrupted, RunContext, Stage, find_checkpoint, step_of, store, train
-from portraitkit.vlm.task import Task
+from portraitkit.vlm.task import ASKED, Task
 from portraitkit.vlm.trainer_arguments import lora_arguments
 
 

@@ -11,10 +11,9 @@ from portraitkit.errors import DataError
 from portraitkit.files.jsonl import write_lines
 from portraitkit.runs.progress import progress_bar
 from portraitkit.vlm.context import Lengths, check_lengths, context_of
-from portraitkit.vlm.model import asked_briefly
 from portraitkit.vlm.processes import processes
 from portraitkit.vlm.rows import Row, files_of, make_rows, open_rows, set_aside_unreadable
-from portraitkit.vlm.task import Task
+from portraitkit.vlm.task import Task, asked_briefly
 
 
 def prompt_of(config: AlignVlmConfig, task: Task) -> str:

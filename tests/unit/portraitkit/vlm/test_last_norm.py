@@ -1,15 +1,16 @@
 """--weights last-norm: GRPO moves the gains of the language part's last norm, and nothing else."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from transformers import TrainerCallback
 
-from policies.vlm.align.align_config import AlignVlmConfig
+from policies.vlm.align.align_config import AlignVlmConfig, load_align_config
 from portraitkit.errors import ConfigError
 from portraitkit.vlm.model import be_quiet, load_model, train_last_norm
-from portraitkit.vlm.task import Score
+from portraitkit.vlm.task import ASKED, Score
 from portraitkit.vlm.trainer_arguments import CHECKPOINTING, grpo_arguments, grpo_values, lora_arguments
 from portraitkit.vlm.trainer_options import TrainerOptions
 from portraitkit.vlm.trainers import make_grpo_trainer
@@ -40,14 +41,26 @@ def test_an_update_moves_it_or_the_lora(tiny_vlm, rows, brightness, tmp_path, ra
 
 
 def test_what_is_trained_has_its_own_usual_rate():
-    assert AlignVlmConfig().rate == 0.1 and AlignVlmConfig(rank=8).rate == AlignVlmConfig(weights="all").rate == 1e-4
+    assert AlignVlmConfig(weights="last-norm").rate == 0.1 and AlignVlmConfig(rank=8).rate == AlignVlmConfig(weights="all").rate == 1e-4
+    real = "Qwen/Qwen2.5-VL-7B-Instruct"
+    assert AlignVlmConfig(model=real).rate == 1e-6 and AlignVlmConfig(model=real, rank=8).rate == 1e-5
     assert RewardModelConfig().rate == 1e-5 and RewardModelConfig(weights="last-norm").rate == 0.1
     assert AlignVlmConfig(learning_rate=0.5).rate == 0.5
 
 
+def test_a_real_model_has_other_defaults_than_the_embedded_one_and_its_offspring(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({ASKED: "brief"}))
+    for argv in ([], ["--task", "makeup"], ["--model", "embedded"], ["--model", str(tmp_path)]):
+        config = load_align_config(argv)
+        assert (config.weights, config.rate, config.max_train_steps, config.max_tokens) == ("last-norm", 0.1, 48, 96)
+    assert load_align_config(["--weights", "all", "--max-tokens", "8"]).max_tokens == 8
+    config = load_align_config(["--model", "Qwen/Qwen2.5-VL-7B-Instruct"])
+    assert (config.weights, config.rate, config.max_train_steps, config.max_tokens) == ("all", 1e-6, 250, 512)
+
+
 def test_a_tower_that_would_stay_as_it_is_is_not_said_to_be_trained():
     with pytest.raises(ConfigError, match="--no-freeze-vision: --weights last-norm"):
-        AlignVlmConfig(freeze_vision=False)
+        AlignVlmConfig(freeze_vision=False, weights="last-norm")
     assert not AlignVlmConfig(freeze_vision=False, weights="all").freeze_vision
 
 
