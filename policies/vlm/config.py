@@ -6,12 +6,13 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from portraitkit.config import Options, Range
 from portraitkit.errors import ConfigError
-from portraitkit.vlm.trainer_options import TuningOptions
+from portraitkit.vlm.trainer_options import AtLeast0, AtLeast1, MaxPixels, Positive, TuningOptions
 
 
 @dataclass(frozen=True)
-class ExtractConfig:
+class ExtractConfig(Options):
     """Print the makeup that a face wears as JSON, and show it on a second face."""
 
     photo: Positional[Annotated[Path, arg(metavar="PHOTO")]]
@@ -28,13 +29,13 @@ class ExtractConfig:
     """Ask for the lipstick's colour alone, as the task makeup-lips does."""
     prompt: Literal["auto", "full", "brief"] = "auto"
     """full: the task's instruction; brief: what a model that knows it is asked; auto: brief for the embedded model and its offspring."""
-    size: int | None = None
+    size: Annotated[int | None, Range(ge=64, le=4096, rule="must be from 64 to 4096 pixels")] = None
     """Side of the aligned face that the model is shown, in pixels; 128 for a model asked briefly, 512 for others."""
-    min_face: int = 64
+    min_face: Annotated[int, Range(ge=16, rule="must be at least 16 pixels")] = 64
     """Faces smaller than so many pixels do not count."""
-    max_tokens: int = 256
+    max_tokens: AtLeast1 = 256
     """Most tokens of an answer."""
-    max_pixels: int | None = None
+    max_pixels: MaxPixels = None
     """Largest picture in pixels; larger ones are scaled down before they become tokens."""
     device: str = "cpu"
     """cpu, cuda ..."""
@@ -42,22 +43,6 @@ class ExtractConfig:
     """Type of the weights."""
     overwrite: bool = False
     """Replace the files that --output-dir holds."""
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values before a picture is read.
-
-        Raises:
-            ConfigError: a value is out of range.
-        """
-        rules = {
-            "size": (self.size is None or 64 <= self.size <= 4096, "from 64 to 4096 pixels"),
-            "min_face": (self.min_face >= 16, "at least 16 pixels"),
-            "max_tokens": (self.max_tokens >= 1, "at least 1 token"),
-            "max_pixels": (self.max_pixels is None or self.max_pixels >= 784, "28 x 28 = 784 pixels or more"),
-        }
-        for name, (holds, rule) in rules.items():
-            if not holds:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {rule}")
 
     @property
     def folder(self) -> Path:
@@ -121,39 +106,39 @@ class WhatToSynthesize:
     """The model's name at that endpoint."""
     key_env: str = ""
     """Environment variable that holds the endpoint's key, if it needs one."""
-    retries: int = 5
+    retries: AtLeast0 = 5
     """Further attempts at a row whose answer was not accepted, each with the list of its errors."""
     need: Literal["both", "any"] = "both"
     """both: rows need action units and an emotion, or they are rejected unasked; any: what a row labels is checked, the rest is free."""
-    count: int = 0
+    count: AtLeast0 = 0
     """Most rows to be worked on, the first ones of the file; 0 takes all."""
-    max_tokens: int = 1024
+    max_tokens: AtLeast1 = 1024
     """Most tokens of an answer."""
-    batch_size: int = 16
+    batch_size: AtLeast1 = 16
     """Rows worked on at once."""
-    timeout: float = 120.0
+    timeout: Positive = 120.0
     """Seconds for one request."""
-    request_retries: int = 3
+    request_retries: AtLeast0 = 3
     """Further tries of a request that failed for a reason that may pass; the row stays open if they fail, too."""
-    requests_per_minute: int = 0
+    requests_per_minute: AtLeast0 = 0
     """Most requests a minute; 0 = no limit."""
-    workers: int = 4
+    workers: AtLeast1 = 4
     """Requests under way at once."""
-    max_failures: int = 20
+    max_failures: AtLeast1 = 20
     """Stop after so many rows in a row that the endpoint did not answer."""
     device: str = "cpu"
     """Of the local model: cpu, cuda ..."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the local model's weights."""
-    max_pixels: int | None = None
+    max_pixels: MaxPixels = None
     """Largest picture in pixels for the local model."""
-    rounds: int = 1
+    rounds: AtLeast1 = 1
     """Above 1, the local model is fine-tuned on what was accepted (stage 1) and writes again about the rows still rejected, so often."""
-    sft_steps: int = 200
+    sft_steps: AtLeast1 = 200
     """Updates of each fine-tuning between rounds."""
-    sft_batch: int = 8
+    sft_batch: AtLeast1 = 8
     """Rows in one of them."""
-    sft_learning_rate: float = 2e-5
+    sft_learning_rate: Positive = 2e-5
     """Of the fine-tuning."""
     overwrite: bool = False
     """Replace what --output-dir holds, if this command made it."""
@@ -173,25 +158,6 @@ class SynthesizeConfig(TuningOptions, WhatToSynthesize):
             ConfigError: a value is out of range, or two options contradict each other.
         """
         super().__post_init__()
-        least = {
-            "retries": 0,
-            "count": 0,
-            "max_tokens": 1,
-            "batch_size": 1,
-            "request_retries": 0,
-            "requests_per_minute": 0,
-            "workers": 1,
-            "max_failures": 1,
-            "rounds": 1,
-            "sft_steps": 1,
-            "sft_batch": 1,
-        }
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {smallest} or more")
-        for name in ("timeout", "sft_learning_rate"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
         if bool(self.endpoint) != bool(self.endpoint_model):
             raise ConfigError("--endpoint and --endpoint-model: give both, or none to use --model")
         if not self.endpoint and not self.model:

@@ -1,23 +1,28 @@
 """The options that every command with TRL's trainers has. The docstring under a field is its help text."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from portraitkit.config import Options, Range
 from portraitkit.errors import ConfigError
 from portraitkit.hub import check_repo_name
 from portraitkit.memory.plan import check_planning
 
+AtLeast0 = Annotated[int, Range(ge=0, rule="must be 0 or more")]
+AtLeast1 = Annotated[int, Range(ge=1, rule="must be 1 or more")]
+Positive = Annotated[float, Range(gt=0, rule="must be above 0")]
+MaxPixels = Annotated[int | None, Range(ge=784, rule="a picture needs 28 x 28 = 784 pixels or more")]
+
 
 @dataclass(frozen=True)
-class TuningOptions:
+class TuningOptions(Options):
     """What of a model is tuned, and how it fits into memory."""
 
-    rank: int = 0
+    rank: AtLeast0 = 0
     """Rank of a LoRA; 0 trains weights themselves."""
-    lora_alpha: int = 32
+    lora_alpha: AtLeast1 = 32
     """Scale of the LoRA."""
-    lora_dropout: float = 0.0
+    lora_dropout: Annotated[float, Range(ge=0, lt=1)] = 0.0
     """Of the LoRA's input."""
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Modules of the language part that get a LoRA."""
@@ -25,16 +30,6 @@ class TuningOptions:
     """Save memory by computing activations twice."""
     deepspeed: str | None = None
     """For accelerate launch or torchrun: zero2, zero3, or a DeepSpeed configuration (JSON)."""
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values before any model is loaded.
-
-        Raises:
-            ConfigError: a value is out of range.
-        """
-        check_least(self, {"rank": 0, "lora_alpha": 1})
-        if not 0 <= self.lora_dropout < 1:
-            raise ConfigError(f"--lora-dropout {self.lora_dropout}: must be at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -48,26 +43,26 @@ class TrainerOptions(TuningOptions):
     """cpu, cuda ..."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights."""
-    seed: int = 0
+    seed: AtLeast0 = 0
     """Everything random follows from it, except the embedded held-out rows, which are the same for all."""
 
-    max_train_steps: int = 40
+    max_train_steps: AtLeast1 = 40
     """GRPO updates."""
-    prompts_per_step: int = 16
+    prompts_per_step: AtLeast1 = 16
     """Groups in an update, on each device."""
-    group_size: int = 8
+    group_size: Annotated[int, Range(ge=2, rule="a group needs at least 2 answers to be compared; try 8")] = 8
     """Answers to one prompt that are compared with each other."""
-    accumulation_steps: int = 1
+    accumulation_steps: AtLeast1 = 1
     """Parts that an update's answers are split into; must divide prompts times group."""
-    learning_rate: float | None = None
+    learning_rate: Annotated[float | None, Range(gt=0, rule="must be above 0")] = None
     """Of GRPO; if not given, 1e-4, and 0.1 for --weights last-norm."""
     lr_scheduler: str = "linear"
     """As transformers names it: constant, linear, cosine, constant_with_warmup ..."""
-    warmup_steps: int = 4
+    warmup_steps: AtLeast0 = 4
     """Updates in which the learning rate rises from 0."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this norm."""
-    beta: float = 0.0
+    beta: Annotated[float, Range(ge=0, rule="must be 0 or more")] = 0.0
     """Weight of the KL to the reference model; 0 needs no reference model."""
     loss_type: str = "dr_grpo"
     """TRL's: grpo, dr_grpo, dapo, bnpo, cispo, sapo, luspo, vespo ..."""
@@ -77,15 +72,15 @@ class TrainerOptions(TuningOptions):
     """Add the task's parts and then normalise in the group, or normalise each part first (GDPO)."""
     reward_weights: tuple[float, ...] = ()
     """One weight for each part of the task's reward; all 1 if empty."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Of the sampling, in training and wherever else answers are sampled."""
-    top_p: float = 1.0
+    top_p: Annotated[float, Range(gt=0, le=1)] = 1.0
     """Nucleus of the sampling."""
-    max_tokens: int = 96
+    max_tokens: AtLeast1 = 96
     """Most tokens of an answer."""
-    max_pixels: int | None = None
+    max_pixels: MaxPixels = None
     """Largest picture in pixels; larger ones are scaled down before they become tokens."""
-    generation_batch: int = 64
+    generation_batch: AtLeast1 = 64
     """Answers generated at once in probe and evaluation."""
 
     weights: Literal["all", "last-norm"] = "all"
@@ -93,18 +88,18 @@ class TrainerOptions(TuningOptions):
     freeze_vision: bool = True
     """Train nothing of the vision tower, and make sure of it; a LoRA of --rank leaves it alone anyway."""
 
-    sft_steps: int = 200
+    sft_steps: AtLeast1 = 200
     """Updates of the sft stage."""
-    sft_batch: int = 32
+    sft_batch: AtLeast1 = 32
     """Rows in one of them, on each device."""
-    sft_learning_rate: float = 1e-4
+    sft_learning_rate: Positive = 1e-4
     """Of the sft stage, cosine with 5 % warm-up."""
 
-    validation_steps: int = 10
+    validation_steps: AtLeast0 = 10
     """Updates between two validations."""
-    checkpointing_steps: int = 20
+    checkpointing_steps: AtLeast0 = 20
     """Updates between checkpoints; 0 = only on interrupt."""
-    checkpoints_total_limit: int = 2
+    checkpoints_total_limit: AtLeast1 = 2
     """Checkpoints kept."""
     resume_from_checkpoint: str | None = None
     """A checkpoint folder, or latest."""
@@ -134,23 +129,13 @@ class TrainerOptions(TuningOptions):
             ConfigError: a value is out of range, or two options contradict each other.
         """
         super().__post_init__()
-        check_least(self, LEAST)
         check_planning(self.device_memory, self.plan_devices)
-        for name in ("learning_rate", "max_grad_norm", "temperature", "sft_learning_rate"):
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"--top-p {self.top_p}: must be above 0 and at most 1")
-        if self.group_size < 2:
-            raise ConfigError(f"--group-size {self.group_size}: a group needs at least 2 answers to be compared; try 8")
         if self.prompts_per_step * self.group_size % self.accumulation_steps:
             raise ConfigError(
                 f"--accumulation-steps {self.accumulation_steps}: must divide {self.prompts_per_step} prompts x {self.group_size} answers"
             )
         if self.push_to_hub is not None:
             check_repo_name(self.push_to_hub)
-        if self.max_pixels is not None and self.max_pixels < 784:
-            raise ConfigError(f"--max-pixels {self.max_pixels}: a picture needs 28 x 28 = 784 pixels or more")
 
     @property
     def last_norm(self) -> bool:
@@ -171,31 +156,3 @@ class TrainerOptions(TuningOptions):
 def rate_of(given: float | None, weights: str, rank: int, usual: float) -> float:
     """Learning rate of GRPO: the one given, or what suits the weights that are trained, the gains of a norm being few and near 1."""
     return given if given is not None else 0.1 if weights == "last-norm" and not rank else usual
-
-
-LEAST = {
-    "max_train_steps": 1,
-    "prompts_per_step": 1,
-    "accumulation_steps": 1,
-    "warmup_steps": 0,
-    "max_tokens": 1,
-    "generation_batch": 1,
-    "sft_steps": 1,
-    "sft_batch": 1,
-    "validation_steps": 0,
-    "checkpointing_steps": 0,
-    "checkpoints_total_limit": 1,
-    "seed": 0,
-    "beta": 0,
-}
-
-
-def check_least(options: Any, least: Mapping[str, float]) -> None:
-    """Refuse values below the smallest that makes sense.
-
-    Raises:
-        ConfigError: the first of them is named.
-    """
-    for name, smallest in least.items():
-        if getattr(options, name) < smallest:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be {smallest} or more")

@@ -1,10 +1,11 @@
 """Every option of `train-reward-model`. The docstring under a field is its help text."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from portraitkit.config import Range, Share
 from portraitkit.errors import ConfigError
-from portraitkit.vlm.trainer_options import TrainerOptions, check_least
+from portraitkit.vlm.trainer_options import AtLeast0, AtLeast1, Positive, TrainerOptions
 
 STAGES: tuple[str, ...] = ("sft", "reject", "grpo")
 
@@ -28,33 +29,35 @@ class WhatToJudge:
     """full: reasoning in words, then the answer; brief: numbers alone, for a tiny model; auto: like --shown."""
     coherence: str = "deterministic"
     """Check of the reasoning: deterministic (words, scores and choice agree), or nli:PATH, an NLI model's folder or hub id."""
-    consistency_weight: float = 0.0
+    consistency_weight: Annotated[
+        float, Range(ge=0, le=1, rule="must be a share from 0 to 1: above, agreeing with itself would earn more than being right")
+    ] = 0.0
     """GRPO: bonus for agreeing with the judge's own greedy answer to the other order, asked once before the stage."""
 
-    train_pairs: int = 500
+    train_pairs: AtLeast0 = 500
     """Training pairs; 0 takes all that a folder has. GRPO looks among all of them for what is still wrong."""
-    sft_pairs: int = 300
+    sft_pairs: AtLeast0 = 300
     """The first of them are imitated in the sft stage, in both orders; 0: all."""
-    reject_pairs: int = 200
+    reject_pairs: AtLeast0 = 200
     """Of the others (of all, where none are left), trajectories are sampled from so many; 0: all."""
-    reject_samples: int = 4
+    reject_samples: AtLeast1 = 4
     """Trajectories sampled for each of them in each order."""
-    reject_dimensions: float = 0.8
+    reject_dimensions: Share = 0.8
     """A trajectory is kept if its overall choice is right, no dimension's winner is the loser, at least this share of the known
     dimensions is right, ties included, and its reasoning is coherent (an NLI model: .5 or more)."""
-    reject_keep: int = 2
+    reject_keep: AtLeast1 = 2
     """Most different trajectories kept of one pair in one order, the best first."""
-    reject_steps: int = 30
+    reject_steps: AtLeast1 = 30
     """Updates of supervised fine-tuning on what was kept; --sft-batch and --sft-learning-rate hold here, too."""
     grpo_pairs: Literal["overall", "dimensions", "all"] = "overall"
     """overall: GRPO trains on the pairs whose overall verdict is still wrong in one order or the other; dimensions: or any other; all."""
-    validation_pairs: int = 60
+    validation_pairs: AtLeast1 = 60
     """Validation pairs, in both orders: looked at during training; tie thresholds are fitted on them."""
-    held_out_pairs: int = 250
+    held_out_pairs: AtLeast0 = 250
     """Held-out pairs, in both orders: people whom no training pair shows."""
-    hack_cases: int = 24
+    hack_cases: AtLeast0 = 24
     """Held-out synthetic people whose honest retouch must win against over-smoothed, sharpened ... versions of it; 0: none."""
-    stability_pairs: int = 60
+    stability_pairs: AtLeast0 = 60
     """Held-out pairs judged again after JPEG and after resizing; 0: none."""
     blind: bool = True
     """Train a blind copy by the same SFT, its pictures exchanged at random: what can be earned without looking."""
@@ -62,7 +65,7 @@ class WhatToJudge:
     """Only evaluate --model on the held-out pairs."""
     benchmark: Literal["none", "editreward-bench-tiger", "editreward-bench-editscore", "mmrb2-edit", "genai-bench"] = "none"
     """With --evaluate: the public benchmark whose files --data holds."""
-    benchmark_rows: int = 0
+    benchmark_rows: AtLeast0 = 0
     """Most pairs of the public benchmark, from its beginning; 0 takes all."""
 
 
@@ -70,20 +73,20 @@ class WhatToJudge:
 class RewardModelConfig(TrainerOptions, WhatToJudge):
     """Train and evaluate the five-dimension judge: SFT, rejection sampling and GRPO, by TRL's trainers."""
 
-    max_train_steps: int = 30
+    max_train_steps: AtLeast1 = 30
     """GRPO updates, on the training pairs whose verdict is still wrong or changes with the order."""
-    prompts_per_step: int = 8
+    prompts_per_step: AtLeast1 = 8
     """Groups in an update, on each device."""
     USUAL_RATE: ClassVar[float] = 1e-5
-    learning_rate: float | None = None
+    learning_rate: Annotated[float | None, Range(gt=0, rule="must be above 0")] = None
     """Of GRPO; if not given, 1e-5, and 0.1 for --weights last-norm."""
-    max_tokens: int = 64
+    max_tokens: AtLeast1 = 64
     """Most tokens of an answer."""
-    sft_steps: int = 60
+    sft_steps: AtLeast1 = 60
     """Updates of the sft stage."""
-    sft_batch: int = 32
+    sft_batch: AtLeast1 = 32
     """Rows in one of them, on each device; the two orders of a pair are two rows."""
-    sft_learning_rate: float = 3e-5
+    sft_learning_rate: Positive = 3e-5
     """Of the sft and reject stages, cosine with 5 % warm-up."""
 
     def __post_init__(self) -> None:
@@ -94,21 +97,10 @@ class RewardModelConfig(TrainerOptions, WhatToJudge):
         """
         super().__post_init__()
         own = self.data == "embedded"
-        least = {
-            "train_pairs": 2 * own,
-            "held_out_pairs": 2 * own,
-            "validation_pairs": 1,
-            "benchmark_rows": 0,
-            "sft_pairs": 0,
-            "reject_pairs": 0,
-        }
-        least |= {"reject_samples": 1, "reject_keep": 1, "reject_steps": 1, "hack_cases": 0, "stability_pairs": 0, "consistency_weight": 0}
-        check_least(self, least)
-        if not 0 <= self.reject_dimensions <= 1:
-            raise ConfigError(f"--reject-dimensions {self.reject_dimensions}: must be a share from 0 to 1")
-        if self.consistency_weight > 1:
+        if own and (self.train_pairs < 2 or self.held_out_pairs < 2):
             raise ConfigError(
-                f"--consistency-weight {self.consistency_weight}: agreeing with oneself would earn more than being right; 0 to 1"
+                f"--train-pairs {self.train_pairs} --held-out-pairs {self.held_out_pairs}: the embedded data need 2 or more of both; "
+                "0 takes all that a folder of --data has"
             )
         if not self.stages or list(self.stages) != [name for name in STAGES if name in self.stages]:
             raise ConfigError(f"--stages {' '.join(self.stages)}: must be some of sft reject grpo, each once, in this order")

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from portraitkit.config import load_config, read_recipe
+from portraitkit.config import Range, Share, load_config, read_recipe
 from portraitkit.errors import ConfigError
 from portraitkit.vlm.task import asked_briefly
-from portraitkit.vlm.trainer_options import TrainerOptions, check_least
+from portraitkit.vlm.trainer_options import AtLeast0, AtLeast1, TrainerOptions
 
 EMBEDDED_RECIPE = "tiny_vlm"
 
@@ -32,19 +32,19 @@ class WhatToAlign:
     """full: the task's instruction; brief: what a model that knows it is asked; auto: brief for the embedded model and its offspring."""
     stages: tuple[Literal["sft", "grpo"], ...] = ("grpo",)
     """What is trained, in this order: supervised fine-tuning on the rows' targets, then GRPO."""
-    max_unusable: float = 0.1
+    max_unusable: Share = 0.1
     """Share of a folder's rows whose pictures may be unreadable: they are set aside in quarantine.jsonl; with more, nothing is trained."""
-    train_rows: int = 1000
+    train_rows: AtLeast0 = 1000
     """Training rows made or, of a folder, taken; 0 takes all that a folder has."""
-    validation_rows: int = 48
+    validation_rows: AtLeast1 = 48
     """Validation rows: what is looked at during training."""
-    held_out_rows: int = 200
+    held_out_rows: AtLeast0 = 200
     """Held-out rows, looked at before and after training only."""
-    samples: int = 8
+    samples: AtLeast1 = 8
     """Sampled answers a held-out row."""
     probe: bool = False
     """Probe the reward, write runs/.../probe.json and stop; every run does it before it trains."""
-    probe_rows: int = 32
+    probe_rows: Annotated[int, Range(ge=2, rule="must be 2 or more")] = 32
     """Training rows probed."""
     reward_file: str | None = None
     """my_file.py:compute_score, a reward function in verl's form, in place of the task's own reward."""
@@ -60,14 +60,14 @@ class AlignVlmConfig(TrainerOptions, WhatToAlign):
     and what was trained from it have the recipe tiny_vlm beneath what is given, see `load_align_config`.
     """
 
-    max_train_steps: int = 250
+    max_train_steps: AtLeast1 = 250
     """GRPO updates."""
-    prompts_per_step: int = 4
+    prompts_per_step: AtLeast1 = 4
     """Groups in an update, on each device."""
-    learning_rate: float | None = None
+    learning_rate: Annotated[float | None, Range(gt=0, rule="must be above 0")] = None
     """Of GRPO; if not given, 1e-6 for all weights (Facial-R1's script) and 1e-5 for a LoRA (MakeupExtractor), or for the embedded model
     1e-4, and 0.1 for --weights last-norm."""
-    max_tokens: int = 512
+    max_tokens: AtLeast1 = 512
     """Most tokens of an answer."""
 
     def __post_init__(self) -> None:
@@ -77,10 +77,11 @@ class AlignVlmConfig(TrainerOptions, WhatToAlign):
             ConfigError: a value is out of range, or two options contradict each other.
         """
         super().__post_init__()
-        own = self.data == "embedded"
-        check_least(self, {"held_out_rows": 2 * own, "validation_rows": 1, "train_rows": 1 * own, "samples": 1, "probe_rows": 2})
-        if not 0 <= self.max_unusable <= 1:
-            raise ConfigError(f"--max-unusable {self.max_unusable}: must be a share from 0 to 1")
+        if self.data == "embedded" and (self.train_rows < 1 or self.held_out_rows < 2):
+            raise ConfigError(
+                f"--train-rows {self.train_rows} --held-out-rows {self.held_out_rows}: the embedded data need 1 and 2 or more; "
+                "0 takes all that a folder of --data has"
+            )
         if self.last_norm and not self.freeze_vision and "grpo" in self.stages:
             raise ConfigError("--no-freeze-vision: --weights last-norm trains nothing of the vision tower; give --weights all")
         if not self.stages:
