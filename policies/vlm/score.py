@@ -1,13 +1,20 @@
-"""The command `score-completions`: what completions earn, without training anything."""
+"""The command `score-completions`: what completions earn, without training anything; and a model's opinion of written emotion analyses.
+
+The opinion, from 1 to 10, comes from any OpenAI-compatible endpoint. An answer without one whole number from 1 to 10 in the form asked for,
+and a request that failed, give no score: they are counted and named, and the mean is over the scored rows only. The figure depends on the
+judge: its name stands beside it.
+"""
 
 import json
 import math
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from policies.vlm.config import ScoreConfig
+from portraitkit.endpoint import Endpoint, Question, Reply
 from portraitkit.errors import ConfigError, DataError
 from portraitkit.files.atomic import check_writable, write_text
 from portraitkit.files.jsonl import read_objects
@@ -65,8 +72,6 @@ def _prepare_metrics(config: ScoreConfig, task: Task, rows: list[Columns]) -> Ca
     groups = [_group(config, row, line) for row, line in zip(columns, lines, strict=True)] if config.group_by else None
     endpoint = None
     if config.judge_url:
-        from portraitkit.endpoint import Endpoint
-
         if not any(text.strip() for text in descriptions):
             raise DataError(f"{config.rows}: no row has a description; the judge needs one to compare with")
         endpoint = Endpoint(config.judge_url, config.judge_model, key_env=config.judge_key_env)
@@ -74,11 +79,9 @@ def _prepare_metrics(config: ScoreConfig, task: Task, rows: list[Columns]) -> Ca
     def summarise() -> dict[str, Any]:
         found = report(completions, truths, units=units, mode=config.mode, descriptions=descriptions, groups=groups)
         if endpoint is not None:
-            from policies.vlm.judge_emotion import judge
-
             pairs = [(read_answer(text, config.mode).reasoning, wanted) for text, wanted in zip(completions, descriptions, strict=True)]
             pairs = [pair for pair in pairs if pair[1].strip()]
-            found["judge"] = judge(endpoint, *(list(column) for column in zip(*pairs, strict=True)))
+            found["judge"] = judge_analyses(endpoint, *(list(column) for column in zip(*pairs, strict=True)))
             endpoint.close()
         return found
 
@@ -151,3 +154,55 @@ def _read_columns(path: Path, task: Task) -> Iterator[Columns]:
             yield row["completion"], task.read_truth(row), row, number
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
+
+
+JUDGE_PROMPT = """You compare an analysis of a facial expression with a reference about the same face.
+
+Reference: {reference}
+
+Analysis: {analysis}
+
+How well does the analysis agree with the reference: the facial movements it names, the emotion, and how one follows from the other? Give
+a whole number from 1 (contradicts it) to 10 (says the same). Answer with that number alone, inside <score></score>."""
+JUDGE_SCORE = re.compile(r"<score>\s*(10|[1-9])\s*</score>")
+BATCH = 32
+
+
+def read_score(reply: Reply) -> tuple[int | None, str]:
+    """The score of a judge's reply, and why there is none."""
+    if reply.text is None:
+        return None, reply.error
+    found = JUDGE_SCORE.findall(reply.text)
+    if len(found) != 1:
+        return None, f"no single score from 1 to 10 in {reply.text[:200]!r}"
+    return int(found[0]), ""
+
+
+def judge_analyses(
+    endpoint: Endpoint, analyses: Sequence[str], references: Sequence[str], *, advance: Callable[[int], object] = lambda count: None
+) -> dict[str, Any]:
+    """Scores of some analyses.
+
+    Returns:
+        `judge` (the model's name), `mean` over the scored rows (None if there are none), `scored`, `failed`, `scores` (None where there
+        is none) and `failures` (place and reason).
+    """
+    scores: list[int | None] = []
+    failures: list[dict[str, Any]] = []
+    texts = [JUDGE_PROMPT.format(reference=reference, analysis=analysis) for analysis, reference in zip(analyses, references, strict=True)]
+    for start in range(0, len(texts), BATCH):
+        for reply in endpoint.ask([Question(text) for text in texts[start : start + BATCH]]):
+            score, reason = read_score(reply)
+            if score is None:
+                failures.append({"row": len(scores) + 1, "reason": reason})
+            scores.append(score)
+        advance(len(texts[start : start + BATCH]))
+    known = [score for score in scores if score is not None]
+    return {
+        "judge": endpoint.model,
+        "mean": sum(known) / len(known) if known else None,
+        "scored": len(known),
+        "failed": len(failures),
+        "scores": scores,
+        "failures": failures,
+    }

@@ -115,11 +115,7 @@ class Lengths:
 
 
 def context_of(source: str) -> int | None:
-    """Tokens that a model takes, by its configuration alone; None where that does not say.
-
-    Args:
-        source: see `model_path`.
-    """
+    """Tokens that a model takes, by its configuration alone; None where that does not say."""
     from transformers import AutoConfig
 
     return getattr(AutoConfig.from_pretrained(model_path(source)).get_text_config(), "max_position_embeddings", None)

@@ -117,10 +117,6 @@ def check_adapter(folder: str | None) -> None:
 def merge_adapter(model: Any, folder: str) -> Any:
     """The model with a LoRA merged into its weights, of which the same ones are trained as before.
 
-    Args:
-        model: the adapter's base.
-        folder: written by a run with a LoRA.
-
     Raises:
         ConfigError: the folder holds no adapter.
         WeightsError: the adapter is damaged or of another model.
@@ -210,9 +206,6 @@ def check_frozen(model: Any, optimizer: Any = None) -> None:
 def train_last_norm(model: Any) -> None:
     """Let nothing be trained but the language part's last norm, before its head: LN tuning (Qi et al. 2022, arXiv 2211.08682) of one layer.
 
-    Args:
-        model: without a LoRA.
-
     Raises:
         ConfigError: the norm is not where it is in the models that are known here.
     """
@@ -291,9 +284,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 def meta_model(source: str) -> Any:
     """The model without data, on the meta device; None where neither the files nor our table know it.
-
-    Args:
-        source: embedded, a folder or a hub id.
 
     Raises:
         WeightsError: a folder that holds no model.

@@ -80,11 +80,7 @@ def inside(text: str, tag: str) -> str | None:
 
 
 def asked_briefly(source: str) -> bool:
-    """Whether a model knows its tasks by their brief prompts: the embedded one, and what was trained from it.
-
-    Args:
-        source: embedded, a folder or a hub id.
-    """
+    """Whether a model knows its tasks by their brief prompts: the embedded one, and what was trained from it."""
     if source == "embedded":
         return True
     try:

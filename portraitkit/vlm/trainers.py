@@ -284,10 +284,6 @@ INSTALL_VLLM = "install portraitkit[vllm] on a Linux machine with CUDA, or leave
 def check_vllm(arguments: Any, device: str) -> int | None:
     """Refuse vLLM where it cannot work.
 
-    Args:
-        arguments: a `trl.GRPOConfig`.
-        device: of the training.
-
     Returns:
         Tokens of the longest sequence that the engine takes; None where vLLM is not used, or does not say.
 

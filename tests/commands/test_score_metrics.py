@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from policies.vlm.judge_emotion import read_score
 from policies.vlm.main import score_completions
+from policies.vlm.score import read_score
 from portraitkit.endpoint import Reply
 from portraitkit.scripted_endpoint import ScriptedEndpoint
 

@@ -23,10 +23,6 @@ def make_row(split: str, seed: int) -> dict[str, Any]:
     People are not shared between splits; a seed's person and expression have nothing to do with those of the same seed in another
     split.
 
-    Args:
-        split: train, validation or held_out.
-        seed: equal ones give equal rows.
-
     Returns:
         `image` (RGB, 3 x 128 x 128, [0, 1]), `AUs` (such as ["AU6", "AU12"]), `labels` (one emotion), `target` (the completion to
         imitate), and where it comes from: `intensities` (by unit, in [0, 1]), `synthetic` (True), `split`, `seed`, `morph` (who it
