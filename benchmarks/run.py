@@ -22,8 +22,7 @@ from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import RunFolderError, UserError
 from portraitkit.runs.folder import RunFolder, may_resume
 from portraitkit.runs.interrupt import Interruptible
-from portraitkit.runs.shard_files import ShardFile, clear_shards, has_shards, join_run, merged_rows, wait_for_shards
-from portraitkit.runs.shards import Shard, current_shard
+from portraitkit.runs.shards import Shard, ShardFile, clear_shards, current_shard, has_shards, join_run, merged_rows, wait_for_shards
 
 NOT_COMPARED = may_change(BenchmarkConfig)
 MAKER, MARK, HOLDS = "benchmark-portraits", "weights_dir", "a benchmark"

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from portraitkit.runs.shard_files import ShardFile
+from portraitkit.runs.shards import ShardFile
 
 CHUNK = 500
 FILE = "values.sqlite"

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from policies.retoucher.backbones import load_backbone
 from policies.retoucher.config import RetoucherConfig
-from policies.retoucher.config_rules import launched_processes
 from policies.retoucher.evaluate import Evaluation, EvaluationSet, compare
 from policies.retoucher.model.adapter import check_start
 from policies.retoucher.model.encoding_cache import open_cache, with_cache
@@ -24,6 +23,7 @@ from policies.retoucher.trainer import Trainer, make_evaluation_sets
 from policies.retoucher.training_photos import PhotoSource, open_photos
 from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError
+from portraitkit.parallel import launched_processes
 from portraitkit.runs.folder import RunFolder
 from portraitkit.runs.interrupt import Interruptible
 from reward_models.reward_set import RewardSet

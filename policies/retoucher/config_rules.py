@@ -1,12 +1,12 @@
 """The rules for single options of `align-retoucher`, as error messages say them."""
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from portraitkit.errors import ConfigError
+from portraitkit.parallel import is_first_process, launched_processes
 
 RULES = {
     "num_steps": "at least 1 sampling step",
@@ -60,16 +60,10 @@ def revise_recipe(values: dict[str, Any], typed: Mapping[str, Sequence[str]]) ->
     unfit = {name: values[name] for name in NOT_OF_TINY if name in values and name not in typed}
     if "sharding" in values and "sharding" not in typed and launched_processes() == 1:
         unfit["sharding"] = values["sharding"]
-    if unfit and os.environ.get("RANK", "0") == "0":
+    if unfit and is_first_process():
         shown = ", ".join(f"{name} = {json.dumps(value)}" for name, value in unfit.items())
         print(f"--backbone tiny: without the recipe's {shown}", file=sys.stderr)
     return {name: value for name, value in values.items() if name not in unfit}
-
-
-def launched_processes() -> int:
-    """How many a launcher has started; 1 without one. A lone WORLD_SIZE, as some clusters set it, says nothing."""
-    known = "LOCAL_RANK" in os.environ and "RANK" in os.environ
-    return int(os.environ.get("WORLD_SIZE", "1")) if known else 1
 
 
 def check_guidance(guidance: float | None) -> None:

@@ -22,8 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from policies.retoucher.config_rules import launched_processes
 from portraitkit.errors import CheckpointError, ConfigError, OutOfMemory, TrainingStopped, UserError
+from portraitkit.parallel import launched_processes
 from portraitkit.runs.checkpoint import find_checkpoint
 from portraitkit.runs.interrupt import Interruptible
 

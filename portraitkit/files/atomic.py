@@ -1,6 +1,7 @@
 """Files that are whole or not there: what a killed process leaves behind is never half a file."""
 
 import os
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -41,3 +42,20 @@ def write_text(path: Path, text: str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def create(path: Path, text: str) -> bool:
+    """Create a file with its text in one step; False where it is there already, whoever was first.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    return True

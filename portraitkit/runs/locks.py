@@ -1,12 +1,17 @@
-"""A file that says which process works in a place: one holds it, touches it while it works, and is followed by another when it is gone."""
+"""One process at a time in a place: a marker file that names the holder's process and machine, and that shows life while it is held.
 
-import json
-import os
+`filelock.SoftFileLease` does the work. On one machine the lock of a process that is gone is taken over at once; that of another machine
+after `LOST` seconds without a sign of life. Machines need not agree on the time.
+"""
+
 import socket
 import sys
-import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import SoftFileLease, Timeout
 
 from portraitkit.errors import RunFolderError
 
@@ -14,16 +19,15 @@ BEAT = 5.0
 """Seconds between two signs of life."""
 LOST = 300.0
 """Seconds without a sign of life after which a process is taken for gone; network file systems show times of change a minute late."""
+WRITING = ".writing"
+"""Name of the lock of a folder without shards."""
 
 
 class Lock:
     """A lock that lives as long as its process, seen from other machines, too.
 
-    On the same machine the holder is asked for by its number. On another one nobody can: there it counts while the file's time of change
-    advances, by the file system's own clock, so that machines need not agree on the time.
-
     Args:
-        path: the file; its folder must be there when the lock is taken.
+        path: the marker file; its folder must be there when the lock is taken.
         of: what it protects, for messages.
         work: what the holder does with that, as in "is writing it".
         advice: how the user goes on, the end of the refusal.
@@ -31,8 +35,7 @@ class Lock:
 
     def __init__(self, path: Path, of: Path, work: str, advice: str = "wait for it") -> None:
         self.path, self.of, self.work, self.advice = path, of, work, advice
-        self._text = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
-        self._stop, self._beats = threading.Event(), threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._lease = SoftFileLease(path, lease_duration=LOST, heartbeat_interval=BEAT, thread_local=False)
 
     def take(self) -> None:
         """Take the lock, also that of a process that is gone.
@@ -41,84 +44,62 @@ class Lock:
             RunFolderError: another process holds it.
             OSError: it cannot be written.
         """
-        while not create(self.path, self._text):
-            pid, host = holder = self._holder()
-            if is_running(pid) if host == socket.gethostname() else self._shows_life():
+        before, beat, waiting = self._holder(), last_change(self.path), False
+        while not self._try():
+            now = self._holder()
+            if (now and now[1] == socket.gethostname()) or last_change(self.path) != beat:
+                pid, host = now or before or ("?", "?")
                 raise RunFolderError(f"{self.of}: process {pid} on {host} {self.work}; {self.advice}")
-            if self._holder() == holder:  # else another process was faster
-                print(f"{self.of}: took over from process {pid} on {host}, which is gone", file=sys.stderr)
-                self.path.unlink(missing_ok=True)
-        self._beats.start()
+            if not waiting:
+                print(f"{self.of}: left by another machine; waiting up to {LOST:.0f} s for a sign of life", file=sys.stderr)
+                waiting = True
+            time.sleep(1)
+        if before is not None:
+            print(f"{self.of}: took over from process {before[0]} on {before[1]}, which is gone", file=sys.stderr)
 
     def release(self) -> None:
         """Let go; a lock that another process has taken over stays with it."""
-        self._stop.set()
-        if self._beats.is_alive():
-            self._beats.join()
-        if self._is_own():
-            self.path.unlink(missing_ok=True)
+        self._lease.release()
 
-    def _beat(self) -> None:
-        while not self._stop.wait(BEAT) and self._is_own():
-            try:
-                os.utime(self.path)
-            except OSError:  # the folder was cleared
-                return
+    def _holder(self) -> tuple[int, str] | None:
+        """Process and machine that the marker names."""
+        owner = self._lease.owner
+        return (owner.pid, owner.hostname.partition("?")[0]) if owner else None  # behind the ? stands a container's name space
 
-    def _is_own(self) -> bool:
+    def _try(self) -> bool:
         try:
-            return self.path.read_text(encoding="utf-8") == self._text
-        except OSError:
+            self._lease.acquire(timeout=0.2, poll_interval=0.05)  # long enough to remove the marker of a process that is gone
+        except Timeout:
             return False
-
-    def _holder(self) -> tuple[int, str]:
-        """Process and host; (0, this host), which does not run, where the file does not say or is not there any more."""
-        try:
-            holder = json.loads(self.path.read_text(encoding="utf-8"))
-            return int(holder["pid"]), str(holder["host"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0, socket.gethostname()
-
-    def _shows_life(self) -> bool:
-        """Whether the file's time of change advances before its process counts as gone; one that is old enough needs no waiting."""
-        before, start = last_change(self.path), time.monotonic()
-        if before is None:
-            return False
-        patience = min(LOST, LOST - (self._now() - before))
-        if patience > 0:
-            print(f"{self.of}: left by another machine; waiting up to {patience:.0f} s for a sign of life", file=sys.stderr)
-        while time.monotonic() - start < patience:
-            now = last_change(self.path)
-            if now != before:
-                return now is not None
-            time.sleep(1)
-        return False
-
-    def _now(self) -> float:
-        """The time by the clock of the file system."""
-        probe = _own(self.path)
-        probe.touch()
-        try:
-            return probe.stat().st_mtime
-        finally:
-            probe.unlink()
+        return True
 
 
-def create(path: Path, text: str) -> bool:
-    """Create a file with its text in one step; False where it is there already, whoever was first.
+@contextmanager
+def only_writer(folder: Path, work: str = WRITING) -> Iterator[None]:
+    """Keep other processes out of a folder while the block runs; a folder in which nothing was made is gone afterwards.
+
+    Args:
+        folder: to be written; made where it is missing.
+        work: hidden name of what is done in it, where several works may be done at once.
 
     Raises:
-        OSError: it cannot be written.
+        RunFolderError: another process is at it, or the folder cannot be written.
     """
-    mine = _own(path)
-    mine.write_text(text, encoding="utf-8")
+    new, lock = not folder.exists(), Lock(folder / work, folder, "holds it")
     try:
-        os.link(mine, path)
-    except FileExistsError:
-        return False
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.take()
+    except OSError as error:
+        raise RunFolderError(f"{folder}: cannot be written ({error.strerror}); check the folder and the disk") from error
+    except RunFolderError as error:
+        raise RunFolderError(f"{folder}: another process is writing it ({error})") from error
+    try:
+        yield
     finally:
-        mine.unlink()
-    return True
+        lock.release()
+        if new:
+            with suppress(OSError):  # not empty
+                folder.rmdir()
 
 
 def last_change(path: Path) -> float | None:
@@ -127,21 +108,3 @@ def last_change(path: Path) -> float | None:
         return path.stat().st_mtime
     except OSError:
         return None
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process of this machine runs."""
-    if pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _own(path: Path) -> Path:
-    """A name beside `path` that no other process takes."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")

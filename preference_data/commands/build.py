@@ -21,12 +21,21 @@ from portraitkit.files.atomic import write_text
 from portraitkit.files.jsonl import Rejected, append_line, read_json_lines, write_lines
 from portraitkit.pictures.images import write_image
 from portraitkit.runs.interrupt import Interruptible
+from portraitkit.runs.locks import WRITING, only_writer
 from portraitkit.runs.progress import progress_bar
-from portraitkit.runs.shard_files import SHARDS, ShardFile, clear_shards, create_whole, has_shards, merged_rows, wait_for_shards
-from portraitkit.runs.shards import Shard, current_shard
+from portraitkit.runs.shards import (
+    SHARDS,
+    Shard,
+    ShardFile,
+    clear_shards,
+    create_whole,
+    current_shard,
+    has_shards,
+    merged_rows,
+    wait_for_shards,
+)
 from preference_data.annotations import FOLDER as ANNOTATIONS
 from preference_data.card import BUILT, build_record
-from preference_data.commands.only_writer import WRITING, only_writer
 from preference_data.commands.options import BuildConfig
 from preference_data.generators import (
     Candidate,
@@ -279,7 +288,7 @@ def _check_folder(out: Path, config: BuildConfig, shard: Shard | None) -> None:
                 f"--output-dir {out}: holds an unfinished build with another --{changed[0].replace('_', '-')}; give the same options to "
                 "go on, or add --overwrite to start anew"
             )
-        if shard is not None and ((out / DONE).is_file() or ((out / WRITING).is_dir() and not has_shards(out))):
+        if shard is not None and ((out / DONE).is_file() or ((out / WRITING).exists() and not has_shards(out))):
             raise ConfigError(
                 f"--output-dir {out}: holds an unfinished build by one process; go on without shards, or choose another folder"
             )

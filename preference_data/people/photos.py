@@ -18,8 +18,7 @@ from portraitkit.faces.identity import SAME_PERSON, identity_embedding
 from portraitkit.faces.mesh import require_mesh
 from portraitkit.files.jsonl import Rejected, append_line, read_json_lines
 from portraitkit.pictures.images import list_images, read_image, resize
-from portraitkit.runs.shard_files import Growing
-from portraitkit.runs.shards import Shard
+from portraitkit.runs.shards import Growing, Shard
 from preference_data.pair_set import METADATA, check_inside
 from preference_data.schema import CHOICES, SPLITS
 from preference_data.split import cluster_identities, identity_name, join_names, split_identities

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from portraitkit.files.jsonl import read_objects, write_lines
 from portraitkit.runs.progress import progress_bar
-from portraitkit.runs.shard_files import ShardFile
+from portraitkit.runs.shards import ShardFile
 from reward_models.evaluation.figures import all_figures, by_group, calibration, fit_thresholds, majority, unreadable_share
 from reward_models.evaluation.hacks import DISTURBANCES, HACKS, disturbed, hack_figures, hack_pairs, stability
 from reward_models.judge.ask import Judged, judge_pairs, judged_from

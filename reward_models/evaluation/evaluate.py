@@ -15,8 +15,7 @@ from portraitkit.errors import RunFolderError
 from portraitkit.runs.folder import FREE_TO_CHANGE, RunFolder, check_run_folder
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import progress_bar
-from portraitkit.runs.shard_files import ShardFile, clear_shards, join_run, merged_rows, wait_for_shards
-from portraitkit.runs.shards import Shard, check_shard, current_shard
+from portraitkit.runs.shards import Shard, ShardFile, check_shard, clear_shards, current_shard, join_run, merged_rows, wait_for_shards
 from portraitkit.vlm.model import be_quiet, check_device, load_model, load_processor
 from portraitkit.vlm.stages import Interrupted
 from reward_models.evaluation.battery import Asking, SharedAsking, check_judge, checks_summary, held_out_summary, read_judged, write_answers

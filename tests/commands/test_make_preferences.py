@@ -12,8 +12,8 @@ import pytest
 
 from portraitkit.faces.portraits import bundled_portraits
 from portraitkit.pictures.images import write_image
+from portraitkit.runs.locks import WRITING, only_writer
 from preference_data.commands import build as build_module
-from preference_data.commands.only_writer import WRITING, only_writer
 from preference_data.main import make_preferences
 from preference_data.pair_set import QUARANTINE, read_pairs
 

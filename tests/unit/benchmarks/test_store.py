@@ -5,8 +5,7 @@ import math
 import torch
 
 from benchmarks.store import ShardStore, Store, merge_into
-from portraitkit.runs.shard_files import ShardFile, merged_rows
-from portraitkit.runs.shards import Shard
+from portraitkit.runs.shards import Shard, ShardFile, merged_rows
 
 
 def test_values_and_features_reach_the_cache_as_they_were(tmp_path):

@@ -213,38 +213,43 @@ def test_two_runs_cannot_write_the_same_folder(path):
         pass
 
 
+def marker(pid, host):
+    """A lock as a process leaves it."""
+    return f"filelock/2\npid={pid}\nhost={host}\nmode=lease\ntoken=0\nduration={locks.LOST!r}\n"
+
+
 def test_the_lock_of_a_process_that_is_gone_is_taken_over(path, capsys):
     finished(path, 1)
     with subprocess.Popen(["sleep", "60"]) as holder:
-        (path / ".lock").write_text(json.dumps({"pid": holder.pid, "host": socket.gethostname()}))
+        (path / ".lock").write_text(marker(holder.pid, socket.gethostname()))
         with pytest.raises(RunFolderError, match=f"process {holder.pid} "):
             start(path, resume="latest")
         holder.kill()
     with start(path, resume="latest"):
-        assert json.loads((path / ".lock").read_text())["pid"] == os.getpid()
+        assert f"pid={os.getpid()}\n" in (path / ".lock").read_text()
     assert f"took over from process {holder.pid}" in capsys.readouterr().err
 
 
-def left_by_another_machine(path, seconds_ago):
+def left_by_another_machine(path):
     finished(path, 1)
-    (path / ".lock").write_text(json.dumps({"pid": 999_999_999, "host": "elsewhere"}))
-    then = (path / ".lock").stat().st_mtime - seconds_ago
-    os.utime(path / ".lock", (then, then))
+    (path / ".lock").write_text(marker(999_999_999, "elsewhere"))
 
 
-def test_a_run_whose_machine_was_lost_goes_on_elsewhere(path, capsys):
-    left_by_another_machine(path, locks.LOST + 1)
+def test_a_run_whose_machine_was_lost_goes_on_elsewhere(path, capsys, monkeypatch):
+    monkeypatch.setattr(locks, "LOST", 1.0)
+    monkeypatch.setattr(locks, "BEAT", 0.1)
+    left_by_another_machine(path)
     with start(path, resume="latest"):
-        assert json.loads((path / ".lock").read_text())["pid"] == os.getpid()
+        assert f"pid={os.getpid()}\n" in (path / ".lock").read_text()
     assert "took over from process 999999999 on elsewhere" in capsys.readouterr().err and not (path / ".lock").exists()
 
 
 def test_a_run_on_another_machine_counts_while_it_shows_life(path, monkeypatch):
-    left_by_another_machine(path, locks.LOST / 2)
+    left_by_another_machine(path)
     monkeypatch.setattr(locks.time, "sleep", lambda seconds: os.utime(path / ".lock"))
     with pytest.raises(RunFolderError, match=r"process 999999999 on elsewhere is writing it; wait, or remove .*\.lock"):
         start(path, resume="latest")
-    assert json.loads((path / ".lock").read_text())["host"] == "elsewhere"
+    assert "host=elsewhere\n" in (path / ".lock").read_text()
 
 
 def test_a_run_shows_life_and_leaves_a_lock_that_another_has_taken(path, monkeypatch):
@@ -255,13 +260,14 @@ def test_a_run_shows_life_and_leaves_a_lock_that_another_has_taken(path, monkeyp
         while (path / ".lock").stat().st_mtime == 1 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert (path / ".lock").stat().st_mtime > 1
-        (path / ".lock").write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
+        (path / ".lock").unlink()
+        (path / ".lock").write_text(marker(1, "elsewhere"))
     assert (path / ".lock").is_file()
 
 
 def test_a_run_killed_before_its_first_file_leaves_a_folder_to_use(path):
     path.mkdir(parents=True)
-    (path / ".lock").write_text(json.dumps({"pid": 999_999_999, "host": socket.gethostname()}))
+    (path / ".lock").write_text(marker(999_999_999, socket.gethostname()))
     with start(path) as run:
         run.log(1)
 

@@ -1,6 +1,5 @@
 """Shards: who makes what, one process a shard, what a killed one leaves, and what the merging one refuses."""
 
-import json
 import os
 import socket
 import subprocess
@@ -9,8 +8,19 @@ import pytest
 
 from portraitkit.errors import ConfigError, RunFolderError
 from portraitkit.runs import locks
-from portraitkit.runs.shard_files import Growing, ShardFile, clear_shards, create_whole, has_shards, merged_rows, wait_for_shards
-from portraitkit.runs.shards import Shard, check_shard, current_shard, parse_shard
+from portraitkit.runs.shards import (
+    Growing,
+    Shard,
+    ShardFile,
+    check_shard,
+    clear_shards,
+    create_whole,
+    current_shard,
+    has_shards,
+    merged_rows,
+    parse_shard,
+    wait_for_shards,
+)
 
 OPTIONS = {"seed": 1}
 
@@ -93,11 +103,16 @@ def test_another_number_or_other_options_are_refused(tmp_path):
         merged_rows(tmp_path)
 
 
+def marker(pid, host):
+    """A lock as a process leaves it."""
+    return f"filelock/2\npid={pid}\nhost={host}\nmode=lease\ntoken=0\nduration={locks.LOST!r}\n"
+
+
 def test_one_process_a_shard_until_it_is_gone(tmp_path, capsys):
     finish(tmp_path, 1, 2, [])
     lock = tmp_path / "shards/1-of-2.lock"
     with subprocess.Popen(["sleep", "60"]) as holder:
-        lock.write_text(json.dumps({"pid": holder.pid, "host": socket.gethostname()}))
+        lock.write_text(marker(holder.pid, socket.gethostname()))
         with pytest.raises(RunFolderError, match=f"process {holder.pid} on .* is making this shard"):
             finish(tmp_path, 0, 2, [])
         holder.kill()
@@ -108,8 +123,8 @@ def test_one_process_a_shard_until_it_is_gone(tmp_path, capsys):
 def test_a_process_on_another_machine_counts_while_it_shows_life(tmp_path, monkeypatch):
     finish(tmp_path, 1, 2, [])
     lock = tmp_path / "shards/1-of-2.lock"
-    lock.write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
-    monkeypatch.setattr(locks, "LOST", 2)
+    monkeypatch.setattr(locks, "LOST", 60.0)
+    lock.write_text(marker(1, "elsewhere"))
     pauses = []
 
     def alive(seconds):
@@ -119,7 +134,10 @@ def test_a_process_on_another_machine_counts_while_it_shows_life(tmp_path, monke
     monkeypatch.setattr(locks.time, "sleep", alive)
     with pytest.raises(RunFolderError, match="process 1 on elsewhere is making this shard"):
         finish(tmp_path, 0, 2, [])
-    monkeypatch.setattr(locks, "LOST", 0)
+    monkeypatch.undo()
+    monkeypatch.setattr(locks, "LOST", 1.0)
+    monkeypatch.setattr(locks, "BEAT", 0.1)
+    lock.write_text(marker(1, "elsewhere"))
     finish(tmp_path, 0, 2, [])
 
 

@@ -8,10 +8,10 @@ from collections import Counter
 import pytest
 
 from portraitkit.errors import RunFolderError
+from portraitkit.runs.locks import only_writer
 from portraitkit.scripted_endpoint import ScriptedEndpoint
 from preference_data.annotations import read_judgements
 from preference_data.commands.annotate import EndpointError, ask_models
-from preference_data.commands.only_writer import only_writer
 from preference_data.commands.options import AnnotateConfig
 from preference_data.contract import Answer, write_answer
 from preference_data.pair_set import read_pairs
