@@ -11,6 +11,7 @@ from rich.console import Console
 from portraitkit.config import config_to_dict
 from portraitkit.errors import CheckpointError, ConfigError, RunFolderError
 from portraitkit.hub import open_repo, push_folder
+from portraitkit.pictures.images import image_size
 from portraitkit.runs.folder import RunFolder, SilentRunFolder, check_run_folder
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import progress_bar
@@ -293,4 +294,4 @@ def check_pair_lengths(
 
 
 def _size_of(picture: Stored) -> tuple[int, int]:
-    return image_size_of(picture) if isinstance(picture, Path) else (picture.shape[0], picture.shape[1])
+    return image_size(picture) if isinstance(picture, Path) else (picture.shape[0], picture.shape[1])
