@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dpg.levels import Level, as_levels, noise_levels, per_sample
-from portraitkit.errors import ConfigError
 
 SCHEDULES = ("linear", "sigma", "constant", "zero")
 
@@ -26,7 +25,7 @@ def anchor_velocity(x: Float[Tensor, " batch *dims"], anchor: Float[Tensor, "...
         sigma: in (0, 1], one for all or `(batch,)`.
 
     Raises:
-        ConfigError: sigma out of (0, 1].
+        ValueError: sigma out of (0, 1].
     """
     level, _ = noise_levels(sigma, 0.0)
     return (x - anchor) / per_sample(level, x)
@@ -46,7 +45,7 @@ def x_star(
         sigma_next: in [0, sigma]; `D = sigma - sigma_next`.
 
     Raises:
-        ConfigError: a level out of its range.
+        ValueError: a level out of its range.
     """
     before, after = noise_levels(sigma, sigma_next)
     pull = (before - after) / before
@@ -75,23 +74,23 @@ def lambda_schedule(
         T numbers, non-increasing.
 
     Raises:
-        ConfigError: an unknown kind, or a number out of its range.
+        ValueError: an unknown kind, or a number out of its range.
     """
     if num_steps < 1:
-        raise ConfigError(f"num_steps {num_steps} must be at least 1")
+        raise ValueError(f"num_steps {num_steps} must be at least 1")
     if not 0 <= lam_max <= 1:
-        raise ConfigError(f"lam_max {lam_max} must lie in [0, 1]; 0.95 is the default")
+        raise ValueError(f"lam_max {lam_max} must lie in [0, 1]; 0.95 is the default")
     if kind == "linear":
         weights = [(num_steps - 1 - i) / max(1, num_steps - 1) for i in range(num_steps)]
     elif kind == "sigma":
         weights = [1 - i / num_steps for i in range(num_steps)] if sigmas is None else list(sigmas)[:num_steps]
         falling = all(a >= b for a, b in zip(weights, weights[1:], strict=False))
         if len(weights) < num_steps or not falling or not all(0 <= weight <= 1 for weight in weights):
-            raise ConfigError(f"sigmas must be {num_steps} non-increasing numbers in [0, 1], got {weights}")
+            raise ValueError(f"sigmas must be {num_steps} non-increasing numbers in [0, 1], got {weights}")
     elif kind in ("constant", "zero"):
         weights = [1.0 if kind == "constant" else 0.0] * num_steps
     else:
-        raise ConfigError(f"lambda schedule {kind!r} is unknown; choose one of {', '.join(SCHEDULES)}")
+        raise ValueError(f"lambda schedule {kind!r} is unknown; choose one of {', '.join(SCHEDULES)}")
     return [min(float(weight), float(lam_max)) for weight in weights]
 
 
@@ -116,14 +115,14 @@ def draw_steps(num_steps: int, segments: int, seed: int, *, lambdas: Sequence[fl
         Sorted, distinct step indices, K of them but for the cases above.
 
     Raises:
-        ConfigError: K > T, or a number below 1.
+        ValueError: K > T, or a number below 1.
     """
     if num_steps < 1 or segments < 1:
-        raise ConfigError(f"num_steps {num_steps} and segments {segments} must be at least 1")
+        raise ValueError(f"num_steps {num_steps} and segments {segments} must be at least 1")
     if segments > num_steps:
-        raise ConfigError(f"segments {segments} must not exceed the {num_steps} steps; use at most {num_steps}")
+        raise ValueError(f"segments {segments} must not exceed the {num_steps} steps; use at most {num_steps}")
     if lambdas is not None and len(lambdas) != num_steps:
-        raise ConfigError(f"{len(lambdas)} lambdas given for {num_steps} steps")
+        raise ValueError(f"{len(lambdas)} lambdas given for {num_steps} steps")
     draw = random.Random(seed)
     drawn = []
     for k in range(segments):
@@ -143,9 +142,9 @@ def guidance_weights(lam: Level) -> Tensor:
         float64 on the CPU, `()` or `(batch,)`.
 
     Raises:
-        ConfigError: a weight out of [0, 1].
+        ValueError: a weight out of [0, 1].
     """
     weights = as_levels(lam)
     if not bool(((weights >= 0) & (weights <= 1)).all()):
-        raise ConfigError(f"lam {weights.tolist()} must lie in [0, 1]: 0 is the plain step, 1 the anchor's path")
+        raise ValueError(f"lam {weights.tolist()} must lie in [0, 1]: 0 is the plain step, 1 the anchor's path")
     return weights

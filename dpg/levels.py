@@ -4,8 +4,6 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from portraitkit.errors import ConfigError
-
 Level = float | int | Float[Tensor, "..."]
 """A number for the whole batch, or one per sample: a float, a 0-d tensor or a `(batch,)` tensor."""
 
@@ -39,13 +37,13 @@ def noise_levels(sigma: Level, sigma_next: Level) -> tuple[Float64[Tensor, "..."
         Both in float64 on the CPU, each `()` or `(batch,)`.
 
     Raises:
-        ConfigError: a level out of its range, or one that rises.
+        ValueError: a level out of its range, or one that rises.
     """
     before, after = as_levels(sigma), as_levels(sigma_next)
     if not bool(((before > 0) & (before <= 1)).all()):
-        raise ConfigError(f"sigma {before.tolist()} must lie in (0, 1]: 1 is noise, 0 the image")
+        raise ValueError(f"sigma {before.tolist()} must lie in (0, 1]: 1 is noise, 0 the image")
     if not bool(((after >= 0) & (after <= before)).all()):
-        raise ConfigError(f"sigma_next {after.tolist()} must lie in [0, sigma], and sigma is {before.tolist()}")
+        raise ValueError(f"sigma_next {after.tolist()} must lie in [0, sigma], and sigma is {before.tolist()}")
     return before, after
 
 

@@ -17,6 +17,7 @@ take ours from the same folder:
     pipe.scheduler = DPGScheduler.from_pretrained(folder, subfolder="scheduler")
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,10 +30,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dpg.guidance import lambda_schedule
-from dpg.sde import step_coefficients
-from dpg.trajectory import TakenStep, take_step
+from dpg.sampler import Pull, Sampler, TakenStep
 from dpg.windows import stochastic_steps
-from portraitkit.errors import ConfigError
 
 
 class DPGScheduler(FlowMatchEulerDiscreteScheduler):
@@ -52,6 +51,8 @@ class DPGScheduler(FlowMatchEulerDiscreteScheduler):
         window_every: iterations between two moves of `sliding`.
         lambda_kind: guidance schedule once an anchor is set, one of `dpg.guidance.SCHEDULES`.
         lambda_max: its clamp, in [0, 1].
+        lambda_target: "anchor"; or "mean", the policy's own: guidance then attenuates the noise and pulls nowhere, with
+            no anchor needed.
     """
 
     _compatibles = ["FlowMatchEulerDiscreteScheduler"]
@@ -85,6 +86,7 @@ class DPGScheduler(FlowMatchEulerDiscreteScheduler):
         window_every: int = 25,
         lambda_kind: str = "linear",
         lambda_max: float | int = 0.95,
+        lambda_target: str = "anchor",
     ) -> None:
         parent_init: Any = super().__init__  # whose own types refuse some of its defaults
         parent_init(
@@ -104,15 +106,17 @@ class DPGScheduler(FlowMatchEulerDiscreteScheduler):
             stochastic_sampling=stochastic_sampling,
         )
         # refuse impossible settings here rather than in the first rollout
-        step_coefficients(0.5, 0.25, sampler, eta)
+        Sampler(sampler, eta).coefficients(0.5, 0.25)
         lambda_schedule(1, lambda_kind, lambda_max)
-        self._stochastic_steps(num_train_timesteps, seed=0, iteration=0)
+        if lambda_target not in ("anchor", "mean"):
+            raise ValueError(f"lambda_target {lambda_target!r} is unknown; choose one of anchor, mean")
+        self._window_steps(num_train_timesteps, seed=0, iteration=0)
         self.trajectory: list[TakenStep] = []
         """The drawn steps of the last rollout, if `draw` asked for a record."""
         self._anchor: Tensor | None = None
         self.clear_draw()
 
-    def _stochastic_steps(self, num_steps: int, seed: int, iteration: int, lambdas: list[float] | None = None) -> list[int]:
+    def _window_steps(self, num_steps: int, seed: int, iteration: int, lambdas: list[float] | None = None) -> list[int]:
         config = self.config
         return stochastic_steps(
             config["window"],
@@ -140,7 +144,16 @@ class DPGScheduler(FlowMatchEulerDiscreteScheduler):
         """Drawn steps are plain stochastic ones again."""
         self._anchor = None
 
-    def draw(self, seed: int, *, iteration: int = 0, record: bool = False, generator: torch.Generator | None = None) -> None:
+    def draw(
+        self,
+        seed: int = 0,
+        *,
+        iteration: int = 0,
+        steps: Sequence[int] | None = None,
+        record: bool = False,
+        generator: torch.Generator | None = None,
+        noise: Mapping[int, Tensor] | None = None,
+    ) -> None:
         """Make the coming rollouts stochastic at the steps that `seed` and `iteration` draw, until `clear_draw`.
 
         A pipeline call is one batch, so a group that shares a call shares its drawn steps.
@@ -148,35 +161,60 @@ class DPGScheduler(FlowMatchEulerDiscreteScheduler):
         Args:
             seed: of the run; decides the steps.
             iteration: counts rollouts, from 0; decides the steps too.
+            steps: the steps themselves, instead of those that the window draws.
             record: keep the drawn steps in `trajectory`; the first step after `set_timesteps` starts it anew.
             generator: for the noise, as stock pipelines pass none to `step`; None is torch's global one.
+            noise: of each drawn step by its index, instead of a draw.
 
         Raises:
-            ConfigError: the configuration has a noise of its own (`stochastic_sampling`) or rising noise levels
+            ValueError: the configuration has a noise of its own (`stochastic_sampling`) or rising noise levels
                 (`invert_sigmas`).
         """
         if self.config["stochastic_sampling"] or self.config["invert_sigmas"]:
-            raise ConfigError("stochastic_sampling and invert_sigmas must be False for drawn steps; set both to False")
-        self._drawn, self._record, self._generator = (seed, iteration), record, generator
+            raise ValueError("stochastic_sampling and invert_sigmas must be False for drawn steps; set both to False")
+        self._drawn, self._steps, self._record = (seed, iteration), steps, record
+        self._generator, self._noise = generator, noise or {}
+
+    def restart(self, *, anchor: Float[Tensor, "..."] | None, noise: Mapping[int, Tensor]) -> None:
+        """Begin another recorded rollout at the same timesteps and drawn steps.
+
+        Args:
+            anchor: as in `set_anchor`; None for none.
+            noise: as in `draw`.
+        """
+        self._step_index, self._begin_index = None, 0
+        self._anchor = None if anchor is None else anchor.detach()
+        self._record, self._noise = True, noise
 
     def clear_draw(self) -> None:
         """Every step is the parent's again."""
         self._drawn: tuple[int, int] | None = None
+        self._steps: Sequence[int] | None = None
         self._record, self._generator = False, None
+        self._noise: Mapping[int, Tensor] = {}
 
     @property
     def lambdas(self) -> list[float]:
-        """Guidance weight of every step of the current timesteps; all 0 without an anchor."""
-        kind = "zero" if self._anchor is None else self.config["lambda_kind"]
+        """Guidance weight of every step of the current timesteps; all 0 where an anchor is needed and none is set."""
+        return self._lambdas("zero" if self._anchor is None and self.config["lambda_target"] == "anchor" else self.config["lambda_kind"])
+
+    def _lambdas(self, kind: str) -> list[float]:
         return lambda_schedule(len(self.timesteps), kind, self.config["lambda_max"], sigmas=self.sigmas.tolist())
 
     @property
     def drawn_steps(self) -> list[int]:
-        """Indices of the stochastic steps among the current timesteps; none before `draw`."""
+        """Indices of the stochastic steps among the current timesteps; none before `draw`. An anchor changes none of them."""
         if self._drawn is None:
             return []
+        if self._steps is not None:
+            return list(self._steps)
         seed, iteration = self._drawn
-        return self._stochastic_steps(len(self.timesteps), seed, iteration, self.lambdas)
+        return self._window_steps(len(self.timesteps), seed, iteration, self._lambdas(self.config["lambda_kind"]))
+
+    @property
+    def sampler(self) -> Sampler:
+        """The drawn steps' sampler on the current timesteps."""
+        return Sampler(self.config["sampler"], self.config["eta"], self.sigmas[1].item())
 
     def step(
         self,
@@ -236,16 +274,14 @@ class DPGScheduler(FlowMatchEulerDiscreteScheduler):
         noiseless = self.config["sampler"] == "ode" or self.config["eta"] == 0
         if index not in self.drawn_steps or (noiseless and lam == 0):
             return plain
-        taken = take_step(
+        pull = Pull(lam, self._anchor) if self.config["lambda_target"] == "anchor" else Pull(lam, target="mean")
+        taken = self.sampler.take(
             sample,
             model_output,
             self.sigmas[index].item(),
             self.sigmas[index + 1].item(),
-            sampler=self.config["sampler"],
-            eta=self.config["eta"],
-            anchor=self._anchor,
-            lam=lam,
-            sigma_max=self.sigmas[1].item(),
+            noise=self._noise.get(index),
+            pull=pull,
             generator=generator or self._generator,
             storage_dtype=model_output.dtype,
             index=index,

@@ -12,40 +12,14 @@ P marks what the papers' sources state, I what is our inference. Sources: Flow-G
 arXiv 2603.01163, DanceGRPO arXiv 2505.07818, coefficients-preserving sampling (CPS) arXiv 2509.05952.
 """
 
-import math
-from typing import NamedTuple
-
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
-from dpg.guidance import guidance_weights, x_star
-from dpg.levels import Level, as_levels, noise_levels, per_sample
-from portraitkit.errors import ConfigError
+from dpg.levels import Level
+from dpg.sampler import SAMPLERS, Pull, Sampler, SDEStep, StepCoefficients, draw_noise
 
-SAMPLERS = ("flow_sde", "cps", "dance_sde", "ode")
-HALF_LOG_TWO_PI = math.log(2 * math.pi) / 2
-
-
-class SDEStep(NamedTuple):
-    """A step taken, or re-evaluated."""
-
-    x_next: Float[Tensor, " batch *dims"]
-    """Detached, in the storage dtype (that of `x` unless told otherwise)."""
-    log_prob: Float[Tensor, " batch"]
-    """Mean over all non-batch dimensions; 0 where the step is deterministic."""
-    mean: Float[Tensor, " batch *dims"]
-    """Of the distribution that x_next is drawn from: mu_new under guidance. float32 or float64; has `v`'s gradient."""
-    std: Float[Tensor, " batch *ones"]
-    """Of that distribution, (batch, 1, ..., 1): sig_new = (1 - lam) sig_step under guidance."""
-
-
-class StepCoefficients(NamedTuple):
-    """`mu = on_x * x + on_v * v`, and the standard deviation of x' around it; float64 on the CPU, () or (batch,)."""
-
-    on_x: Float64[Tensor, "..."]
-    on_v: Float64[Tensor, "..."]
-    std: Float64[Tensor, "..."]
+__all__ = ["SAMPLERS", "SDEStep", "StepCoefficients", "draw_noise", "log_ratio", "sde_step", "step_coefficients", "step_mean_std"]
 
 
 def step_coefficients(
@@ -70,27 +44,9 @@ def step_coefficients(
             schedule in Flow-GRPO's code. None takes `sigma_next`, which is that level.
 
     Raises:
-        ConfigError: an unknown sampler, or a number out of its range.
+        ValueError: an unknown sampler, or a number out of its range.
     """
-    before, after = noise_levels(sigma, sigma_next)
-    if sampler not in SAMPLERS:
-        raise ConfigError(f"sampler {sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")
-    if not 0 <= eta < math.inf or (sampler == "cps" and eta > 1):
-        raise ConfigError(f"eta {eta} is out of range for {sampler}: {'0 to 1' if sampler == 'cps' else 'at least 0'}")
-    size = before - after
-    if sampler == "ode" or eta == 0:
-        return StepCoefficients(torch.ones_like(size), -size, torch.zeros_like(size))
-    if sampler == "cps":
-        kept, drawn = after * math.cos(eta * math.pi / 2), after * math.sin(eta * math.pi / 2)
-        return StepCoefficients(1 - after + kept, kept * (1 - before) - (1 - after) * before, drawn)
-    variance_rate = torch.full_like(size, eta**2)
-    if sampler == "flow_sde":
-        level = torch.where(before == 1, after if sigma_max is None else as_levels(sigma_max), before)
-        if not bool(((level >= 0) & (level < 1)).all()):
-            raise ConfigError(f"sigma_max {level.tolist()} must lie in [0, 1): it stands in for sigma = 1")
-        variance_rate = variance_rate * before / (1 - level)
-    drift = variance_rate / (2 * before)
-    return StepCoefficients(1 - drift * size, -(1 + drift * (1 - before)) * size, (variance_rate * size).sqrt())
+    return Sampler(sampler, eta, sigma_max).coefficients(sigma, sigma_next)
 
 
 def step_mean_std(
@@ -119,18 +75,10 @@ def step_mean_std(
         The mean, shape of `x`, and the standard deviation, `(batch, 1, ..., 1)`; float32, or float64 if `x` or `v` is.
 
     Raises:
-        ConfigError: an unknown sampler, or a number out of its range.
+        ValueError: an unknown sampler, or a number out of its range.
         ValueError: shapes that do not agree.
     """
-    return _mean_std(x, v, step_coefficients(sigma, sigma_next, sampler, eta, sigma_max))
-
-
-def _mean_std(x: Tensor, v: Tensor, coefficients: StepCoefficients) -> tuple[Tensor, Tensor]:
-    _check_shape("v", v, x, shared=False)
-    work = torch.promote_types(torch.promote_types(x.dtype, v.dtype), torch.float32)
-    x, v = x.to(work), v.to(work)
-    on_x, on_v, std = (per_sample(number, x) for number in coefficients)
-    return on_x * x + on_v * v, std
+    return Sampler(sampler, eta, sigma_max).mean_std(x, v, sigma, sigma_next)
 
 
 def sde_step(
@@ -187,26 +135,13 @@ def sde_step(
         storage_dtype: what `x'` is rounded to; None is the dtype of `x`.
 
     Raises:
-        ConfigError: an unknown sampler, a number out of its range, or lam > 0 with nothing to pull to.
+        ValueError: an unknown sampler, a number out of its range, or lam > 0 with nothing to pull to.
         ValueError: shapes that do not agree, or both of two exclusive arguments.
     """
-    coefficients = step_coefficients(sigma, sigma_next, sampler, eta, sigma_max)
-    mean, std = _mean_std(x, v, coefficients)
-    weights = guidance_weights(lam)
-    own = per_sample(1 - weights, mean)
-    if bool(weights.any()):
-        mean = own * mean + per_sample(weights, mean) * _pulled_to(x, anchor, target, sigma, sigma_next, mean)
-        std = own * std
-    if x_next is None:
-        x_next = mean
-        if bool(((1 - weights) * coefficients.std).any()):
-            x_next = mean + std * draw_noise(mean, noise, generator)
-    elif noise is not None:
-        raise ValueError("noise takes a step and x_next re-evaluates one: give one of them")
-    _check_shape("x_next", x_next, x, shared=False)
-    x_next = x_next.detach().to(storage_dtype or x.dtype)
-    log_prob = _log_prob(x_next.to(mean.dtype) - mean, std, own if sampler == "cps" else None)
-    return SDEStep(x_next, log_prob, mean, std)
+    law, pull = Sampler(sampler, eta, sigma_max), Pull(lam, anchor, target)
+    mean, std = law.mean_std(x, v, sigma, sigma_next)
+    keywords = {"noise": noise, "x_next": x_next, "generator": generator, "storage_dtype": storage_dtype}
+    return law.finish(x, mean, std, (sigma, sigma_next), pull, **keywords)
 
 
 def log_ratio(
@@ -243,68 +178,7 @@ def log_ratio(
         `(batch,)` or more, mean over all other dimensions, float32 or float64.
 
     Raises:
-        ConfigError: an unknown sampler.
+        ValueError: an unknown sampler.
         ValueError: std is not above 0; a deterministic step has no ratio.
     """
-    if sampler not in SAMPLERS:
-        raise ConfigError(f"sampler {sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")
-    work = torch.promote_types(mean_new.dtype, torch.float32)
-    gap = mean_old.detach().to(work) - mean_new.to(work)
-    scale = torch.as_tensor(std).detach().to(gap)
-    if scale.ndim == 1:
-        scale = scale.reshape(-1, *[1] * (gap.ndim - 1))
-    if not bool((scale > 0).all()):
-        raise ValueError("std must be above 0: a deterministic step has no ratio")
-    noise = noise.detach().to(work)
-    shift = gap / scale
-    terms = -shift * (noise + shift / 2) * (2 * scale**2 if sampler == "cps" else 1)
-    return terms.flatten(keep).mean(-1)
-
-
-def draw_noise(
-    like: Float[Tensor, " batch *dims"],
-    noise: Float[Tensor, "..."] | None = None,
-    generator: torch.Generator | None = None,
-) -> Float[Tensor, " batch *dims"]:
-    """Standard normal noise in the shape, dtype and on the device of `like`: what is given, or a draw.
-
-    Args:
-        like: the sample.
-        noise: used if given, after a look at its shape.
-        generator: may live on the CPU while `like` does not; None is torch's global one.
-
-    Raises:
-        ValueError: `noise` of another shape.
-    """
-    if noise is None:
-        device = like.device if generator is None else generator.device
-        return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
-    _check_shape("noise", noise, like, shared=False)
-    return noise.detach().to(like)
-
-
-def _pulled_to(x: Tensor, anchor: Tensor | None, target: Tensor | None, sigma: Level, sigma_next: Level, like: Tensor) -> Tensor:
-    if (anchor is None) == (target is None):
-        raise ConfigError("lam above 0 needs an anchor (or a target, not both); give one, or set lam to 0")
-    if target is not None:
-        _check_shape("target", target, x, shared=True)
-        return target.detach().to(like)
-    assert anchor is not None
-    _check_shape("anchor", anchor, x, shared=True)
-    return x_star(x.detach().to(like), anchor.detach().to(like), sigma, sigma_next)
-
-
-def _log_prob(residual: Tensor, std: Tensor, own: Tensor | None) -> Tensor:
-    """Averaged; `own` is (1 - lam) and asks for the unnormalised form of cps."""
-    stochastic = std > 0
-    scale = torch.where(stochastic, std if own is None else own, 1.0)
-    squares = (residual / scale) ** 2
-    density = -squares if own is not None else -squares / 2 - scale.log() - HALF_LOG_TWO_PI
-    averaged = density.reshape(density.shape[0], -1).mean(1)
-    return torch.where(stochastic.reshape(-1), averaged, 0.0)
-
-
-def _check_shape(name: str, tensor: Tensor, x: Tensor, *, shared: bool) -> None:
-    """`shared` allows one for the whole batch."""
-    if tensor.shape != x.shape and not (shared and tensor.shape == (1, *x.shape[1:])):
-        raise ValueError(f"{name} of shape {tuple(tensor.shape)} must have the shape of x, {tuple(x.shape)}")
+    return Sampler(sampler).log_ratio(mean_new, mean_old, std, noise, keep)

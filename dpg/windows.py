@@ -4,7 +4,6 @@ import random
 from collections.abc import Sequence
 
 from dpg.guidance import draw_steps
-from portraitkit.errors import ConfigError
 
 WINDOWS = ("all", "segments", "window", "sliding")
 
@@ -49,14 +48,14 @@ def stochastic_steps(
         Sorted, distinct step indices below T - 1; empty at T = 1.
 
     Raises:
-        ConfigError: an unknown window, or one that does not fit in the steps before the last.
+        ValueError: an unknown window, or one that does not fit in the steps before the last.
     """
     if window not in WINDOWS:
-        raise ConfigError(f"window {window!r} is unknown; choose one of {', '.join(WINDOWS)}")
+        raise ValueError(f"window {window!r} is unknown; choose one of {', '.join(WINDOWS)}")
     if num_steps < 1 or iteration < 0:
-        raise ConfigError(f"num_steps {num_steps} must be at least 1 and iteration {iteration} at least 0")
+        raise ValueError(f"num_steps {num_steps} must be at least 1 and iteration {iteration} at least 0")
     if lambdas is not None and len(lambdas) != num_steps:
-        raise ConfigError(f"{len(lambdas)} lambdas given for {num_steps} steps")
+        raise ValueError(f"{len(lambdas)} lambdas given for {num_steps} steps")
     own_seed = seed * 1_000_003 + iteration
     if window == "segments":
         return draw_steps(num_steps, segments, own_seed, lambdas=lambdas)
@@ -65,19 +64,19 @@ def stochastic_steps(
     else:
         places = num_steps - width  # windows of this width before the last step
         if width < 1 or places < 1:
-            raise ConfigError(f"width {width} must lie in 1 .. {num_steps - 1}: the last step is never stochastic")
+            raise ValueError(f"width {width} must lie in 1 .. {num_steps - 1}: the last step is never stochastic")
         if window == "sliding":
             first = _slid(iteration, places, stride, every)
         else:
             first = random.Random(own_seed).randrange(places) if start is None else start
         if not 0 <= first < places:
-            raise ConfigError(f"start {first} must lie in 0 .. {places - 1} for {width} of {num_steps} steps")
+            raise ValueError(f"start {first} must lie in 0 .. {places - 1} for {width} of {num_steps} steps")
         steps = range(first, first + width)
     return [i for i in steps if lambdas is None or lambdas[i] < 1]
 
 
 def _slid(iteration: int, places: int, stride: int, every: int) -> int:
     if stride < 1 or every < 1:
-        raise ConfigError(f"stride {stride} and every {every} must be at least 1")
+        raise ValueError(f"stride {stride} and every {every} must be at least 1")
     stops = range(0, places, stride)
     return stops[iteration // every % len(stops)]

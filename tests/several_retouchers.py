@@ -13,8 +13,7 @@ from several_processes import Job, serve
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as `run_command` does
 
-from policies.retoucher import rank_groups as own_groups  # noqa: E402
-from policies.retoucher import run  # noqa: E402
+from policies.retoucher import rank_groups, run  # noqa: E402
 from policies.retoucher.backbones import flux_kontext, tiny  # noqa: E402, F401 (the same)
 from policies.retoucher.main import align_retoucher  # noqa: E402
 
@@ -22,7 +21,7 @@ from policies.retoucher.main import align_retoucher  # noqa: E402
 def retouch(rank: int, job: Job) -> None:
     """Run the command; never returns."""
     log = Path(f"{job['log']}.{rank}")
-    draw, noises = own_groups.noise_of_groups, log.with_suffix(f".noise.{rank}")
+    draw, noises = rank_groups.noise_of_groups, log.with_suffix(f".noise.{rank}")
 
     def noted(*given: Any, **settings: Any) -> Any:
         """Note what each candidate's noise is, and stop where the job says so."""
@@ -44,7 +43,7 @@ def retouch(rank: int, job: Job) -> None:
         own = sum(parameter.to_local().numel() for parameter in backbone.transformer.parameters())
         log.with_suffix(f".held.{rank}").write_text(str(own / whole))
 
-    own_groups.noise_of_groups, run.divide_base = noted, weighed
+    rank_groups.noise_of_groups, run.divide_base = noted, weighed
     sys.argv = ["align-retoucher", *job["options"]]
     align_retoucher()
 

@@ -17,10 +17,10 @@ from policies.retoucher.evaluate import Evaluation, EvaluationSet, compare
 from policies.retoucher.model.adapter import check_start
 from policies.retoucher.model.encoding_cache import open_cache, with_cache
 from policies.retoucher.model.loading import loading_options
+from policies.retoucher.photos import PhotoSource, open_photos
 from policies.retoucher.report.ablation_plots import ablation_plot, ablation_table_markdown
 from policies.retoucher.rewards import open_rewards
 from policies.retoucher.trainer import Trainer, make_evaluation_sets
-from policies.retoucher.training_photos import PhotoSource, open_photos
 from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError
 from portraitkit.parallel import launched_processes

@@ -1,8 +1,9 @@
 """Every option of `align-retoucher`. The docstring under a field is its help text."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -10,6 +11,11 @@ from policies.retoucher.config_rules import RULES, check_guidance
 from portraitkit.errors import ConfigError
 from portraitkit.hub import check_repo_name
 from portraitkit.memory.plan import check_planning
+
+if TYPE_CHECKING:
+    from dpg.scheduler import DPGScheduler
+    from policies.retoucher.rank_groups import GroupSettings
+    from policies.retoucher.update import Loss
 
 
 def _readable(shown: str) -> str:
@@ -265,6 +271,75 @@ class RetoucherConfig:
             raise ConfigError(
                 f"--reward-weights has {len(self.reward_weights)} values for {len(self.all_rewards)} rewards: give one each, or none"
             )
+
+    def scheduler(self, sigmas: Sequence[float], iteration: int) -> "DPGScheduler":
+        """The scheduler that takes the steps of a rollout, its stochastic ones drawn: equal seed and iteration draw equal steps.
+
+        Args:
+            sigmas: noise levels from 1 to 0, one more than there are steps.
+            iteration: training step.
+        """
+        from dpg.scheduler import DPGScheduler
+
+        scheduler = DPGScheduler(
+            sampler=self.sampler,
+            eta=self.eta,
+            window=self.window,
+            segments=self.segments,
+            window_start=self.window_start,
+            window_width=self.window_width,
+            window_stride=self.window_stride,
+            window_every=self.window_every,
+            lambda_kind=self.lam_schedule if self.dpg else "zero",
+            lambda_max=self.lam_max,
+            lambda_target="mean" if self.anchor == "none" else "anchor",
+        )
+        scheduler.set_timesteps(sigmas=list(sigmas[:-1]))
+        scheduler.draw(self.seed, iteration=iteration, record=True)
+        return scheduler
+
+    def check_sampling(self) -> None:
+        """Refuse sampling settings that cannot train anything, before a model is loaded.
+
+        Raises:
+            ConfigError: the window does not fit, the sampler refuses eta, or no step can be stochastic.
+        """
+        sigmas = [1 - step / self.num_steps for step in range(self.num_steps + 1)]
+        try:
+            scheduler = self.scheduler(sigmas, 0)
+            drawn = scheduler.drawn_steps
+            if drawn:
+                scheduler.sampler.coefficients(sigmas[drawn[0]], sigmas[drawn[0] + 1])
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if not drawn:
+            raise ConfigError(
+                f"--num-steps {self.num_steps}, --window {self.window}, --lam-max {self.lam_max}: no step can be stochastic "
+                "(the last one never is, nor one with guidance 1); take more steps or less guidance"
+            )
+
+    @property
+    def loss(self) -> "Loss":
+        """What an update minimises."""
+        from policies.retoucher.update import Loss
+
+        return Loss(self.clip_range, self.ratio, self.kl_beta, self.step_weight)
+
+    @property
+    def groups(self) -> "GroupSettings":
+        """How the groups of a training step are rolled out."""
+        from policies.retoucher.rank_groups import GroupSettings
+
+        return GroupSettings(
+            prompt=self.prompt,
+            groups_per_step=self.photos_per_step,
+            group_size=self.group_size,
+            shared_noise=self.shared_noise,
+            anchor=self.anchor if self.dpg else "none",
+            seed=self.seed,
+            micro_batch=self.micro_batch,
+            bf16=self.bf16_rollouts,
+        )
 
     @property
     def evaluation_steps(self) -> int:

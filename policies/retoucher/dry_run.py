@@ -24,7 +24,6 @@ from policies.retoucher.model.traces import (
     update_bytes,
     weight_bytes,
 )
-from policies.retoucher.rollout import check_plan, plan_steps
 from portraitkit.errors import ConfigError, WeightsError
 from portraitkit.memory.plan import Change, Memory, Shards, check_fits, device_limit, print_table
 from portraitkit.memory.vlm_trace import Load, ModelSizes, ModelSpec, generation_bytes, model_sizes
@@ -50,7 +49,7 @@ def dry_run(config: RetoucherConfig) -> int:
     Raises:
         ConfigError: the run cannot be divided so, or cannot fit on the device; the message names the change that makes it fit.
     """
-    check_plan(config)
+    config.check_sampling()
     if config.sharding != "none" and config.plan_devices == 1:
         raise ConfigError(
             f"--plan-devices 1: --sharding {config.sharding} divides the base among several; give --plan-devices 8, for example"
@@ -210,7 +209,7 @@ def _resolution(config: RetoucherConfig) -> int:
 
 
 def _drawn_steps(config: RetoucherConfig) -> int:
-    return len(plan_steps(config, [1 - step / config.num_steps for step in range(config.num_steps + 1)], 0).drawn)
+    return len(config.scheduler([1 - step / config.num_steps for step in range(config.num_steps + 1)], 0).drawn_steps)
 
 
 def _update_rows(config: RetoucherConfig) -> int:
@@ -241,7 +240,7 @@ def _host_bytes(config: RetoucherConfig) -> dict[str, int]:
     latents = candidates * (1 + 3 * _drawn_steps(config)) + 2 * evaluated  # of each candidate and of its drawn steps
     return {
         "photos and latents": photos + latents * latent,
-        "candidates": candidates * (3 + PHOTO_CHANNELS) * channel,  # with the copies of their photos
+        "candidates": candidates * 3 * channel,
         "evaluated": 3 * config.held_out_photos * 3 * channel,  # before and after training, and the parts beside them
     }
 

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from policies.retoucher.micro_batch import Room
+from policies.retoucher.micro_batch import MicroBatch
 from policies.retoucher.model.backbone import Backbone, Condition, sample_ode
+from policies.retoucher.photos import PhotoSource, TrainingPhotos
 from policies.retoucher.processes import Processes
-from policies.retoucher.training_photos import PhotoSource, TrainingPhotos
 from portraitkit.stats import Change, paired_change
 from reward_models.reward_set import RewardSet, verifiable_reward
 from reward_models.verifiable import blemish_residual, clarity_error, identity_change, residual_grain, texture_error, tone_error
@@ -70,7 +70,7 @@ def evaluate_policy(
     processes: Processes | None = None,
     *,
     pictures: bool = True,
-    room: Room | None = None,
+    fitting: MicroBatch | None = None,
 ) -> Evaluation:
     """Retouch every photo of the set by the ODE and measure it.
 
@@ -81,7 +81,7 @@ def evaluate_policy(
         num_steps: of the ODE.
         processes: that take a part of the photos each; all have the values of all photos afterwards.
         pictures: whether pictures are wanted; without, several processes do not exchange them, and the evaluation has none.
-        room: for photos that go through the networks at once; for all if not given.
+        fitting: photos that go through the networks at once; for all if not given.
 
     Raises:
         WorkersLost: a reward that is scored elsewhere never came.
@@ -90,7 +90,7 @@ def evaluate_policy(
 
     def retouched(part: EvaluationSet) -> Float[Tensor, "n 3 h w"]:
         count = len(part.noise)
-        return (room or Room(count)).fit(count, lambda rows: sample_ode(backbone, part.condition, part.noise, num_steps, rows))
+        return (fitting or MicroBatch(count)).fit(count, lambda rows: sample_ode(backbone, part.condition, part.noise, num_steps, rows))
 
     if processes is None or processes.count == 1:
         return measure(retouched(data), data, rewards)
@@ -100,7 +100,7 @@ def evaluate_policy(
         if not len(rows):
             return None
         # Who evaluates a divided network must do so as often as the others: a process with a photo less takes one of its own twice.
-        spare = -(-len(data.noise) // processes.count) - len(rows) if room is not None and room.fixed else 0
+        spare = -(-len(data.noise) // processes.count) - len(rows) if fitting is not None and fitting.fixed else 0
         found = retouched(data.select(torch.cat([rows, rows[:1].expand(spare)])))[: len(rows)]
         part = data.select(rows)
         done = measure(found, part, rewards)

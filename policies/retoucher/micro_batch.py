@@ -11,7 +11,7 @@ T = TypeVar("T")
 ADVICE = "a smaller --resolution, --gradient-checkpointing, --offload-text-encoder or --quantize nf4 may fit; --dry-run says what does"
 
 
-class Room:
+class MicroBatch:
     """Rows that go through the networks at once. Once halved it stays so: what does not fit now will not fit later.
 
     Args:

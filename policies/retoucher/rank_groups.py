@@ -1,26 +1,56 @@
-"""The groups of a training step that one process takes: rolled out and scored here, and what the other processes are told of them."""
+"""The groups of a training step that one rank takes: rolled out, scored, and what the other ranks learn of them.
 
+Reward workers score the first groups while the next ones are rolled out.
+"""
+
+import time
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from policies.retoucher.config import RetoucherConfig
-from policies.retoucher.micro_batch import Room
+from dpg.scheduler import DPGScheduler
+from policies.retoucher.micro_batch import MicroBatch
 from policies.retoucher.model.backbone import Backbone, Condition, Latents
+from policies.retoucher.photos import PhotoSource, TrainingPhotos
 from policies.retoucher.processes import Processes
-from policies.retoucher.rollout import Rollout, StepPlan, noise_of_groups
-from policies.retoucher.scored_rollout import roll_out_and_score
-from policies.retoucher.training_photos import PhotoSource, TrainingPhotos
+from policies.retoucher.rollout import Noise, Rollout, join, noise_of_groups, roll_out_photos
+from portraitkit.processor import bf16_autocast
 from reward_models.judge.reward import CountedJudge
 from reward_models.photos import Photos
 from reward_models.reward_set import RewardSet, verifiable_reward
 
 
 @dataclass(frozen=True)
-class OwnGroups:
-    """What stays in the process. In condition and rollout, groups are counted from 0; group i is the step's group `groups[i]`.
+class GroupSettings:
+    """How the groups of a training step are rolled out.
+
+    Attributes:
+        prompt: editing instruction.
+        groups_per_step: in a training step, of all ranks together.
+        group_size: candidates of one photo.
+        shared_noise: one initial noise a group instead of one a candidate.
+        anchor: what guidance pulls to: the photo's own anchor, another photo's, or nothing.
+        seed: of the run.
+        micro_batch: candidates that are rolled out together, as far as whole groups fit; at least one group.
+        bf16: see `rollout.roll_out`.
+    """
+
+    prompt: str
+    groups_per_step: int = 4
+    group_size: int = 12
+    shared_noise: bool = True
+    anchor: Literal["label", "wrong", "none"] = "label"
+    seed: int = 0
+    micro_batch: int = 48
+    bf16: bool = False
+
+
+@dataclass(frozen=True)
+class RankGroups:
+    """The groups of a rank. In condition and rollout, groups are counted from 0; group i is the step's group `groups[i]`.
 
     Attributes:
         groups: numbers of the groups in the step, ascending.
@@ -38,8 +68,8 @@ class OwnGroups:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What every process knows of the groups of one, or of all of them.
+class GroupScores:
+    """What every rank learns of the groups of one rank, or of all of them.
 
     Attributes:
         parts: every reward of every candidate; empty where there is no group.
@@ -58,7 +88,7 @@ class Told:
     checked: Float[Tensor, " members"] | None
 
 
-NOTHING = Told({}, [], 0, 0.0, {}, None)
+NO_SCORES = GroupScores({}, [], 0, 0.0, {}, None)
 
 
 def judges_of(rewards: RewardSet) -> list[CountedJudge]:
@@ -66,45 +96,46 @@ def judges_of(rewards: RewardSet) -> list[CountedJudge]:
     return [function for function in rewards.functions.values() if isinstance(function, CountedJudge)]
 
 
-def roll_out_own(
+def roll_out_groups(
     backbone: Backbone,
     source: PhotoSource,
     rewards: RewardSet,
-    plan: StepPlan,
-    config: RetoucherConfig,
+    scheduler: DPGScheduler,
+    settings: GroupSettings,
     step: int,
     groups: list[int],
-    room: Room | None = None,
-) -> tuple[OwnGroups, Told]:
+    fitting: MicroBatch | None = None,
+) -> tuple[RankGroups, GroupScores]:
     """Roll out and score some groups of a training step.
 
     Args:
         backbone: the policy.
         source: of the photos.
         rewards: that score.
-        plan: the steps.
-        config: the run.
+        scheduler: takes the steps.
+        settings: of the groups.
         step: training step.
         groups: numbers of the groups in the step, at least one.
-        room: for candidates that go through the networks at once; a micro-batch if not given.
+        fitting: candidates that go through the networks at once; a micro-batch if not given.
 
     Raises:
         UserError: a photo cannot be used, reward workers are lost, or there is no room for one candidate.
     """
-    start = step * config.photos_per_step
+    start = step * settings.groups_per_step
     batch = source.load("train", [start + group for group in groups])
-    condition = backbone.condition(batch.photos.source, config.prompt)
+    condition = backbone.condition(batch.photos.source, settings.prompt)
     anchors = None
-    if config.dpg and config.anchor != "none" and batch.anchors is not None:
-        wrong = config.anchor == "wrong"
-        anchors = _anchors_of_others(backbone, source, config, start, groups, batch) if wrong else backbone.encode(batch.anchors)
+    if settings.anchor != "none" and batch.anchors is not None:
+        wrong = settings.anchor == "wrong"
+        anchors = _anchors_of_others(backbone, source, settings, start, groups, batch) if wrong else backbone.encode(batch.anchors)
     judges = judges_of(rewards)
     before = [judge.counts.copy() for judge in judges]
-    drawn = {"group_size": config.group_size, "shared_noise": config.shared_noise, "seed": config.seed, "iteration": step}
-    noise = noise_of_groups(backbone, plan, groups, **drawn)
-    scored = roll_out_and_score(backbone, condition, anchors, plan, batch.photos, rewards, config, noise, room)
+    drawn = {"group_size": settings.group_size, "shared_noise": settings.shared_noise, "seed": settings.seed, "iteration": step}
+    noise = noise_of_groups(backbone, scheduler.drawn_steps, groups, **drawn)
+    options = {"micro_batch": settings.micro_batch, "bf16": settings.bf16, "fitting": fitting}
+    scored = roll_out_and_score(backbone, condition, anchors, scheduler, batch.photos, rewards, noise, **options)
     new = [judge.counts.since(count) for judge, count in zip(judges, before, strict=True)]
-    told = Told(
+    scores = GroupScores(
         {name: values.cpu() for name, values in scored.parts.items()},
         batch.ids,
         scored.rollout.evaluations,
@@ -112,31 +143,31 @@ def roll_out_own(
         {name: sum(count[name] for count in new) for name in new[0]} if new else {},
         verifiable_reward(rewards, scored.parts, scored.candidates, batch.photos, scored.rollout.photo_of).cpu() if new else None,
     )
-    return OwnGroups(groups, condition, scored.rollout, scored.candidates, batch.photos), told
+    return RankGroups(groups, condition, scored.rollout, scored.candidates, batch.photos), scores
 
 
-def all_told(processes: Processes, own: Told, group_size: int) -> Told:
-    """What all processes were told, in the order of the groups."""
+def gather_scores(processes: Processes, scores: GroupScores, group_size: int) -> GroupScores:
+    """The scores of all ranks, in the order of the groups."""
     if processes.count == 1:
-        return own
-    told = [some for some in processes.gather(own) if some.ids]
-    names = [torch.arange(len(some.ids)) for some in told]
+        return scores
+    ranks = [some for some in processes.gather(scores) if some.ids]
+    names = [torch.arange(len(some.ids)) for some in ranks]
     numbers = processes.in_order([torch.stack([torch.full_like(rows, place), rows], 1) for place, rows in enumerate(names)])
-    return Told(
-        {name: processes.in_order([some.parts[name] for some in told], group_size) for name in told[0].parts},
-        [told[place].ids[row] for place, row in numbers.tolist()],
-        sum(some.evaluations for some in told),
-        max(some.waited for some in told),
-        {name: sum(some.judged[name] for some in told) for name in told[0].judged},
-        None if told[0].checked is None else processes.in_order([_values(some.checked) for some in told], group_size),
+    return GroupScores(
+        {name: processes.in_order([some.parts[name] for some in ranks], group_size) for name in ranks[0].parts},
+        [ranks[place].ids[row] for place, row in numbers.tolist()],
+        sum(some.evaluations for some in ranks),
+        max(some.waited for some in ranks),
+        {name: sum(some.judged[name] for some in ranks) for name in ranks[0].judged},
+        None if ranks[0].checked is None else processes.in_order([_values(some.checked) for some in ranks], group_size),
     )
 
 
 def _anchors_of_others(
-    backbone: Backbone, source: PhotoSource, config: RetoucherConfig, start: int, groups: list[int], batch: TrainingPhotos
+    backbone: Backbone, source: PhotoSource, settings: GroupSettings, start: int, groups: list[int], batch: TrainingPhotos
 ) -> Latents | None:
     """The anchor of the photo before in the step, for each group; that of the last one for the first."""
-    others = [(group - 1) % config.photos_per_step for group in groups]
+    others = [(group - 1) % settings.groups_per_step for group in groups]
     missing = [other for other in others if other not in groups]
     anchors = {group: batch.anchors[row] for row, group in enumerate(groups)} if batch.anchors is not None else {}
     if missing:
@@ -148,3 +179,81 @@ def _anchors_of_others(
 def _values(values: Tensor | None) -> Tensor:
     assert values is not None
     return values
+
+
+@dataclass(frozen=True)
+class ScoredRollout:
+    """Candidates of a step and what they earned.
+
+    Attributes:
+        rollout: of all photos.
+        candidates: RGB, [0, 1], one a member of the rollout.
+        parts: every reward of every candidate.
+        waited: seconds between the last candidate and the last reward.
+    """
+
+    rollout: Rollout
+    candidates: Float[Tensor, "members 3 h w"]
+    parts: dict[str, Float[Tensor, " members"]]
+    waited: float
+
+
+def roll_out_and_score(
+    backbone: Backbone,
+    condition: Condition,
+    anchors: Latents | None,
+    scheduler: DPGScheduler,
+    photos: Photos,
+    rewards: RewardSet,
+    noise: Noise,
+    *,
+    micro_batch: int,
+    bf16: bool = False,
+    fitting: MicroBatch | None = None,
+) -> ScoredRollout:
+    """Roll out one photo after the other, or as many together as fit a micro-batch, and begin to score each as soon as it is there.
+
+    Which photos go together follows from the configuration, never from where rewards are scored; the noise is drawn before. So the
+    step is the same, bit by bit, with workers and without. Advantages need every reward of a group, and `--global-std` those of the
+    step, and the next rollout needs the updated policy: rewards overlap with rollouts within a step, never across an update.
+
+    Args:
+        backbone: the policy.
+        condition: the encoded photos.
+        anchors: encoded anchors of the photos; None without guidance.
+        scheduler: takes the steps.
+        photos: one a row of `condition`.
+        rewards: that score.
+        noise: of all photos.
+        micro_batch: candidates that are rolled out together, as far as whole groups fit; at least one group.
+        bf16: see `roll_out`.
+        fitting: candidates that go through the networks at once; a micro-batch if not given.
+
+    Raises:
+        WorkersLost: rewards that workers score never came.
+        OutOfMemory: there is no room for one candidate.
+    """
+    total, fitting = len(condition), fitting or MicroBatch(micro_batch)
+    rollouts, pictures, scorings = [], [], []
+    for rows in torch.arange(total).split(max(1, micro_batch // noise.group_size)):
+        members = len(rows) * noise.group_size
+
+        def sampled(batch: int, rows: Tensor = rows) -> Rollout:
+            return roll_out_photos(backbone, condition, anchors, scheduler, noise, rows, batch=batch, bf16=bf16)
+
+        rollout = fitting.fit(members, sampled)
+        candidates = fitting.fit(members, lambda batch, rollout=rollout: _decoded(backbone, condition, rollout, batch, bf16))
+        scorings.append(rewards.submit(candidates, photos, rollout.photo_of))
+        rollouts.append(rollout)
+        pictures.append(candidates)
+    rolled = time.monotonic()
+    done = [scoring.result() for scoring in scorings]
+    parts = {name: torch.cat([part[name] for part in done]) for name in done[0]}
+    return ScoredRollout(join(rollouts), torch.cat(pictures), parts, time.monotonic() - rolled)
+
+
+@torch.no_grad()
+def _decoded(backbone: Backbone, condition: Condition, rollout: Rollout, batch: int, bf16: bool) -> Float[Tensor, "members 3 h w"]:
+    parts = zip(rollout.latents.split(batch), rollout.photo_of.split(batch), strict=True)
+    with bf16_autocast(bf16):
+        return torch.cat([backbone.decode(latents, condition.select(photo_of)) for latents, photo_of in parts])

@@ -4,63 +4,17 @@ With one initial noise per group the ODE steps before the first drawn step are t
 velocity at that step: they are computed once a group. That is exact, and the update does the same for that step's gradient.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dpg.guidance import lambda_schedule
-from dpg.sde import sde_step, step_coefficients, step_mean_std
-from dpg.windows import stochastic_steps
-from policies.retoucher.config import RetoucherConfig
+from dpg.sampler import TakenStep
+from dpg.scheduler import DPGScheduler
 from policies.retoucher.model.backbone import Backbone, Condition, Latents
-from policies.retoucher.seeds import mix
-from portraitkit.errors import ConfigError
 from portraitkit.processor import bf16_autocast
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """Which steps of a rollout are stochastic, and how.
-
-    Attributes:
-        sigmas: noise levels from 1 to 0, one more than there are steps.
-        drawn: indices of the stochastic steps, ascending.
-        lams: guidance of every step, 0 where nothing pulls and nothing is attenuated.
-        sampler: of the stochastic steps.
-        eta: their noise level.
-        anchored: whether guidance pulls to an anchor; if not it only attenuates the noise.
-    """
-
-    sigmas: list[float]
-    drawn: list[int]
-    lams: list[float]
-    sampler: str
-    eta: float
-    anchored: bool
-
-
-@dataclass(frozen=True)
-class TakenStep:
-    """One drawn step as it was taken; what the update needs to re-evaluate it.
-
-    Attributes:
-        index: of the step.
-        x: the state before it: one row a photo if `shared`, else one a candidate.
-        z: the standard normal noise of every candidate; log-ratios depend on it alone, whatever the guidance was.
-        mean: the unguided mean under the policy that rolled out, rows as `x`.
-        std: the unguided standard deviation.
-        shared: whether all members of a group started this step from the same state.
-    """
-
-    index: int
-    x: Float[Tensor, "rows tokens channels"]
-    z: Float[Tensor, "members tokens channels"]
-    mean: Float[Tensor, "rows tokens channels"]
-    std: float
-    shared: bool
 
 
 @dataclass(frozen=True)
@@ -80,41 +34,6 @@ class Rollout:
     evaluations: int
 
 
-def plan_steps(config: RetoucherConfig, sigmas: list[float], iteration: int) -> StepPlan:
-    """The steps of one training iteration; equal seed and iteration give equal steps."""
-    kind = config.lam_schedule if config.dpg else "zero"
-    lams = lambda_schedule(config.num_steps, kind, config.lam_max, sigmas=sigmas[:-1])
-    drawn = stochastic_steps(
-        config.window,
-        config.num_steps,
-        seed=config.seed,
-        iteration=iteration,
-        segments=config.segments,
-        start=config.window_start,
-        width=config.window_width,
-        stride=config.window_stride,
-        every=config.window_every,
-        lambdas=lams,
-    )
-    return StepPlan(sigmas, drawn, lams, config.sampler, config.eta, anchored=config.anchor != "none")
-
-
-def check_plan(config: RetoucherConfig) -> None:
-    """Refuse sampling settings that cannot train anything, before a model is loaded.
-
-    Raises:
-        ConfigError: the window does not fit, the sampler refuses eta, or no step can be stochastic.
-    """
-    sigmas = [1 - step / config.num_steps for step in range(config.num_steps + 1)]
-    plan = plan_steps(config, sigmas, 0)
-    if not plan.drawn:
-        raise ConfigError(
-            f"--num-steps {config.num_steps}, --window {config.window}, --lam-max {config.lam_max}: no step can be stochastic "
-            "(the last one never is, nor one with guidance 1); take more steps or less guidance"
-        )
-    step_coefficients(sigmas[plan.drawn[0]], sigmas[plan.drawn[0] + 1], config.sampler, config.eta, sigmas[1])
-
-
 @dataclass(frozen=True)
 class Noise:
     """All noise of a rollout, drawn before its first step: how the rollout is cut into parts does not change it.
@@ -126,21 +45,21 @@ class Noise:
     """
 
     start: Latents
-    steps: dict[int, Float[Tensor, "members tokens channels"]]
+    steps: Mapping[int, Float[Tensor, "members tokens channels"]]
     group_size: int
 
 
 def draw_noise(
-    backbone: Backbone, plan: StepPlan, photos: int, *, group_size: int, shared_noise: bool, generator: torch.Generator
+    backbone: Backbone, drawn: Sequence[int], photos: int, *, group_size: int, shared_noise: bool, generator: torch.Generator
 ) -> Noise:
     """The noise of `photos` groups: the initial one first, then that of each drawn step."""
     start = backbone.noise(photos if shared_noise else photos * group_size, generator)
-    steps = {index: torch.randn(photos * group_size, *start.shape[1:], generator=generator) for index in plan.drawn}
+    steps = {index: torch.randn(photos * group_size, *start.shape[1:], generator=generator) for index in drawn}
     return Noise(start, steps, group_size)
 
 
 def noise_of_groups(
-    backbone: Backbone, plan: StepPlan, groups: Sequence[int], *, group_size: int, shared_noise: bool, seed: int, iteration: int
+    backbone: Backbone, drawn: Sequence[int], groups: Sequence[int], *, group_size: int, shared_noise: bool, seed: int, iteration: int
 ) -> Noise:
     """The noise of some groups of a training step, each candidate's from its own generator.
 
@@ -149,7 +68,7 @@ def noise_of_groups(
 
     Args:
         backbone: the policy.
-        plan: the steps.
+        drawn: indices of the stochastic steps.
         groups: numbers of the groups in the step.
         group_size: candidates a group.
         shared_noise: one initial noise a group instead of one a candidate.
@@ -157,23 +76,23 @@ def noise_of_groups(
         iteration: training step.
     """
     starts: list[Tensor] = []
-    steps: dict[int, list[Tensor]] = {index: [] for index in plan.drawn}
+    steps: dict[int, list[Tensor]] = {index: [] for index in drawn}
     for group in groups:
         for member in range(-1 if shared_noise else 0, group_size):
             generator = torch.Generator().manual_seed(mix(seed, iteration, group, member + 1))
             if member < 0 or not shared_noise:
                 starts.append(backbone.noise(1, generator))
             if member >= 0:
-                for index in plan.drawn:
+                for index in drawn:
                     steps[index].append(torch.randn(1, *starts[0].shape[1:], generator=generator))
-    return Noise(torch.cat(starts), {index: torch.cat(drawn) for index, drawn in steps.items()}, group_size)
+    return Noise(torch.cat(starts), {index: torch.cat(rows) for index, rows in steps.items()}, group_size)
 
 
 def roll_out(
     backbone: Backbone,
     condition: Condition,
     anchors: Latents | None,
-    plan: StepPlan,
+    scheduler: DPGScheduler,
     *,
     group_size: int,
     shared_noise: bool,
@@ -187,15 +106,17 @@ def roll_out(
         backbone: the policy.
         condition: the encoded photos.
         anchors: encoded anchors of the photos; None without guidance.
-        plan: the steps.
+        scheduler: on the timesteps of the rollout, with its stochastic steps drawn; it takes every step.
         group_size: candidates a photo.
         shared_noise: one initial noise a photo instead of one a candidate.
         generator: of all noise.
         batch: candidates evaluated at once.
         bf16: evaluate the ODE steps that a candidate takes on its own in bfloat16. No ratio ever sees them.
     """
-    noise = draw_noise(backbone, plan, len(condition), group_size=group_size, shared_noise=shared_noise, generator=generator)
-    return roll_out_photos(backbone, condition, anchors, plan, noise, torch.arange(len(condition)), batch=batch, bf16=bf16)
+    noise = draw_noise(
+        backbone, scheduler.drawn_steps, len(condition), group_size=group_size, shared_noise=shared_noise, generator=generator
+    )
+    return roll_out_photos(backbone, condition, anchors, scheduler, noise, torch.arange(len(condition)), batch=batch, bf16=bf16)
 
 
 @torch.no_grad()
@@ -203,7 +124,7 @@ def roll_out_photos(
     backbone: Backbone,
     condition: Condition,
     anchors: Latents | None,
-    plan: StepPlan,
+    scheduler: DPGScheduler,
     noise: Noise,
     photos: Int[Tensor, " k"],
     *,
@@ -216,7 +137,7 @@ def roll_out_photos(
         backbone: the policy.
         condition: the encoded photos, all of them.
         anchors: encoded anchors of all photos; None without guidance.
-        plan: the steps.
+        scheduler: on the timesteps of the rollout, with its stochastic steps drawn; it takes every step.
         noise: of all photos.
         photos: indices of those that are rolled out, consecutive.
         batch: candidates evaluated at once.
@@ -225,33 +146,27 @@ def roll_out_photos(
     Returns:
         The part of the whole rollout; `photo_of` counts all photos. `join` puts parts together.
     """
-    group_size, shared_noise = noise.group_size, len(noise.start) == len(condition)
-    own = torch.arange(len(photos)).repeat_interleave(group_size)
-    photo_of = photos[own]
+    group_size, drawn = noise.group_size, scheduler.drawn_steps
+    row_of = torch.arange(len(photos)).repeat_interleave(group_size)
+    photo_of = photos[row_of]
     members = slice(int(photos[0]) * group_size, (int(photos[-1]) + 1) * group_size)
-    rows = photos if shared_noise else photo_of
-    x = noise.start[photos] if shared_noise else noise.start[members]
-    steps: list[TakenStep] = []
+    shared = len(noise.start) == len(condition)
+    rows = photos if shared else photo_of
+    x = noise.start[photos] if shared else noise.start[members]
+    anchor = None if anchors is None else anchors[photo_of]
+    scheduler.restart(anchor=anchor, noise={index: z[members] for index, z in noise.steps.items()})
     evaluations = 0
-    for index, (sigma, sigma_next) in enumerate(zip(plan.sigmas[:-1], plan.sigmas[1:], strict=True)):
-        with bf16_autocast(bf16 and index not in plan.drawn and len(x) == len(photo_of)):
-            v = evaluate(backbone, x, sigma, condition, rows, batch)
+    for index, timestep in enumerate(scheduler.timesteps):
+        with bf16_autocast(bf16 and index not in drawn and len(x) == len(photo_of)):
+            v = evaluate(backbone, x, scheduler.sigmas[index].item(), condition, rows, batch)
         evaluations += len(x) * backbone.forwards
-        if index not in plan.drawn:
-            x = x + (sigma_next - sigma) * v
-            continue
-        settings = {"sampler": plan.sampler, "eta": plan.eta, "sigma_max": plan.sigmas[1]}
-        mean, std = step_mean_std(x, v, sigma, sigma_next, **settings)
-        shared = len(x) < len(photo_of)
-        z = noise.steps[index][members]
-        steps.append(TakenStep(index, x, z, mean, float(std.flatten()[0]), shared))
-        if shared:
-            x, v, mean, rows = x[own], v[own], mean[own], photo_of
-        pull = {"anchor": anchors[rows]} if plan.anchored and anchors is not None else {"target": mean}
-        lam = plan.lams[index]
-        x = sde_step(x, v, sigma, sigma_next, noise=z, lam=lam, **(pull if lam > 0 else {}), **settings).x_next
+        if index in drawn and len(x) < len(photo_of):  # from here on the members of a group differ
+            x, v, rows = x[row_of], v[row_of], photo_of
+        x = scheduler.step(v, timestep, x, return_dict=False)[0]
     if len(x) < len(photo_of):
-        x = x[own]
+        x = x[row_of]
+    one_each = torch.arange(0, len(photo_of), group_size)
+    steps = [step.share(one_each) if shared and step.index == drawn[0] else step for step in scheduler.trajectory]
     return Rollout(x, photo_of, steps, evaluations)
 
 
@@ -259,13 +174,9 @@ def join(parts: Sequence[Rollout]) -> Rollout:
     """One rollout out of those of consecutive photos."""
     if len(parts) == 1:
         return parts[0]
+    names = ("x", "x_next", "noise", "mean", "std", "log_prob")
     steps = [
-        replace(
-            taken[0],
-            x=torch.cat([step.x for step in taken]),
-            z=torch.cat([step.z for step in taken]),
-            mean=torch.cat([step.mean for step in taken]),
-        )
+        replace(taken[0], **{name: torch.cat([getattr(step, name) for step in taken]) for name in names})
         for taken in zip(*(part.steps for part in parts), strict=True)
     ]
     latents, photo_of = (torch.cat([getattr(part, name) for part in parts]) for name in ("latents", "photo_of"))
@@ -281,3 +192,14 @@ def evaluate(
         for x_part, row_part in zip(x.split(batch), rows.split(batch), strict=True)
     ]
     return torch.cat(parts)
+
+
+def mix(*numbers: int) -> int:
+    """One seed out of several numbers, well spread (splitmix64)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1

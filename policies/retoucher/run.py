@@ -23,14 +23,13 @@ from policies.retoucher.model.backbone import Backbone
 from policies.retoucher.model.encoding_cache import open_cache, with_cache
 from policies.retoucher.model.loading import loading_options
 from policies.retoucher.model.sharding import check_sharding, divide_base
+from policies.retoucher.photos import PhotoSource, open_photos
 from policies.retoucher.processes import Processes, check_count, open_processes
 from policies.retoucher.report.card import FILES, write_retoucher_card
 from policies.retoucher.report.pictures import write_overview
 from policies.retoucher.report.report import write_report
 from policies.retoucher.rewards import open_rewards, workers_of
-from policies.retoucher.rollout import check_plan
 from policies.retoucher.trainer import StepResult, Trainer, make_evaluation_sets
-from policies.retoucher.training_photos import PhotoSource, open_photos
 from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError, OutOfMemory, WorkersLost
 from portraitkit.hub import open_repo, push_folder
@@ -65,7 +64,7 @@ def run_alignment(config: RetoucherConfig, command: list[str]) -> int:
 
 def _check(config: RetoucherConfig, processes: Processes) -> None:
     """What can be refused before anything is loaded."""
-    check_plan(config)
+    config.check_sampling()
     check_sharding(config, processes.count)
     if config.init_adapter is not None:
         check_start(config.init_adapter, config.rank, config.lora_alpha)

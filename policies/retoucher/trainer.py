@@ -2,7 +2,7 @@
 
 import copy
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,13 @@ from torch import Tensor
 from policies.retoucher.alarms import Alarms
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.evaluate import Evaluation, EvaluationSet, evaluate_policy, evaluation_set
-from policies.retoucher.micro_batch import Room
+from policies.retoucher.micro_batch import MicroBatch
 from policies.retoucher.model.backbone import Backbone, sample_ode
 from policies.retoucher.model.memory import make_optimizer, prepare_training
+from policies.retoucher.photos import PhotoSource
 from policies.retoucher.processes import Processes
-from policies.retoucher.rank_groups import NOTHING, OwnGroups, Told, all_told, roll_out_own
-from policies.retoucher.rollout import StepPlan, plan_steps
-from policies.retoucher.seeds import mix
-from policies.retoucher.training_photos import PhotoSource
+from policies.retoucher.rank_groups import NO_SCORES, GroupScores, RankGroups, gather_scores, roll_out_groups
+from policies.retoucher.rollout import mix
 from policies.retoucher.update import NO_FIGURES, UpdateFigures, accumulate_gradients, base_policy
 from portraitkit.errors import TrainingStopped
 from portraitkit.grpo import Advantages, group_advantages, local_advantages, normalise_then_sum
@@ -137,8 +136,8 @@ class Trainer:
             console.print(f"[yellow]{line}[/yellow]", soft_wrap=True)
 
         options: dict[str, Any] = {"say": say, "fixed": config.sharding != "none"}
-        self.room = Room(config.micro_batch, "sampling", **options)
-        self.room_to_learn = Room(config.micro_batch, "update", **options)
+        self.sampling_batch = MicroBatch(config.micro_batch, "sampling", **options)
+        self.update_batch = MicroBatch(config.micro_batch, "update", **options)
 
     def out_of_budget(self) -> bool:
         """Whether the run has had its training steps or its network evaluations."""
@@ -154,27 +153,27 @@ class Trainer:
             TrainingStopped: too many candidates unscorable, or too many updates in a row not finite.
         """
         config, step, started = self.config, self.progress.step, time.monotonic()
-        plan = plan_steps(config, self.sigmas, step)
+        scheduler = config.scheduler(self.sigmas, step)
         groups = self.processes.share(config.photos_per_step)
-        given = (self.backbone, self.source, self.rewards, plan, config, step, groups, self.room)
-        own, told = self.processes.together(lambda: roll_out_own(*given) if groups else (None, NOTHING))
-        told = all_told(self.processes, told, config.group_size)
+        shared = (self.backbone, self.source, self.rewards, scheduler, config.groups, step, groups, self.sampling_batch)
+        rolled, scores = self.processes.together(lambda: roll_out_groups(*shared) if groups else (None, NO_SCORES))
+        scores = gather_scores(self.processes, scores, config.group_size)
         group_of = torch.arange(config.photos_per_step).repeat_interleave(config.group_size)
-        judged = self._judged(told, group_of)
-        rewards = self.rewards.combined(told.parts)
-        advantages = self._advantages(told.parts, rewards, group_of)
-        self.progress.evaluations += told.evaluations
+        judged = self._judged(scores, group_of)
+        rewards = self.rewards.combined(scores.parts)
+        advantages = self._advantages(scores.parts, rewards, group_of)
+        self.progress.evaluations += scores.evaluations
         self.progress.zero_groups += advantages.zero_groups
         self.progress.unscorable += advantages.unscorable
         if advantages.unscorable > config.max_unscorable * len(rewards):
             raise TrainingStopped(
                 f"step {step}: {advantages.unscorable} of {len(rewards)} candidates could not be scored, more than "
-                f"--max-unscorable {config.max_unscorable}; look at the photos {', '.join(told.ids)}"
+                f"--max-unscorable {config.max_unscorable}; look at the photos {', '.join(scores.ids)}"
             )
-        values = None if own is None else self._own_advantages(own, told, rewards, advantages.values, group_of)
+        values = None if rolled is None else self._rank_advantages(rolled, scores, rewards, advantages.values, group_of)
         figures, norm = [], 0.0
         for photos in torch.arange(config.photos_per_step).chunk(config.updates_per_step):
-            part, norm = self._update(own, plan, values, photos.tolist(), told.ids)
+            part, norm = self._update(rolled, values, photos.tolist(), scores.ids)
             figures.append(part)
         if step == 0 and figures[0].ratio_deviation > FIRST_RATIO:
             raise TrainingStopped(
@@ -184,21 +183,21 @@ class Trainer:
         self.progress.step += 1
         self.progress.seconds += time.monotonic() - started
         spread = rewards.view(-1, config.group_size).std(1).nanmean()
-        return StepResult(told.parts, rewards, float(spread), figures, norm, advantages.zero_groups, judged, told.waited)
+        return StepResult(scores.parts, rewards, float(spread), figures, norm, advantages.zero_groups, judged, scores.waited)
 
-    def _judged(self, told: Told, groups: Tensor) -> dict[str, float]:
+    def _judged(self, scores: GroupScores, groups: Tensor) -> dict[str, float]:
         """What the judges did in this step: how far they agree with the verifiable rewards, what was unreadable; empty without one."""
-        if told.checked is None:
+        if scores.checked is None:
             return {}
-        unreadable = told.judged["unreadable"] + told.judged["failed"]
-        self.progress.judge_asked += told.judged["asked"]
+        unreadable = scores.judged["unreadable"] + scores.judged["failed"]
+        self.progress.judge_asked += scores.judged["asked"]
         self.progress.judge_unreadable += unreadable
         return {
-            "judge_asked": told.judged["asked"],
+            "judge_asked": scores.judged["asked"],
             "judge_unreadable": unreadable,
-            "judge_flips": told.judged["flips"],
-            "verifiable": float(told.checked.nanmean()),
-            "judge_agreement": agreement_in_groups(judged_reward(self.rewards, told.parts), told.checked, groups),
+            "judge_flips": scores.judged["flips"],
+            "verifiable": float(scores.checked.nanmean()),
+            "judge_agreement": agreement_in_groups(judged_reward(self.rewards, scores.parts), scores.checked, groups),
         }
 
     def _advantages(self, parts: dict[str, Tensor], rewards: Tensor, groups: Tensor) -> Advantages:
@@ -207,19 +206,19 @@ class Trainer:
             rewards = self.rewards.drop_unscored(normalise_then_sum(parts, groups, self.rewards.weights), parts)
         return group_advantages(rewards, groups, clip=config.advantage_clip, global_std=config.global_std)
 
-    def _own_advantages(self, own: OwnGroups, told: Told, rewards: Tensor, values: Tensor, groups: Tensor) -> Tensor:
+    def _rank_advantages(self, rolled: RankGroups, scores: GroupScores, rewards: Tensor, values: Tensor, groups: Tensor) -> Tensor:
         """Advantages of this process's candidates, one each, or one a token of each; they are compared inside groups alone then."""
-        mine = torch.isin(groups, torch.tensor(own.groups))
+        mine = torch.isin(groups, torch.tensor(rolled.groups))
         if self.config.credit != "local":
             return values[mine]
-        parts = {name: part[mine] for name, part in told.parts.items()}
-        photo_of = own.rollout.photo_of
-        credit = local_credit(own.candidates, own.photos, photo_of, self.rewards, parts)
+        parts = {name: part[mine] for name, part in scores.parts.items()}
+        photo_of = rolled.rollout.photo_of
+        credit = local_credit(rolled.candidates, rolled.photos, photo_of, self.rewards, parts)
         local = local_advantages(credit, rewards[mine], photo_of, clip=self.config.advantage_clip)
-        return to_tokens(local, own.rollout.latents.shape[1])
+        return to_tokens(local, rolled.rollout.latents.shape[1])
 
     def _update(
-        self, own: OwnGroups | None, plan: StepPlan, advantages: Tensor | None, photos: list[int], ids: list[str]
+        self, rolled: RankGroups | None, advantages: Tensor | None, photos: list[int], ids: list[str]
     ) -> tuple[UpdateFigures, float]:
         """One optimiser step on some groups of the training step, whichever processes have them."""
         config = self.config
@@ -227,17 +226,26 @@ class Trainer:
             group["lr"] = config.learning_rate * self._schedule()
         self.optimizer.zero_grad(set_to_none=True)
         figures = NO_FIGURES
-        if own is not None and advantages is not None:
-            rows = torch.tensor([row for row, group in enumerate(own.groups) if group in photos], dtype=torch.long)
+        if rolled is not None and advantages is not None:
+            rows = torch.tensor([row for row, group in enumerate(rolled.groups) if group in photos], dtype=torch.long)
             count = len(photos) * config.group_size
-            given = (self.backbone, own.condition, own.rollout, plan, advantages, rows)
             in_step = self.processes.largest if config.sharding == "fsdp2" else None
 
             def accumulate(batch: int) -> UpdateFigures:
                 self.optimizer.zero_grad(set_to_none=True)  # an attempt that ran out of memory has left some
-                return accumulate_gradients(*given, replace(config, micro_batch=batch), candidates=count, in_step=in_step)
+                return accumulate_gradients(
+                    self.backbone,
+                    rolled.condition,
+                    rolled.rollout,
+                    advantages,
+                    rows,
+                    config.loss,
+                    micro_batch=batch,
+                    candidates=count,
+                    in_step=in_step,
+                )
 
-            figures = self.room_to_learn.fit(len(rows) * config.group_size, accumulate)
+            figures = self.update_batch.fit(len(rows) * config.group_size, accumulate)
         figures = UpdateFigures.total(self.processes.gather(figures))
         self.processes.sum_gradients(self.adapter.values())
         self.progress.evaluations += figures.evaluations
@@ -293,7 +301,7 @@ class Trainer:
     def evaluate(self, data: EvaluationSet, weights: dict[str, Tensor] | None, *, pictures: bool = True) -> Evaluation:
         """Evaluate given adapter weights, or the base policy (None), by the anchor-free ODE; without `pictures`, values are enough."""
         given = (self.backbone, data, self.rewards, self.config.evaluation_steps, self.processes)
-        options = {"pictures": pictures, "room": self.room}
+        options = {"pictures": pictures, "fitting": self.sampling_batch}
         if weights is None:
             with base_policy(self.backbone):
                 return evaluate_policy(*given, **options)
@@ -324,7 +332,7 @@ class Trainer:
             batch = self.source.load("train", [photos[row] for row in rows])
             condition = self.backbone.condition(batch.photos.source, self.config.prompt)
             given = (self.backbone, condition, noise, self.config.num_steps)
-            pictures = self.room.fit(len(rows), lambda batch: sample_ode(*given, batch))
+            pictures = self.sampling_batch.fit(len(rows), lambda batch: sample_ode(*given, batch))
             return self.rewards.combined(self.rewards.parts(pictures, batch.photos)).cpu()
 
         return float(self.processes.in_order(self.processes.gather(self.processes.together(own))).nanmean())

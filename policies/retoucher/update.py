@@ -4,17 +4,33 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dpg.sde import log_ratio, step_mean_std
-from policies.retoucher.config import RetoucherConfig
+from dpg.sampler import TakenStep
 from policies.retoucher.model.backbone import Backbone, Condition
-from policies.retoucher.rollout import Rollout, StepPlan, TakenStep
+from policies.retoucher.rollout import Rollout
 from portraitkit.grpo import clipped_surrogate, gaussian_kl, guard_log_ratio
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What an update minimises.
+
+    Attributes:
+        clip_range: of the ratio; small, because log-probabilities are means over the latent's dimensions.
+        ratio: the likelihood ratio as it is, or standardised per step as GRPO-Guard does.
+        kl_beta: weight of the Gaussian KL to the base policy.
+        step_weight: of a guided step: 1, or "attenuation", 1 - lam.
+    """
+
+    clip_range: float = 1e-4
+    ratio: Literal["ppo", "guard"] = "ppo"
+    kl_beta: float = 0.0
+    step_weight: Literal["equal", "attenuation"] = "equal"
 
 
 @dataclass(frozen=True)
@@ -61,11 +77,11 @@ def accumulate_gradients(
     backbone: Backbone,
     condition: Condition,
     rollout: Rollout,
-    plan: StepPlan,
     advantages: Float[Tensor, " members *tokens"],
     photos: Int[Tensor, " k"],
-    config: RetoucherConfig,
+    loss: Loss,
     *,
+    micro_batch: int,
     candidates: int | None = None,
     in_step: Callable[[list[int]], list[int]] | None = None,
 ) -> UpdateFigures:
@@ -79,7 +95,7 @@ def accumulate_gradients(
 
     Advantages are one a candidate, or one a token of it (`--credit local`): then ratio and clipping are a token's, too.
     Groups whose advantages are all 0 are left out of the computation; they count in the mean, as they would with loss 0.
-    At most `config.micro_batch` candidates (photos, where their candidates share a step) go forward and backward at once: the loss is a sum
+    At most `micro_batch` candidates (photos, where their candidates share a step) go forward and backward at once: the loss is a sum
     over candidates, so how it is cut changes nothing but rounding.
     """
     members = torch.isin(rollout.photo_of, photos)
@@ -87,26 +103,26 @@ def accumulate_gradients(
     each = advantages[0].numel()
     live = torch.tensor([int(p) for p in photos if advantages[rollout.photo_of == p].abs().sum() > 0], dtype=torch.long)
     their_members = torch.isin(rollout.photo_of, live).nonzero()[:, 0]
-    loss = kl = 0.0
+    total = kl = 0.0
     deviation, clipped, evaluations = 0.0, 0.0, 0
     rows_of = [live if step.shared else their_members for step in rollout.steps]
-    calls = [math.ceil(len(rows) / config.micro_batch) for rows in rows_of]
+    calls = [math.ceil(len(rows) / micro_batch) for rows in rows_of]
     for step, rows, count in zip(rollout.steps, rows_of, calls if in_step is None else in_step(calls), strict=True):
-        weight = 1 - plan.lams[step.index] if config.step_weight == "attenuation" else 1.0
-        for start in range(0, count * config.micro_batch, config.micro_batch):
-            chosen = rows[start : start + config.micro_batch] if start < len(rows) else torch.tensor([0])
-            part = _step_terms(backbone, condition, rollout, plan, step, advantages, chosen, config)
+        weight = 1 - step.lam if loss.step_weight == "attenuation" else 1.0
+        for start in range(0, count * micro_batch, micro_batch):
+            chosen = rows[start : start + micro_batch] if start < len(rows) else torch.tensor([0])
+            part = _step_terms(backbone, condition, rollout, step, advantages, chosen, loss)
             if start >= len(rows):
                 (0.0 * part.surrogate.sum()).backward()  # only to keep step
                 continue
-            (weight * (part.surrogate.sum() + config.kl_beta * part.kl.sum()) / terms).backward()
-            loss += weight * float(part.surrogate.detach().sum() + config.kl_beta * part.kl.detach().sum()) / terms
+            (weight * (part.surrogate.sum() + loss.kl_beta * part.kl.sum()) / terms).backward()
+            total += weight * float(part.surrogate.detach().sum() + loss.kl_beta * part.kl.detach().sum()) / terms
             kl += float(part.kl.detach().sum()) / terms
             change = part.log_ratio.detach().exp() - 1
             deviation = max(deviation, float(change.abs().max()))
-            clipped += int((change.abs() > config.clip_range).sum()) / each
+            clipped += int((change.abs() > loss.clip_range).sum()) / each
             evaluations += part.evaluations
-    return UpdateFigures(loss, kl, deviation, clipped / max(1, terms), evaluations)
+    return UpdateFigures(total, kl, deviation, clipped / max(1, terms), evaluations)
 
 
 @dataclass(frozen=True)
@@ -121,34 +137,32 @@ def _step_terms(
     backbone: Backbone,
     condition: Condition,
     rollout: Rollout,
-    plan: StepPlan,
     step: TakenStep,
     advantages: Float[Tensor, " members *tokens"],
     rows: Int[Tensor, " k"],
-    config: RetoucherConfig,
+    loss: Loss,
 ) -> _StepTerms:
     """Loss terms of one drawn step for some of its rows: candidates, or photos with all of their candidates where they share the step."""
     members = torch.isin(rollout.photo_of, rows).nonzero()[:, 0] if step.shared else rows
     spread = torch.searchsorted(rows, rollout.photo_of[members]) if step.shared else torch.arange(len(members))
     conditions = condition.select(rows if step.shared else rollout.photo_of[rows])
-    sigma, sigma_next = plan.sigmas[step.index], plan.sigmas[step.index + 1]
-    x = step.x[rows]
+    x, std = step.x[rows], float(step.std.flatten()[0])  # a rollout has one noise level a step
 
     def mean_of_policy() -> Tensor:
-        v = backbone.velocity(x, sigma, conditions)
-        return step_mean_std(x, v, sigma, sigma_next, sampler=plan.sampler, eta=plan.eta, sigma_max=plan.sigmas[1])[0]
+        v = backbone.velocity(x, float(step.sigma), conditions)
+        return step.sampler.mean_std(x, v, step.sigma, step.sigma_next)[0]
 
     mean = mean_of_policy()
     evaluations = 3 * len(x) * backbone.forwards
     old = step.mean[rows]
-    ratio = log_ratio(mean[spread], old[spread], step.std, step.z[members], sampler=plan.sampler, keep=advantages.ndim)
-    if config.ratio == "guard":
-        ratio = guard_log_ratio(ratio, old[spread], mean[spread], step.std)
-    surrogate = clipped_surrogate(ratio, advantages[members], config.clip_range).reshape(len(members), -1).mean(1)
+    ratio = step.sampler.log_ratio(mean[spread], old[spread], std, step.noise[members], keep=advantages.ndim)
+    if loss.ratio == "guard":
+        ratio = guard_log_ratio(ratio, old[spread], mean[spread], std)
+    surrogate = clipped_surrogate(ratio, advantages[members], loss.clip_range).reshape(len(members), -1).mean(1)
     kl = torch.zeros_like(surrogate)
-    if config.kl_beta > 0:
+    if loss.kl_beta > 0:
         with torch.no_grad(), base_policy(backbone):
             reference = mean_of_policy()
         evaluations += len(x) * backbone.forwards
-        kl = gaussian_kl(mean, reference, step.std)[spread]
+        kl = gaussian_kl(mean, reference, std)[spread]
     return _StepTerms(surrogate, kl, ratio, evaluations)

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from policies.retoucher.main import align_retoucher
-from policies.retoucher.training_photos import SyntheticSource
+from policies.retoucher.photos import SyntheticSource
 from reward_models.judge.reward import CountedJudge
 from reward_models.reward_set import build_rewards
 from reward_models.workers.connect import connect

@@ -9,9 +9,9 @@ from rich.console import Console
 from policies.retoucher.backbones import load_backbone, tiny
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.model.architectures import random_backbone, stand_in_condition
-from policies.retoucher.rollout import plan_steps, roll_out
+from policies.retoucher.photos import SyntheticSource
+from policies.retoucher.rollout import roll_out
 from policies.retoucher.trainer import FIRST_RATIO, Trainer
-from policies.retoucher.training_photos import SyntheticSource
 from policies.retoucher.update import accumulate_gradients
 from reward_models.reward_set import build_rewards
 
@@ -43,10 +43,10 @@ def embedded(device: str):
 def stepped(trainer, condition, config, *, bf16=False):
     """A rollout, the figures of its update, and the gradients, all on the CPU."""
     backbone = trainer.backbone
-    plan = plan_steps(config, trainer.sigmas, 0)
+    scheduler = config.scheduler(trainer.sigmas, 0)
     noise = {"group_size": config.group_size, "shared_noise": True, "generator": torch.Generator().manual_seed(3)}
-    rollout = roll_out(backbone, condition, condition.reference.flip(1), plan, **noise, batch=4, bf16=bf16)
-    figures = accumulate_gradients(backbone, condition, rollout, plan, ADVANTAGES, torch.arange(1), config)
+    rollout = roll_out(backbone, condition, condition.reference.flip(1), scheduler, **noise, batch=4, bf16=bf16)
+    figures = accumulate_gradients(backbone, condition, rollout, ADVANTAGES, torch.arange(1), config.loss, micro_batch=config.micro_batch)
     return rollout, figures, {name: p.grad.cpu() for name, p in trainer.adapter.items()}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.model.backbone import Condition, Latents
-from policies.retoucher.rollout import Rollout, plan_steps, roll_out
+from policies.retoucher.rollout import Rollout, roll_out
 from policies.retoucher.trainer import Trainer
 from policies.retoucher.update import accumulate_gradients
 
@@ -65,12 +65,12 @@ def optimise_group(trainer: Trainer, config: RetoucherConfig, group: Group, numb
         number: the drawn steps and the noise follow from it.
     """
     start = clock(config.device)
-    plan = plan_steps(config, trainer.sigmas, number)
+    scheduler = config.scheduler(trainer.sigmas, number)
     rollout = roll_out(
         trainer.backbone,
         group.condition,
         group.anchors if config.dpg else None,
-        plan,
+        scheduler,
         group_size=config.group_size,
         shared_noise=config.shared_noise,
         generator=torch.Generator().manual_seed(number),
@@ -80,8 +80,8 @@ def optimise_group(trainer: Trainer, config: RetoucherConfig, group: Group, numb
     advantages = group.advantages(rollout)
     judged = clock(config.device)
     trainer.optimizer.zero_grad(set_to_none=True)
-    given = (trainer.backbone, group.condition, rollout, plan, advantages, torch.arange(1), config)
-    figures = accumulate_gradients(*given)
+    unit = (trainer.backbone, group.condition, rollout, advantages, torch.arange(1), config.loss)
+    figures = accumulate_gradients(*unit, micro_batch=config.micro_batch)
     trainer.optimizer.step()
     done = clock(config.device)
     return Cost(rollout.evaluations, figures.evaluations, rolled - start + done - judged, done - start)

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from policies.retoucher.backbones import tiny
 from policies.retoucher.config import RetoucherConfig
+from policies.retoucher.photos import SyntheticSource
 from policies.retoucher.rollout import Rollout
 from policies.retoucher.trainer import Trainer
-from policies.retoucher.training_photos import SyntheticSource
 from portraitkit.grpo import group_advantages
 from reward_models.reward_set import build_rewards
 from tools.bench.group_cost import ALL_STEPS, ARMS, DPG, Cost, Group, optimise_group

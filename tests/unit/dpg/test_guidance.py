@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpg.guidance import SCHEDULES, anchor_velocity, draw_steps, guidance_weights, lambda_schedule, x_star
-from portraitkit.errors import ConfigError
 
 
 def test_x_star_is_the_euler_step_with_the_anchors_velocity() -> None:
@@ -24,11 +23,11 @@ def test_x_star_is_the_euler_step_with_the_anchors_velocity() -> None:
 
 def test_levels_out_of_range_are_refused() -> None:
     x = torch.ones(1, 2)
-    with pytest.raises(ConfigError, match="sigma 0.0 must lie in"):
+    with pytest.raises(ValueError, match="sigma 0.0 must lie in"):
         anchor_velocity(x, x, 0.0)
-    with pytest.raises(ConfigError, match="sigma_next 0.9 must lie in"):
+    with pytest.raises(ValueError, match="sigma_next 0.9 must lie in"):
         x_star(x, x, 0.5, 0.9)
-    with pytest.raises(ConfigError, match="lam 2.0 must lie in"):
+    with pytest.raises(ValueError, match="lam 2.0 must lie in"):
         guidance_weights(2.0)
 
 
@@ -69,7 +68,7 @@ def test_every_schedule_is_clamped_and_non_increasing(num_steps: int, kind: str,
 )
 def test_impossible_schedules_are_refused(message: str, arguments: dict[str, Any]) -> None:
     keywords: dict[str, Any] = {"num_steps": 4, **arguments}
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ValueError, match=message):
         lambda_schedule(**keywords)
 
 
@@ -108,7 +107,7 @@ def test_a_segment_without_an_eligible_step_gives_none() -> None:
     [(3, 4, "segments 4 must not exceed the 3 steps"), (3, 0, "must be at least 1"), (0, 1, "must be at least 1")],
 )
 def test_impossible_draws_are_refused(num_steps: int, segments: int, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ValueError, match=message):
         draw_steps(num_steps, segments, 0)
-    with pytest.raises(ConfigError, match="2 lambdas given for 5 steps"):
+    with pytest.raises(ValueError, match="2 lambdas given for 5 steps"):
         draw_steps(5, 2, 0, lambdas=[0.5, 0.0])

@@ -13,7 +13,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 from dpg.guidance import x_star
 from dpg.scheduler import DPGScheduler
 from dpg.sde import SAMPLERS, sde_step
-from portraitkit.errors import ConfigError
 
 STEPS = 6
 
@@ -178,6 +177,84 @@ def test_from_config_both_ways_keeps_every_setting(tmp_path: Path) -> None:
         assert torch.equal(ours.sigmas, other.sigmas)
 
 
+TIMES = {
+    "steps": {"num_inference_steps": 6},
+    "sigmas": {"sigmas": [1.0, 0.7, 0.35, 0.1]},
+    "timesteps": {"timesteps": [1000.0, 600.0, 250.0]},
+    "both": {"sigmas": [1.0, 0.6, 0.3], "timesteps": [1000.0, 600.0, 300.0]},
+}
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("how", TIMES)
+def test_timesteps_are_the_parents_however_they_are_set(how: str, dynamic: bool, caplog: pytest.LogCaptureFixture) -> None:
+    settings: dict[str, Any] = {"use_dynamic_shifting": dynamic, "shift": 1.0 if dynamic else 3.0}
+    keywords: dict[str, Any] = TIMES[how] | ({"mu": 0.8} if dynamic else {})
+    ours, parent = DPGScheduler(**settings), FlowMatchEulerDiscreteScheduler(**settings)
+    for scheduler in (ours, parent):
+        scheduler.set_timesteps(**keywords)
+    assert torch.equal(ours.timesteps, parent.timesteps) and torch.equal(ours.sigmas, parent.sigmas)
+    if dynamic:
+        with pytest.raises(ValueError, match="mu"):
+            ours.set_timesteps(4)
+    ours.draw(0, record=True)
+    x, sigmas = start(), ours.sigmas.tolist()
+    for timestep in ours.timesteps:
+        x = ours.step(velocity(x), timestep, x, return_dict=False)[0]
+        assert torch.isfinite(x).all()
+    assert [(taken.sigma, taken.sigma_next) for taken in ours.trajectory] == [(sigmas[i], sigmas[i + 1]) for i in ours.drawn_steps]
+
+
+def test_noise_is_scaled_as_the_parent_scales_it() -> None:
+    ours, parent = DPGScheduler(shift=3.0), FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scaled = []
+    for scheduler in (ours, parent):
+        scheduler.set_timesteps(STEPS)
+        scaled.append(scheduler.scale_noise(start(), scheduler.timesteps[2:3], torch.ones(2, 4, 8)))
+    assert torch.equal(*scaled)
+
+
+def test_a_tuple_holds_what_the_dict_holds() -> None:
+    results = []
+    for return_dict in (True, False):
+        scheduler = DPGScheduler(window="all")
+        scheduler.draw(0, generator=torch.Generator().manual_seed(1))
+        scheduler.set_timesteps(STEPS)
+        output = scheduler.step(velocity(start()), scheduler.timesteps[0], start(), return_dict=return_dict)
+        results.append(output.prev_sample if return_dict else output[0])
+    assert torch.equal(*results)
+
+
+def test_noise_and_steps_may_be_named_and_a_rollout_begun_again() -> None:
+    scheduler = DPGScheduler()
+    scheduler.draw(steps=[1, 3], record=True)
+    scheduler.set_timesteps(STEPS)
+    noise = {1: torch.ones(2, 4, 8), 3: torch.zeros(2, 4, 8)}
+    ends = []
+    for _ in range(2):
+        scheduler.restart(anchor=None, noise=noise)
+        x = start()
+        for timestep in scheduler.timesteps:
+            x = scheduler.step(velocity(x), timestep, x, return_dict=False)[0]
+        ends.append(x)
+        assert [taken.index for taken in scheduler.trajectory] == [1, 3]
+        assert torch.equal(scheduler.trajectory[0].noise, noise[1])
+    assert torch.equal(*ends)
+
+
+def test_the_target_mean_quietens_the_noise_and_pulls_nowhere() -> None:
+    taken = []
+    for kind in ("zero", "constant"):
+        scheduler = DPGScheduler(lambda_kind=kind, lambda_max=0.9, lambda_target="mean")
+        scheduler.draw(steps=[0], record=True, noise={0: torch.ones(2, 4, 8)})
+        scheduler.set_timesteps(STEPS)
+        scheduler.step(velocity(start()), scheduler.timesteps[0], start())
+        taken += scheduler.trajectory
+    plain, quiet = taken
+    assert torch.equal(plain.mean, quiet.mean) and torch.equal(plain.std, quiet.std)
+    torch.testing.assert_close(quiet.x_next - quiet.mean, 0.1 * (plain.x_next - plain.mean), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("message", "settings"),
     [
@@ -187,20 +264,21 @@ def test_from_config_both_ways_keeps_every_setting(tmp_path: Path) -> None:
         ("segments 0 must be at least 1|segments 0", {"segments": 0}),
         ("lambda schedule 'cosine' is unknown", {"lambda_kind": "cosine"}),
         ("lam_max 2 must lie in", {"lambda_max": 2}),
+        ("lambda_target 'input' is unknown", {"lambda_target": "input"}),
     ],
 )
 def test_impossible_settings_are_refused_at_once(message: str, settings: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ValueError, match=message):
         DPGScheduler(**settings)
 
 
 def test_a_draw_is_refused_where_it_cannot_hold() -> None:
     for scheduler in (DPGScheduler(stochastic_sampling=True), DPGScheduler(invert_sigmas=True)):
-        with pytest.raises(ConfigError, match="must be False for drawn steps"):
+        with pytest.raises(ValueError, match="must be False for drawn steps"):
             scheduler.draw(0)
     scheduler = DPGScheduler(segments=9)
     scheduler.draw(0)
-    with pytest.raises(ConfigError, match="segments 9 must not exceed the 6 steps"):
+    with pytest.raises(ValueError, match="segments 9 must not exceed the 6 steps"):
         roll_out(scheduler, start())
 
 

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from dpg.guidance import lambda_schedule
 from dpg.windows import WINDOWS, stochastic_steps
-from portraitkit.errors import ConfigError
 
 
 def test_all_is_every_step_but_the_last() -> None:
@@ -66,5 +65,5 @@ def test_every_window_is_sorted_seeded_and_leaves_the_last_step_alone(window: st
 )
 def test_windows_that_do_not_fit_are_refused(message: str, arguments: dict[str, Any]) -> None:
     keywords: dict[str, Any] = {"num_steps": 6, **arguments}
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ValueError, match=message):
         stochastic_steps(**keywords)

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from policies.retoucher.backbones import tiny
 from policies.retoucher.config import RetoucherConfig
+from policies.retoucher.photos import SyntheticSource
 from policies.retoucher.trainer import Trainer
-from policies.retoucher.training_photos import SyntheticSource
 from reward_models.reward_set import build_rewards
 
 

@@ -1,7 +1,7 @@
 """The contract of every backbone, with tiny random parts in the stock pipeline class."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -9,12 +9,13 @@ import torch
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from peft import LoraConfig
 
+from dpg.scheduler import DPGScheduler
 from dpg.sde import log_ratio, step_mean_std
 from policies.retoucher.backbones import tiny, tiny_qwen
 from policies.retoucher.backbones.flux_kontext import KontextBackbone
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.model.backbone import Backbone, sample_ode
-from policies.retoucher.rollout import plan_steps, roll_out
+from policies.retoucher.rollout import roll_out
 from policies.retoucher.update import accumulate_gradients
 from portraitkit.pictures.images import to_pil
 
@@ -89,14 +90,17 @@ def stock(backbone, kind: Kind, noise: torch.Tensor, steps: int) -> torch.Tensor
     ).images
 
 
-def planned(backbone, config: RetoucherConfig, drawn: list[int], eta: float):
-    return replace(plan_steps(config, backbone.sigmas(config.num_steps), 0), drawn=drawn, eta=eta, lams=[0.0] * config.num_steps)
+def planned(backbone, config: RetoucherConfig, drawn: list[int], eta: float) -> DPGScheduler:
+    scheduler = DPGScheduler(eta=eta, lambda_kind="zero")
+    scheduler.set_timesteps(sigmas=backbone.sigmas(config.num_steps)[:-1])
+    scheduler.draw(steps=drawn, record=True)
+    return scheduler
 
 
-def rolled(backbone, plan, condition, group: int = 2):
+def rolled(backbone, scheduler, condition, group: int = 2):
     generator = torch.Generator().manual_seed(3)
     settings = {"group_size": group, "shared_noise": True, "generator": generator, "batch": 8}
-    return roll_out(backbone, condition, None, plan, **settings)
+    return roll_out(backbone, condition, None, scheduler, **settings)
 
 
 def test_it_keeps_the_contract(made):
@@ -134,21 +138,21 @@ def test_its_pictures_are_the_stock_pipelines(made, kind):
 def test_the_ratio_is_exactly_one_before_an_update(made, config):
     add_lora(made)
     condition = made.condition(photos(made, 2), PROMPT)
-    plan = planned(made, config, [0, 2], eta=0.7)
-    rollout = rolled(made, plan, condition, config.group_size)
-    settings = {"sampler": plan.sampler, "eta": plan.eta, "sigma_max": plan.sigmas[1]}
+    scheduler = planned(made, config, [0, 2], eta=0.7)
+    rollout = rolled(made, scheduler, condition, config.group_size)
+    settings = {"sampler": "flow_sde", "eta": 0.7, "sigma_max": float(scheduler.sigmas[1])}
     for step in rollout.steps:
         rows = torch.arange(2) if step.shared else rollout.photo_of
-        sigma, sigma_next = plan.sigmas[step.index : step.index + 2]
+        sigma, sigma_next = scheduler.sigmas[step.index : step.index + 2].tolist()
         with torch.enable_grad():
             v = made.velocity(step.x, sigma, condition.select(rows))
         assert v.requires_grad
         mean = step_mean_std(step.x, v, sigma, sigma_next, **settings)[0]
         spread = rollout.photo_of if step.shared else torch.arange(len(rollout.photo_of))
-        ratio = log_ratio(mean[spread], step.mean[spread], step.std, step.z, sampler=plan.sampler).exp()
+        ratio = log_ratio(mean[spread], step.mean[spread], step.std[spread], step.noise, sampler="flow_sde").exp()
         assert torch.equal(ratio, torch.ones_like(ratio))
     advantages = torch.tensor([1.0, -1, 0.5, -0.5] * 2)
-    figures = accumulate_gradients(made, condition, rollout, plan, advantages, torch.arange(2), config)
+    figures = accumulate_gradients(made, condition, rollout, advantages, torch.arange(2), config.loss, micro_batch=config.micro_batch)
     assert figures.ratio_deviation < 1e-6
     assert figures.evaluations == made.forwards * 3 * (2 + 2 * config.group_size)
     adapter = {name: p for name, p in made.transformer.named_parameters() if p.requires_grad}

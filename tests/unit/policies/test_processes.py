@@ -8,8 +8,8 @@ import torch
 from policies.retoucher.evaluate import evaluate_policy, evaluation_set
 from policies.retoucher.model.sharding import check_sharding
 from policies.retoucher.processes import Processes, check_count, open_processes
-from policies.retoucher.rank_groups import NOTHING, Told, all_told, roll_out_own
-from policies.retoucher.rollout import noise_of_groups, plan_steps
+from policies.retoucher.rank_groups import NO_SCORES, GroupScores, gather_scores, roll_out_groups
+from policies.retoucher.rollout import noise_of_groups
 from policies.retoucher.update import NO_FIGURES, UpdateFigures, accumulate_gradients
 from portraitkit.errors import CheckpointError, ConfigError, DataError
 from portraitkit.runs.checkpoint import save_checkpoint
@@ -41,15 +41,15 @@ def test_everything_is_taken_once_evenly_and_comes_back_in_order(count, total):
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_noise_belongs_to_the_candidate_whoever_draws_it(backbone, config, shared):
-    plan = plan_steps(config, backbone.sigmas(config.num_steps), 4)
+    scheduler = config.scheduler(backbone.sigmas(config.num_steps), 4)
     given = {"group_size": 3, "shared_noise": shared, "seed": 5, "iteration": 4}
-    whole = noise_of_groups(backbone, plan, [0, 1, 2], **given)
-    parts = [noise_of_groups(backbone, plan, groups, **given) for groups in ([0, 2], [1])]
+    whole = noise_of_groups(backbone, scheduler.drawn_steps, [0, 1, 2], **given)
+    parts = [noise_of_groups(backbone, scheduler.drawn_steps, groups, **given) for groups in ([0, 2], [1])]
     for part, groups in zip(parts, ([0, 2], [1]), strict=True):
         members = [group * 3 + member for group in groups for member in range(3)]
         assert torch.equal(part.start, whole.start[groups if shared else members])
-        assert all(torch.equal(part.steps[index], whole.steps[index][members]) for index in plan.drawn)
-    other = noise_of_groups(backbone, plan, [0, 1, 2], **(given | {"iteration": 5}))
+        assert all(torch.equal(part.steps[index], whole.steps[index][members]) for index in scheduler.drawn_steps)
+    other = noise_of_groups(backbone, scheduler.drawn_steps, [0, 1, 2], **(given | {"iteration": 5}))
     rows = [row for noise in (whole, other) for values in (noise.start, *noise.steps.values()) for row in values.flatten(1)]
     assert len({tuple(row[:4].tolist()) for row in rows}) == len(rows)
 
@@ -61,17 +61,17 @@ def test_gradients_of_the_parts_add_up_to_that_of_the_whole(make_trainer, config
     with torch.no_grad():
         for parameter in trainer.adapter.values():
             parameter.add_(0.01)
-    plan = plan_steps(config, trainer.sigmas, 0)
+    scheduler = config.scheduler(trainer.sigmas, 0)
     advantages = torch.linspace(-1, 1, 12)
     advantages[4:8] = 0  # a group without spread: nothing is computed for it
 
     def gradients(groups, extra):
-        own, _ = roll_out_own(trainer.backbone, trainer.source, trainer.rewards, plan, config, 0, groups)
+        own, _ = roll_out_groups(trainer.backbone, trainer.source, trainer.rewards, scheduler, config.groups, 0, groups)
         trainer.optimizer.zero_grad(set_to_none=True)
         mine = advantages.view(3, 4)[groups].flatten()
-        given = (trainer.backbone, own.condition, own.rollout, plan, mine, torch.arange(len(groups)), config)
+        given = (trainer.backbone, own.condition, own.rollout, mine, torch.arange(len(groups)), config.loss)
         in_step = (lambda calls: [count + 2 for count in calls]) if extra else None
-        figures = accumulate_gradients(*given, candidates=12, in_step=in_step)
+        figures = accumulate_gradients(*given, micro_batch=config.micro_batch, candidates=12, in_step=in_step)
         return figures, {name: p.grad.clone() for name, p in trainer.adapter.items() if p.grad is not None}
 
     figures, whole = gradients([0, 1, 2], False)
@@ -88,10 +88,10 @@ def test_gradients_of_the_parts_add_up_to_that_of_the_whole(make_trainer, config
 def test_what_is_told_is_in_the_order_of_the_groups(count, total):
     def told(groups):
         values = torch.tensor([10.0 * group + member for group in groups for member in range(2)])
-        return Told({"texture": values}, [f"photo {group}" for group in groups], len(groups), 0.5, {"asked": len(groups)}, -values)
+        return GroupScores({"texture": values}, [f"photo {group}" for group in groups], len(groups), 0.5, {"asked": len(groups)}, -values)
 
-    noted = [told(share) if (share := Processes(rank, count).share(total)) else NOTHING for rank in range(count)]
-    everything, whole = all_told(replayed(0, count, noted), noted[0], 2), told(range(total))
+    noted = [told(share) if (share := Processes(rank, count).share(total)) else NO_SCORES for rank in range(count)]
+    everything, whole = gather_scores(replayed(0, count, noted), noted[0], 2), told(range(total))
     assert torch.equal(everything.parts["texture"], whole.parts["texture"]) and torch.equal(everything.checked, whole.checked)
     assert (everything.ids, everything.evaluations, everything.judged) == (whole.ids, whole.evaluations, whole.judged)
 

@@ -5,26 +5,29 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dpg.scheduler import DPGScheduler
 from policies.retoucher.model.backbone import sample_ode
-from policies.retoucher.rollout import plan_steps, roll_out
+from policies.retoucher.rollout import draw_noise, roll_out, roll_out_photos
 
 
-def rolled(backbone, source, config, *, drawn=None, shared=True, **plan_changes):
+def rolled(backbone, source, config, *, drawn=None, shared=True, **changes):
     batch = source.load("train", [0, 1])
     condition = backbone.condition(batch.photos.source, config.prompt)
-    plan = plan_steps(config, backbone.sigmas(config.num_steps), 0)
-    plan = replace(plan, **({"drawn": drawn} if drawn is not None else {}), **plan_changes)
+    config = replace(config, **changes)
+    scheduler = config.scheduler(backbone.sigmas(config.num_steps), 0)
+    if drawn is not None:
+        scheduler.draw(steps=drawn, record=True)
     rollout = roll_out(
         backbone,
         condition,
         backbone.encode(batch.anchors),
-        plan,
+        scheduler,
         group_size=config.group_size,
         shared_noise=shared,
         generator=torch.Generator().manual_seed(3),
         batch=64,
     )
-    return batch, condition, plan, rollout
+    return batch, condition, scheduler, rollout
 
 
 def test_without_drawn_steps_every_candidate_is_the_ode(backbone, source, config):
@@ -38,7 +41,7 @@ def test_without_drawn_steps_every_candidate_is_the_ode(backbone, source, config
 
 @pytest.mark.parametrize("first", [0, 1, 2])
 def test_sharing_the_prefix_saves_evaluations_and_changes_nothing(backbone, source, config, first):
-    _, condition, plan, rollout = rolled(backbone, source, config, drawn=[first])
+    _, condition, scheduler, rollout = rolled(backbone, source, config, drawn=[first])
     photos, group, steps = 2, config.group_size, config.num_steps
     assert rollout.evaluations == photos * (first + 1) + photos * group * (steps - 1 - first)
     assert rollout.steps[0].shared and len(rollout.steps[0].x) == photos
@@ -46,20 +49,20 @@ def test_sharing_the_prefix_saves_evaluations_and_changes_nothing(backbone, sour
     x, everyone = noise, condition.select(rollout.photo_of)
     with torch.no_grad():
         for index in range(first):
-            sigma, sigma_next = plan.sigmas[index : index + 2]
+            sigma, sigma_next = scheduler.sigmas[index : index + 2].tolist()
             x = x + (sigma_next - sigma) * backbone.velocity(x, sigma, everyone)
     assert torch.allclose(x, rollout.steps[0].x[rollout.photo_of], atol=1e-5)
 
 
 def test_full_guidance_ends_near_the_anchor(backbone, source, config):
-    batch, _, _, rollout = rolled(backbone, source, config, drawn=[0, 1, 2, 3], lams=[0.999] * 4)
+    batch, _, _, rollout = rolled(backbone, source, config, drawn=[0, 1, 2, 3], lam_schedule="constant", lam_max=0.999)
     anchors = backbone.encode(batch.anchors)[rollout.photo_of]
     assert (rollout.latents - anchors).abs().mean() < 0.02 * anchors.abs().mean()
 
 
 def test_attenuation_without_an_anchor_keeps_the_mean(backbone, source, config):
-    _, _, _, loud = rolled(backbone, source, config, drawn=[2], anchored=False, lams=[0.0] * 4)
-    _, _, _, quiet = rolled(backbone, source, config, drawn=[2], anchored=False, lams=[0.9] * 4)
+    _, _, _, loud = rolled(backbone, source, config, drawn=[2], anchor="none", lam_schedule="zero")
+    _, _, _, quiet = rolled(backbone, source, config, drawn=[2], anchor="none", lam_schedule="constant", lam_max=0.9)
     spread = [r.latents.unflatten(0, (2, -1)).std(1).mean() for r in (loud, quiet)]
     assert spread[1] < 0.3 * spread[0]
     assert torch.equal(loud.steps[0].mean, quiet.steps[0].mean)
@@ -71,10 +74,55 @@ def test_candidates_of_a_group_differ_and_draws_follow_the_seed(backbone, source
     assert (first.latents[0] - first.latents[1]).abs().max() > 1e-3
     sigmas = backbone.sigmas(10)
     long = replace(config, num_steps=10)
-    assert len({tuple(plan_steps(long, sigmas, i).drawn) for i in range(20)}) > 5
+    assert len({tuple(long.scheduler(sigmas, i).drawn_steps) for i in range(20)}) > 5
 
 
 def test_own_noise_for_every_candidate_shares_nothing(backbone, source, config):
     rollout = rolled(backbone, source, config, drawn=[1], shared=False)[3]
     assert rollout.evaluations == 2 * config.group_size * config.num_steps
     assert not rollout.steps[0].shared
+
+
+@pytest.mark.parametrize("sampler", ["flow_sde", "cps", "dance_sde"])
+def test_a_rollout_is_the_stock_pipelines_loop_through_the_scheduler(backbone, source, config, sampler):
+    """To the bit: the stock pipeline with the scheduler in place of its own takes the steps that the trainer takes."""
+    config = replace(config, sampler=sampler)
+    photo = source.load("train", [0])
+    condition = replace(backbone.condition(photo.photos.source, config.prompt), own_text=True)  # repeated in memory, as the pipeline does
+    anchors = backbone.encode(photo.anchors)
+    scheduler = config.scheduler(backbone.sigmas(config.num_steps), 0)
+    members = {"group_size": config.group_size, "shared_noise": False}
+    noise = draw_noise(backbone, scheduler.drawn_steps, 1, **members, generator=torch.Generator().manual_seed(3))
+    rollout = roll_out_photos(backbone, condition, anchors, scheduler, noise, torch.tensor([0]), batch=64)
+
+    pipeline = backbone.pipeline
+    pipeline.scheduler = DPGScheduler.from_config(scheduler.config)
+    pipeline.scheduler.set_anchor(anchors)
+    pipeline.scheduler.draw(config.seed, record=True, noise=noise.steps)
+    pipeline.set_progress_bar_config(disable=True)
+    encode = pipeline.prepare_latents
+
+    def prepare_latents(*arguments):
+        """The pipeline encodes the photo; its latents are replaced by the rollout's own, which another image processor made."""
+        latents, _, *ids = encode(*arguments)
+        return latents, condition.reference.expand(config.group_size, -1, -1), *ids
+
+    pipeline.prepare_latents = prepare_latents
+    final = pipeline(
+        image=photo.photos.source,
+        prompt_embeds=condition.prompt,
+        pooled_prompt_embeds=condition.pooled,
+        num_images_per_prompt=config.group_size,
+        latents=noise.start,
+        num_inference_steps=config.num_steps,
+        height=backbone.resolution,
+        width=backbone.resolution,
+        max_area=backbone.resolution**2,
+        _auto_resize=False,
+        output_type="latent",
+    ).images
+    assert torch.equal(final, rollout.latents)
+    for ours, stock in zip(rollout.steps, pipeline.scheduler.trajectory, strict=True):
+        for name in ("x", "x_next", "noise", "mean", "std", "log_prob"):
+            assert torch.equal(getattr(ours, name), getattr(stock, name)), name
+        assert (ours.index, ours.sigma, ours.sigma_next, ours.lam) == (stock.index, stock.sigma, stock.sigma_next, stock.lam)

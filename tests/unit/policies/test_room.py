@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 from policies.retoucher.evaluate import evaluate_policy, evaluation_set
-from policies.retoucher.micro_batch import Room
+from policies.retoucher.micro_batch import MicroBatch
 from portraitkit.errors import OutOfMemory
 from portraitkit.runs.folder import SilentRunFolder
 
@@ -32,7 +32,7 @@ class Small:
 
 def test_work_is_done_with_half_as_often_as_needed_and_it_stays_so():
     said, tried = [], []
-    room = Room(48, "update", say=said.append)
+    room = MicroBatch(48, "update", say=said.append)
 
     def work(rows):
         tried.append(rows)
@@ -50,9 +50,9 @@ def test_what_cannot_be_halved_ends_with_one_line():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
     with pytest.raises(OutOfMemory, match=r"^sampling, one at a time: CUDA out of memory; a smaller --resolution, .* --dry-run says"):
-        Room(4, "sampling").fit(4, full)
+        MicroBatch(4, "sampling").fit(4, full)
     with pytest.raises(OutOfMemory, match=r"^update, 4 at once: .* start with --micro-batch 2$") as stopped:
-        Room(4, "update", fixed=True).fit(8, full)
+        MicroBatch(4, "update", fixed=True).fit(8, full)
     assert stopped.value.alone
 
 
@@ -60,12 +60,12 @@ def test_what_cannot_be_halved_ends_with_one_line():
 def test_a_step_that_runs_out_of_memory_is_the_step_of_smaller_micro_batches(make_trainer, config, updates):
     config = replace(config, credit="local", lr_scheduler="constant", updates_per_step=updates, shared_noise=False)
     plain, small = make_trainer(config), make_trainer(config)
-    plain.room.rows, plain.room_to_learn.rows = 4, 2
+    plain.sampling_batch.rows, plain.update_batch.rows = 4, 2
     small.backbone = Small(small.backbone, 2)
     said = []
-    small.room.say = small.room_to_learn.say = said.append
+    small.sampling_batch.say = small.update_batch.say = said.append
     wanted, found = plain.train_step(), small.train_step()
-    assert small.backbone.most == 4 and (small.room.rows, small.room_to_learn.rows) == (4, 2)
+    assert small.backbone.most == 4 and (small.sampling_batch.rows, small.update_batch.rows) == (4, 2)
     assert [line.partition(":")[0] for line in said] == (["sampling", "update"] if updates == 2 else ["sampling", "update", "update"])
     assert found.gradient_norm == wanted.gradient_norm > 0 and found.figures == wanted.figures
     assert torch.equal(found.rewards, wanted.rewards)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from policies.retoucher.rollout import draw_noise, join, plan_steps, roll_out, roll_out_photos
+from policies.retoucher.rollout import draw_noise, join, roll_out, roll_out_photos
 from reward_models.reward_set import build_rewards
 
 
@@ -29,17 +29,18 @@ def test_the_parts_of_a_rollout_make_the_whole(backbone, source, config, shared)
     batch = source.load("train", [0, 1, 2])
     condition = backbone.condition(batch.photos.source, config.prompt)
     anchors = backbone.encode(batch.anchors)
-    plan = plan_steps(config, backbone.sigmas(config.num_steps), 0)
+    scheduler = config.scheduler(backbone.sigmas(config.num_steps), 0)
     options = {"group_size": config.group_size, "shared_noise": shared}
-    whole = roll_out(backbone, condition, anchors, plan, **options, generator=torch.Generator().manual_seed(3), batch=64)
-    noise = draw_noise(backbone, plan, 3, **options, generator=torch.Generator().manual_seed(3))
+    whole = roll_out(backbone, condition, anchors, scheduler, **options, generator=torch.Generator().manual_seed(3), batch=64)
+    noise = draw_noise(backbone, scheduler.drawn_steps, 3, **options, generator=torch.Generator().manual_seed(3))
     rows = ([0], [1, 2])
-    parts = [roll_out_photos(backbone, condition, anchors, plan, noise, torch.tensor(some), batch=64) for some in rows]
+    parts = [roll_out_photos(backbone, condition, anchors, scheduler, noise, torch.tensor(some), batch=64) for some in rows]
     joined = join(parts)
     assert torch.equal(joined.photo_of, whole.photo_of) and joined.evaluations == whole.evaluations
     torch.testing.assert_close(joined.latents, whole.latents, rtol=1e-4, atol=1e-4)
     for one, other in zip(joined.steps, whole.steps, strict=True):
-        assert torch.equal(one.z, other.z) and (one.index, one.std, one.shared) == (other.index, other.std, other.shared)
+        assert torch.equal(one.noise, other.noise) and (one.index, one.shared) == (other.index, other.shared)
+        assert torch.equal(one.std, other.std)
         torch.testing.assert_close(one.mean, other.mean, rtol=1e-4, atol=1e-4)
         assert len(one.x) == len(other.x)
 

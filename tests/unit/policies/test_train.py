@@ -8,7 +8,7 @@ from diffusers import FluxKontextPipeline
 
 from policies.retoucher.alarms import Alarms
 from policies.retoucher.backbones import tiny
-from policies.retoucher.seeds import mix
+from policies.retoucher.rollout import mix
 from portraitkit.errors import TrainingStopped
 from portraitkit.runs.checkpoint import load_checkpoint, save_checkpoint
 

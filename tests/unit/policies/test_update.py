@@ -5,39 +5,37 @@ from dataclasses import replace
 import pytest
 import torch
 
-from policies.retoucher.rollout import Rollout, TakenStep, plan_steps, roll_out
+from policies.retoucher.rollout import Rollout, roll_out
 from policies.retoucher.update import accumulate_gradients, base_policy
 
 
 def prepared(trainer, config, seed=0):
     batch = trainer.source.load("train", [0, 1])
     condition = trainer.backbone.condition(batch.photos.source, config.prompt)
-    plan = plan_steps(config, trainer.sigmas, seed)
+    scheduler = config.scheduler(trainer.sigmas, seed)
     rollout = roll_out(
         trainer.backbone,
         condition,
         trainer.backbone.encode(batch.anchors),
-        plan,
+        scheduler,
         group_size=config.group_size,
         shared_noise=True,
         generator=torch.Generator().manual_seed(5),
         batch=64,
     )
-    return condition, plan, rollout
+    return condition, rollout
 
 
-def gradients(trainer, config, condition, plan, rollout, advantages):
+def gradients(trainer, config, condition, rollout, advantages):
     trainer.optimizer.zero_grad(set_to_none=True)
     photos = torch.arange(len(condition))
-    figures = accumulate_gradients(trainer.backbone, condition, rollout, plan, advantages, photos, config)
+    figures = accumulate_gradients(trainer.backbone, condition, rollout, advantages, photos, config.loss, micro_batch=config.micro_batch)
     grads = {name: p.grad.clone() for name, p in trainer.adapter.items() if p.grad is not None}
     return figures, grads
 
 
 def unshare(rollout: Rollout) -> Rollout:
-    steps = [
-        TakenStep(s.index, s.x[rollout.photo_of], s.z, s.mean[rollout.photo_of], s.std, False) if s.shared else s for s in rollout.steps
-    ]
+    steps = [step.share(rollout.photo_of) if step.shared else step for step in rollout.steps]
     return replace(rollout, steps=steps)
 
 
@@ -49,18 +47,18 @@ def advantages():
 @pytest.mark.parametrize("sampler", ["flow_sde", "cps", "dance_sde"])
 def test_ratio_is_one_before_any_update(make_trainer, config, advantages, sampler):
     trainer = make_trainer(config, sampler=sampler)
-    condition, plan, rollout = prepared(trainer, trainer.config)
-    figures, _ = gradients(trainer, trainer.config, condition, plan, rollout, advantages)
+    condition, rollout = prepared(trainer, trainer.config)
+    figures, _ = gradients(trainer, trainer.config, condition, rollout, advantages)
     assert figures.ratio_deviation < 1e-6
     assert figures.clipped == 0
 
 
 def test_the_shared_step_has_the_gradient_of_the_unshared_one(make_trainer, config, advantages):
     trainer = make_trainer(config)
-    condition, plan, rollout = prepared(trainer, config)
+    condition, rollout = prepared(trainer, config)
     assert rollout.steps[0].shared
-    shared, few = gradients(trainer, config, condition, plan, rollout, advantages)
-    unshared, many = gradients(trainer, config, condition, plan, unshare(rollout), advantages)
+    shared, few = gradients(trainer, config, condition, rollout, advantages)
+    unshared, many = gradients(trainer, config, condition, unshare(rollout), advantages)
     assert few.keys() == many.keys()
     for name in few:
         assert torch.allclose(few[name], many[name], rtol=1e-3, atol=1e-7 + 1e-4 * many[name].abs().max()), name
@@ -69,14 +67,14 @@ def test_the_shared_step_has_the_gradient_of_the_unshared_one(make_trainer, conf
 
 def test_micro_batches_do_not_change_the_gradient(make_trainer, config, advantages):
     trainer = make_trainer(config)
-    condition, plan, rollout = prepared(trainer, config)
-    _, whole = gradients(trainer, config, condition, plan, rollout, advantages)
+    condition, rollout = prepared(trainer, config)
+    _, whole = gradients(trainer, config, condition, rollout, advantages)
     seen = []
     forward = trainer.backbone.velocity
     trainer.backbone.velocity = lambda x, *given: seen.append(len(x)) or forward(x, *given)
     for size in (4, 3, 1):  # a group, and less than one
         seen.clear()
-        _, parts = gradients(trainer, replace(config, micro_batch=size), condition, plan, rollout, advantages)
+        _, parts = gradients(trainer, replace(config, micro_batch=size), condition, rollout, advantages)
         assert max(seen) == size
         for name in whole:
             assert torch.allclose(whole[name], parts[name], rtol=1e-3, atol=1e-7 + 1e-4 * whole[name].abs().max()), name
@@ -84,44 +82,44 @@ def test_micro_batches_do_not_change_the_gradient(make_trainer, config, advantag
 
 def test_groups_without_advantage_cost_nothing(make_trainer, config, advantages):
     trainer = make_trainer(config)
-    condition, plan, rollout = prepared(trainer, config)
-    full, _ = gradients(trainer, config, condition, plan, rollout, advantages)
+    condition, rollout = prepared(trainer, config)
+    full, _ = gradients(trainer, config, condition, rollout, advantages)
     half = torch.where(rollout.photo_of == 0, advantages, 0.0)
-    figures, _ = gradients(trainer, config, condition, plan, rollout, half)
+    figures, _ = gradients(trainer, config, condition, rollout, half)
     assert figures.evaluations == full.evaluations // 2
-    nothing, grads = gradients(trainer, config, condition, plan, rollout, torch.zeros(8))
+    nothing, grads = gradients(trainer, config, condition, rollout, torch.zeros(8))
     assert nothing.evaluations == 0 and not grads
 
 
 def test_a_step_along_the_gradient_makes_the_better_candidates_likelier(make_trainer, config, advantages):
     trainer = make_trainer(config)
-    condition, plan, rollout = prepared(trainer, config)
-    before, grads = gradients(trainer, config, condition, plan, rollout, advantages)
+    condition, rollout = prepared(trainer, config)
+    before, grads = gradients(trainer, config, condition, rollout, advantages)
     with torch.no_grad():
         for name, parameter in trainer.adapter.items():
             if name in grads:
                 parameter -= 1e-2 * grads[name] / (grads[name].norm() + 1e-12)
     wide = replace(config, clip_range=1.0)
-    after, _ = gradients(trainer, wide, condition, plan, rollout, advantages)
+    after, _ = gradients(trainer, wide, condition, rollout, advantages)
     assert after.loss < before.loss
     assert after.ratio_deviation > 0
 
 
 def test_kl_is_zero_at_the_base_and_positive_away_from_it(make_trainer, config, advantages):
     trainer = make_trainer(config, kl_beta=0.1)
-    condition, plan, rollout = prepared(trainer, trainer.config)
-    at_base, _ = gradients(trainer, trainer.config, condition, plan, rollout, advantages)
+    condition, rollout = prepared(trainer, trainer.config)
+    at_base, _ = gradients(trainer, trainer.config, condition, rollout, advantages)
     assert at_base.kl == pytest.approx(0, abs=1e-9)
     with torch.no_grad():
         for parameter in trainer.adapter.values():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    moved, _ = gradients(trainer, trainer.config, condition, plan, rollout, advantages)
+    moved, _ = gradients(trainer, trainer.config, condition, rollout, advantages)
     assert moved.kl > 1e-6
 
 
 def test_base_policy_switches_the_adapters_off_and_on_again(make_trainer, config):
     trainer = make_trainer(config)
-    condition, _, rollout = prepared(trainer, config)
+    condition, rollout = prepared(trainer, config)
     x = rollout.steps[0].x
     base = trainer.backbone.velocity(x, 0.5, condition)
     with torch.no_grad():

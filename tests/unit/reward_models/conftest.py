@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from policies.retoucher.training_photos import SyntheticSource
+from policies.retoucher.photos import SyntheticSource
 from preference_data.people.blemishes import LABELS
 from reward_models.photos import Photos
 

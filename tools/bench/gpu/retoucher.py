@@ -14,9 +14,9 @@ from policies.retoucher.backbones.tiny import EMBEDDED
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.dry_run import changes, plan_memory
 from policies.retoucher.model.architectures import parts_of, random_backbone, stand_in_condition
+from policies.retoucher.photos import SyntheticSource
 from policies.retoucher.rollout import Rollout
 from policies.retoucher.trainer import Trainer
-from policies.retoucher.training_photos import SyntheticSource
 from portraitkit.config import load_config
 from portraitkit.errors import ConfigError
 from portraitkit.grpo import group_advantages
