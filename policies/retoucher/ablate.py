@@ -19,7 +19,7 @@ from policies.retoucher.model.encoding_cache import open_cache, with_cache
 from policies.retoucher.model.loading import loading_options
 from policies.retoucher.photos import PhotoSource, open_photos
 from policies.retoucher.report.ablation_plots import ablation_plot, ablation_table_markdown
-from policies.retoucher.rewards import open_rewards
+from policies.retoucher.run import open_rewards
 from policies.retoucher.trainer import Trainer, make_evaluation_sets
 from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError

@@ -14,7 +14,9 @@ from portraitkit.faces.identity import SAME_PERSON, identity_distance, identity_
 from portraitkit.faces.mesh import require_mesh
 from portraitkit.files.jsonl import read_objects
 from portraitkit.pictures.images import read_image, resize
+from preference_data.people.photos import find_face
 from preference_data.people.synthetic import SEEDS, make_case
+from preference_data.split import cluster_identities, join_names, split_identities
 from reward_models.photos import Photos
 
 MIN_FACE = 32
@@ -38,7 +40,13 @@ class TrainingPhotos:
 
 @runtime_checkable
 class PhotoSource(Protocol):
-    """An indexed set of photos; `train` may be endless."""
+    """An indexed set of photos; `train` may be endless.
+
+    Attributes:
+        people: how many each split has; empty where that is not known.
+    """
+
+    people: dict[str, int]
 
     def load(self, split: str, indices: list[int]) -> TrainingPhotos:
         """The photos at `indices` of a split ("train", "validation" or "held_out"); indices beyond the end wrap around."""
@@ -50,6 +58,7 @@ class SyntheticSource:
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.people: dict[str, int] = {}
 
     def load(self, split: str, indices: list[int]) -> TrainingPhotos:
         """See `PhotoSource.load`."""
@@ -67,20 +76,20 @@ class SyntheticSource:
 class FolderSource:
     """A folder with `metadata.jsonl`, one row a photo: `{"file_name": ..., "anchor_file_name": ..., "split": ...}`.
 
-    `split` is train, validation or held_out; without it every tenth photo is validation and every tenth held out. Faces are found
-    and aligned; the anchor is cut with the photo's own alignment, and refused where it shows another person or does not fit. Where
-    every row has an anchor, rewards measure blemishes against it; where not, against the skin around spots that a detector finds, and
-    that can be hacked by smoothing (docs/rewards.md).
+    `split` is train, validation or held_out; without it photos are split by person, a tenth of them for validation and a tenth held
+    out: by `identity`, or where that is missing by whom the identity net takes for one person. Faces are found and aligned; the anchor
+    is cut with the photo's own alignment, and refused where it shows another person or does not fit. Where every row has an anchor,
+    rewards measure blemishes against it; where not, against the skin around spots that a detector finds, and that can be hacked by
+    smoothing (docs/rewards.md).
     """
 
     def __init__(self, folder: Path, size: int, *, need_anchors: bool) -> None:
         self.folder, self.size = folder, size
         self.rows: dict[str, list[dict[str, str]]] = {"train": [], "validation": [], "held_out": []}
-        for number, row in _read_rows(folder):
-            default = {8: "validation", 9: "held_out"}.get(number % 10, "train")
-            split = row.get("split", default)
-            if split not in self.rows:
-                raise DataError(f"metadata.jsonl line {number}: split {split!r} is unknown; use train, validation or held_out")
+        numbered = _read_rows(folder)
+        for number, row in numbered:
+            if row.get("split", "train") not in self.rows:
+                raise DataError(f"metadata.jsonl line {number}: split {row['split']!r} is unknown; use train, validation or held_out")
             for key in ("file_name", "anchor_file_name"):
                 if key in row:
                     _inside(folder, row[key], number)
@@ -89,11 +98,19 @@ class FolderSource:
                     f"metadata.jsonl line {number}: {row['file_name']} has no anchor_file_name; DPG needs a preferred retouch of "
                     "every photo: add one or train with --no-dpg"
                 )
+        rows = [row for _, row in numbered]
+        people = _people(folder, rows)
+        for row, split in zip(rows, [row["split"] for row in rows] if people is None else _splits(rows, people), strict=True):
             self.rows[split].append(row)
+        named = dict(zip(map(id, rows), people or [], strict=False))
+        self.people = {split: len({named[id(row)] for row in chosen}) for split, chosen in self.rows.items()} if people else {}
         self.anchored = all("anchor_file_name" in row for rows in self.rows.values() for row in rows)
         for split, rows in self.rows.items():
             if not rows:
-                raise DataError(f"{folder}: no photo in split {split}; at least one is needed in each of train, validation, held_out")
+                raise DataError(
+                    f"{folder}: no photo in split {split}; at least one is needed in each of train, validation, held_out, and a person is "
+                    "in one of them alone: add people, or give every row its split"
+                )
 
     def load(self, split: str, indices: list[int]) -> TrainingPhotos:
         """See `PhotoSource.load`.
@@ -167,11 +184,32 @@ def _read_rows(folder: Path) -> list[tuple[int, dict[str, str]]]:
     for number, row in read_objects(path):
         if not isinstance(row.get("file_name"), str):
             raise DataError(f"{path} line {number}: needs a string file_name")
-        for key in ("anchor_file_name", "split"):
+        for key in ("anchor_file_name", "split", "identity"):
             if key in row and not isinstance(row[key], str):
                 raise DataError(f"{path} line {number}: {key} {row[key]!r} must be a string; leave it out where there is none")
         rows.append((number, row))
     return rows
+
+
+def _people(folder: Path, rows: list[dict[str, str]]) -> list[str] | None:
+    """Who is in each photo; None where every row has its split and not every one an identity, so that nobody needs to know."""
+    if all(row.get("identity") for row in rows):
+        return [row["identity"] for row in rows]
+    if all("split" in row for row in rows):
+        return None
+    files = list(dict.fromkeys(row["file_name"] for row in rows))
+    faces = [find_face(read_image(folder / name).pixels, folder / name).embedding for name in files]
+    labels = dict(zip(files, cluster_identities(torch.stack(faces)), strict=True))
+    names = [row.get("identity") or f"person {labels[row['file_name']]}" for row in rows]
+    persons = join_names(names, [labels[row["file_name"]] for row in rows])
+    return [persons[name] for name in names]
+
+
+def _splits(rows: list[dict[str, str]], people: list[str]) -> list[str]:
+    """The split of each row: its own, else that of another row of the person, else dealt out by person."""
+    of_person = {person: row["split"] for row, person in zip(rows, people, strict=True) if "split" in row}
+    of_person |= split_identities([person for person in people if person not in of_person])
+    return [row.get("split", of_person[person]) for row, person in zip(rows, people, strict=True)]
 
 
 def _inside(folder: Path, name: str, number: int) -> None:

@@ -28,7 +28,6 @@ from policies.retoucher.processes import Processes, check_count, open_processes
 from policies.retoucher.report.card import FILES, write_retoucher_card
 from policies.retoucher.report.pictures import write_overview
 from policies.retoucher.report.report import write_report
-from policies.retoucher.rewards import open_rewards, workers_of
 from policies.retoucher.trainer import StepResult, Trainer, make_evaluation_sets
 from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError, OutOfMemory, WorkersLost
@@ -40,7 +39,8 @@ from portraitkit.runs.folder import RunFolder, SilentRunFolder
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.stats import Change, bootstrap_interval
 from reward_models.judge.reward import CountedJudge
-from reward_models.reward_set import RewardSet, judged_reward
+from reward_models.reward_set import RewardSet, build_rewards, judged_reward
+from reward_models.workers.client import RewardWorkers
 
 HEADLINE = ("reward", "identity_distance", "blemish_residual", "texture_error")
 
@@ -60,6 +60,35 @@ def run_alignment(config: RetoucherConfig, command: list[str]) -> int:
                 return _align(own, config_to_dict(config), command, rewards, console, processes)
             except torch.OutOfMemoryError as error:
                 raise OutOfMemory(f"{str(error).partition('. ')[0]}; {ADVICE}") from error
+
+
+@contextmanager
+def open_rewards(config: RetoucherConfig, console: Console) -> Iterator[RewardSet]:
+    """The rewards that the configuration names; workers are asked first, before anything is loaded or written.
+
+    Raises:
+        ConfigError: a reward's name is unknown, or a worker does not answer or does not fit.
+        WeightsError: a learned reward's weights are not there.
+    """
+    workers = None
+    if config.reward_worker:
+        from reward_models.workers.connect import connect
+
+        def say(text: str) -> None:
+            console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+        limits = {"timeout": config.reward_worker_timeout, "patience": config.reward_worker_patience}
+        workers = connect(config.reward_worker, config.all_rewards, say=say, **limits)
+    try:
+        yield build_rewards(config.all_rewards, config.reward_weights, config.combine, config.device, workers=workers)
+    finally:
+        if workers is not None:
+            workers.close()
+
+
+def workers_of(rewards: RewardSet) -> RewardWorkers | None:
+    """The workers behind the rewards, where there are some."""
+    return rewards.elsewhere if isinstance(rewards.elsewhere, RewardWorkers) else None
 
 
 def _check(config: RetoucherConfig, processes: Processes) -> None:
@@ -305,6 +334,7 @@ def _summary(trainer: Trainer, changes: dict[str, Change], untouched: Evaluation
             "validation": config.validation_photos,
             "held_out": config.held_out_photos,
         },
+        **({"people": trainer.source.people} if trainer.source.people else {}),
         "alarms": [asdict(alarm) for alarm in trainer.alarms.raised],
         **({"reward_workers": workers.figures()} if (workers := workers_of(trainer.rewards)) else {}),
     }

@@ -182,7 +182,8 @@ def folder(tmp_path, portrait):
     """A photo folder of ten good rows; tests spoil one."""
     write_image(tmp_path / "a.png", portrait)
     write_image(tmp_path / "b.png", (portrait * 0.98).clamp(0, 1))
-    rows = [{"file_name": "a.png", "anchor_file_name": "b.png"} for _ in range(10)]
+    splits = ["train"] * 8 + ["validation", "held_out"]
+    rows = [{"file_name": "a.png", "anchor_file_name": "b.png", "split": split} for split in splits]
     write_rows(tmp_path, rows)
     return tmp_path, rows
 
@@ -388,7 +389,7 @@ def test_mistakes_about_a_judge_are_one_line(command, tmp_path, options, words):
 
 def test_a_judge_that_needs_anchors_says_so(command, judge_folder, folder):
     path, rows = folder
-    write_rows(path, [{"file_name": row["file_name"]} for row in rows])
+    write_rows(path, [{"file_name": row["file_name"], "split": row["split"]} for row in rows])
     options = ["--no-dpg", "--photos", path, "--reward", f"judge:{judge_folder}:versus_anchor", "--output-dir", path / "run", *SMALL]
     code, _, err = command(align_retoucher, *options)
     assert code == 2 and "needs an anchor_file_name for every photo" in err.splitlines()[-1]
