@@ -88,7 +88,7 @@ def test_a_rollout_is_the_stock_pipelines_loop_through_the_scheduler(backbone, s
     """To the bit: the stock pipeline with the scheduler in place of its own takes the steps that the trainer takes."""
     config = replace(config, sampler=sampler)
     photo = source.load("train", [0])
-    condition = replace(backbone.condition(photo.photos.source, config.prompt), own_text=True)  # repeated in memory, as the pipeline does
+    condition = replace(backbone.condition(photo.photos.source, config.prompt), own_text=True)  # a row a candidate
     anchors = backbone.encode(photo.anchors)
     scheduler = config.scheduler(backbone.sigmas(config.num_steps), 0)
     members = {"group_size": config.group_size, "shared_noise": False}
@@ -110,9 +110,8 @@ def test_a_rollout_is_the_stock_pipelines_loop_through_the_scheduler(backbone, s
     pipeline.prepare_latents = prepare_latents
     final = pipeline(
         image=photo.photos.source,
-        prompt_embeds=condition.prompt,
-        pooled_prompt_embeds=condition.pooled,
-        num_images_per_prompt=config.group_size,
+        prompt_embeds=condition.prompt.repeat(config.group_size, 1, 1),
+        pooled_prompt_embeds=condition.pooled.repeat(config.group_size, 1),
         latents=noise.start,
         num_inference_steps=config.num_steps,
         height=backbone.resolution,
