@@ -14,7 +14,9 @@ def _benchmark(argv: list[str]) -> int:
     from benchmarks.config import BenchmarkConfig
     from portraitkit.config import load_config
 
-    config = load_config(BenchmarkConfig, argv, prog="benchmark-portraits")
+    config = load_config(
+        BenchmarkConfig, argv, prog="benchmark-portraits", example="--method ours=retoucher:tiny+runs/demo --source data/photos"
+    )
     from benchmarks.run import run_benchmark
 
     return run_benchmark(config, [sys.argv[0], *argv])

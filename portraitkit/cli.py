@@ -6,6 +6,7 @@ import os
 import select
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,7 +19,7 @@ def run_command(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run a command on `sys.argv` and leave the process with its exit code.
 
     A UserError becomes one line `error: ...` on stderr and exit code 2; Ctrl-C gives 130; a reader that closed the pipe
-    (`command | head`) gives 141, silently. Every other exception is a bug and keeps its traceback.
+    (`command | head`) gives 141, silently. `--version` alone is answered here. Every other exception is a bug and keeps its traceback.
 
     Args:
         main: Takes the arguments after the command's name; returns the exit code, None for 0.
@@ -60,6 +61,9 @@ def check_packages() -> None:
 def _exit_code(main: Callable[[list[str]], int | None]) -> int | str | None:
     try:
         check_packages()
+        if sys.argv[1:] == ["--version"]:
+            print(f"portraitkit {version('portraitkit')}")
+            return 0
         return main(sys.argv[1:])
     except UserError as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)

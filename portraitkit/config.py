@@ -113,7 +113,9 @@ Revise = Callable[[dict[str, Any], Mapping[str, Sequence[str]]], dict[str, Any]]
 """The values of a recipe and the options that were typed, with the words behind them, to the recipe's values that count."""
 
 
-def load_config(cls: type[Config], argv: list[str], *, prog: str, revise: Revise = lambda values, typed: values) -> Config:
+def load_config(
+    cls: type[Config], argv: list[str], *, prog: str, example: str = "", revise: Revise = lambda values, typed: values
+) -> Config:
     """Fill a configuration from its defaults, then `--config NAME|FILE.toml`, then the options in `argv`.
 
     `--help` prints and exits with 0; with `--config` beside it the defaults shown are the recipe's.
@@ -122,6 +124,7 @@ def load_config(cls: type[Config], argv: list[str], *, prog: str, revise: Revise
         cls: Frozen dataclass with the field types named at the top of this module.
         argv: Arguments after the command's name; options with dashes or underscores.
         prog: Name of the command, for messages.
+        example: Options of a typical call, shown by `--help`.
         revise: From the recipe's values and the options that were typed to the values that count beneath those options.
 
     Returns:
@@ -145,7 +148,7 @@ def load_config(cls: type[Config], argv: list[str], *, prog: str, revise: Revise
                 prog=prog,
                 args=argv,
                 default=_unchecked(cls, values),
-                description=_describe(cls) if {"-h", "--help"} & set(argv) else None,
+                description=_describe(cls, f"{prog} {example}".strip()) if {"-h", "--help"} & set(argv) else None,
                 return_unknown_args=True,
             )
     except SystemExit as stop:
@@ -329,10 +332,10 @@ def _unchecked(cls: type[Config], values: dict[str, Any]) -> Config:
     return start
 
 
-def _describe(cls: type) -> str:
+def _describe(cls: type, example: str) -> str:
     names = ", ".join(recipe_names(cls)) or "none"
     about = inspect.cleandoc(cls.__doc__ or "")
-    return f"{about}\n\n--config NAME|FILE.toml starts from a recipe; options override it. Recipes: {names}."
+    return f"{about}\n\n--config NAME|FILE.toml starts from a recipe; options override it. Recipes: {names}.\n\nExample: {example}"
 
 
 def _refusal(printed: str, given: dict[str, list[str]], types: dict[str, Any], prog: str) -> str:

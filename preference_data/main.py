@@ -3,6 +3,16 @@
 from portraitkit.cli import run_command
 from portraitkit.errors import ConfigError
 
+EXAMPLES = {
+    "build": "data/photos --output-dir data/preferences",
+    "lint": "data/preferences",
+    "annotate": "data/preferences --web",
+    "merge": "data/preferences",
+    "export": "data/preferences --output-dir data/preferences-parquet",
+    "emotion": "raf-db data/raf-db",
+    "makeup": "data/faces --count 1000",
+}
+"""Options of a typical call of each subcommand, for its --help."""
 SUBCOMMANDS = {
     "build": ("BuildConfig", "build:build_pairs", "preference pairs of retouches, from photos or from synthetic people"),
     "lint": ("LintConfig", "lint:lint_data", "check a data set: bad pictures, duplicates across splits, anchors, contradictions"),
@@ -35,7 +45,8 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] not in SUBCOMMANDS:
         raise ConfigError(f"make-preferences {argv[0]}: no such subcommand{nearest(argv[0], SUBCOMMANDS)}; known: {names}")
     options, function, _ = SUBCOMMANDS[argv[0]]
-    config = load_config(load_object(f"preference_data.commands.options:{options}"), argv[1:], prog=f"make-preferences {argv[0]}")
+    cls, prog = load_object(f"preference_data.commands.options:{options}"), f"make-preferences {argv[0]}"
+    config = load_config(cls, argv[1:], prog=prog, example=EXAMPLES[argv[0]])
     return load_object(f"preference_data.commands.{function}")(config)
 
 

@@ -14,7 +14,7 @@ def _train(argv: list[str]) -> int:
     from portraitkit.config import load_config
     from reward_models.training.config import RewardModelConfig
 
-    config = load_config(RewardModelConfig, argv, prog="train-reward-model")
+    config = load_config(RewardModelConfig, argv, prog="train-reward-model", example="--config qwen2_5_vl_7b_lora --data data/preferences")
     if config.dry_run:
         from reward_models.training.plan import dry_run
 

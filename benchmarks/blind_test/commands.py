@@ -37,23 +37,23 @@ def _run(name: str, argv: list[str]) -> int:
     from benchmarks.blind_test import options
     from portraitkit.config import load_config
 
-    prog = f"blind-test {name}"
+    prog, example = f"blind-test {name}", "runs/blind-test"
     if name == "make":
-        config = load_config(options.MakeConfig, argv, prog=prog)
+        config = load_config(options.MakeConfig, argv, prog=prog, example="--method base=runs/base --method ours=runs/ours")
         from benchmarks.blind_test.make import make_study
 
         return make_study(config, [sys.argv[0], name, *argv])
     if name == "serve":
-        config = load_config(options.ServeConfig, argv, prog=prog)
+        config = load_config(options.ServeConfig, argv, prog=prog, example=example)
         from benchmarks.blind_test.server import serve_study
 
         return serve_study(config)
     if name == "report":
-        config = load_config(options.ReportConfig, argv, prog=prog)
+        config = load_config(options.ReportConfig, argv, prog=prog, example=example)
         from benchmarks.blind_test.study_report import report_study
 
         return report_study(config)
-    config = load_config(options.ExportConfig, argv, prog=prog)
+    config = load_config(options.ExportConfig, argv, prog=prog, example=example)
     from benchmarks.blind_test.export import export_votes
 
     return export_votes(config)

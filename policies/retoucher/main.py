@@ -20,7 +20,7 @@ def _align(argv: list[str]) -> int:
     from policies.retoucher.config_rules import revise_recipe
     from portraitkit.config import load_config
 
-    config = load_config(RetoucherConfig, argv, prog="align-retoucher", revise=revise_recipe)
+    config = load_config(RetoucherConfig, argv, prog="align-retoucher", example="--config demo", revise=revise_recipe)
     if config.dry_run:
         from policies.retoucher.dry_run import dry_run
 

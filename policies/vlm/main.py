@@ -47,7 +47,7 @@ def _extract(argv: list[str]) -> int:
     from policies.vlm.config import ExtractConfig
     from portraitkit.config import load_config
 
-    config = load_config(ExtractConfig, argv, prog="extract-makeup")
+    config = load_config(ExtractConfig, argv, prog="extract-makeup", example="me.jpg --face friend.jpg")
     from policies.vlm.extract import run_extraction
 
     return run_extraction(config, [sys.argv[0], *argv])
@@ -62,7 +62,7 @@ def _synthesize(argv: list[str]) -> int:
     from policies.vlm.config import SynthesizeConfig
     from portraitkit.config import load_config
 
-    config = load_config(SynthesizeConfig, argv, prog="synthesize-emotion")
+    config = load_config(SynthesizeConfig, argv, prog="synthesize-emotion", example="data/emotion --model Qwen/Qwen2.5-VL-7B-Instruct")
     from policies.vlm.synthesize import run_synthesis
 
     return run_synthesis(config, [sys.argv[0], *argv])

@@ -37,7 +37,7 @@ def score_main(argv: list[str]) -> int:
     from policies.vlm.tasks import load_task
     from portraitkit.config import load_config
 
-    config = load_config(ScoreConfig, argv, prog="score-completions")
+    config = load_config(ScoreConfig, argv, prog="score-completions", example="answers.jsonl --task area")
     task = load_task(config.task)
     rows = list(_read_columns(config.rows, task))
     if not rows:

@@ -53,7 +53,7 @@ def serve_judge() -> None:
 
 
 def _serve(argv: list[str]) -> int:
-    return serve(load_config(ServeJudgeConfig, argv, prog="serve-judge"))
+    return serve(load_config(ServeJudgeConfig, argv, prog="serve-judge", example="--model runs/reward-model/model --port 8000"))
 
 
 def serve(config: ServeJudgeConfig) -> int:

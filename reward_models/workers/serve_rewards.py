@@ -42,7 +42,7 @@ def serve_rewards() -> None:
 
 
 def _serve(argv: list[str]) -> int:
-    return serve(load_config(ServeRewardsConfig, argv, prog="serve-rewards"))
+    return serve(load_config(ServeRewardsConfig, argv, prog="serve-rewards", example="--rewards judge:embedded --port 8600"))
 
 
 def serve(config: ServeRewardsConfig) -> int:

@@ -73,6 +73,7 @@ def test_help_is_quick_and_loads_no_torch(command: str):
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert shown.returncode == 0 and f"usage: {command}" in shown.stdout
+    assert f"Example: {command} " in shown.stdout or "SUBCOMMAND" in shown.stdout
     assert shown.stderr == "[]\n"
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 

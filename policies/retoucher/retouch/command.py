@@ -32,7 +32,7 @@ def retouch_main(argv: list[str]) -> int:
     from policies.retoucher.retouch.retouch_config import RetouchConfig
     from portraitkit.config import load_config
 
-    config = load_config(RetouchConfig, argv, prog="retouch-portrait")
+    config = load_config(RetouchConfig, argv, prog="retouch-portrait", example="me.jpg retouched.jpg --adapter runs/demo")
     jobs = plan_jobs(config.source, config.target, overwrite=config.overwrite)
     retouch = _retoucher(config)
     if not config.source.is_dir():

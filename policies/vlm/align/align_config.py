@@ -122,4 +122,4 @@ def load_align_config(argv: list[str]) -> AlignVlmConfig:
         tiny = read_recipe(EMBEDDED_RECIPE, AlignVlmConfig) if asked_briefly(model) else {}
         return {**tiny, "model": model, **values}
 
-    return load_config(AlignVlmConfig, argv, prog="align-vlm", revise=with_tiny)
+    return load_config(AlignVlmConfig, argv, prog="align-vlm", example="--task area", revise=with_tiny)

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,10 @@ def test_the_check_imports_nothing():
     loaded = run_python(code, cwd=ROOT).stdout
     assert "'portraitkit'" in loaded
     assert not [name for name in PACKAGES[1:] if f"'{name}'" in loaded] and "'tyro'" not in loaded
+
+
+def test_every_command_says_its_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(sys, "argv", ["align-retoucher", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        run_command(lambda argv: 1)
+    assert stop.value.code == 0 and capsys.readouterr().out == f"portraitkit {version('portraitkit')}\n"
