@@ -78,9 +78,7 @@ def read_entries(folder: Path) -> tuple[list[Entry], list[Finding]]:
     else:
         row_set = read_json_lines(path, partial(read_photo_row, root=folder.resolve()))
         entries = [
-            Entry(
-                line, row["file_name"], row.get("anchor_file_name"), (), row.get("split") or _default_split(line), row.get("identity") or ""
-            )
+            Entry(line, row["file_name"], row.get("anchor_file_name"), (), row.get("split") or "", row.get("identity") or "")
             for row, line in zip(row_set.rows, row_set.lines, strict=True)
         ]
     return entries, [Finding("bad_row", (bad.line,), bad.reason) for bad in row_set.rejected]
@@ -90,11 +88,6 @@ def _holds_pairs(path: Path) -> bool:
     """Whether any row names an `input_file_name`; photo folders name a `file_name`."""
     kinds = read_json_lines(path, lambda row: "input_file_name" in row or "file_name" not in row).rows
     return any(kinds)
-
-
-def _default_split(line: int) -> str:
-    """As `align-retoucher` deals out photos that do not say: every tenth is validation, every tenth held out."""
-    return {8: "validation", 9: "held_out"}.get(line % 10, "train")
 
 
 def _show(findings: list[Finding], rows: int, data: Path) -> None:

@@ -64,7 +64,7 @@ class Entry:
         photo: file of the photo.
         anchor: file of its anchor, where it has one.
         others: files of the candidates.
-        split: of the row.
+        split: of the row; empty where it has none, since commands then assign it by person.
         identity: who it is, where the row says.
         pair: the pair, where it is one.
     """
@@ -178,7 +178,8 @@ def check_duplicates(entries: list[Entry], pictures: Pictures, *, max_bits: int,
     rows: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for entry in entries:
         if entry.photo in pictures.digest:
-            splits[pictures.digest[entry.photo]][entry.split].append(entry)
+            if entry.split:
+                splits[pictures.digest[entry.photo]][entry.split].append(entry)
             others = sorted(entry.others, key=lambda file: pictures.digest.get(file, ""))
             files = [pictures.digest.get(file) for file in (entry.photo, *others)]
             if all(files) and not (entry.pair is None and len(files) > 1):
@@ -195,7 +196,7 @@ def check_duplicates(entries: list[Entry], pictures: Pictures, *, max_bits: int,
             findings.append(
                 Finding("same_candidates", (entry.line,), f"{pair.id}: {pair.a} and {pair.b} are one picture, yet {pair.overall} wins")
             )
-    unique = {(entry.photo, entry.split): entry for entry in entries if entry.photo in pictures.small}
+    unique = {(entry.photo, entry.split): entry for entry in entries if entry.split and entry.photo in pictures.small}
     if unique:
         smalls = np.stack([pictures.small[photo] for photo, _ in unique])
         hashes = np.stack([perceptual_hash(small) for small in smalls])
@@ -218,14 +219,14 @@ def check_people(entries: list[Entry], pictures: Pictures, *, max_distance: floa
     findings = []
     named: dict[str, dict[str, int]] = defaultdict(dict)
     for entry in entries:
-        if entry.identity:
+        if entry.identity and entry.split:
             named[entry.identity].setdefault(entry.split, entry.line)
     for name, splits in named.items():
         if len(splits) > 1:
             findings.append(Finding("person_across_splits", tuple(splits.values()), f"{name} is in {' and '.join(splits)}"))
     asked: dict[str, Entry] = {}
     for entry in entries:
-        if entry.photo in pictures.embedding and not entry.identity.startswith(EMBEDDED):
+        if entry.split and entry.photo in pictures.embedding and not entry.identity.startswith(EMBEDDED):
             asked.setdefault(entry.photo, entry)
     owners = list(asked.values())
     if len(owners) > 1:

@@ -141,6 +141,12 @@ def test_one_person_in_two_splits_by_the_net(photo_set, capsys):
     assert kinds(photo_set, capsys) == {}
 
 
+def test_photos_without_a_split_are_in_no_two_splits(photo_set, capsys):
+    rows = "\n" * 7 + '{"file_name": "collins.png", "identity": "eileen"}\n{"file_name": "mirror.png", "identity": "eileen"}\n'
+    (photo_set / METADATA).write_text(rows)  # lines 8 and 9: commands assign splits by person, wherever the rows stand
+    assert kinds(photo_set, capsys) == {}
+
+
 def test_bad_rows_of_either_kind(photo_set, pair_set):
     write_photos(photo_set, {"file_name": "collins.png"}, {"file_name": "none.png"}, {"file_name": "hopper.png", "split": "test"})
     entries, findings = read_entries(photo_set)
