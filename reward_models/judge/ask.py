@@ -27,11 +27,11 @@ class Judged:
 
     def verdicts(self, name: str) -> tuple[Verdict | None, Verdict | None]:
         """Of both orders, overall or on a dimension; None where the answer cannot be read."""
-        forward, backward = (
+        verdicts: list[Verdict | None] = [
             None if isinstance(answer, Unreadable) else about_files(said(answer, name), order)
             for answer, order in zip(self.answers, ORDERS, strict=True)
-        )
-        return forward, backward
+        ]
+        return verdicts[0], verdicts[1]
 
     def difference(self, name: str) -> float | None:
         """How much higher a is scored than b, the mean of both orders (of one, where the other cannot be read), -4 to 4."""
