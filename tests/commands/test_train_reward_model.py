@@ -143,11 +143,11 @@ def test_what_is_kept_is_imitated(command, model, tmp_path, monkeypatch):
     from portraitkit.vlm.generate import Completion
     from reward_models.training import stages as train_stages
 
-    def ask(model, processor, view, rows, **how):
+    def complete(model, processor, prompt, rows, **how):
         assert how["samples"] == 2 and how["temperature"] == 1.0
         return [[Completion(row.target, 20, False), Completion("no idea", 3, False)] for row in rows]
 
-    monkeypatch.setattr(train_stages, "ask", ask)
+    monkeypatch.setattr(train_stages, "complete_together", complete)
     run = tmp_path / "run"
     options = ["--stages", "reject", "--no-blind", "--hack-cases", "0", "--stability-pairs", "0"]
     code, _, err = command(train_reward_model, "--model", model, "--output-dir", run, *OPTIONS, *options)
