@@ -140,8 +140,8 @@ def sde_step(
     """
     law, pull = Sampler(sampler, eta, sigma_max), Pull(lam, anchor, target)
     mean, std = law.mean_std(x, v, sigma, sigma_next)
-    keywords = {"noise": noise, "x_next": x_next, "generator": generator, "storage_dtype": storage_dtype}
-    return law.finish(x, mean, std, (sigma, sigma_next), pull, **keywords)
+    levels = (sigma, sigma_next)
+    return law.finish(x, mean, std, levels, pull, noise=noise, x_next=x_next, generator=generator, storage_dtype=storage_dtype)
 
 
 def log_ratio(

@@ -237,10 +237,10 @@ def _host_bytes(config: RetoucherConfig) -> dict[str, int]:
     evaluated = config.validation_photos + config.held_out_photos
     candidates = config.photos_per_step * config.group_size
     photos = (config.photos_per_step + evaluated) * (PHOTO_CHANNELS + 3) * channel  # with their residuals
-    latents = candidates * (1 + 3 * _drawn_steps(config)) + 2 * evaluated  # of each candidate and of its drawn steps
+    latents = candidates * (1 + 4 * _drawn_steps(config)) + 2 * evaluated  # of each candidate and of its drawn steps
     return {
         "photos and latents": photos + latents * latent,
-        "candidates": candidates * 3 * channel,
+        "candidates": candidates * 9 * channel,  # as decoded, joined, and cut into groups to be scored
         "evaluated": 3 * config.held_out_photos * 3 * channel,  # before and after training, and the parts beside them
     }
 

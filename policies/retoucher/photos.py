@@ -40,13 +40,7 @@ class TrainingPhotos:
 
 @runtime_checkable
 class PhotoSource(Protocol):
-    """An indexed set of photos; `train` may be endless.
-
-    Attributes:
-        people: how many each split has; empty where that is not known.
-    """
-
-    people: dict[str, int]
+    """An indexed set of photos; `train` may be endless."""
 
     def load(self, split: str, indices: list[int]) -> TrainingPhotos:
         """The photos at `indices` of a split ("train", "validation" or "held_out"); indices beyond the end wrap around."""
@@ -58,7 +52,6 @@ class SyntheticSource:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.people: dict[str, int] = {}
 
     def load(self, split: str, indices: list[int]) -> TrainingPhotos:
         """See `PhotoSource.load`."""
@@ -81,6 +74,9 @@ class FolderSource:
     is cut with the photo's own alignment, and refused where it shows another person or does not fit. Where every row has an anchor,
     rewards measure blemishes against it; where not, against the skin around spots that a detector finds, and that can be hacked by
     smoothing (docs/rewards.md).
+
+    Attributes:
+        people: how many each split has; empty where every row has its split and nobody said who is in it.
     """
 
     def __init__(self, folder: Path, size: int, *, need_anchors: bool) -> None:

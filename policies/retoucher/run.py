@@ -23,7 +23,7 @@ from policies.retoucher.model.backbone import Backbone
 from policies.retoucher.model.encoding_cache import open_cache, with_cache
 from policies.retoucher.model.loading import loading_options
 from policies.retoucher.model.sharding import check_sharding, divide_base
-from policies.retoucher.photos import PhotoSource, open_photos
+from policies.retoucher.photos import FolderSource, PhotoSource, open_photos
 from policies.retoucher.processes import Processes, check_count, open_processes
 from policies.retoucher.report.card import FILES, write_retoucher_card
 from policies.retoucher.report.pictures import write_overview
@@ -334,7 +334,7 @@ def _summary(trainer: Trainer, changes: dict[str, Change], untouched: Evaluation
             "validation": config.validation_photos,
             "held_out": config.held_out_photos,
         },
-        **({"people": trainer.source.people} if trainer.source.people else {}),
+        **({"people": people} if (people := trainer.source.people if isinstance(trainer.source, FolderSource) else {}) else {}),
         "alarms": [asdict(alarm) for alarm in trainer.alarms.raised],
         **({"reward_workers": workers.figures()} if (workers := workers_of(trainer.rewards)) else {}),
     }
