@@ -143,6 +143,7 @@ def test_the_ratio_is_exactly_one_before_an_update(made, config):
     settings = {"sampler": "flow_sde", "eta": 0.7, "sigma_max": float(scheduler.sigmas[1])}
     for step in rollout.steps:
         rows = torch.arange(2) if step.shared else rollout.photo_of
+        assert step.index is not None
         sigma, sigma_next = scheduler.sigmas[step.index : step.index + 2].tolist()
         with torch.enable_grad():
             v = made.velocity(step.x, sigma, condition.select(rows))
