@@ -1,22 +1,20 @@
 """The photos shown in a report: those on which each metric sees the largest gain and the largest loss, with crops and difference maps."""
 
-import base64
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from io import BytesIO
 
 import torch
 from PIL import Image, ImageChops
 
 from benchmarks.inputs import Item
 from benchmarks.tables import Analysis
-from policies.retoucher.report.pictures import zoom_box
 from portraitkit.errors import ImageError
 from portraitkit.pictures.images import read_image, to_pil
+from portraitkit.report.pictures import Box, Tile, in_percent, tile, zoom_box
 
-AMPLIFY = 4
 LARGEST = 384
+LOSSLESS = 160
 MOST = 16
 """Photos with pictures in a report; metrics beyond them name their cases without a picture."""
 
@@ -28,16 +26,6 @@ class Extreme:
     kind: str
     name: str
     gain: float
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A picture of a photo, its zoom and its difference from the untouched photo or the first method's, as data URIs."""
-
-    title: str
-    picture: str
-    zoom: str
-    difference: str
 
 
 @dataclass(frozen=True)
@@ -106,20 +94,11 @@ def _case(name: str, place: int, items: list[Item], reasons: list[str]) -> Case:
         tiles.insert(0, _tile(_title("photo", "--source", pictures), source, source, box))
     if reference is not None:
         tiles.append(_tile(_title("reference", "--reference", pictures), reference, source, box))
-    left, top, right, bottom = box
-    width, height = source.size
-    percent = (100 * left / width, 100 * top / height, 100 * (right - left) / width, 100 * (bottom - top) / height)
-    return Case(name, place, tiles, percent, tiles[0], of_method[items[-1].method], reasons)
+    return Case(name, place, tiles, in_percent(box, source.size), tiles[0], of_method[items[-1].method], reasons)
 
 
-def _tile(title: str, picture: Image.Image, source: Image.Image, box: tuple[int, int, int, int]) -> Tile:
-    picture = picture.resize(source.size, Image.Resampling.LANCZOS)
-    zoomed = picture.crop(box)
-    scale = max(1, round(256 / zoomed.width))
-    zoomed = zoomed.resize((zoomed.width * scale, zoomed.height * scale), Image.Resampling.BICUBIC)
-    changed = ImageChops.difference(picture, source).getbbox() is not None
-    difference = _encode(ImageChops.subtract(picture, source, scale=1 / AMPLIFY, offset=128)) if changed else ""
-    return Tile(title, _encode(picture), _encode(zoomed), difference)
+def _tile(title: str, picture: Image.Image, source: Image.Image, box: Box) -> Tile:
+    return tile(title, picture.resize(source.size, Image.Resampling.LANCZOS), source, box, lossless=LOSSLESS)
 
 
 def _title(kind: str, option: str, methods: Collection[str]) -> str:
@@ -135,12 +114,3 @@ def _small(pixels: torch.Tensor) -> Image.Image:
     picture = to_pil(pixels)
     picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
     return picture
-
-
-def _encode(picture: Image.Image) -> str:
-    data = BytesIO()
-    if max(picture.size) <= 160:
-        picture.save(data, "png")
-        return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
-    picture.save(data, "jpeg", quality=90, subsampling=0)
-    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"

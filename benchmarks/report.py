@@ -1,46 +1,26 @@
 """`report.html` of a benchmark: one file without outside requests, everything escaped."""
 
-import base64
-import hashlib
 import math
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from benchmarks import published
-from benchmarks.cases import AMPLIFY, extremes, show_cases
-from benchmarks.charts import colour, distribution, matrix, radar
+from benchmarks.cases import extremes, show_cases
 from benchmarks.metric import Metric
 from benchmarks.stats import Comparison
 from benchmarks.tables import Analysis, best_methods, decimals, figure, gained
+from portraitkit.report.charts import colour, distribution, matrix, radar
+from portraitkit.report.page import write_page
+from portraitkit.report.pictures import AMPLIFY
 from portraitkit.stats import ALPHA
 
 
 def write_report(folder: Path, analysis: Analysis) -> Path:
-    """Write the report into the run's folder.
-
-    Args:
-        folder: of the run.
-        analysis: of its values.
-
-    Returns:
-        The path of the report.
-    """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"csp_hash": _csp_hash, "p": _p, "percent": _percent, "colour": colour, "gain": _gain}
-    page = environment.get_template("benchmark.html.j2").render(_context(analysis))
-    path = folder / "report.html"
-    unfinished = folder / ".report.html.part"
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(path)
-    return path
+    """Write the report into the run's folder; returns its path."""
+    template = Path(__file__).parent / "templates" / "benchmark.html.j2"
+    return write_page(folder / "report.html", template, _context(analysis), p=_p, percent=_percent, colour=colour, gain=_gain)
 
 
 def _context(analysis: Analysis) -> dict[str, Any]:
@@ -51,12 +31,12 @@ def _context(analysis: Analysis) -> dict[str, Any]:
         "title": "Portrait benchmark: " + ", ".join(names),
         "methods": names,
         "photos": len(table.names),
-        "verdicts": _verdicts(analysis),
+        "verdicts": analysis.sides(),
         "too_few": analysis.too_few(),
         "metrics": [_row(analysis, metric) for metric in results.metrics],
         "comparisons": [_compared(analysis, entry) for entry in analysis.comparisons],
-        "radar": radar(analysis),
-        "plots": [(metric, distribution(analysis, metric)) for metric in results.metrics if metric.name in table.values],
+        "radar": radar(_axes(analysis)),
+        "plots": [(metric, _distribution(analysis, metric)) for metric in results.metrics if metric.name in table.values],
         "groups": _groups(analysis),
         "extremes": chosen,
         "signs": {metric.name: metric.arrow for metric in results.metrics},
@@ -75,17 +55,22 @@ def _context(analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def _verdicts(analysis: Analysis) -> list[dict[str, Any]]:
-    """For every two methods: on which metrics the second is surely better or worse."""
-    out = []
-    for before, after in dict.fromkeys((entry.before, entry.after) for entry in analysis.comparisons):
-        entries = [entry for entry in analysis.comparisons if (entry.before, entry.after) == (before, after)]
-        sure = [entry for entry in entries if entry.p_holm < ALPHA]
-        better = [entry.metric for entry in sure if entry.better]
-        worse = [entry.metric for entry in sure if not entry.better]
-        unsure = [entry.metric for entry in entries if not entry.p_holm < ALPHA]
-        out.append({"before": before, "after": after, "better": better, "worse": worse, "unsure": unsure})
-    return out
+def _axes(analysis: Analysis) -> list[tuple[str, list[float]]]:
+    """The radar's axes: the metrics on which the methods differ, each turned so that higher is better."""
+    axes = []
+    for metric in analysis.results.metrics:
+        means = [entry.mean if (entry := analysis.mean(metric.name, method)) else math.nan for method in analysis.table.methods]
+        if all(map(math.isfinite, means)) and max(means) > min(means):
+            label = metric.name.removeprefix("reward_") + (" (reward)" if metric.name.startswith("reward_") else "")
+            axes.append((label, [metric.sign * mean for mean in means]))
+    return axes
+
+
+def _distribution(analysis: Analysis, metric: Metric) -> Markup:
+    entries = [analysis.mean(metric.name, method) for method in analysis.table.methods]
+    means = [(entry.mean, *entry.ci95) if entry and all(map(math.isfinite, entry.ci95)) else None for entry in entries]
+    values = analysis.table.values[metric.name].numpy()
+    return distribution(f"Distribution of {metric.name}", analysis.table.methods, values, means, decimals)
 
 
 def _row(analysis: Analysis, metric: Metric) -> dict[str, Any]:
@@ -129,8 +114,3 @@ def _p(value: float) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
-
-
-def _csp_hash(script: str) -> str:
-    """The source expression under which a content security policy lets exactly this script run."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode("ascii")

@@ -1,11 +1,9 @@
 """Results as files: JSON, CSV, Markdown and LaTeX, each written in one piece."""
 
 import csv
-import html
 import io
 import json
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +17,8 @@ from benchmarks.preferences import Preference, pair_accuracy
 from benchmarks.stats import Comparison, Grid, Mean, comparisons, correlations, grid, group_tables, means, too_few
 from benchmarks.suite import Results
 from portraitkit.errors import RunFolderError
-from portraitkit.report.csv_cells import safe_cell
-from portraitkit.stats import ALPHA
+from portraitkit.files.atomic import replacing
+from portraitkit.report.page import markdown_text, safe_cell
 
 
 @dataclass(frozen=True)
@@ -74,20 +72,24 @@ class Analysis:
         """One line where there are too few photos for any difference to be found; else empty."""
         return too_few(max((entry.n for entry in self.comparisons), default=0), len(self.comparisons))
 
-    def verdicts(self) -> list[str]:
-        """One line for every two methods: on how many metrics the second is better, worse or neither, after correction.
-
-        Before them, where that is so, the line that there are too few photos.
-        """
-        out = [self.too_few()] if self.too_few() else []
+    def sides(self) -> list[dict[str, Any]]:
+        """For every two methods the metrics on which the second is `better`, `worse` or neither (`unsure`), after correction."""
+        out = []
         for before, after in dict.fromkeys((entry.before, entry.after) for entry in self.comparisons):
             entries = [entry for entry in self.comparisons if (entry.before, entry.after) == (before, after)]
-            sure = [entry for entry in entries if entry.p_holm < ALPHA]
-            better = [entry.metric for entry in sure if entry.better]
-            worse = [entry.metric for entry in sure if not entry.better]
-            rest = len(entries) - len(sure)
-            out.append(f"{after} against {before}: {len(better)} better, {len(worse)} worse, {rest} undecided (Holm, 5 %)")
+            sure = [entry for entry in entries if entry.p_holm < LEVEL]
+            better, worse = ([entry.metric for entry in sure if entry.better == side] for side in (True, False))
+            unsure = [entry.metric for entry in entries if not entry.p_holm < LEVEL]
+            out.append({"before": before, "after": after, "better": better, "worse": worse, "unsure": unsure})
         return out
+
+    def verdicts(self) -> list[str]:
+        """One line for every two methods; before them, where that is so, the line that there are too few photos."""
+        return [self.too_few()] * bool(self.too_few()) + [
+            f"{pair['after']} against {pair['before']}: {len(pair['better'])} better, {len(pair['worse'])} worse, "
+            f"{len(pair['unsure'])} undecided (Holm, 5 %)"
+            for pair in self.sides()
+        ]
 
 
 def rows(analysis: Analysis) -> Iterator[dict[str, Any]]:
@@ -239,14 +241,19 @@ def _lines(analysis: Analysis) -> Iterator[tuple[Metric, list[tuple[str, str, bo
 def markdown(analysis: Analysis) -> str:
     """Means with half the 95 % interval, best in bold; then what was skipped."""
     methods = analysis.table.methods
-    out = ["| metric | " + " | ".join(_plain(method) for method in methods) + " |", "| --- |" + " ---: |" * len(methods)]
+    out = ["| metric | " + " | ".join(markdown_text(method) for method in methods) + " |", "| --- |" + " ---: |" * len(methods)]
     for metric, cells in _lines(analysis):
         texts = [(f"**{mean}**" if best else mean) + (f" ± {half}" if half else "") for mean, half, best in cells]
-        out.append(f"| {_plain(metric.name)} {metric.arrow} | " + " | ".join(texts) + " |")
+        out.append(f"| {markdown_text(metric.name)} {metric.arrow} | " + " | ".join(texts) + " |")
     out += ["", "± is half the 95 % bootstrap interval over photos; bold is the best where all methods have the same photos.", ""]
-    out += [f"- {_plain(line)}" for line in analysis.verdicts()]
+    out += [f"- {markdown_text(line)}" for line in analysis.verdicts()]
     if analysis.results.skipped:
-        out += ["", "Skipped:", "", *(f"- {_plain(name)}: {_plain(reason)}" for name, reason in analysis.results.skipped.items())]
+        out += [
+            "",
+            "Skipped:",
+            "",
+            *(f"- {markdown_text(name)}: {markdown_text(reason)}" for name, reason in analysis.results.skipped.items()),
+        ]
     return "\n".join(out) + "\n"
 
 
@@ -263,12 +270,6 @@ def latex(analysis: Analysis) -> str:
     return "\n".join([*out, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is, in a cell and elsewhere; underscores inside words mean nothing to it."""
-    text = html.escape(" ".join(text.splitlines()), quote=False)
-    return re.sub(r"[\\|`*\[\]~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
-
-
 def _tex(text: str) -> str:
     """Text that LaTeX shows as it is, in its old font encoding, too."""
     named = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "|": "bar", "<": "less", ">": "greater"}
@@ -277,11 +278,8 @@ def _tex(text: str) -> str:
 
 
 def _write(path: Path, parts: Iterator[str]) -> None:
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
             file.writelines(parts)
-        temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error

@@ -9,7 +9,7 @@ from benchmarks.blind_test.options import ExportConfig
 from benchmarks.blind_test.study import CHECK, VOTES, read_study
 from benchmarks.blind_test.vote_store import read_votes
 from portraitkit.errors import RunFolderError
-from portraitkit.report.csv_cells import safe_cell
+from portraitkit.report.page import safe_cell
 
 COLUMNS = ("rater", "position", "kind", "photo", "left", "right", "choice", "preferred", "seconds", "failed_checks_of_rater")
 

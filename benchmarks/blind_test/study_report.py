@@ -9,13 +9,14 @@ from rich.console import Console
 
 from benchmarks.blind_test.analysis import analyse
 from benchmarks.blind_test.options import ReportConfig
-from benchmarks.blind_test.plots import Row, interval_plot, outcome_bar
 from benchmarks.blind_test.study import VOTES, read_study
 from benchmarks.blind_test.vote_store import read_votes
 from portraitkit.errors import RunFolderError
-from portraitkit.report.page import page_environment
+from portraitkit.files.atomic import write_text
+from portraitkit.report.charts import Interval, interval_plot, outcome_bar
+from portraitkit.report.page import markdown_text, page_environment, plural, write_page
 
-HERE = Path(__file__).parent
+TEMPLATES = Path(__file__).parent / "templates"
 SHARE_TICKS = [(0.0, "0 %"), (0.25, "25 %"), (0.5, "50 %"), (0.75, "75 %"), (1.0, "100 %")]
 Json = dict[str, Any]
 
@@ -40,28 +41,43 @@ def report_study(config: ReportConfig) -> int:
         draws=config.draws,
         seed=config.seed,
     )
-    _write(config.folder / "results.json", json.dumps(results, indent=2) + "\n")
-    _write(config.folder / "report.md", render("report.md.j2", results))
-    _write(config.folder / "report.html", render("report.html.j2", results))
+    shown = context(results)
+    filters = {"share": share, "ends": ends, "p": p_value, "strength": signed, "cell": markdown_text, "words": _words}
+    markdown = page_environment(TEMPLATES, autoescape=False)
+    markdown.filters |= filters
+    try:
+        write_text(config.folder / "results.json", json.dumps(results, indent=2) + "\n")
+        write_text(config.folder / "report.md", markdown.get_template("report.md.j2").render(shown))
+        write_page(
+            config.folder / "report.html", TEMPLATES / "report.html.j2", shown | {"title": f"Blind test: {results['title']}"}, **filters
+        )
+    except OSError as error:
+        raise RunFolderError(f"{error.filename}: could not be written ({error.strerror}); check the folder and the disk") from error
     console = Console(highlight=False)
     console.print(headline(results), markup=False, soft_wrap=True)
     console.print(f"{config.folder / 'report.html'}", markup=False, soft_wrap=True)
     return 0
 
 
-def render(template: str, results: Json) -> str:
-    """A page from results; HTML is escaped, and so is what Markdown would read as markup."""
-    environment = page_environment(HERE / "templates", autoescape=template.endswith(".html.j2"))
-    environment.filters |= {
-        "share": share,
-        "ends": ends,
-        "p": p_value,
-        "strength": signed,
-        "cell": cell,
-        "words": lambda name: str(name).replace("_", " "),
+def context(results: Json) -> Json:
+    """What the templates of the page and of the Markdown file show."""
+    votes, raters = results["votes"], results["raters"]
+    seconds = "unknown time" if votes["median_seconds"] is None else f"{votes['median_seconds']:.1f} s"
+    return results | {
+        "headline": headline(results),
+        "seconds": seconds,
+        "facts": [
+            ("raters counted", f"{raters['counted']} of {raters['voted']}"),
+            ("votes counted", f"{votes['counted']:,}"),
+            ("photos", results["photos"]),
+            ("ties", share(votes["ties"] / votes["counted"])),
+            ("median time a vote", seconds),
+        ],
+        "verdict": verdict,
+        "strength_plot": _strength_plot(results),
+        "group_plots": _group_plots(results),
+        "outcome_bar": outcome_bar,
     }
-    plots = {"strength_plot": _strength_plot(results), "group_plots": _group_plots(results), "outcome_bar": outcome_bar}
-    return environment.get_template(template).render(results, headline=headline(results), verdict=verdict, **plots)
 
 
 def headline(results: Json) -> str:
@@ -74,8 +90,7 @@ def headline(results: Json) -> str:
     if not pair["votes"]:
         return f"No verdict: {best} and {second}, which stand highest, were not yet compared."
     if too_few(pair, fewest):
-        raters = "1 rater" if pair["raters"] == 1 else f"{pair['raters']} raters"
-        return f"No verdict: {raters} compared {best} with {second}; it takes {fewest} to tell a preference from chance."
+        return f"No verdict: {plural(pair['raters'], 'rater')} compared {best} with {second}; it takes {fewest} to tell a preference from chance."
     rate = pair["rate"] if pair["first"] == best else _turned(pair["rate"])
     lead = f"{best} is preferred to {second}" if pair["preferred"] == best else f"No clear winner between {best} and {second}"
     return f"{lead}: {share(rate['value'])} of votes, 95 % interval {ends(rate)}."
@@ -104,7 +119,7 @@ def _strength_plot(results: Json) -> str:
     furthest = max(abs(value) for row in rows for value in row["strength"].values() if value is not None)
     reach = max(0.5, math.ceil(2 * furthest) / 2)
     ticks = [(position, f"{position:+g}" if position else "0") for position in (-reach, -reach / 2, 0.0, reach / 2, reach)]
-    lines = [Row(row["method"], **row["strength"], words=signed(row["strength"]), strong=index == 0) for index, row in enumerate(rows)]
+    lines = [Interval(row["method"], **row["strength"], words=signed(row["strength"]), strong=index == 0) for index, row in enumerate(rows)]
     return interval_plot(lines, ticks=ticks, middle=0.0, title="Strength of each method")
 
 
@@ -114,7 +129,7 @@ def _group_plots(results: Json) -> list[tuple[str, str]]:
     for column, values in results["groups"]["tables"].items():
         rated = [(value, table["rates"][best]) for value, table in values.items() if best and table["rates"][best]["votes"]]
         lines = [
-            Row(value, rate["value"], rate["low"], rate["high"], f"{share(rate['value'])} {ends(rate)}", True) for value, rate in rated
+            Interval(value, rate["value"], rate["low"], rate["high"], f"{share(rate['value'])} {ends(rate)}", True) for value, rate in rated
         ]
         if lines:
             out.append((column, interval_plot(lines, ticks=SHARE_TICKS, middle=0.5, title=f"Win rate of {best} by {column}")))
@@ -158,23 +173,5 @@ def p_value(value: float) -> str:
     return "< .001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
 
 
-def cell(text: object) -> str:
-    """Text that neither ends a Markdown table's cell nor becomes markup.
-
-    >>> cell("a|b<script>")
-    'a&#124;b&lt;script&gt;'
-    """
-    out = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;")
-    for mark in "`*_[]":
-        out = out.replace(mark, f"\\{mark}")
-    return out
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.part")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error
+def _words(name: object) -> str:
+    return str(name).replace("_", " ")

@@ -1,18 +1,39 @@
-"""One-file HTML pages: where templates are found, the common style sheet, numbers and pictures as pages show them."""
+"""Reports: one-file HTML pages from `page.html.j2`, which each command's template extends; numbers and settings as pages show them."""
 
 import base64
+import dataclasses
+import hashlib
+import html
 import math
-from io import BytesIO
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+from portraitkit.files.atomic import write_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
-"""Of the style sheet that all reports include: `report.css`."""
+"""Of what all pages share: `page.html.j2`, `macros.html.j2`, `report.css` and `page.js`."""
+
+
+def write_page(path: Path, template: Path, context: Mapping[str, Any], **filters: Any) -> Path:
+    """Write a report: no outside requests, everything escaped, the home folder as `~`; returns its path.
+
+    Args:
+        path: of the report.
+        template: extends `page.html.j2`.
+        context: of the template; the base page needs a `title`.
+        filters: of this page.
+    """
+    environment = page_environment(template.parent)
+    environment.finalize = _without_home
+    environment.filters |= filters
+    write_text(path, environment.get_template(template.name).render(context))
+    return path
 
 
 def page_environment(folder: Path, *, autoescape: bool = True) -> "Environment":
@@ -26,8 +47,11 @@ def page_environment(folder: Path, *, autoescape: bool = True) -> "Environment":
 
     loader = FileSystemLoader([folder, TEMPLATES])
     environment = Environment(loader=loader, autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "signed": signed}
+    environment.filters |= {"number": number, "signed": signed, "interval": interval, "plural": plural, "csp_hash": _csp_hash}
     return environment
+
+
+# ---- numbers and words
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -40,10 +64,89 @@ def signed(value: float | None, digits: int = 3) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:+.{digits}f}".replace("-", "−")
 
 
-def inline_picture(path: Path, side: int = 256) -> str:
-    """A picture of ours as a data address, scaled down to `side` pixels."""
-    with Image.open(path) as image:
-        image.thumbnail((side, side))
-        buffer = BytesIO()
-        image.save(buffer, "WEBP", quality=85)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+def interval(ends: Sequence[float | None] | None) -> str:
+    """Two ends; a dash where there are none."""
+    return "–" if ends is None else f"{number(ends[0])} to {number(ends[1])}"
+
+
+def plural(count: int, noun: str) -> str:
+    """A count and its noun.
+
+    >>> plural(1, "photo"), plural(12000, "photo")
+    ('1 photo', '12,000 photos')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def markdown_text(value: object) -> str:
+    """Text on one line that Markdown shows as it is, in a table's cell and elsewhere; underscores inside words mean nothing to it.
+
+    >>> markdown_text("a|b <i> _x_ a_b")
+    'a\\\\|b &lt;i&gt; \\\\_x\\\\_ a_b'
+    """
+    text = html.escape(" ".join(str(value).split()), quote=False)
+    return re.sub(r"[\\|`*\[\]~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
+
+
+def safe_cell(value: object) -> object:
+    """A CSV file's cell: text that a spreadsheet would run as a formula gets an apostrophe before it, which makes it text there.
+
+    Args:
+        value: of a cell. Numbers are no text: a negative one stays a number.
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else value
+
+
+def _without_home(value: object) -> object:
+    """What a template prints, without the folder of somebody's home."""
+    home = str(Path.home()).rstrip("/")
+    if not home or not isinstance(value, str) or value.startswith("data:"):
+        return value
+    return value.replace(home + "/", type(value)("~/"))
+
+
+def _csp_hash(script: str) -> str:
+    """The source expression under which a content security policy lets exactly this script run."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode("ascii")
+
+
+# ---- how a run was made
+
+
+def setup(environment: Mapping[str, Any], config: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """What `page.html.j2` shows of how a run was made: the command, its settings and the environment.
+
+    Args:
+        environment: the run's environment.json.
+        config: its config.json.
+        kind: the dataclass of the configuration, which has the defaults.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    settings = []
+    for name, value in config.items():
+        default = _default(fields[name]) if name in fields else value
+        settings.append((name, _plain(value), "" if value == default else _plain(default)))
+    rest = {key: value for key, value in environment.items() if key != "command"}
+    return {
+        "command": shlex.join(str(word) for word in environment.get("command") or []),
+        "settings": settings,
+        "environment": _flatten(rest),
+    }
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _plain(value: object) -> str:
+    if value is None or value == "" or value == [] or value is dataclasses.MISSING:
+        return "none"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _flatten(value: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
+    out: list[tuple[str, str]] = []
+    for key, entry in value.items():
+        out += _flatten(entry, f"{prefix}{key}.") if isinstance(entry, dict) else [(f"{prefix}{key}", _plain(entry))]
+    return out

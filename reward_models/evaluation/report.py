@@ -1,7 +1,6 @@
 """What a run of `train-reward-model` found: a table on the screen, and `report.html`, one file made from the run folder and the pairs."""
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,16 +8,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from portraitkit.files.atomic import write_text
 from portraitkit.files.jsonl import read_objects
 from portraitkit.pictures.images import write_image
-from portraitkit.report.curves import Series, curve_svg
-from portraitkit.report.page import inline_picture, number, page_environment, signed
+from portraitkit.report.charts import Series, curve_svg
+from portraitkit.report.page import interval, number, plural, setup, signed, write_page
+from portraitkit.report.pictures import data_uri
 from preference_data.schema import DIMENSIONS, TITLES
 from reward_models.evaluation.figures import NAMES, truth_of
 from reward_models.judge.ask import Judged, judged_from
 from reward_models.judge.pairs import JudgedPair, View
-from reward_models.training.config import STAGES
+from reward_models.training.config import STAGES, RewardModelConfig
 
 SHOWN = 3
 BIAS = 0.05
@@ -36,13 +35,13 @@ def print_result(console: Console, summary: dict[str, Any], folder: Path) -> Non
     held_out, stages = summary["held_out"], stages_of(summary)
     last = stages[-1]
     names = [name for name in NAMES if name in held_out[last]]
-    table = Table(title=f"Right in both orders, {summary['pairs']['held_out']} held-out pairs", title_justify="left")
+    table = Table(title=f"Right in both orders, {plural(summary['pairs']['held_out'], 'held-out pair')}", title_justify="left")
     for column in ("", *stages, "95 % interval"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name in names:
         row = held_out[last][name]
         values = [number(held_out[stage].get(name, {}).get("acc_consistent")) for stage in stages]
-        table.add_row(SHORT[name], *values, f"{number(row['ci95'][0])} to {number(row['ci95'][1])}")
+        table.add_row(SHORT[name], *values, interval(row["ci95"]))
     console.print(table)
     table = Table(title=f"An answer of {last}, and what needs no eyes", title_justify="left")
     for column in ("", "right", "P(first)", "flips", "blind", "shuffled", "majority"):
@@ -92,7 +91,7 @@ def warnings(summary: Mapping[str, Any]) -> list[str]:
 
 
 def write_report(folder: Path, pairs: Sequence[JudgedPair]) -> Path:
-    """Write `report.html` into a finished run's folder: no outside requests, everything escaped.
+    """Write `report.html` into a finished run's folder; returns its path.
 
     Args:
         folder: with config.json, environment.json, summary.json, metrics.jsonl and the answers.
@@ -112,21 +111,16 @@ def write_report(folder: Path, pairs: Sequence[JudgedPair]) -> Path:
         "names": [name for name in NAMES if name in summary["held_out"][stages[-1]]],
         "titles": TITLE,
         "facts": [
-            *((f"{split.replace('_', '-')} pairs", str(count)) for split, count in summary["pairs"].items()),
+            *((f"{split.replace('_', '-')} pairs", count) for split, count in summary["pairs"].items()),
             ("minutes", f"{summary['seconds'] / 60:.1f}"),
-            ("seed", str(summary["seed"])),
-            ("model", str(config["model"])),
+            ("seed", summary["seed"]),
+            ("model", config["model"]),
         ],
         "plots": plots(metrics, summary),
         "examples": examples(folder, pairs, stages[-1]),
-        "command": shlex.join(environment["command"]),
-        "settings": sorted(config.items()),
-        "versions": environment["versions"],
     }
-    page = page_environment(Path(__file__).parent / "templates").get_template("judge.html.j2").render(context)
-    path = folder / "report.html"
-    write_text(path, page)
-    return path
+    template = Path(__file__).parent / "templates" / "judge.html.j2"
+    return write_page(folder / "report.html", template, context | setup(environment, config, RewardModelConfig))
 
 
 def plots(metrics: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -175,7 +169,7 @@ def _example(folder: Path, pair: JudgedPair, judged: Judged, place: int) -> dict
     for name, pixels in zip(("photo", "a", "b"), pair.pixels(), strict=True):
         path = folder / "held_out" / f"{place:04d}-{name}.png"
         write_image(path, pixels)
-        pictures[name] = inline_picture(path)
+        pictures[name] = data_uri(path, largest=256, lossless=96)
     rows = []
     for name in NAMES:
         forward, backward = judged.verdicts(name)

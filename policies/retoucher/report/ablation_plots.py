@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -12,9 +13,17 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from portraitkit.report.curves import STYLE
-
 Row = dict[str, object]
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 0,
+    "xtick.major.width": 0.6,
+}
 
 PANELS = (
     ("reward_gain", "Held-out reward gain\nanchor-free ODE, higher is better"),
@@ -42,7 +51,7 @@ def ablation_plot(rows: Sequence[Row], path: Path) -> None:
     """
     arms = _by_arm(rows)
     places = range(len(arms) - 1, -1, -1)
-    with mpl.rc_context(STYLE | {"font.size": 9}):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 1.25 + 0.46 * len(arms)), layout=ConstrainedLayoutEngine(w_pad=0.12))
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(PANELS), sharey=True, width_ratios=(1.9, 1, 1))

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from policies.retoucher.model.adapter import FILE
-from policies.retoucher.report import words
-from policies.retoucher.report.run_files import Run, read_measures, read_run
+from policies.retoucher.report.results import Run, caveats, headline, read_measures, read_run, warnings
 from portraitkit.errors import DataError
 from portraitkit.files.jsonl import read_objects
 from portraitkit.report.card import Base, Card, Result, Table, cell, counted, group_tables, named_licence, write_card
+from portraitkit.report.page import number, signed
 from portraitkit.stats import bootstrap_interval
 
 FILES = ("README.md", FILE)
@@ -51,7 +51,7 @@ def write_retoucher_card(folder: Path, base_model: str, licence: str) -> Path:
     reward = measures.get("reward")
     rows = _rows(run)
     tables = [*_figures(run), *group_tables(_groups(run, rows), "Reward")]
-    limits = [line for line in words.caveats(run.config, run.summary) if not line.startswith("The photos are")]
+    limits = [line for line in caveats(run.config, run.summary) if not line.startswith("The photos are")]
     limits.append("It retouches one aligned face at the resolution below; everything else of a picture is not its business.")
     limits.append("Not for photos whose people did not agree, and not to pass a retouched photo off as an untouched one.")
     if len(tables) == 1:
@@ -60,7 +60,7 @@ def write_retoucher_card(folder: Path, base_model: str, licence: str) -> Path:
         title="A portrait retoucher by portraitkit",
         what="A LoRA that makes a diffusion image editor retouch portraits as the rewards below ask for: blemishes gone, pores, tone and "
         f"the person kept. Instruction: “{cell(run.config.get('prompt', ''))}”.",
-        headline=" ".join([words.headline(reward), *words.warnings(measures)]),
+        headline=" ".join([headline(reward), *warnings(measures)]),
         base=Base(f"`{name}`" if own or local else name, None if own or local else base_model, named_licence(licence)),
         data=_provenance(run, rows, embedded),
         tables=tuple(tables),
@@ -112,10 +112,10 @@ def _figures(run: Run) -> list[Table]:
     rows = [
         (
             measure.meaning.title,
-            words.number(measure.untouched),
-            words.number(measure.before),
-            words.number(measure.after),
-            f"{words.signed(measure.gain)} ({measure.interval})",
+            number(measure.untouched),
+            number(measure.before),
+            number(measure.after),
+            f"{signed(measure.gain)} ({measure.interval})",
             "higher" if measure.higher_is_better else "lower",
         )
         for measure in measures

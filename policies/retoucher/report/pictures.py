@@ -1,47 +1,17 @@
-"""The pictures of a report: which photos are shown first, where to zoom in, what changed; all inlined as data."""
+"""The photos of a report: which are shown first, and what is shown of each."""
 
-import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
+from policies.retoucher.report.results import Photo
 from portraitkit.pictures.images import read_image, to_pil
+from portraitkit.report.pictures import Tile, data_uri, in_percent, tile, zoom_box
 
 KINDS = {"input": "Input", "base": "Base", "aligned": "Aligned", "clean": "Clean reference"}
-AMPLIFY = 4
-LARGEST = 512
-LOSSLESS = 256
-
-
-@dataclass(frozen=True)
-class Photo:
-    """A held-out photo: its place in the set, its name, what was measured on the base's and the aligned retouch."""
-
-    row: int
-    name: str
-    before: Mapping[str, float]
-    after: Mapping[str, float]
-
-    @property
-    def gain(self) -> float:
-        """Change of the reward; not finite where one of the two could not be scored."""
-        return self.after.get("reward", math.nan) - self.before.get("reward", math.nan)
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One column of a photo's figure, as data URIs: the picture; where asked for, zoom and difference."""
-
-    kind: str
-    title: str
-    picture: str
-    zoom: str = ""
-    difference: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,17 +51,8 @@ def full_figure(folder: Path, photo: Photo, label: str) -> Figure | None:
         return None
     source = pictures["input"]
     box = zoom_box(source, pictures.get("clean", pictures["aligned"]))
-    tiles = []
-    for kind, picture in pictures.items():
-        zoomed = picture.crop(box)
-        scale = max(1, round(LOSSLESS / zoomed.width))
-        zoomed = zoomed.resize((zoomed.width * scale, zoomed.height * scale), Image.Resampling.BICUBIC)
-        difference = "" if kind == "input" else _encode(_difference(picture, source))
-        tiles.append(Tile(kind, KINDS[kind], _encode(picture), _encode(zoomed), difference))
-    left, top, right, bottom = box
-    width, height = source.size
-    percent = (100 * left / width, 100 * top / height, 100 * (right - left) / width, 100 * (bottom - top) / height)
-    return Figure(photo, label, tiles, percent)
+    tiles = [tile(KINDS[kind], picture, source, box, kind=kind) for kind, picture in pictures.items()]
+    return Figure(photo, label, tiles, in_percent(box, source.size))
 
 
 def plain_figure(folder: Path, photo: Photo, label: str) -> Figure | None:
@@ -99,7 +60,7 @@ def plain_figure(folder: Path, photo: Photo, label: str) -> Figure | None:
     pictures = _read(folder, photo.row)
     if pictures is None:
         return None
-    return Figure(photo, label, [Tile(kind, KINDS[kind], _encode(picture, lossless=0)) for kind, picture in pictures.items()])
+    return Figure(photo, label, [Tile(KINDS[kind], data_uri(picture, lossless=0), kind=kind) for kind, picture in pictures.items()])
 
 
 def write_overview(folder: Path, target: Path, *, photos: int = 4, side: int = 240) -> None:
@@ -124,35 +85,8 @@ def write_overview(folder: Path, target: Path, *, photos: int = 4, side: int = 2
     sheet.save(target)
 
 
-def zoom_box(source: Image.Image, reference: Image.Image) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of the square, a third of the shorter side, where the two pictures differ most."""
-    side = max(1, min(source.size) // 3)
-    change = ImageChops.difference(source, reference).convert("L").filter(ImageFilter.GaussianBlur(side / 4))
-    half = side // 2
-    inside = np.asarray(change, dtype=np.int32)[half : source.height - side + half + 1, half : source.width - side + half + 1]
-    top, left = (int(place) for place in np.unravel_index(inside.argmax(), inside.shape))
-    return left, top, left + side, top + side
-
-
 def _read(folder: Path, row: int) -> dict[str, Image.Image] | None:
     paths = {kind: folder / f"{row:03d}_{kind}.png" for kind in KINDS}
     if not all(paths[kind].is_file() for kind in ("input", "base", "aligned")):
         return None
     return {kind: to_pil(read_image(path).pixels) for kind, path in paths.items() if path.is_file()}
-
-
-def _difference(picture: Image.Image, source: Image.Image) -> Image.Image:
-    """Picture minus source, amplified, around middle grey."""
-    return ImageChops.subtract(picture, source, scale=1 / AMPLIFY, offset=128)
-
-
-def _encode(picture: Image.Image, *, lossless: int = LOSSLESS) -> str:
-    """A data URI: PNG up to `lossless` px, else JPEG of high quality, no larger than a report needs."""
-    kind, options = "png", {}
-    if max(picture.size) > lossless:
-        kind, options = "jpeg", {"quality": 93, "subsampling": 0}
-        picture = picture.copy()
-        picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
-    data = BytesIO()
-    picture.save(data, kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode('ascii')}"

@@ -1,20 +1,42 @@
 """`report.html` of an `align-retoucher` run: one file that shows what came out, made from the run folder alone."""
 
-import base64
-import dataclasses
-import hashlib
 import math
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
 
 from policies.retoucher.config import RetoucherConfig
-from policies.retoucher.report import words
-from policies.retoucher.report.curves import judge_plots, rollout_plot, training_plots, validation_plots
-from policies.retoucher.report.pictures import AMPLIFY, Figure, featured, full_figure, plain_figure, ranked
-from policies.retoucher.report.run_files import Json, Run, number, read_measures, read_run
-from portraitkit.files.atomic import write_text
-from portraitkit.report.page import page_environment
+from policies.retoucher.report.pictures import Figure, featured, full_figure, plain_figure, ranked
+from policies.retoucher.report.results import (
+    Json,
+    Run,
+    as_float,
+    caveats,
+    duration,
+    findings,
+    headline,
+    meaning_of,
+    read_measures,
+    read_run,
+    warnings,
+)
+from portraitkit.report.charts import Series, curve_svg
+from portraitkit.report.page import plural, setup, write_page
+from portraitkit.report.pictures import AMPLIFY
+
+Plot = tuple[str, str, Markup]
+SIGNALS = (
+    ("reward_std", "Spread in a group", "of the candidates' reward; at 0 nothing is learned"),
+    ("ratio_deviation", "Ratio deviation", "largest |ratio − 1|; rounding only while on policy"),
+    ("gradient_norm", "Gradient norm", "before clipping"),
+    ("loss", "Loss", "near 0 on policy: no sign of progress"),
+    ("clipped", "Clipped share", "of the ratios"),
+    ("judge_agreement", "Judge's agreement", "rank correlation with the verifiable rewards inside groups"),
+    ("kl", "KL to the base", "per latent dimension"),
+)
+"""Logged values of training, their titles, and how to read them."""
 
 
 def write_report(folder: Path) -> Path:
@@ -31,13 +53,8 @@ def write_report(folder: Path) -> Path:
         RunFolderError: a file is missing or is not valid JSON.
         ImageError: a picture cannot be read.
     """
-    run = read_run(folder)
-    environment = page_environment(Path(__file__).parent / "templates")
-    environment.filters |= {"number": words.number, "signed": words.signed, "csp_hash": _csp_hash}
-    page = environment.get_template("report.html.j2").render(_context(run))
-    path = folder / "report.html"
-    write_text(path, page)
-    return path
+    template = Path(__file__).parent / "templates" / "report.html.j2"
+    return write_page(folder / "report.html", template, _context(read_run(folder)))
 
 
 def _context(run: Run) -> dict[str, object]:
@@ -51,51 +68,49 @@ def _context(run: Run) -> dict[str, object]:
         if photo.row not in shown
         and (figure := plain_figure(run.folder / "held_out", photo, f"rank {ranks[photo.row]} of {len(run.photos)}"))
     ]
-    command = run.environment.get("command") or []
     return {
         "title": f"Alignment report: {run.folder.resolve().name}",
-        "headline": words.headline(measures.get("reward")),
-        "verdict": measures["reward"].verdict if "reward" in measures else "",
-        "findings": words.findings(measures),
-        "caveats": words.caveats(run.config, run.summary),
-        "warnings": words.warnings(measures),
+        "headline": headline(measures.get("reward")),
+        "findings": findings(measures),
+        "caveats": caveats(run.config, run.summary),
+        "warnings": warnings(measures),
         "facts": _facts(run),
         "measures": list(measures.values()),
         "figures": figures,
         "hero": _hero(figures),
         "rest": rest,
         "photo_measures": [name for name in ("blemish_residual", "texture_error", "identity_distance") if name in measures],
-        "meanings": words.MEANINGS,
+        "titles": {name: meaning_of(name).title.lower() for name in measures},
         "amplify": AMPLIFY,
-        "validation_plots": validation_plots(run, list(measures)),
-        "judge_plots": judge_plots(run),
-        "rollout_plot": rollout_plot(run),
-        "training_plots": training_plots(run),
-        "best_step": run.summary.get("best_step"),
+        "validation_plots": _validation_plots(run, list(measures)),
+        "judge_plots": _judge_plots(run),
+        "rollout_plot": _rollout_plot(run),
+        "training_plots": _training_plots(run),
         "alarms": run.summary.get("alarms") or [],
-        "settings": _settings(run.config),
-        "command": shlex.join(str(part) for part in command),
-        "environment": _flatten({key: value for key, value in run.environment.items() if key != "command"}),
         "files": _files(run.folder),
+        **setup(run.environment, run.config, RetoucherConfig),
     }
 
 
-def _hero(figures: Sequence[Figure]) -> Figure | None:
-    """The photo of the large comparison: a typical one, not the best."""
-    median = [figure for figure in figures if figure.label.startswith("median")]
-    return median[len(median) // 2] if median else (figures[0] if figures else None)
+def _hero(figures: Sequence[Figure]) -> tuple[str, dict[str, str]] | None:
+    """Label and pictures of the large comparison: a typical photo, not the best."""
+    median = [figure for figure in figures if figure.label.startswith("median")] or list(figures[:1])
+    if not median:
+        return None
+    figure = median[len(median) // 2]
+    return figure.label, {tile.kind: tile.picture for tile in figure.tiles}
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
     summary = run.summary
     photos = summary.get("photos") or {}
     seeds = ", ".join(str(seed) for seed in summary.get("seeds") or [])
-    total = number(summary.get("seconds_total"))
-    seconds = words.duration(number(summary.get("seconds")))
+    total = as_float(summary.get("seconds_total"))
+    seconds = duration(as_float(summary.get("seconds")))
     facts = [
         ("held-out photos", photos.get("held_out", len(run.photos))),
         ("training steps", summary.get("train_steps")),
-        ("training time", f"{seconds} ({words.duration(total)} in all)" if math.isfinite(total) else seconds),
+        ("training time", f"{seconds} ({duration(total)} in all)" if math.isfinite(total) else seconds),
         (
             "network evaluations",
             f"{summary['network_evaluations']:,}" if isinstance(summary.get("network_evaluations"), int) else None,
@@ -106,36 +121,6 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in facts if value is not None]
 
 
-# ---- tables of what was run
-
-
-def _settings(config: Json) -> list[tuple[str, str, str]]:
-    """(option, value, default where it differs) of every setting."""
-    defaults = {field.name: field.default for field in dataclasses.fields(RetoucherConfig)}
-    out = []
-    for name, value in config.items():
-        default = defaults.get(name, value)
-        default = list(default) if isinstance(default, tuple) else default
-        out.append((name, _plain(value), "" if value == default else _plain(default)))
-    return out
-
-
-def _plain(value: object) -> str:
-    if value is None or value == "" or value == []:
-        return "none"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _flatten(value: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
-    out: list[tuple[str, str]] = []
-    for key, entry in value.items():
-        if isinstance(entry, dict):
-            out += _flatten(entry, f"{prefix}{key}.")
-        else:
-            out.append((f"{prefix}{key}", _plain(entry)))
-    return out
-
-
 def _files(folder: Path) -> list[tuple[str, str]]:
     """(name, size) of what the run folder holds; a folder is one line."""
     out = []
@@ -144,11 +129,64 @@ def _files(folder: Path) -> list[tuple[str, str]]:
             continue
         inside = [file for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
         size = sum(file.stat().st_size for file in inside)
-        count = f"{len(inside)} files, " if path.is_dir() else ""
+        count = f"{plural(len(inside), 'file')}, " if path.is_dir() else ""
         out.append((path.name + ("/" if path.is_dir() else ""), f"{count}{size / 1024:,.0f} KiB"))
     return out
 
 
-def _csp_hash(script: str) -> str:
-    """The source expression under which a content security policy lets exactly this script run."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode("ascii")
+# ---- curves: title, how to read it, and the drawing
+
+
+def _over(lines: Sequence[Json], name: str, **options: Any) -> Series:
+    """A logged value over the training steps."""
+    return Series([as_float(line.get("step")) for line in lines], [as_float(line.get(name)) for line in lines], **options)
+
+
+def _validation_plots(run: Run, names: Sequence[str]) -> list[Plot]:
+    out = []
+    for name in names:
+        points = [line for line in run.validation if name in line]
+        ends = [line.get(f"{name}_ci95") or (None, None) for line in points]
+        series = _over(points, name, low=[as_float(low) for low, _ in ends], high=[as_float(high) for _, high in ends])
+        better = "higher is better" if name in ("reward", "verifiable", *run.rewards) else "lower is better"
+        out.append((meaning_of(name).title, better, curve_svg([series], mark=_best_step(run), least_span=0.04)))
+    return _drawn(out)
+
+
+def _rollout_plot(run: Run) -> Plot | None:
+    both = [line for line in run.validation if "rollout_reward" in line and "ode_reward" in line]
+    lines = [_over(run.train, "reward", kind="line", colour="muted"), _over(both, "ode_reward", kind="dots")]
+    plots = _drawn([("Rollout reward", "not progress", curve_svg(lines, least_span=0.04))])
+    return plots[0] if plots else None
+
+
+def _judge_plots(run: Run) -> list[Plot]:
+    """For each judge its reward and the verifiable rewards in one panel: at validation, and over the rollouts."""
+    out = []
+    for name in run.judges:
+        for title, lines, key in (("at validation", run.validation, name), ("of the rollouts", run.train, f"parts/{name}")):
+            both = [line for line in lines if key in line and "verifiable" in line]
+            kind = "measured" if lines is run.validation else "line"
+            svg = curve_svg([_over(both, key, kind=kind), _over(both, "verifiable", kind=kind, colour="muted")], least_span=0.04)
+            out.append((f"{meaning_of(name).title}, {title}", "coloured: the judge; grey: the verifiable rewards", svg))
+    return _drawn(out)
+
+
+def _training_plots(run: Run) -> list[Plot]:
+    out = []
+    for key, title, reads in SIGNALS:
+        if key in ("clipped", "kl") and not any(as_float(line.get(key)) > 0 for line in run.train):
+            continue
+        svg = curve_svg([_over(run.train, key, kind="line", colour="muted")], log=key == "ratio_deviation")
+        out.append((title, reads, svg))
+    return _drawn(out)
+
+
+def _drawn(plots: Sequence[Plot]) -> list[Plot]:
+    """Those in which a value could be drawn."""
+    return [plot for plot in plots if plot[2]]
+
+
+def _best_step(run: Run) -> float | None:
+    step = as_float(run.summary.get("best_step"))
+    return step if math.isfinite(step) and run.config.get("keep_best", True) else None

@@ -1,86 +1,84 @@
 """`report.html` of an `align-vlm` run: one file, made from the run folder alone."""
 
 import json
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from policies.vlm.align.align_config import AlignVlmConfig
 from policies.vlm.tasks.shape_area import PUBLISHED_CURVES
-from portraitkit.files.atomic import write_text
-from portraitkit.report.curves import Reference, Series, curve_svg
-from portraitkit.report.page import inline_picture, number, page_environment, signed
+from portraitkit.report.charts import Reference, Series, curve_svg
+from portraitkit.report.page import number, setup, signed, write_page
+from portraitkit.report.pictures import data_uri
 
+TEMPLATE = Path(__file__).parents[1] / "templates" / "align.html.j2"
 SHOWN = 4
 SMOOTH = 5
+Json = dict[str, Any]
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html` into the folder of a finished run: no outside requests, everything escaped.
+    """Write `report.html` into the folder of a finished run; returns its path.
 
     Args:
         folder: with config.json, environment.json, probe.json, floors.json, summary.json, metrics.jsonl and answers.jsonl.
-
-    Returns:
-        The path of the report.
     """
-    environment = page_environment(Path(__file__).parents[1] / "templates")
-    page = environment.get_template("align.html.j2").render(_context(folder))
-    path = folder / "report.html"
-    write_text(path, page)
-    return path
+    config, summary, floors = (_read(folder / f"{name}.json") for name in ("config", "summary", "floors"))
+    metrics, held_out = _read_lines(folder / "metrics.jsonl"), summary["held_out"]
+    context = {
+        "title": f"align-vlm {summary['task']}",
+        "headline": headline(summary),
+        "held_out": True,
+        "synthetic": summary["synthetic"],
+        "rewards": _rewards(held_out),
+        "facts": [
+            ("held-out rows", held_out["n"]),
+            ("rewards", summary["mode"]),
+            ("minutes", f"{summary['seconds'] / 60:.1f}"),
+            ("seed", summary["seed"]),
+            ("model", config["model"]),
+            *([("processes", summary["processes"])] if summary.get("processes", 1) > 1 else []),
+        ],
+        "plots": _plots(metrics, floors, _published(summary)),
+        "metric_rows": [(name, value, summary["metrics"]["after"].get(name)) for name, value in summary["metrics"]["before"].items()],
+        "examples": _examples(folder),
+    }
+    return write_page(folder / "report.html", TEMPLATE, context | _origin(folder, config))
 
 
 def write_probe_report(folder: Path) -> Path:
-    """Write `report.html` into the folder of a probe that no training followed.
+    """Write `report.html` into the folder of a probe that no training followed; returns its path.
 
     Args:
         folder: with config.json, environment.json and probe.json.
-
-    Returns:
-        The path of the report.
     """
-    environment = page_environment(Path(__file__).parents[1] / "templates")
-    config, probe = _read(folder / "config.json"), _read(folder / "probe.json")
-    context = {"title": f"align-vlm {probe['task']}: probe", "probe": _probe_lines(probe), **_setup(config, folder)}
-    path = folder / "report.html"
-    write_text(path, environment.get_template("probe.html.j2").render(context))
-    return path
+    context = {"title": f"align-vlm {_read(folder / 'probe.json')['task']}: probe", "held_out": False}
+    return write_page(folder / "report.html", TEMPLATE, context | _origin(folder, _read(folder / "config.json")))
 
 
-def _setup(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """How a run was made: what setup.html.j2 shows."""
-    environment = _read(folder / "environment.json")
-    return {"command": shlex.join(environment["command"]), "settings": sorted(config.items()), "versions": environment["versions"]}
+def _origin(folder: Path, config: Json) -> Json:
+    """How a run was made, and what its probe found."""
+    probe = _probe_lines(_read(folder / "probe.json"))
+    return {"probe": probe, **setup(_read(folder / "environment.json"), config, AlignVlmConfig)}
 
 
-def _context(folder: Path) -> dict[str, Any]:
-    config, summary = _read(folder / "config.json"), _read(folder / "summary.json")
-    floors = _read(folder / "floors.json")
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    held_out = summary["held_out"]
-    return {
-        "title": f"align-vlm {summary['task']}",
-        "headline": headline(summary),
-        "summary": summary,
-        "held_out": held_out,
-        "facts": [
-            ("held-out rows", str(held_out["n"])),
-            ("rewards", summary["mode"]),
-            ("minutes", f"{summary['seconds'] / 60:.1f}"),
-            ("seed", str(summary["seed"])),
-            ("model", str(config["model"])),
-            *([("processes", str(summary["processes"]))] if summary.get("processes", 1) > 1 else []),
-        ],
-        "plots": _plots(metrics, floors, _published(summary)),
-        "probe": _probe_lines(_read(folder / "probe.json")),
-        "metric_rows": [(name, value, summary["metrics"]["after"].get(name)) for name, value in summary["metrics"]["before"].items()],
-        "examples": _examples(folder),
-        **_setup(config, folder),
-    }
+def _rewards(held_out: Json) -> list[Json]:
+    """Lines of the table of the result."""
+    rows = []
+    for name in ("greedy", "sampled"):
+        row = held_out[name]
+        ends = {"before_ci": row["ci95_before"], "after_ci": row["ci95_after"], "gain_ci": row["gain_ci95"]}
+        rows.append({"name": name, "note": "", "before": row["before"], "after": row["after"], "gain": row["gain"], **ends})
+    shuffled = {"before": held_out["shuffled_image"], "before_ci": held_out["shuffled_image_ci95"]}
+    shuffled |= {"after": held_out["shuffled_image_after"], "after_ci": held_out["shuffled_image_after_ci95"], "gain_ci": None}
+    rows.append({"name": "shuffled pictures", "note": "greedy, each with another row's picture", **shuffled})
+    floor = held_out["constant_floor"]
+    constant = {"before": floor, "before_ci": None, "after": floor, "after_ci": None, "gain_ci": None}
+    rows.append({"name": "best constant answer", "note": held_out["constant_answer"], **constant})
+    return rows
 
 
-def headline(summary: dict[str, Any]) -> str:
+def headline(summary: Json) -> str:
     """What happened, in one sentence that the intervals allow."""
     held_out = summary["held_out"]
     greedy, sampled = held_out["greedy"], held_out["sampled"]
@@ -99,7 +97,7 @@ def _verdict(interval: Sequence[float]) -> str:
     return "rose" if interval[0] > 0 else "fell" if interval[1] < 0 else "did not change beyond chance"
 
 
-def _published(summary: dict[str, Any]) -> list[Reference]:
+def _published(summary: Json) -> list[Reference]:
     """Where the published run of the same task began and ended; none for other tasks, or for rewards that it did not use."""
     curve = PUBLISHED_CURVES.get(summary["task"]) if summary["mode"] == "paper" and not summary.get("reward_file") else None
     if curve is None:
@@ -107,7 +105,7 @@ def _published(summary: dict[str, Any]) -> list[Reference]:
     return [Reference(value, f"published, real model: {when} {value:g}") for when, value in zip(("start", "end"), curve, strict=True)]
 
 
-def _plots(metrics: list[dict[str, Any]], floors: dict[str, float], published: Sequence[Reference]) -> list[tuple[str, str, str]]:
+def _plots(metrics: list[Json], floors: dict[str, float], published: Sequence[Reference]) -> list[tuple[str, str, str]]:
     """(title, how to read it, SVG)."""
     steps = [row for row in metrics if row.get("kind") == "grpo"]
     validation = [row for row in metrics if row.get("kind") == "validation"]
@@ -139,7 +137,7 @@ def _plots(metrics: list[dict[str, Any]], floors: dict[str, float], published: S
     return plots
 
 
-def _probe_lines(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _probe_lines(found: Json) -> list[tuple[str, str, str]]:
     from portraitkit.vlm.probe import Inversion, Probe
 
     example = found.pop("inversion_example")
@@ -147,17 +145,23 @@ def _probe_lines(found: dict[str, Any]) -> list[tuple[str, str, str]]:
     return Probe(**found, inversion_example=Inversion(**example) if example else None).lines()
 
 
-def _examples(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
+def _examples(folder: Path) -> list[tuple[str, list[Json]]]:
     """(heading, answers) of the most improved, typical and worst held-out rows, pictures included."""
-    rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
-    by_gain = sorted(rows, key=lambda row: row["after"]["reward"] - row["before"]["reward"])
+    rows = _read_lines(folder / "answers.jsonl")
+    improved = [row for row in rows if row["after"]["reward"] > row["before"]["reward"]]
+    improved.sort(key=lambda row: row["before"]["reward"] - row["after"]["reward"])
     by_reward = sorted(rows, key=lambda row: row["after"]["reward"])
     middle = max(len(rows) // 2 - SHOWN // 2, 0)
-    groups = (("Most improved", by_gain[::-1][:SHOWN]), ("Typical", by_reward[middle : middle + SHOWN]), ("Worst", by_reward[:SHOWN]))
+    groups = (("Most improved", improved[:SHOWN]), ("Typical", by_reward[middle : middle + SHOWN]), ("Worst", by_reward[:SHOWN]))
     return [
-        (name, [{**row, "pictures": [inline_picture(folder / file) for file in row["images"]]} for row in some]) for name, some in groups
+        (name, [row | {"pictures": [data_uri(folder / file, largest=256, lossless=96) for file in row["images"]]} for row in some])
+        for name, some in groups
     ]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Json:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _read_lines(path: Path) -> list[Json]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

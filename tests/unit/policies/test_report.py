@@ -18,11 +18,11 @@ from PIL import Image
 
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.report.ablation_plots import ablation_plot, ablation_table_markdown
-from policies.retoucher.report.pictures import Photo, featured, full_figure, ranked, zoom_box
+from policies.retoucher.report.pictures import featured, full_figure, ranked
 from policies.retoucher.report.report import write_report
-from policies.retoucher.report.run_files import read_measures, read_run
-from policies.retoucher.report.words import Measure, findings, headline
+from policies.retoucher.report.results import Measure, Photo, findings, headline, read_measures, read_run
 from portraitkit.errors import RunFolderError
+from portraitkit.report.pictures import zoom_box
 
 HOSTILE = """x"'><script src=https://evil.example/a.js></script><img src=//evil.example/b onerror=a()>{{ 7 * 7 }}$\\x"""
 MEASURED = {

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from policies.vlm.align.align_report import _plots, _published
-from portraitkit.report.curves import Reference, Series, curve_svg
+from portraitkit.report.charts import Reference, Series, curve_svg
 
 METRICS = [{"kind": "grpo", "step": step, "reward": -1 + step / 20} for step in range(1, 11)]
 FLOORS = {"constant": 1.04, "validation_constant": 1.0, "shuffled_image": -0.5}
@@ -31,14 +31,14 @@ def test_other_tasks_and_rewards_have_no_published_curve(task, mode):
 def test_every_reward_curve_shows_both_floors():
     validation = [{"kind": "validation", "step": step, "greedy": step / 10} for step in range(3)]
     for title, reads, svg in _plots([*METRICS, *validation], FLOORS, [])[:2]:
-        drawn = set(re.findall(r"stroke-dasharray: ([\d., ]+)", svg))
+        drawn = set(re.findall(r'stroke-dasharray="([\d., ]+)"', svg))
         assert len(drawn) == 2 and "dashed" in reads and "dash-dot" in reads, title
         assert svg.count("stroke-dasharray") == 2
 
 
 def test_floors_and_references_lie_inside_the_plot():
     def highest_tick(svg):
-        ticks = re.findall(r'id="ytick_\d+">.*?<text[^>]*>([^<]+)</text>', svg, re.DOTALL)
+        ticks = re.findall(r'<text[^>]*class="y"[^>]*>([^<]+)</text>', svg)
         return max(float(text.replace("\u2212", "-")) for text in ticks)
 
     line = Series(range(5), [0.0, 0.1, 0.2, 0.1, 0.3])

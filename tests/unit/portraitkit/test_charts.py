@@ -1,7 +1,7 @@
 import math
 import re
 
-from portraitkit.report.curves import Series, curve_svg
+from portraitkit.report.charts import Series, curve_svg
 
 
 def test_curves_follow_the_pages_colours_and_survive_odd_values():

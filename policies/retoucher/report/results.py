@@ -1,10 +1,17 @@
-"""What a report says in words: names of measures, numbers for people, sentences that claim no more than the figures."""
+"""What an `align-retoucher` run found: its files read and checked, its measures, and sentences that claim no more than the figures."""
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from portraitkit.errors import RunFolderError
+from portraitkit.report.page import number, signed
 from reward_models.judge.reward import FORMS, split_argument
+
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -84,18 +91,131 @@ class Measure:
         return f"{signed(self.low)} to {signed(self.high)}" if math.isfinite(self.low) else "–"
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A value for people; a dash where it is unknown."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:.{digits}f}".replace("-", "−")
+@dataclass(frozen=True)
+class Photo:
+    """A held-out photo: its place in the set, its name, what was measured on the base's and the aligned retouch."""
+
+    row: int
+    name: str
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+
+    @property
+    def gain(self) -> float:
+        """Change of the reward; not finite where one of the two could not be scored."""
+        return self.after.get("reward", math.nan) - self.before.get("reward", math.nan)
 
 
-def signed(value: float | None, digits: int = 3) -> str:
-    """A change for people, always with its sign."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:+.{digits}f}".replace("-", "−")
+@dataclass(frozen=True)
+class Run:
+    """The files of a run folder, read."""
+
+    folder: Path
+    config: Json
+    environment: Json
+    summary: Json
+    train: list[Json]
+    validation: list[Json]
+    photos: list[Photo]
+
+    @property
+    def rewards(self) -> list[str]:
+        """Names of the rewards in use."""
+        return [str(name) for key in ("rewards", "reward") for name in self.config.get(key) or []]
+
+    @property
+    def judges(self) -> list[str]:
+        """Those of them that are judges."""
+        return [name for name in self.rewards if name.startswith("judge:")]
+
+
+def read_run(folder: Path) -> Run:
+    """Read everything a report is made of; missing pictures and per-photo values are fine.
+
+    Raises:
+        RunFolderError: a file is missing or is not valid JSON.
+    """
+    lines = _read_lines(folder / "metrics.jsonl")
+    values = folder / "held_out" / "values.jsonl"
+    photos = [
+        Photo(row, str(line.get("id", row)), as_floats(line.get("before")), as_floats(line.get("after")))
+        for row, line in enumerate(_read_lines(values) if values.is_file() else [])
+    ]
+    return Run(
+        folder=folder,
+        config=_read_json(folder / "config.json"),
+        environment=_read_json(folder / "environment.json"),
+        summary=_read_json(folder / "summary.json"),
+        train=[line for line in lines if line.get("kind") == "train"],
+        validation=[line for line in lines if line.get("kind") == "validation"],
+        photos=photos,
+    )
+
+
+def read_measures(run: Run) -> dict[str, Measure]:
+    """Everything measured on the held-out photos, in reading order."""
+    held_out, untouched = run.summary.get("held_out") or {}, as_floats(run.summary.get("untouched"))
+    rewards = run.rewards
+    out = {}
+    for name in ordered(held_out, rewards):
+        change = held_out[name]
+        low, high = (as_float(end) for end in change.get("ci95") or (None, None))
+        out[name] = Measure(
+            name=name,
+            higher_is_better=name in ("reward", "verifiable", *rewards),
+            untouched=untouched.get(name, math.nan),
+            before=as_float(change.get("before")),
+            after=as_float(change.get("after")),
+            gain=as_float(change.get("gain")),
+            low=low,
+            high=high,
+        )
+    return out
+
+
+def _read_json(path: Path) -> Json:
+    text = _read_text(path)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RunFolderError(f"{path}: not valid JSON ({error.msg}, line {error.lineno}); is the run damaged?") from error
+    if not isinstance(value, dict):
+        raise RunFolderError(f"{path}: holds {type(value).__name__}, expected an object")
+    return value
+
+
+def _read_lines(path: Path) -> list[Json]:
+    out = []
+    for place, line in enumerate(_read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise RunFolderError(f"{path} line {place}: not valid JSON ({error.msg}); remove the line or run again") from error
+        if not isinstance(value, dict):
+            raise RunFolderError(f"{path} line {place}: holds {type(value).__name__}, expected an object")
+        out.append(value)
+    return out
+
+
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        raise RunFolderError(f"{path}: missing; a report needs the folder of a finished align-retoucher run")
+    return path.read_text(encoding="utf-8")
+
+
+def as_float(value: object) -> float:
+    """A logged value as a float; not finite where it is null or no number."""
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def as_floats(values: object) -> dict[str, float]:
+    """A logged object of values as floats; empty where there is none."""
+    return {str(name): as_float(value) for name, value in values.items()} if isinstance(values, dict) else {}
+
+
+# ---- in words
 
 
 def duration(seconds: float) -> str:
