@@ -19,6 +19,7 @@ from benchmarks.suite import Results
 from portraitkit.errors import RunFolderError
 from portraitkit.files.atomic import replacing
 from portraitkit.report.page import markdown_text, safe_cell
+from portraitkit.stats import ALPHA
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,9 @@ class Analysis:
         out = []
         for before, after in dict.fromkeys((entry.before, entry.after) for entry in self.comparisons):
             entries = [entry for entry in self.comparisons if (entry.before, entry.after) == (before, after)]
-            sure = [entry for entry in entries if entry.p_holm < LEVEL]
+            sure = [entry for entry in entries if entry.p_holm < ALPHA]
             better, worse = ([entry.metric for entry in sure if entry.better == side] for side in (True, False))
-            unsure = [entry.metric for entry in entries if not entry.p_holm < LEVEL]
+            unsure = [entry.metric for entry in entries if not entry.p_holm < ALPHA]
             out.append({"before": before, "after": after, "better": better, "worse": worse, "unsure": unsure})
         return out
 

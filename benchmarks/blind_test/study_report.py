@@ -90,7 +90,8 @@ def headline(results: Json) -> str:
     if not pair["votes"]:
         return f"No verdict: {best} and {second}, which stand highest, were not yet compared."
     if too_few(pair, fewest):
-        return f"No verdict: {plural(pair['raters'], 'rater')} compared {best} with {second}; it takes {fewest} to tell a preference from chance."
+        raters = plural(pair["raters"], "rater")
+        return f"No verdict: {raters} compared {best} with {second}; it takes {fewest} to tell a preference from chance."
     rate = pair["rate"] if pair["first"] == best else _turned(pair["rate"])
     lead = f"{best} is preferred to {second}" if pair["preferred"] == best else f"No clear winner between {best} and {second}"
     return f"{lead}: {share(rate['value'])} of votes, 95 % interval {ends(rate)}."

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from markupsafe import Markup
@@ -59,15 +59,15 @@ class Interval:
 class Canvas:
     """An SVG that elements are added to; it scales with the room that the page gives it."""
 
-    def __init__(self, width: float, height: float, label: str = "", **attributes: object) -> None:
+    def __init__(self, width: float, height: float, label: str = "", **attributes: Any) -> None:
         box = {"viewBox": f"0 0 {width:g} {height:g}", "role": "img"} | ({"aria_label": label} if label else {}) | attributes
         self.parts = [Markup("<svg{}>").format(_attributes(box))]
 
-    def add(self, tag: str, text: str = "", **attributes: object) -> None:
+    def add(self, tag: str, text: str = "", **attributes: Any) -> None:
         """Add an element; numbers get one decimal, an underscore inside a name is a hyphen (`class_` is `class`)."""
         self.parts.append(Markup("<{}{}>{}</{}>").format(tag, _attributes(attributes), text, tag))
 
-    def path(self, points: Sequence[tuple[float, float]], *, close: bool = False, **attributes: object) -> None:
+    def path(self, points: Sequence[tuple[float, float]], *, close: bool = False, **attributes: Any) -> None:
         """Add straight lines from point to point."""
         corners = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         self.add("path", d=f"M{corners}{'Z' if close else ''}", **attributes)

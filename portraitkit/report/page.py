@@ -31,7 +31,7 @@ def write_page(path: Path, template: Path, context: Mapping[str, Any], **filters
     """
     environment = page_environment(template.parent)
     environment.finalize = _without_home
-    environment.filters |= filters
+    environment.filters.update(filters)
     write_text(path, environment.get_template(template.name).render(context))
     return path
 
@@ -47,7 +47,7 @@ def page_environment(folder: Path, *, autoescape: bool = True) -> "Environment":
 
     loader = FileSystemLoader([folder, TEMPLATES])
     environment = Environment(loader=loader, autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "signed": signed, "interval": interval, "plural": plural, "csp_hash": _csp_hash}
+    environment.filters.update(number=number, signed=signed, interval=interval, plural=plural, csp_hash=_csp_hash)
     return environment
 
 
