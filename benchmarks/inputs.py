@@ -18,7 +18,8 @@ from benchmarks.weight_files import Digests
 from portraitkit.errors import ConfigError, DataError, FaceError, ImageError
 from portraitkit.files.atomic import write_text
 from portraitkit.files.jsonl import read_objects
-from portraitkit.pictures.images import SUFFIXES, list_images, read_image, write_image
+from portraitkit.pictures import SUFFIXES, list_images
+from portraitkit.pictures.images import read_image, write_image
 from portraitkit.runs.shards import Shard
 from preference_data.pair_set import check_inside
 
@@ -269,8 +270,8 @@ def _retouched(place: str, photos: dict[str, Path], target: Path, say: Callable[
 
     What an interrupted run or another process left is kept: it lies under the hash of backbone, adapter and photo.
     """
+    from policies.retoucher.retouch.command import RetouchConfig
     from policies.retoucher.retouch.faces import open_backbone, retouch_picture
-    from policies.retoucher.retouch.retouch_config import RetouchConfig
 
     backbone_name, _, adapter = place.partition("+")
     digest = Digests()

@@ -19,7 +19,8 @@ from benchmarks.blind_test.vote_store import count_votes
 from portraitkit.config import config_to_dict
 from portraitkit.errors import DataError, ImageError, RunFolderError
 from portraitkit.files.jsonl import read_objects
-from portraitkit.pictures.images import list_images, read_image, resize, write_image
+from portraitkit.pictures import list_images
+from portraitkit.pictures.images import read_image, resize, write_image
 
 Picture = Float[Tensor, "3 h w"]
 ASPECT_TOLERANCE = 0.01

@@ -16,8 +16,10 @@ def retouch_portrait() -> None:
 
 
 def _align(argv: list[str]) -> int:
+    from policies.retoucher.backbones import check_backbone
     from policies.retoucher.config import RetoucherConfig
-    from policies.retoucher.config_rules import revise_recipe
+    from policies.retoucher.config_rules import launched_processes, revise_recipe
+    from policies.retoucher.model.adapter import check_start
     from portraitkit.config import load_config
 
     config = load_config(RetoucherConfig, argv, prog="align-retoucher", example="--config demo", revise=revise_recipe)
@@ -25,6 +27,11 @@ def _align(argv: list[str]) -> int:
         from policies.retoucher.dry_run import dry_run
 
         return dry_run(config)
+    if launched_processes() == 1:  # several processes check together, and one of them says what is wrong
+        check_backbone(config.backbone, config.model)
+        if config.init_adapter is not None:
+            check_start(config.init_adapter, config.rank, config.lora_alpha)
+        print(f"loading the retoucher {config.backbone} ...", file=sys.stderr, flush=True)
     if config.ablate:
         from policies.retoucher.ablate import run_ablation
 

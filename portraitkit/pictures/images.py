@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from portraitkit.errors import ImageError
+from portraitkit.pictures import SUFFIXES
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 MAX_BYTES = 200 * 2**20
 MAX_PIXELS = 120_000_000
 MAX_ASPECT = 100.0
@@ -284,15 +284,3 @@ def resize(pixels: Float[Tensor, "3 h w"], size: tuple[int, int]) -> Float[Tenso
     if tuple(pixels.shape[1:]) == tuple(size):
         return pixels
     return interpolate(pixels[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
-
-
-def list_images(folder: str | Path) -> list[Path]:
-    """Picture files directly in a folder, sorted by name; hidden files are left out.
-
-    Raises:
-        ImageError: no such folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ImageError(f"{folder}: no such folder")
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith("."))

@@ -10,7 +10,8 @@ import torch
 
 from portraitkit.errors import ConfigError, DataError, ImageError
 from portraitkit.faces.warp import sample
-from portraitkit.pictures.images import list_images, read_image
+from portraitkit.pictures import list_images
+from portraitkit.pictures.images import read_image
 from preference_data.generators import Candidate, GeneratorOptions, Subject
 from preference_data.people.photos import fit_retouch
 from preference_data.schema import Origin

@@ -17,7 +17,8 @@ from portraitkit.faces.align import align_face
 from portraitkit.faces.identity import SAME_PERSON, identity_embedding
 from portraitkit.faces.mesh import require_mesh
 from portraitkit.files.jsonl import Rejected, append_line, read_json_lines
-from portraitkit.pictures.images import list_images, read_image, resize
+from portraitkit.pictures import list_images
+from portraitkit.pictures.images import read_image, resize
 from portraitkit.runs.shards import Growing, Shard
 from preference_data.pair_set import METADATA, check_inside
 from preference_data.schema import CHOICES, SPLITS

@@ -1,12 +1,46 @@
 """One file a backbone, each exporting `BACKBONE`; `load_backbone` finds them by name or by file."""
 
 import inspect
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from portraitkit.errors import ConfigError
+from portraitkit.suggest import nearest
 
 if TYPE_CHECKING:
     from policies.retoucher.model.backbone import Backbone
 
-BUILT_IN = ("tiny", "flux_kontext", "qwen_image_edit", "qwen_image_edit_plus")
+PIPELINES = {
+    "tiny": "FluxKontextPipeline",
+    "flux_kontext": "FluxKontextPipeline",
+    "qwen_image_edit": "QwenImageEditPipeline",
+    "qwen_image_edit_plus": "QwenImageEditPlusPipeline",
+}
+"""The built-in backbones, and the class of diffusers' pipeline that each is made of."""
+BUILT_IN = tuple(PIPELINES)
+
+
+def check_backbone(name: str, model: str | None) -> None:
+    """Refuse a backbone or a local folder of weights that is not there or another's, before torch is imported.
+
+    Args:
+        name: as given to `--backbone`.
+        model: as given to `--model`; a hub id is not looked up.
+
+    Raises:
+        ConfigError: the name is unknown, or there is no such file.
+        WeightsError: the folder holds another pipeline.
+    """
+    if ":" in name:
+        source = Path(name.rpartition(":")[0])
+        if source.suffix == ".py" and not source.is_file():
+            raise ConfigError(f"{source}: no such file, looked in {source.parent.resolve()}")
+    elif name not in BUILT_IN:
+        raise ConfigError(f"backbone {name!r} is unknown{nearest(name, BUILT_IN)}; use {', '.join(BUILT_IN)} or my_file.py:BACKBONE")
+    elif model is not None:
+        from policies.retoucher.model.loading import check_pipeline
+
+        check_pipeline(PIPELINES[name], Path(model))
 
 
 def load_backbone(name: str, model: str | None, resolution: int | None, device: str, **options: Any) -> "Backbone":
@@ -21,16 +55,14 @@ def load_backbone(name: str, model: str | None, resolution: int | None, device: 
 
     Raises:
         ConfigError: the name is unknown, the file exports no such object, the device is not there, or the backbone has no such option.
-        WeightsError: its weights are not there.
+        WeightsError: its weights are not there, or another backbone's.
     """
+    check_backbone(name, model)
+
     import torch
 
     from portraitkit.discover import load_object
-    from portraitkit.errors import ConfigError
-    from portraitkit.suggest import nearest
 
-    if ":" not in name and name not in BUILT_IN:
-        raise ConfigError(f"backbone {name!r} is unknown{nearest(name, BUILT_IN)}; use {', '.join(BUILT_IN)} or my_file.py:BACKBONE")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift, retrieve_timesteps
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from policies.retoucher.model.adapter import read_adapter, without_prefix
@@ -176,7 +177,7 @@ class PipelineBackbone:
         wrong = sorted(own.keys() ^ shapes.keys()) or [key for key in own if tuple(own[key].shape) != shapes[key]]
         if wrong:
             raise WeightsError(f"{file.path}: {len(wrong)} tensors do not fit this backbone and --rank, first {wrong[0]!r}")
-        set_peft_model_state_dict(self.transformer, without_prefix(file.tensors()))
+        set_peft_model_state_dict(self.transformer, without_prefix(load_file(file.path)))
 
 
 def fingerprint(modules: list[nn.Module]) -> str:

@@ -1,17 +1,12 @@
-"""A trained LoRA put onto a backbone, its rank and alpha read from the file."""
+"""A trained LoRA put onto a backbone, its rank and alpha read from the file. The file is checked without importing torch."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from diffusers.loaders import PeftAdapterMixin
-from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
-from policies.retoucher.model.backbone import Backbone
 from portraitkit.errors import WeightsError
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -29,9 +24,10 @@ class AdapterFile:
     settings: dict[str, Any]
     """peft's configuration of the transformer's LoRA; empty where the file has none."""
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The file's tensors, by key."""
-        return load_file(self.path)
+    @property
+    def ranks(self) -> list[int]:
+        """Ranks of its modules; a LoRA of one rank has one."""
+        return sorted({shape[0] for key, shape in self.shapes.items() if key.endswith(".lora_A.weight") and len(shape) == 2})
 
 
 def without_prefix(items: dict[str, Any]) -> dict[str, Any]:
@@ -39,29 +35,31 @@ def without_prefix(items: dict[str, Any]) -> dict[str, Any]:
     return {key.removeprefix(PREFIX): value for key, value in items.items()}
 
 
-def attach_adapter(backbone: Backbone, folder: str | Path) -> None:
+def attach_adapter(backbone: Any, folder: str | Path) -> None:
     """Add LoRA layers to a backbone and load a trained LoRA into them.
 
     The rank is that of the file's tensors; alpha is what the file's metadata says, or else the rank, as in diffusers.
     Everything is checked before the first layer is added: an error leaves the backbone as it was.
 
     Args:
-        backbone: without LoRA layers.
+        backbone: a `Backbone` without LoRA layers.
         folder: holds `pytorch_lora_weights.safetensors`, as align-retoucher and diffusers write it; or the file.
 
     Raises:
         WeightsError: no LoRA there, an unreadable file, or one made for another base; the keys are named.
     """
+    from peft import LoraConfig
+    from torch import nn
+
     file = read_adapter(folder)
     linear = {
         name: module
         for name, module in backbone.transformer.named_modules()
         if isinstance(module, nn.Linear) and any(f".{name}".endswith(f".{target}") for target in backbone.lora_targets)
     }
-    ranks = {shape[0] for key, shape in file.shapes.items() if key.endswith(".lora_A.weight") and len(shape) == 2}
-    if len(ranks) > 1:
-        raise WeightsError(f"{file.path}: ranks {sorted(ranks)} are mixed; one rank for all modules is needed")
-    rank = ranks.pop() if ranks else 0
+    if len(file.ranks) > 1:
+        raise WeightsError(f"{file.path}: ranks {file.ranks} are mixed; one rank for all modules is needed")
+    rank = file.ranks[0] if file.ranks else 0
     expected = {}
     for name, module in linear.items():
         expected[f"{PREFIX}{name}.lora_A.weight"] = (rank, module.in_features)
@@ -73,7 +71,7 @@ def attach_adapter(backbone: Backbone, folder: str | Path) -> None:
         use_rslora=file.settings.get("use_rslora", False),
         target_modules=backbone.lora_targets,
     )
-    cast(PeftAdapterMixin, backbone.transformer).add_adapter(settings)
+    backbone.transformer.add_adapter(settings)
     backbone.load_adapter(str(file.path))
     backbone.transformer.requires_grad_(False)
 
@@ -91,7 +89,7 @@ def read_adapter(folder: str | Path) -> AdapterFile:
     if path.suffix != ".safetensors" or not path.is_file():
         raise WeightsError(f"{path}: no LoRA there; give a folder with {FILE}, as align-retoucher writes it, or a .safetensors file")
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="numpy") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (a file, not a dict)
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
@@ -115,12 +113,11 @@ def check_start(folder: str | Path, rank: int, alpha: int) -> None:
         WeightsError: no LoRA there, or one of another rank or alpha.
     """
     file = read_adapter(folder)
-    ranks = {shape[0] for key, shape in file.shapes.items() if key.endswith(".lora_A.weight")}
-    have = max(ranks, default=0)
+    have = max(file.ranks, default=0)
     has_alpha = file.settings.get("lora_alpha", have)
-    if ranks != {rank} or has_alpha != alpha:
+    if file.ranks != [rank] or has_alpha != alpha:
         raise WeightsError(
-            f"--init-adapter {file.path}: has rank {', '.join(map(str, sorted(ranks))) or '0'} and alpha {has_alpha:g}, the run {rank} and "
+            f"--init-adapter {file.path}: has rank {', '.join(map(str, file.ranks)) or '0'} and alpha {has_alpha:g}, the run {rank} and "
             f"{alpha}; use --rank {have} --lora-alpha {has_alpha:g}"
         )
 

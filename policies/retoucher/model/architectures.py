@@ -116,7 +116,7 @@ def _assembled(name: str, model: str | None, resolution: int | None, device: str
     kinds = {"tiny": FluxKontextPipeline, "flux_kontext": FluxKontextPipeline, "qwen_image_edit": QwenImageEditPipeline}
     kind = kinds.get(name, QwenImageEditPlusPipeline)
     if from_folder:
-        check_pipeline(kind, folder)
+        check_pipeline(kind.__name__, folder)
     dtype = torch.float32 if name == "tiny" else torch.bfloat16
     makers = _parts_of_folder(folder) if from_folder else _flux_parts() if kind is FluxKontextPipeline else _qwen_parts()
     parts = {}

@@ -49,7 +49,7 @@ def load_pipeline(
     from huggingface_hub.errors import HFValidationError
 
     extra = {"quantization_config": _quantization(quantize)} if quantize != "none" else {}
-    check_pipeline(kind, Path(name))
+    check_pipeline(kind.__name__, Path(name))
     try:
         pipeline = kind.from_pretrained(name, dtype=torch.bfloat16, **extra)
     except (OSError, HFValidationError) as error:
@@ -65,7 +65,7 @@ def load_pipeline(
     return pipeline
 
 
-def check_pipeline(kind: Any, folder: Path) -> None:
+def check_pipeline(kind: str, folder: Path) -> None:
     """Refuse a local folder that holds another pipeline, before its gigabytes are read."""
     index = folder / "model_index.json"
     if not index.is_file():
@@ -74,8 +74,8 @@ def check_pipeline(kind: Any, folder: Path) -> None:
         found = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
     except (ValueError, AttributeError) as error:
         raise WeightsError(f"{index}: no JSON object ({error}); download the model again") from error
-    if found != kind.__name__:
-        raise WeightsError(f"{folder}: holds a {found}, but this --backbone is made for {kind.__name__}; give another --model")
+    if found != kind:
+        raise WeightsError(f"{folder}: holds a {found}, but this --backbone is made for {kind}; give another --model")
 
 
 def _quantization(quantize: str) -> Any:

@@ -1,17 +1,75 @@
-"""The command `retouch-portrait IN OUT`. What needs torch is imported once the arguments are known to be good."""
+"""The command `retouch-portrait IN OUT`. What needs torch is imported once the arguments, and the files they name, are known to be good."""
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated, Literal
 
-from portraitkit.errors import ConfigError, ImageError, UserError
+from tyro.conf import Positional, arg
 
-if TYPE_CHECKING:
-    from policies.retoucher.retouch.retouch_config import RetouchConfig
+from policies.retoucher.backbones import check_backbone
+from policies.retoucher.config import RetoucherConfig
+from policies.retoucher.config_rules import check_guidance
+from portraitkit.config import Options, Range, Seed, load_config
+from portraitkit.errors import ConfigError, FaceError, ImageError
+from portraitkit.pictures import list_images
 
 WRITABLE = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 Job = tuple[Path, Path]
+
+
+@dataclass(frozen=True)
+class RetouchConfig(Options):
+    """Retouch every face of a photo, or of every photo in a folder, and leave the rest of the pictures as it is."""
+
+    source: Positional[Annotated[Path, arg(metavar="IN")]]
+    """A photo, or a folder of photos."""
+    target: Positional[Annotated[Path, arg(metavar="OUT")]]
+    """Where to write: a file or a folder; a folder if IN is one."""
+    backbone: str = "tiny"
+    """tiny (embedded, CPU), flux_kontext, qwen_image_edit, qwen_image_edit_plus, or my_file.py:BACKBONE."""
+    model: str | None = None
+    """Hub id or local folder of the backbone's weights; the backbone's own default if not given."""
+    adapter: str | None = None
+    """Folder with the pytorch_lora_weights.safetensors that align-retoucher wrote, such as runs/demo; the base if not given."""
+    resolution: int | None = None
+    """Side of the square face crops in pixels; the backbone's own if not given."""
+    num_steps: Annotated[int, Range(ge=1, rule="at least 1 sampling step")] = RetoucherConfig.num_steps
+    """Sampling steps."""
+    prompt: str = RetoucherConfig.prompt
+    """Editing instruction."""
+    seed: Seed = 0
+    """Of the initial noise, the same for every face."""
+    strength: Annotated[float, Range(ge=0, le=1, rule="must be in [0, 1], the share of the edit that is applied")] = 1.0
+    """Share of the edit that is applied: 0 leaves the photo as it is, 1 is the whole retouch."""
+    min_face: Annotated[int, Range(ge=1, rule="at least 1 pixel")] = 32
+    """Smallest side of a face in pixels; smaller ones are left as they are."""
+    guidance: float | None = None
+    """Guidance scale; the backbone's own if not given. On qwen_image_edit it is true classifier-free guidance: at 1 it is off,
+    at half the cost."""
+    negative_prompt: str = " "
+    """What true classifier-free guidance leads away from."""
+    quantize: Literal["none", "nf4"] = "none"
+    """nf4: the transformer's frozen weights in 4 bits (bitsandbytes); LoRA stays float32."""
+    offload_text_encoder: bool = False
+    """Text encoders are on the device only while they encode."""
+    vae_tiling: bool = False
+    """Encode and decode large pictures in tiles, in less memory."""
+    overwrite: bool = False
+    """Replace files that are there already."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1 ..."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values before any model is loaded.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
+        super().__post_init__()
+        check_guidance(self.guidance)
 
 
 def retouch_main(argv: list[str]) -> int:
@@ -29,11 +87,14 @@ def retouch_main(argv: list[str]) -> int:
     Raises:
         UserError: see `portraitkit.errors`.
     """
-    from policies.retoucher.retouch.retouch_config import RetouchConfig
-    from portraitkit.config import load_config
-
     config = load_config(RetouchConfig, argv, prog="retouch-portrait", example="me.jpg retouched.jpg --adapter runs/demo")
     jobs = plan_jobs(config.source, config.target, overwrite=config.overwrite)
+    check_backbone(config.backbone, config.model)
+    if config.adapter is not None:
+        from policies.retoucher.model.adapter import read_adapter
+
+        read_adapter(config.adapter)
+    print(f"loading the retoucher {config.backbone} ...", file=sys.stderr, flush=True)
     retouch = _retoucher(config)
     if not config.source.is_dir():
         print(retouch(*jobs[0]))
@@ -57,8 +118,6 @@ def plan_jobs(source: Path, target: Path, *, overwrite: bool = False) -> list[Jo
         ConfigError: IN is OUT, OUT exists, OUT is a file where a folder is needed, or its suffix cannot be written.
     """
     if source.is_dir():
-        from portraitkit.pictures.images import list_images
-
         photos = list_images(source)
         if not photos:
             raise ImageError(f"{source}: no photos in this folder; give a photo, or a folder that holds some")
@@ -94,24 +153,28 @@ def _file_name(photo: Path) -> str:
     return photo.with_suffix(".png").name if photo.suffix.lower() == ".gif" else photo.name
 
 
-def _retoucher(config: "RetouchConfig") -> Callable[[Path, Path], str]:
-    """A function that retouches one photo and says in a line or more what it did; the backbone is loaded here, once."""
-    from policies.retoucher.retouch.faces import open_backbone, retouch_picture
+def _retoucher(config: RetouchConfig) -> Callable[[Path, Path], str]:
+    """A function that retouches one photo and says in a line or more what it did.
+
+    The backbone is loaded once, after the first photo's faces are found: its libraries take seconds to import.
+    """
+    from policies.retoucher.retouch.faces import find_faces, open_backbone, retouch_faces
     from portraitkit.pictures.images import read_image
     from portraitkit.pictures.stored import write_edited
 
-    backbone = open_backbone(config)
+    backbone = cache(lambda: open_backbone(config))
 
     def retouch(photo: Path, target: Path) -> str:
         image = read_image(photo)
-        result = retouch_picture(image.pixels, backbone, config, photo)
+        faces = find_faces(image.pixels, config.min_face, photo)
+        result = retouch_faces(image.pixels, faces, backbone(), config)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"OUT {target.parent}: cannot be made a folder ({error.strerror}); give another") from error
         notes = (*image.warnings, *write_edited(image, result.pixels, target))
-        faces = "1 face" if result.faces == 1 else f"{result.faces} faces"
-        lines = [f"{photo} -> {target}: {faces} retouched"]
+        count = "1 face" if result.faces == 1 else f"{result.faces} faces"
+        lines = [f"{photo} -> {target}: {count} retouched"]
         lines += [f"  left as it is: {face}" for face in result.skipped]
         return "\n".join(lines + [f"  note: {note}" for note in notes])
 
@@ -129,7 +192,7 @@ def _run_all(jobs: list[Job], retouch: Callable[[Path, Path], str]) -> int:
         for photo, target in bar.track(jobs, description="retouching"):
             try:
                 console.print(retouch(photo, target))
-            except UserError as error:
+            except (ImageError, FaceError) as error:
                 failures.append(str(error))
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)

@@ -11,7 +11,7 @@ from policies.retoucher.backbones import load_backbone
 from policies.retoucher.model.adapter import attach_adapter
 from policies.retoucher.model.backbone import Backbone, sample_ode
 from policies.retoucher.model.loading import loading_options
-from policies.retoucher.retouch.retouch_config import RetouchConfig
+from policies.retoucher.retouch.command import RetouchConfig
 from portraitkit.errors import FaceError
 from portraitkit.faces.align import align_face
 from portraitkit.faces.detect import check_size, detect_faces, no_face
@@ -33,6 +33,16 @@ class RetouchedPicture:
     """The faces that were left as they are, and why, in words."""
 
 
+@dataclass(frozen=True, eq=False)
+class Faces:
+    """The faces of a picture."""
+
+    meshes: list[Float[Tensor, "points 3"]]
+    """Of the faces to retouch, in pixels."""
+    skipped: tuple[str, ...]
+    """The faces to leave as they are, and why, in words."""
+
+
 def open_backbone(config: RetouchConfig) -> Backbone:
     """The backbone of a configuration, its adapter attached.
 
@@ -47,36 +57,17 @@ def open_backbone(config: RetouchConfig) -> Backbone:
 
 
 @torch.no_grad()
-def retouch_picture(
-    pixels: Float[Tensor, "3 h w"], backbone: Backbone, config: RetouchConfig, path: Path | None = None
-) -> RetouchedPicture:
-    """Retouch every face of a picture.
+def find_faces(pixels: Float[Tensor, "3 h w"], min_face: int, path: Path | None = None) -> Faces:
+    """Find the faces that can be retouched.
 
     Args:
         pixels: RGB, [0, 1], upright.
-        backbone: the editor.
-        config: sampling steps, prompt, seed, strength, smallest face and device.
+        min_face: smallest side of a face in pixels.
         path: of the picture, for messages.
-
-    Returns:
-        The picture with the edits.
 
     Raises:
         FaceError: no face, or none that is large enough and seen well enough.
     """
-    meshes, skipped = _find(pixels, config.min_face, path)
-    crops = [align_face(pixels, mesh, backbone.resolution) for mesh in meshes]
-    edits = []
-    for start in range(0, len(crops), BATCH):
-        part = crops[start : start + BATCH]
-        edited = _edit(torch.stack([crop.pixels for crop in part]), backbone, config)
-        for crop, after, mesh in zip(part, edited, meshes[start : start + BATCH], strict=True):
-            edits.append(face_edit(crop, after, mesh, *pixels.shape[1:]))
-    return RetouchedPicture(paste_edits(pixels, edits, strength=config.strength), len(edits), skipped)
-
-
-def _find(pixels: Tensor, min_face: int, path: Path | None) -> tuple[list[Tensor], tuple[str, ...]]:
-    """Meshes of the faces to retouch, and the other faces in words."""
     faces = detect_faces(pixels)
     if not faces:
         raise no_face(path)
@@ -94,7 +85,34 @@ def _find(pixels: Tensor, min_face: int, path: Path | None) -> tuple[list[Tensor
     if not meshes:
         check_size(faces[0], path, min_face)
         raise FaceError(f"{path or 'picture'}: {'; '.join(skipped)}: use a picture in which the face is not hidden or turned away")
-    return meshes, tuple(skipped)
+    return Faces(meshes, tuple(skipped))
+
+
+@torch.no_grad()
+def retouch_faces(pixels: Float[Tensor, "3 h w"], faces: Faces, backbone: Backbone, config: RetouchConfig) -> RetouchedPicture:
+    """Retouch faces of a picture.
+
+    Args:
+        pixels: RGB, [0, 1], upright.
+        faces: found in it.
+        backbone: the editor.
+        config: sampling steps, prompt, seed and strength.
+    """
+    crops = [align_face(pixels, mesh, backbone.resolution) for mesh in faces.meshes]
+    edits = []
+    for start in range(0, len(crops), BATCH):
+        batch = crops[start : start + BATCH]
+        edited = _edit(torch.stack([crop.pixels for crop in batch]), backbone, config)
+        for crop, after, mesh in zip(batch, edited, faces.meshes[start : start + BATCH], strict=True):
+            edits.append(face_edit(crop, after, mesh, *pixels.shape[1:]))
+    return RetouchedPicture(paste_edits(pixels, edits, strength=config.strength), len(edits), faces.skipped)
+
+
+def retouch_picture(
+    pixels: Float[Tensor, "3 h w"], backbone: Backbone, config: RetouchConfig, path: Path | None = None
+) -> RetouchedPicture:
+    """Find and retouch the faces of a picture; arguments and errors as of `find_faces` and `retouch_faces`."""
+    return retouch_faces(pixels, find_faces(pixels, config.min_face, path), backbone, config)
 
 
 def _edit(crops: Float[Tensor, "n 3 size size"], backbone: Backbone, config: RetouchConfig) -> Float[Tensor, "n 3 size size"]:

@@ -17,7 +17,7 @@ from policies.retoucher.model import loading
 from policies.retoucher.model.adapter import check_start
 from policies.retoucher.model.loading import load_pipeline, loading_options
 from policies.retoucher.model.memory import make_optimizer
-from policies.retoucher.retouch.retouch_config import RetouchConfig
+from policies.retoucher.retouch.command import RetouchConfig
 from portraitkit.errors import ConfigError, WeightsError
 from portraitkit.runs.checkpoint import flatten_optimizer, restore_optimizer
 

@@ -10,9 +10,8 @@ from PIL import Image as PilImage
 
 from policies.retoucher.backbones import tiny
 from policies.retoucher.main import retouch_portrait
-from policies.retoucher.retouch.command import plan_jobs, retouch_main
+from policies.retoucher.retouch.command import RetouchConfig, plan_jobs, retouch_main
 from policies.retoucher.retouch.faces import retouch_picture
-from policies.retoucher.retouch.retouch_config import RetouchConfig
 from portraitkit.errors import ConfigError, FaceError, ImageError, WeightsError
 from portraitkit.faces.detect import detect_faces
 from portraitkit.faces.mesh import face_mesh

@@ -14,16 +14,8 @@ from PIL import Image as PilImage
 from PIL import ImageCms, ImageOps
 
 from portraitkit.errors import ImageError
-from portraitkit.pictures.images import (
-    from_pil,
-    from_uint8,
-    list_images,
-    read_image,
-    resize,
-    to_pil,
-    to_uint8,
-    write_image,
-)
+from portraitkit.pictures import list_images
+from portraitkit.pictures.images import from_pil, from_uint8, read_image, resize, to_pil, to_uint8, write_image
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8)
