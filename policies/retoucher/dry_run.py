@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from policies.retoucher.config import RetoucherConfig
-from policies.retoucher.model.sharding import check_sharding
 from policies.retoucher.model.traces import (
     Spec,
     decode_bytes,
@@ -24,6 +23,7 @@ from policies.retoucher.model.traces import (
     update_bytes,
     weight_bytes,
 )
+from policies.retoucher.model.training import check_sharding
 from portraitkit.errors import ConfigError, WeightsError
 from portraitkit.memory.plan import Change, Memory, Shards, check_fits, device_limit, print_table
 from portraitkit.memory.vlm_trace import Load, ModelSizes, ModelSpec, generation_bytes, model_sizes

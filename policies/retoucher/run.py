@@ -22,7 +22,7 @@ from policies.retoucher.model.adapter import check_start
 from policies.retoucher.model.backbone import Backbone
 from policies.retoucher.model.encoding_cache import open_cache, with_cache
 from policies.retoucher.model.loading import loading_options
-from policies.retoucher.model.sharding import check_sharding, divide_base
+from policies.retoucher.model.training import check_sharding, divide_base
 from policies.retoucher.photos import FolderSource, PhotoSource, open_photos
 from policies.retoucher.processes import Processes, check_count, open_processes
 from policies.retoucher.report.card import FILES, write_retoucher_card

@@ -17,7 +17,7 @@ from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.evaluate import Evaluation, EvaluationSet, evaluate_policy, evaluation_set
 from policies.retoucher.micro_batch import MicroBatch
 from policies.retoucher.model.backbone import Backbone, sample_ode
-from policies.retoucher.model.memory import make_optimizer, prepare_training
+from policies.retoucher.model.training import make_optimizer, prepare_training
 from policies.retoucher.photos import PhotoSource
 from policies.retoucher.processes import Processes
 from policies.retoucher.rank_groups import NO_SCORES, GroupScores, RankGroups, gather_scores, roll_out_groups

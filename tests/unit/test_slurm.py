@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from policies.retoucher.config import RetoucherConfig
-from policies.retoucher.model.sharding import check_sharding
+from policies.retoucher.model.training import check_sharding
 from portraitkit.config import load_config
 from portraitkit.runs.folder import RunFolder
 

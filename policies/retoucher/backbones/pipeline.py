@@ -93,12 +93,12 @@ class PipelineBackbone:
         return self.transformer.device
 
     def divide(self, device: str) -> None:
-        """Divide the transformer among the processes, the other networks go to the device: see `policies.retoucher.model.sharding`.
+        """Divide the transformer among the processes, the other networks go to the device: see `policies.retoucher.model.training`.
 
         Args:
             device: of this process.
         """
-        from policies.retoucher.model.sharding import divide_weights  # FSDP is for those who ask for it
+        from policies.retoucher.model.training import divide_weights  # FSDP is for those who ask for it
 
         divide_weights(self.transformer, device)
         for part in (self.pipeline.vae, *([] if self.offload_text_encoder else self.text_encoders)):

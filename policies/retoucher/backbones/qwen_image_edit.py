@@ -1,5 +1,6 @@
 """Qwen-Image-Edit (arXiv 2508.02324) as a policy: the photo is part of the prompt, and guidance is true classifier-free guidance."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -110,21 +111,40 @@ class QwenEditBackbone(PipelineBackbone):
 
 
 def load_qwen(
-    kind: Any,
-    name: str,
-    hub_id: str,
     model: str | None,
     resolution: int | None,
     device: str,
     *,
-    prompt_side: int | None,
-    guidance: float,
-    negative_prompt: str,
-    quantize: str,
-    offload_text_encoder: bool,
-    vae_tiling: bool,
+    kind: Any,
+    name: str,
+    hub_id: str,
+    prompt_side: int | None = None,
+    guidance: float = 4.0,
+    negative_prompt: str = " ",
+    quantize: str = "none",
+    offload_text_encoder: bool = False,
+    vae_tiling: bool = False,
 ) -> QwenEditBackbone:
-    """A pipeline of the Qwen-Image-Edit family in bf16, 512 px unless told otherwise; see `load_qwen_image_edit`."""
+    """A model of the Qwen-Image-Edit family from a hub id or a local folder, bf16, 512 px unless told otherwise.
+
+    Args:
+        model: hub id or local folder; `hub_id` if None.
+        resolution: side of the pictures, a multiple of 16.
+        device: of the networks.
+        kind: class of the pipeline.
+        name: of the backbone.
+        hub_id: of the published model.
+        prompt_side: side in pixels of the photo as the text encoder sees it; the resolution if None.
+        guidance: true classifier-free guidance scale; 1 turns it off.
+        negative_prompt: what guidance leads away from.
+        quantize: none, or nf4 for the transformer's frozen weights.
+        offload_text_encoder: the vision-language model is on the device only while it encodes.
+        vae_tiling: encode and decode in tiles.
+
+    Raises:
+        ConfigError: the resolution is not a multiple of 16, or a quantiser is missing.
+        WeightsError: the weights are not there and cannot be had.
+    """
     resolution = check_multiple(resolution or 512, 16)
     resident = ("transformer", "vae") if offload_text_encoder else ("transformer", "vae", *QwenEditBackbone.text_parts)
     pipeline = load_pipeline(kind, model or hub_id, device, quantize=quantize, resident=resident, vae_tiling=vae_tiling)
@@ -142,47 +162,4 @@ def load_qwen(
     )
 
 
-def load_qwen_image_edit(
-    model: str | None,
-    resolution: int | None,
-    device: str,
-    *,
-    guidance: float = 4.0,
-    negative_prompt: str = " ",
-    quantize: str = "none",
-    offload_text_encoder: bool = False,
-    vae_tiling: bool = False,
-) -> QwenEditBackbone:
-    """Qwen-Image-Edit from a hub id or a local folder.
-
-    Args:
-        model: hub id or local folder.
-        resolution: side of the pictures, a multiple of 16.
-        device: of the networks.
-        guidance: true classifier-free guidance scale; 1 turns it off.
-        negative_prompt: what guidance leads away from.
-        quantize: none, or nf4 for the transformer's frozen weights.
-        offload_text_encoder: the vision-language model is on the device only while it encodes.
-        vae_tiling: encode and decode in tiles.
-
-    Raises:
-        ConfigError: the resolution is not a multiple of 16, or a quantiser is missing.
-        WeightsError: the weights are not there and cannot be had.
-    """
-    return load_qwen(
-        QwenImageEditPipeline,
-        "qwen_image_edit",
-        "Qwen/Qwen-Image-Edit",
-        model,
-        resolution,
-        device,
-        prompt_side=None,
-        guidance=guidance,
-        negative_prompt=negative_prompt,
-        quantize=quantize,
-        offload_text_encoder=offload_text_encoder,
-        vae_tiling=vae_tiling,
-    )
-
-
-BACKBONE = load_qwen_image_edit
+BACKBONE = partial(load_qwen, kind=QwenImageEditPipeline, name="qwen_image_edit", hub_id="Qwen/Qwen-Image-Edit")

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from torch import nn
 
 from policies.retoucher.model.architectures import WORDS, meta_backbone, parts_of, stand_in_condition
-from policies.retoucher.model.memory import prepare_training
+from policies.retoucher.model.training import prepare_training
 from policies.retoucher.update import base_policy
 from portraitkit.memory.plan import NF4, Trained
 from portraitkit.memory.trace import added_bytes, size_of, tensors_of

@@ -16,7 +16,7 @@ from policies.retoucher.backbones import flux_kontext, load_backbone, qwen_image
 from policies.retoucher.model import loading
 from policies.retoucher.model.adapter import check_start
 from policies.retoucher.model.loading import load_pipeline, loading_options
-from policies.retoucher.model.memory import make_optimizer
+from policies.retoucher.model.training import make_optimizer
 from policies.retoucher.retouch.command import RetouchConfig
 from portraitkit.errors import ConfigError, WeightsError
 from portraitkit.runs.checkpoint import flatten_optimizer, restore_optimizer
@@ -108,7 +108,7 @@ def test_a_start_of_another_rank_or_scale_is_refused(released):
 
 @pytest.mark.parametrize("build", [lambda: tiny.wrap(tiny.build_pipeline(0)), lambda: tiny_qwen.wrap(tiny_qwen.build_pipeline())])
 def test_activation_checkpointing_gives_the_same_gradients(build):
-    from policies.retoucher.model.memory import prepare_training
+    from policies.retoucher.model.training import prepare_training
 
     gradients = []
     for checkpointing in (False, True):
@@ -127,7 +127,7 @@ def test_activation_checkpointing_gives_the_same_gradients(build):
 
 
 def test_a_backbone_whose_transformer_cannot_checkpoint_says_so():
-    from policies.retoucher.model.memory import prepare_training
+    from policies.retoucher.model.training import prepare_training
 
     with pytest.raises(ConfigError, match="--gradient-checkpointing: this backbone's transformer cannot"):
         prepare_training(nn.Linear(2, 2), gradient_checkpointing=True)

@@ -14,7 +14,7 @@ from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.dry_run import changes, dry_run, plan_memory
 from policies.retoucher.evaluate import evaluation_set
 from policies.retoucher.model.architectures import meta_backbone, parts_of
-from policies.retoucher.model.sharding import check_sharding
+from policies.retoucher.model.training import check_sharding
 from portraitkit.config import load_config
 from portraitkit.errors import ConfigError, WeightsError
 from portraitkit.memory.trace import LiveBytes, size_of, tensors_of

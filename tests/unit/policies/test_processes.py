@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from policies.retoucher.evaluate import evaluate_policy, evaluation_set
-from policies.retoucher.model.sharding import check_sharding
+from policies.retoucher.model.training import check_sharding
 from policies.retoucher.processes import Processes, check_count, open_processes
 from policies.retoucher.rank_groups import NO_SCORES, GroupScores, gather_scores, roll_out_groups
 from policies.retoucher.rollout import noise_of_groups

@@ -1,8 +1,8 @@
-"""A frozen base divided among the processes by PyTorch's FSDP2: a base larger than a device can be aligned.
+"""A frozen base made ready for training: float32 adapters, activations computed again, and weights divided by PyTorch's FSDP2.
 
-Each block's weights are gathered when it is evaluated and given back afterwards, in the forward and again in the backward. Only the base
-is divided: the LoRA is added afterwards, whole in every process, and its gradients are summed once an update, as without sharding. So
-weights, optimiser state, moving average and checkpoints are the same with and without it.
+Divided, a base larger than a device can be aligned. Each block's weights are gathered when it is evaluated and given back afterwards, in
+the forward and again in the backward. Only the base is divided: the LoRA is added afterwards, whole in every process, and its gradients
+are summed once an update, as without sharding. So weights, optimiser state, moving average and checkpoints are the same with and without.
 
 Gathering is something that all processes do together: each must evaluate the transformer equally often. `check_sharding` asks for equal
 shares, and an update in which one process has fewer backwards than another repeats one with weight 0 (`accumulate_gradients`).
@@ -19,6 +19,7 @@ from torch.distributed.fsdp import fully_shard
 
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.model.backbone import Backbone
+from policies.retoucher.model.loading import need_bitsandbytes
 from portraitkit.errors import ConfigError
 
 
@@ -78,3 +79,46 @@ def divide_weights(transformer: nn.Module, device: str) -> None:
     mesh = init_device_mesh(torch.device(device).type, (dist.get_world_size(),))
     for module in (*blocks, transformer):
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+def prepare_training(transformer: nn.Module, *, gradient_checkpointing: bool) -> None:
+    """Make the trainable parameters float32, and keep or drop activations.
+
+    Steps of bfloat16 weights are lost to rounding once they are below 1/256 of a weight; those of a LoRA at usual learning rates are.
+
+    Args:
+        transformer: with its LoRA layers, which alone are trainable.
+        gradient_checkpointing: compute activations of each block again in the backward.
+
+    Raises:
+        ConfigError: the transformer cannot do that.
+    """
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if gradient_checkpointing:
+        enable = getattr(transformer, "enable_gradient_checkpointing", None)
+        if enable is None:
+            raise ConfigError("--gradient-checkpointing: this backbone's transformer cannot; leave the option out")
+        enable()
+
+
+def make_optimizer(
+    kind: str, parameters: list[nn.Parameter], *, learning_rate: float, epsilon: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """AdamW with betas .9 and .95, its state in float32 or, for tensors of 4096 values and more, in 8 bits.
+
+    Args:
+        kind: adamw or adamw_8bit.
+        parameters: what is trained.
+        learning_rate: peak.
+        epsilon: added to the denominator.
+        weight_decay: decoupled.
+
+    Raises:
+        ConfigError: bitsandbytes is missing.
+    """
+    settings = {"lr": learning_rate, "betas": (0.9, 0.95), "eps": epsilon, "weight_decay": weight_decay}
+    if kind == "adamw_8bit":
+        return need_bitsandbytes("--optimizer adamw_8bit", "--optimizer adamw").optim.AdamW8bit(parameters, **settings)
+    return torch.optim.AdamW(parameters, **settings)
