@@ -31,7 +31,6 @@ def _align(argv: list[str]) -> int:
         check_backbone(config.backbone, config.model)
         if config.init_adapter is not None:
             check_start(config.init_adapter, config.rank, config.lora_alpha)
-        print(f"loading the retoucher {config.backbone} ...", file=sys.stderr, flush=True)
     if config.ablate:
         from policies.retoucher.ablate import run_ablation
 
