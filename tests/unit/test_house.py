@@ -8,17 +8,17 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("portraitkit", "dpg", "preference_data", "reward_models", "policies", "benchmarks")
-MOST_LINES = 41_000
-MOST_FILES = 315
+MOST_LINES = 40_900
+MOST_FILES = 295
 MOST_MODULES = 15
 """In a room, its `__init__` not counted."""
 PLUG_INS = {"benchmarks/metrics", "policies/retoucher/backbones", "preference_data/generators", "preference_data/sources"}
 """Rooms that grow by one file for each metric, backbone, generator or data set."""
-FULL_ROOMS = {"benchmarks": 17, "policies/retoucher": 18}
+FULL_ROOMS = {"benchmarks": 16}
 """Rooms that hold more, and how many."""
 TWINS = {"reward_models/reward.py"}
 """Module names that a package uses twice. `policies.retoucher` and `policies.vlm` count as packages of their own."""
-CIRCLES = 6
+CIRCLES = 5
 """Modules that import each other, whether at the top of the file or inside a function."""
 
 FILES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
