@@ -47,7 +47,8 @@ def page_environment(folder: Path, *, autoescape: bool = True) -> "Environment":
 
     loader = FileSystemLoader([folder, TEMPLATES])
     environment = Environment(loader=loader, autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(number=number, signed=signed, interval=interval, plural=plural, csp_hash=_csp_hash)
+    ours: dict[str, Any] = {"number": number, "signed": signed, "interval": interval, "plural": plural, "csp_hash": _csp_hash}
+    environment.filters.update(ours)
     return environment
 
 
