@@ -1,16 +1,37 @@
-"""What every HTTP server of the project shares: a socket bound before anything heavy is loaded, and bodies of bounded size."""
+"""What every HTTP server of the project shares: a socket bound before anything heavy is loaded, bounded bodies, strict headers."""
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from portraitkit.errors import ConfigError
 
+if TYPE_CHECKING:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; img-src 'self'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), microphone=(), geolocation=()",
+}
+"""Of pages for people: nothing from elsewhere, no scripts in the page, no frames."""
 
 
 def is_loopback(host: str) -> bool:
     """Whether an address can be reached from this machine only."""
     return host in LOOPBACK or host.startswith("127.")
+
+
+def hosts_of(host: str, more: Sequence[str] = ()) -> tuple[str, ...]:
+    """Values of the Host header that are answered: on loopback this machine's names and `more` (no DNS rebinding), elsewhere any."""
+    return ("127.0.0.1", "localhost", "[::1]", *more) if is_loopback(host) else ("*",)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -42,6 +63,51 @@ def url_of(host: str, listener: socket.socket) -> str:
     """The address that a listening socket answers at, as a URL without a path."""
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{listener.getsockname()[1]}"
+
+
+def server_of(app: "Starlette", **limits: int) -> "uvicorn.Server":
+    """A server that logs warnings only; on a signal it finishes what is under way.
+
+    Args:
+        app: the application.
+        limits: uvicorn's, in seconds.
+    """
+    import uvicorn
+
+    return uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning", server_header=False, lifespan="on", **limits))
+
+
+def page_app(routes: Sequence[Any], hosts: Sequence[str], handlers: Mapping[Any, Any]) -> "Starlette":
+    """An application of pages for people: `PAGE_HEADERS` on every answer, and other Host headers refused.
+
+    Args:
+        routes: Starlette's.
+        hosts: see `hosts_of`.
+        handlers: what answers each exception.
+    """
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    middleware = [Middleware(_PageHeaders), Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)]
+    return Starlette(routes=list(routes), middleware=middleware, exception_handlers=dict(handlers))
+
+
+class _PageHeaders:
+    """Adds PAGE_HEADERS to every answer, and `cache-control: no-store` where the answer says nothing else."""
+
+    def __init__(self, app: "ASGIApp") -> None:
+        self.app = app
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        async def send_with_headers(message: "Message") -> None:
+            if message["type"] == "http.response.start":
+                present = {name.lower() for name, _ in message.get("headers", [])}
+                more = PAGE_HEADERS if b"cache-control" in present else PAGE_HEADERS | {"cache-control": "no-store"}
+                message["headers"] = [*message.get("headers", []), *((name.encode(), value.encode()) for name, value in more.items())]
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
 
 
 async def read_body(chunks: AsyncIterator[bytes], most: int) -> bytes:

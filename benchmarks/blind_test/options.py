@@ -1,6 +1,5 @@
 """Every option of `blind-test make|serve|report|export`. The docstring under a field is its help text."""
 
-import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,16 +95,6 @@ class ServeConfig(Options):
     """Further host names under which browsers may ask, such as that of a reverse proxy; others are refused on loopback."""
     max_raters: Annotated[int, Range(ge=1)] = 10_000
     """No more raters than this are let in: bounds what a stranger can write."""
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can reach the server."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
 
 
 @dataclass(frozen=True)

@@ -7,52 +7,37 @@ security policy; bodies are bounded; other hosts' pages cannot post.
 """
 
 import contextlib
-import fcntl
 import json
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import anyio
-import uvicorn
+from filelock import FileLock, Timeout
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from benchmarks.blind_test.options import ServeConfig
 from benchmarks.blind_test.study import CONSENT, VOTES, Study, read_study
 from benchmarks.blind_test.vote_store import CHOICES, Trial, VoteStore
 from portraitkit.errors import RunFolderError
-from portraitkit.serving import listen
+from portraitkit.serving import hosts_of, is_loopback, listen, page_app, read_body, server_of, url_of
 
 MAX_BODY = 4096
 COOKIE = "rater"
 COOKIE_DAYS = 60
 PREFETCH = 2
-LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 KEEP_ALIVE = 300
 """Seconds that a connection stays open without a request: longer than people look at a pair, so that no answer meets a closing one."""
 HERE = Path(__file__).parent
 STATIC = {"page.css": "text/css", "vote.js": "text/javascript", "icon.svg": "image/svg+xml"}
-HEADERS = {
-    "content-security-policy": "default-src 'none'; img-src 'self'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "same-origin",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "permissions-policy": "camera=(), microphone=(), geolocation=()",
-}
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 def serve_study(config: ServeConfig) -> int:
@@ -67,52 +52,23 @@ def serve_study(config: ServeConfig) -> int:
     """
     console = Console(stderr=True, highlight=False)
     study = read_study(config.folder)
-    with (
-        locked(config.folder),
-        contextlib.closing(VoteStore(config.folder / VOTES, study)) as store,
-        listen(config.host, config.port) as listener,
-    ):
-        port = listener.getsockname()[1]
-        shown = f"[{config.host}]" if ":" in config.host else config.host
-        hosts = (*LOCAL_HOSTS, *config.allowed_hosts) if config.is_loopback else ("*",)
-        app = build_app(study, store, allowed_hosts=hosts, max_raters=config.max_raters)
+    try:
+        lock = FileLock(config.folder / ".serve.lock").acquire(timeout=0)
+    except Timeout as error:
+        raise RunFolderError(f"{config.folder}: another process serves this study; stop it first") from error
+    except PermissionError as error:
+        raise RunFolderError(f"{config.folder}: cannot be written ({error.strerror}); votes need a folder of your own") from error
+    with lock, contextlib.closing(VoteStore(config.folder / VOTES, study)) as store, listen(config.host, config.port) as listener:
+        app = build_app(study, store, allowed_hosts=hosts_of(config.host, config.allowed_hosts), max_raters=config.max_raters)
         console.print(f"{config.folder}: {store.count_raters()} raters so far", markup=False, soft_wrap=True)
-        if not config.is_loopback:
+        if not is_loopback(config.host):
             console.print(
                 f"[bold red]warning:[/] --host {config.host}: everyone who reaches this machine can see the pictures and vote, without "
                 "encryption. Put a proxy with HTTPS in front, or stay with 127.0.0.1."
             )
-        console.print(f"open http://{shown}:{port}/ ; Ctrl-C stops, nothing is lost", markup=False, soft_wrap=True)
-        settings = uvicorn.Config(
-            app,
-            access_log=False,
-            log_level="warning",
-            server_header=False,
-            timeout_graceful_shutdown=3,
-            timeout_keep_alive=KEEP_ALIVE,
-            lifespan="off",
-        )
-        uvicorn.Server(settings).run(sockets=[listener])
+        console.print(f"open {url_of(config.host, listener)}/ ; Ctrl-C stops, nothing is lost", markup=False, soft_wrap=True)
+        server_of(app, timeout_graceful_shutdown=3, timeout_keep_alive=KEEP_ALIVE).run(sockets=[listener])
     return 0
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep a second server away from the folder; the lock goes with the process, however that ends.
-
-    Raises:
-        RunFolderError: another process holds it, or the folder cannot be written.
-    """
-    path = folder / ".serve.lock"
-    try:
-        with path.open("a") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunFolderError(f"{folder}: another process serves this study; stop it first") from error
-            yield
-    except PermissionError as error:
-        raise RunFolderError(f"{folder}: cannot be written ({error.strerror}); votes need a folder of your own") from error
 
 
 def build_app(study: Study, store: VoteStore, *, allowed_hosts: Sequence[str] = ("*",), max_raters: int = 10_000) -> Starlette:
@@ -137,26 +93,7 @@ def build_app(study: Study, store: VoteStore, *, allowed_hosts: Sequence[str] = 
         Route("/picture/{token}/{side}", pages.picture),
         Route("/static/{name}", pages.static),
     ]
-    middleware = [Middleware(SecurityHeaders), Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)]
-    handlers: dict[Any, Any] = {HTTPException: pages.refuse, sqlite3.OperationalError: pages.not_stored}
-    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
-
-
-class SecurityHeaders:
-    """Adds HEADERS to every answer, and `cache-control: no-store` where the answer says nothing else."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                present = {name.lower() for name, _ in message.get("headers", [])}
-                more = HEADERS if b"cache-control" in present else HEADERS | {"cache-control": "no-store"}
-                message["headers"] = [*message.get("headers", []), *((name.encode(), value.encode()) for name, value in more.items())]
-            await send(message)
-
-        await self.app(scope, receive, send_with_headers)
+    return page_app(routes, allowed_hosts, {HTTPException: pages.refuse, sqlite3.OperationalError: pages.not_stored})
 
 
 class _Pages:
@@ -181,7 +118,7 @@ class _Pages:
 
     async def start(self, request: Request) -> Response:
         _refuse_other_sites(request)
-        form = parse_qs((await _body(request)).decode("utf-8", "replace"))
+        form = parse_qs((await read_body(request.stream(), MAX_BODY)).decode("utf-8", "replace"))
         if self._trials_or_none(request) is not None:
             return RedirectResponse("/vote", status_code=303)
         if form.get("agree") != ["yes"]:
@@ -231,7 +168,7 @@ class _Pages:
         _refuse_other_sites(request)
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return JSONResponse({"error": "send application/json"}, status_code=415)
-        body = await _body(request)
+        body = await read_body(request.stream(), MAX_BODY)
         rater = self._rater(request)
         if rater is None:
             return JSONResponse({"error": "no session"}, status_code=401)
@@ -323,16 +260,6 @@ class _Pages:
         secure = request.url.scheme == "https"
         response.set_cookie(COOKIE, token, max_age=COOKIE_DAYS * 86400, httponly=True, samesite="lax", secure=secure)
         return response
-
-
-async def _body(request: Request) -> bytes:
-    """The request's body, at most MAX_BODY bytes; reading stops there."""
-    data = b""
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > MAX_BODY:
-            raise HTTPException(413, f"At most {MAX_BODY} bytes are read.", headers={"connection": "close"})
-    return data
 
 
 def _refuse_other_sites(request: Request) -> None:

@@ -10,8 +10,6 @@ from portraitkit.errors import ConfigError
 from portraitkit.runs.shards import check_shard
 from preference_data.sources import load_adapter
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
 
 @dataclass(frozen=True)
 class BuildConfig:

@@ -1,40 +1,31 @@
 """The annotation page's server: loopback, no accounts, opaque names for pairs and pictures, judgements on disk at once."""
 
-import errno
 import hashlib
 import json
 import secrets
-import socket
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from portraitkit.errors import ConfigError, DataError, ImageError
+from portraitkit.errors import DataError, ImageError
 from portraitkit.pictures.images import read_image, to_pil
+from portraitkit.serving import hosts_of, is_loopback, listen, page_app, read_body, server_of, url_of
 from preference_data.annotations import FOLDER, Judgement, append_judgement, both_orders, conflicts, file_of, judgement_of, read_judgements
-from preference_data.commands.options import LOOPBACK, AnnotateConfig
+from preference_data.commands.options import AnnotateConfig
 from preference_data.schema import DIMENSIONS, QUESTIONS, TITLES, Pair
 from preference_data.verdict import Order
 
 HERE = Path(__file__).parent
 MAX_BODY, MAX_NAME = 64 * 1024, 60
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
 Shown = dict[str, str]
 """dimension (and "overall") -> "1", "2" or "tie": what is on the screen, not what the file is called."""
 
@@ -59,12 +50,10 @@ class Desk:
     def queue(self, name: str, role: str) -> list[dict[str, Any]]:
         """What this annotator is to judge: every pair, or for a senior the conflicts, settled ones included."""
         disputed = conflicts(list(self.judgements.values())) if role == "senior" else {}
+        settled_pairs = {pair for pair, _, said_by in self.judgements if said_by == "senior"}
         rows = []
         for token, pair in self.pairs.items():
-            done = (pair.id, name, role) in self.judgements
-            settled = any(
-                (pair.id, other, "senior") in self.judgements for _, other, _ in [key for key in self.judgements if key[0] == pair.id]
-            )
+            done, settled = (pair.id, name, role) in self.judgements, pair.id in settled_pairs
             if role == "annotator" or pair.id in disputed or settled:
                 rows.append({"pair": token, "done": done or settled if role == "senior" else done, "disputed": disputed.get(pair.id, [])})
         return rows
@@ -113,64 +102,57 @@ def make_app(desk: Desk, *, hosts: tuple[str, ...] = ("127.0.0.1", "localhost"))
         name, role = _who(request.query_params)
         queue = desk.queue(name, role)
         facts = {"titles": TITLES | {"overall": "Overall"}, "questions": QUESTIONS | {"overall": "Which retouch would you hand over?"}}
-        return _json({"queue": queue, "dimensions": [*DIMENSIONS, "overall"], "set": desk.folder.resolve().name} | facts)
+        return JSONResponse({"queue": queue, "dimensions": [*DIMENSIONS, "overall"], "set": desk.folder.resolve().name} | facts)
 
     def pair(request: Request) -> Response:
         name, role = _who(request.query_params)
-        token = request.path_params["token"]
-        return _json(desk.view(token, name, role)) if token in desk.pairs else _json({"error": "no such pair"}, 404)
+        return JSONResponse(desk.view(_known(request.path_params["token"]), name, role))
+
+    def _known(token: str) -> str:
+        if token not in desk.pairs:
+            raise HTTPException(404, "no such pair")
+        return token
 
     async def judge(request: Request) -> Response:
         if request.headers.get("content-type", "").split(";")[0] != "application/json":
-            return _json({"error": "JSON is needed"}, 415)
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > MAX_BODY:
-                return _json({"error": "too long"}, 413)
+            raise HTTPException(415, "JSON is needed")
+        body = await read_body(request.stream(), MAX_BODY)
         try:
             row = json.loads(body)
             name, role = _who(row)
-            token, answers, note, seconds = row["pair"], row["answers"], row.get("note", ""), row.get("seconds")
-            if token not in desk.pairs:
-                return _json({"error": "no such pair"}, 404)
+            token, answers, note, seconds = _known(row["pair"]), row["answers"], row.get("note", ""), row.get("seconds")
             new = await run_in_threadpool(desk.save, token, name, role, answers, note, seconds)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            return _json({"error": f"malformed judgement ({type(error).__name__})"}, 400)
-        return _json({"saved": True, "new": new})
+            raise HTTPException(400, f"malformed judgement ({type(error).__name__})") from error
+        return JSONResponse({"saved": True, "new": new})
 
     def picture(request: Request) -> Response:
         file = desk.files.get(request.path_params["token"])
         if file is None:
-            return _json({"error": "no such picture"}, 404)
+            raise HTTPException(404, "no such picture")
         try:
             out = BytesIO()
             to_pil(read_image(desk.folder / file).pixels).save(out, "PNG", compress_level=1)
         except ImageError as error:
-            return _json({"error": str(error).replace(str(desk.folder), "")}, 410)
-        return Response(out.getvalue(), media_type="image/png", headers=HEADERS | {"Cache-Control": "private, max-age=3600"})
+            raise HTTPException(410, str(error).replace(str(desk.folder), "")) from error
+        return Response(out.getvalue(), media_type="image/png", headers={"cache-control": "private, max-age=3600"})
 
     def export(request: Request) -> Response:
         name, _ = _who(request.query_params)
         path = file_of(desk.folder, name)
         if not path.is_file():
-            return _json({"error": "nothing judged yet"}, 404)
-        return FileResponse(path, filename=path.name, media_type="application/jsonl", headers=HEADERS)
+            raise HTTPException(404, "nothing judged yet")
+        return FileResponse(path, filename=path.name, media_type="application/jsonl")
 
     def refused(request: Request, error: Exception) -> Response:
-        return _json({"error": str(error)}, 400)
+        status, words = (error.status_code, error.detail) if isinstance(error, HTTPException) else (400, str(error))
+        return JSONResponse({"error": words}, status)
 
-    static = [
-        Route(path, _static(HERE / file, kind))
-        for path, file, kind in (
-            ("/", "page.html", "text/html"),
-            ("/page.css", "page.css", "text/css"),
-            ("/page.js", "page.js", "text/javascript"),
-            ("/view.js", "view.js", "text/javascript"),
-        )
-    ]
+    def static(request: Request) -> Response:
+        return FileResponse(HERE / (request.url.path[1:] or "page.html"))
+
     routes = [
-        *static,
+        *(Route(path, static) for path in ("/", "/page.css", "/page.js", "/view.js")),
         Route("/api/state", state),
         Route("/api/pair/{token}", pair),
         Route("/api/judgement", judge, methods=["POST"]),
@@ -178,19 +160,7 @@ def make_app(desk: Desk, *, hosts: tuple[str, ...] = ("127.0.0.1", "localhost"))
         Route("/export", export),
         Route("/favicon.ico", lambda request: Response(status_code=204)),
     ]
-    guard = Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
-    return Starlette(routes=routes, middleware=[guard], exception_handlers={DataError: refused})
-
-
-def _static(path: Path, kind: str) -> Any:
-    def serve(request: Request) -> Response:
-        return FileResponse(path, media_type=kind, headers=HEADERS)
-
-    return serve
-
-
-def _json(value: dict[str, Any], status: int = 200) -> JSONResponse:
-    return JSONResponse(value, status, headers=HEADERS)
+    return page_app(routes, hosts, {DataError: refused, HTTPException: refused})
 
 
 def _who(values: Any) -> tuple[str, str]:
@@ -225,39 +195,12 @@ def serve_page(config: AnnotateConfig, pairs: list[Pair]) -> int:
     Raises:
         ConfigError: the address is taken or not this machine's.
     """
-    listening = bind(config.host, config.port)
-    port = listening.getsockname()[1]
-    hosts = (*LOOPBACK[:2], "[::1]") if config.host in LOOPBACK else ("*",)
-    app = make_app(Desk(Path(config.data), pairs), hosts=hosts)
-    shown = f"[{config.host}]" if ":" in config.host else config.host
-    print(f"{len(pairs)} pairs at http://{shown}:{port}/ (Ctrl-C ends; judgements are on disk as they come)", flush=True)
-    if config.host not in LOOPBACK:
-        print("note: everyone who reaches this address can see the photos and judge them", flush=True)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", server_header=False))
-    try:
-        server.run(sockets=[listening])
-    except KeyboardInterrupt:
-        pass
-    finally:
-        listening.close()
+    with listen(config.host, config.port) as listener:
+        app = make_app(Desk(Path(config.data), pairs), hosts=hosts_of(config.host))
+        url = url_of(config.host, listener)
+        print(f"{len(pairs)} pairs at {url}/ (Ctrl-C ends; judgements are on disk as they come)", flush=True)
+        if not is_loopback(config.host):
+            print("note: everyone who reaches this address can see the photos and judge them", flush=True)
+        with suppress(KeyboardInterrupt):
+            server_of(app).run(sockets=[listener])
     return 0
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Raises:
-        ConfigError: the port is taken, or the address is not this machine's.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-        listening.listen(128)
-    except OSError as error:
-        listening.close()
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f"--port {port}: in use on {host}; give another one, or 0 for a free one") from error
-        raise ConfigError(f"--host {host}: cannot be listened on ({error.strerror or error}); use 127.0.0.1") from error
-    return listening

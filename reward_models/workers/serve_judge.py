@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 from portraitkit.cli import run_command
 from portraitkit.config import Options, Port, Range, load_config
 from portraitkit.errors import ConfigError
-from portraitkit.serving import is_loopback
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,6 @@ class ServeJudgeConfig(Options):
     allowed_hosts: tuple[str, ...] = ()
     """On loopback: further names in the Host header that are answered, for a proxy in front."""
 
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can reach it."""
-        return is_loopback(self.host)
-
 
 def serve_judge() -> None:
     """Console command `serve-judge`: a judge behind an OpenAI-compatible endpoint."""
@@ -71,10 +65,10 @@ def serve(config: ServeJudgeConfig) -> int:
     """
     from rich.console import Console
 
-    from portraitkit.serving import listen, url_of
+    from portraitkit.serving import hosts_of, is_loopback, listen, server_of, url_of
     from portraitkit.vlm.model import check_device
     from reward_models.judge.judge import load_judge
-    from reward_models.workers.server import hosts_of, judge_app, server_of
+    from reward_models.workers.server import judge_app
 
     console = Console(stderr=True, highlight=False)
     check_device(config.device)
@@ -84,8 +78,8 @@ def serve(config: ServeJudgeConfig) -> int:
         judge = load_judge(
             config.model, device=config.device, dtype=None if config.dtype == "auto" else config.dtype, batch_size=config.batch_size
         )
-        app = judge_app(judge, config, allowed_hosts=hosts_of(config))
-        if not config.is_loopback:
+        app = judge_app(judge, config, allowed_hosts=hosts_of(config.host, config.allowed_hosts))
+        if not is_loopback(config.host):
             console.print(
                 f"[bold red]warning:[/] --host {config.host}: everyone who reaches this machine can use the model, without encryption "
                 "and without a key. Put a proxy in front, or stay with 127.0.0.1."

@@ -8,7 +8,6 @@ from typing import Annotated
 
 from portraitkit.cli import run_command
 from portraitkit.config import Options, Port, Range, load_config
-from portraitkit.serving import is_loopback
 
 
 @dataclass(frozen=True)
@@ -29,11 +28,6 @@ class ServeRewardsConfig(Options):
     """Largest request in MiB. A candidate of h x w pixels takes 12 h w bytes, and its group's photo 36 h w."""
     allowed_hosts: tuple[str, ...] = ()
     """On loopback: further names in the Host header that are answered, for a proxy in front."""
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can reach it."""
-        return is_loopback(self.host)
 
 
 def serve_rewards() -> None:
@@ -61,10 +55,10 @@ def serve(config: ServeRewardsConfig) -> int:
     from rich.console import Console
 
     from portraitkit.endpoint import read_key
-    from portraitkit.serving import listen, url_of
+    from portraitkit.serving import hosts_of, is_loopback, listen, server_of, url_of
     from portraitkit.vlm.model import check_device
     from reward_models.reward_set import build_rewards, check_names
-    from reward_models.workers.server import Desk, hosts_of, rewards_app, server_of
+    from reward_models.workers.server import Desk, rewards_app
     from reward_models.workers.wire import TOKEN_ENV
 
     console = Console(stderr=True, highlight=False)
@@ -73,8 +67,8 @@ def serve(config: ServeRewardsConfig) -> int:
     token = read_key("serve-rewards", TOKEN_ENV, optional=True)
     with listen(config.host, config.port) as listener:
         desk = Desk(lambda: build_rewards(config.rewards, (), "product", config.device), config.device)
-        app = rewards_app(desk, config, token=token, allowed_hosts=hosts_of(config))
-        if not config.is_loopback:
+        app = rewards_app(desk, config, token=token, allowed_hosts=hosts_of(config.host, config.allowed_hosts))
+        if not is_loopback(config.host):
             who = "everyone who reaches this machine and has the token" if token else "everyone who reaches this machine"
             advice = "" if token else f" Set {TOKEN_ENV} here and for the run."
             console.print(f"[bold red]warning:[/] --host {config.host}: {who} can use the rewards, without encryption.{advice}")

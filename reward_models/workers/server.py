@@ -15,7 +15,6 @@ from dataclasses import asdict, fields
 from typing import Any
 
 import torch
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -41,11 +40,6 @@ LONGEST_WAIT = 60
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
-def hosts_of(config: ServeJudgeConfig | ServeRewardsConfig) -> tuple[str, ...]:
-    """Values of the Host header that are answered: on loopback this machine's names and the options', elsewhere any."""
-    return ("127.0.0.1", "localhost", "[::1]", *config.allowed_hosts) if config.is_loopback else ("*",)
-
-
 def _app(routes: Sequence[Route], say: Callable[[int, str], object], lifespan: Lifespan, allowed_hosts: Sequence[str]) -> Starlette:
     """An application that answers `allowed_hosts` alone and says errors by `say(status, words)` as JSON."""
 
@@ -58,16 +52,6 @@ def _app(routes: Sequence[Route], say: Callable[[int, str], object], lifespan: L
     middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)]
     handlers: dict[Any, Any] = {HTTPException: refuse, UserError: refuse}
     return Starlette(routes=list(routes), middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
-
-
-def server_of(app: Starlette, **limits: int) -> uvicorn.Server:
-    """A server that logs warnings only; on a signal it finishes what is under way.
-
-    Args:
-        app: the application.
-        limits: uvicorn's, in seconds.
-    """
-    return uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning", server_header=False, lifespan="on", **limits))
 
 
 # ---- a judge

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import pytest
 import uvicorn
 
+from portraitkit.serving import listen
 from preference_data.annotations import Judgement, append_judgement, read_judgements
 from preference_data.commands.merge import merge
 from preference_data.commands.options import MergeConfig
 from preference_data.pair_set import read_pairs
 from preference_data.schema import DIMENSIONS
-from preference_data.web.app import Desk, bind, make_app
+from preference_data.web.app import Desk, make_app
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: the page is tested in a real browser")
@@ -35,7 +36,7 @@ def served(pair_set):
     running = []
 
     def serve(folder=pair_set):
-        listening = bind("127.0.0.1", 0)
+        listening = listen("127.0.0.1", 0)
         app = make_app(Desk(folder, read_pairs(folder)))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
