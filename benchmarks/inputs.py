@@ -78,13 +78,9 @@ class Folder:
 
 
 def read_folder(path: Path, unpack: Path) -> Folder:
-    """The pictures of a folder, a zip file, or a data set (a folder with metadata.jsonl).
+    """The pictures of a folder, a zip file (unpacked into `unpack`), or a data set (a folder with metadata.jsonl).
 
     Names are paths below the folder without their suffix; hidden files are left out.
-
-    Args:
-        path: of the folder or the zip file.
-        unpack: where a zip file is unpacked to.
 
     Raises:
         ConfigError: no such folder or file.

@@ -32,10 +32,6 @@ MAKER, MARK, HOLDS = "benchmark-portraits", "weights_dir", "a benchmark"
 def run_benchmark(config: BenchmarkConfig, command: list[str]) -> int:
     """Run, and say where the results are.
 
-    Args:
-        config: of the run.
-        command: as typed, for the record.
-
     Returns:
         The exit code: 0, or 130 or 143 after a signal.
 

@@ -163,10 +163,6 @@ def too_few(photos: int, comparisons: int) -> str:
 
     >>> too_few(14, 136), too_few(15, 544)
     ('', '')
-
-    Args:
-        photos: of the comparison that has most.
-        comparisons: that are corrected for together.
     """
     if comparisons == 0 or least_p(photos) * comparisons < ALPHA:
         return ""

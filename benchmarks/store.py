@@ -107,10 +107,6 @@ class ShardStore(Store):
     """Values that one shard computes: in memory, and in the shard's file. What an earlier run kept in the cache goes into that file, too.
 
     The cache itself is only read: an SQLite file must not be written by several machines. Where it cannot be read, it is left alone.
-
-    Args:
-        file: of the shard; its rows are known values.
-        cache: of earlier runs.
     """
 
     def __init__(self, file: ShardFile, cache: Store) -> None:

@@ -57,12 +57,7 @@ def search_folders(option: Path | None) -> list[Path]:
 
 
 def find_weights(metric: Metric, folders: Sequence[Path], digest: "Digests") -> MetricWeights:
-    """The files of a metric, with their hashes checked.
-
-    Args:
-        metric: whose files.
-        folders: searched in this order.
-        digest: computes sha256.
+    """The files of a metric, from the first folder that has each, with their hashes checked.
 
     Raises:
         WeightsError: a file is missing (the message says what to get and where to put it), or is not the published one.

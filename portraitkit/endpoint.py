@@ -245,12 +245,7 @@ def check_url(where: str, url: str, example: str = "http://localhost:8000/v1") -
 
 
 def read_key(where: str, key_env: str, *, optional: bool) -> str:
-    """The key in an environment variable, "" where there is none.
-
-    Args:
-        where: what needs it, for messages.
-        key_env: the variable; no key if empty.
-        optional: whether the variable need not be set.
+    """The key in an environment variable, "" where there is none; `where` is what needs it, for messages.
 
     Raises:
         ConfigError: the key is missing or cannot be one.

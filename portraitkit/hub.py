@@ -27,9 +27,6 @@ def check_repo_name(name: str) -> None:
 def open_repo(name: str) -> str:
     """Make the repository, private, unless it is there: whoever may not write to it learns so before the training.
 
-    Args:
-        name: see `check_repo_name`.
-
     Returns:
         Its full name.
 

@@ -35,11 +35,7 @@ def hosts_of(host: str, more: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket, so that a taken port is known before a model is loaded.
-
-    Args:
-        host: name or address.
-        port: 0 takes a free one.
+    """A bound socket, so that a taken port is known before a model is loaded; port 0 takes a free one.
 
     Raises:
         ConfigError: no such address, or the port is taken.
@@ -66,25 +62,14 @@ def url_of(host: str, listener: socket.socket) -> str:
 
 
 def server_of(app: "Starlette", **limits: int) -> "uvicorn.Server":
-    """A server that logs warnings only; on a signal it finishes what is under way.
-
-    Args:
-        app: the application.
-        limits: uvicorn's, in seconds.
-    """
+    """A server that logs warnings only; on a signal it finishes what is under way. The limits are uvicorn's, in seconds."""
     import uvicorn
 
     return uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning", server_header=False, lifespan="on", **limits))
 
 
 def page_app(routes: Sequence[Any], hosts: Sequence[str], handlers: Mapping[Any, Any]) -> "Starlette":
-    """An application of pages for people: `PAGE_HEADERS` on every answer, and other Host headers refused.
-
-    Args:
-        routes: Starlette's.
-        hosts: see `hosts_of`.
-        handlers: what answers each exception.
-    """
+    """An application of pages for people: `PAGE_HEADERS` on every answer, and Host headers other than `hosts` refused."""
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware

@@ -63,15 +63,7 @@ def paired_change(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> Ch
 def cluster_interval(
     values: Float[Tensor, " n"], clusters: Sequence[Hashable], *, draws: int = DRAWS, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean, resampling whole clusters (all rows of one person); NaN values are left out.
-
-    Args:
-        values: one a row.
-        clusters: the cluster of each row.
-        draws: bootstrap samples.
-        seed: of the draws.
-        level: of the interval, such as 0.95.
-    """
+    """Percentile bootstrap interval of the mean, resampling whole clusters (all rows of one person); NaN values are left out."""
     places = {name: place for place, name in enumerate(dict.fromkeys(clusters))}
     at = torch.tensor([places[name] for name in clusters], dtype=torch.long)
     finite = values.isfinite()

@@ -57,23 +57,16 @@ def pairs_of(count: int) -> list[tuple[int, int]]:
 
 
 def win_rate(counts: Sequence[float]) -> Estimate:
-    """Share of votes for the first method of a pair, a tie counted as half, with Wilson's interval as if all votes were independent.
-
-    Args:
-        counts: wins of the first, ties, wins of the second.
-    """
+    """Share of (wins, ties, losses) for the first of a pair, a tie counted as half, with Wilson's interval as if votes were independent."""
     wins, votes = counts[0] + counts[1] / 2, sum(counts)
     return Estimate(wins / votes if votes else math.nan, *wilson_interval(wins, votes))
 
 
 def win_rate_by_rater(by_rater: np.ndarray) -> Estimate:
-    """The same share with an interval for other raters: Wilson's, of as many independent votes as these are worth.
+    """The same share of votes (raters, 3) with an interval for other raters: Wilson's, of as many independent votes as these are worth.
 
     Votes are divided by `design_effect`, and further so that Wilson's normal quantile becomes Student's with one degree of freedom less
     than there are raters (Korn and Graubard 1998; Dean and Pagano 2015). A single rater tells nothing about others: [0, 1].
-
-    Args:
-        by_rater: votes on one pair, (raters, 3).
     """
     by_rater = by_rater[by_rater.sum(1) > 0]
     value = win_rate(by_rater.sum(0).tolist()).value
@@ -85,13 +78,10 @@ def win_rate_by_rater(by_rater: np.ndarray) -> Estimate:
 
 
 def design_effect(by_rater: np.ndarray) -> float:
-    """How much one rater's votes hang together: the variance of the win rate over that of independent votes, never below 1.
+    """How much one rater's votes, (raters, 3), hang together: variance of the win rate over that of independent votes, never below 1.
 
     The variance is that of a ratio of sums over raters (Cochran 1977, 6.4). Where it cannot be estimated, with one rater or all answers
     alike, each rater counts as one vote.
-
-    Args:
-        by_rater: votes on one pair, (raters, 3).
     """
     by_rater = by_rater[by_rater.sum(1) > 0]
     raters, votes = len(by_rater), by_rater.sum()
@@ -104,14 +94,10 @@ def design_effect(by_rater: np.ndarray) -> float:
 
 
 def preference_test(by_rater: np.ndarray, *, seed: int = 0) -> float:
-    """Two-sided p that raters lean to neither method of a pair: the signs of their net preferences flipped at random.
+    """Two-sided p that raters, (raters, 3), lean to neither method of a pair: the signs of their net preferences flipped at random.
 
     A rater's net preference is their wins minus losses. However strongly each rater leans, under the null hypothesis the opposite lean was
     as likely. Exact where raters are few; 1 without votes.
-
-    Args:
-        by_rater: votes on one pair, (raters, 3).
-        seed: of the random signs.
     """
     by_rater = by_rater[by_rater.sum(1) > 0]
     net = torch.from_numpy(by_rater[:, 0] - by_rater[:, 2]).double()
@@ -208,16 +194,10 @@ def rater_draws(by_rater: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
 
 
 def strengths(by_rater: np.ndarray, methods: int, *, draws: int = 2000, seed: int = 0) -> Strengths:
-    """Davidson strengths with percentile intervals, resampling whole raters; NaN below `fewest_raters(1)`.
+    """Davidson strengths of (raters, pairs, 3) votes with percentile intervals, resampling whole raters; NaN below `fewest_raters(1)`.
 
     The percentiles lie further out the fewer raters there are, as Student's quantiles do (Hesterberg 2015, "expanded percentiles"): the
     plain ones are too narrow by sqrt((n - 1) / n), and by the normal quantile in place of Student's.
-
-    Args:
-        by_rater: counts, (raters, pairs, 3).
-        methods: how many.
-        draws: bootstrap draws.
-        seed: of the draws.
     """
     fitted, raters = fit_davidson(by_rater.sum(0)[None], methods)[0], len(by_rater)
     values, tie = tuple(fitted[:methods].tolist()), float(fitted[methods])

@@ -30,12 +30,7 @@ HUB_LICENCES = (
 
 
 def build_record(options: Mapping[str, Any], synthetic: bool) -> dict[str, Any]:
-    """What made a set: generators with their options, and the versions of what they run on. No path of the photos.
-
-    Args:
-        options: of `make-preferences build`.
-        synthetic: the people are the embedded ones.
-    """
+    """What made a set: generators with their options, and the versions of what they run on. No path of the photos."""
     kept = ("generators", "prompt", "num_steps", "seed", "resolution", "candidates", "pairs_per_photo", "against_label")
     return {
         "photos": "embedded" if synthetic else "a folder",

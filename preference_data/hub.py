@@ -42,11 +42,7 @@ def pair_features() -> "Features":
 
 
 def save_parquet(folder: Path, out: Path) -> "DatasetDict":
-    """Write a pair set as parquet, one file a split, pictures inside; `load_dataset(str(out))` reads it.
-
-    Args:
-        folder: a pair set.
-        out: a folder that does not exist yet or is empty.
+    """Write a pair set as parquet into a new or empty folder, one file a split, pictures inside; `load_dataset(str(out))` reads it.
 
     Returns:
         The data set as `load_dataset` gives it.
@@ -75,11 +71,7 @@ def save_parquet(folder: Path, out: Path) -> "DatasetDict":
 
 
 def load_parquet(source: str, out: Path) -> list[Pair]:
-    """Write a data set of `save_parquet` as a folder with `metadata.jsonl` again; pictures keep their bytes.
-
-    Args:
-        source: its folder, or a hub id.
-        out: a folder that does not exist yet or is empty.
+    """Write a set of `save_parquet`, by folder or hub id, as a new or empty folder with `metadata.jsonl`; pictures keep their bytes.
 
     Raises:
         DataError: there is no such data set, a column is missing or a row malformed, or `out` holds files; nothing is written then.

@@ -13,11 +13,7 @@ QUARANTINE = "quarantine.jsonl"
 
 
 def read_pairs(folder: Path, *, max_bad: float = 0.0) -> list[Pair]:
-    """The pairs of a folder, checked row by row; bad rows are written to its `quarantine.jsonl`.
-
-    Args:
-        folder: with `metadata.jsonl`.
-        max_bad: largest share of bad rows that is accepted.
+    """The pairs of a folder, checked row by row; bad rows, up to the share `max_bad`, are written to its `quarantine.jsonl`.
 
     Raises:
         DataError: no such file, nothing in it, or a larger share of bad rows; the first is named.
@@ -61,11 +57,7 @@ def scan_pairs(folder: Path) -> RowSet[Pair]:
 
 
 def metadata_of(folder: Path, needed: str) -> Path:
-    """The `metadata.jsonl` of a folder.
-
-    Args:
-        folder: of pairs or photos.
-        needed: what the folder must be, for the message.
+    """The `metadata.jsonl` of a folder; `needed` is what the folder must be, for the message.
 
     Raises:
         DataError: it has none, or is a file.

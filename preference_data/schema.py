@@ -195,12 +195,7 @@ def read_scores(value: Any) -> dict[str, tuple[float, float]] | None:
 
 
 def whole_scores(scores: dict[str, tuple[float, float]], verdicts: dict[str, Verdict] | None) -> dict[str, tuple[int, int]]:
-    """The nearest whole scores of a and b, 1 to 5, that say what the verdicts say: 4.5 and 4, won by a, are 5 and 4.
-
-    Args:
-        scores: of the five dimensions.
-        verdicts: on them; None leaves only the rounding.
-    """
+    """The nearest whole scores of a and b, 1 to 5, that say what the verdicts say: 4.5 and 4, won by a, are 5 and 4."""
     whole: dict[str, tuple[int, int]] = {}
     for name, (a, b) in scores.items():
         verdict = verdicts[name] if verdicts else None

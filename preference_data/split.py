@@ -37,11 +37,7 @@ def identity_name(embeddings: Float[Tensor, "n dim"]) -> str:
 
 
 def join_names(names: list[str], clusters: list[int]) -> dict[str, str]:
-    """Who may be one person under several names: those that share a cluster, directly or by way of further names.
-
-    Args:
-        names: one a row.
-        clusters: one a row, see `cluster_identities`.
+    """Who may be one person under several names, one a row: those that share a cluster, directly or by way of further names.
 
     Returns:
         Name -> the first of the names that go together with it.

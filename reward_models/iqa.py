@@ -69,14 +69,11 @@ def score_range(name: str) -> ScoreRange:
 
 
 def iqa_reward(name: str) -> RewardFunction:
-    """A no-reference metric as a reward in [0, 1], 1 is best; see `ScoreRange.to_reward`. NaN where the metric yields none.
+    """A no-reference metric by pyiqa's name as a reward in [0, 1], 1 is best; see `ScoreRange.to_reward`. NaN where the metric yields none.
 
     Hacked by: whatever the metric likes whether or not it is a retouch: sharpening, contrast and fine grain raise most of them,
     smoothing raises NIQE and its kin, and none sees that the person has changed. They were trained on whole photographs: scores of
     small face crops are coarse. Use one beside the verifiable rewards, with a small weight, never alone.
-
-    Args:
-        name: pyiqa's name of a no-reference metric.
 
     Returns:
         The reward; the photos are not looked at.

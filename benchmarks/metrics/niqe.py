@@ -21,11 +21,7 @@ SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 
 def block_features(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n blocks 36"]:
-    """18 features at full size and 18 at half size of every block of 96 px; what does not fill a block is cut off.
-
-    Args:
-        maps: luminance, 0 .. 255.
-    """
+    """18 features at full size and 18 at half size of every whole block of 96 px of luminance in 0 .. 255."""
     rows, columns = maps.shape[1] // BLOCK, maps.shape[2] // BLOCK
     maps = maps[:, : rows * BLOCK, : columns * BLOCK]
     scales = []

@@ -79,11 +79,7 @@ class FastMusiq(nn.Module):
 
 
 class Layer(nn.Module):
-    """A layer of the transformer.
-
-    Args:
-        layer: pyiqa's.
-    """
+    """A layer of pyiqa's transformer."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()

@@ -16,11 +16,7 @@ from benchmarks.nets.fused import FusedConv, fold
 
 
 class Gate(nn.Module):
-    """Gated local pooling: GELU of a 1 x 1 convolution, times a weight in (0, 1) for every place.
-
-    Args:
-        gate: pyiqa's GatedConv.
-    """
+    """Gated local pooling, pyiqa's GatedConv: GELU of a 1 x 1 convolution, times a weight in (0, 1) for every place."""
 
     def __init__(self, gate: Any) -> None:
         super().__init__()

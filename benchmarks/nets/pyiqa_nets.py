@@ -63,11 +63,7 @@ def pyiqa_metric(
 
 
 def empty_net(name: str, **options: Any) -> torch.nn.Module:
-    """The architecture of a metric as pyiqa configures it, with random weights.
-
-    Args:
-        name: pyiqa's name of the metric.
-        options: replace pyiqa's own.
+    """The architecture of a metric by pyiqa's name, as pyiqa configures it but for the options given, with random weights.
 
     Raises:
         WeightsError: pyiqa is not installed.

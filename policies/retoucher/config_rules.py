@@ -50,10 +50,6 @@ def revise_recipe(values: dict[str, Any], typed: Mapping[str, Sequence[str]]) ->
 
     So one recipe runs on a large model and on the embedded one, where only the backbone and the launcher change. What is left out is
     said in one line; what was typed is never left out.
-
-    Args:
-        values: of the recipe.
-        typed: options of the command line.
     """
     if list(typed.get("backbone", ())) != ["tiny"] or values.get("backbone", "tiny") == "tiny":
         return values

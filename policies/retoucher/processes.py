@@ -144,9 +144,6 @@ def open_processes(device: str) -> Iterator[Processes]:
     They talk by gloo on the CPU, and by NCCL where their devices are GPUs; each takes the GPU with its local rank. A `UserError` that
     they share is told by the first one, the others end in silence with the same exit code.
 
-    Args:
-        device: `--device`.
-
     Raises:
         ConfigError: one GPU for all processes, fewer GPUs than processes, or half an environment.
     """

@@ -13,10 +13,6 @@ from portraitkit.vlm.task import Mode, Task
 def exported_reward(task: str, mode: Mode) -> Callable[[str, str], float]:
     """A function (answer, ground truth) -> the total that `score-completions` prints, rounded as it prints it.
 
-    Args:
-        task: as `--task` takes it.
-        mode: of the rewards.
-
     Raises:
         ConfigError: the task is unknown. What the function raises for a truth that the task cannot read is a DataError.
     """

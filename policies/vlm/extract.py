@@ -69,10 +69,6 @@ class OneFace:
 def run_extraction(config: ExtractConfig, command: list[str]) -> int:
     """Ask, print the look, write makeup.json and try_on.png.
 
-    Args:
-        config: of the command.
-        command: as typed, for the record.
-
     Returns:
         The exit code: 0, or 1 where the answer cannot be read as makeup; then nothing is written.
 
@@ -221,13 +217,7 @@ def draw_try_on(
     dressed: Float[Tensor, "3 s s"],
     look: Sequence[Mapping[str, Any]],
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Draw the three faces side by side under their labels, and the items below with a patch of each one's colour.
-
-    Args:
-        photo: the face that was asked about, RGB in [0, 1].
-        bare: the second face.
-        dressed: the same with the look.
-        look: items, see `preference_data.people.makeup`.
+    """Draw three faces (RGB in [0, 1]) side by side under their labels, and the items below with a patch of each one's colour.
 
     Returns:
         8-bit RGB.

@@ -27,9 +27,6 @@ Columns = tuple[str, Any, dict[str, Any], int]
 def score_main(argv: list[str]) -> int:
     """Parse the arguments, read every row, then print one line a row: nothing is printed if a row is bad.
 
-    Args:
-        argv: what follows the command's name.
-
     Raises:
         ConfigError: an unknown task or option.
         DataError: the file cannot be read or holds no rows, or a row breaks the schema; its number is named.

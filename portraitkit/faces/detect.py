@@ -123,14 +123,11 @@ def _scaled(box: Box, factor: float) -> Box:
 
 @torch.no_grad()
 def detect_faces(image: Float[Tensor, "3 h w"]) -> list[Face]:
-    """Find faces.
+    """Find faces in an RGB picture in [0, 1].
 
     The picture is looked at as a whole and from further away (a face may fill it); if that shows no face, in nine
     overlapping tiles of half its size (small faces). Every candidate is looked at a second time. Pictures larger than
     1536 px are reduced to that first.
-
-    Args:
-        image: RGB, [0, 1].
 
     Returns:
         Faces, largest first; empty if there is none. A detector alone takes some things for faces: `mesh.require_mesh`

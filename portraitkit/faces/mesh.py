@@ -64,11 +64,7 @@ def crop_from_mesh(meshes: Float[Tensor, "batch 468 dim"]) -> Float[Tensor, "bat
 def face_meshes(
     images: Float[Tensor, "batch 3 h w"], crops: Float[Tensor, "batch 2 3"]
 ) -> tuple[Float[Tensor, "batch 468 3"], Float[Tensor, " batch"]]:
-    """Meshes of pictures whose crops are known, for instance from `crop_from_mesh` on the picture before an edit.
-
-    Args:
-        images: RGB, [0, 1].
-        crops: picture -> crop of 192 px.
+    """Meshes of RGB pictures in [0, 1] with known crops (picture -> 192 px), as from `crop_from_mesh` on the picture before an edit.
 
     Returns:
         Points (x, y, z in picture pixels; z is depth, smaller is nearer) and the probabilities that the crops hold a

@@ -101,15 +101,10 @@ def face_edit(
 
 
 def paste_edits(image: Float[Tensor, "3 h w"], edits: Sequence[FaceEdit], *, strength: float = 1.0) -> Float[Tensor, "3 h w"]:
-    """Add the edits of all faces to a picture.
+    """Add the edits of all faces, or a share `strength` in [0, 1] of them, to an RGB picture in [0, 1].
 
     Every edit was made from the original picture, so their order is of no account: where masks overlap and sum to more
     than 1, each gets its share.
-
-    Args:
-        image: RGB, [0, 1]; not changed.
-        edits: one a face.
-        strength: share of the edits that is added, in [0, 1].
 
     Returns:
         The picture with the edits. Where all masks are 0, its values are those of `image`, bit for bit.

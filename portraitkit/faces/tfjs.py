@@ -66,10 +66,7 @@ class GraphModel(nn.Module):
         return self.get_buffer(self.keys[name])
 
     def forward(self, picture: Float[Tensor, "batch 3 h w"]) -> dict[str, Float[Tensor, "batch ..."]]:
-        """Run the graph in float32, whatever autocast says.
-
-        Args:
-            picture: in the range that the model was trained on.
+        """Run the graph in float32, whatever autocast says, on pictures in the range that the model was trained on.
 
         Returns:
             The outputs by the graph's own names, in the graph's own layout.

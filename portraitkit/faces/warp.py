@@ -20,10 +20,6 @@ def similarity(source: Float[Tensor, "batch n 2"], target: Float[Tensor, "batch 
 
     In the plane the solution is closed: with centred points as complex numbers, a = sum(conj(s) t) / sum |s|^2.
 
-    Args:
-        source: points.
-        target: where they shall land.
-
     Returns:
         Matrices that map source points to target points.
     """

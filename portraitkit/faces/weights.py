@@ -29,11 +29,7 @@ SHA256 = {
 
 
 def read_weights(name: str, folder: Path = FOLDER) -> bytes:
-    """Read one vendored file and check it.
-
-    Args:
-        name: a key of `SHA256`.
-        folder: where the file lies.
+    """Read one vendored file, a key of `SHA256`, and check it.
 
     Returns:
         The file's bytes, whose sha256 is the recorded one.

@@ -42,10 +42,6 @@ def read_json_lines(path: Path, read: Callable[[dict[str, Any]], Row]) -> RowSet
     value that is no object, and what `read` refuses by DataError. A BOM, CRLF and blank lines are taken. A last line that is cut off is
     refused like any other.
 
-    Args:
-        path: of the file.
-        read: from an object to a row.
-
     Raises:
         DataError: the file cannot be opened.
     """

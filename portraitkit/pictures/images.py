@@ -84,12 +84,7 @@ def read_image(
 
 
 def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image:
-    """Decode one picture that came as bytes, as `read_image` does a file.
-
-    Args:
-        data: a whole file.
-        name: what messages call it.
-        max_pixels: most pixels, checked before decoding.
+    """Decode one picture that came as bytes, as `read_image` does a file; `name` is what messages call it.
 
     Raises:
         ImageError: unreadable, truncated, too large, or of an impossible shape.
@@ -229,14 +224,7 @@ def write_image(
     icc: bytes | None = None,
     quality: int = 95,
 ) -> None:
-    """Write one picture in one piece: a temporary file beside it, then a rename.
-
-    Args:
-        path: its suffix gives the format.
-        pixels: RGB in [0, 1], or 8-bit.
-        exif: EXIF block to keep.
-        icc: ICC profile to embed.
-        quality: of JPEG and WebP.
+    """Write one picture (RGB in [0, 1], or 8-bit) in the format of the suffix, in one piece: a temporary file beside it, then a rename.
 
     Raises:
         ImageError: unknown suffix, or the file cannot be written.

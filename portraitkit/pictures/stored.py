@@ -80,9 +80,6 @@ def write_edited(image: Image, edited: Float[Tensor, "3 h w"], path: str | Path,
 def read_stored(path: Path) -> tuple[Stored | None, str]:
     """Read a picture's samples; palettes become RGB or RGBA, 1-bit pictures grey.
 
-    Args:
-        path: of a file that `read_image` accepts.
-
     Returns:
         The samples, None where they are neither grey nor RGB of 8 or 16 bits; and a name for what they are.
     """
@@ -109,12 +106,7 @@ def read_stored(path: Path) -> tuple[Stored | None, str]:
 
 
 def add_edit(stored: Stored, before: Float[Tensor, "3 h w"], after: Float[Tensor, "3 h w"]) -> Samples:
-    """Add the difference of two sRGB pictures to stored samples.
-
-    Args:
-        stored: the picture.
-        before: what was read from it.
-        after: what became of that.
+    """Add what was changed in the sRGB picture that was read from stored samples to those samples.
 
     Returns:
         The samples, the same where both pictures are. Alpha stays. Grey takes the luma of the difference.

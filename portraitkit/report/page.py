@@ -37,12 +37,7 @@ def write_page(path: Path, template: Path, context: Mapping[str, Any], **filters
 
 
 def page_environment(folder: Path, *, autoescape: bool = True) -> "Environment":
-    """Templates of a folder and the common ones; an undefined name is an error.
-
-    Args:
-        folder: of the page's own templates.
-        autoescape: as HTML.
-    """
+    """Templates of a folder and the common ones; an undefined name is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader([folder, TEMPLATES])

@@ -27,16 +27,7 @@ class Tile:
 
 
 def tile(title: str, picture: Image.Image, source: Image.Image, box: Box, *, kind: str = "", lossless: int = ZOOMED) -> Tile:
-    """A picture with its zoom; its difference is empty where nothing was changed.
-
-    Args:
-        title: over it.
-        picture: of the size of `source`.
-        source: the untouched photo.
-        box: that is zoomed.
-        kind: of the tile.
-        lossless: see `data_uri`.
-    """
+    """A picture of the size of the untouched photo `source`, with its zoom; its difference is empty where nothing was changed."""
     zoomed = picture.crop(box)
     scale = max(1, round(ZOOMED / zoomed.width))
     zoomed = zoomed.resize((zoomed.width * scale, zoomed.height * scale), Image.Resampling.BICUBIC)

@@ -99,10 +99,6 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor
 def find_checkpoint(folder: Path, which: str = "latest") -> tuple[Path, str]:
     """The folder of a checkpoint that was written to its end, and one line on why this one was taken.
 
-    Args:
-        folder: the run folder.
-        which: see `load_checkpoint`.
-
     Raises:
         CheckpointError: there is none, or it is incomplete.
     """

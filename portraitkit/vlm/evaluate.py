@@ -120,12 +120,6 @@ def best_constant(task: Task, rows: Sequence[Row], mode: Mode, *, candidates: Se
 
     Searched among the perfect answers to up to 256 of the rows, what the task's `constants` finds for all rows, and the candidates
     given, on the very rows it is judged on. Where neither the task nor the rows know the best compromise, the floor is a lower bound.
-
-    Args:
-        task: that scores.
-        rows: the rows that the floor is for.
-        mode: of the rewards.
-        candidates: further answers to try.
     """
     step = max(len(rows) // CANDIDATES, 1)
     found = task.constants([row.truth for row in rows], mode) if task.constants else ()

@@ -176,12 +176,7 @@ def _allowed_tokens(tokenizer: Any, form: Sequence[str], ends: set[int]) -> list
 
 
 class _Form:
-    """A logits processor that leaves a model only what a form allows.
-
-    Args:
-        allowed: tokens at each place of the answer.
-        start: length of the question.
-    """
+    """A logits processor that leaves a model only what a form allows: some tokens at each place of the answer, which begins at `start`."""
 
     def __init__(self, allowed: list[list[int]], start: int) -> None:
         self.allowed, self.start = allowed, start

@@ -79,13 +79,7 @@ def load_processor(source: str, *, max_pixels: int | None = None) -> Any:
 
 
 def load_model(source: str, *, dtype: str = "float32", device: str = "cpu", freeze_vision: bool = False) -> Any:
-    """The model, in evaluation mode.
-
-    Args:
-        source: see `model_path`.
-        dtype: float32 or bfloat16.
-        device: as torch names it.
-        freeze_vision: no parameter of the vision tower is trained.
+    """The model (see `model_path`) in evaluation mode; with `freeze_vision` no parameter of the vision tower is trained.
 
     Raises:
         WeightsError: nothing can be loaded from there.

@@ -27,12 +27,7 @@ def gathered(value: Result) -> list[Result]:
 
 
 def divided(items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result]:
-    """One result for each item; each process works on its share, and all get all.
-
-    Args:
-        items: the same in every process, in the same order.
-        work: from some of the items to their results.
-    """
+    """One result for each item; each process works on its share, and all get all."""
     count, mine = processes()
     parts = gathered(work(items[mine::count]))
     return [parts[index % count][index // count] for index in range(len(items))]

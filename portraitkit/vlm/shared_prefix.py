@@ -18,13 +18,7 @@ from torch import Tensor
 
 @contextmanager
 def other_forward(model: Any, known: Sequence[str], make: Callable[[Any, Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """While active, the first part of a known class has another forward; without such a part, nothing changes.
-
-    Args:
-        model: wrapped or not.
-        known: names of classes.
-        make: (the part, its forward) -> the other one.
-    """
+    """While active, the first part of a known class has the forward that `make` makes of the part and its own; else nothing changes."""
     part: Any = next((module for module in model.modules() if type(module).__name__ in known), None)
     if part is None:
         yield

@@ -95,13 +95,6 @@ def start_run(options: TrainerOptions, folder: str) -> tuple[Any, Console, Any]:
 def train(context: RunContext, stage: Stage, model: Any, lora: Any, checkpoint: str | None) -> Any:
     """Train a stage from its beginning or from a checkpoint; returns TRL's trainer with the trained model.
 
-    Args:
-        context: of the run.
-        stage: what is trained on.
-        model: to train.
-        lora: a `peft.LoraConfig`, or None.
-        checkpoint: folder of the stage's checkpoint, or None.
-
     Raises:
         Interrupted: before the last update; a checkpoint is saved.
     """
@@ -184,10 +177,6 @@ def step_of(checkpoint: str | None) -> int:
 
 def find_checkpoint(folder: Path, which: str | None) -> str | None:
     """The checkpoint to go on from: `latest` is the newest that was written to its end.
-
-    Args:
-        folder: of the run.
-        which: a checkpoint's folder, latest, or None.
 
     Raises:
         CheckpointError: there is none, or it is incomplete.

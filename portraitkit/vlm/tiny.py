@@ -69,15 +69,7 @@ def build_processor(texts: Iterable[str], words: Sequence[str] = (), *, vocabula
 
 
 def build_model(processor: Any, *, hidden_size: int = 192, layers: int = 4, vision_size: int = 128, vision_layers: int = 4) -> Any:
-    """A Qwen2_5_VLForConditionalGeneration with random weights, for `processor`'s tokens and pictures.
-
-    Args:
-        processor: from `build_processor`.
-        hidden_size: width of the language part; a multiple of 96.
-        layers: of the language part.
-        vision_size: width of the vision tower; a multiple of 32.
-        vision_layers: of the vision tower.
-    """
+    """A random Qwen2_5_VLForConditionalGeneration for `processor`'s tokens and pictures; widths are multiples of 96 and (vision) 32."""
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 

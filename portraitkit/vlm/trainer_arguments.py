@@ -232,10 +232,6 @@ def lora_arguments(options: TrainerOptions) -> Any:
 def check_continued(options: TrainerOptions, adapter: str | None) -> None:
     """Refuse to train an adapter on with other settings than its own: peft takes the adapter's, and ours would be ignored.
 
-    Args:
-        options: of the trainers.
-        adapter: folder of the LoRA, or None.
-
     Raises:
         ConfigError: --adapter holds none, or --rank and its companions differ from it.
     """

@@ -59,10 +59,6 @@ def match_retouches(folder: Path, names: Sequence[str]) -> dict[str, list[Path]]
 
     A picture at the top of the folder may also belong to the one photo of that name, in whatever subfolder it is.
 
-    Args:
-        folder: of the retouches, with subfolders or without.
-        names: of the photos, relative to their own folder.
-
     Returns:
         Photo -> retouches. Pictures that are named as no photo are left out.
 

@@ -119,15 +119,7 @@ def read_judged(path: Path, view: View) -> list[Judged]:
 
 
 def check_judge(asking: Asking, model: Any, pairs: Sequence[JudgedPair], folder: Path, judged: Sequence[Judged]) -> None:
-    """Ask the judge about exchanged pictures, hacks and disturbed pictures; what was answered already is not asked again.
-
-    Args:
-        asking: how.
-        model: the judge.
-        pairs: held-out ones.
-        folder: where the answers go, a file each.
-        judged: its answers to the pairs as they are.
-    """
+    """Ask the judge about exchanged pictures, hacks and disturbed pictures; what was answered already is not asked again."""
     config = asking.config
 
     def missing(name: str) -> bool:

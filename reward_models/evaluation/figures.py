@@ -46,14 +46,7 @@ def all_figures(pairs: Sequence[JudgedPair], judged: Sequence[Judged], threshold
 
 
 def figures(pairs: Sequence[JudgedPair], judged: Sequence[Judged], name: str, threshold: float = 0.0) -> dict[str, Any]:
-    """The figures of one name.
-
-    Args:
-        pairs: the same as those judged, in their order.
-        judged: their answers.
-        name: overall or a dimension.
-        threshold: differences up to this are ties in tau.
-    """
+    """The figures of one name; score differences up to `threshold` are ties in tau."""
     forward, reversed_ = right(pairs, judged, name)
     both = forward * reversed_
     verdicts = [one.verdicts(name) for one, pair in zip(judged, pairs, strict=True) if _counts(pair, name)]

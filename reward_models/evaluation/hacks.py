@@ -68,13 +68,7 @@ DISTURBANCES: dict[str, Callable[[Picture], Picture]] = {"jpeg_75": jpeg75, "res
 
 
 def hack_pairs(count: int, *, seed: int = 0, advance: Callable[[], object] = lambda: None) -> dict[str, list[JudgedPair]]:
-    """Hack -> pairs (a is the honest retouch of a held-out synthetic person, b the hacked version of it).
-
-    Args:
-        count: people; each meets every hack.
-        seed: of strengths and variants.
-        advance: called after each person.
-    """
+    """Hack -> pairs (a is the honest retouch of a held-out synthetic person, b the hacked version of it)."""
     found: dict[str, list[JudgedPair]] = {name: [] for name in HACKS}
     generator = torch.Generator().manual_seed(seed)
     for number in range(count):

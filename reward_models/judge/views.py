@@ -30,12 +30,7 @@ def beside_difference(photo: Picture, first: Picture, second: Picture) -> list[T
 
 
 def candidate_view(photo: Picture, candidate: Picture) -> Float[Tensor, "3 192 96"]:
-    """The candidate's middle above `GAIN` times its difference from the photo.
-
-    Args:
-        photo: RGB in [0, 1], the face in its middle.
-        candidate: a retouch of the same size.
-    """
+    """The candidate's middle above `GAIN` times its difference from the photo."""
     photo, candidate = _middle(photo), _middle(candidate)
     return torch.cat([candidate, ((candidate - photo) * GAIN + 0.5).clamp(0, 1)], 1)
 

@@ -77,14 +77,6 @@ class Training:
 def fit(context: RunContext, name: str, start: str, rows: Sequence[Row], *, steps: int, task: Task | None = None) -> None:
     """Train a stored model and leave the whole result in `NAME/model`; goes on from the stage's newest complete checkpoint if there is one.
 
-    Args:
-        context: of the run.
-        name: of the stage.
-        start: model to load, as `--model` takes it.
-        rows: to imitate, or with a task to be rewarded on.
-        steps: updates.
-        task: None: supervised.
-
     Raises:
         Interrupted: a checkpoint is saved.
         TrainingStopped: a weight is not finite.

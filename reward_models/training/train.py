@@ -119,10 +119,6 @@ def check_folder(config: RewardModelConfig) -> bool:
 def check_stages(config: RewardModelConfig, count: int) -> list[str]:
     """Refuse to go on from a stage's checkpoint with another number of processes; see `portraitkit.vlm.processes.check_processes`.
 
-    Args:
-        config: of the run.
-        count: processes of this run.
-
     Returns:
         What differs where that is allowed, one line for each checkpoint.
 

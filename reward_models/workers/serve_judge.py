@@ -53,9 +53,6 @@ def _serve(argv: list[str]) -> int:
 def serve(config: ServeJudgeConfig) -> int:
     """Serve until SIGINT or SIGTERM; what is being answered is finished first.
 
-    Args:
-        config: the options.
-
     Returns:
         0 where nothing else ends it; a signal ends the process as signals do (130 or 143) once all is answered.
 

@@ -42,9 +42,6 @@ def _serve(argv: list[str]) -> int:
 def serve(config: ServeRewardsConfig) -> int:
     """Serve until SIGINT or SIGTERM; what is being scored or waits for it is answered first.
 
-    Args:
-        config: the options.
-
     Returns:
         0 after a clean stop.
 

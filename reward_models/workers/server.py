@@ -171,13 +171,7 @@ def judge_app(judge: Judge, config: ServeJudgeConfig, *, allowed_hosts: Sequence
 
 
 class Desk:
-    """Loads the rewards and scores one request after the other, in one thread of its own.
-
-    Args:
-        load: builds the rewards.
-        device: where pictures are scored.
-        on_failure: called when they cannot be loaded.
-    """
+    """Loads the rewards (calls `on_failure` where it cannot) and scores one request after the other, in one thread of its own."""
 
     def __init__(self, load: Callable[[], RewardSet], device: str = "cpu", *, on_failure: Callable[[], object] = lambda: None) -> None:
         self.load, self.device, self.on_failure = load, device, on_failure

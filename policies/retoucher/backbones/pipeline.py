@@ -93,11 +93,7 @@ class PipelineBackbone:
         return self.transformer.device
 
     def divide(self, device: str) -> None:
-        """Divide the transformer among the processes, the other networks go to the device: see `policies.retoucher.model.training`.
-
-        Args:
-            device: of this process.
-        """
+        """Divide the transformer among the processes, the other networks go to the device: see `policies.retoucher.model.training`."""
         from policies.retoucher.model.training import divide_weights  # FSDP is for those who ask for it
 
         divide_weights(self.transformer, device)

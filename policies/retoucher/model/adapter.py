@@ -104,11 +104,6 @@ def read_adapter(folder: str | Path) -> AdapterFile:
 def check_start(folder: str | Path, rank: int, alpha: int) -> None:
     """Refuse a LoRA to start from that a run's rank and alpha would scale differently from how it was trained.
 
-    Args:
-        folder: as for `read_adapter`.
-        rank: of the run.
-        alpha: of the run.
-
     Raises:
         WeightsError: no LoRA there, or one of another rank or alpha.
     """

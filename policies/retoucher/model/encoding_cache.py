@@ -27,9 +27,6 @@ class CachedBackbone:
     """A backbone that looks into a folder before it encodes; all else goes to the backbone it wraps.
 
     Until `keep_in` names the folder, encodings are held in memory: what is encoded before a run folder may be written is not lost.
-
-    Args:
-        backbone: the one that encodes.
     """
 
     def __init__(self, backbone: Backbone) -> None:

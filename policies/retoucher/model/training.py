@@ -45,11 +45,7 @@ def check_sharding(config: RetoucherConfig, processes: int) -> None:
 
 
 def divide_base(backbone: Backbone, device: str) -> None:
-    """Divide the weights of a backbone that was loaded on the CPU, and put its other networks on this process's device.
-
-    Args:
-        backbone: without LoRA layers.
-        device: of this process.
+    """Divide the weights of a backbone without LoRA layers that was loaded on the CPU, and put its other networks on this process's device.
 
     Raises:
         ConfigError: the backbone does not say how.
@@ -107,13 +103,6 @@ def make_optimizer(
     kind: str, parameters: list[nn.Parameter], *, learning_rate: float, epsilon: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """AdamW with betas .9 and .95, its state in float32 or, for tensors of 4096 values and more, in 8 bits.
-
-    Args:
-        kind: adamw or adamw_8bit.
-        parameters: what is trained.
-        learning_rate: peak.
-        epsilon: added to the denominator.
-        weight_decay: decoupled.
 
     Raises:
         ConfigError: bitsandbytes is missing.

@@ -64,14 +64,7 @@ def plain_figure(folder: Path, photo: Photo, label: str) -> Figure | None:
 
 
 def write_overview(folder: Path, target: Path, *, photos: int = 4, side: int = 240) -> None:
-    """One picture of a run: its first held-out photos (not chosen by result), a row each, enlarged by Lanczos.
-
-    Args:
-        folder: the run's `held_out`.
-        target: the PNG file to write.
-        photos: rows at most.
-        side: of each picture, in pixels.
-    """
+    """One picture of a run: its first held-out photos (not chosen by result), a row each, enlarged by Lanczos."""
     rows = [pictures for row in range(photos) if (pictures := _read(folder, row)) is not None]
     kinds = [kind for kind in KINDS if rows and all(kind in pictures for pictures in rows)]
     gap, head = 4, 28

@@ -78,9 +78,6 @@ def retouch_main(argv: list[str]) -> int:
     One photo: its first error ends the command, nothing is written. A folder: the other photos go on, failures are
     listed at the end.
 
-    Args:
-        argv: what follows the command's name.
-
     Returns:
         The exit code: 0, or 2 where a photo of a folder failed.
 

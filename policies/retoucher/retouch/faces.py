@@ -58,12 +58,7 @@ def open_backbone(config: RetouchConfig) -> Backbone:
 
 @torch.no_grad()
 def find_faces(pixels: Float[Tensor, "3 h w"], min_face: int, path: Path | None = None) -> Faces:
-    """Find the faces that can be retouched.
-
-    Args:
-        pixels: RGB, [0, 1], upright.
-        min_face: smallest side of a face in pixels.
-        path: of the picture, for messages.
+    """Find the faces of at least `min_face` pixels in an upright RGB picture in [0, 1]; `path` is for messages.
 
     Raises:
         FaceError: no face, or none that is large enough and seen well enough.
@@ -90,14 +85,7 @@ def find_faces(pixels: Float[Tensor, "3 h w"], min_face: int, path: Path | None 
 
 @torch.no_grad()
 def retouch_faces(pixels: Float[Tensor, "3 h w"], faces: Faces, backbone: Backbone, config: RetouchConfig) -> RetouchedPicture:
-    """Retouch faces of a picture.
-
-    Args:
-        pixels: RGB, [0, 1], upright.
-        faces: found in it.
-        backbone: the editor.
-        config: sampling steps, prompt, seed and strength.
-    """
+    """Retouch faces that were found in an upright RGB picture in [0, 1]."""
     crops = [align_face(pixels, mesh, backbone.resolution) for mesh in faces.meshes]
     edits = []
     for start in range(0, len(crops), BATCH):

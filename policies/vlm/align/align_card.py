@@ -24,13 +24,7 @@ SETTINGS += ("lora_alpha", "weights", "freeze_vision", "sft_steps", "sft_learnin
 
 
 def by_group(rows: Sequence[Row], before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Greedy reward before and after by each column that tells people apart and is there: column -> value -> figures.
-
-    Args:
-        rows: held-out ones.
-        before: reward of each.
-        after: the same.
-    """
+    """Greedy reward before and after by each column that tells people apart and is there: column -> value -> figures."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for column in GROUPS:
         values = [_group(row.columns, column) for row in rows]

@@ -41,12 +41,6 @@ def readable_rows(
 ) -> tuple[dict[str, list[Row]], list[dict[str, str]]]:
     """The rows whose pictures can be decoded to their end, and the others with their reasons; one line on the screen says so.
 
-    Args:
-        config: of the run.
-        rows: of all splits.
-        console: for progress.
-        where: the file that will name the others.
-
     Raises:
         DataError: more than `--max-unusable` cannot, a split is left without rows.
     """
@@ -93,14 +87,7 @@ def write_aside(path: Path, aside: Sequence[Mapping[str, str]]) -> None:
 def check_all_lengths(
     config: AlignVlmConfig, processor: Any, rows: Mapping[str, Sequence[Row]], prompt: str, longest: int | None = None
 ) -> Lengths:
-    """Refuse rows that fit neither into the model's context nor into what the engine takes that generates.
-
-    Args:
-        config: of the run.
-        processor: of the model.
-        rows: of all splits.
-        prompt: the user turn's text.
-        longest: tokens that the engine takes, or None.
+    """Refuse rows that fit neither into the model's context nor into what the engine takes that generates (`longest` tokens, if given).
 
     Raises:
         DataError: a row does not fit; it is named.

@@ -98,10 +98,7 @@ def count_units(answers: Sequence[Answer], truths: Sequence[Expression], units: 
 
 
 def f1_of(counts: np.ndarray) -> np.ndarray:
-    """F1 of hits, false alarms and misses on the second-last axis; NaN where the truth has no positive.
-
-    Args:
-        counts: of shape (..., 3, units).
+    """F1 of hits, false alarms and misses on the second-last axis of (..., 3, units); NaN where the truth has no positive.
 
     Returns:
         Of shape (..., units), in [0, 1].
@@ -140,10 +137,6 @@ def rouge_l(texts: Sequence[str], references: Sequence[str]) -> float:
     """Mean ROUGE-L F measure in per cent, by the package rouge_score with its stemmer.
 
     EmoLA's figures come from another package (rouge, without a stemmer) and are not the same quantity to the last decimal.
-
-    Args:
-        texts: what was written.
-        references: one for each text.
     """
     from rouge_score.rouge_scorer import RougeScorer
 

@@ -123,11 +123,7 @@ def pair_items(items: Sequence[Item] | None, truth: Sequence[Item]) -> tuple[lis
 
 
 def color_metrics(answers: Sequence[list[Item] | None], truths: Sequence[Sequence[Item]]) -> dict[str, float]:
-    """The figures of `makeup-lips`: `unreadable`, `missing` (the same), `de76`, `de2000`, `de76_missing_100`.
-
-    Args:
-        answers: items read, None where unreadable.
-        truths: items of each row.
+    """The figures of `makeup-lips`: `unreadable`, `missing` (the same), `de76`, `de2000`, `de76_missing_100`; unreadable answers are None.
 
     Returns:
         Means; no entry where there is nothing to average.
