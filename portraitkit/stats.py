@@ -18,17 +18,20 @@ ALPHA = 0.05
 DRAWS = 10_000
 EXACT = 32
 """Pairs up to which every sign pattern is counted: the sums of either half are 2^16."""
+LEAST_PEOPLE = 6
+"""People from which on a change gets an interval and a verdict: five that all change the same way have p = .06 by the sign-flip test."""
 ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
 class Change:
-    """Means before and after on the same photos; `ci95` is the bootstrap interval of the gain."""
+    """Means before and after on the same photos; `ci95` is the bootstrap interval of the gain, `people` how many it is over."""
 
     before: float
     after: float
     gain: float
     ci95: tuple[float, float]
+    people: int
 
     def to_dict(self) -> dict[str, object]:
         """JSON-able."""
@@ -52,23 +55,49 @@ def _percentiles(means: Float[Tensor, " draws"], level: float) -> tuple[float, f
     return low, high
 
 
-def paired_change(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> Change:
-    """Means and the interval of the paired difference over the photos where both are known."""
+def paired_change(before: Float[Tensor, " n"], after: Float[Tensor, " n"], people: Sequence[Hashable] | None = None) -> Change:
+    """Means and the interval of the paired difference over the photos where both are known.
+
+    Args:
+        before: one value a photo.
+        after: of the same photos.
+        people: who is in each photo: they are resampled, and fewer than `LEAST_PEOPLE` have no interval (NaN). Without, photos are.
+    """
     both = before.isfinite() & after.isfinite()
     before, after = before[both], after[both]
     gain = after - before
-    return Change(float(before.mean()), float(after.mean()), float(gain.mean()), bootstrap_interval(gain))
+    known = None if people is None else [person for person, known in zip(people, both.tolist(), strict=True) if known]
+    ends = bootstrap_interval(gain) if known is None else person_interval(gain, known)
+    return Change(float(before.mean()), float(after.mean()), float(gain.mean()), ends, len(gain if known is None else set(known)))
+
+
+def person_interval(values: Float[Tensor, " n"], people: Sequence[Hashable], *, draws: int = DRAWS) -> tuple[float, float]:
+    """`cluster_interval` over people; NaN where fewer than `LEAST_PEOPLE` have a value."""
+    known = {person for person, value in zip(people, values.tolist(), strict=True) if math.isfinite(value)}
+    return cluster_interval(values, people, draws=draws) if len(known) >= LEAST_PEOPLE else (math.nan, math.nan)
+
+
+def mean_by(values: Float[Tensor, " n"], keys: Sequence[Hashable]) -> Float[Tensor, " k"]:
+    """Mean of the finite values of each key, keys in the order in which they first come; NaN where a key has none."""
+    sums, counts = _sums_by(values, keys)
+    return (sums / counts).to(values.dtype)  # 0 / 0 is NaN
+
+
+def _sums_by(values: Float[Tensor, " n"], keys: Sequence[Hashable]) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
+    """Sum and number of the finite values of each key."""
+    places = {name: place for place, name in enumerate(dict.fromkeys(keys))}
+    at = torch.tensor([places[name] for name in keys], dtype=torch.long)
+    finite = values.isfinite()
+    zeros = torch.zeros(len(places), dtype=torch.float64)
+    sums = zeros.index_add(0, at[finite], values[finite].double())
+    return sums, zeros.index_add(0, at[finite], torch.ones(int(finite.sum()), dtype=torch.float64))
 
 
 def cluster_interval(
     values: Float[Tensor, " n"], clusters: Sequence[Hashable], *, draws: int = DRAWS, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean, resampling whole clusters (all rows of one person); NaN values are left out."""
-    places = {name: place for place, name in enumerate(dict.fromkeys(clusters))}
-    at = torch.tensor([places[name] for name in clusters], dtype=torch.long)
-    finite = values.isfinite()
-    sums = torch.zeros(len(places), dtype=torch.float64).index_add_(0, at[finite], values[finite].double())
-    counts = torch.zeros(len(places), dtype=torch.float64).index_add_(0, at[finite], torch.ones(int(finite.sum()), dtype=torch.float64))
+    sums, counts = _sums_by(values, clusters)
     sums, counts = sums[counts > 0], counts[counts > 0]
     if len(counts) == 0:
         return float("nan"), float("nan")

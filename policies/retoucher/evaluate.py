@@ -11,7 +11,7 @@ from policies.retoucher.micro_batch import MicroBatch
 from policies.retoucher.model.backbone import Backbone, Condition, sample_ode
 from policies.retoucher.photos import PhotoSource, TrainingPhotos
 from policies.retoucher.processes import Processes
-from portraitkit.stats import Change, paired_change
+from portraitkit.stats import Change, mean_by, paired_change
 from reward_models.reward_set import RewardSet, verifiable_reward
 from reward_models.verifiable import blemish_residual, clarity_error, identity_change, residual_grain, texture_error, tone_error
 
@@ -38,25 +38,38 @@ class EvaluationSet:
         """The photos at `rows`."""
         batch = self.batch
         anchors = None if batch.anchors is None else batch.anchors[rows]
-        photos = TrainingPhotos(batch.photos.select(rows), anchors, [batch.ids[row] for row in rows.tolist()])
+        ids, people = ([names[row] for row in rows.tolist()] for names in (batch.ids, batch.people))
+        photos = TrainingPhotos(batch.photos.select(rows), anchors, ids, people)
         return replace(self, batch=photos, condition=self.condition.select(rows), noise=self.noise[rows])
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Retouched photos and what was measured on each: `reward`, every reward's part, every measure; `verifiable`, the five verifiable
-    rewards combined, where a judge is in use."""
+    """Retouched photos and what was measured on each: `reward`, every reward's part, every measure; `verifiable`, the verifiable rewards
+    combined, where a judge is in use. Rows with one id are draws of one photo, which counts once."""
 
     pictures: Float[Tensor, "n 3 h w"]
     values: dict[str, Float[Tensor, " n"]]
+    ids: list[str]
+    people: list[str]
+
+    def by_photo(self) -> dict[str, Float[Tensor, " k"]]:
+        """Each value's mean over the draws of a photo, missing ones left out."""
+        return {name: mean_by(value, self.ids) for name, value in self.values.items()}
+
+    def person_of_photo(self) -> list[str]:
+        """Who is in each photo of `by_photo`."""
+        return list(dict(zip(self.ids, self.people, strict=True)).values())
 
     def means(self) -> dict[str, float]:
         """Mean over photos, missing values left out."""
-        return {name: float(value.nanmean()) for name, value in self.values.items()}
+        return {name: float(value.nanmean()) for name, value in self.by_photo().items()}
 
 
 def evaluation_set(backbone: Backbone, source: PhotoSource, split: str, count: int, *, prompt: str, noise_seed: int) -> EvaluationSet:
-    """Load and encode the first `count` photos of a split."""
+    """Load and encode the first `count` photos of a split, or those there are: each photo once."""
+    have = source.count(split)
+    count = count if have is None else min(count, have)
     batch = source.load(split, list(range(count)))
     generator = torch.Generator().manual_seed(noise_seed)
     return EvaluationSet(batch, backbone.condition(batch.photos.source, prompt), backbone.noise(count, generator))
@@ -96,12 +109,12 @@ def evaluate_policy(
         return measure(retouched(data), data, rewards)
 
     def own() -> Evaluation | None:
-        rows = torch.tensor(processes.share(len(data.noise)))
-        if not len(rows):
-            return None
-        # Who evaluates a divided network must do so as often as the others: a process with a photo less takes one of its own twice.
+        rows = torch.tensor(processes.share(len(data.noise)), dtype=torch.long)
+        # Who evaluates a divided network must do so as often as the others: a process with a photo less takes the first one instead.
         spare = -(-len(data.noise) // processes.count) - len(rows) if fitting is not None and fitting.fixed else 0
-        found = retouched(data.select(torch.cat([rows, rows[:1].expand(spare)])))[: len(rows)]
+        found = retouched(data.select(torch.cat([rows, rows.new_zeros(spare)])))[: len(rows)] if len(rows) + spare else None
+        if found is None or not len(rows):
+            return None
         part = data.select(rows)
         done = measure(found, part, rewards)
         return done if pictures else replace(done, pictures=done.pictures[:0])
@@ -109,7 +122,7 @@ def evaluate_policy(
     parts = [part for part in processes.gather(processes.together(own)) if part is not None]
     values = {name: processes.in_order([part.values[name] for part in parts]) for name in parts[0].values}
     seen = [part.pictures for part in parts]
-    return Evaluation(processes.in_order(seen) if pictures else seen[0], values)
+    return Evaluation(processes.in_order(seen) if pictures else seen[0], values, data.batch.ids, data.batch.people)
 
 
 @torch.no_grad()
@@ -123,9 +136,10 @@ def measure(pictures: Float[Tensor, "n 3 h w"], data: EvaluationSet, rewards: Re
     rows = [slice(start, start + 32) for start in range(0, len(pictures), 32)]
     for name, function in MEASURES.items():
         values[name] = torch.cat([function(pictures[part], photos.select(part)) for part in rows])
-    return Evaluation(pictures, values)
+    return Evaluation(pictures, values, data.batch.ids, data.batch.people)
 
 
 def compare(before: Evaluation, after: Evaluation) -> dict[str, Change]:
-    """Paired change of everything that was measured, by photo."""
-    return {name: paired_change(before.values[name], after.values[name]) for name in before.values}
+    """Paired change of everything that was measured: each photo counts once, intervals are over people."""
+    old, new, people = before.by_photo(), after.by_photo(), before.person_of_photo()
+    return {name: paired_change(old[name], new[name], people) for name in old}

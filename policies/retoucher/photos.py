@@ -31,11 +31,13 @@ class TrainingPhotos:
         photos: the photos and what rewards know of them.
         anchors: the preferred retouch of each photo, RGB in [0, 1]; None where the set has none.
         ids: one name a photo, for logs and errors.
+        people: who is in each photo; the photo's own name where nobody said.
     """
 
     photos: Photos
     anchors: Float[Tensor, "n 3 h w"] | None
     ids: list[str]
+    people: list[str]
 
 
 @runtime_checkable
@@ -44,6 +46,10 @@ class PhotoSource(Protocol):
 
     def load(self, split: str, indices: list[int]) -> TrainingPhotos:
         """The photos at `indices` of a split ("train", "validation" or "held_out"); indices beyond the end wrap around."""
+        ...
+
+    def count(self, split: str) -> int | None:
+        """How many photos a split has; None where they never end."""
         ...
 
 
@@ -63,7 +69,12 @@ class SyntheticSource:
             opacity=torch.stack([case.opacity for case in cases]),
             clean=clean,
         )
-        return TrainingPhotos(photos, clean, [f"synthetic-{split}-{index}" for index in indices])
+        ids = [f"synthetic-{split}-{index}" for index in indices]
+        return TrainingPhotos(photos, clean, ids, ids)
+
+    def count(self, split: str) -> int | None:
+        """None: every index is another person."""
+        return None
 
 
 class FolderSource:
@@ -98,8 +109,8 @@ class FolderSource:
         people = _people(folder, rows)
         for row, split in zip(rows, [row["split"] for row in rows] if people is None else _splits(rows, people), strict=True):
             self.rows[split].append(row)
-        named = dict(zip(map(id, rows), people or [], strict=False))
-        self.people = {split: len({named[id(row)] for row in chosen}) for split, chosen in self.rows.items()} if people else {}
+        self._person = dict(zip(map(id, rows), people or [row["file_name"] for row in rows], strict=True))
+        self.people = {split: len({self._person[id(row)] for row in some}) for split, some in self.rows.items()} if people else {}
         self.anchored = all("anchor_file_name" in row for rows in self.rows.values() for row in rows)
         for split, rows in self.rows.items():
             if not rows:
@@ -129,7 +140,11 @@ class FolderSource:
                 anchors.append(self._anchor(row, image, mesh, aligned.pixels, meshes[-1]))
         preferred = torch.stack(anchors) if anchors else None
         photos = Photos.build(torch.stack(sources), torch.stack(meshes), clean=preferred)
-        return TrainingPhotos(photos, preferred, [row["file_name"] for row in rows])
+        return TrainingPhotos(photos, preferred, [row["file_name"] for row in rows], [self._person[id(row)] for row in rows])
+
+    def count(self, split: str) -> int | None:
+        """See `PhotoSource.count`."""
+        return len(self.rows[split])
 
     def _anchor(self, row: dict[str, str], image: Tensor, mesh: Tensor, source: Tensor, crop_mesh: Tensor) -> Tensor:
         path = self.folder / row["anchor_file_name"]

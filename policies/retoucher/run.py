@@ -37,7 +37,7 @@ from portraitkit.processor import describe_cpu_bf16, keep_freed_memory
 from portraitkit.runs.checkpoint import load_checkpoint, save_checkpoint
 from portraitkit.runs.folder import RunFolder, SilentRunFolder
 from portraitkit.runs.interrupt import Interruptible
-from portraitkit.stats import Change, bootstrap_interval
+from portraitkit.stats import LEAST_PEOPLE, Change, person_interval
 from reward_models.judge.reward import CountedJudge
 from reward_models.reward_set import RewardSet, build_rewards, judged_reward
 from reward_models.workers.client import RewardWorkers
@@ -112,6 +112,8 @@ def _align(
             console.print(describe_cpu_bf16(), highlight=False)
     repo = processes.only_first(lambda: open_repo(config.push_to_hub) if config.push_to_hub is not None else None)
     backbone, source, validation, held_out = processes.together(lambda: _load(config, rewards))
+    for line in _fewer(config, validation, held_out):
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def open_run() -> RunFolder:
         return RunFolder.open(
@@ -153,7 +155,7 @@ def _align(
                     console.print(f"stopped at step {trainer.progress.step}; go on with --resume-from-checkpoint latest")
                     return 128 + stopped_by
             _checkpoint(trainer, run)
-            _finish(trainer, held_out, run, console, started)
+            _finish(trainer, validation, held_out, run, console, started)
     if repo is not None:
         console.print(f"pushed: {push_folder(folder, repo, files=FILES)}", highlight=False)
     return 0
@@ -172,7 +174,18 @@ def _load(config: RetoucherConfig, rewards: RewardSet) -> tuple[Backbone, PhotoS
     return backbone, source, validation, held_out
 
 
-def _finish(trainer: Trainer, held_out: EvaluationSet, run: RunFolder, console: Console, started: float) -> None:
+def _fewer(config: RetoucherConfig, validation: EvaluationSet, held_out: EvaluationSet) -> list[str]:
+    """A line for each split that has fewer photos than asked for, or too few people for a verdict."""
+    sets = (("validation", config.validation_photos, validation), ("held-out", config.held_out_photos, held_out))
+    lines = [
+        f"--{name}-photos {asked}: there are {len(data.noise)}; each counts once" for name, asked, data in sets if len(data.noise) < asked
+    ]
+    people = len(set(held_out.batch.people))
+    few = f"too few held-out people ({people}) for a verdict: at least {LEAST_PEOPLE} are needed"
+    return [*lines, few] if people < LEAST_PEOPLE else lines
+
+
+def _finish(trainer: Trainer, validation: EvaluationSet, held_out: EvaluationSet, run: RunFolder, console: Console, started: float) -> None:
     """Measure on the held-out photos, and write what the run ends with."""
     trainer.processes.only_first(lambda: trainer.save_adapter(run.path))  # what was trained is there, whatever becomes of its evaluation
     base = trainer.evaluate(held_out, None)
@@ -182,7 +195,8 @@ def _finish(trainer: Trainer, held_out: EvaluationSet, run: RunFolder, console: 
         changes = compare(base, aligned)
         untouched = measure(held_out.batch.photos.source, held_out, trainer.rewards)
         _write_pictures(run.path / "held_out", held_out, base, aligned)
-        run.write_json("summary.json", _summary(trainer, changes, untouched, time.monotonic() - started))
+        facts = _summary(trainer, changes, untouched, time.monotonic() - started)
+        run.write_json("summary.json", facts | _counts(trainer, validation, held_out))
         write_overview(run.path / "held_out", run.path / "overview.png")
         report = write_report(run.path)
         write_retoucher_card(run.path, trainer.backbone.base_model, trainer.backbone.licence)
@@ -303,7 +317,8 @@ def _log_step(run: RunFolder, trainer: Trainer, result: StepResult) -> None:
 
 
 def _log_validation(run: RunFolder, step: int, evaluation: Evaluation, **extra: float) -> None:
-    intervals = {f"{name}_ci95": list(bootstrap_interval(value, draws=2000)) for name, value in evaluation.values.items()}
+    people = evaluation.person_of_photo()
+    intervals = {f"{name}_ci95": list(person_interval(value, people, draws=2000)) for name, value in evaluation.by_photo().items()}
     run.log(step, kind="validation", **evaluation.means(), **intervals, **extra)
 
 
@@ -329,14 +344,21 @@ def _summary(trainer: Trainer, changes: dict[str, Change], untouched: Evaluation
         "unscorable": progress.unscorable,
         **({"judge_asked": progress.judge_asked, "judge_unreadable": progress.judge_unreadable} if trainer.rewards.group_rewards else {}),
         "skipped_updates": progress.skipped_updates,
-        "photos": {
-            "train": progress.step * config.photos_per_step,
-            "validation": config.validation_photos,
-            "held_out": config.held_out_photos,
-        },
-        **({"people": people} if (people := trainer.source.people if isinstance(trainer.source, FolderSource) else {}) else {}),
         "alarms": [asdict(alarm) for alarm in trainer.alarms.raised],
         **({"reward_workers": workers.figures()} if (workers := workers_of(trainer.rewards)) else {}),
+    }
+
+
+def _counts(trainer: Trainer, validation: EvaluationSet, held_out: EvaluationSet) -> dict[str, dict[str, int]]:
+    """How many photos and people each split gave; where nobody said who is in them, each photo is a person."""
+    drawn = trainer.progress.step * trainer.config.photos_per_step
+    have = trainer.source.count("train")
+    photos = drawn if have is None else min(drawn, have)
+    known = trainer.source.people if isinstance(trainer.source, FolderSource) else {}
+    sets = {"validation": validation.batch, "held_out": held_out.batch}
+    return {
+        "photos": {"train": photos} | {split: len(set(batch.ids)) for split, batch in sets.items()},
+        "people": {"train": min(photos, known.get("train", photos))} | {split: len(set(batch.people)) for split, batch in sets.items()},
     }
 
 
@@ -354,7 +376,7 @@ def _write_pictures(folder: Path, data: EvaluationSet, base: Evaluation, aligned
             when: {key: None if math.isnan(v := float(value[row])) else v for key, value in evaluation.values.items()}
             for when, evaluation in (("before", base), ("after", aligned))
         }
-        lines.append(json.dumps({"id": name, **values}))
+        lines.append(json.dumps({"id": name, "person": data.batch.people[row], **values}))
     (folder / "values.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -365,6 +387,7 @@ def _print_result(console: Console, changes: dict[str, Change], report: Path) ->
     for name in HEADLINE:
         change = changes[name]
         low, high = change.ci95
-        table.add_row(name, f"{change.before:.3f}", f"{change.after:.3f}", f"{change.gain:+.3f}", f"[{low:+.3f}, {high:+.3f}]")
+        ends = f"[{low:+.3f}, {high:+.3f}]" if change.people >= LEAST_PEOPLE else f"too few people ({change.people})"
+        table.add_row(name, f"{change.before:.3f}", f"{change.after:.3f}", f"{change.gain:+.3f}", ends)
     console.print(table)
     console.print(f"report: {report}", highlight=False)

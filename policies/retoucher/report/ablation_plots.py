@@ -72,7 +72,7 @@ def ablation_plot(rows: Sequence[Row], path: Path) -> None:
             axes.tick_params(length=0, labelcolor="#68707a")
         panels[0].set_yticks(list(places), labels=list(arms), color="#1b1f24", fontsize=9.5, parse_math=False)
         panels[0].set_ylim(-0.6, len(arms) - 0.4)
-        figure.supxlabel("dot: a seed, with its 95 % interval over photos; bar: mean of the arm", fontsize=8, color="#68707a")
+        figure.supxlabel("dot: a seed, with its 95 % interval over people; bar: mean of the arm", fontsize=8, color="#68707a")
         figure.savefig(path, format="png", dpi=160, facecolor="white")
 
 

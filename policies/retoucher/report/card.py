@@ -11,7 +11,7 @@ from portraitkit.errors import DataError
 from portraitkit.files.jsonl import read_objects
 from portraitkit.report.card import Base, Card, Result, Table, cell, counted, group_tables, named_licence, write_card
 from portraitkit.report.page import number, signed
-from portraitkit.stats import bootstrap_interval
+from portraitkit.stats import person_interval
 
 FILES = ("README.md", FILE)
 """What of a run folder is pushed: no picture of anybody."""
@@ -90,7 +90,8 @@ def _rows(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def _provenance(run: Run, rows: dict[str, dict[str, Any]], embedded: bool) -> tuple[str, ...]:
-    counts = ", ".join(f"{name.replace('_', '-')} {count}" for name, count in (run.summary.get("photos") or {}).items())
+    photos, people = run.summary.get("photos") or {}, run.summary.get("people") or {}
+    counts = ", ".join(f"{name.replace('_', '-')} {count} ({people.get(name, '?')} people)" for name, count in photos.items())
     if embedded:
         first = (
             "**Synthetic**: morphs of two public-domain portraits with painted blemishes, made by code, so that the clean face is known. "
@@ -121,7 +122,7 @@ def _figures(run: Run) -> list[Table]:
         for measure in measures
     ]
     columns = ("", "untouched photo", "base", "this LoRA", "change (95 % interval)", "better is")
-    note = "Means over held-out photos, made by the plain ODE without anchors. The change's bootstrap interval is paired over photos."
+    note = "Means over held-out photos, made by the plain ODE without anchors. The change's bootstrap interval is paired, over people."
     return [Table("Held-out photos", columns, tuple(rows), note)]
 
 
@@ -140,7 +141,7 @@ def _groups(run: Run, rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, di
                 torch.tensor([getattr(photo, when).get("reward", torch.nan) for photo in some]) for when in ("before", "after")
             )
             means = {"before": float(before.nanmean()), "after": float(after.nanmean()), "n": len(some)}
-            found[column][name] = {**means, "ci95": bootstrap_interval(after)}
+            found[column][name] = {**means, "ci95": person_interval(after, [photo.person for photo in some])}
     return found
 
 

@@ -103,12 +103,13 @@ def _hero(figures: Sequence[Figure]) -> tuple[str, dict[str, str]] | None:
 
 def _facts(run: Run) -> list[tuple[str, str]]:
     summary = run.summary
-    photos = summary.get("photos") or {}
+    photos, people = summary.get("photos") or {}, summary.get("people") or {}
     seeds = ", ".join(str(seed) for seed in summary.get("seeds") or [])
     total = as_float(summary.get("seconds_total"))
     seconds = duration(as_float(summary.get("seconds")))
     facts = [
         ("held-out photos", photos.get("held_out", len(run.photos))),
+        ("people", ", ".join(f"{count} {split.replace('_', '-')}" for split, count in people.items()) or None),
         ("training steps", summary.get("train_steps")),
         ("training time", f"{seconds} ({duration(total)} in all)" if math.isfinite(total) else seconds),
         (

@@ -9,6 +9,7 @@ from typing import Any
 
 from portraitkit.errors import RunFolderError
 from portraitkit.report.page import number, signed
+from portraitkit.stats import LEAST_PEOPLE
 from reward_models.judge.reward import FORMS, split_argument
 
 Json = dict[str, Any]
@@ -16,10 +17,11 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Meaning:
-    """How a measured value is called and read."""
+    """How a measured value is called and read; `least` is the smallest change of the mean that counts as better or worse."""
 
     title: str
     reads: str
+    least: float = 0.005
 
 
 MEANINGS = {
@@ -30,12 +32,12 @@ MEANINGS = {
     "skin_tone": Meaning("Skin tone", "1 = the skin's broad colour is kept"),
     "identity": Meaning("Identity", "1 = clearly the same person"),
     "clarity": Meaning("Clarity", "1 = eyes, brows and lips exactly as sharp"),
-    "identity_distance": Meaning("Identity distance", "between face embeddings; two people are about 0.6 apart"),
-    "blemish_residual": Meaning("Blemish error left", "share of the squared error, 1 = as in the photo"),
-    "texture_error": Meaning("Texture error", "change of fine detail on healthy skin, 0 = pores exactly kept"),
-    "clarity_error": Meaning("Clarity error", "change of gradients in eyes, brows and lips"),
-    "tone_error": Meaning("Tone error", "broad colour of the skin, in CIELAB units"),
-    "residual_grain": Meaning("Residual grain", "noise that the retouch adds, % of full scale"),
+    "identity_distance": Meaning("Identity distance", "between face embeddings; two people are about 0.6 apart", 0.01),
+    "blemish_residual": Meaning("Blemish error left", "share of the squared error, 1 = as in the photo", 0.02),
+    "texture_error": Meaning("Texture error", "change of fine detail on healthy skin, 0 = pores exactly kept", 0.01),
+    "clarity_error": Meaning("Clarity error", "change of gradients in eyes, brows and lips", 0.01),
+    "tone_error": Meaning("Tone error", "broad colour of the skin, in CIELAB units", 0.1),
+    "residual_grain": Meaning("Residual grain", "noise that the retouch adds, % of full scale", 0.05),
 }
 
 
@@ -60,6 +62,7 @@ class Measure:
         gain: after minus before.
         low: lower end of the gain's 95 % interval.
         high: upper end.
+        people: that it is measured on.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Measure:
     gain: float
     low: float
     high: float
+    people: float = math.inf
 
     @property
     def meaning(self) -> Meaning:
@@ -78,11 +82,18 @@ class Measure:
 
     @property
     def verdict(self) -> str:
-        """`better` or `worse` where the interval excludes 0, else `unclear`; empty where nothing is known."""
+        """`better` or `worse` where the interval excludes 0, else `unclear`; empty where nothing is known.
+
+        A change that is smaller than its `Meaning.least` is `too small`, and fewer than `LEAST_PEOPLE` are `too few people`.
+        """
+        if self.people < LEAST_PEOPLE:
+            return "too few people" if self.people else ""
         if not math.isfinite(self.low) or not math.isfinite(self.high):
             return ""
         if self.low <= 0 <= self.high:
             return "unclear"
+        if abs(self.gain) < self.meaning.least:
+            return "too small"
         return "better" if (self.low > 0) == self.higher_is_better else "worse"
 
     @property
@@ -93,12 +104,13 @@ class Measure:
 
 @dataclass(frozen=True)
 class Photo:
-    """A held-out photo: its place in the set, its name, what was measured on the base's and the aligned retouch."""
+    """A held-out photo: its place in the set, its name, what was measured on the base's and the aligned retouch, who is in it."""
 
     row: int
     name: str
     before: Mapping[str, float]
     after: Mapping[str, float]
+    person: str = ""
 
     @property
     def gain(self) -> float:
@@ -138,7 +150,9 @@ def read_run(folder: Path) -> Run:
     lines = _read_lines(folder / "metrics.jsonl")
     values = folder / "held_out" / "values.jsonl"
     photos = [
-        Photo(row, str(line.get("id", row)), as_floats(line.get("before")), as_floats(line.get("after")))
+        Photo(
+            row, name := str(line.get("id", row)), *map(as_floats, (line.get("before"), line.get("after"))), str(line.get("person", name))
+        )
         for row, line in enumerate(_read_lines(values) if values.is_file() else [])
     ]
     return Run(
@@ -169,6 +183,7 @@ def read_measures(run: Run) -> dict[str, Measure]:
             gain=as_float(change.get("gain")),
             low=low,
             high=high,
+            people=as_float(change.get("people", math.inf)),
         )
     return out
 
@@ -236,10 +251,13 @@ def headline(reward: Measure | None) -> str:
         "better": "The aligned retoucher is measurably better than its base",
         "worse": "The aligned retoucher is measurably worse than its base",
         "unclear": "No measurable change",
+        "too small": f"No change that matters (below {number(reward.meaning.least)})",
+        "too few people": f"Too few people ({reward.people:.0f}) for a verdict",
     }[reward.verdict]
+    ends = f" (95 % interval {reward.interval} over people)" if math.isfinite(reward.low) else ""
     return (
         f"{what}: the reward on held-out photos went from {number(reward.before)} to {number(reward.after)}, "
-        f"a change of {signed(reward.gain)} (95 % interval {reward.interval})."
+        f"a change of {signed(reward.gain)}{ends}."
     )
 
 
@@ -280,7 +298,8 @@ def caveats(config: Mapping[str, object], summary: Mapping[str, object]) -> list
         "The held-out photos were looked at twice: before and after training.",
         "Rollout reward is not progress: rollouts are noisy, and under guidance the anchor leaks into them. "
         "It is plotted apart, for diagnosis only.",
-        "Intervals resample the photos of this one run. They say nothing about other seeds.",
+        "Intervals resample the people of this one run; where nobody said who is who, each photo is a person. They say nothing about "
+        "other seeds.",
     ]
     return out + _counted(summary)
 
