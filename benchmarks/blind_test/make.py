@@ -21,13 +21,15 @@ from portraitkit.errors import DataError, ImageError, RunFolderError
 from portraitkit.files.jsonl import read_objects
 from portraitkit.pictures import list_images
 from portraitkit.pictures.images import read_image, resize, write_image
+from portraitkit.report.page import plural
 
 Picture = Float[Tensor, "3 h w"]
 ASPECT_TOLERANCE = 0.01
 QUARANTINE = "skipped.jsonl"
 CONSENT_TEXT = """You will see pairs of pictures of the same photo and say which one you prefer. There is no right or wrong answer.
 
-It takes about {minutes} minutes: {count} comparisons, one after the other. You may stop at any time and go on later.
+It takes about {minutes}: {count} comparisons, one after the other; a few may only check that pictures are looked at. You may stop at any \
+time and go on later.
 
 We store the pairs that you are shown, your answers, how long each took, and a number in place of your name. We store no name, no address, \
 no date, no time of day and nothing else about you. A random key is kept in a cookie so that you can go on where you stopped; we store \
@@ -92,6 +94,8 @@ def _say(console: Console, config: MakeConfig, photos: int, skipped: list[dict[s
         console.print(f"{len(skipped)} photos skipped, all named in {out / QUARANTINE}", markup=False, soft_wrap=True)
     length = f"{config.photos_per_rater} comparisons and {config.attention_checks} attention checks a rater"
     console.print(f"{out}: {photos} photos, {pairs} pairs of methods, {length}", markup=False, soft_wrap=True)
+    for name in [name for name, folder in config.methods.items() if config.reference and folder.samefile(config.reference)]:
+        console.print(f"[yellow]not blind: --method {name} is also the --reference, which raters see while they hold O[/]", soft_wrap=True)
     console.print(
         f"groups: {'recorded' if groups else 'none recorded'}; edit {out / CONSENT}, then: blind-test serve {out}",
         markup=False,
@@ -229,7 +233,8 @@ def _write_texts(
     settings = config_to_dict(config) | {"command": command}
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     count = config.photos_per_rater + config.attention_checks
-    text = CONSENT_TEXT.format(minutes=max(1, round(count * 8 / 60)), count=count)
+    minutes = plural(max(1, round(count * 8 / 60)), "minute")
+    text = CONSENT_TEXT.format(minutes=minutes, count=count)
     (folder / CONSENT).write_text(text, encoding="utf-8")
     if skipped:
         (folder / QUARANTINE).write_text("".join(json.dumps(row) + "\n" for row in skipped), encoding="utf-8")

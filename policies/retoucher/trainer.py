@@ -16,6 +16,7 @@ from policies.retoucher.alarms import Alarms
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.evaluate import Evaluation, EvaluationSet, evaluate_policy, evaluation_set
 from policies.retoucher.micro_batch import MicroBatch
+from policies.retoucher.model.adapter import load_lora, save_lora
 from policies.retoucher.model.backbone import Backbone, sample_ode
 from policies.retoucher.model.training import make_optimizer, prepare_training
 from policies.retoucher.photos import PhotoSource
@@ -116,7 +117,7 @@ class Trainer:
             backbone.transformer.add_adapter(adapter)
         prepare_training(backbone.transformer, gradient_checkpointing=config.gradient_checkpointing)
         if config.init_adapter is not None:
-            backbone.load_adapter(config.init_adapter)
+            load_lora(backbone.transformer, config.init_adapter)
         self.adapter = {name: p for name, p in backbone.transformer.named_parameters() if p.requires_grad}
         self.processes.copy_from_first(self.adapter.values())
         self.optimizer = make_optimizer(
@@ -382,7 +383,7 @@ class Trainer:
     def save_adapter(self, folder: Path) -> None:
         """Write the chosen weights as a LoRA that stock diffusers loads."""
         before = self.use(self.chosen())
-        self.backbone.save_adapter(str(folder))
+        save_lora(self.backbone.transformer, folder)
         self.use(before)
 
 

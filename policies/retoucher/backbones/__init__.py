@@ -54,7 +54,8 @@ def load_backbone(name: str, model: str | None, resolution: int | None, device: 
         **options: those of `policies.retoucher.model.loading.LOADING` that are not at their default.
 
     Raises:
-        ConfigError: the name is unknown, the file exports no such object, the device is not there, or the backbone has no such option.
+        ConfigError: the name is unknown, the file exports no such object, the device is not there, or the backbone lacks the option or
+            a part of the contract.
         WeightsError: its weights are not there, or another backbone's.
     """
     check_backbone(name, model)
@@ -73,7 +74,19 @@ def load_backbone(name: str, model: str | None, resolution: int | None, device: 
         if option not in inspect.signature(make).parameters:
             raise ConfigError(f"--{option.replace('_', '-')} {value}: --backbone {name} has no such option; leave it out")
     _quiet()
-    return make(model, resolution, device, **options)
+    made = make(model, resolution, device, **options)
+    if lacking := _lacking(made):
+        raise ConfigError(f"--backbone {name}: its {type(made).__name__} lacks {', '.join(lacking)}; docs/backbones.md has the contract")
+    return made
+
+
+def _lacking(made: Any) -> list[str]:
+    """The parts of the contract that an object has not got; those of its transformer as `transformer.NAME`."""
+    from policies.retoucher.model.backbone import Backbone
+
+    parts = [*Backbone.__annotations__, *(part for part in vars(Backbone) if not part.startswith("_"))]
+    adapters = [f"transformer.{part}" for part in ("add_adapter", "disable_adapters", "enable_adapters") if hasattr(made, "transformer")]
+    return [part for part in (*parts, *adapters) if not hasattr(made.transformer if "." in part else made, part.rpartition(".")[2])]
 
 
 def _quiet() -> None:

@@ -10,13 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift, retrieve_timesteps
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from policies.retoucher.model.adapter import read_adapter, without_prefix
 from policies.retoucher.model.backbone import Condition, Images, Latents
-from portraitkit.errors import WeightsError
 
 SHIFT = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
 """The scheduler's settings that make the shift depend on the number of tokens, with the pipelines' own defaults."""
@@ -152,28 +148,6 @@ class PipelineBackbone:
     def decode(self, x: Latents, condition: Condition) -> Images:
         """See `Backbone.decode`."""
         return (self._pictures(x) + condition.residual).clamp(0, 1)
-
-    def save_adapter(self, folder: str) -> None:
-        """See `Backbone.save_adapter`; peft's settings go along, so that whoever loads it uses the same alpha."""
-        self.pipeline.save_lora_weights(
-            folder,
-            transformer_lora_layers=get_peft_model_state_dict(self.transformer),
-            transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict(),
-        )
-
-    def load_adapter(self, folder: str) -> None:
-        """See `Backbone.load_adapter`.
-
-        Raises:
-            WeightsError: no LoRA there, or one of other modules or another rank; the keys are named.
-        """
-        file = read_adapter(folder)
-        shapes = without_prefix(file.shapes)
-        own = get_peft_model_state_dict(self.transformer)
-        wrong = sorted(own.keys() ^ shapes.keys()) or [key for key in own if tuple(own[key].shape) != shapes[key]]
-        if wrong:
-            raise WeightsError(f"{file.path}: {len(wrong)} tensors do not fit this backbone and --rank, first {wrong[0]!r}")
-        set_peft_model_state_dict(self.transformer, without_prefix(load_file(file.path)))
 
 
 def fingerprint(modules: list[nn.Module]) -> str:

@@ -35,6 +35,36 @@ def without_prefix(items: dict[str, Any]) -> dict[str, Any]:
     return {key.removeprefix(PREFIX): value for key, value in items.items()}
 
 
+def save_lora(transformer: Any, folder: str | Path) -> None:
+    """Write a transformer's LoRA as `pytorch_lora_weights.safetensors`, alpha included; diffusers' `load_lora_weights(folder)` takes it."""
+    from diffusers.loaders import FluxLoraLoaderMixin
+    from peft import get_peft_model_state_dict
+
+    FluxLoraLoaderMixin.save_lora_weights(  # the same file for every architecture with a `transformer`
+        folder,
+        transformer_lora_layers=get_peft_model_state_dict(transformer),
+        transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
+    )
+
+
+def load_lora(transformer: Any, folder: str | Path) -> None:
+    """Load a LoRA file into the LoRA layers of a transformer.
+
+    Raises:
+        WeightsError: no LoRA there, or one of other modules or another rank; the keys are named.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    file = read_adapter(folder)
+    shapes = without_prefix(file.shapes)
+    own = get_peft_model_state_dict(transformer)
+    wrong = sorted(own.keys() ^ shapes.keys()) or [key for key in own if tuple(own[key].shape) != shapes[key]]
+    if wrong:
+        raise WeightsError(f"{file.path}: {len(wrong)} tensors do not fit this backbone and --rank, first {wrong[0]!r}")
+    set_peft_model_state_dict(transformer, without_prefix(load_file(file.path)))
+
+
 def attach_adapter(backbone: Any, folder: str | Path) -> None:
     """Add LoRA layers to a backbone and load a trained LoRA into them.
 
@@ -72,7 +102,7 @@ def attach_adapter(backbone: Any, folder: str | Path) -> None:
         target_modules=backbone.lora_targets,
     )
     backbone.transformer.add_adapter(settings)
-    backbone.load_adapter(str(file.path))
+    load_lora(backbone.transformer, file.path)
     backbone.transformer.requires_grad_(False)
 
 

@@ -55,7 +55,7 @@ class Backbone(Protocol):
     Attributes:
         name: as logged.
         resolution: side of the square pictures it works on, in pixels.
-        transformer: the network that is aligned; everything else is frozen.
+        transformer: the network that is aligned, with diffusers' `PeftAdapterMixin`; everything else is frozen.
         lora_targets: module names (peft's suffix rule) that LoRA adapts.
         base_model: hub id or name of the base, written into the adapter's card.
         licence: licence of the base.
@@ -96,14 +96,6 @@ class Backbone(Protocol):
 
     def decode(self, x: Latents, condition: Condition) -> Images:
         """Pictures in [0, 1] of final latents, the photo's residual added back where the backbone does so."""
-        ...
-
-    def save_adapter(self, folder: str) -> None:
-        """Write the LoRA as `pytorch_lora_weights.safetensors`, which the stock pipeline's `load_lora_weights(folder)` takes."""
-        ...
-
-    def load_adapter(self, folder: str) -> None:
-        """Load such a LoRA into the adapters that were added."""
         ...
 
 

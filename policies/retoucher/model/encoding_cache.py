@@ -38,7 +38,6 @@ class CachedBackbone:
         self.forwards = backbone.forwards
         self.encoding_key, self.sigmas, self.noise = backbone.encoding_key, backbone.sigmas, backbone.noise
         self.velocity, self.decode = backbone.velocity, backbone.decode
-        self.save_adapter, self.load_adapter = backbone.save_adapter, backbone.load_adapter
         self._key = backbone.encoding_key()
 
     def keep_in(self, folder: Path) -> None:

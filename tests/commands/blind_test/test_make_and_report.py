@@ -29,6 +29,13 @@ def test_pictures_say_nothing_about_their_method(make):
     assert [photo.name for photo in study.photos] != sorted(photo.name for photo in study.photos)
 
 
+def test_a_method_that_raters_can_hold_beside_itself_is_named(folders, tmp_path, command):
+    methods = [f"--method={name}={folders / name}" for name in ("ours", "input")]
+    for reference, warns in (([], False), (["--reference", folders / "input"], True)):
+        code, _, said = command(blind_test, "make", *methods, *reference, "--output-dir", tmp_path / "out", "--overwrite")
+        assert code == 0 and ("not blind: --method input is also the --reference" in said) is warns
+
+
 def test_a_check_shows_a_plainly_worse_copy(make):
     study = read_study(make("--image-format", "png"))
     for photo in study.photos:

@@ -23,14 +23,19 @@ PAINTER = '''
 """A backbone that makes every crop brighter by .2, less the prompt's length over 1000."""
 
 import torch
+from diffusers.loaders import PeftAdapterMixin
 from torch import nn
 
 from policies.retoucher.model.backbone import Condition
 
 
+class Still(nn.Identity, PeftAdapterMixin):
+    pass
+
+
 class Painter:
     name, resolution, lora_targets, base_model, licence = "painter", 64, [], "none", "none"
-    transformer, forwards = nn.Identity(), 1
+    transformer, forwards = Still(), 1
 
     def encoding_key(self):
         return self.name
@@ -44,8 +49,6 @@ class Painter:
 
     def encode(self, images):
         raise NotImplementedError
-
-    save_adapter = load_adapter = encode
 
     def noise(self, count, generator):
         return torch.randn(count, 1, 1, generator=generator)
