@@ -22,7 +22,7 @@ Job = tuple[Path, Path]
 
 @dataclass(frozen=True)
 class RetouchConfig(Options):
-    """Retouch every face of a photo, or of every photo in a folder, and leave the rest of the pictures as it is."""
+    """Retouch every face of a photo, or of every photo in a folder, and nothing else in the picture."""
 
     source: Positional[Annotated[Path, arg(metavar="IN")]]
     """A photo, or a folder of photos."""
