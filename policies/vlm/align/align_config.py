@@ -56,8 +56,8 @@ class WhatToAlign:
 class AlignVlmConfig(TrainerOptions, WhatToAlign):
     """Align a vision-language model with a task's verifiable rewards, by TRL's SFT and GRPO trainers.
 
-    The defaults are a real model's: rows, updates, prompts and tokens are those of VLM Area (tsnewnami/vlm-area). The embedded model
-    and what was trained from it have the recipe tiny_vlm beneath what is given, see `load_align_config`.
+    A real model's defaults are those of VLM Area (tsnewnami/vlm-area): 1,000 rows, 250 updates of 4 prompts, 512 tokens. The embedded
+    model, and what was trained from it, start from the recipe tiny_vlm.
     """
 
     max_train_steps: AtLeast1 = 250
