@@ -22,7 +22,7 @@ from benchmarks.inputs import Inputs, Item
 from benchmarks.metric import Metric, Pictures, Score
 from benchmarks.store import Store
 from benchmarks.weight_files import Digests, MetricWeights
-from portraitkit.errors import DataError, WeightsError
+from portraitkit.errors import ConfigError, DataError, WeightsError
 from portraitkit.pictures.images import image_size
 from portraitkit.runs.shards import Shard
 
@@ -300,21 +300,24 @@ def _measured(
     start = time.perf_counter()
     failed: list[tuple[str, str, str]] = []
     try:
-        values: list[Tensor | None] = [*_call(score, pictures)]
+        values: list[Tensor | None] = [*_call(metric, score, pictures)]
     except DataError:
         values = []
         for row, path in enumerate(paths):
             try:
-                values += _call(score, pictures.select([row]))
+                values += _call(metric, score, pictures.select([row]))
             except DataError as error:
                 values.append(None)
                 failed.append((path, metric, str(error)))
     return values, failed, time.perf_counter() - start
 
 
-def _call(score: Score, pictures: Pictures) -> list[Tensor]:
+def _call(metric: str, score: Score, pictures: Pictures) -> list[Tensor]:
     with torch.inference_mode():
         values = score(pictures)
+    if values.dim() not in (1, 2) or len(values) != len(pictures):
+        rule = "must be one value a picture, or one row of features for a set"
+        raise ConfigError(f"metric {metric}: returned {tuple(values.shape)} for {len(pictures)} pictures; {rule}")
     if values.dim() == 1:
         values = torch.where(values.isfinite(), values.double(), math.nan)
     return list(values)

@@ -57,7 +57,7 @@ class ScoreConfig:
     rows: Positional[Annotated[Path, arg(metavar="ROWS.jsonl")]]
     """One JSON object a line: a string completion, and the task's truth (area; solution; AUs and labels; verdict). - reads stdin."""
     task: str = "area"
-    """area, makeup, makeup-lips, emotion, preference, or my_file.py:TASK."""
+    """area, area-rotated, area-5-35, makeup-lips, makeup, emotion, preference, or my_file.py:TASK."""
     mode: Literal["paper", "fixed"] = "fixed"
     """paper: the published rewards, faults included; fixed: the faults repaired."""
     metrics: Path | None = None

@@ -170,9 +170,13 @@ def test_the_guide_to_a_metric_works_as_written(command, pictures):
     guide = (DOCS / "add_a_metric.md").read_text()
     name = re.search(r"Write `(\w+\.py)`", guide)[1]
     (pictures / name).write_text(re.search(r"```python\n(.*?)```", guide, re.S)[1])
-    line = re.search(r"```bash\nbenchmark-portraits (.*?)\n```", guide, re.S)[1]
+    line = re.search(r"```bash\n.venv/bin/benchmark-portraits (.*?)\n```", guide, re.S)[1]
     code, _, err = command(benchmark_portraits, *line.split())
     assert code == 0, err
     results = json.loads((pictures / "runs/benchmark/results.json").read_text())
     assert {row["metric"] for row in results["summary"]} == {"colourfulness", "brisque"}
     assert {row["method"] for row in results["summary"]} == {"ours", "base"}
+    source = (pictures / name).read_text()
+    (pictures / name).write_text(source.replace("return spread + 0.3 * middle", "return (spread + 0.3 * middle).sum()"))
+    code, _, err = command(benchmark_portraits, *line.split(), "--overwrite")
+    assert code == 2 and "error: metric colourfulness: returned () for " in err and "one value a picture" in err
