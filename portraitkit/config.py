@@ -333,9 +333,9 @@ def _unchecked(cls: type[Config], values: dict[str, Any]) -> Config:
 
 
 def _describe(cls: type, example: str) -> str:
-    names = ", ".join(recipe_names(cls)) or "none"
+    recipes = f" Recipes: {', '.join(names)}." if (names := recipe_names(cls)) else ""
     about = inspect.cleandoc(cls.__doc__ or "")
-    return f"{about}\n\n--config NAME|FILE.toml starts from a recipe; options override it. Recipes: {names}.\n\nExample: {example}"
+    return f"{about}\n\n--config NAME|FILE.toml starts from a recipe; options override it.{recipes}\n\nExample: {example}"
 
 
 def _refusal(printed: str, given: dict[str, list[str]], types: dict[str, Any], prog: str) -> str:

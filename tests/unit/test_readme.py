@@ -22,9 +22,16 @@ def test_its_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)\s#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
-    missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
-    assert not missing
+    links = re.findall(r"\]\(([^)\s#]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8"))
+    own = [(page.parent / target if target else page, anchor) for target, anchor in links if "://" not in target]
+    assert not [target for target, _ in own if not target.exists()]
+    assert not [(target, anchor) for target, anchor in own if anchor and anchor not in anchors_of(target)]
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The headings of a page, as GitHub makes addresses of them."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
 
 
 def test_the_index_names_every_guide() -> None:
