@@ -3,30 +3,24 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from portraitkit.files.atomic import write_text
-from portraitkit.report.card import Table, cell, counted
-from preference_data.schema import CHOICES, SPLITS, Origin, Pair
+from portraitkit.report.card import Table, counted, write_readme
+from portraitkit.runs.folder import versions_of
+from preference_data.schema import CHOICES, SPLITS, Pair
 
-TEMPLATE = Path(__file__).parents[1] / "portraitkit" / "report" / "templates" / "data_card.md.j2"
 BUILT = "build.json"
 """What `make-preferences build` leaves beside a set about how it was made."""
 PACKAGES = ("portraitkit", "diffusers", "transformers", "torch")
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-HUB_LICENCES = (
+HUB_LICENCES = {
     "apache-2.0",
     "mit",
     "cc0-1.0",
-    "cc-by-4.0",
-    "cc-by-sa-4.0",
-    "cc-by-nc-4.0",
-    "cc-by-nc-sa-4.0",
-    "cc-by-nc-nd-4.0",
     "openrail",
-)
+    *(f"cc-{terms}-4.0" for terms in ("by", "by-sa", "by-nc", "by-nc-sa", "by-nc-nd")),
+}
 
 
 def build_record(options: Mapping[str, Any], synthetic: bool) -> dict[str, Any]:
@@ -35,7 +29,7 @@ def build_record(options: Mapping[str, Any], synthetic: bool) -> dict[str, Any]:
     return {
         "photos": "embedded" if synthetic else "a folder",
         "options": {name: options[name] for name in kept if name in options},
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": {name: found for name, found in versions_of(PACKAGES).items() if found},
     }
 
 
@@ -50,56 +44,69 @@ def built_by(folder: Path) -> dict[str, Any]:
 
 def write_data_card(folder: Path, pairs: Sequence[Pair], record: Mapping[str, Any]) -> Path:
     """Write `README.md` of a parquet data set of at least one pair; `record` is that of `built_by`. Returns its path."""
-    from huggingface_hub import DatasetCard, DatasetCardData
+    from huggingface_hub import DatasetCardData
 
-    files = [{"split": split, "path": f"data/{split}.parquet"} for split in SPLITS if any(pair.split == split for pair in pairs)]
+    splits = Counter(pair.split for pair in pairs)
+    files = [{"split": split, "path": f"data/{split}.parquet"} for split in SPLITS if split in splits]
     licences = {pair.licence for pair in pairs}
-    only = next(iter(licences)) if len(licences) == 1 else ""
-    by_code = sum(pair.annotator == "degradation" for pair in pairs)
-    data = DatasetCardData(
+    only = licences.pop().lower() if len(licences) == 1 else "other"
+    synthetic, people = sum(pair.synthetic for pair in pairs), len({pair.identity for pair in pairs if pair.identity})
+    metadata = DatasetCardData(
         configs=[{"config_name": "default", "data_files": files}],
-        license=only.lower() if only.lower() in HUB_LICENCES else "other" if any(licences) else "unknown",
+        license=only if only in HUB_LICENCES else "other" if only else "unknown",
         pretty_name="Preference pairs of portrait retouches",
         size_categories=next((name for most, name in SIZES if len(pairs) < most), "n>1M"),
         task_categories=["image-text-to-text", "image-to-image"],
-        annotations_creators=["machine-generated"] if by_code == len(pairs) else ["other"],
-        tags=["portraitkit", "preference", *(["synthetic"] if any(pair.synthetic for pair in pairs) else [])],
+        annotations_creators=["machine-generated"] if all(pair.annotator == "degradation" for pair in pairs) else ["other"],
+        tags=["portraitkit", "preference", *(["synthetic"] if synthetic else [])],
     )
-    synthetic = sum(pair.synthetic for pair in pairs)
-    words: dict[str, Any] = {
-        "pairs": len(pairs),
-        "synthetic": synthetic,
-        "whole": synthetic == len(pairs),
-        "people": len({pair.identity for pair in pairs if pair.identity}),
-        "splits": ", ".join(f"{split.replace('_', '-')} {count}" for split, count in Counter(pair.split for pair in pairs).items()),
-        "counts": [
-            ("photos come from", counted(pair.source for pair in pairs)),
-            ("licence of the photo", counted(pair.licence for pair in pairs)),
-            ("consent of the person", counted(pair.consent for pair in pairs)),
-            ("judged by", counted((pair.annotator for pair in pairs if pair.overall is not None), nothing="not named") or "nobody"),
-            ("not judged", str(sum(pair.overall is None for pair in pairs))),
+    made = f"**{synthetic or 'None'} of them are synthetic** (column `synthetic`): code altered what is compared."
+    if synthetic == len(pairs):
+        made = "All of them are **synthetic**: code made or altered what is compared, and says nothing about people's taste."
+    shown = ", ".join(f"{split.replace('_', '-')} {count}" for split, count in splits.items())
+    counts = [
+        ("photos come from", counted(pair.source for pair in pairs)),
+        ("licence of the photo", counted(pair.licence for pair in pairs)),
+        ("consent of the person", counted(pair.consent for pair in pairs)),
+        ("judged by", counted((pair.annotator for pair in pairs if pair.overall is not None), nothing="not named") or "nobody"),
+        ("not judged", sum(pair.overall is None for pair in pairs)),
+    ]
+    without = sum(not pair.consent for pair in pairs if not pair.synthetic)
+    groups = [(name.replace("_", " "), counted(str(getattr(pair, name) or "") for pair in pairs)) for name in CHOICES]
+    known = any(getattr(pair, name) for pair in pairs for name in CHOICES)
+    built = _record_lines(record)
+    return write_readme(
+        folder,
+        metadata,
+        "# Preference pairs of portrait retouches",
+        f"{len(pairs)} pairs of {people} people: a photo, two retouches of it, and which is better on five dimensions and overall. {made} "
+        "The truth of synthetic pairs follows from known degradations (columns `origin_a` and `origin_b`). "
+        f"Splits ({shown}) are disjoint in the column `identity`.",
+        *("## Provenance, consent, licence", Table("", ("", "pairs"), counts)),
+        *([f"**{without} pairs of real photos do not say what the person agreed to.** Do not publish them yet."] if without else []),
+        "## Who is shown",
+        Table("", ("", "pairs"), groups)
+        if known
+        else "Age band, gender and skin tone are not recorded: whether all groups of people are shown alike is **not known**.",
+        *("## What made the candidates", _generators(pairs)),
+        Table("", ("built with", ""), built) if built else "The versions of the generators were not recorded.",
+        "## Limits",
+        [
+            "A verdict is about two retouches of one photo, not about the person in it.",
+            "A set is only as fair as its photos and its annotators; who they are stands above as far as it was recorded.",
         ],
-        "without": sum(not pair.consent for pair in pairs if not pair.synthetic),
-        "groups": [(name.replace("_", " "), counted(str(getattr(pair, name) or "") for pair in pairs)) for name in CHOICES],
-        "known": any(getattr(pair, name) for pair in pairs for name in CHOICES),
-        "generators": _generators(pairs).markdown(),
-        "record": _record_lines(record),
-    }
-    made = DatasetCard.from_template(data, template_path=str(TEMPLATE), **words)
-    path = folder / "README.md"
-    write_text(path, str(made).rstrip() + "\n")
-    return path
+    )
 
 
 def _generators(pairs: Sequence[Pair]) -> Table:
     """Each generator and model, how many candidates it made, and how many of them are distinct in seed or faults."""
-    origins: list[Origin] = [origin for pair in pairs for origin in (pair.origin_a, pair.origin_b)]
-    counts = Counter((origin.generator, _short(origin.model)) for origin in origins)
-    faults = {
-        key: len({fault.kind for origin in origins if (origin.generator, _short(origin.model)) == key for fault in origin.faults})
-        for key in counts
-    }
-    rows = tuple((key[0], key[1] or "–", str(count), str(faults[key])) for key, count in counts.most_common())
+    counts: Counter[tuple[str, str]] = Counter()
+    faults: dict[tuple[str, str], set[str]] = {}
+    for origin in (origin for pair in pairs for origin in (pair.origin_a, pair.origin_b)):
+        key = origin.generator, _short(origin.model)
+        counts[key] += 1
+        faults.setdefault(key, set()).update(fault.kind for fault in origin.faults)
+    rows = [(name, model or None, count, len(faults[name, model])) for (name, model), count in counts.most_common()]
     return Table("", ("generator", "model", "times in a pair", "kinds of known faults"), rows)
 
 
@@ -110,27 +117,16 @@ def _short(model: str | None) -> str:
     return Path(model).name if Path(model).is_absolute() or model.count("/") > 1 else model
 
 
-def _record_lines(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _record_lines(record: Mapping[str, Any]) -> list[tuple[str, object]]:
     options, versions = record.get("options"), record.get("versions")
-    lines = []
-    if isinstance(versions, Mapping) and versions:
-        lines.append(("versions", ", ".join(f"{name} {value}" for name, value in versions.items())))
-    for name, value in (options if isinstance(options, Mapping) else {}).items():
-        shown = (
-            ", ".join(str(item) if name != "generators" else _generator(str(item)) for item in value) if isinstance(value, list) else value
-        )
-        lines.append((name.replace("_", " "), cell(shown)))
-    return lines
+    options = dict(options) if isinstance(options, Mapping) else {}
+    if isinstance(generators := options.get("generators"), list):
+        options["generators"] = [_generator(str(name)) for name in generators]
+    lines = [("versions", [f"{name} {value}" for name, value in versions.items()])] if isinstance(versions, Mapping) and versions else []
+    return [*lines, *((name.replace("_", " "), value) for name, value in options.items())]
 
 
 def _generator(name: str) -> str:
     """A generator as it was named, without the folders of somebody's machine."""
     kind, colon, where = name.partition(":")
     return f"{kind}:{_short(where)}" if colon and not kind.endswith(".py") else f"{Path(kind).name}{colon}{where}"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

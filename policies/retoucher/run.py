@@ -25,9 +25,8 @@ from policies.retoucher.model.loading import loading_options
 from policies.retoucher.model.training import check_sharding, divide_base
 from policies.retoucher.photos import FolderSource, PhotoSource, open_photos
 from policies.retoucher.processes import Processes, check_count, open_processes
-from policies.retoucher.report.card import FILES, write_retoucher_card
 from policies.retoucher.report.pictures import write_overview
-from policies.retoucher.report.report import write_report
+from policies.retoucher.report.report import FILES, write_report, write_retoucher_card
 from policies.retoucher.trainer import StepResult, Trainer, make_evaluation_sets
 from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError, OutOfMemory, WorkersLost

@@ -1,33 +1,43 @@
-"""Model cards: what a model is, of which base under which licence, learned from what, measured how, and what it is not.
+"""Cards: what a model or a data set is, made of what under which licence, measured how, and what it is not.
 
-The text is made by `huggingface_hub.ModelCard`, with metadata that the hub reads. Local paths and commands stay out of it: a card may be
-published.
+One writer for all of them: metadata that the hub reads, then Markdown. Local paths and commands stay out: a card may be published.
 """
 
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from portraitkit.files.atomic import write_text
+from portraitkit.report.page import interval, number
+from portraitkit.stats import bootstrap_interval, person_interval
 
-TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
+if TYPE_CHECKING:
+    from huggingface_hub import CardData
+
 FLUX = "https://huggingface.co/black-forest-labs/FLUX.1-Kontext-dev/blob/main/LICENSE.md"
 QWEN = "https://huggingface.co/Qwen/Qwen2.5-VL-{size}-Instruct/blob/main/LICENSE"
 NAMED = {"flux-1-dev-non-commercial-license": FLUX}
 """Licences that the hub files under `other`, and where their text is."""
+GROUPS = ("age_band", "age", "gender", "sex", "skin_tone", "race", "ethnicity")
+"""Columns, or keys of meta_info, that tell people apart."""
+MOST_GROUPS = 12
+FEW = 20
+"""Groups of fewer rows are marked."""
+Groups = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""column -> value -> `before` (None or absent where it was not measured), `after`, `ci95` of after, `n`."""
 
 
 @dataclass(frozen=True)
 class Licence:
-    """A licence as the hub's metadata has it.
-
-    Attributes:
-        key: one of the hub's identifiers; other where it has none of its own; unknown.
-        name: of one that is other.
-        link: to its text.
-    """
+    """A licence as the hub's metadata has it: one of its identifiers; for one that is `other`, its name and a link to its text."""
 
     key: str = "unknown"
     name: str | None = None
@@ -48,17 +58,14 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class Base:
-    """The model that was trained on.
-
-    Attributes:
-        words: how it is called in the text.
-        hub_id: its repository, or None.
-        licence: carried over to what was made of it.
-    """
+    """The model that was trained on: in words, its repository on the hub or None, and the licence, which holds for what was made of it."""
 
     words: str
     hub_id: str | None
     licence: Licence
+
+
+EMBEDDED = Base("the embedded tiny Qwen2.5-VL of portraitkit (2.9 M parameters, trained on synthetic rows)", None, Licence("apache-2.0"))
 
 
 @dataclass(frozen=True)
@@ -66,40 +73,37 @@ class Table:
     """A table of a card: heading, column names, rows, and a note below."""
 
     heading: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
     note: str = ""
 
-    def markdown(self) -> str:
-        """As text; what stands in a cell cannot break the table."""
+    def __str__(self) -> str:
+        """As Markdown; what stands in a cell cannot break the table."""
         lines = [self.columns, ("---",) * len(self.columns), *self.rows]
-        return "\n".join("| " + " | ".join(cell(value) for value in line) + " |" for line in lines)
-
-
-@dataclass(frozen=True)
-class Result:
-    """One held-out figure for the hub's metadata."""
-
-    name: str
-    value: float
+        table = "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines)
+        return "\n\n".join(part for part in (self.heading and f"### {self.heading}", table, self.note) if part)
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says.
+    """What a model's card says.
 
     Attributes:
         title: heading.
         what: what the model is for, a paragraph.
         headline: the result, in sentences that the intervals allow.
         base: that was trained on.
-        data: provenance of the data, a sentence each; the first says whether they are synthetic.
-        tables: held-out figures, and by group where groups are known.
+        data: provenance of the data, a sentence each.
+        synthetic: the data were made by code.
+        held_out: what was measured on: rows, pairs, photos.
+        tables: held-out figures.
+        measured: what `groups` has, as the headings of their tables begin.
+        groups: the main figure by group of people; empty where nobody knows who is shown.
         limits: what the model is not, a sentence each.
-        settings: (name, value) of the training.
+        settings: name -> value of the training.
+        versions: name -> version of what it ran on, or None.
         usage: Python that loads it; empty for none.
-        data_name: of the held-out data, for the metadata.
-        results: main figures for the metadata.
+        results: name -> main figures for the metadata.
         task: as the hub calls what the model does: image-text-to-text, image-to-image.
         library: that loads it.
         tags: further ones.
@@ -110,78 +114,123 @@ class Card:
     what: str
     headline: str
     base: Base
-    data: tuple[str, ...]
-    tables: tuple[Table, ...]
-    limits: tuple[str, ...]
-    settings: tuple[tuple[str, str], ...]
+    data: Sequence[str]
+    synthetic: bool
+    held_out: str
+    tables: Sequence[Table]
+    limits: Sequence[str]
+    settings: Mapping[str, object]
+    versions: Mapping[str, str | None]
     usage: str
-    data_name: str
-    results: tuple[Result, ...]
+    results: Mapping[str, float]
     task: str
     library: str
-    tags: tuple[str, ...] = ()
+    tags: Sequence[str] = ()
     adapter: bool = False
+    measured: str = ""
+    groups: Groups = field(default_factory=dict)
 
 
 def write_card(folder: Path, card: Card) -> Path:
     """Write `README.md` beside a model's weights, in place of what a library wrote there; returns its path."""
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+    from huggingface_hub import EvalResult, ModelCardData
 
+    licence = card.base.licence
+    kind = "synthetic" if card.synthetic else "own"
     results = [
         EvalResult(
             task_type=card.task,
             dataset_type="portraitkit",
-            dataset_name=card.data_name,
-            metric_type=result.name.replace(" ", "_"),
-            metric_name=result.name,
-            metric_value=round(result.value, 6),
+            dataset_name=f"{kind} held-out {card.held_out}",
+            metric_type=name.replace(" ", "_"),
+            metric_name=name,
+            metric_value=round(value, 6),
         )
-        for result in card.results
-        if math.isfinite(result.value)
+        for name, value in card.results.items()
+        if math.isfinite(value)
     ]
-    licence = card.base.licence
     related: dict[str, Any] = {"base_model_relation": "adapter" if card.adapter else "finetune"} if card.base.hub_id else {}
-    data = ModelCardData(
+    metadata = ModelCardData(
         license=licence.key,
         license_name=licence.name,
         license_link=licence.link,
         base_model=card.base.hub_id,
         library_name=card.library,
         pipeline_tag=card.task,
-        tags=["portraitkit", *card.tags],
+        tags=["portraitkit", *card.tags, *(["synthetic-data"] if card.synthetic else [])],
         model_name=card.title,
         eval_results=results or None,
         **related,
     )
-    words: dict[str, Any] = {"card": card, "tables": [(table.heading, table.markdown(), table.note) for table in card.tables]}
-    made = ModelCard.from_template(data, template_path=str(TEMPLATE), **words)
+    base = f"{'A LoRA for' if card.adapter else 'Trained from'} {card.base.words}. Licence of the base, which holds for this model, too: "
+    unrecorded = " **Nobody recorded it: look it up before you pass the model on.**" if licence.key == "unknown" else ""
+    limits = ["Learned and measured on synthetic pictures only: nothing is known about real photos."] if card.synthetic else []
+    limits += card.limits
+    if not card.groups:
+        limits.append(
+            f"The held-out {card.held_out} do not say who is shown: whether it serves all groups of people alike is **not known**."
+        )
+    settings = [(name.replace("_", " "), value) for name, value in card.settings.items()]
+    settings += [(name, version) for name, version in card.versions.items() if version]
+    return write_readme(
+        folder,
+        metadata,
+        *(f"# {card.title}", card.what, f"**Result.** {card.headline}"),
+        *("## Base and licence", f"{base}{licence}.{unrecorded}"),
+        *("## Data", list(card.data)),
+        *("## Measured on held-out data", *card.tables, *group_tables(card.groups, card.measured)),
+        *("## Limits", limits),
+        *("## Training", Table("", ("setting", "value"), settings)),
+        *(("## Use", f"```python\n{card.usage}\n```") if card.usage else ()),
+    )
+
+
+def write_readme(folder: Path, metadata: "CardData", *blocks: str | list[str] | Table) -> Path:
+    """Write a card as `README.md`; returns its path.
+
+    Args:
+        folder: of the model or the data set.
+        metadata: for the hub.
+        blocks: Markdown, with an empty line between; a list has a point each.
+    """
+    parts = ["\n".join(f"- {line}" for line in block) if isinstance(block, list) else str(block) for block in blocks]
     path = folder / "README.md"
-    write_text(path, str(made).rstrip() + "\n")
+    write_text(path, f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
     return path
 
 
-def base_of(source: str, *, embedded: str) -> Base:
+def base_of(source: str, licence: Licence | None = None) -> Base:
     """A base and its licence, without the network: from the card in its folder, from the hub's cache, or from our own list.
 
     Args:
-        source: embedded, a folder, or a hub id.
-        embedded: how the embedded model is called.
+        source: embedded, a name of ours, a hub id, or a folder, which may be gone since.
+        licence: where it is known.
     """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
     if source == "embedded":
-        return Base(embedded, None, Licence("apache-2.0"))
+        return EMBEDDED
+    if source.startswith("portraitkit/"):
+        return Base(f"`{source}`", None, licence or Licence())
     folder = Path(source)
+    words = f"the local model `{'/'.join(folder.resolve().parts[-2:])}`"
     if folder.is_dir():
         found = _metadata(folder / "README.md")
         hub_id = found.get("base_model")
         hub_id = hub_id[0] if isinstance(hub_id, list) and hub_id else hub_id
-        words = "/".join(folder.resolve().parts[-2:])
-        origin = f", itself made from {hub_id}" if isinstance(hub_id, str) else ""
-        return Base(f"the local model `{words}`{origin}", hub_id if isinstance(hub_id, str) else None, _licence_in(found))
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(source, "README.md")
-    licence = _licence_in(_metadata(Path(cached))) if isinstance(cached, str) else Licence()
-    return Base(source, source, KNOWN.get(source, licence) if licence.key == "unknown" else licence)
+        hub_id = hub_id if isinstance(hub_id, str) else None
+        return Base(words + (f", itself made from {hub_id}" if hub_id else ""), hub_id, licence or _licence_in(found))
+    try:
+        cached = try_to_load_from_cache(source, "README.md")
+    except HFValidationError:
+        cached, gone = None, True
+    else:
+        gone = cached is None and len(folder.parts) > 1 and folder.parent.is_dir()
+    if gone:
+        return Base(f"{words}, whose folder is gone", None, licence or Licence())
+    found = _licence_in(_metadata(Path(cached))) if isinstance(cached, str) else Licence()
+    return Base(source, source, licence or (KNOWN.get(source, found) if found.key == "unknown" else found))
 
 
 def named_licence(name: str) -> Licence:
@@ -190,56 +239,63 @@ def named_licence(name: str) -> Licence:
 
 
 def cell(value: object) -> str:
-    """Text for a cell of a table; the items of a list with commas between; a dash for None."""
+    """Text for a cell of a table, once or twice put through; the items of a list with commas between; a dash for None."""
     if value is None:
         return "–"
     text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.split())).replace("<", "&lt;")
 
 
 def counted(values: Iterable[str], *, nothing: str = "not given", most: int = 8) -> str:
     """`mit (12), not given (3)`: how often each value occurs, the most frequent first."""
-    from collections import Counter
-
     counts = Counter(cell(value) or nothing for value in values).most_common()
     shown = ", ".join(f"{name} ({count})" for name, count in counts[:most])
     return shown + (f", {len(counts) - most} others" if counts[most:] else "")
 
 
-def group_tables(groups: Mapping[str, Mapping[str, Mapping[str, Any]]], what: str, *, smallest: int = 20) -> list[Table]:
-    """One table for each column by which people are told apart.
+def value_of(row: Mapping[str, Any], name: str) -> str:
+    """What a row says in a column, or in its `meta_info`; empty for nothing."""
+    meta = row.get("meta_info")
+    value = row.get(name, meta.get(name) if isinstance(meta, Mapping) else None)
+    return str(value) if isinstance(value, str | int | float) else ""
+
+
+def by_group(
+    rows: Sequence[Mapping[str, Any]], before: Float[Tensor, " n"], after: Float[Tensor, " n"], people: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Means before and after by each column that tells people apart and is there, as `Groups`.
 
     Args:
-        groups: column -> value -> `before`, `after`, `ci95` of after, `n`; before is None where it was not measured.
-        what: is measured.
-        smallest: groups of fewer rows are marked.
+        rows: held-out ones.
+        before: of each; NaN is left out.
+        after: the same.
+        people: who is in each: they are resampled for the intervals. Without, rows are.
     """
+    found: dict[str, Any] = {}
+    for column in GROUPS:
+        values = [value_of(row, column) for row in rows]
+        names = sorted(set(values) - {""})
+        for name in names if len(names) <= MOST_GROUPS else ():
+            some = torch.tensor([value == name for value in values])
+            who = None if people is None else [person for person, value in zip(people, values, strict=True) if value == name]
+            ends = bootstrap_interval(after[some]) if who is None else person_interval(after[some], who)
+            means = {"before": float(before[some].nanmean()), "after": float(after[some].nanmean()), "n": int(some.sum())}
+            found.setdefault(column, {})[name] = {**means, "ci95": ends}
+    return found
+
+
+def group_tables(groups: Groups, what: str) -> list[Table]:
+    """One table for each column by which people are told apart; `what` is measured."""
     tables = []
     for column, values in groups.items():
+        name = column.replace("_", " ")
         rows = [
-            (
-                f"{value}{' *' if row['n'] < smallest else ''}",
-                str(row["n"]),
-                figure(row.get("before")),
-                figure(row["after"]),
-                interval(row["ci95"]),
-            )
+            (f"{value}{' *' if row['n'] < FEW else ''}", row["n"], number(row.get("before")), number(row["after"]), interval(row["ci95"]))
             for value, row in values.items()
         ]
-        note = f"\\* fewer than {smallest} rows: an interval of so few says little." if any("*" in row[0] for row in rows) else ""
-        heading = f"{what} by {column.replace('_', ' ')}"
-        tables.append(Table(heading, (column.replace("_", " "), "n", "before", "after", "95 % interval"), tuple(rows), note))
+        note = f"\\* fewer than {FEW} rows: an interval of so few says little." if any("*" in row[0] for row in rows) else ""
+        tables.append(Table(f"{what} by {name}", (name, "n", "before", "after", "95 % interval"), rows, note))
     return tables
-
-
-def figure(value: float | None) -> str:
-    """A figure for a table."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"
-
-
-def interval(ends: Sequence[float | None] | None) -> str:
-    """Two ends for a table."""
-    return "–" if ends is None else f"{figure(ends[0])} to {figure(ends[1])}"
 
 
 def _metadata(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -285,12 +285,6 @@ def environment(command: list[str], seed: int) -> dict[str, Any]:
 
     from portraitkit.processor import cpu_bf16
 
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
     return {
         "command": [Path(command[0]).name, *command[1:]] if command else [],
         "seed": seed,
@@ -303,9 +297,20 @@ def environment(command: list[str], seed: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpu_bf16": cpu_bf16(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": versions,
+        "versions": versions_of(PACKAGES),
         "revision": _revision(),
     }
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
+    """Installed versions; None of what is not installed."""
+    found: dict[str, str | None] = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def _processor() -> str:

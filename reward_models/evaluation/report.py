@@ -1,4 +1,4 @@
-"""What a run of `train-reward-model` found: a table on the screen, and `report.html`, one file made from the run folder and the pairs."""
+"""What a run of `train-reward-model` found: a table on the screen, `report.html` and the model card, from the run folder and the pairs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,13 @@ from rich.table import Table
 
 from portraitkit.files.jsonl import read_objects
 from portraitkit.pictures.images import write_image
+from portraitkit.report.card import Card, base_of, cell, counted, write_card
+from portraitkit.report.card import Table as Figures
 from portraitkit.report.charts import Series, curve_svg
 from portraitkit.report.page import interval, number, plural, setup, signed, write_page
 from portraitkit.report.pictures import data_uri
+from portraitkit.vlm.trainer_options import rate_of
+from preference_data.pair_set import scan_pairs
 from preference_data.schema import DIMENSIONS, TITLES
 from reward_models.evaluation.figures import NAMES, truth_of
 from reward_models.judge.ask import Judged, judged_from
@@ -21,6 +25,9 @@ from reward_models.training.config import STAGES, RewardModelConfig
 
 SHOWN = 3
 BIAS = 0.05
+SETTINGS = ("stages", "shown", "form", "max_train_steps", "group_size", "learning_rate", "sft_steps", "sft_learning_rate", "rank")
+SETTINGS += ("weights", "freeze_vision", "max_tokens", "max_pixels", "dtype", "seed")
+"""Options that the card names."""
 SHORT = {name: name.replace("_", " ") for name in NAMES}
 TITLE = {"overall": "Overall", **{name: TITLES[name] for name in DIMENSIONS}}
 
@@ -179,3 +186,87 @@ def _example(folder: Path, pair: JudgedPair, judged: Judged, place: int) -> dict
 
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+# ---- the model card
+
+
+def write_judge_card(folder: Path) -> Path | None:
+    """Write `model/README.md` of a finished run; None where nothing was trained.
+
+    Args:
+        folder: with config.json, summary.json, environment.json and model/.
+    """
+    if not (folder / "model").is_dir():
+        return None
+    config, environment, summary = (_read(folder / name) for name in ("config.json", "environment.json", "summary.json"))
+    settings = config | {"learning_rate": rate_of(config["learning_rate"], config["weights"], config["rank"], RewardModelConfig.USUAL_RATE)}
+    overall = summary["held_out"][stages_of(summary)[-1]]["overall"]
+    hacks = [(name.replace("_", " "), number(row["honest_wins"]), interval(row["ci95"])) for name, row in summary["hacks"].items()]
+    card = Card(
+        title="A judge of portrait retouches by portraitkit",
+        what="A vision-language model that sees a photo and two retouches, scores both on five dimensions (skin smoothing, blemish "
+        "removal, skin tone and texture, clarity, personal features) and names the better one. `judge.json` says how it wants to be asked.",
+        headline=" ".join([headline(summary), *warnings(summary)]),
+        base=base_of(config["model"]),
+        data=_provenance(config, summary),
+        synthetic=config["data"] == "embedded",
+        held_out="pairs",
+        tables=[
+            _verdicts(summary),
+            *([Figures("Honest retouch against tricks", ("against", "honest wins", "95 % interval"), hacks)] if hacks else []),
+        ],
+        measured="Right in both orders, overall,",
+        groups={
+            column: {value: {"after": row["acc_consistent"], "ci95": row["ci95"], "n": row["n"]} for value, row in table["groups"].items()}
+            for column, table in summary["groups"].items()
+        },
+        limits=[
+            "One run with one seed: the intervals say nothing about other seeds.",
+            "It judges retouches of one aligned face on five dimensions. Other edits, groups of people and whole scenes were not tried.",
+            "A policy that is trained against it will look for its mistakes: watch an independent measure beside it.",
+            "Not for decisions about people: it says which retouch is better made, not who looks better.",
+        ],
+        settings={name: settings[name] for name in SETTINGS if name in settings},
+        versions=environment["versions"],
+        usage="# serve-judge, train-reward-model --evaluate and align-retoucher take it:\n"
+        '# align-retoucher --reward judge:FOLDER\nfrom portraitkit.vlm.model import load_model\n\nmodel = load_model("FOLDER")',
+        results={"right in both orders": overall["acc_consistent"], "right": overall["acc_average"]},
+        task="image-text-to-text",
+        library="transformers",
+        tags=("reward-model", "trl"),
+    )
+    return write_card(folder / "model", card)
+
+
+def _provenance(config: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
+    counts = ", ".join(f"{split.replace('_', '-')} {count}" for split, count in summary["pairs"].items())
+    split = f"Pairs: {counts}. Nobody is in two splits; the held-out pairs were not trained on."
+    if config["data"] == "embedded":
+        return [
+            "**Synthetic**: people morphed by code from two public-domain portraits, with painted blemishes; which retouch is better "
+            "follows from known degradations. Nobody judged: people's taste is not in them.",
+            split,
+        ]
+    pairs = scan_pairs(Path(config["data"])).rows
+    return [
+        f"The pair set `{cell(Path(config['data']).name)}`: {len(pairs)} pairs, **{sum(pair.synthetic for pair in pairs)} of them "
+        "synthetic** (code altered what is compared).",
+        split,
+        f"Licences of the photos: {counted(pair.licence for pair in pairs)}. Consent: {counted(pair.consent for pair in pairs)}.",
+        f"Judged by: {counted((pair.annotator for pair in pairs if pair.overall), nothing='not named')}; by `degradation` means that the "
+        "truth follows from known faults.",
+    ]
+
+
+def _verdicts(summary: Mapping[str, Any]) -> Figures:
+    held_out, last = summary["held_out"], stages_of(summary)[-1]
+    rows = []
+    for name in (name for name in NAMES if name in held_out[last]):
+        row, base = held_out[last][name], held_out["base"].get(name, {})
+        floors = [value for key in ("blind", "shuffled_images", "majority") if (value := held_out.get(key, {}).get(name)) is not None]
+        both = number(base.get("acc_consistent")), number(row["acc_consistent"]), interval(row["ci95"])
+        rows.append((SHORT[name], *both, number(row["acc_average"]), number(max(floors, default=None)), number(row["p_first"])))
+    columns = ("", "right in both orders, base", "this model", "95 % interval", "right", "right without eyes", "P(first)")
+    note = f"{summary['pairs']['held_out']} held-out pairs, each in both orders. Intervals are bootstrap intervals over people."
+    return Figures("Verdicts", columns, rows, note)

@@ -23,8 +23,7 @@ from portraitkit.vlm.stages import Interrupted, RunContext, newest_checkpoint, s
 from portraitkit.vlm.trainers import check_vllm
 from reward_models.evaluation.battery import Asking, check_judge, checks_summary, held_out_summary, read_judged
 from reward_models.evaluation.figures import gain, right
-from reward_models.evaluation.judge_card import write_judge_card
-from reward_models.evaluation.report import print_result, write_report
+from reward_models.evaluation.report import print_result, write_judge_card, write_report
 from reward_models.judge.ask import Judged, judge_pairs
 from reward_models.judge.coherence import load_coherence
 from reward_models.judge.judge import Comparison, calibrate, load_judge

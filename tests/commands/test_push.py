@@ -11,6 +11,7 @@ from tiny_vlm import write_tiny_vlm
 from policies.retoucher.main import align_retoucher
 from policies.vlm.main import align_vlm
 from portraitkit.pictures.images import write_image
+from portraitkit.report.page import number
 from reward_models.main import train_reward_model
 
 SMALL = ["--validation-rows", 1, "--held-out-rows", 4, "--probe-rows", 2, "--prompts-per-step", 2, "--group-size", 2, "--max-tokens", 6]
@@ -77,7 +78,7 @@ def test_a_vlm_with_its_card_is_pushed(command, own, hub):
     summary = json.loads((own / "run" / "summary.json").read_text())
     greedy = summary["held_out"]["greedy"]
     assert card.data.eval_results[0].metric_value == pytest.approx(greedy["after"], abs=1e-5)
-    assert f"| greedy reward | {greedy['before']:.3f} | {greedy['after']:.3f} |" in card.text
+    assert f"| greedy reward | {number(greedy['before'])} | {number(greedy['after'])} |" in card.text
     assert "user's folder `faces`" in card.text and "ynthetic" not in card.text and str(own) not in card.text
     assert "### Greedy reward by gender" in card.text and "| woman * | 2 |" in card.text and "### Greedy reward by skin tone" in card.text
     assert "Licence as the rows say: cc0 (8), not given (2)." in card.text

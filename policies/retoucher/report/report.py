@@ -1,13 +1,15 @@
-"""`report.html` of an `align-retoucher` run: one file that shows what came out, made from the run folder alone."""
+"""`report.html` of an `align-retoucher` run, one file that shows what came out, and its model card, made from the run folder."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from markupsafe import Markup
 
 from policies.retoucher.config import RetoucherConfig
+from policies.retoucher.model.adapter import FILE
 from policies.retoucher.report.pictures import Figure, featured, full_figure, plain_figure, ranked
 from policies.retoucher.report.results import (
     Json,
@@ -22,8 +24,11 @@ from policies.retoucher.report.results import (
     read_run,
     warnings,
 )
+from portraitkit.errors import DataError
+from portraitkit.files.jsonl import read_objects
+from portraitkit.report.card import Card, Table, base_of, by_group, cell, counted, named_licence, write_card
 from portraitkit.report.charts import Series, curve_svg
-from portraitkit.report.page import plural, setup, write_page
+from portraitkit.report.page import number, plural, setup, signed, write_page
 from portraitkit.report.pictures import AMPLIFY
 
 Plot = tuple[str, str, Markup]
@@ -37,6 +42,11 @@ SIGNALS = (
     ("kl", "KL to the base", "per latent dimension"),
 )
 """Logged values of training, their titles, and how to read them."""
+FILES = ("README.md", FILE)
+"""What of a run folder is pushed: no picture of anybody."""
+SETTINGS = ("backbone", "resolution", "num_steps", "eval_num_steps", "guidance", "sampler", "eta", "window", "dpg", "group_size")
+SETTINGS += ("photos_per_step", "rewards", "combine", "max_train_steps", "learning_rate", "rank", "lora_alpha", "keep_best", "seed")
+"""Options that the card names."""
 
 
 def write_report(folder: Path) -> Path:
@@ -191,3 +201,87 @@ def _drawn(plots: Sequence[Plot]) -> list[Plot]:
 def _best_step(run: Run) -> float | None:
     step = as_float(run.summary.get("best_step"))
     return step if math.isfinite(step) and run.config.get("keep_best", True) else None
+
+
+# ---- the model card
+
+
+def write_retoucher_card(folder: Path, base_model: str, licence: str) -> Path:
+    """Write `README.md` beside the LoRA; returns its path.
+
+    Args:
+        folder: of the finished run.
+        base_model: of the backbone: a hub id, a folder, or a name of ours.
+        licence: of the base.
+    """
+    run = read_run(folder)
+    measures, base, rows = read_measures(run), base_of(base_model, named_licence(licence)), _photo_rows(run)
+    columns = [rows.get(photo.name, {}) for photo in run.photos]
+    before, after = (torch.tensor([getattr(photo, when).get("reward", torch.nan) for photo in run.photos]) for when in ("before", "after"))
+    figures = [
+        (
+            *(measure.meaning.title, number(measure.untouched), number(measure.before), number(measure.after)),
+            *(f"{signed(measure.gain)} ({measure.interval})", "higher" if measure.higher_is_better else "lower"),
+        )
+        for measure in measures.values()
+    ]
+    names = ("", "untouched photo", "base", "this LoRA", "change (95 % interval)", "better is")
+    note = "Means over held-out photos, made by the plain ODE without anchors. The change's bootstrap interval is paired, over people."
+    source = base.hub_id if base.hub_id == base_model else "BASE"
+    card = Card(
+        title="A portrait retoucher by portraitkit",
+        what="A LoRA that makes a diffusion image editor retouch portraits as the rewards below ask for: blemishes gone, pores, tone and "
+        f"the person kept. Instruction: “{cell(run.config.get('prompt', ''))}”.",
+        headline=" ".join([headline(measures.get("reward")), *warnings(measures)]),
+        base=base,
+        data=_provenance(run, rows),
+        synthetic=run.config.get("photos") == "embedded",
+        held_out="photos",
+        tables=[Table("Held-out photos", names, figures, note)],
+        measured="Reward",
+        groups=by_group(columns, before, after, [photo.person for photo in run.photos]),
+        limits=[
+            *caveats(run.config, run.summary)[1:],
+            "It retouches one aligned face at the resolution below; everything else of a picture is not its business.",
+            "Not for photos whose people did not agree, and not to pass a retouched photo off as an untouched one.",
+        ],
+        settings={name: run.config[name] for name in SETTINGS if name in run.config},
+        versions=run.environment.get("versions") or {},
+        usage=""
+        if base_model.startswith("portraitkit/")
+        else "import torch\nfrom diffusers import DiffusionPipeline\n\n"
+        f'pipeline = DiffusionPipeline.from_pretrained("{source}", dtype=torch.bfloat16)\npipeline.load_lora_weights("OWNER/NAME")',
+        results={name: measures[name].after for name in ("reward", "identity_distance", "blemish_residual") if name in measures},
+        task="image-to-image",
+        library="diffusers",
+        tags=("lora", "grpo", "portrait-retouching"),
+        adapter=True,
+    )
+    return write_card(folder, card)
+
+
+def _photo_rows(run: Run) -> dict[str, Json]:
+    """The rows of a user's photos, by file name; none of the embedded ones."""
+    path = Path(str(run.config.get("photos"))) / "metadata.jsonl"
+    try:
+        return {str(row.get("file_name")): row for _, row in read_objects(path)} if path.is_file() else {}
+    except DataError:
+        return {}  # it changed since the run began; the card then knows of no groups
+
+
+def _provenance(run: Run, rows: dict[str, Json]) -> list[str]:
+    photos, people = run.summary.get("photos") or {}, run.summary.get("people") or {}
+    counts = ", ".join(f"{name.replace('_', '-')} {count} ({people.get(name, '?')} people)" for name, count in photos.items())
+    if run.config.get("photos") == "embedded":
+        return [
+            "**Synthetic**: morphs of two public-domain portraits with painted blemishes, made by code, so that the clean face is known. "
+            "No photo of a user is in them.",
+            f"Photos seen: {counts}. The held-out people were never trained on.",
+        ]
+    licences, consent = (counted(str(row.get(name) or "") for row in rows.values()) for name in ("licence", "consent"))
+    return [
+        f"The user's folder `{cell(Path(str(run.config.get('photos'))).name)}`: {len(rows)} photos, "
+        f"{sum('anchor_file_name' in row for row in rows.values())} of them with a retouch by hand as anchor.",
+        f"Licences: {licences}. Consent: {consent}.",
+        f"Photos seen: {counts}.",
+    ]

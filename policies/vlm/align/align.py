@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,9 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from policies.vlm.align.align_card import by_group, provenance, write_align_card
 from policies.vlm.align.align_config import AlignVlmConfig
-from policies.vlm.align.align_report import write_probe_report, write_report
+from policies.vlm.align.align_report import write_align_card, write_probe_report, write_report
 from policies.vlm.align.align_stages import check_enough, find_start, forget_stages, load_policy, train_stages
 from policies.vlm.align.inputs import check_all_lengths, check_held_out, open_all_rows, prompt_of, readable_rows, write_aside
 from policies.vlm.align.reward_file import with_reward_file
@@ -20,6 +20,7 @@ from policies.vlm.tasks import load_task
 from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError
 from portraitkit.hub import open_repo, push_folder
+from portraitkit.report.card import by_group, counted, value_of
 from portraitkit.runs.folder import RunFolder, SilentRunFolder, check_run_folder
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import progress_bar
@@ -126,10 +127,10 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
             },
             "metrics": {"before": finite(before.metrics), "after": finite(after.metrics)},
             "seconds": time.monotonic() - started,
-            "groups": by_group(rows["held_out"], before.greedy, after.greedy),
+            "groups": by_group([row.columns for row in rows["held_out"]], before.greedy, after.greedy),
             "rows": {split: len(some) for split, some in rows.items()},
             "processes": processes.num_processes,
-            "provenance": provenance(rows),
+            "provenance": _provenance(rows),
             "prompt": "full" if prompt == task.prompt else "brief",
             "reward_file": config.reward_file and Path(config.reward_file).name,
             "seed": config.seed,
@@ -207,6 +208,13 @@ def _measure(
 def _validate(config: AlignVlmConfig, task: Task, processor: Any, rows: list[Row], decoding: Decoding, model: Any) -> dict[str, float]:
     answers = complete_together(model, processor, decoding.prompt, rows, max_tokens=decoding.max_tokens, batch_size=decoding.batch_size)
     return {"greedy": float(score_all(task, [group[0] for group in answers], rows, config.mode).mean())}
+
+
+def _provenance(rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:
+    """What the rows of all splits say of licence and consent, counted; only what at least one of them says."""
+    every = [row.columns for some in rows.values() for row in some]
+    said = {name: [value_of(columns, name) for columns in every] for name in ("licence", "license", "consent")}
+    return {name: counted(values) for name, values in said.items() if any(values)}
 
 
 def _write_answers(folder: Path, rows: list[Row], before: Evaluation, after: Evaluation, task: Task, config: AlignVlmConfig) -> None:

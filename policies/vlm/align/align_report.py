@@ -1,20 +1,28 @@
-"""`report.html` of an `align-vlm` run: one file, made from the run folder alone."""
+"""`report.html` and the model card of an `align-vlm` run, made from the run folder alone."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from policies.vlm.align.align_config import AlignVlmConfig
+from policies.vlm.align.align_config import AlignVlmConfig, usual_rate
 from policies.vlm.tasks.shape_area import PUBLISHED_CURVES
+from portraitkit.report.card import Card, Table, base_of, cell, write_card
 from portraitkit.report.charts import Reference, Series, curve_svg
-from portraitkit.report.page import number, setup, signed, write_page
+from portraitkit.report.page import interval, number, setup, signed, write_page
 from portraitkit.report.pictures import data_uri
+from portraitkit.vlm.trainer_options import rate_of
 
 TEMPLATE = Path(__file__).parents[1] / "templates" / "align.html.j2"
 SHOWN = 4
 SMOOTH = 5
 Json = dict[str, Any]
+SETTINGS = ("stages", "mode", "max_train_steps", "prompts_per_step", "group_size", "learning_rate", "beta", "loss_type", "rank")
+SETTINGS += ("lora_alpha", "weights", "freeze_vision", "sft_steps", "sft_learning_rate", "max_tokens", "max_pixels", "dtype", "seed")
+"""Options that the card names."""
+ON_FACES = ("emotion", "makeup", "makeup-lips", "preference")
+"""Tasks about how somebody looks."""
+NO_DECISIONS = "Not for decisions about people: what a face shows is not what a person feels, is or deserves."
 
 
 def write_report(folder: Path) -> Path:
@@ -165,3 +173,92 @@ def _read(path: Path) -> Json:
 
 def _read_lines(path: Path) -> list[Json]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# ---- the model card
+
+
+def write_align_card(folder: Path) -> Path:
+    """Write `model/README.md` of a finished run; returns its path.
+
+    Args:
+        folder: with config.json, summary.json, environment.json and model/.
+    """
+    config, summary, environment = (_read(folder / f"{name}.json") for name in ("config", "summary", "environment"))
+    task, stages, adapter = summary["task"], ", ".join(config["stages"]), bool(config["rank"])
+    card = Card(
+        title=f"{task} by portraitkit",
+        what=f"A vision-language model aligned with the verifiable rewards of the task {task} by supervised fine-tuning or GRPO "
+        f"(stages: {stages}). The prompt that it was trained on is the task's {summary['prompt']} one.",
+        headline=headline(summary),
+        base=base_of(config["model"]),
+        data=_provenance(config, summary),
+        synthetic=summary["synthetic"],
+        held_out=f"rows of {task}",
+        tables=_figures(summary),
+        measured="Greedy reward",
+        groups=summary.get("groups", {}),
+        limits=[
+            "One run with one seed: the intervals say nothing about other seeds.",
+            "The reward is what a program can check in an answer. Reasoning in words is not checked beyond its form.",
+            "It was not tried on people, cameras and light other than those of the rows above.",
+            *(
+                ["Not for decisions about people: what a face shows is not what a person feels, is or deserves."]
+                if task in ON_FACES
+                else []
+            ),
+        ],
+        settings=_settings(config) | ({"processes": summary["processes"]} if summary.get("processes", 1) > 1 else {}),
+        versions=environment["versions"],
+        usage='from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base, "OWNER/NAME")'
+        if adapter
+        else "from transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
+        'model = AutoModelForImageTextToText.from_pretrained("OWNER/NAME")\nprocessor = AutoProcessor.from_pretrained("OWNER/NAME")',
+        results={f"{name} reward": summary["held_out"][name]["after"] for name in ("greedy", "sampled")},
+        task="image-text-to-text",
+        library="peft" if adapter else "transformers",
+        tags=("grpo", "trl", task),
+        adapter=adapter,
+    )
+    return write_card(folder / "model", card)
+
+
+def _settings(config: Json) -> Json:
+    """What a run was trained with, of the stages that it had."""
+    rate = rate_of(config["learning_rate"], config["weights"], config["rank"], usual_rate(config["model"], config["rank"]))
+    foreign = ("learning_rate", "weights") if "grpo" not in config["stages"] else ("weights",) if config["rank"] else ()
+    foreign += ("sft_steps", "sft_learning_rate") if "sft" not in config["stages"] else ()
+    settings = config | {"learning_rate": rate}
+    return {name: settings[name] for name in SETTINGS if name in config and name not in foreign}
+
+
+def _provenance(config: Json, summary: Json) -> list[str]:
+    counts = ", ".join(f"{name.replace('_', '-')} {count}" for name, count in summary["rows"].items())
+    lines = [
+        "**Synthetic**: every picture and its truth were made by code (`--data embedded`). No photo of a user is in them."
+        if summary["synthetic"]
+        else f"Rows of a user's folder `{cell(Path(config['data']).name)}`. Whether its pictures may be used so, and whether the people in "
+        "them agreed, its owner must know: this card knows no more than what follows.",
+        *(f"{name.capitalize()} as the rows say: {said}." for name, said in summary["provenance"].items()),
+        f"Rows: {counts}. The held-out rows were looked at before and after training only.",
+    ]
+    if summary.get("reward_file"):
+        lines.append(f"The reward is a function of the user's own (`{cell(summary['reward_file'])}`), not the task's.")
+    if config.get("adapter"):
+        lines.append("Training went on from a LoRA of an earlier run, whose data are described in that run's card.")
+    return lines
+
+
+def _figures(summary: Json) -> list[Table]:
+    held_out, metrics = summary["held_out"], summary["metrics"]
+    rows = []
+    for row in _rewards(held_out):
+        gain = f"{signed(row['gain'])} ({interval(row['gain_ci'])})" if row["gain_ci"] else None
+        name = f"{row['name']} reward" if gain else row["name"]
+        rows.append((name, number(row["before"]), number(row["after"]), interval(row["after_ci"]), gain))
+    note = f"{held_out['n']} rows, {summary['mode']} rewards. Intervals are 95 % bootstrap intervals over rows; the gain's is paired."
+    tables = [Table("Reward", ("", "before", "after", "95 % interval of after", "gain (95 % interval)"), rows, note)]
+    if metrics["before"]:
+        lines = [(name, number(value), number(metrics["after"].get(name))) for name, value in metrics["before"].items()]
+        tables.append(Table("Besides the reward", ("of the greedy answers", "before", "after"), lines))
+    return tables
