@@ -266,8 +266,9 @@ def _retouched(place: str, photos: dict[str, Path], target: Path, say: Callable[
 
     What an interrupted run or another process left is kept: it lies under the hash of backbone, adapter and photo.
     """
-    from policies.retoucher.retouch.command import RetouchConfig
-    from policies.retoucher.retouch.faces import open_backbone, retouch_picture
+    from policies.retoucher.backbones import load_backbone
+    from policies.retoucher.model.adapter import attach_adapter
+    from policies.retoucher.retouch.faces import find_faces, retouch_faces
 
     backbone_name, _, adapter = place.partition("+")
     digest = Digests()
@@ -275,7 +276,7 @@ def _retouched(place: str, photos: dict[str, Path], target: Path, say: Callable[
     target = target / _short(f"{backbone_name} {digest(weights) if adapter and weights.is_file() else adapter}")
     target.mkdir(parents=True, exist_ok=True)
     pictures: dict[str, Path] = {}
-    backbone, settings = None, None
+    backbone = None
     for name in list(photos) if shard is None else shard.order(list(photos)):
         photo = photos[name]
         out = target / f"{digest(photo)[:24]}.png"
@@ -283,13 +284,14 @@ def _retouched(place: str, photos: dict[str, Path], target: Path, say: Callable[
             say(f"note: {out.with_suffix('.txt').read_text(encoding='utf-8')}")
             continue
         if not out.is_file():
-            if settings is None:
-                settings = RetouchConfig(photo, out, backbone=backbone_name, adapter=adapter or None)
-                backbone = open_backbone(settings)
+            if backbone is None:
+                backbone = load_backbone(backbone_name, None, None, "cpu")
+                if adapter:
+                    attach_adapter(backbone, adapter)
                 say(f"retouching {len(photos)} photos by {place}")
-            assert backbone is not None
             try:
-                retouched = retouch_picture(read_image(photo).pixels, backbone, settings, photo).pixels
+                pixels = read_image(photo).pixels
+                retouched = retouch_faces(pixels, find_faces(pixels, path=photo), backbone).pixels
             except (FaceError, ImageError) as error:
                 say(f"note: {error}")
                 write_text(out.with_suffix(".txt"), str(error))

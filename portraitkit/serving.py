@@ -1,5 +1,6 @@
 """What every HTTP server of the project shares: a socket bound before anything heavy is loaded, bounded bodies, strict headers."""
 
+import ipaddress
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,6 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; img-src 'self'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -26,7 +26,10 @@ PAGE_HEADERS = {
 
 def is_loopback(host: str) -> bool:
     """Whether an address can be reached from this machine only."""
-    return host in LOOPBACK or host.startswith("127.")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def hosts_of(host: str, more: Sequence[str] = ()) -> tuple[str, ...]:

@@ -1,44 +1,9 @@
-"""`serve-judge`: its options and its entry point. Imports nothing heavy at its top: `--help` must answer at once.
-
-The docstring under a field is its help text.
-"""
-
-from dataclasses import dataclass
-from typing import Annotated, Literal
+"""Entry point of `serve-judge`. Imports nothing heavy at its top: `--help` must answer at once."""
 
 from portraitkit.cli import run_command
-from portraitkit.config import Options, Port, Range, load_config
+from portraitkit.config import load_config
 from portraitkit.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class ServeJudgeConfig(Options):
-    """Serve a judge behind an OpenAI-compatible endpoint: /v1/chat/completions, /v1/models, /health."""
-
-    model: str = "embedded"
-    """embedded, a local folder, or a hub id of a vision-language model; a folder with a LoRA is loaded onto its base."""
-    host: str = "127.0.0.1"
-    """Address to listen on; anything but loopback is open to everyone who reaches this machine."""
-    port: Port = 8000
-    """Port to listen on; 0 takes a free one and prints it."""
-    device: str = "cpu"
-    """cpu, cuda, cuda:1 ..."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """float32, bfloat16, or auto: float32 on the CPU, else bfloat16."""
-    batch_size: Annotated[int, Range(ge=1)] = 32
-    """Most requests answered at once."""
-    wait_ms: Annotated[float, Range(ge=0, le=1000)] = 8.0
-    """Milliseconds that a request waits for others to be answered with it."""
-    max_request_mib: Annotated[float, Range(gt=0, le=1024)] = 32.0
-    """Largest request in MiB."""
-    max_pictures: Annotated[int, Range(ge=1)] = 6
-    """Most pictures in a request."""
-    max_tokens: Annotated[int, Range(ge=1)] = 2048
-    """Most tokens of an answer, whatever a request asks for."""
-    max_waiting: Annotated[int, Range(ge=1)] = 512
-    """Requests that may wait; further ones are told to come again (503)."""
-    allowed_hosts: tuple[str, ...] = ()
-    """On loopback: further names in the Host header that are answered, for a proxy in front."""
+from reward_models.workers.options import ServeJudgeConfig
 
 
 def serve_judge() -> None:
@@ -62,7 +27,7 @@ def serve(config: ServeJudgeConfig) -> int:
     """
     from rich.console import Console
 
-    from portraitkit.serving import hosts_of, is_loopback, listen, server_of, url_of
+    from portraitkit.serving import is_loopback, listen, server_of, url_of
     from portraitkit.vlm.model import check_device
     from reward_models.judge.judge import load_judge
     from reward_models.workers.server import judge_app
@@ -75,7 +40,7 @@ def serve(config: ServeJudgeConfig) -> int:
         judge = load_judge(
             config.model, device=config.device, dtype=None if config.dtype == "auto" else config.dtype, batch_size=config.batch_size
         )
-        app = judge_app(judge, config, allowed_hosts=hosts_of(config.host, config.allowed_hosts))
+        app = judge_app(judge, config)
         if not is_loopback(config.host):
             console.print(
                 f"[bold red]warning:[/] --host {config.host}: everyone who reaches this machine can use the model, without encryption "

@@ -1,33 +1,8 @@
-"""`serve-rewards`: its options and its entry point. Imports nothing heavy at its top: `--help` must answer at once.
-
-The docstring under a field is its help text.
-"""
-
-from dataclasses import dataclass
-from typing import Annotated
+"""Entry point of `serve-rewards`. Imports nothing heavy at its top: `--help` must answer at once."""
 
 from portraitkit.cli import run_command
-from portraitkit.config import Options, Port, Range, load_config
-
-
-@dataclass(frozen=True)
-class ServeRewardsConfig(Options):
-    """Serve rewards to `align-retoucher --reward-worker http://HOST:PORT`: /v1/score and /health."""
-
-    rewards: tuple[str, ...] = ("blemish_removal", "texture", "skin_tone", "identity", "clarity")
-    """Rewards served, by the names that align-retoucher takes: the verifiable ones, clip_similarity:PATH, iqa:NAME, judge:PATH[:FORM]."""
-    host: str = "127.0.0.1"
-    """Address to listen on; anything but loopback is open to everyone who reaches this machine and has the token, if there is one."""
-    port: Port = 8600
-    """Port to listen on; 0 takes a free one and prints it."""
-    device: str = "cpu"
-    """Where pictures are scored: cpu, cuda, cuda:1 ..."""
-    max_waiting: Annotated[int, Range(ge=1)] = 16
-    """Requests held at once, the one being scored among them; further ones are told to come again (503)."""
-    max_request_mib: Annotated[float, Range(gt=0, le=65536)] = 512.0
-    """Largest request in MiB. A candidate of h x w pixels takes 12 h w bytes, and its group's photo 36 h w."""
-    allowed_hosts: tuple[str, ...] = ()
-    """On loopback: further names in the Host header that are answered, for a proxy in front."""
+from portraitkit.config import load_config
+from reward_models.workers.options import ServeRewardsConfig
 
 
 def serve_rewards() -> None:
@@ -52,7 +27,7 @@ def serve(config: ServeRewardsConfig) -> int:
     from rich.console import Console
 
     from portraitkit.endpoint import read_key
-    from portraitkit.serving import hosts_of, is_loopback, listen, server_of, url_of
+    from portraitkit.serving import is_loopback, listen, server_of, url_of
     from portraitkit.vlm.model import check_device
     from reward_models.reward_set import build_rewards, check_names
     from reward_models.workers.server import Desk, rewards_app
@@ -64,7 +39,7 @@ def serve(config: ServeRewardsConfig) -> int:
     token = read_key("serve-rewards", TOKEN_ENV, optional=True)
     with listen(config.host, config.port) as listener:
         desk = Desk(lambda: build_rewards(config.rewards, (), "product", config.device), config.device)
-        app = rewards_app(desk, config, token=token, allowed_hosts=hosts_of(config.host, config.allowed_hosts))
+        app = rewards_app(desk, config, token=token)
         if not is_loopback(config.host):
             who = "everyone who reaches this machine and has the token" if token else "everyone who reaches this machine"
             advice = "" if token else f" Set {TOKEN_ENV} here and for the run."

@@ -24,15 +24,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from portraitkit.errors import DataError, ImageError, UserError
-from portraitkit.serving import read_body
+from portraitkit.serving import hosts_of, read_body
 from reward_models.judge.backend import Backend, Said
 from reward_models.judge.judge import Judge
 from reward_models.judge.reward import CountedJudge
 from reward_models.photos import Photos
 from reward_models.reward_set import RewardSet
 from reward_models.workers.chat import ChatRequest, completion_of, read_request
-from reward_models.workers.serve_judge import ServeJudgeConfig
-from reward_models.workers.serve_rewards import ServeRewardsConfig
+from reward_models.workers.options import ServeJudgeConfig, ServerConfig, ServeRewardsConfig
 from reward_models.workers.wire import PROTOCOL, SERVICE, Asked, fingerprint, own_version, pack_answer, unpack
 
 LONGEST_WAIT = 60
@@ -40,8 +39,8 @@ LONGEST_WAIT = 60
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
-def _app(routes: Sequence[Route], say: Callable[[int, str], object], lifespan: Lifespan, allowed_hosts: Sequence[str]) -> Starlette:
-    """An application that answers `allowed_hosts` alone and says errors by `say(status, words)` as JSON."""
+def _app(routes: Sequence[Route], say: Callable[[int, str], object], lifespan: Lifespan, config: ServerConfig) -> Starlette:
+    """An application that answers the allowed hosts alone and says errors by `say(status, words)` as JSON."""
 
     async def refuse(request: Request, error: Exception) -> Response:
         status, words, headers = 500, str(error), None
@@ -49,7 +48,7 @@ def _app(routes: Sequence[Route], say: Callable[[int, str], object], lifespan: L
             status, words, headers = error.status_code, error.detail, error.headers
         return JSONResponse({"error": say(status, words)}, status_code=status, headers=headers)
 
-    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)]
+    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts_of(config.host, config.allowed_hosts)), www_redirect=False)]
     handlers: dict[Any, Any] = {HTTPException: refuse, UserError: refuse}
     return Starlette(routes=list(routes), middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
 
@@ -124,13 +123,12 @@ def _alike(batch: Sequence[tuple[ChatRequest, Any]]) -> list[list[tuple[ChatRequ
     return list(calls.values())
 
 
-def judge_app(judge: Judge, config: ServeJudgeConfig, *, allowed_hosts: Sequence[str] = ("*",)) -> Starlette:
+def judge_app(judge: Judge, config: ServeJudgeConfig) -> Starlette:
     """The application of `serve-judge`.
 
     Args:
         judge: whose backend answers; its settings are told under /v1/models.
         config: limits.
-        allowed_hosts: values of the Host header that are answered.
     """
     batcher = Batcher(judge.backend, wait=config.wait_ms / 1000, most=config.batch_size)
     name = judge.backend.name
@@ -164,7 +162,7 @@ def judge_app(judge: Judge, config: ServeJudgeConfig, *, allowed_hosts: Sequence
             await task
 
     routes = [Route("/v1/chat/completions", chat, methods=["POST"]), Route("/v1/models", models), Route("/health", health)]
-    return _app(routes, say, lifespan, allowed_hosts)
+    return _app(routes, say, lifespan, config)
 
 
 # ---- rewards
@@ -239,14 +237,13 @@ class Desk:
                 raise HTTPException(409, f"reward {name!r} {difference}")
 
 
-def rewards_app(desk: Desk, config: ServeRewardsConfig, *, token: str = "", allowed_hosts: Sequence[str] = ("*",)) -> Starlette:
+def rewards_app(desk: Desk, config: ServeRewardsConfig, *, token: str = "") -> Starlette:
     """The application of `serve-rewards`.
 
     Args:
         desk: that scores.
         config: limits.
         token: that requests must bring as `Authorization: Bearer TOKEN`; none if empty. Without it /health tells `ready` alone.
-        allowed_hosts: values of the Host header that are answered.
     """
     most = int(config.max_request_mib * 2**20)
 
@@ -292,4 +289,4 @@ def rewards_app(desk: Desk, config: ServeRewardsConfig, *, token: str = "", allo
         desk.close()
 
     routes = [Route("/v1/score", score, methods=["POST"]), Route("/health", health)]
-    return _app(routes, lambda status, words: words, lifespan, allowed_hosts)
+    return _app(routes, lambda status, words: words, lifespan, config)

@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("portraitkit", "dpg", "preference_data", "reward_models", "policies", "benchmarks")
-MOST_LINES = 40_790
-MOST_FILES = 290
+MOST_LINES = 40_750
+MOST_FILES = 291
 MOST_MODULES = 15
 """In a room, its `__init__` not counted."""
 PLUG_INS = {"benchmarks/metrics", "policies/retoucher/backbones", "preference_data/generators", "preference_data/sources"}
@@ -18,8 +18,6 @@ FULL_ROOMS = {"benchmarks": 16}
 """Rooms that hold more, and how many."""
 TWINS = {"reward_models/reward.py"}
 """Module names that a package uses twice. `policies.retoucher` and `policies.vlm` count as packages of their own."""
-CIRCLES = 5
-"""Modules that import each other, whether at the top of the file or inside a function."""
 
 FILES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
@@ -29,7 +27,7 @@ def package_of(path: Path) -> str:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Modules of ours that a file imports anywhere, annotations for type checkers left out."""
+    """Modules of ours that a file imports, at its top or inside a function, annotations for type checkers left out."""
     tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
     unreal = {
         inner
@@ -102,7 +100,7 @@ def test_nothing_imports_in_a_circle():
     modules = {module_of(path): path for path in FILES}
     graph = {name: {other for other in imports_of(path) if other in modules and other != name} for name, path in modules.items()}
     found = circles(graph)
-    assert sum(map(len, found)) <= CIRCLES, f"modules that import each other: {found}"
+    assert not found, f"modules that import each other: {found}"
 
 
 @pytest.mark.parametrize("package", ["dpg", "portraitkit"])

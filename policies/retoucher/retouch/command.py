@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from policies.retoucher.backbones import check_backbone
+from policies.retoucher.backbones import check_backbone, load_backbone
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.config_rules import check_guidance
 from portraitkit.config import Options, Range, Seed, load_config
@@ -155,16 +155,25 @@ def _retoucher(config: RetouchConfig) -> Callable[[Path, Path], str]:
 
     The backbone is loaded once, after the first photo's faces are found: its libraries take seconds to import.
     """
-    from policies.retoucher.retouch.faces import find_faces, open_backbone, retouch_faces
+    from policies.retoucher.model.adapter import attach_adapter
+    from policies.retoucher.model.loading import loading_options
+    from policies.retoucher.retouch.faces import find_faces, retouch_faces
     from portraitkit.pictures.images import read_image
     from portraitkit.pictures.stored import write_edited
 
-    backbone = cache(lambda: open_backbone(config))
+    options = {name: getattr(config, name) for name in ("prompt", "num_steps", "seed", "strength")}
+
+    @cache
+    def backbone() -> Any:
+        loaded = load_backbone(config.backbone, config.model, config.resolution, config.device, **loading_options(config))
+        if config.adapter is not None:
+            attach_adapter(loaded, config.adapter)
+        return loaded
 
     def retouch(photo: Path, target: Path) -> str:
         image = read_image(photo)
         faces = find_faces(image.pixels, config.min_face, photo)
-        result = retouch_faces(image.pixels, faces, backbone(), config)
+        result = retouch_faces(image.pixels, faces, backbone(), **options)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

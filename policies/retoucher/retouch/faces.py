@@ -7,11 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from policies.retoucher.backbones import load_backbone
-from policies.retoucher.model.adapter import attach_adapter
+from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.model.backbone import Backbone, sample_ode
-from policies.retoucher.model.loading import loading_options
-from policies.retoucher.retouch.command import RetouchConfig
 from portraitkit.errors import FaceError
 from portraitkit.faces.align import align_face
 from portraitkit.faces.detect import check_size, detect_faces, no_face
@@ -43,21 +40,8 @@ class Faces:
     """The faces to leave as they are, and why, in words."""
 
 
-def open_backbone(config: RetouchConfig) -> Backbone:
-    """The backbone of a configuration, its adapter attached.
-
-    Raises:
-        ConfigError: an unknown backbone, or a device that is not there.
-        WeightsError: weights or adapter missing, or not for each other.
-    """
-    backbone = load_backbone(config.backbone, config.model, config.resolution, config.device, **loading_options(config))
-    if config.adapter is not None:
-        attach_adapter(backbone, config.adapter)
-    return backbone
-
-
 @torch.no_grad()
-def find_faces(pixels: Float[Tensor, "3 h w"], min_face: int, path: Path | None = None) -> Faces:
+def find_faces(pixels: Float[Tensor, "3 h w"], min_face: int = 32, path: Path | None = None) -> Faces:
     """Find the faces of at least `min_face` pixels in an upright RGB picture in [0, 1]; `path` is for messages.
 
     Raises:
@@ -84,27 +68,35 @@ def find_faces(pixels: Float[Tensor, "3 h w"], min_face: int, path: Path | None 
 
 
 @torch.no_grad()
-def retouch_faces(pixels: Float[Tensor, "3 h w"], faces: Faces, backbone: Backbone, config: RetouchConfig) -> RetouchedPicture:
-    """Retouch faces that were found in an upright RGB picture in [0, 1]."""
+def retouch_faces(
+    pixels: Float[Tensor, "3 h w"],
+    faces: Faces,
+    backbone: Backbone,
+    *,
+    prompt: str = RetoucherConfig.prompt,
+    num_steps: int = RetoucherConfig.num_steps,
+    seed: int = 0,
+    strength: float = 1.0,
+) -> RetouchedPicture:
+    """Retouch faces of a picture by the backbone's anchor-free ODE; a face's result does not depend on the others.
+
+    Args:
+        pixels: RGB, [0, 1], upright.
+        faces: found in it.
+        backbone: the editor.
+        prompt: editing instruction.
+        num_steps: sampling steps.
+        seed: of the initial noise, the same for every face.
+        strength: share of the edit that is applied, [0, 1].
+    """
     crops = [align_face(pixels, mesh, backbone.resolution) for mesh in faces.meshes]
+    noise = backbone.noise(1, torch.Generator().manual_seed(seed))
     edits = []
     for start in range(0, len(crops), BATCH):
         batch = crops[start : start + BATCH]
-        edited = _edit(torch.stack([crop.pixels for crop in batch]), backbone, config)
+        before = torch.stack([crop.pixels for crop in batch])
+        condition = backbone.condition(before, prompt)
+        edited = sample_ode(backbone, condition, noise.repeat(len(batch), 1, 1), num_steps).to(before)
         for crop, after, mesh in zip(batch, edited, faces.meshes[start : start + BATCH], strict=True):
             edits.append(face_edit(crop, after, mesh, *pixels.shape[1:]))
-    return RetouchedPicture(paste_edits(pixels, edits, strength=config.strength), len(edits), faces.skipped)
-
-
-def retouch_picture(
-    pixels: Float[Tensor, "3 h w"], backbone: Backbone, config: RetouchConfig, path: Path | None = None
-) -> RetouchedPicture:
-    """Find and retouch the faces of a picture; arguments and errors as of `find_faces` and `retouch_faces`."""
-    return retouch_faces(pixels, find_faces(pixels, config.min_face, path), backbone, config)
-
-
-def _edit(crops: Float[Tensor, "n 3 size size"], backbone: Backbone, config: RetouchConfig) -> Float[Tensor, "n 3 size size"]:
-    """The backbone's edit of aligned crops by its anchor-free ODE; a face's result does not depend on the others."""
-    condition = backbone.condition(crops, config.prompt)
-    noise = backbone.noise(1, torch.Generator().manual_seed(config.seed))
-    return sample_ode(backbone, condition, noise.repeat(len(crops), 1, 1), config.num_steps).to(crops)
+    return RetouchedPicture(paste_edits(pixels, edits, strength=strength), len(edits), faces.skipped)

@@ -1,7 +1,6 @@
 """`retouch-portrait`: every face of a photo or a folder, nothing else; what is wrong is said in one line."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +9,8 @@ from PIL import Image as PilImage
 
 from policies.retoucher.backbones import tiny
 from policies.retoucher.main import retouch_portrait
-from policies.retoucher.retouch.command import RetouchConfig, plan_jobs, retouch_main
-from policies.retoucher.retouch.faces import retouch_picture
+from policies.retoucher.retouch.command import plan_jobs, retouch_main
+from policies.retoucher.retouch.faces import find_faces, retouch_faces
 from portraitkit.errors import ConfigError, FaceError, ImageError, WeightsError
 from portraitkit.faces.detect import detect_faces
 from portraitkit.faces.mesh import face_mesh
@@ -169,10 +168,10 @@ def test_small_faces_are_left_and_named(photos, painter, tmp_path, capsys):
         retouch_main([str(photos / "one.png"), str(tmp_path / "small.png"), *painter, "--min-face", "150"])
 
 
-def test_a_picture_that_only_looks_like_a_face(portraits, backbone, monkeypatch):
+def test_a_picture_that_only_looks_like_a_face(portraits, monkeypatch):
     monkeypatch.setattr("policies.retoucher.retouch.faces.MIN_SCORE", 1.01)
     with pytest.raises(FaceError, match=r"landmark score 1\.00, below 1\.01"):
-        retouch_picture(portraits["astronaut"], backbone, RetouchConfig(Path("a"), Path("b")))
+        find_faces(portraits["astronaut"])
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
@@ -196,13 +195,15 @@ def test_exif_orientation_and_tags(photos, painter, tmp_path, portraits, orienta
 
 def test_random_weights_retouch_each_face_alike(portraits, backbone):
     """The real architecture: the same seed gives the same picture, and a face does not depend on who stands beside it."""
-    config = RetouchConfig(Path("in"), Path("out"), num_steps=2)
-    alone = retouch_picture(portraits["astronaut"], backbone, config)
-    assert torch.equal(alone.pixels, retouch_picture(portraits["astronaut"], backbone, config).pixels)
+
+    def retouch(pixels, seed=0):
+        return retouch_faces(pixels, find_faces(pixels), backbone, num_steps=2, seed=seed)
+
+    alone = retouch(portraits["astronaut"])
+    assert torch.equal(alone.pixels, retouch(portraits["astronaut"]).pixels)
     assert alone.faces == 1 and not torch.equal(alone.pixels, portraits["astronaut"])
-    other = RetouchConfig(Path("in"), Path("out"), num_steps=2, seed=1)
-    assert not torch.equal(alone.pixels, retouch_picture(portraits["astronaut"], backbone, other).pixels)
-    together = retouch_picture(both(portraits), backbone, config)
+    assert not torch.equal(alone.pixels, retouch(portraits["astronaut"], seed=1).pixels)
+    together = retouch(both(portraits))
     change = (together.pixels - both(portraits))[:, :, :512]
     expected = alone.pixels - portraits["astronaut"]
     assert together.faces == 2

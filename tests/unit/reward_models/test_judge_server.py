@@ -15,11 +15,11 @@ from reward_models.judge.backend import Said
 from reward_models.judge.judge import Judge
 from reward_models.judge.settings import JudgeSettings
 from reward_models.workers.chat import read_request
-from reward_models.workers.serve_judge import ServeJudgeConfig
+from reward_models.workers.options import ServeJudgeConfig
 from reward_models.workers.server import Batcher, judge_app
 
 URL = data_url(torch.full((3, 8, 8), 0.5))
-CONFIG = ServeJudgeConfig(max_request_mib=0.05, max_pictures=3)
+CONFIG = ServeJudgeConfig(allowed_hosts=("testserver",), max_request_mib=0.05, max_pictures=3)
 
 
 class Echo:
@@ -34,7 +34,7 @@ class Echo:
 
 @pytest.fixture
 def client():
-    app = judge_app(Judge(Echo(), JudgeSettings(temperature=2.0)), CONFIG, allowed_hosts=("testserver",))
+    app = judge_app(Judge(Echo(), JudgeSettings(temperature=2.0)), CONFIG)
     with TestClient(app) as client:
         yield client
 

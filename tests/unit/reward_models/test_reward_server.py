@@ -12,11 +12,11 @@ from starlette.testclient import TestClient
 
 from portraitkit.errors import DataError, WeightsError
 from reward_models.reward_set import RewardSet, build_rewards
-from reward_models.workers.serve_rewards import ServeRewardsConfig
+from reward_models.workers.options import ServeRewardsConfig
 from reward_models.workers.server import Desk, rewards_app
 from reward_models.workers.wire import PROTOCOL, fingerprint, own_version, pack, pack_answer, unpack, unpack_answer
 
-CONFIG = ServeRewardsConfig(max_waiting=2, max_request_mib=4.0)
+CONFIG = ServeRewardsConfig(allowed_hosts=("testserver",), max_waiting=2, max_request_mib=4.0)
 NAMES = ("texture", "identity")
 PRINTS = {name: f"portraitkit {own_version()}" for name in NAMES}
 
@@ -32,7 +32,7 @@ def group(photos, retouches):
 @pytest.fixture
 def client():
     desk = Desk(lambda: build_rewards(NAMES, (), "product"))
-    with TestClient(rewards_app(desk, CONFIG, allowed_hosts=("testserver",))) as client:
+    with TestClient(rewards_app(desk, CONFIG)) as client:
         while not client.get("/health").json()["ready"]:
             pass
         client.desk = desk
@@ -179,7 +179,7 @@ def test_requests_are_scored_one_at_a_time_and_a_mistake_of_the_users_is_told(gr
         raise WeightsError("weights went away")
 
     desk = Desk(lambda: RewardSet({"texture": slow, "identity": broken}, {}, "sum"))
-    config = ServeRewardsConfig(max_waiting=8)
+    config = ServeRewardsConfig(allowed_hosts=("testserver",), max_waiting=8)
     with TestClient(rewards_app(desk, config)) as client, ThreadPoolExecutor(4) as pool:
         while not client.get("/health").json()["ready"]:
             pass
