@@ -9,22 +9,19 @@ transformer in DistributedDataParallel would not do: it averages over processes 
 each backward for all others, while here the number of backwards follows from the data (groups without spread are left out).
 """
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from portraitkit.errors import CheckpointError, ConfigError, OutOfMemory, TrainingStopped, UserError
+from portraitkit.errors import ConfigError, OutOfMemory, TrainingStopped, UserError
 from portraitkit.parallel import launched_processes
-from portraitkit.runs.checkpoint import find_checkpoint
 from portraitkit.runs.interrupt import Interruptible
 
 T = TypeVar("T")
@@ -188,33 +185,6 @@ def own_device(device: str) -> str:
         raise ConfigError(f"--device cuda: process {local} finds {torch.cuda.device_count()} GPUs here; start one process a GPU")
     torch.cuda.set_device(local)
     return f"cuda:{local}"
-
-
-def check_count(folder: Path, which: str, count: int) -> None:
-    """Refuse to resume in another number of processes than wrote the checkpoint: sums would be rounded in another order.
-
-    Args:
-        folder: the run folder.
-        which: the checkpoint, or latest; one that is not there is left to whoever reads it.
-        count: of processes now.
-
-    Raises:
-        CheckpointError: another number.
-    """
-    try:
-        path, _ = find_checkpoint(folder, which)
-        before = json.loads((path / "state.json").read_text(encoding="utf-8"))["state"].get("processes", 1)
-    except (CheckpointError, OSError, ValueError, KeyError, AttributeError):
-        return
-    if before != count:
-        raise CheckpointError(
-            f"{path}: was written by {_processes(before)}, and now there {'is' if count == 1 else 'are'} {count}; start {before}, or use "
-            "--allow-changed to go on with results that are not the same to the bit"
-        )
-
-
-def _processes(count: int) -> str:
-    return f"{count} process" if count == 1 else f"{count} processes"
 
 
 def _buckets(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:

@@ -24,7 +24,7 @@ from policies.retoucher.model.encoding_cache import open_cache, with_cache
 from policies.retoucher.model.loading import loading_options
 from policies.retoucher.model.training import check_sharding, divide_base
 from policies.retoucher.photos import FolderSource, PhotoSource, open_photos
-from policies.retoucher.processes import Processes, check_count, open_processes
+from policies.retoucher.processes import Processes, open_processes
 from policies.retoucher.report.pictures import write_overview
 from policies.retoucher.report.report import FILES, write_report, write_retoucher_card
 from policies.retoucher.trainer import StepResult, Trainer, make_evaluation_sets
@@ -33,7 +33,7 @@ from portraitkit.errors import ConfigError, OutOfMemory, WorkersLost
 from portraitkit.hub import open_repo, push_folder
 from portraitkit.pictures.images import write_image
 from portraitkit.processor import describe_cpu_bf16, keep_freed_memory
-from portraitkit.runs.checkpoint import load_checkpoint, save_checkpoint
+from portraitkit.runs.checkpoint import check_processes, find_checkpoint, load_checkpoint, save_checkpoint
 from portraitkit.runs.folder import RunFolder, SilentRunFolder
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.stats import LEAST_PEOPLE, Change, person_interval
@@ -96,8 +96,9 @@ def _check(config: RetoucherConfig, processes: Processes) -> None:
     check_sharding(config, processes.count)
     if config.init_adapter is not None:
         check_start(config.init_adapter, config.rank, config.lora_alpha)
-    if config.resume_from_checkpoint is not None and not config.allow_changed:
-        check_count(Path(config.output_dir), config.resume_from_checkpoint, processes.count)
+    folder, which = Path(config.output_dir), config.resume_from_checkpoint
+    if which is not None and (folder / "config.json").is_file():
+        check_processes(find_checkpoint(folder, which), processes.count, allow_changed=config.allow_changed)
 
 
 def _align(

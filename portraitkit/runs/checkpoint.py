@@ -90,34 +90,91 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor
         ) from error
     shutil.rmtree(replaced, ignore_errors=True)
     if limit is not None:
-        others = sorted((path for path in _complete(folder) if path != final), key=_step_of, reverse=True)
-        for old in others[max(limit - 1, 0) :]:
+        others = [path for path in complete_checkpoints(folder) if path != final]
+        for old in others[: len(others) - max(limit - 1, 0)]:
             shutil.rmtree(old)
     return final
 
 
-def find_checkpoint(folder: Path, which: str = "latest") -> tuple[Path, str]:
-    """The folder of a checkpoint that was written to its end, and one line on why this one was taken.
+def find_checkpoint(folder: Path, which: str = "latest") -> Path:
+    """The folder of a checkpoint that was written to its end, by `save_checkpoint` or by transformers' trainer.
 
     Raises:
         CheckpointError: there is none, or it is incomplete.
     """
     if which == "latest":
-        complete = _complete(folder)
-        if not complete:
-            raise CheckpointError(f"{folder}: holds no complete checkpoint; start without --resume-from-checkpoint")
-        path = max(complete, key=_step_of)
-        broken = [p.name for p in folder.glob("checkpoint-*") if p not in complete]
-        note = f"resuming from {path}, the latest complete checkpoint"
-        note += f" (incomplete and passed over: {', '.join(sorted(broken))})" if broken else ""
-    else:
-        path = Path(which)
-        if not path.is_dir():
-            raise CheckpointError(f"{path}: no such checkpoint folder; give an existing one, or latest")
-        if not (path / MARKER).is_file():
-            raise CheckpointError(f"{path}: was not written to the end (no {MARKER} file); use an earlier checkpoint, or latest")
-        note = f"resuming from {path}, as asked"
-    return path, note
+        if complete := complete_checkpoints(folder):
+            return complete[-1]
+        raise CheckpointError(f"{folder}: holds no complete checkpoint; leave --resume-from-checkpoint out and use --overwrite")
+    if not Path(which).is_dir():
+        raise CheckpointError(f"{which}: no such checkpoint folder; give an existing one, or latest")
+    if not _is_complete(Path(which)):
+        missing = f"neither {MARKER} nor a trainer_state.json beside weights"
+        raise CheckpointError(f"{which}: no complete checkpoint, it was not written to the end ({missing}); give an earlier one, or latest")
+    return Path(which)
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a folder that were written to their end, by their steps."""
+    numbered = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    return sorted((path for path in numbered if _is_complete(path)), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Training steps that a checkpoint's folder has in its name.
+
+    Raises:
+        CheckpointError: it was renamed.
+    """
+    if not (number := checkpoint.name.rpartition("-")[2]).isdecimal():
+        raise CheckpointError(f"{checkpoint}: its name does not say the step; give a checkpoint-N folder, or latest")
+    return int(number)
+
+
+def check_processes(checkpoint: Path | None, count: int, *, allow_changed: bool = False) -> str | None:
+    """Refuse to go on from a checkpoint with another number of processes, unless that is allowed and can be.
+
+    Args:
+        checkpoint: its folder, or None.
+        count: processes of this run.
+        allow_changed: go on all the same. DeepSpeed's checkpoints hold a share of the optimiser for each process, which no other number
+            can read: with them it is not possible.
+
+    Returns:
+        What is not as in the run before, for the user; None where nothing is but the rounding of sums.
+
+    Raises:
+        CheckpointError: it was written by another number.
+    """
+    before = count if checkpoint is None else _processes_of(checkpoint) or count
+    if checkpoint is None or before == count:
+        return None
+    written = f"{checkpoint}: was written by {before} process{'es' if before > 1 else ''}, this run has {count}"
+    start = f"start {before}, as with torchrun --nproc-per-node {before}"
+    if any(checkpoint.glob("global_step*")):
+        raise CheckpointError(f"{written}; {start}, each holds a share of DeepSpeed's optimiser: --allow-changed cannot change that")
+    ours = (checkpoint / MARKER).is_file()
+    if not allow_changed:
+        otherwise = "results that are not the same to the bit" if ours else "updates of another size"
+        raise CheckpointError(f"{written}; {start}, or use --allow-changed to go on with {otherwise}")
+    return None if ours else f"{written}: an update takes {count}/{before} of the rows, other ones, and random numbers start anew"
+
+
+def _processes_of(checkpoint: Path) -> int | None:
+    """How many processes wrote it; None of a damaged one, which is told by whoever reads it."""
+    if not (checkpoint / MARKER).is_file():
+        return len(list(checkpoint.glob("rng_state_*.pth"))) or 1
+    try:
+        return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["state"].get("processes", 1)
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+
+
+def _is_complete(path: Path) -> bool:
+    """Our marker is written last, as is the trainer's state; DeepSpeed keeps shares of the weights in a folder of its own."""
+    if (path / MARKER).is_file():
+        return True
+    return (path / "trainer_state.json").is_file() and any(any(path.glob(name)) for name in ("*.safetensors", "global_step*"))
 
 
 def load_checkpoint(folder: Path, which: str = "latest") -> Checkpoint:
@@ -130,7 +187,10 @@ def load_checkpoint(folder: Path, which: str = "latest") -> Checkpoint:
     Raises:
         CheckpointError: there is none, it is incomplete, or a file is missing, cut or changed; the file is named.
     """
-    path, note = find_checkpoint(folder, which)
+    path = find_checkpoint(folder, which)
+    broken = sorted({found.name for found in folder.glob("checkpoint-*")} - {found.name for found in complete_checkpoints(folder)})
+    note = f"resuming from {path}, {'the latest complete checkpoint' if which == 'latest' else 'as asked'}"
+    note += f" (incomplete and passed over: {', '.join(broken)})" if which == "latest" and broken else ""
     try:
         sums = json.loads((path / MARKER).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -213,15 +273,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor])
 def _number(value: Tensor) -> float:
     number = float(value)
     return int(number) if number.is_integer() else number
-
-
-def _complete(folder: Path) -> list[Path]:
-    numbered = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
-    return [path for path in numbered if (path / MARKER).is_file()]
-
-
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix("checkpoint-"))
 
 
 def _sha256(path: Path) -> str:

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from portraitkit.parallel import divided, processes
 from portraitkit.vlm.context import limit_of, shown
-from portraitkit.vlm.processes import divided, processes
 from portraitkit.vlm.rows import Row, messages
 from portraitkit.vlm.shared_prefix import read_once
 

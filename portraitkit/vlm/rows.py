@@ -13,8 +13,8 @@ from torch import Tensor
 
 from portraitkit.errors import DataError, ImageError
 from portraitkit.files.jsonl import read_objects
+from portraitkit.parallel import divided
 from portraitkit.pictures.images import read_image, to_pil
-from portraitkit.vlm.processes import divided
 from portraitkit.vlm.task import Task
 
 SPLITS = ("train", "validation", "held_out")

@@ -1,20 +1,22 @@
 """Stages of a run: each one training by TRL, with checkpoints, interrupt and resume, in one process or several, and the model it leaves."""
 
+import gc
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
-from portraitkit.errors import CheckpointError, TrainingStopped
+from portraitkit.errors import TrainingStopped
 from portraitkit.processor import keep_freed_memory
+from portraitkit.runs.checkpoint import complete_checkpoints, step_of
 from portraitkit.runs.folder import RunFolder
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import progress_bar
 from portraitkit.vlm.model import be_quiet, check_device, count_parameters, load_model
-from portraitkit.vlm.processes import release
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.shared_prefix import read_once
 from portraitkit.vlm.task import Mode, Task
@@ -92,14 +94,14 @@ def start_run(options: TrainerOptions, folder: str) -> tuple[Any, Console, Any]:
     return processes, Console(stderr=True, quiet=not processes.is_main_process), grpo
 
 
-def train(context: RunContext, stage: Stage, model: Any, lora: Any, checkpoint: str | None) -> Any:
+def train(context: RunContext, stage: Stage, model: Any, lora: Any, checkpoint: Path | None) -> Any:
     """Train a stage from its beginning or from a checkpoint; returns TRL's trainer with the trained model.
 
     Raises:
         Interrupted: before the last update; a checkpoint is saved.
     """
     options = context.options
-    context.run.truncate_metrics(step_of(checkpoint), stage.name)
+    context.run.truncate_metrics(-1 if checkpoint is None else step_of(checkpoint), stage.name)
     asked = stage.validated and context.validate is not None and options.deepspeed is None  # a model in shares cannot be asked as it is
 
     def validate() -> dict[str, float]:
@@ -123,11 +125,11 @@ def train(context: RunContext, stage: Stage, model: Any, lora: Any, checkpoint: 
         everything, trained = count_parameters(trainer.model)
         context.console.print(f"{stage.name}: {trained:,} of {everything:,} weights are trained", highlight=False)
         if checkpoint is not None and step_of(checkpoint) >= arguments.max_steps and options.deepspeed is None:
-            trainer._load_from_checkpoint(checkpoint)  # stopped when all was done; transformers would train one update more
+            trainer._load_from_checkpoint(str(checkpoint))  # stopped when all was done; transformers would train one update more
             trainer.state.global_step = step_of(checkpoint)
             return trainer
         with read_once(trainer.model):
-            trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if context.interrupt.requested and trainer.state.global_step < arguments.max_steps:
         raise Interrupted
     return trainer
@@ -170,35 +172,21 @@ def store(context: RunContext, trainer: Any, target: Path, *, base: str | None =
     context.processes.wait_for_everyone()
 
 
-def step_of(checkpoint: str | None) -> int:
-    """Updates that a checkpoint's folder has in its name; -1 without one."""
-    return int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else -1
-
-
-def find_checkpoint(folder: Path, which: str | None) -> str | None:
-    """The checkpoint to go on from: `latest` is the newest that was written to its end.
-
-    Raises:
-        CheckpointError: there is none, or it is incomplete.
-    """
-    if which is None:
-        return None
-    if which == "latest":
-        found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit() and _complete(path)]
-        if not found:
-            raise CheckpointError(f"{folder}: holds no complete checkpoint; leave --resume-from-checkpoint out and use --overwrite")
-        return str(max(found, key=lambda path: int(path.name.rpartition("-")[2])))
-    if not _complete(Path(which)):
-        raise CheckpointError(f"--resume-from-checkpoint {which}: no complete checkpoint; give a checkpoint-N folder or latest")
-    return which
-
-
-def newest_checkpoint(folder: Path) -> str | None:
+def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end, or None."""
-    try:
-        return find_checkpoint(folder, "latest")
-    except CheckpointError:
-        return None
+    return next(reversed(complete_checkpoints(folder)), None)
+
+
+def release() -> None:
+    """Let go of what DeepSpeed's configuration and a trainer hold, before a model is loaded whole or the next trainer is made."""
+    from accelerate.state import AcceleratorState
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+    AcceleratorState._reset_state()  # or a second trainer could not have its own DeepSpeed configuration
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def check_finite(model: Any, state: Mapping[str, Any] | None = None) -> None:
@@ -214,8 +202,3 @@ def check_finite(model: Any, state: Mapping[str, Any] | None = None) -> None:
     bad = [name for name, value in (model.named_parameters() if state is None else state.items()) if not bool(value.isfinite().all())]
     if bad:
         raise TrainingStopped(f"{bad[0]}: is not finite after training; nothing was saved, lower --learning-rate or raise --beta")
-
-
-def _complete(path: Path) -> bool:
-    """The trainer's state is what is written last; DeepSpeed keeps shares of the weights in a folder of its own."""
-    return (path / "trainer_state.json").is_file() and any(any(path.glob(name)) for name in ("*.safetensors", "global_step*"))

@@ -14,9 +14,8 @@ from portraitkit.files.jsonl import read_objects, write_lines
 from portraitkit.runs.progress import progress_bar
 from portraitkit.vlm.generate import complete_together
 from portraitkit.vlm.model import load_model
-from portraitkit.vlm.processes import release
 from portraitkit.vlm.rows import Row
-from portraitkit.vlm.stages import RunContext, Stage, newest_checkpoint, store, train
+from portraitkit.vlm.stages import RunContext, Stage, newest_checkpoint, release, store, train
 from portraitkit.vlm.task import Task
 from portraitkit.vlm.trainer_arguments import lora_arguments, taken
 from preference_data.verdict import ORDERS, shown_as

@@ -12,12 +12,12 @@ from portraitkit.config import config_to_dict
 from portraitkit.errors import CheckpointError, ConfigError, RunFolderError
 from portraitkit.hub import open_repo, push_folder
 from portraitkit.pictures.images import image_size
+from portraitkit.runs.checkpoint import check_processes
 from portraitkit.runs.folder import RunFolder, SilentRunFolder, check_run_folder
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import progress_bar
 from portraitkit.vlm.context import Lengths, check_lengths, context_of
 from portraitkit.vlm.model import load_processor
-from portraitkit.vlm.processes import check_processes
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.stages import Interrupted, RunContext, newest_checkpoint, start_run
 from portraitkit.vlm.trainers import check_vllm
@@ -116,7 +116,7 @@ def check_folder(config: RewardModelConfig) -> bool:
 
 
 def check_stages(config: RewardModelConfig, count: int) -> list[str]:
-    """Refuse to go on from a stage's checkpoint with another number of processes; see `portraitkit.vlm.processes.check_processes`.
+    """Refuse to go on from a stage's checkpoint with another number of processes; see `portraitkit.runs.checkpoint.check_processes`.
 
     Returns:
         What differs where that is allowed, one line for each checkpoint.

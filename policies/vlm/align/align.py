@@ -21,6 +21,7 @@ from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError
 from portraitkit.hub import open_repo, push_folder
 from portraitkit.report.card import by_group, counted, value_of
+from portraitkit.runs.checkpoint import check_processes
 from portraitkit.runs.folder import RunFolder, SilentRunFolder, check_run_folder
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import progress_bar
@@ -29,7 +30,6 @@ from portraitkit.vlm.evaluate import Decoding, Evaluation, best_constant, compar
 from portraitkit.vlm.generate import complete_together
 from portraitkit.vlm.model import load_processor
 from portraitkit.vlm.probe import Probe, probe
-from portraitkit.vlm.processes import check_processes
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.stages import Interrupted, RunContext, start_run
 from portraitkit.vlm.task import Task

@@ -8,10 +8,10 @@ from typing import Any
 
 from policies.vlm.align.align_config import AlignVlmConfig
 from portraitkit.errors import CheckpointError, DataError
+from portraitkit.runs.checkpoint import find_checkpoint
 from portraitkit.vlm.model import attach_adapter, check_frozen, load_model, merge_adapter
-from portraitkit.vlm.processes import release
 from portraitkit.vlm.rows import Row
-from portraitkit.vlm.stages import Interrupted, RunContext, Stage, find_checkpoint, step_of, store, train
+from portraitkit.vlm.stages import Interrupted, RunContext, Stage, newest_checkpoint, release, store, train
 from portraitkit.vlm.task import ASKED, Task
 from portraitkit.vlm.trainer_arguments import lora_arguments
 
@@ -126,12 +126,7 @@ class Start:
     """
 
     stage: str
-    checkpoint: str | None = None
-
-    @property
-    def step(self) -> int:
-        """Updates of its stage that are done; -1 without a checkpoint."""
-        return step_of(self.checkpoint)
+    checkpoint: Path | None = None
 
 
 def stage_model(run: Path, stage: str, stages: Sequence[str]) -> Path:
@@ -153,23 +148,20 @@ def find_start(run: Path, stages: Sequence[str], which: str | None) -> Start:
     if which is None:
         return Start(stages[0])
     if which != "latest":
-        return _given(run, stages, find_checkpoint(run, which) or "")
+        return _given(run, stages, find_checkpoint(run, which))
     for place in reversed(range(len(stages))):
         stage = stages[place]
         before = stage_model(run, stages[place - 1], stages) if place else None
         if before is not None and not before.is_dir():
             continue
-        try:
-            return Start(stage, find_checkpoint(_folder(run, stage), "latest"))
-        except CheckpointError:
-            if before is not None:
-                return Start(stage)
+        if (checkpoint := newest_checkpoint(_folder(run, stage))) is not None or before is not None:
+            return Start(stage, checkpoint)
     raise CheckpointError(f"{run}: holds no complete checkpoint; leave --resume-from-checkpoint out and use --overwrite")
 
 
-def _given(run: Path, stages: Sequence[str], checkpoint: str) -> Start:
+def _given(run: Path, stages: Sequence[str], checkpoint: Path) -> Start:
     """A checkpoint that the user names belongs to the stage in whose folder it stands; another run's are GRPO's."""
-    place = Path(checkpoint).resolve().parent
+    place = checkpoint.resolve().parent
     stage = "sft" if place.name == "sft" else "grpo"
     if stage not in stages:
         raise CheckpointError(f"--resume-from-checkpoint {checkpoint}: is of the stage {stage}; this run has --stages {' '.join(stages)}")

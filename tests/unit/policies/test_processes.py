@@ -7,12 +7,11 @@ import torch
 
 from policies.retoucher.evaluate import evaluate_policy, evaluation_set
 from policies.retoucher.model.training import check_sharding
-from policies.retoucher.processes import Processes, check_count, open_processes
+from policies.retoucher.processes import Processes, open_processes
 from policies.retoucher.rank_groups import NO_SCORES, GroupScores, gather_scores, roll_out_groups
 from policies.retoucher.rollout import noise_of_groups
 from policies.retoucher.update import NO_FIGURES, UpdateFigures, accumulate_gradients
-from portraitkit.errors import CheckpointError, ConfigError, DataError
-from portraitkit.runs.checkpoint import save_checkpoint
+from portraitkit.errors import ConfigError, DataError
 
 
 class Replayed(Processes):
@@ -118,16 +117,6 @@ def test_an_error_of_one_process_is_that_of_all():
     with pytest.raises(DataError, match="no such photo"):
         process.together(lambda: 1)
     assert process.failed
-
-
-def test_another_number_of_processes_is_refused(tmp_path):
-    check_count(tmp_path, "latest", 2)  # what is not there is another's to report
-    save_checkpoint(tmp_path, 3, {}, {"processes": 2}, limit=None)
-    check_count(tmp_path, "latest", 2)
-    with pytest.raises(CheckpointError, match="checkpoint-3: was written by 2 processes, and now there are 4; start 2"):
-        check_count(tmp_path, "latest", 4)
-    save_checkpoint(tmp_path, 4, {}, {}, limit=None)
-    check_count(tmp_path, "latest", 1)  # from before the number was kept
 
 
 @pytest.mark.parametrize(
