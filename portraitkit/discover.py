@@ -5,12 +5,15 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from portraitkit.errors import ConfigError
 from portraitkit.suggest import nearest
+
+Kind = TypeVar("Kind")
 
 
 def load_object(where: str) -> Any:
@@ -37,6 +40,26 @@ def load_object(where: str) -> Any:
         public = [known for known in vars(module) if not known.startswith("_")]
         raise ConfigError(f"{where}: {source} has no {name!r}{nearest(name, public)}")
     return getattr(module, name)
+
+
+def load_known(name: str, known: Mapping[str, str], kind: type[Kind], option: str) -> Kind:
+    """An object by its short name, or as `load_object` takes it.
+
+    Args:
+        name: of the user's.
+        known: short name -> where it is.
+        kind: the class that it must have.
+        option: for messages, as --task.
+
+    Raises:
+        ConfigError: the name is unknown, or stands for something else.
+    """
+    if ":" not in name and name not in known:
+        raise ConfigError(f"{option} {name}: unknown{nearest(name, known)}; use {', '.join(known)} or my_file.py:{kind.__name__.upper()}")
+    found = load_object(known.get(name, name))
+    if not isinstance(found, kind):
+        raise ConfigError(f"{option} {name}: that is a {type(found).__name__}, not a {kind.__module__}.{kind.__name__}")
+    return found
 
 
 def _load_file(path: Path) -> ModuleType:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from portraitkit.errors import ConfigError, DataError
-from portraitkit.suggest import nearest
+from portraitkit.errors import DataError
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -94,14 +93,9 @@ def load_adapter(name: str) -> Adapter:
     Raises:
         ConfigError: the name is unknown, or the file exports no adapter.
     """
-    from portraitkit.discover import load_object
+    from portraitkit.discover import load_known
 
-    if ":" not in name and name not in BUILT_IN:
-        raise ConfigError(f"DATASET {name}: unknown{nearest(name, BUILT_IN)}; use {', '.join(BUILT_IN)}, or my_file.py:ADAPTER")
-    adapter = load_object(BUILT_IN.get(name, name))
-    if not isinstance(adapter, Adapter):
-        raise ConfigError(f"DATASET {name}: that is a {type(adapter).__name__}, not a preference_data.sources.Adapter")
-    return adapter
+    return load_known(name, BUILT_IN, Adapter, "DATASET")
 
 
 def read_table(path: Path, columns: int, separator: str | None = None) -> Iterator[tuple[str, list[str]]]:

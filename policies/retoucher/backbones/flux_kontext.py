@@ -6,25 +6,12 @@ import torch
 from diffusers import FluxKontextPipeline
 from torch import Tensor
 
-from policies.retoucher.backbones.pipeline import PipelineBackbone
+from policies.retoucher.backbones.pipeline import ATTENTION, PipelineBackbone
 from policies.retoucher.model.backbone import Condition, Images, Latents
 from policies.retoucher.model.loading import check_multiple, load_pipeline
 
 # The published 342 modules of the real model: 12 in each of 19 double blocks, 3 in each of 38 single ones (BeautyGRPO's released LoRA).
-LORA_TARGETS = [
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.to_out.0",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
-    "ff.net.0.proj",
-    "ff.net.2",
-    "ff_context.net.0.proj",
-    "ff_context.net.2",
-]
+LORA_TARGETS = [*(f"attn.{name}" for name in ATTENTION), "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"]
 
 
 class KontextBackbone(PipelineBackbone):

@@ -16,6 +16,8 @@ from policies.retoucher.model.backbone import Condition, Images, Latents
 
 SHIFT = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
 """The scheduler's settings that make the shift depend on the number of tokens, with the pipelines' own defaults."""
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+"""Linear layers of the attention of a block with two streams, the picture's and the text's."""
 
 
 class PipelineBackbone:

@@ -7,26 +7,14 @@ import torch
 from diffusers import QwenImageEditPipeline
 from torch import Tensor
 
-from policies.retoucher.backbones.pipeline import PipelineBackbone
+from policies.retoucher.backbones.pipeline import ATTENTION, PipelineBackbone
 from policies.retoucher.model.backbone import Condition, Images, Latents
 from policies.retoucher.model.loading import check_multiple, load_pipeline
 from portraitkit.pictures.images import to_pil
 
 # Both streams of each of the 60 blocks: 720 modules. The last block's text output is not used: 4 of its modules never learn.
-LORA_TARGETS = [
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.to_out.0",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
-    "img_mlp.net.0.proj",
-    "img_mlp.net.2",
-    "txt_mlp.net.0.proj",
-    "txt_mlp.net.2",
-]
+LORA_TARGETS = [*(f"attn.{name}" for name in ATTENTION)]
+LORA_TARGETS += ["img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"]
 
 
 class QwenEditBackbone(PipelineBackbone):

@@ -19,13 +19,6 @@ def load_task(name: str) -> Task:
     Raises:
         ConfigError: the name is unknown, or the file exports no task.
     """
-    from portraitkit.discover import load_object
-    from portraitkit.errors import ConfigError
-    from portraitkit.suggest import nearest
+    from portraitkit.discover import load_known
 
-    if ":" not in name and name not in BUILT_IN:
-        raise ConfigError(f"--task {name}: unknown{nearest(name, BUILT_IN)}; use {', '.join(BUILT_IN)} or my_file.py:TASK")
-    task = load_object(BUILT_IN.get(name, name))
-    if not isinstance(task, Task):
-        raise ConfigError(f"--task {name}: that is a {type(task).__name__}, not a portraitkit.vlm.task.Task")
-    return task
+    return load_known(name, BUILT_IN, Task, "--task")
