@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from portraitkit.stats import bootstrap_interval, paired_change
-from portraitkit.vlm.generate import Completion, complete_together
+from portraitkit.vlm.generate import Completion, Decoding
 from portraitkit.vlm.rows import Row, shuffled
 from portraitkit.vlm.task import Mode, Task
 
@@ -38,67 +38,22 @@ class Evaluation:
     metrics: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """How answers are generated.
-
-    Attributes:
-        prompt: the user turn's text.
-        max_tokens: most tokens of an answer.
-        temperature: of sampled answers.
-        top_p: of sampled answers.
-        samples: sampled answers a row.
-        batch_size: answers generated at once.
-        seed: of the sampling.
-    """
-
-    prompt: str
-    max_tokens: int
-    temperature: float
-    top_p: float = 1.0
-    samples: int = 4
-    batch_size: int = 64
-    seed: int = 0
-
-
 def evaluate(
-    model: Any,
-    processor: Any,
-    task: Task,
-    rows: Sequence[Row],
-    mode: Mode,
-    decoding: Decoding,
-    *,
-    advance: Callable[[int], object] = lambda count: None,
+    model: Any, decoding: Decoding, task: Task, rows: Sequence[Row], mode: Mode, *, advance: Callable[[int], object] = lambda count: None
 ) -> Evaluation:
     """Evaluate a policy; several processes divide the rows, and all get all figures.
 
     Args:
-        model: and `processor`, from `portraitkit.vlm.model`.
-        processor: padding on the left.
+        model: from `portraitkit.vlm.model`.
+        decoding: the same before and after training.
         task: that scores.
         rows: held-out ones; two or more.
         mode: of the rewards.
-        decoding: the same before and after training.
         advance: called with the number of rows done; three passes over the rows are made.
     """
-
-    def ask(some: Sequence[Row], **how: Any) -> list[list[Completion]]:
-        return complete_together(
-            model,
-            processor,
-            decoding.prompt,
-            some,
-            max_tokens=decoding.max_tokens,
-            batch_size=decoding.batch_size,
-            seed=decoding.seed,
-            advance=advance,
-            **how,
-        )
-
-    greedy = [answers[0] for answers in ask(rows)]
-    sampled = ask(rows, temperature=decoding.temperature, top_p=decoding.top_p, samples=decoding.samples)
-    blind = [answers[0] for answers in ask(shuffled(rows))]
+    greedy = [answers[0] for answers in decoding.complete(model, rows, greedy=True, advance=advance)]
+    sampled = decoding.complete(model, rows, advance=advance)
+    blind = [answers[0] for answers in decoding.complete(model, shuffled(rows), greedy=True, advance=advance)]
     metrics = task.metrics([answer.text for answer in greedy], [row.truth for row in rows]) if task.metrics else {}
     return Evaluation(
         score_all(task, greedy, rows, mode),

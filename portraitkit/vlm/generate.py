@@ -125,35 +125,49 @@ def complete(
     return answers
 
 
-def complete_together(
-    model: Any,
-    processor: Any,
-    prompt: str,
-    rows: Sequence[Row],
-    *,
-    seed: int = 0,
-    advance: Callable[[int], object] = lambda count: None,
-    **how: Any,
-) -> list[list[Completion]]:
-    """What `complete` gives, where a run has several processes: each answers its share of the rows, and all get all.
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are generated, each process of a run answering its share of the rows, and all getting all.
 
-    Greedy answers do not depend on the number of processes; sampled ones do, each process having a seed of its own.
-
-    Args: see `complete`; every process must be here, with the same rows.
+    Attributes:
+        processor: padding on the left.
+        prompt: the user turn's text.
+        max_tokens: most tokens of an answer.
+        temperature: of sampled answers.
+        top_p: of sampled answers.
+        samples: sampled answers a row.
+        batch_size: answers generated at once.
+        seed: of the sampling.
     """
-    count, mine = processes()
-    left = len(rows)
 
-    def tell(done: int) -> None:
-        nonlocal left
-        done = min(done * count, left)  # the others are as far, the last of them perhaps a row behind
-        left -= done
-        advance(done)
+    processor: Any
+    prompt: str
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    samples: int = 1
+    batch_size: int = 64
+    seed: int = 0
 
-    def work(some: Sequence[Row]) -> list[list[Completion]]:
-        return complete(model, processor, prompt, some, seed=seed + mine, advance=tell, **how)
+    def complete(
+        self, model: Any, rows: Sequence[Row], *, greedy: bool = False, advance: Callable[[int], object] = lambda count: None
+    ) -> list[list[Completion]]:
+        """`samples` answers to each row, or a greedy one; every process must be here, with the same rows.
 
-    return divided(rows, work)
+        Greedy answers do not depend on the number of processes; sampled ones do, each process having a seed of its own.
+        """
+        count, mine = processes()
+        left = len(rows)
+        sampling = {} if greedy else {"temperature": self.temperature, "top_p": self.top_p, "samples": self.samples}
+        how: dict[str, Any] = {"max_tokens": self.max_tokens, "batch_size": self.batch_size, "seed": self.seed + mine, **sampling}
+
+        def tell(done: int) -> None:
+            nonlocal left
+            done = min(done * count, left)  # the others are as far, the last of them perhaps a row behind
+            left -= done
+            advance(done)
+
+        return divided(rows, lambda some: complete(model, self.processor, self.prompt, some, advance=tell, **how))
 
 
 def _finish(text: str, tokens: list[int], choices: tuple[Choice, ...], asked: int, ends: set[int]) -> Completion:

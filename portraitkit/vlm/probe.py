@@ -13,8 +13,8 @@ import torch
 from rich.table import Table
 
 from portraitkit.vlm.context import limit_of, shown
-from portraitkit.vlm.evaluate import Decoding, best_constant
-from portraitkit.vlm.generate import complete_together
+from portraitkit.vlm.evaluate import best_constant
+from portraitkit.vlm.generate import Decoding
 from portraitkit.vlm.rows import Row, messages
 from portraitkit.vlm.task import Mode, Task
 
@@ -158,47 +158,27 @@ def malformed(answer: str) -> list[str]:
 
 
 def probe(
-    model: Any,
-    processor: Any,
-    task: Task,
-    rows: Sequence[Row],
-    mode: Mode,
-    decoding: Decoding,
-    *,
-    advance: Callable[[int], object] = lambda count: None,
+    model: Any, decoding: Decoding, task: Task, rows: Sequence[Row], mode: Mode, *, advance: Callable[[int], object] = lambda count: None
 ) -> Probe:
-    """Probe a reward with a policy; several processes divide the rows.
+    """Probe a task's reward with a policy; several processes divide the rows.
 
     Args:
-        model: and `processor`, from `portraitkit.vlm.model`.
-        processor: padding on the left.
+        model: from `portraitkit.vlm.model`.
+        decoding: as training samples; `samples` is the group size.
         task: whose reward is probed.
         rows: training rows.
         mode: of the rewards.
-        decoding: as training samples; `samples` is the group size.
         advance: called with the number of rows done.
     """
     constant, constant_reward, perfect, inversions, worst = probe_reward(task, rows, mode)
-    groups = complete_together(
-        model,
-        processor,
-        decoding.prompt,
-        rows,
-        max_tokens=decoding.max_tokens,
-        temperature=decoding.temperature,
-        top_p=decoding.top_p,
-        samples=decoding.samples,
-        batch_size=decoding.batch_size,
-        seed=decoding.seed,
-        advance=advance,
-    )
+    groups = decoding.complete(model, rows, advance=advance)
     rewards = torch.tensor(
         [[task.score(one.text, row.truth, mode).reward for one in group] for group, row in zip(groups, rows, strict=True)]
     )
     answers = [one for group in groups for one in group]
     maxima = row_maxima(task, rows, mode)
     lengths = [one.tokens for one in answers]
-    pictures, prompt = count_tokens(processor, decoding.prompt, rows)
+    pictures, prompt = count_tokens(decoding.processor, decoding.prompt, rows)
     return Probe(
         task=task.name,
         mode=mode,

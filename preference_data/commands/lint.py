@@ -13,7 +13,7 @@ from rich.table import Table
 from portraitkit.errors import DataError
 from portraitkit.files.atomic import write_text
 from portraitkit.files.jsonl import read_json_lines
-from portraitkit.runs.progress import progress_bar
+from portraitkit.runs.progress import counting
 from preference_data.commands.lint_checks import (
     KINDS,
     Entry,
@@ -43,9 +43,8 @@ def lint_data(config: LintConfig) -> int:
     entries, findings = read_entries(config.data)
     if not entries and not findings:
         raise DataError(f"{config.data / METADATA}: holds no row")
-    with progress_bar(console) as bar:
-        task = bar.add_task("looking", total=files_listed(entries))
-        pictures, unusable = look(config.data, entries, identity=config.identity, advance=lambda: bar.advance(task))
+    with counting(console, "looking", files_listed(entries)) as advance:
+        pictures, unusable = look(config.data, entries, identity=config.identity, advance=advance)
     findings += unusable + check_sizes(entries, pictures)
     findings += check_duplicates(entries, pictures, max_bits=config.max_bits, min_correlation=config.min_correlation)
     findings += check_people(entries, pictures, max_distance=config.max_distance)

@@ -1,18 +1,19 @@
 """Everything that is measured of one judge: held-out pairs in both orders, exchanged pictures, hacks, stability."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from portraitkit.files.jsonl import read_objects, write_lines
-from portraitkit.runs.progress import progress_bar
+from portraitkit.runs.progress import counting
 from portraitkit.runs.shards import ShardFile
+from portraitkit.vlm.generate import Decoding
 from reward_models.evaluation.figures import all_figures, by_group, calibration, fit_thresholds, majority, unreadable_share
 from reward_models.evaluation.hacks import DISTURBANCES, HACKS, disturbed, hack_figures, hack_pairs, stability
-from reward_models.judge.ask import Judged, judge_pairs, judged_from
+from reward_models.judge.ask import Judged, judged_from, judged_of
 from reward_models.judge.pairs import JudgedPair, View, exchanged
 from reward_models.training.config import RewardModelConfig
 
@@ -31,6 +32,7 @@ class Asking:
         console: for progress.
         stop: called often; raises where the run is to end.
         write: whether this process writes files.
+        own: takes the answers of this process's share, batch by batch; what is there is not asked again. None asks about everything.
     """
 
     config: RewardModelConfig
@@ -39,69 +41,35 @@ class Asking:
     console: Console
     stop: Callable[[], None]
     write: bool = True
+    own: ShardFile | None = None
 
-    def judge(self, model: Any, pairs: Sequence[JudgedPair], what: str, keep: Path | None = None) -> list[Judged]:
-        """Ask about all pairs in both orders; the answers go to `keep` as JSON lines."""
-        with progress_bar(self.console, elapsed=True) as progress:
-            bar = progress.add_task(what, total=2 * len(pairs))
+    def ask(self, model: Any, pairs: Sequence[JudgedPair], advance: Callable[[int], object] = lambda count: None) -> list[Judged]:
+        """Greedy answers about each pair in both orders; several processes share the pairs."""
+        decoding = Decoding(self.processor, self.view.prompt, self.config.max_tokens, batch_size=self.config.generation_batch)
+        rows = [row for pair in pairs for row in self.view.rows(pair)]
+        texts = [answers[0].text for answers in decoding.complete(model, rows, greedy=True, advance=advance)]
+        return [judged_of(self.view, pair.id, both) for pair, both in zip(pairs, zip(texts[::2], texts[1::2], strict=True), strict=True)]
 
-            def advance(count: int) -> None:
-                progress.advance(bar, count)
-                self.stop()
-
-            judged = judge_pairs(
-                model,
-                self.processor,
-                self.view,
-                pairs,
-                max_tokens=self.config.max_tokens,
-                batch_size=self.config.generation_batch,
-                advance=advance,
-            )
-        if keep is not None and self.write:
+    def judge(self, model: Any, pairs: Sequence[JudgedPair], what: str, keep: Path) -> None:
+        """Ask about all pairs, or those of the share; the answers go to `keep` as JSON lines, those of a share under its name to `own`."""
+        if self.own is not None:
+            return self._judge_share(self.own, model, pairs, what, f"{keep.parent.name}/{keep.name}")
+        with counting(self.console, what, 2 * len(pairs), stop=self.stop) as advance:
+            judged = self.ask(model, pairs, advance)
+        if self.write:
             keep.parent.mkdir(parents=True, exist_ok=True)
             write_lines(keep, (one.to_row() for one in judged))
-        return judged
 
-
-@dataclass(frozen=True)
-class SharedAsking(Asking):
-    """Asks about this process's share, in the batches that one process would make: an answer may depend on what lies beside it in a batch.
-
-    Attributes:
-        own: where the answers are kept, batch by batch; what is there is not asked again.
-    """
-
-    own: ShardFile = field(kw_only=True)
-
-    def judge(self, model: Any, pairs: Sequence[JudgedPair], what: str, keep: Path | None = None) -> list[Judged]:
-        """Ask about the share of the pairs in both orders, and keep the answers under the name of `keep`; returns nothing."""
-        assert keep is not None
-        name, batch = f"{keep.parent.name}/{keep.name}", self.config.generation_batch
+    def _judge_share(self, own: ShardFile, model: Any, pairs: Sequence[JudgedPair], what: str, name: str) -> None:
+        """In the batches that one process would make: an answer may depend on what lies beside it in a batch."""
+        batch = self.config.generation_batch
         step = batch // 2 if batch % 2 == 0 else batch  # a pair is two rows
-        known = {row["start"] for row in self.own.rows if row["file"] == name}
-        starts = self.own.shard.share(range(0, max(len(pairs), 1), step))  # a split without pairs has a file without answers
-        with progress_bar(self.console, elapsed=True) as progress:
-            bar = progress.add_task(what, total=2 * sum(len(pairs[start : start + step]) for start in starts if start not in known))
-
-            def advance(count: int) -> None:
-                progress.advance(bar, count)
-                self.stop()
-
-            for start in starts:
-                if start in known:
-                    continue
-                judged = judge_pairs(
-                    model,
-                    self.processor,
-                    self.view,
-                    pairs[start : start + step],
-                    max_tokens=self.config.max_tokens,
-                    batch_size=batch,
-                    advance=advance,
-                )
-                self.own.append({"file": name, "start": start, "answers": [one.to_row() for one in judged]})
-        return []
+        known = {row["start"] for row in own.rows if row["file"] == name}
+        starts = own.shard.share(range(0, max(len(pairs), 1), step))  # a split without pairs has a file without answers
+        todo = {start: pairs[start : start + step] for start in starts if start not in known}
+        with counting(self.console, what, 2 * sum(map(len, todo.values())), stop=self.stop) as advance:
+            for start, some in todo.items():
+                own.append({"file": name, "start": start, "answers": [one.to_row() for one in self.ask(model, some, advance)]})
 
 
 def write_answers(folder: Path, shards: Sequence[Sequence[Mapping[str, Any]]]) -> None:
@@ -128,9 +96,8 @@ def check_judge(asking: Asking, model: Any, pairs: Sequence[JudgedPair], folder:
     if missing("exchanged"):
         asking.judge(model, exchanged(pairs, EXCHANGE), "pictures exchanged", folder / "exchanged.jsonl")
     if config.hack_cases and any(missing(name) for name in HACKS):
-        with progress_bar(asking.console, elapsed=True) as progress:
-            bar = progress.add_task("making hacks", total=config.hack_cases)
-            hacked = hack_pairs(config.hack_cases, advance=lambda: progress.advance(bar))
+        with counting(asking.console, "making hacks", config.hack_cases) as advance:
+            hacked = hack_pairs(config.hack_cases, advance=advance)
         for name, some in hacked.items():
             asking.judge(model, some, f"hack: {name.replace('_', ' ')}", folder / f"{name}.jsonl")
     some = pairs[: config.stability_pairs]

@@ -14,11 +14,11 @@ from portraitkit.config import config_to_dict
 from portraitkit.errors import RunFolderError
 from portraitkit.runs.folder import FREE_TO_CHANGE, RunFolder, check_run_folder
 from portraitkit.runs.interrupt import Interruptible
-from portraitkit.runs.progress import progress_bar
+from portraitkit.runs.progress import counting
 from portraitkit.runs.shards import Shard, ShardFile, check_shard, clear_shards, current_shard, join_run, merged_rows, wait_for_shards
 from portraitkit.vlm.model import be_quiet, check_device, load_model, load_processor
 from portraitkit.vlm.stages import Interrupted
-from reward_models.evaluation.battery import Asking, SharedAsking, check_judge, checks_summary, held_out_summary, read_judged, write_answers
+from reward_models.evaluation.battery import Asking, check_judge, checks_summary, held_out_summary, read_judged, write_answers
 from reward_models.evaluation.public_pairs import benchmark_files, read_benchmark
 from reward_models.evaluation.report import print_result, write_report
 from reward_models.judge.pairs import JudgedPair, View, open_pairs
@@ -114,7 +114,7 @@ def _ask_share(
     options = {name: value for name, value in stored.items() if name not in FREE_TO_CHANGE}
     with ShardFile(folder, shard, options) as own, Interruptible() as interrupt:
         if not own.finished:
-            asking = SharedAsking(config, processor, view, console, partial(_stop, interrupt), own=own)
+            asking = Asking(config, processor, view, console, partial(_stop, interrupt), own=own)
             try:
                 _ask_all(asking, pairs or _public(config, folder, console), folder)
             except Interrupted:
@@ -141,6 +141,5 @@ def _public(config: RewardModelConfig, folder: Path, console: Console) -> dict[s
 def _embedded_or_stored(config: RewardModelConfig, console: Console) -> dict[str, list[JudgedPair]]:
     """Held-out pairs, and validation pairs for the tie thresholds."""
     counts = {split: config.counts[split] for split in ("validation", "held_out")}
-    with progress_bar(console, elapsed=True) as progress:
-        bar = progress.add_task("reading pairs", total=sum(counts.values()) if config.data == "embedded" else None)
-        return open_pairs(config.data, counts, config.seed, advance=lambda: progress.advance(bar))
+    with counting(console, "reading pairs", sum(counts.values()) if config.data == "embedded" else None) as advance:
+        return open_pairs(config.data, counts, config.seed, advance=advance)

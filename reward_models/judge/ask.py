@@ -1,13 +1,12 @@
-"""Ask a judge about pairs, in both orders."""
+"""What a judge answered about a pair in both orders, as text and read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from portraitkit.vlm.generate import complete_together
 from preference_data.contract import Answer, Unreadable
 from preference_data.verdict import ORDERS, Verdict, about_files
-from reward_models.judge.pairs import JudgedPair, View
+from reward_models.judge.pairs import View
 from reward_models.judge.preference_task import said
 
 
@@ -55,10 +54,3 @@ def judged_of(view: View, pair: str, texts: tuple[str, str]) -> Judged:
 def judged_from(view: View, row: Mapping[str, Any]) -> Judged:
     """The inverse of `Judged.to_row`."""
     return judged_of(view, row["pair"], (row["ab"], row["ba"]))
-
-
-def judge_pairs(model: Any, processor: Any, view: View, pairs: Sequence[JudgedPair], **how: Any) -> list[Judged]:
-    """Greedy answers about each pair in both orders; several processes share the pairs. `how`: see `complete_together`."""
-    rows = [row for pair in pairs for row in view.rows(pair)]
-    texts = [answers[0].text for answers in complete_together(model, processor, view.prompt, rows, **how)]
-    return [judged_of(view, pair.id, (texts[2 * place], texts[2 * place + 1])) for place, pair in enumerate(pairs)]

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from portraitkit.errors import ConfigError
-from preference_data.contract import Answer, Unreadable, every_digit, read_answer, read_brief, verdicts_in_files
+from preference_data.contract import Answer, Unreadable, every_digit, verdicts_in_files
 from preference_data.schema import DIMENSIONS
 from preference_data.verdict import ORDERS, Order, Verdict, in_order
 from reward_models.judge.backend import Backend, Certainty, Picture, Said, read_certainty
@@ -158,11 +158,10 @@ class Judge:
 
     def _conclude(self, said: Sequence[Said]) -> Judgement | Unreadable:
         self.counts.asked += len(said)
-        read = read_brief if self.settings.form == "brief" else read_answer
         answers: list[Answer] = []
         trouble: Unreadable | None = None
         for order, one in zip(self.orders, said, strict=True):
-            answer = Unreadable(one.error, "") if one.text is None else read(one.text)
+            answer = Unreadable(one.error, "") if one.text is None else self.settings.read(one.text)
             if isinstance(answer, Unreadable):
                 self.counts.failed += one.text is None
                 self.counts.unreadable += one.text is not None

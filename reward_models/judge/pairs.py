@@ -71,11 +71,11 @@ class View:
 
     Attributes:
         shown: a key of `views.SHOWN`.
-        form: brief or full, see `preference_data`.
+        form: brief or full, see `preference_data.contract`.
     """
 
-    shown: str
-    form: str
+    shown: str = "as-taken"
+    form: str = "full"
 
     @property
     def prompt(self) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 from portraitkit.errors import WeightsError
 from portraitkit.files.atomic import write_text
-from preference_data.contract import BRIEF_PROMPT, prompt
 from preference_data.verdict import Verdict
 from reward_models.judge.pairs import View
 from reward_models.judge.views import SHOWN
@@ -21,12 +20,10 @@ HOTTEST = 100.0
 
 
 @dataclass(frozen=True)
-class JudgeSettings:
-    """What a judge's weights do not say.
+class JudgeSettings(View):
+    """What a judge's weights do not say: the view of pairs that they were taught, and how sure its answers are.
 
     Attributes:
-        shown: a name in `views.SHOWN`.
-        form: of the answer, "full" or "brief", see `preference_data.contract`.
         temperature: log-odds are divided by it; 1 where none was fitted.
         model: the model's name, where it is known.
     """
@@ -35,11 +32,6 @@ class JudgeSettings:
     form: str = "full"
     temperature: float = 1.0
     model: str = ""
-
-    @property
-    def prompt(self) -> str:
-        """What the judge is asked."""
-        return BRIEF_PROMPT if self.form == "brief" else prompt()
 
     @property
     def max_tokens(self) -> int:

@@ -11,8 +11,8 @@ import torch
 
 from portraitkit.files.atomic import write_text
 from portraitkit.files.jsonl import read_objects, write_lines
-from portraitkit.runs.progress import progress_bar
-from portraitkit.vlm.generate import complete_together
+from portraitkit.runs.progress import counting
+from portraitkit.vlm.generate import Decoding
 from portraitkit.vlm.model import load_model
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.stages import RunContext, Stage, newest_checkpoint, release, store, train
@@ -171,26 +171,10 @@ def _imitate_own(training: Training, start: str, folder: Path) -> dict[str, Any]
     kept_file, note_file = folder / "kept.jsonl", folder / "kept.json"
     if not note_file.is_file():
         asked = list(rows.values())
-        with progress_bar(training.context.console, elapsed=True) as progress:
-            bar = progress.add_task(f"sampling {config.reject_samples} trajectories", total=len(asked))
-
-            def advance(count: int) -> None:
-                progress.advance(bar, count)
-                training.asking.stop()
-
-            trajectories = complete_together(
-                training.load(start),
-                training.context.processor,
-                view.prompt,
-                asked,
-                max_tokens=config.max_tokens,
-                batch_size=config.generation_batch,
-                temperature=config.temperature,
-                top_p=config.top_p,
-                samples=config.reject_samples,
-                seed=config.seed,
-                advance=advance,
-            )
+        sampling = (config.max_tokens, config.temperature, config.top_p, config.reject_samples, config.generation_batch, config.seed)
+        decoding, what = Decoding(training.context.processor, view.prompt, *sampling), f"sampling {config.reject_samples} trajectories"
+        with counting(training.context.console, what, len(asked), stop=training.asking.stop) as advance:
+            trajectories = decoding.complete(training.load(start), asked, advance=advance)
         kept = keep(asked, trajectories, view, training.coherence, least=config.reject_dimensions, most=config.reject_keep)
         if training.writes:
             write_lines(kept_file, ({"pair": row.columns["pair"], "order": row.columns["order"], "text": row.target} for row in kept.rows))

@@ -15,7 +15,7 @@ from portraitkit.pictures.images import image_size
 from portraitkit.runs.checkpoint import check_processes
 from portraitkit.runs.folder import RunFolder, SilentRunFolder, check_run_folder
 from portraitkit.runs.interrupt import Interruptible
-from portraitkit.runs.progress import progress_bar
+from portraitkit.runs.progress import counting
 from portraitkit.vlm.context import Lengths, check_lengths, context_of
 from portraitkit.vlm.model import load_processor
 from portraitkit.vlm.rows import Row
@@ -24,7 +24,7 @@ from portraitkit.vlm.trainers import check_vllm
 from reward_models.evaluation.battery import Asking, check_judge, checks_summary, held_out_summary, read_judged
 from reward_models.evaluation.figures import gain, right
 from reward_models.evaluation.report import print_result, write_judge_card, write_report
-from reward_models.judge.ask import Judged, judge_pairs
+from reward_models.judge.ask import Judged
 from reward_models.judge.coherence import load_coherence
 from reward_models.judge.judge import Comparison, calibrate, load_judge
 from reward_models.judge.pairs import JudgedPair, Stored, View, check_disjoint, open_pairs
@@ -64,7 +64,7 @@ def run_training(config: RewardModelConfig, command: list[str]) -> int:
         run.write_json("identities.json", check_disjoint(pairs))
         run.write_json("view.json", vars(view))
         asking = Asking(config, processor, view, console, stop, write=first)
-        validate = _validation(config, processor, asking, pairs["validation"])
+        validate = _validation(asking, pairs["validation"])
         context = RunContext(config, run, processor, view.prompt, interrupt, console, processes, validate)
         training = Training(context, config, asking, pairs, coherence)
         try:
@@ -161,18 +161,16 @@ def open_run(config: RewardModelConfig, command: list[str]) -> RunFolder:
 
 def read_all(config: RewardModelConfig, console: Console) -> dict[str, list[JudgedPair]]:
     """The pairs of all splits."""
-    with progress_bar(console, elapsed=True) as progress:
-        total = sum(config.counts.values()) if config.data == "embedded" else None
-        bar = progress.add_task("making pairs" if total else "reading pairs", total=total)
-        return open_pairs(config.data, config.counts, config.seed, advance=lambda: progress.advance(bar))
+    total = sum(config.counts.values()) if config.data == "embedded" else None
+    with counting(console, "making pairs" if total else "reading pairs", total) as advance:
+        return open_pairs(config.data, config.counts, config.seed, advance=advance)
 
 
-def _validation(config: RewardModelConfig, processor: Any, asking: Asking, pairs: Sequence[JudgedPair]) -> Any:
+def _validation(asking: Asking, pairs: Sequence[JudgedPair]) -> Any:
     """Overall accuracy in both orders on the validation pairs, for the log."""
 
     def validate(model: Any) -> dict[str, float]:
-        judged = judge_pairs(model, processor, asking.view, pairs, max_tokens=config.max_tokens, batch_size=config.generation_batch)
-        forward, backward = right(pairs, judged, "overall")
+        forward, backward = right(pairs, asking.ask(model, pairs), "overall")
         return {"acc_average": float(((forward + backward) / 2).nanmean()), "acc_consistent": float((forward * backward).nanmean())}
 
     return validate

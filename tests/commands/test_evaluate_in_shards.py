@@ -10,7 +10,7 @@ from portraitkit.runs import shards
 from portraitkit.runs.shards import Shard
 from preference_data.contract import BRIEF_PROMPT, BRIEF_WORDS
 from reward_models.evaluation import evaluate
-from reward_models.judge.ask import judge_pairs
+from reward_models.evaluation.battery import Asking
 from reward_models.main import train_reward_model
 
 SMALL = {
@@ -38,13 +38,14 @@ def test_two_processes_find_what_one_finds(command, model, tmp_path, monkeypatch
     monkeypatch.setattr(shards, "_start_together", lambda: None)
     asked = []
 
-    def counted(model, processor, view, pairs, **how):
+    def counted(asking, model, pairs, advance):
         asked.append([pair.id for pair in pairs])
         if len(asked) == 4:
             raise ZeroDivisionError
-        return judge_pairs(model, processor, view, pairs, **how)
+        return ask(asking, model, pairs, advance)
 
-    monkeypatch.setattr("reward_models.evaluation.battery.judge_pairs", counted)
+    ask = Asking.ask
+    monkeypatch.setattr(Asking, "ask", counted)
     monkeypatch.setattr(evaluate, "current_shard", lambda option: Shard(1, 2, True))
     with pytest.raises(ZeroDivisionError):
         evaluate.run_evaluation(_config(model, tmp_path / "two"), ["test"])

@@ -140,14 +140,16 @@ def test_any_stage_alone_starts_from_the_model(command, model, tmp_path):
 
 def test_what_is_kept_is_imitated(command, model, tmp_path, monkeypatch):
     """A random model is never right: its trajectories are replaced by a right and a wrong one."""
-    from portraitkit.vlm.generate import Completion
-    from reward_models.training import stages as train_stages
+    from portraitkit.vlm.generate import Completion, Decoding
 
-    def complete(model, processor, prompt, rows, **how):
-        assert how["samples"] == 2 and how["temperature"] == 1.0
+    def complete(decoding, model, rows, *, greedy=False, advance):
+        if greedy:
+            return ask(decoding, model, rows, greedy=True, advance=advance)
+        assert decoding.samples == 2 and decoding.temperature == 1.0
         return [[Completion(row.target, 20, False), Completion("no idea", 3, False)] for row in rows]
 
-    monkeypatch.setattr(train_stages, "complete_together", complete)
+    ask = Decoding.complete
+    monkeypatch.setattr(Decoding, "complete", complete)
     run = tmp_path / "run"
     options = ["--stages", "reject", "--no-blind", "--hack-cases", "0", "--stability-pairs", "0"]
     code, _, err = command(train_reward_model, "--model", model, "--output-dir", run, *OPTIONS, *options)

@@ -24,10 +24,10 @@ from portraitkit.report.card import by_group, counted, value_of
 from portraitkit.runs.checkpoint import check_processes
 from portraitkit.runs.folder import RunFolder, SilentRunFolder, check_run_folder
 from portraitkit.runs.interrupt import Interruptible
-from portraitkit.runs.progress import progress_bar
+from portraitkit.runs.progress import counting
 from portraitkit.stats import bootstrap_interval
-from portraitkit.vlm.evaluate import Decoding, Evaluation, best_constant, compare, evaluate, finite, score_all
-from portraitkit.vlm.generate import complete_together
+from portraitkit.vlm.evaluate import Evaluation, best_constant, compare, evaluate, finite, score_all
+from portraitkit.vlm.generate import Decoding
 from portraitkit.vlm.model import load_processor
 from portraitkit.vlm.probe import Probe, probe
 from portraitkit.vlm.rows import Row
@@ -81,28 +81,22 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
     with run or SilentRunFolder(folder) as run, Interruptible() as interrupt:
         if first:
             write_aside(folder / QUARANTINE, aside)
-        decoding = Decoding(
-            prompt,
-            config.max_tokens,
-            config.temperature,
-            config.top_p,
-            config.samples,
-            config.generation_batch,
-        )
-        found = _probe(config, task, model, processor, rows["train"], decoding, console)
+        sampling = (config.max_tokens, config.temperature, config.top_p, config.samples, config.generation_batch)
+        decoding = Decoding(processor, prompt, *sampling)
+        found = _probe(config, task, model, rows["train"], decoding, console)
         run.write_json("probe.json", found.to_dict())
         if config.probe:
             if first:
                 console.print(f"report: {write_probe_report(folder)}", highlight=False, soft_wrap=True)
             return 0
         answer, floor = best_constant(task, rows["held_out"], config.mode, candidates=[found.constant_answer])
-        measure = partial(_measure, config, task, processor, rows, decoding, console)
+        measure = partial(_measure, config, task, rows["held_out"], decoding, console)
         before = measure(model, "before")
         validation_floor = best_constant(task, rows["validation"], config.mode)[1]
         run.write_json(
             "floors.json", {"constant": floor, "validation_constant": validation_floor, "shuffled_image": float(before.blind.mean())}
         )
-        validate = partial(_validate, config, task, processor, rows["validation"], decoding)
+        validate = partial(_validate, config, task, rows["validation"], decoding)
         context = RunContext(config, run, processor, prompt, interrupt, console, processes, validate)
         if config.deepspeed is not None:
             model = None  # what DeepSpeed shares out must not be held here, whole
@@ -173,41 +167,24 @@ def _open(config: AlignVlmConfig, command: list[str]) -> RunFolder:
     )
 
 
-def _probe(config: AlignVlmConfig, task: Task, model: Any, processor: Any, rows: list[Row], decoding: Decoding, console: Console) -> Probe:
-    some = rows[: config.probe_rows]
-    with progress_bar(console, elapsed=True) as shown:
-        bar = shown.add_task("probing the reward", total=len(some))
-        found = probe(
-            model,
-            processor,
-            task,
-            some,
-            config.mode,
-            replace(decoding, samples=config.group_size, seed=config.seed),
-            advance=lambda count: shown.advance(bar, count),
-        )
+def _probe(config: AlignVlmConfig, task: Task, model: Any, rows: list[Row], decoding: Decoding, console: Console) -> Probe:
+    some, decoding = rows[: config.probe_rows], replace(decoding, samples=config.group_size, seed=config.seed)
+    with counting(console, "probing the reward", len(some)) as advance:
+        found = probe(model, decoding, task, some, config.mode, advance=advance)
     console.print(found.table())
     return found
 
 
 def _measure(
-    config: AlignVlmConfig,
-    task: Task,
-    processor: Any,
-    rows: dict[str, list[Row]],
-    decoding: Decoding,
-    console: Console,
-    model: Any,
-    when: str,
+    config: AlignVlmConfig, task: Task, rows: list[Row], decoding: Decoding, console: Console, model: Any, when: str
 ) -> Evaluation:
-    with progress_bar(console, elapsed=True) as shown:
-        bar = shown.add_task(f"held-out, {when} training", total=3 * len(rows["held_out"]))
-        return evaluate(model, processor, task, rows["held_out"], config.mode, decoding, advance=lambda count: shown.advance(bar, count))
+    with counting(console, f"held-out, {when} training", 3 * len(rows)) as advance:
+        return evaluate(model, decoding, task, rows, config.mode, advance=advance)
 
 
-def _validate(config: AlignVlmConfig, task: Task, processor: Any, rows: list[Row], decoding: Decoding, model: Any) -> dict[str, float]:
-    answers = complete_together(model, processor, decoding.prompt, rows, max_tokens=decoding.max_tokens, batch_size=decoding.batch_size)
-    return {"greedy": float(score_all(task, [group[0] for group in answers], rows, config.mode).mean())}
+def _validate(config: AlignVlmConfig, task: Task, rows: list[Row], decoding: Decoding, model: Any) -> dict[str, float]:
+    answers = [answers[0] for answers in decoding.complete(model, rows, greedy=True)]
+    return {"greedy": float(score_all(task, answers, rows, config.mode).mean())}
 
 
 def _provenance(rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:

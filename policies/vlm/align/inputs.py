@@ -10,7 +10,7 @@ from policies.vlm.align.align_config import AlignVlmConfig
 from portraitkit.errors import DataError
 from portraitkit.files.jsonl import write_lines
 from portraitkit.parallel import processes
-from portraitkit.runs.progress import progress_bar
+from portraitkit.runs.progress import counting
 from portraitkit.vlm.context import Lengths, check_lengths, context_of
 from portraitkit.vlm.rows import Row, files_of, make_rows, open_rows, set_aside_unreadable
 from portraitkit.vlm.task import Task, asked_briefly
@@ -31,9 +31,8 @@ def open_all_rows(config: AlignVlmConfig, task: Task, console: Console) -> dict[
     counts = {"train": config.train_rows, "validation": config.validation_rows, "held_out": config.held_out_rows}
     if config.data != "embedded":
         return open_rows(task, config.data, counts, config.seed)
-    with progress_bar(console, elapsed=True) as progress:
-        bar = progress.add_task("making rows", total=sum(counts.values()))
-        return {split: make_rows(task, split, count, config.seed, advance=lambda: progress.advance(bar)) for split, count in counts.items()}
+    with counting(console, "making rows", sum(counts.values())) as advance:
+        return {split: make_rows(task, split, count, config.seed, advance=advance) for split, count in counts.items()}
 
 
 def readable_rows(
@@ -48,9 +47,8 @@ def readable_rows(
     if not files:
         return {split: list(some) for split, some in rows.items()}, []
     count, _ = processes()
-    with progress_bar(console, elapsed=True) as progress:
-        bar = progress.add_task("reading pictures", total=-(-len(files) // count))
-        kept, aside = set_aside_unreadable(rows, most=config.max_unusable, advance=lambda: progress.advance(bar))
+    with counting(console, "reading pictures", -(-len(files) // count)) as advance:
+        kept, aside = set_aside_unreadable(rows, most=config.max_unusable, advance=advance)
     if aside:
         total = sum(map(len, rows.values()))
         first = f"{aside[0]['row']}: {aside[0]['reason']}"

@@ -22,7 +22,7 @@ def test_a_candidate_can_be_the_best_constant(brightness, rows):
 def test_an_evaluation_has_one_value_a_row_and_a_blind_pass(tiny_vlm, brightness, rows):
     model, processor, _ = tiny_vlm
     done = []
-    found = evaluate(model, processor, brightness, rows, "fixed", Decoding("Light?", 6, 1.0, samples=2), advance=done.append)
+    found = evaluate(model, Decoding(processor, "Light?", 6, 1.0, samples=2), brightness, rows, "fixed", advance=done.append)
     assert found.greedy.shape == found.sampled.shape == found.blind.shape == (len(rows),)
     assert [len(group) for group in found.samples] == [2] * len(rows) and sum(done) == 3 * len(rows)
 

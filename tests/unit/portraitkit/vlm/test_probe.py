@@ -50,7 +50,7 @@ def test_every_malformed_variant_differs(brightness):
 
 def test_a_random_model_is_probed(tiny_vlm, brightness, rows):
     model, processor, _ = tiny_vlm
-    found = probe(model, processor, brightness, rows[:4], "fixed", Decoding("Light?", 5, 1.0, samples=3))
+    found = probe(model, Decoding(processor, "Light?", 5, 1.0, samples=3), brightness, rows[:4], "fixed")
     assert found.rows == 4 and found.samples == 3 and 0 <= found.zero_variance <= 1 and 0 <= found.cut <= 1
     mean, shortest, longest = found.tokens
     assert shortest <= mean <= longest <= 5 and found.image_tokens[0] >= 1 and found.prompt_tokens > found.image_tokens[1]
