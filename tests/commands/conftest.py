@@ -1,5 +1,7 @@
 """Console commands are run as a user runs them, but in this process: importing torch and diffusers takes longer than a tiny run."""
 
+import os
+import signal
 import sys
 
 import pytest
@@ -17,3 +19,20 @@ def command(monkeypatch, capsys):
         return stopped.value.code or 0, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture
+def stopped_at_the_second(monkeypatch):
+    """The rows that `make-preferences build` has worked on, in order; while it is at the second one, Ctrl-C comes."""
+    from preference_data.commands import build
+
+    made, one = [], build._one
+
+    def stops(row, generators, config):
+        made.append(row.id)
+        if len(made) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return one(row, generators, config)
+
+    monkeypatch.setattr(build, "_one", stops)
+    return made

@@ -17,21 +17,11 @@ from portraitkit.pictures.images import write_image
 from portraitkit.vlm.task import ASKED
 from portraitkit.vlm.trainers import Follow
 
-SMALL = {
-    "train-rows": 8,
-    "validation-rows": 2,
-    "held-out-rows": 4,
-    "probe-rows": 2,
-    "prompts-per-step": 2,
-    "group-size": 2,
-    "max-tokens": 8,
-    "samples": 2,
-    "max-train-steps": 2,
-    "validation-steps": 1,
-    "sft-steps": 1,
-    "sft-batch": 2,
-}
-OPTIONS = [text for name, value in SMALL.items() for text in (f"--{name}", str(value))]
+SMALL = (
+    "--train-rows 8 --validation-rows 2 --held-out-rows 4 --probe-rows 2 --prompts-per-step 2 --group-size 2 --max-tokens 8 "
+    "--samples 2 --max-train-steps 2 --validation-steps 1 --sft-steps 1 --sft-batch 2"
+)
+OPTIONS = SMALL.split()
 
 
 @pytest.fixture(scope="module")

@@ -1,39 +1,21 @@
 """align-vlm in two processes on the CPU, as torchrun starts it: with DeepSpeed's ZeRO-2 and ZeRO-3, resumed, and without DeepSpeed."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from several_processes import several
+from several_processes import several, torchrun
 from tiny_vlm import write_tiny_vlm
 
 from policies.vlm.main import align_vlm
 
-ROOT = Path(__file__).parents[2]
-SMALL = {
-    "train-rows": 8,
-    "validation-rows": 2,
-    "held-out-rows": 3,
-    "probe-rows": 2,
-    "prompts-per-step": 2,
-    "group-size": 2,
-    "max-tokens": 6,
-    "samples": 2,
-    "max-train-steps": 2,
-    "warmup-steps": 0,
-    "checkpointing-steps": 1,
-    "validation-steps": 1,
-    "sft-steps": 2,
-    "sft-batch": 1,
-}
-OPTIONS = [text for name, value in SMALL.items() for text in (f"--{name}", str(value))]
+SMALL = (
+    "--train-rows 8 --validation-rows 2 --held-out-rows 3 --probe-rows 2 --prompts-per-step 2 --group-size 2 --max-tokens 6 "
+    "--samples 2 --max-train-steps 2 --warmup-steps 0 --checkpointing-steps 1 --validation-steps 1 --sft-steps 2 --sft-batch 1"
+)
+OPTIONS = SMALL.split()
 
 
 @pytest.fixture(scope="module")
@@ -49,26 +31,11 @@ def two(model, tmp_path):
     The reward tells the answers of random weights apart; the task's own would not.
     """
     (tmp_path / "length.py").write_text("def compute_score(data_source, solution_str, ground_truth, extra_info): return len(solution_str)")
-    (tmp_path / "start.py").write_text("from policies.vlm.main import align_vlm; align_vlm()")
+    words = ["--model", model, "--reward-file", "length.py:compute_score", *OPTIONS]
 
     def call(run, *options):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-        command += [
-            tmp_path / "start.py",
-            "--model",
-            model,
-            "--output-dir",
-            run,
-            "--reward-file",
-            "length.py:compute_score",
-            *OPTIONS,
-            *options,
-        ]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment, timeout=3000, cwd=tmp_path)
+        script = "from policies.vlm.main import align_vlm; align_vlm()"
+        done = torchrun(script, *words, "--output-dir", run, *options, folder=tmp_path, DS_ACCELERATOR="cpu")
         return done.returncode, done.stderr
 
     return call

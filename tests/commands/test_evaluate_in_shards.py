@@ -13,17 +13,11 @@ from reward_models.evaluation import evaluate
 from reward_models.evaluation.battery import Asking
 from reward_models.main import train_reward_model
 
-SMALL = {
-    "shown": "beside-difference",
-    "form": "brief",
-    "validation-pairs": 2,
-    "held-out-pairs": 3,
-    "hack-cases": 1,
-    "stability-pairs": 2,
-    "generation-batch": 2,
-    "max-tokens": 4,
-}
-OPTIONS = ["--evaluate", *(text for name, value in SMALL.items() for text in (f"--{name}", str(value)))]
+SMALL = (
+    "--evaluate --shown beside-difference --form brief --validation-pairs 2 --held-out-pairs 3 --hack-cases 1 --stability-pairs 2 "
+    "--generation-batch 2 --max-tokens 4"
+)
+OPTIONS = SMALL.split()
 
 
 @pytest.fixture

@@ -74,16 +74,8 @@ def test_photos_with_retouches_and_bad_ones(command, tmp_path, photos):
     assert command(make_preferences, "build", photos, "--output-dir", out_dir, *options, "--overwrite", "--max-bad-share", "0.5")[0] == 0
 
 
-def test_an_interrupted_build_goes_on(command, tmp_path, monkeypatch):
-    made, one = [], build_module._one
-
-    def stops(row, generators, config):
-        made.append(row.id)
-        if len(made) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return one(row, generators, config)
-
-    monkeypatch.setattr(build_module, "_one", stops)
+def test_an_interrupted_build_goes_on(command, tmp_path, stopped_at_the_second):
+    made = stopped_at_the_second
     out_dir = tmp_path / "pairs"
     code, _, err = command(make_preferences, *EMBEDDED, "--output-dir", out_dir)
     assert code == 130 and "stopped after 2 of 4" in err and not (out_dir / "metadata.jsonl").exists()

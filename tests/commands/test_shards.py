@@ -1,23 +1,17 @@
 """Work divided over shards gives what one process gives, to the byte: jobs of their own, and two processes under torchrun."""
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from several_processes import torchrun
 
 from benchmarks.main import benchmark_portraits
 from portraitkit.faces.portraits import bundled_portraits
 from portraitkit.pictures.images import resize, write_image
-from preference_data.commands import build as build_module
 from preference_data.main import make_preferences
 
-ROOT = Path(__file__).parents[2]
 PAIRS = ("embedded", "--count", "5", "--resolution", "64", "--pairs-per-photo", "1", "--split-shares", "0.6", "0.2", "0.2")
 METHODS = ("--method", "a=a", "b=b", "--source", "a", "--metrics", "niqe", "brisque", "psnr", "--reference", "b", "--max-failed", "0.5")
 
@@ -43,30 +37,8 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
-def torchrun(module: str, *argv, folder: Path, start: str = "") -> subprocess.CompletedProcess:
-    """Two processes on this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    target = ["-m", module]
-    if start:
-        (folder / "start.py").write_text(start)
-        target = [str(folder / "start.py")]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port), *target]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *map(str, argv)], capture_output=True, text=True, env=environment, timeout=900, cwd=folder)
-
-
-def test_jobs_of_their_own_build_what_one_process_builds(command, tmp_path, monkeypatch):
-    made, one = [], build_module._one
-
-    def counted(row, generators, config):
-        made.append(row.id)
-        if len(made) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return one(row, generators, config)
-
-    monkeypatch.setattr(build_module, "_one", counted)
+def test_jobs_of_their_own_build_what_one_process_builds(command, tmp_path, stopped_at_the_second):
+    made = stopped_at_the_second
     out = tmp_path / "shards"
     build = ("build", *PAIRS, "--output-dir", out)
     code, _, err = command(make_preferences, *build, "--shard", "1/2")
@@ -196,13 +168,13 @@ build._one = killed
 main.make_preferences()
 """
     build = ("build", *PAIRS, "--output-dir", tmp_path / "two")
-    done = torchrun("", *build, folder=tmp_path, start=kills)
+    done = torchrun(kills, *build, folder=tmp_path)
     assert done.returncode != 0 and "SIGKILL" in done.stderr, done.stderr
     part = tmp_path / "two/shards/2-of-2.jsonl.part"
     before = part.read_bytes()
     assert [json.loads(line)["subject"] for line in before.splitlines()] == ["person-00001"]
     assert not (tmp_path / "two/metadata.jsonl").exists()
-    done = torchrun("preference_data.main", *build, folder=tmp_path)
+    done = torchrun("from preference_data.main import make_preferences; make_preferences()", *build, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("5 pairs") == 1
     assert command(make_preferences, "build", *PAIRS, "--output-dir", tmp_path / "one")[0] == 0
@@ -211,7 +183,15 @@ main.make_preferences()
 
 @pytest.mark.slow
 def test_two_processes_measure_what_one_measures(command, pictures):
-    done = torchrun("benchmarks.main", *METHODS, "--cache", "cache1", "--output-dir", "two", folder=pictures)
+    done = torchrun(
+        "from benchmarks.main import benchmark_portraits; benchmark_portraits()",
+        *METHODS,
+        "--cache",
+        "cache1",
+        "--output-dir",
+        "two",
+        folder=pictures,
+    )
     assert done.returncode == 0, done.stderr
     assert "two/report.html" in done.stdout and " 0 values computed" in done.stderr
     assert command(benchmark_portraits, *METHODS, "--cache", "cache2", "--output-dir", "one")[0] == 0

@@ -19,27 +19,12 @@ from preference_data.schema import DIMENSIONS, Pair
 from reward_models.main import train_reward_model
 from reward_models.training.config import RewardModelConfig
 
-SMALL = {
-    "shown": "beside-difference",
-    "form": "brief",
-    "train-pairs": 4,
-    "sft-pairs": 2,
-    "reject-pairs": 2,
-    "reject-samples": 2,
-    "reject-steps": 2,
-    "validation-pairs": 2,
-    "held-out-pairs": 3,
-    "hack-cases": 1,
-    "stability-pairs": 2,
-    "prompts-per-step": 2,
-    "group-size": 2,
-    "max-tokens": 6,
-    "max-train-steps": 2,
-    "validation-steps": 1,
-    "sft-steps": 2,
-    "sft-batch": 2,
-}
-OPTIONS = [text for name, value in SMALL.items() for text in (f"--{name}", str(value))]
+SMALL = (
+    "--shown beside-difference --form brief --train-pairs 4 --sft-pairs 2 --reject-pairs 2 --reject-samples 2 --reject-steps 2 "
+    "--validation-pairs 2 --held-out-pairs 3 --hack-cases 1 --stability-pairs 2 --prompts-per-step 2 --group-size 2 --max-tokens 6 "
+    "--max-train-steps 2 --validation-steps 1 --sft-steps 2 --sft-batch 2"
+)
+OPTIONS = SMALL.split()
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,10 @@ from policies.retoucher.rollout import mix
 from portraitkit.errors import TrainingStopped
 from portraitkit.runs.checkpoint import load_checkpoint, save_checkpoint
 
+STOCK = {"prompt": tiny.PROMPT, "height": 128, "width": 128, "_auto_resize": False, "max_area": 128 * 128, "output_type": "pt"}
+STOCK |= {"max_sequence_length": tiny.TEXT_TOKENS}
+"""What the stock pipeline is asked for."""
+
 
 def weights(trainer):
     return {name: p.detach().clone() for name, p in trainer.adapter.items()}
@@ -95,18 +99,7 @@ def test_the_adapter_loads_in_the_stock_pipeline_and_changes_its_pictures(make_t
     photo = trainer.source.load("train", [0]).photos.source
 
     def run() -> torch.Tensor:
-        return pipeline(
-            image=photo,
-            prompt=tiny.PROMPT,
-            height=128,
-            width=128,
-            _auto_resize=False,
-            max_area=128 * 128,
-            num_inference_steps=2,
-            max_sequence_length=tiny.TEXT_TOKENS,
-            generator=torch.Generator().manual_seed(0),
-            output_type="pt",
-        ).images
+        return pipeline(image=photo, num_inference_steps=2, generator=torch.Generator().manual_seed(0), **STOCK).images
 
     before = run()
     assert isinstance(pipeline, FluxKontextPipeline)
@@ -123,18 +116,7 @@ def test_the_ode_of_the_loop_is_the_stock_pipelines(make_trainer, config, source
     noise = backbone.noise(1, torch.Generator().manual_seed(0))
     own = sample_ode(backbone, condition, noise, 3) - condition.residual
     backbone.pipeline.set_progress_bar_config(disable=True)
-    stock = backbone.pipeline(
-        image=photo,
-        prompt=tiny.PROMPT,
-        height=128,
-        width=128,
-        _auto_resize=False,
-        max_area=128 * 128,
-        num_inference_steps=3,
-        max_sequence_length=tiny.TEXT_TOKENS,
-        latents=noise,
-        output_type="pt",
-    ).images
+    stock = backbone.pipeline(image=photo, num_inference_steps=3, latents=noise, **STOCK).images
     inside = ((own > 0) & (own < 1)).all(1, keepdim=True) & ((own + condition.residual > 0) & (own + condition.residual < 1)).all(
         1, keepdim=True
     )
