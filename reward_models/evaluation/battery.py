@@ -13,8 +13,7 @@ from portraitkit.runs.shards import ShardFile
 from portraitkit.vlm.generate import Decoding
 from reward_models.evaluation.figures import all_figures, by_group, calibration, fit_thresholds, majority, unreadable_share
 from reward_models.evaluation.hacks import DISTURBANCES, HACKS, disturbed, hack_figures, hack_pairs, stability
-from reward_models.judge.ask import Judged, judged_from, judged_of
-from reward_models.judge.pairs import JudgedPair, View, exchanged
+from reward_models.judge.pairs import Judged, JudgedPair, View, exchanged, judged_from, judged_of
 from reward_models.training.config import RewardModelConfig
 
 EXCHANGE = 7

@@ -26,8 +26,7 @@ from portraitkit.stats import cluster_interval, paired_change
 from preference_data.contract import Unreadable
 from preference_data.schema import DIMENSIONS
 from preference_data.verdict import Verdict
-from reward_models.judge.ask import Judged
-from reward_models.judge.pairs import JudgedPair
+from reward_models.judge.pairs import Judged, JudgedPair
 
 NAMES = ("overall", *DIMENSIONS)
 SMALLEST_GROUP = 5

@@ -21,8 +21,7 @@ from preference_data.people.degradations import Stage
 from preference_data.people.synthetic import make_case
 from preference_data.people.synthetic_pairs import SPOTS, identity_of, stage_of
 from reward_models.filters import blur
-from reward_models.judge.ask import Judged
-from reward_models.judge.pairs import JudgedPair
+from reward_models.judge.pairs import Judged, JudgedPair
 
 Picture = Float[Tensor, "3 h w"]
 STRENGTHS = (0.4, 1.0)

@@ -19,8 +19,7 @@ from portraitkit.vlm.trainer_options import rate_of
 from preference_data.pair_set import scan_pairs
 from preference_data.schema import DIMENSIONS, TITLES
 from reward_models.evaluation.figures import NAMES, truth_of
-from reward_models.judge.ask import Judged, judged_from
-from reward_models.judge.pairs import JudgedPair, View
+from reward_models.judge.pairs import Judged, JudgedPair, View, judged_from
 from reward_models.training.config import STAGES, RewardModelConfig
 
 SHOWN = 3

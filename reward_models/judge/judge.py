@@ -13,8 +13,7 @@ from preference_data.contract import Answer, Unreadable, every_digit, verdicts_i
 from preference_data.schema import DIMENSIONS
 from preference_data.verdict import ORDERS, Order, Verdict, in_order
 from reward_models.judge.backend import Backend, Certainty, Picture, Said, read_certainty
-from reward_models.judge.http_backend import HttpBackend
-from reward_models.judge.local_backends import TransformersBackend, VllmBackend
+from reward_models.judge.backends import HttpBackend, TransformersBackend, VllmBackend
 from reward_models.judge.settings import JudgeSettings, fit_temperature, probability_of, read_settings, settings_from, source_of
 from reward_models.judge.views import SHOWN
 

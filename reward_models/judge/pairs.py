@@ -1,4 +1,4 @@
-"""Judged pairs as a judge is trained and tested on them: synthetic ones made while you wait, or a user's pair set; shown in both orders."""
+"""Judged pairs as a judge is trained and tested on them, synthetic or a user's, shown in both orders; and what it answered about them."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +17,9 @@ from portraitkit.vlm.rows import SPLITS, Row, first_row
 from preference_data.contract import BRIEF_PROMPT, Answer, Unreadable, prompt, read_answer, read_brief, write_answer, write_brief
 from preference_data.pair_set import read_pairs, scan_pairs
 from preference_data.schema import CHOICES, DIMENSIONS, Pair
-from preference_data.verdict import ORDERS, Order, Verdict, turned, winner
+from preference_data.verdict import ORDERS, Order, Verdict, about_files, turned, winner
 from reward_models.judge.coherence import reason
-from reward_models.judge.preference_task import Preference, answer_of, preference_of
+from reward_models.judge.preference_task import Preference, answer_of, preference_of, said
 from reward_models.judge.views import SHOWN
 
 Stored = UInt8[ndarray, "h w 3"] | Path
@@ -107,6 +107,52 @@ class View:
         answer = answer_of(truth)
         target = self.write(replace(answer, reasoning=words or reason(answer)))
         return Row(pictures, truth, target, {"pair": pair.id, "order": order, "coherent": answer.coherent}, f"pair {pair.id}")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a judge answered about one pair.
+
+    Attributes:
+        pair: its id.
+        texts: the answers as they came, a shown first and b shown first.
+        answers: the same, read.
+    """
+
+    pair: str
+    texts: tuple[str, str]
+    answers: tuple[Answer | Unreadable, Answer | Unreadable]
+
+    def verdicts(self, name: str) -> tuple[Verdict | None, Verdict | None]:
+        """Of both orders, overall or on a dimension; None where the answer cannot be read."""
+        verdicts: list[Verdict | None] = [
+            None if isinstance(answer, Unreadable) else about_files(said(answer, name), order)
+            for answer, order in zip(self.answers, ORDERS, strict=True)
+        ]
+        return verdicts[0], verdicts[1]
+
+    def difference(self, name: str) -> float | None:
+        """How much higher a is scored than b, the mean of both orders (of one, where the other cannot be read), -4 to 4."""
+        found = []
+        for answer, sign in zip(self.answers, (1, -1), strict=True):
+            if isinstance(answer, Answer):
+                first, second = answer.averages if name == "overall" else answer.scores[name]
+                found.append(sign * (first - second))
+        return sum(found) / len(found) if found else None
+
+    def to_row(self) -> dict[str, Any]:
+        """As a JSON line."""
+        return {"pair": self.pair, "ab": self.texts[0], "ba": self.texts[1]}
+
+
+def judged_of(view: View, pair: str, texts: tuple[str, str]) -> Judged:
+    """Read two answers about one pair."""
+    return Judged(pair, texts, (view.read(texts[0]), view.read(texts[1])))
+
+
+def judged_from(view: View, row: Mapping[str, Any]) -> Judged:
+    """The inverse of `Judged.to_row`."""
+    return judged_of(view, row["pair"], (row["ab"], row["ba"]))
 
 
 def synthetic_pair(split: str, seed: int) -> JudgedPair:

@@ -21,9 +21,8 @@ from portraitkit.vlm.trainer_arguments import lora_arguments, taken
 from preference_data.verdict import ORDERS, shown_as
 from reward_models.evaluation.battery import Asking, read_judged
 from reward_models.evaluation.figures import NAMES, truth_of
-from reward_models.judge.ask import Judged
 from reward_models.judge.coherence import Coherence
-from reward_models.judge.pairs import JudgedPair, exchanged
+from reward_models.judge.pairs import Judged, JudgedPair, exchanged
 from reward_models.judge.settings import JudgeSettings, write_settings
 from reward_models.training.config import STAGES, RewardModelConfig
 from reward_models.training.grpo_task import Asked, judge_task

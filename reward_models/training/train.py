@@ -24,10 +24,9 @@ from portraitkit.vlm.trainers import check_vllm
 from reward_models.evaluation.battery import Asking, check_judge, checks_summary, held_out_summary, read_judged
 from reward_models.evaluation.figures import gain, right
 from reward_models.evaluation.report import print_result, write_judge_card, write_report
-from reward_models.judge.ask import Judged
 from reward_models.judge.coherence import load_coherence
 from reward_models.judge.judge import Comparison, calibrate, load_judge
-from reward_models.judge.pairs import JudgedPair, Stored, View, check_disjoint, open_pairs
+from reward_models.judge.pairs import Judged, JudgedPair, Stored, View, check_disjoint, open_pairs
 from reward_models.judge.settings import view_of, write_settings
 from reward_models.training.config import STAGES, RewardModelConfig, needed_by
 from reward_models.training.stages import Training, forget, is_done, newest, run_stage, train_blind

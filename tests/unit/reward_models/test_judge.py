@@ -266,7 +266,7 @@ def test_vllm_is_asked_for_chats_and_log_probabilities(monkeypatch):
 
 def test_an_endpoint_without_log_probabilities_gives_verdicts(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("reward_models.judge.http_backend.HttpBackend.connect", connect)
+    monkeypatch.setattr("reward_models.judge.backends.HttpBackend.connect", connect)
     with ScriptedEndpoint(lambda body: write_answer(answer(4, 3, "first"))) as server:
         judge = load_judge(server.url)
         (one,) = judge.judge([Comparison(picture(0), picture(0.9), picture(0.1))])
@@ -278,7 +278,7 @@ def test_an_endpoint_without_log_probabilities_gives_verdicts(monkeypatch):
 def connect(url):
     """Without asking for the models: the scripted endpoint has no list of them."""
     from portraitkit.endpoint import Endpoint
-    from reward_models.judge.http_backend import HttpBackend
+    from reward_models.judge.backends import HttpBackend
 
     return HttpBackend(Endpoint(url, "m", top_logprobs=20, retries=0)), {"id": "m"}
 

@@ -9,8 +9,7 @@ from preference_data.contract import Answer, write_brief
 from preference_data.schema import DIMENSIONS
 from preference_data.verdict import ORDERS, shown_as
 from reward_models.evaluation.figures import all_figures, by_group, calibration, figures, fit_thresholds, gain, majority, unreadable_share
-from reward_models.judge.ask import judged_of
-from reward_models.judge.pairs import JudgedPair, View
+from reward_models.judge.pairs import JudgedPair, View, judged_of
 from reward_models.judge.preference_task import answer_of
 
 VIEW = View("as-taken", "brief")

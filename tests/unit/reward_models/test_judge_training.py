@@ -16,7 +16,6 @@ from preference_data.people.synthetic import draw_morph
 from preference_data.schema import DIMENSIONS
 from preference_data.verdict import turned
 from reward_models.evaluation.hacks import DISTURBANCES, HACKS, disturbed, hack_figures, hack_pairs, stability
-from reward_models.judge.ask import judged_of
 from reward_models.judge.coherence import NliCoherence, deterministic, load_coherence, reason, words_agree
 from reward_models.judge.pairs import (
     View,
@@ -24,6 +23,7 @@ from reward_models.judge.pairs import (
     check_several_people,
     exchanged,
     identity_hash,
+    judged_of,
     open_pairs,
     synthetic_pair,
 )
