@@ -1,7 +1,5 @@
 """Pair sets as Hugging Face data sets: parquet with Image features, and back; rows for TRL's trainers."""
 
-import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portraitkit.errors import DataError
+from portraitkit.files.atomic import replacing_folder
 from preference_data.card import built_by, write_data_card
 from preference_data.contract import Answer, prompt, write_answer
 from preference_data.pair_set import read_pairs, write_pairs
@@ -128,17 +127,12 @@ def _whole_folder(out: Path) -> Iterator[Path]:
         DataError: `out` holds files, or cannot be written.
     """
     _check_free(out)
-    new = out.resolve().with_name(f".{out.resolve().name}.{os.getpid()}")
     try:
-        new.mkdir(parents=True)
-        yield new
-        if out.is_dir():
-            out.rmdir()
-        new.rename(out.resolve())
+        with replacing_folder(out) as new:
+            yield new
+            _check_free(out)
     except OSError as error:
         raise DataError(f"{out}: could not be written ({error.strerror or error}); check the folder and the disk") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def trl_rows(pair: Pair, folder: Path, order: Order) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import secrets
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from benchmarks.blind_test.study import CONSENT, FILE, PICTURES, VOTES, Photo, S
 from benchmarks.blind_test.vote_store import count_votes
 from portraitkit.config import config_to_dict
 from portraitkit.errors import DataError, ImageError, RunFolderError
+from portraitkit.files.atomic import replacing_folder
 from portraitkit.files.jsonl import read_objects
 from portraitkit.pictures import list_images
 from portraitkit.pictures.images import read_image, resize, write_image
@@ -60,28 +60,23 @@ def make_study(config: MakeConfig, command: list[str]) -> int:
     pictures = {name: _by_stem(folder) for name, folder in folders.items()}
     names, skipped = _match(pictures)
     groups = read_groups(config.metadata, [folder for folder in folders.values()][::-1], config.groups)
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        (partial / PICTURES).mkdir(parents=True)
-        photos = []
-        for name in track(names, "pictures", console=console, transient=True):
-            versions = {method: files[name] for method, files in pictures.items()}
-            try:
-                photos.append(_write_photo(partial / PICTURES, name, versions, groups.get(name, {}), config))
-            except ImageError as error:
-                skipped.append({"photo": name, "reason": str(error)})
-                if len(skipped) > config.max_unusable * (len(names) + len(skipped)) and len(skipped) >= 5:
-                    raise _too_many(skipped, len(names), config) from error
-        if not photos or len(skipped) > config.max_unusable * (len(photos) + len(skipped)):
-            raise _too_many(skipped, len(names), config)
-        _write_texts(partial, config, tuple(methods), tuple(photos), skipped, command)
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
+        with replacing_folder(out) as partial:
+            (partial / PICTURES).mkdir()
+            photos = []
+            for name in track(names, "pictures", console=console, transient=True):
+                versions = {method: files[name] for method, files in pictures.items()}
+                try:
+                    photos.append(_write_photo(partial / PICTURES, name, versions, groups.get(name, {}), config))
+                except ImageError as error:
+                    skipped.append({"photo": name, "reason": str(error)})
+                    if len(skipped) > config.max_unusable * (len(names) + len(skipped)) and len(skipped) >= 5:
+                        raise _too_many(skipped, len(names), config) from error
+            if not photos or len(skipped) > config.max_unusable * (len(photos) + len(skipped)):
+                raise _too_many(skipped, len(names), config)
+            _write_texts(partial, config, tuple(methods), tuple(photos), skipped, command)
     except OSError as error:
         raise RunFolderError(f"{out}: could not be written ({error.strerror}); check the folder and the disk") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     _say(console, config, len(photos), skipped, groups)
     return 0
 

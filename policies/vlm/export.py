@@ -15,10 +15,10 @@ from policies.vlm.export_reward import ground_truth_of
 from policies.vlm.tasks import load_task
 from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError
-from portraitkit.files.atomic import write_text
+from portraitkit.files.atomic import replacing_folder, write_text
 from portraitkit.report.page import page_environment
 from portraitkit.runs.interrupt import Interruptible
-from portraitkit.runs.progress import progress_bar
+from portraitkit.runs.progress import counting
 from portraitkit.vlm.context import Limit, limit_of, shown
 from portraitkit.vlm.model import load_processor
 from portraitkit.vlm.rows import Row
@@ -57,27 +57,19 @@ def run_export(config: AlignVlmConfig) -> int:
     rows, aside = readable_rows(config, open_all_rows(config, task, console), console, folder / "quarantine.jsonl")
     lengths = check_all_lengths(config, processor, rows, prompt) if processor is not None else None
     truths = {split: [ground_truth_of(task, row) for row in some] for split, some in rows.items()}
-    part = folder.with_name(f".{folder.name}.part")
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        with Interruptible() as interrupt, progress_bar(console) as progress:
-            bar = progress.add_task("writing rows", total=sum(len(some) for some in rows.values()))
-            for split, some in rows.items():
-                path = part / f"{NAMES[split]}.parquet"
-                for done in _write(path, config.export, task, prompt, NAMES[split], some, truths[split], limit):
-                    progress.advance(bar, done)
-                    if interrupt.requested:
-                        return interrupt.exit_code
-        write_aside(part / "quarantine.jsonl", aside)
-        _write_words(part, folder, config, task, rows, lengths.prompt if lengths else None)
-        if folder.exists():
-            shutil.rmtree(folder)
-        part.rename(folder)
+        with replacing_folder(folder) as part:
+            with Interruptible() as interrupt, counting(console, "writing rows", sum(map(len, rows.values()))) as advance:
+                for split, some in rows.items():
+                    path = part / f"{NAMES[split]}.parquet"
+                    for done in _write(path, config.export, task, prompt, NAMES[split], some, truths[split], limit):
+                        advance(done)
+                        if interrupt.requested:
+                            raise SystemExit(interrupt.exit_code)
+            write_aside(part / "quarantine.jsonl", aside)
+            _write_words(part, folder, config, task, rows, lengths.prompt if lengths else None)
     except OSError as error:
         raise ConfigError(f"--output-dir {folder}: cannot be written ({error.strerror}); choose another folder") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     counts = ", ".join(f"{NAMES[split]} {len(some)}" for split, some in rows.items())
     print(f"{folder}: {counts} rows for {config.export}; README.md has the command that trains on them")
     return 0

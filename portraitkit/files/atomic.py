@@ -1,6 +1,7 @@
 """Files that are whole or not there: what a killed process leaves behind is never half a file."""
 
 import os
+import shutil
 import socket
 import tempfile
 import threading
@@ -21,6 +22,21 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder: a new one beside `path`. A block that is left by `return` has ended well."""
+    path = path.resolve()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_writable(folder: Path) -> None:
