@@ -68,7 +68,8 @@ def server_of(app: "Starlette", **limits: int) -> "uvicorn.Server":
     """A server that logs warnings only; on a signal it finishes what is under way. The limits are uvicorn's, in seconds."""
     import uvicorn
 
-    return uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning", server_header=False, lifespan="on", **limits))
+    options: dict[str, Any] = {"access_log": False, "log_level": "warning", "server_header": False, "lifespan": "on", **limits}
+    return uvicorn.Server(uvicorn.Config(app, **options))
 
 
 def page_app(routes: Sequence[Any], hosts: Sequence[str], handlers: Mapping[Any, Any]) -> "Starlette":
