@@ -1,7 +1,5 @@
 """Results as files: JSON, CSV, Markdown and LaTeX, each written in one piece."""
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -17,8 +15,9 @@ from benchmarks.preferences import Preference, pair_accuracy
 from benchmarks.stats import Comparison, Grid, Mean, comparisons, correlations, grid, group_tables, means, too_few
 from benchmarks.suite import Results
 from portraitkit.errors import RunFolderError
-from portraitkit.files.atomic import replacing
-from portraitkit.report.page import markdown_text, safe_cell
+from portraitkit.files.atomic import replacing, write_csv, write_text
+from portraitkit.files.jsonl import write_lines
+from portraitkit.report.page import markdown_text
 from portraitkit.stats import ALPHA
 
 
@@ -105,17 +104,22 @@ def rows(analysis: Analysis) -> Iterator[dict[str, Any]]:
 
 def write_tables(folder: Path, analysis: Analysis) -> None:
     """Write results.json, rows.csv, summary.csv, summary.md, summary.tex and failed.jsonl."""
-    _write_json(folder / "results.json", analysis)
-    _write(folder / "rows.csv", _csv(("image", "method", "metric", "value"), rows(analysis)))
+    write_csv(folder / "rows.csv", ("image", "method", "metric", "value"), rows(analysis))
     flat = ({**asdict(entry), "ci95_low": entry.ci95[0], "ci95_high": entry.ci95[1]} for entry in analysis.means)
-    _write(folder / "summary.csv", _csv(("method", "metric", "mean", "ci95_low", "ci95_high", "n", "missing"), flat))
-    _write(folder / "summary.md", iter([markdown(analysis)]))
-    _write(folder / "summary.tex", iter([latex(analysis)]))
-    failed = analysis.results.failed
+    write_csv(folder / "summary.csv", ("method", "metric", "mean", "ci95_low", "ci95_high", "n", "missing"), flat)
     (folder / "failed.jsonl").unlink(missing_ok=True)
-    if failed:
-        lines = (json.dumps({"file": file, "metric": metric, "reason": reason}) + "\n" for file, metric, reason in failed)
-        _write(folder / "failed.jsonl", lines)
+    if analysis.results.failed:
+        write_lines(folder / "failed.jsonl", _failed(analysis.results))
+    try:
+        _write_json(folder / "results.json", analysis)
+        write_text(folder / "summary.md", markdown(analysis))
+        write_text(folder / "summary.tex", latex(analysis))
+    except OSError as error:
+        raise RunFolderError(f"{folder}: cannot be written ({error.strerror}); check the folder and the disk") from error
+
+
+def _failed(results: Results) -> list[dict[str, str]]:
+    return [{"file": file, "metric": metric, "reason": reason} for file, metric, reason in results.failed]
 
 
 def _write_json(path: Path, analysis: Analysis) -> None:
@@ -136,7 +140,7 @@ def _write_json(path: Path, analysis: Analysis) -> None:
             "correlation": {"metrics": analysis.names, "spearman": analysis.spearman.tolist(), "agreement": analysis.agreement.tolist()},
             "pairs": analysis.accuracy,
             "metrics": [_about(metric, results) for metric in results.metrics],
-            "failed": [{"file": file, "metric": metric, "reason": reason} for file, metric, reason in results.failed],
+            "failed": _failed(results),
             "published": asdict(published.BEAUTYGRPO) | {"note": published.NOTE},
         }
         yield "\n]"
@@ -144,7 +148,8 @@ def _write_json(path: Path, analysis: Analysis) -> None:
             yield f",\n{json.dumps(key)}: {json.dumps(_finite(value), indent=1)}"
         yield "\n}\n"
 
-    _write(path, parts())
+    with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+        file.writelines(parts())
 
 
 def _about(metric: Metric, results: Results) -> dict[str, Any]:
@@ -168,19 +173,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _csv(columns: tuple[str, ...], lines: Iterator[dict[str, Any]]) -> Iterator[str]:
-    for values in [columns, *([_cell(line[column]) for column in columns] for line in lines)]:
-        buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerow(values)
-        yield buffer.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
-        return f"{value:.8g}" if math.isfinite(value) else ""
-    return safe_cell(value)
 
 
 ROUNDING = 5e-6
@@ -276,11 +268,3 @@ def _tex(text: str) -> str:
     named = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "|": "bar", "<": "less", ">": "greater"}
     special = {char: f"\\{char}" for char in "&%$#_{}"} | {char: rf"\text{name}{{}}" for char, name in named.items()}
     return "".join(special.get(char, char) for char in text)
-
-
-def _write(path: Path, parts: Iterator[str]) -> None:
-    try:
-        with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
-            file.writelines(parts)
-    except OSError as error:
-        raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error

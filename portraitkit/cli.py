@@ -5,12 +5,12 @@ import logging
 import os
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from portraitkit.errors import UserError
+from portraitkit.errors import ConfigError, UserError
 
 PACKAGES = ("portraitkit", "dpg", "preference_data", "reward_models", "policies", "benchmarks")
 
@@ -38,6 +38,38 @@ def run_command(main: Callable[[list[str]], int | None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter fails to flush at exit
         code = 141
     sys.exit(code)
+
+
+def run_subcommand(command: str, about: str, package: str, subcommands: Mapping[str, tuple[str, str, str]], argv: list[str]) -> int:
+    """Run the subcommand that `argv` names, or print all with `about` for --help; returns the exit code.
+
+    Args:
+        command: its name.
+        about: what it is for.
+        package: holds the functions, and in its module `options` a class `NameConfig` for each subcommand.
+        subcommands: name -> (its `module:function`, which takes the options; what it does; options of a typical call).
+        argv: what follows the command's name.
+
+    Raises:
+        ConfigError: no subcommand is named, or an unknown one.
+    """
+    from portraitkit.config import load_config
+    from portraitkit.discover import load_object
+    from portraitkit.suggest import nearest
+
+    names = ", ".join(subcommands)
+    if argv and argv[0] in ("-h", "--help"):
+        print(f"usage: {command} SUBCOMMAND [options]\n\n{about}; each subcommand has its own --help.\n")
+        print("\n".join(f"  {name:<12} {does}" for name, (_, does, _) in subcommands.items()))
+        return 0
+    if not argv:
+        raise ConfigError(f"{command}: needs a subcommand: {names}; see {command} --help")
+    name = argv[0]
+    if name not in subcommands:
+        raise ConfigError(f"{command} {name}: no such subcommand{nearest(name, subcommands)}; known: {names}")
+    function, _, example = subcommands[name]
+    config = load_config(load_object(f"{package}.options:{name.title()}Config"), argv[1:], prog=f"{command} {name}", example=example)
+    return load_object(f"{package}.{function}")(config)
 
 
 def check_packages() -> None:

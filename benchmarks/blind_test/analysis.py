@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.blind_test.options import ReportConfig
 from benchmarks.blind_test.study import CHECK, Study
 from benchmarks.blind_test.vote_store import Vote
 from portraitkit import votes as vote_stats
@@ -34,26 +35,15 @@ def failed_checks(votes: Iterable[Vote]) -> dict[int, int]:
     return out
 
 
-def analyse(study: Study, votes: Sequence[Vote], *, max_failed_checks: int, detect: float, draws: int, seed: int) -> dict[str, Any]:
-    """Everything that the report shows.
-
-    Args:
-        study: what was shown.
-        votes: all answers.
-        max_failed_checks: raters with more failures are left out.
-        detect: win rate whose detection the power section is about.
-        draws: bootstrap draws.
-        seed: of the draws.
-
-    Returns:
-        raters, votes, pairs, strengths (None where the votes do not link all methods), groups, agreement, position, power.
+def analyse(study: Study, votes: Sequence[Vote], config: ReportConfig) -> dict[str, Any]:
+    """Everything that the report shows; strengths are None where the votes do not link all methods.
 
     Raises:
         DataError: no votes, or none of raters who passed.
     """
-    failures = failed_checks(votes)
-    excluded = sorted(rater for rater, count in failures.items() if count > max_failed_checks)
-    counted = [vote for vote in votes if vote.cell.pair != CHECK and failures[vote.rater] <= max_failed_checks]
+    most, seed, failures = config.max_failed_checks, config.seed, failed_checks(votes)
+    excluded = sorted(rater for rater, count in failures.items() if count > most)
+    counted = [vote for vote in votes if vote.cell.pair != CHECK and failures[vote.rater] <= most]
     if not counted:
         reason = f"all {len(excluded)} raters failed attention checks" if excluded else "nobody has voted yet"
         raise DataError(f"{study.folder}: {reason}; invite more raters" + (", or raise --max-failed-checks" if excluded else ""))
@@ -65,9 +55,8 @@ def analyse(study: Study, votes: Sequence[Vote], *, max_failed_checks: int, dete
     chosen = Counter((vote.rater, vote.choice) for vote in counted)
     sides = np.array([[chosen[rater, choice] for choice in SIDES] for rater in sorted({vote.rater for vote in counted})])
     bias, bias_p = vote_stats.position_bias(sides, seed=seed)
-    strengths = _strengths(study, by_rater, draws, seed)
-    best = strengths[0]["method"] if strengths else None
-    pairs = _pairs(study, by_rater, detect, seed)
+    strengths = _strengths(study, by_rater, config.draws, seed)
+    pairs = _pairs(study, by_rater, config.detect, seed)
     fewest = vote_stats.fewest_raters(len(pairs))
     return {
         "title": study.title,
@@ -79,7 +68,7 @@ def analyse(study: Study, votes: Sequence[Vote], *, max_failed_checks: int, dete
             "counted": len(by_rater),
             "fewest": fewest,
             "left_out": excluded,
-            "rule": f"left out is who failed more than {max_failed_checks} attention checks; a tie on a check is a failure",
+            "rule": f"left out is who failed more than {most} attention checks; a tie on a check is a failure",
         },
         "votes": {
             "counted": len(counted),
@@ -90,11 +79,11 @@ def analyse(study: Study, votes: Sequence[Vote], *, max_failed_checks: int, dete
         },
         "pairs": pairs,
         "strengths": strengths,
-        "best": best,
+        "best": strengths[0]["method"] if strengths else None,
         "groups": _groups(study, counted),
-        "agreement": _estimate(vote_stats.alpha_interval(units.reshape(-1, 3), draws=min(500, draws), seed=seed)),
+        "agreement": _estimate(vote_stats.alpha_interval(units.reshape(-1, 3), draws=min(500, config.draws), seed=seed)),
         "position": {"left": int(sides[:, 0].sum()), "right": int(sides[:, 2].sum()), "left_share": _estimate(bias), "p": bias_p},
-        "power": _power(study, pairs, detect, missing=fewest - len(by_rater)),
+        "power": _power(study, pairs, config.detect, missing=fewest - len(by_rater)),
     }
 
 

@@ -4,7 +4,8 @@ import json
 import os
 import random
 import secrets
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jaxtyping import Float
@@ -18,7 +19,7 @@ from benchmarks.blind_test.vote_store import count_votes
 from portraitkit.config import config_to_dict
 from portraitkit.errors import DataError, ImageError, RunFolderError
 from portraitkit.files.atomic import replacing_folder
-from portraitkit.files.jsonl import read_objects
+from portraitkit.files.jsonl import read_objects, write_lines
 from portraitkit.pictures import list_images
 from portraitkit.pictures.images import read_image, resize, write_image
 from portraitkit.report.page import plural
@@ -39,7 +40,7 @@ Please look at the pictures on a screen that is bright enough, and look closely:
 """
 
 
-def make_study(config: MakeConfig, command: list[str]) -> int:
+def make_study(config: MakeConfig) -> int:
     """Match, check, re-encode and write the study in one piece.
 
     Every picture is decoded by the one decoder and encoded anew without any metadata, under a random name, at a size common to all
@@ -59,7 +60,7 @@ def make_study(config: MakeConfig, command: list[str]) -> int:
     folders = methods | ({"(reference)": config.reference} if config.reference else {})
     pictures = {name: _by_stem(folder) for name, folder in folders.items()}
     names, skipped = _match(pictures)
-    groups = read_groups(config.metadata, [folder for folder in folders.values()][::-1], config.groups)
+    groups = read_groups(config.metadata, reversed(folders.values()), config.groups)
     try:
         with replacing_folder(out) as partial:
             (partial / PICTURES).mkdir()
@@ -70,11 +71,11 @@ def make_study(config: MakeConfig, command: list[str]) -> int:
                     photos.append(_write_photo(partial / PICTURES, name, versions, groups.get(name, {}), config))
                 except ImageError as error:
                     skipped.append({"photo": name, "reason": str(error)})
-                    if len(skipped) > config.max_unusable * (len(names) + len(skipped)) and len(skipped) >= 5:
-                        raise _too_many(skipped, len(names), config) from error
-            if not photos or len(skipped) > config.max_unusable * (len(photos) + len(skipped)):
-                raise _too_many(skipped, len(names), config)
-            _write_texts(partial, config, tuple(methods), tuple(photos), skipped, command)
+                    if len(skipped) >= 5:
+                        _check_skipped(skipped, len(names), config)
+            _check_skipped(skipped, len(photos), config)
+            random.Random(config.seed).shuffle(photos)
+            _write_texts(partial, config, photos, skipped)
     except OSError as error:
         raise RunFolderError(f"{out}: could not be written ({error.strerror}); check the folder and the disk") from error
     _say(console, config, len(photos), skipped, groups)
@@ -83,19 +84,15 @@ def make_study(config: MakeConfig, command: list[str]) -> int:
 
 def _say(console: Console, config: MakeConfig, photos: int, skipped: list[dict[str, str]], groups: Mapping[str, object]) -> None:
     out, pairs = config.output_dir, len(config.methods) * (len(config.methods) - 1) // 2
-    for row in skipped[:5]:
-        console.print(f"skipped {row['photo']}: {row['reason']}", markup=False, soft_wrap=True)
-    if skipped:
-        console.print(f"{len(skipped)} photos skipped, all named in {out / QUARANTINE}", markup=False, soft_wrap=True)
     length = f"{config.photos_per_rater} comparisons and {config.attention_checks} attention checks a rater"
-    console.print(f"{out}: {photos} photos, {pairs} pairs of methods, {length}", markup=False, soft_wrap=True)
-    for name in [name for name, folder in config.methods.items() if config.reference and folder.samefile(config.reference)]:
-        console.print(f"[yellow]not blind: --method {name} is also the --reference, which raters see while they hold O[/]", soft_wrap=True)
-    console.print(
-        f"groups: {'recorded' if groups else 'none recorded'}; edit {out / CONSENT}, then: blind-test serve {out}",
-        markup=False,
-        soft_wrap=True,
-    )
+    lines = [f"skipped {row['photo']}: {row['reason']}" for row in skipped[:5]]
+    lines += [f"{len(skipped)} photos skipped, all named in {out / QUARANTINE}"] if skipped else []
+    lines.append(f"{out}: {photos} photos, {pairs} pairs of methods, {length}")
+    alike = [name for name, folder in config.methods.items() if config.reference and folder.samefile(config.reference)]
+    lines += [f"not blind: --method {name} is also the --reference, which raters see while they hold O" for name in alike]
+    lines.append(f"groups: {'recorded' if groups else 'none recorded'}; edit {out / CONSENT}, then: blind-test serve {out}")
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True, style="yellow" if line.startswith("not blind") else None)
 
 
 def _check_target(out: Path, overwrite: bool) -> None:
@@ -167,12 +164,10 @@ def read_groups(path: Path | None, folders: Iterable[Path], columns: tuple[str, 
     return {name: values for name, values in out.items() if values}
 
 
-def _too_many(skipped: list[dict[str, str]], names: int, config: MakeConfig) -> DataError:
-    worst = skipped[-1]
-    return DataError(
-        f"{len(skipped)} photos had to be set aside, more than --max-unusable {config.max_unusable:g} allows; "
-        f"the last: {worst['photo']}: {worst['reason']}"
-    )
+def _check_skipped(skipped: list[dict[str, str]], photos: int, config: MakeConfig) -> None:
+    if not photos or len(skipped) > config.max_unusable * (photos + len(skipped)):
+        allowed, last = f"more than --max-unusable {config.max_unusable:g} allows", skipped[-1]
+        raise DataError(f"{len(skipped)} photos had to be set aside, {allowed}; the last: {last['photo']}: {last['reason']}")
 
 
 def _write_photo(folder: Path, name: str, files: Mapping[str, Path], groups: dict[str, str], config: MakeConfig) -> Photo:
@@ -208,28 +203,24 @@ def spoil(picture: Picture) -> Picture:
     return resize(flat.clamp(0, 1), (height, width))
 
 
-def _write_texts(
-    folder: Path, config: MakeConfig, methods: tuple[str, ...], photos: tuple[Photo, ...], skipped: list[dict[str, str]], command: list[str]
-) -> None:
-    order = list(photos)
-    random.Random(config.seed).shuffle(order)
+def _write_texts(folder: Path, config: MakeConfig, photos: Sequence[Photo], skipped: list[dict[str, str]]) -> None:
     study = Study(
         folder=folder,
         title=config.title.strip(),
         question=config.question.strip(),
-        methods=methods,
-        photos=tuple(order),
+        methods=tuple(config.methods),
+        photos=tuple(photos),
         photos_per_rater=config.photos_per_rater,
         attention_checks=config.attention_checks,
         image_format=config.image_format,
         seed=config.seed,
     )
     (folder / FILE).write_text(json.dumps(study.to_dict(), indent=1) + "\n", encoding="utf-8")
-    settings = config_to_dict(config) | {"command": command}
+    settings = config_to_dict(config) | {"command": sys.argv}
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     count = config.photos_per_rater + config.attention_checks
     minutes = plural(max(1, round(count * 8 / 60)), "minute")
     text = CONSENT_TEXT.format(minutes=minutes, count=count)
     (folder / CONSENT).write_text(text, encoding="utf-8")
     if skipped:
-        (folder / QUARANTINE).write_text("".join(json.dumps(row) + "\n" for row in skipped), encoding="utf-8")
+        write_lines(folder / QUARANTINE, skipped)

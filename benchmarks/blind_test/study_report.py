@@ -1,4 +1,4 @@
-"""`blind-test report`: results.json, report.md and one self-contained report.html in the study's folder."""
+"""`blind-test report`: results.json, report.md and report.html in the study's folder; `blind-test export`: every vote as a table."""
 
 import json
 import math
@@ -7,17 +7,19 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.blind_test.analysis import analyse
-from benchmarks.blind_test.options import ReportConfig
-from benchmarks.blind_test.study import VOTES, read_study
+from benchmarks.blind_test.analysis import analyse, failed_checks, outcome
+from benchmarks.blind_test.options import ExportConfig, ReportConfig
+from benchmarks.blind_test.study import CHECK, VOTES, read_study
 from benchmarks.blind_test.vote_store import read_votes
 from portraitkit.errors import RunFolderError
-from portraitkit.files.atomic import write_text
+from portraitkit.files.atomic import write_csv, write_text
+from portraitkit.files.jsonl import write_lines
 from portraitkit.report.charts import Interval, interval_plot, outcome_bar
 from portraitkit.report.page import markdown_text, page_environment, plural, write_page
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHARE_TICKS = [(0.0, "0 %"), (0.25, "25 %"), (0.5, "50 %"), (0.75, "75 %"), (1.0, "100 %")]
+COLUMNS = ("rater", "position", "kind", "photo", "left", "right", "choice", "preferred", "seconds", "failed_checks_of_rater")
 Json = dict[str, Any]
 
 
@@ -32,17 +34,9 @@ def report_study(config: ReportConfig) -> int:
         DataError: no votes that count.
     """
     study = read_study(config.folder)
-    votes = read_votes(config.folder / VOTES)
-    results = analyse(
-        study,
-        votes,
-        max_failed_checks=config.max_failed_checks,
-        detect=config.detect,
-        draws=config.draws,
-        seed=config.seed,
-    )
+    results = analyse(study, read_votes(config.folder / VOTES), config)
     shown = context(results)
-    filters = {"share": share, "ends": ends, "p": p_value, "strength": signed, "cell": markdown_text, "words": _words}
+    filters = {"share": share, "ends": ends, "strength": signed, "cell": markdown_text, "words": _words}
     markdown = page_environment(TEMPLATES, autoescape=False)
     markdown.filters |= filters
     try:
@@ -56,6 +50,35 @@ def report_study(config: ReportConfig) -> int:
     console = Console(highlight=False)
     console.print(headline(results), markup=False, soft_wrap=True)
     console.print(f"{config.folder / 'report.html'}", markup=False, soft_wrap=True)
+    return 0
+
+
+def export_votes(config: ExportConfig) -> int:
+    """Write one row a vote, in one piece.
+
+    Returns:
+        0.
+
+    Raises:
+        RunFolderError: no study, no votes, the file is there already, or it cannot be written.
+    """
+    if config.output.exists() and not config.overwrite:
+        raise RunFolderError(f"--output {config.output}: is there already; use --overwrite or another name")
+    study, votes = read_study(config.folder), read_votes(config.folder / VOTES)
+    failures, rows = failed_checks(votes), []
+    for vote in votes:
+        check = vote.cell.pair == CHECK
+        shown = ("original", "spoiled") if check else study.pairs[vote.cell.pair]
+        left, right = shown[::-1] if vote.cell.swapped else shown
+        values = (vote.rater, vote.position, "check" if check else "pair", study.photos[vote.cell.photo].name, left, right, vote.choice)
+        seconds = None if vote.seconds is None else round(vote.seconds, 3)
+        values += ((shown[0], "tie", shown[1])[outcome(vote)], seconds, failures[vote.rater])
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
+    if config.output.suffix.lower() == ".csv":
+        write_csv(config.output, COLUMNS, rows)
+    else:
+        write_lines(config.output, rows)
+    print(f"{config.output}: {len(rows)} votes")
     return 0
 
 
@@ -163,15 +186,6 @@ def ends(rate: Json) -> str:
     '[50.0, 62.5]'
     """
     return "" if rate["low"] is None else f"[{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
-
-
-def p_value(value: float) -> str:
-    """A p value.
-
-    >>> p_value(0.00001), p_value(0.0321)
-    ('< .001', '.032')
-    """
-    return "< .001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
 
 
 def _words(name: object) -> str:

@@ -1,13 +1,17 @@
 """Files that are whole or not there: what a killed process leaves behind is never half a file."""
 
+import csv
+import math
 import os
 import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from portraitkit.errors import RunFolderError
 
 
 @contextmanager
@@ -58,6 +62,29 @@ def write_text(path: Path, text: str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Write a CSV file in one piece: numbers with 8 digits, nothing for NaN and None; further keys of a row are left out.
+
+    Text that a spreadsheet would run as a formula gets an apostrophe before it, which makes it text there.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
+    try:
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows([_cell(row[column]) for column in columns] for row in rows)
+    except OSError as error:
+        raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, float):
+        return f"{value:.8g}" if math.isfinite(value) else ""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else value
 
 
 def create(path: Path, text: str) -> bool:

@@ -42,7 +42,7 @@ def page_environment(folder: Path, *, autoescape: bool = True) -> "Environment":
 
     loader = FileSystemLoader([folder, TEMPLATES])
     environment = Environment(loader=loader, autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    ours: dict[str, Any] = {"number": number, "signed": signed, "interval": interval, "plural": plural, "csp_hash": _csp_hash}
+    ours: dict[str, Any] = {"number": number, "signed": signed, "interval": interval, "plural": plural, "p": p_value, "csp_hash": _csp_hash}
     environment.filters.update(ours)
     return environment
 
@@ -65,6 +65,17 @@ def interval(ends: Sequence[float | None] | None) -> str:
     return "–" if ends is None else f"{number(ends[0])} to {number(ends[1])}"
 
 
+def p_value(value: float) -> str:
+    """A p value; nothing where there is none.
+
+    >>> p_value(0.00001), p_value(0.0321)
+    ('< .001', '.032')
+    """
+    if not math.isfinite(value):
+        return ""
+    return "< .001" if value < 0.001 else f"{value:.3f}".replace("0.", ".", 1)
+
+
 def plural(count: int, noun: str) -> str:
     """A count and its noun.
 
@@ -82,15 +93,6 @@ def markdown_text(value: object) -> str:
     """
     text = html.escape(" ".join(str(value).split()), quote=False)
     return re.sub(r"[\\|`*\[\]~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
-
-
-def safe_cell(value: object) -> object:
-    """A CSV file's cell: text that a spreadsheet would run as a formula gets an apostrophe before it, which makes it text there.
-
-    Args:
-        value: of a cell. Numbers are no text: a negative one stays a number.
-    """
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else value
 
 
 def _without_home(value: object) -> object:

@@ -11,10 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.cases import Extreme, show_cases
 from benchmarks.inputs import Inputs, Item
 from benchmarks.metrics import psnr, ssim
-from benchmarks.report import write_report
+from benchmarks.report import Extreme, show_cases, write_report
 from benchmarks.stats import Comparison
 from benchmarks.suite import Results
 from benchmarks.tables import Analysis, best_methods, decimals, figure, gained, latex, markdown
