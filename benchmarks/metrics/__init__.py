@@ -9,43 +9,21 @@ from portraitkit.discover import load_object
 from portraitkit.errors import ConfigError
 from portraitkit.suggest import nearest
 
-BUILT_IN = (
-    "benchmarks.metrics.niqe:METRIC",
-    "benchmarks.metrics.brisque:METRIC",
-    "benchmarks.metrics.piqe:METRIC",
-    "benchmarks.metrics.nima:METRIC",
-    "benchmarks.metrics.musiq:KONIQ",
-    "benchmarks.metrics.musiq:AVA",
-    "benchmarks.metrics.maniqa:METRIC",
-    "benchmarks.metrics.topiq_nr:METRIC",
-    "benchmarks.metrics.topiq_nr_face:METRIC",
-    "benchmarks.metrics.clipiqa:METRIC",
-    "benchmarks.metrics.laion_aes:METRIC",
-    "benchmarks.metrics.nrqm:METRIC",
-    "benchmarks.metrics.identity_cosine:METRIC",
-    "benchmarks.metrics.arcface:METRIC",
-    "benchmarks.metrics.skin:BLEMISH_RESIDUAL",
-    "benchmarks.metrics.skin:TEXTURE_ERROR",
-    "benchmarks.metrics.skin:SDE_GRAIN",
-    "benchmarks.metrics.psnr:METRIC",
-    "benchmarks.metrics.ssim:METRIC",
-    "benchmarks.metrics.lpips:METRIC",
-    "benchmarks.metrics.dists:METRIC",
-    "benchmarks.metrics.distribution:FID",
-    "benchmarks.metrics.distribution:KID",
-    "benchmarks.metrics.rewards:REWARD",
-    "benchmarks.metrics.rewards:BLEMISH_REMOVAL",
-    "benchmarks.metrics.rewards:TEXTURE",
-    "benchmarks.metrics.rewards:SKIN_TONE",
-    "benchmarks.metrics.rewards:IDENTITY",
-    "benchmarks.metrics.rewards:CLARITY",
-)
+BUILT_IN = """
+    niqe:METRIC brisque:METRIC piqe:METRIC
+    quality_nets:NIMA quality_nets:MUSIQ quality_nets:AVA quality_nets:MANIQA quality_nets:TOPIQ topiq_nr_face:METRIC
+    clipiqa:METRIC laion_aes:METRIC nrqm:METRIC identity:IDENTITY_COSINE identity:ARCFACE
+    skin:BLEMISH_RESIDUAL skin:TEXTURE_ERROR skin:SDE_GRAIN
+    fidelity:PSNR fidelity:SSIM perceptual:LPIPS perceptual:DISTS distribution:FID distribution:KID
+    rewards:REWARD rewards:BLEMISH_REMOVAL rewards:TEXTURE rewards:SKIN_TONE rewards:IDENTITY rewards:CLARITY
+"""
+"""module:CONSTANT of this package, in the order of the tables."""
 
 
 @cache
 def built_in_metrics() -> dict[str, Metric]:
     """By name, in the order of the tables."""
-    return {metric.name: metric for metric in map(load_object, BUILT_IN)}
+    return {metric.name: metric for metric in (load_object(f"benchmarks.metrics.{place}") for place in BUILT_IN.split())}
 
 
 def load_metrics(names: tuple[str, ...]) -> list[Metric]:

@@ -88,4 +88,3 @@ FID, KID = (
         ("kid", "distance of the sets, unbiased", kernel_distance),
     )
 )
-METRICS = [FID, KID]

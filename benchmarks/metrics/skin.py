@@ -10,4 +10,3 @@ TEXTURE_ERROR = face_metric("texture_error", "texture lost or laid on", lambda f
 """Relative RMS change of the skin's fine detail away from blemishes, 0 where every pore is kept."""
 SDE_GRAIN = face_metric("sde_grain", "grain laid on the skin", lambda files: residual_grain, Range(0, 10), direction="lower")
 """In percent of full scale: the early sign of a policy that collapses to noise."""
-METRICS = [BLEMISH_RESIDUAL, TEXTURE_ERROR, SDE_GRAIN]

@@ -7,7 +7,7 @@ import scipy.io
 import torch
 
 from benchmarks.metric import Pictures
-from benchmarks.metrics import brisque, niqe, piqe, psnr, ssim
+from benchmarks.metrics import brisque, fidelity, niqe, piqe
 from benchmarks.nets.natural_scenes import luma
 from benchmarks.nets.pyiqa_nets import quiet
 from portraitkit.errors import WeightsError
@@ -99,8 +99,8 @@ def test_psnr_and_ssim_are_pyiqas(archs, pictures, name):
     from pyiqa.archs.ssim_arch import SSIM
 
     batch = Pictures(pictures[name], reference=pictures["clean"])
-    assert psnr.psnr(batch).item() == pytest.approx(PSNR()(pictures[name], pictures["clean"]).item(), abs=1e-4)
-    assert ssim.ssim(batch).item() == pytest.approx(SSIM(test_y_channel=True)(pictures[name], pictures["clean"]).item(), abs=1e-4)
+    assert fidelity.psnr(batch).item() == pytest.approx(PSNR()(pictures[name], pictures["clean"]).item(), abs=1e-4)
+    assert fidelity.ssim(batch).item() == pytest.approx(SSIM(test_y_channel=True)(pictures[name], pictures["clean"]).item(), abs=1e-4)
 
 
 def test_brisque_orders_what_eyes_order(pictures):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from benchmarks.inputs import Inputs, Item
-from benchmarks.metrics import psnr, ssim
+from benchmarks.metrics import fidelity
 from benchmarks.report import Extreme, show_cases, write_report
 from benchmarks.stats import Comparison
 from benchmarks.suite import Results
@@ -28,7 +28,7 @@ def run(methods: tuple[str, ...], values: torch.Tensor, **options) -> Results:
     """Values are (photos, methods), of ssim."""
     items = [Item(f"{place:02d}", method, path=Path("x")) for place in range(len(values)) for method in methods]
     found = {"ssim": MetricWeights({}, {}, ())}
-    return Results(Inputs(items, list(methods), **options), [ssim.METRIC], {"ssim": values.double().flatten()}, weights=found)
+    return Results(Inputs(items, list(methods), **options), [fidelity.SSIM], {"ssim": values.double().flatten()}, weights=found)
 
 
 def drawn(*shifts: float, spread: float = 0.1) -> torch.Tensor:
@@ -49,10 +49,10 @@ def test_an_interval_that_leaves_zero_out_is_seen_to():
 def test_the_best_is_best_on_the_same_photos():
     values = drawn(0, 1)
     analysis = Analysis.of(run(("a", "b"), values), 0)
-    assert best_methods(analysis, ssim.METRIC) == {"b"} and "**" in markdown(analysis) and "textbf" in latex(analysis)
+    assert best_methods(analysis, fidelity.SSIM) == {"b"} and "**" in markdown(analysis) and "textbf" in latex(analysis)
     values[3, 0] = math.nan
     analysis = Analysis.of(run(("a", "b"), values), 0)
-    assert best_methods(analysis, ssim.METRIC) == set() and "**" not in markdown(analysis) and "textbf" not in latex(analysis)
+    assert best_methods(analysis, fidelity.SSIM) == set() and "**" not in markdown(analysis) and "textbf" not in latex(analysis)
 
 
 def test_names_are_escaped_in_every_table():
@@ -87,7 +87,7 @@ def test_a_method_may_be_called_like_the_photo_or_the_reference(tmp_path, method
     results = run(methods, torch.rand(1, len(methods)))
     items = [replace(item, path=tmp_path / f"{item.method}.png", source=source, reference=good) for item in results.inputs.items]
     results.inputs = replace(results.inputs, items=items)
-    case = show_cases(Analysis.of(results, 0), {psnr.METRIC.name: [Extreme("best", "00", 1.0)]})["00"]
+    case = show_cases(Analysis.of(results, 0), {fidelity.PSNR.name: [Extreme("best", "00", 1.0)]})["00"]
     shown = {tile.title: _middle(tile.picture) for tile in case.tiles}
     expected = {method: COLOURS[method] for method in methods}
     expected["photo (--source)" if "photo" in methods else "photo"] = (0.0, 0.0, 0.0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.inputs import Inputs, Item
-from benchmarks.metrics import brisque, psnr
+from benchmarks.metrics import brisque, fidelity
 from benchmarks.preferences import check_pairs, pair_accuracy, read_pairs
 from benchmarks.stats import (
     comparisons,
@@ -37,7 +37,7 @@ def results() -> Results:
     values[0] = math.nan
     groups = {name: {"gender": "f" if int(name) % 2 else "m"} for name in names}
     inputs = Inputs(items, ["a", "b", "c"], groups)
-    return Results(inputs, [brisque.METRIC, psnr.METRIC], {"brisque": values, "psnr": values.clone()})
+    return Results(inputs, [brisque.METRIC, fidelity.PSNR], {"brisque": values, "psnr": values.clone()})
 
 
 def test_means_leave_missing_values_out(results):
@@ -66,7 +66,7 @@ def test_one_photo_has_no_interval_and_is_not_the_worst(results):
     assert lonely["n"] == 1 and lonely["mean"] == 1000 and all(map(math.isnan, lonely["ci95"]))
     assert not lonely["worst"] and sum(row["worst"] for row in rows) == 1
     values = {"psnr": torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)}
-    single = Results(replace(alone.inputs, items=alone.inputs.items[:3]), [psnr.METRIC], values)
+    single = Results(replace(alone.inputs, items=alone.inputs.items[:3]), [fidelity.PSNR], values)
     table = grid(single)
     assert all(map(math.isnan, means(single, table)[0].ci95 + comparisons(single, table)[0].ci95))
 
@@ -124,7 +124,7 @@ def test_pairs_that_cannot_be_used_are_refused(tmp_path, text, message):
 
 def test_many_methods_can_be_told_apart():
     """12 methods by 9 metrics are 594 comparisons; on each of 24 photos every method lies above the one before."""
-    methods, metrics = "abcdefghijkl", [replace(psnr.METRIC, name=f"m{place}") for place in range(9)]
+    methods, metrics = "abcdefghijkl", [replace(fidelity.PSNR, name=f"m{place}") for place in range(9)]
     items = [Item(f"{place:02d}", method, path=Path("x")) for place in range(24) for method in methods]
     noise = 0.1 * torch.randn(len(metrics), 24, len(methods), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     values = (noise + torch.arange(len(methods))).flatten(1)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.metric import Pictures
-from benchmarks.metrics import arcface, distribution, laion_aes, nrqm
+from benchmarks.metrics import distribution, identity, laion_aes, nrqm
 from benchmarks.nets.pyiqa_nets import quiet
 from portraitkit.errors import WeightsError
 from portraitkit.faces.arcface import CHIP, arcface_chips, open_arcface
@@ -46,7 +46,7 @@ def recognition_net(tmp_path):
     nodes += [helper.make_node("Flatten", [name], ["flat"], axis=1), helper.make_node("MatMul", ["flat", "w"], ["683"])]
     tensors = [helper.make_tensor_value_info(*entry) for entry in (("input.1", 1, [None, 3, CHIP, CHIP]), ("683", 1, [None, 512]))]
     graph = helper.make_graph(nodes, "net", tensors[:1], tensors[1:], weights)
-    path = tmp_path / arcface.NET
+    path = tmp_path / identity.NET
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
     return path
 
@@ -90,7 +90,7 @@ def test_arcface_cuts_the_chip_that_insightface_cuts(insightface, portrait):
 
 def test_the_metric_is_the_cosine_of_the_embeddings(recognition_net, portrait):
     noisy = (portrait + 0.1 * torch.randn(portrait.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
-    score = arcface.METRIC.open({arcface.NET: recognition_net})
+    score = identity.ARCFACE.open({identity.NET: recognition_net})
     values = score(Pictures(torch.cat([portrait, noisy]), source=torch.cat([portrait, portrait]), sources=("a", "a")))
     assert values[0].item() == pytest.approx(1, abs=1e-5) and -1 < values[1].item() < 0.999
 

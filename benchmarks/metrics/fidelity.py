@@ -1,4 +1,7 @@
-"""SSIM (Wang et al., 2004) against the reference, on luminance: 11 x 11 Gaussian window, sigma 1.5, as pyiqa's `ssim`."""
+"""Fidelity to the reference, as pyiqa has it.
+
+PSNR: over RGB, in dB, 80 for equal pictures. SSIM (Wang et al., 2004): on luminance, 11 x 11 Gaussian window, sigma 1.5.
+"""
 
 from functools import cache
 
@@ -12,6 +15,13 @@ from benchmarks.nets.natural_scenes import luminance
 
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+
+
+def psnr(pictures: Pictures) -> Float[Tensor, " n"]:
+    """-10 log10 of the mean squared error, which is 1e-8 at least."""
+    assert pictures.reference is not None
+    error = (pictures.pixels - pictures.reference).double().square().mean((1, 2, 3))
+    return -10 * (error + 1e-8).log10()
 
 
 @cache
@@ -39,7 +49,7 @@ def ssim(pictures: Pictures) -> Float[Tensor, " n"]:
     return (light * structure).mean((1, 2))
 
 
-METRIC = Metric(
+SSIM = Metric(
     name="ssim",
     title="structure of the reference",
     direction="higher",
@@ -48,4 +58,13 @@ METRIC = Metric(
     licence="own code",
     open=lambda files: ssim,
     smallest=WINDOW,
+)
+PSNR = Metric(
+    name="psnr",
+    title="fidelity to the reference, dB",
+    direction="higher",
+    range=Range(0, 80),
+    reference="full",
+    licence="own code",
+    open=lambda files: psnr,
 )
