@@ -5,33 +5,29 @@ The backbone's own code runs on the meta device; the judges that the run loads i
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from peft import LoraConfig
+from torch import nn
 
 from policies.retoucher.config import RetoucherConfig
-from policies.retoucher.model.traces import (
-    Spec,
-    decode_bytes,
-    encode_bytes,
-    latent_shape,
-    lora_sizes,
-    planned_backbone,
-    rollout_bytes,
-    text_bytes,
-    update_bytes,
-    weight_bytes,
-)
-from policies.retoucher.model.training import check_sharding
+from policies.retoucher.model.architectures import WORDS, meta_backbone, parts_of, stand_in_condition
+from policies.retoucher.model.training import check_sharding, prepare_training
+from policies.retoucher.update import base_policy
 from portraitkit.errors import ConfigError, WeightsError
-from portraitkit.memory.plan import Change, Memory, Shards, check_fits, device_limit, print_table
+from portraitkit.memory.plan import NF4, Change, Memory, Shards, Trained, check_fits, device_limit, print_table, set_to
+from portraitkit.memory.trace import added_bytes, size_of, tensors_of
 from portraitkit.memory.vlm_trace import Load, ModelSizes, ModelSpec, generation_bytes, model_sizes
 from reward_models.judge.reward import split_argument
 from reward_models.judge.settings import JudgeSettings, read_settings, source_of
 
-PHOTO_CHANNELS = 3 + 1 + 1 + 1 + 3
-"""Of a photo on the host: itself, skin, features, opacity, anchor. Each candidate's picture stands beside a copy of them."""
+PICTURE, PHOTO = 3, 3 + 1 + 1 + 1 + 3 + 3
+"""Channels of a picture; and of a photo on the host: itself, skin, features, opacity, anchor, residual."""
 JUDGE_BATCH = 32
 """Questions that a judge answers at once (`reward_models.judge.judge.load_judge`)."""
 ASSUMED_JUDGE = "Qwen/Qwen2.5-VL-7B-Instruct"
@@ -40,7 +36,6 @@ JUDGE_WORDS = {"full": 600, "brief": 40}
 """Tokens of the question's text, by the form of the answer (assumed)."""
 BESIDE_DIFFERENCE = (192, 96)
 """Height and width of each of the two pictures that a judge with `--shown beside-difference` sees."""
-Apply = Callable[[RetoucherConfig], RetoucherConfig | None]
 
 
 def dry_run(config: RetoucherConfig) -> int:
@@ -56,90 +51,75 @@ def dry_run(config: RetoucherConfig) -> int:
         )
     check_sharding(config, config.plan_devices)
     memory = plan_memory(config)
-    print_table("align-retoucher", [*_recipe_lines(config), *memory.lines()])
-    check_fits(config, memory, device_limit(config.device_memory, config.device), changes(config), plan_memory)
-    return 0
-
-
-def _recipe_lines(config: RetoucherConfig) -> list[tuple[str, str]]:
     base = "nf4" if config.quantize == "nf4" else "float32" if config.backbone == "tiny" else "bfloat16"
     absent = config.photos != "embedded" and not Path(config.photos).is_dir()
     evaluated = f"{config.validation_photos} and {config.held_out_photos} photos, {config.evaluation_steps} sampling steps"
-    return [
+    lines = [
         *([("photos", f"{config.photos}, which is not there yet")] if absent else []),
         ("backbone", f"{config.backbone}, {config.model or 'its own weights'}, base {base}, LoRA float32 of rank {config.rank}"),
         ("step", f"{config.photos_per_step} photos x {config.group_size} candidates, {config.num_steps} sampling steps"),
         ("validation, held-out", evaluated),
         ("pictures", f"{_resolution(config)} px"),
     ]
+    print_table("align-retoucher", [*lines, *memory.lines()])
+    check_fits(config, memory, device_limit(config.device_memory, config.device), plan_memory, CHANGES, MORE_DEVICES)
+    return 0
 
 
-# ---- changes that save memory
+# ---- changes that save memory, the least painful first
 
 
-def changes(config: RetoucherConfig) -> tuple[Change[RetoucherConfig], ...]:
-    """What may be changed to make a run fit, the least painful first, more devices last. The words are options as they are typed."""
-    return (
-        Change("--offload-text-encoder", _to(offload_text_encoder=True)),
-        *(Change(f"--micro-batch {rows}", _at_most("micro_batch", rows)) for rows in (8, 4)),
-        Change("--gradient-checkpointing", _to(gradient_checkpointing=True)),
-        Change("--vae-tiling", _to(vae_tiling=True)),
-        Change("--optimizer adamw_8bit", _to(optimizer="adamw_8bit")),
-        Change("--micro-batch 1", _at_most("micro_batch", 1)),
-        Change("--quantize nf4", _to(quantize="nf4")),
-        *(Change(f"--group-size {size}", _at_most("group_size", size)) for size in (8, 4)),
-        *(Change(f"--resolution {side}", _at_most("resolution", side)) for side in (512, 256)),
-        *(Change(_fsdp2_words(config, devices), _fsdp2(devices), more_devices=True) for devices in (2, 4, 8)),
-    )
-
-
-def _to(**values: Any) -> Apply:
+def _to(**values: Any) -> Change[RetoucherConfig]:
     """Set options; None where they are so already, or where the backbone or the other options do not allow it."""
 
-    def apply(config: RetoucherConfig) -> RetoucherConfig | None:
+    def change(config: RetoucherConfig) -> RetoucherConfig | None:
         if config.backbone == "tiny" and values.keys() & {"quantize", "offload_text_encoder", "vae_tiling", "resolution"}:
             return None
-        if all(getattr(config, name) == value for name, value in values.items()):
-            return None
-        try:
-            changed = replace(config, **values)
-            check_sharding(changed, changed.plan_devices)
-        except ConfigError:
-            return None
-        return changed
+        with suppress(ConfigError):
+            if (changed := set_to(config, **values)) is not None:
+                check_sharding(changed, changed.plan_devices)
+                return changed
+        return None
 
-    return apply
+    return change
 
 
-def _at_most(name: str, value: int) -> Apply:
-    def apply(config: RetoucherConfig) -> RetoucherConfig | None:
+def _at_most(name: str, value: int) -> Change[RetoucherConfig]:
+    def change(config: RetoucherConfig) -> RetoucherConfig | None:
         now = _resolution(config) if name == "resolution" else getattr(config, name)
         return _to(**{name: value})(config) if now > value else None
 
-    return apply
+    return change
 
 
-def _fsdp2_options(config: RetoucherConfig, devices: int) -> dict[str, Any]:
-    """The options that divide a run's base among devices, with those that must then be larger."""
-    photos = -(-config.photos_per_step // devices) * devices
-    larger = {name: max(getattr(config, name), devices) for name in ("validation_photos", "held_out_photos")}
-    return {"sharding": "fsdp2", "photos_per_step": photos, **larger}
+def _fsdp2(devices: int) -> Change[RetoucherConfig]:
+    """Divide the base among devices, with the options that must then be larger."""
 
-
-def _fsdp2(devices: int) -> Apply:
-    def apply(config: RetoucherConfig) -> RetoucherConfig | None:
+    def change(config: RetoucherConfig) -> RetoucherConfig | None:
         if config.device == "cpu" or (config.sharding == "fsdp2" and config.plan_devices >= devices):
             return None
-        return _to(plan_devices=devices, **_fsdp2_options(config, devices))(config)
+        larger = {name: max(getattr(config, name), devices) for name in ("validation_photos", "held_out_photos")}
+        photos = ceil(config.photos_per_step / devices) * devices
+        return _to(sharding="fsdp2", plan_devices=devices, photos_per_step=photos, **larger)(config)
 
-    return apply
+    return change
 
 
-def _fsdp2_words(config: RetoucherConfig, devices: int) -> str:
-    """The options of `_fsdp2` as they are typed, with the launcher."""
-    new = {name: value for name, value in _fsdp2_options(config, devices).items() if getattr(config, name) != value}
-    options = [f"--{name.replace('_', '-')} {value}" for name, value in new.items()]
-    return " ".join([*options, f"(started by torchrun --nproc_per_node {devices})"])
+CHANGES = (
+    _to(offload_text_encoder=True),
+    _at_most("micro_batch", 8),
+    _at_most("micro_batch", 4),
+    _to(gradient_checkpointing=True),
+    _to(vae_tiling=True),
+    _to(optimizer="adamw_8bit"),
+    _at_most("micro_batch", 1),
+    _to(quantize="nf4"),
+    _at_most("group_size", 8),
+    _at_most("group_size", 4),
+    _at_most("resolution", 512),
+    _at_most("resolution", 256),
+)
+MORE_DEVICES = tuple(_fsdp2(devices) for devices in (2, 4, 8))
 
 
 # ---- the plan
@@ -157,55 +137,45 @@ def plan_memory(config: RetoucherConfig) -> Memory:
     """
     gpu, offloaded, nf4 = config.device != "cpu", config.offload_text_encoder, config.quantize == "nf4"
     spec = _spec(config)
-    adapted = (spec, config.rank, config.gradient_checkpointing)
-    backbone, weights, trained = planned_backbone(spec), weight_bytes(spec), lora_sizes(*adapted)
-    host = dict.fromkeys(("photos and latents", "candidates", "evaluated"), 0) if gpu else _host_bytes(config)
-    judges = plan_judges(config, backbone.resolution)
+    planned = planned_backbone(spec)
+    parts, trained, batch = planned.parts, planned.trained, planned.backbone.batch
     shards = Shards(config.sharding, config.plan_devices)
-    base = weights["quantised transformer"] if nf4 else weights["transformer"]
-    gathered = 2 * weights["largest block"] if shards.of_weights > 1 else 0
+    gathered = 2 * planned.largest_block if shards.of_weights > 1 else 0
+    rolled_out, updated, evaluated = _rollout_rows(config), _update_rows(config), _evaluation_rows(config)
+    host = dict.fromkeys(("at rest", "update", "evaluation"), 0) if gpu else _host_bytes(config, updated, evaluated)
+    judges, judging, said = plan_judges(config, planned.backbone.resolution)
     held = {
-        "weights of the transformer": base // shards.of_weights + gathered,
-        "autoencoder": weights["autoencoder"],
-        "text encoders": 0 if offloaded else weights["text encoders"],
+        "weights of the transformer": (planned.quantised if nf4 else parts["transformer"]) // shards.of_weights + gathered,
+        "autoencoder": parts["autoencoder"],
+        "text encoders": 0 if offloaded else parts["text encoders"],
         "LoRA": trained.size,
         "LoRA, moving average and best": 2 * trained.size,
         "gradients": trained.size,
         "optimiser states": trained.states(config.optimizer, Shards()),
-        "photos and latents": host["photos and latents"],
-        **judges.held,
+        "photos and latents": host["at rest"],
+        **judges,
     }
-
-    rolled_out, updated, evaluated = _rollout_rows(config), _update_rows(config), _evaluation_rows(config)
-    unpacked = weights["largest linear"] if nf4 else 0
-    update = update_bytes(*adapted, updated, config.kl_beta > 0)
-    if offloaded:
-        text = {"encoding text, the encoders beside the transformer": text_bytes(spec) + weights["text encoders"]}
-    else:
-        text = {"encoding text": text_bytes(spec)}
+    unpacked = planned.largest_linear if nf4 else 0
+    beside = ", the encoders beside the transformer" if offloaded else ""
     phases = {
-        **text,
-        "encoding photos": encode_bytes(spec, min(config.photos_per_step, backbone.batch)),
-        f"rollout, {rolled_out} candidates at once": rollout_bytes(*adapted, rolled_out) + unpacked,
-        "decoding": decode_bytes(spec, min(max(rolled_out, evaluated), backbone.batch)),
-        **judges.phases,
-        f"update, {updated} candidates at once": update + unpacked + host["candidates"],
+        f"encoding text{beside}": text_bytes(spec) + (parts["text encoders"] if offloaded else 0),
+        "encoding photos": encode_bytes(spec, min(config.photos_per_step, batch)),
+        f"rollout, {rolled_out} candidates at once": rollout_bytes(spec, rolled_out) + unpacked,
+        "decoding": decode_bytes(spec, min(max(rolled_out, evaluated), batch)),
+        **judging,
+        f"update, {updated} candidates at once": update_bytes(spec, updated, config.kl_beta > 0) + unpacked + host["update"],
         "optimiser step": trained.size if gpu else trained.largest,
-        f"evaluation, {evaluated} photos at once": rollout_bytes(*adapted, evaluated) + unpacked + host["evaluated"],
+        f"evaluation, {evaluated} photos at once": rollout_bytes(spec, evaluated) + unpacked + host["evaluation"],
     }
     notes = {"activations, checkpointing": "on" if config.gradient_checkpointing else "off", "attention": "fused (SDPA), no score matrix"}
-    notes |= judges.notes
+    notes |= said
     if shards.devices > 1:
         notes["split"] = f"{shards.kind} over {shards.devices} devices (planned only)"
-    return Memory(weights["parameters"], trained.values, held, phases, gpu, notes)
-
-
-def _spec(config: RetoucherConfig) -> Spec:
-    return Spec(config.backbone, config.model, config.resolution, config.guidance, config.vae_tiling)
+    return Memory(planned.parameters, trained.values, held, phases, gpu, notes)
 
 
 def _resolution(config: RetoucherConfig) -> int:
-    return planned_backbone(_spec(config)).resolution
+    return planned_backbone(_spec(config)).backbone.resolution
 
 
 def _drawn_steps(config: RetoucherConfig) -> int:
@@ -214,7 +184,7 @@ def _drawn_steps(config: RetoucherConfig) -> int:
 
 def _update_rows(config: RetoucherConfig) -> int:
     """Candidates (or photos, where their first step is shared) of the largest forward with gradients."""
-    photos = -(-config.photos_per_step // config.updates_per_step)
+    photos = ceil(config.photos_per_step / config.updates_per_step)
     shared = config.shared_noise and _drawn_steps(config) == 1
     return min(photos if shared else photos * config.group_size, config.micro_batch)
 
@@ -230,59 +200,193 @@ def _evaluation_rows(config: RetoucherConfig) -> int:
     return min(config.micro_batch, max(config.validation_photos, config.held_out_photos))
 
 
-def _host_bytes(config: RetoucherConfig) -> dict[str, int]:
-    """Bytes of pictures and latents, which stay on the CPU: at rest, in an update, and in an evaluation."""
-    tokens, channels = latent_shape(_spec(config))
-    latent, channel = 4 * tokens * channels, 4 * _resolution(config) ** 2
-    evaluated = config.validation_photos + config.held_out_photos
-    candidates = config.photos_per_step * config.group_size
-    photos = (config.photos_per_step + evaluated) * (PHOTO_CHANNELS + 3) * channel  # with their residuals
-    latents = candidates * (1 + 4 * _drawn_steps(config)) + 2 * evaluated  # of each candidate and of its drawn steps
+def _host_bytes(config: RetoucherConfig, updated: int, evaluated: int) -> dict[str, int]:
+    """Bytes of pictures and latents that stay on the CPU: at rest, and what an update and an evaluation add.
+
+    At rest: photos with what rewards know of them, each candidate's latents (the last ones; of each drawn step four: before, after,
+    noise, mean), noise and reference of the evaluations. An update keeps every candidate's picture, which local credit may ask for, and
+    the residuals of the rows that go through the network. An evaluation keeps the pictures of before and after training, and the parts
+    that they are joined of.
+    """
+    latent, channel = 4 * planned_backbone(_spec(config)).latents(1).numel(), 4 * _resolution(config) ** 2
+    candidates, photos = config.photos_per_step * config.group_size, config.validation_photos + config.held_out_photos
+    latents = candidates * (1 + 4 * _drawn_steps(config)) + 2 * photos
     return {
-        "photos and latents": photos + latents * latent,
-        "candidates": candidates * 9 * channel,  # as decoded, joined, and cut into groups to be scored
-        "evaluated": 3 * config.held_out_photos * 3 * channel,  # before and after training, and the parts beside them
+        "at rest": (config.photos_per_step + photos) * PHOTO * channel + latents * latent,
+        "update": (candidates + updated) * PICTURE * channel,
+        "evaluation": 3 * config.held_out_photos * PICTURE * channel,
     }
+
+
+# ---- the backbone on the meta device
+
+
+class Spec(NamedTuple):
+    """What a backbone is made of, as `meta_backbone` takes it, and how it is trained."""
+
+    name: str
+    model: str | None
+    resolution: int | None
+    guidance: float | None
+    vae_tiling: bool
+    rank: int
+    checkpointing: bool
+
+
+def _spec(config: RetoucherConfig) -> Spec:
+    made = (config.backbone, config.model, config.resolution, config.guidance, config.vae_tiling)
+    return Spec(*made, config.rank, config.gradient_checkpointing)
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedBackbone:
+    """A backbone with its LoRA, ready to be trained; bytes of its base by part, of the transformer in NF4, of its largest pieces."""
+
+    backbone: Any
+    lora: list[nn.Parameter]
+    parameters: int
+    parts: dict[str, int]
+    quantised: int
+    largest_linear: int
+    largest_block: int
+
+    @property
+    def trained(self) -> Trained:
+        """Sizes of the LoRA's tensors."""
+        return Trained(tuple((p.numel(), p.element_size()) for p in self.lora))
+
+    def latents(self, rows: int) -> torch.Tensor:
+        """(rows, tokens, channels) without data."""
+        return torch.empty(rows, self.backbone.side**2, self.backbone.transformer.config.in_channels, device="meta")
+
+    def added(self, compute: Callable[[], Any], *networks: nn.Module) -> int:
+        """Bytes that a computation adds to the weights and gradients that are there; see `added_bytes`."""
+        held = [t for modules in parts_of(self.backbone).values() for module in modules for t in tensors_of(module)]
+        held += [p.grad for p in self.lora if p.grad is not None]
+        with torch.device("meta"):
+            return added_bytes(held, compute, *networks)
+
+
+@lru_cache(maxsize=4)
+def planned_backbone(spec: Spec) -> PlannedBackbone:
+    """Built once for each specification."""
+    backbone = meta_backbone(*spec[:3], guidance=spec.guidance, vae_tiling=spec.vae_tiling)
+    transformer = backbone.transformer
+    parts = {name: size_of(t for module in modules for t in tensors_of(module)) for name, modules in parts_of(backbone).items()}
+    parameters = sum(p.numel() for p in transformer.parameters())
+    linear = [module.weight.numel() for module in transformer.modules() if isinstance(module, nn.Linear)]
+    width = next(transformer.parameters()).element_size()
+    quantised = int(sum(linear) * NF4) + parts["transformer"] - sum(linear) * width
+    block = max(size_of(tensors_of(m)) for m in transformer.modules() if type(m).__name__.endswith("Block"))
+    lora = LoraConfig(r=spec.rank, lora_alpha=spec.rank, target_modules=backbone.lora_targets, init_lora_weights="gaussian")
+    transformer.add_adapter(lora)
+    prepare_training(transformer, gradient_checkpointing=spec.checkpointing)
+    trained = [p for p in transformer.parameters() if p.requires_grad]
+    return PlannedBackbone(backbone, trained, parameters, parts, quantised, max(linear) * width, block)
+
+
+@lru_cache(maxsize=16)
+@torch.no_grad()
+def encode_bytes(spec: Spec, photos: int) -> int:
+    planned = planned_backbone(spec)
+    images = torch.empty(photos, 3, planned.backbone.resolution, planned.backbone.resolution, device="meta")
+    return planned.added(lambda: planned.backbone.encode(images))
+
+
+@lru_cache(maxsize=16)
+@torch.no_grad()
+def decode_bytes(spec: Spec, pictures: int) -> int:
+    planned = planned_backbone(spec)
+    return planned.added(lambda: planned.backbone._pictures(planned.latents(pictures)))
+
+
+@lru_cache(maxsize=4)
+@torch.no_grad()
+def text_bytes(spec: Spec) -> int:
+    planned = planned_backbone(spec)
+    encoders = planned.backbone.text_encoders
+    return max(planned.added(lambda module=module: _read_prompt(module, planned.backbone), module) for module in encoders)
+
+
+def _read_prompt(module: nn.Module, backbone: Any) -> Any:
+    """One prompt through a text encoder; of one that sees, the language part."""
+    if hasattr(backbone, "text_tokens"):
+        longest = getattr(module.config, "max_position_embeddings", backbone.text_tokens)
+        return module(torch.empty(1, min(longest, backbone.text_tokens), dtype=torch.long))
+    language: Any = module.get_submodule("model.language_model")
+    length = WORDS + (backbone.prompt_side // 28) ** 2
+    embedded = torch.empty(1, length, language.config.hidden_size, dtype=next(module.parameters()).dtype)
+    positions = torch.empty(3, 1, length, dtype=torch.long)
+    return language(inputs_embeds=embedded, position_ids=positions, use_cache=False).last_hidden_state
+
+
+@lru_cache(maxsize=32)
+@torch.no_grad()
+def rollout_bytes(spec: Spec, rows: int) -> int:
+    """One evaluation of the transformer without gradients."""
+    planned = planned_backbone(spec)
+    backbone, condition = planned.backbone, stand_in_condition(planned.backbone, rows, "meta")
+    return planned.added(lambda: backbone.velocity(planned.latents(rows), 0.5, condition), backbone.transformer)
+
+
+@lru_cache(maxsize=32)
+def update_bytes(spec: Spec, rows: int, kl: bool) -> int:
+    """One forward and backward through the policy, with a loss of the shape of the run's own (`policies.retoucher.update`)."""
+    planned = planned_backbone(spec)
+    backbone = planned.backbone
+
+    def compute() -> None:
+        condition = stand_in_condition(backbone, rows, "meta")
+        x, noise, old = (planned.latents(rows) for _ in range(3))
+        mean = x - backbone.velocity(x, 0.5, condition)
+        loss = ((mean - old) * noise).flatten(1).mean(1).exp().sum()
+        if kl:
+            with torch.no_grad(), base_policy(backbone):
+                reference = x - backbone.velocity(x, 0.5, condition)
+            loss = loss + (mean - reference).square().sum()
+        loss.backward()
+
+    for parameter in planned.lora:
+        parameter.grad = torch.empty_like(parameter)
+    try:
+        return planned.added(compute, backbone.transformer)
+    finally:
+        for parameter in planned.lora:
+            parameter.grad = None
 
 
 # ---- judges
 
 
-@dataclass(frozen=True)
-class JudgePlan:
-    """Bytes that judges hold, bytes that they take while they judge, and what is to be said of them; by name."""
+def plan_judges(config: RetoucherConfig, resolution: int) -> tuple[dict[str, int], dict[str, int], dict[str, str]]:
+    """Bytes that judges in this process hold, bytes that they take while they judge, and what is to be said of them; by name.
 
-    held: dict[str, int] = field(default_factory=dict)
-    phases: dict[str, int] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
-
-
-def plan_judges(config: RetoucherConfig, resolution: int) -> JudgePlan:
-    """The judges that transformers runs in this process: none with `--reward-worker`, nor one behind an address.
+    None with `--reward-worker`, nor one behind an address.
 
     Raises:
         ConfigError: a judge's name is none.
         WeightsError: its `judge.json` is damaged.
     """
-    plan = JudgePlan()
-    for name in config.all_rewards:
-        kind, _, argument = name.partition(":")
-        if kind != "judge":
-            continue
-        source, _ = split_argument(argument)
+    held, phases, notes = dict[str, int](), dict[str, int](), dict[str, str]()
+    judging = f"judging, {JUDGE_BATCH} questions at once"
+    for name in (name for name in config.all_rewards if name.startswith("judge:")):
+        source, _ = split_argument(name.removeprefix("judge:"))
         if config.reward_worker or source.startswith(("http://", "https://")):
-            plan.notes[name] = "elsewhere, not counted"
+            notes[name] = "elsewhere, not counted"
         elif source.startswith("vllm:"):
-            plan.notes[name] = "vLLM takes 9 tenths of a device: give it one of its own by --reward-worker; not counted"
+            notes[name] = "vLLM takes 9 tenths of a device: give it one of its own by --reward-worker; not counted"
         else:
             spec, sizes = _judge_model(source_of(source), gpu=config.device != "cpu")
             if spec.source == ASSUMED_JUDGE != source:
-                plan.notes[name] = f"not known here, planned as {ASSUMED_JUDGE}"
-            plan.held[f"{name}, weights"] = sizes.weights
-            load = _judge_load(read_settings(Path(source_of(source))) or JudgeSettings(), sizes, resolution)
-            judging = f"judging, {JUDGE_BATCH} questions at once"
-            plan.phases[judging] = max(plan.phases.get(judging, 0), generation_bytes(spec, load))
-    return plan
+                notes[name] = f"not known here, planned as {ASSUMED_JUDGE}"
+            held[f"{name}, weights"] = sizes.weights
+            settings, side = read_settings(Path(source_of(source))) or JudgeSettings(), sizes.token_side
+            beside = settings.shown == "beside-difference"
+            pictures, height, width = (2, *BESIDE_DIFFERENCE) if beside else (3, resolution, resolution)
+            tokens = ceil(height / side) * ceil(width / side)
+            load = Load(JUDGE_BATCH, pictures, tokens, JUDGE_WORDS[settings.form], settings.max_tokens)
+            phases[judging] = max(phases.get(judging, 0), generation_bytes(spec, load))
+    return held, phases, notes
 
 
 def _judge_model(source: str, *, gpu: bool) -> tuple[ModelSpec, ModelSizes]:
@@ -293,10 +397,3 @@ def _judge_model(source: str, *, gpu: bool) -> tuple[ModelSpec, ModelSizes]:
             if (sizes := model_sizes(spec)) is not None:
                 return spec, sizes
     raise AssertionError(f"{ASSUMED_JUDGE}: its architecture is built in")
-
-
-def _judge_load(settings: JudgeSettings, sizes: ModelSizes, resolution: int) -> Load:
-    """What a judge reads and writes for one batch of questions."""
-    side = sizes.token_side
-    pictures, height, width = (2, *BESIDE_DIFFERENCE) if settings.shown == "beside-difference" else (3, resolution, resolution)
-    return Load(JUDGE_BATCH, pictures, ceil(height / side) * ceil(width / side), JUDGE_WORDS[settings.form], settings.max_tokens)

@@ -5,8 +5,9 @@ it (gradients, optimiser states, shards of them), and says what to change when t
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Generic, Literal, TypeVar
+from dataclasses import dataclass, field, fields, replace
+from math import ceil
+from typing import Any, Literal, TypeVar
 
 from portraitkit.errors import ConfigError
 
@@ -19,7 +20,7 @@ NF4 = 0.5 + 4 / 64
 """Bytes of a value in NF4: 4 bits, and a float32 scale for each 64 values (bitsandbytes without double quantisation)."""
 EIGHT_BIT_FROM, EIGHT_BIT_BLOCK = 4096, 256
 """bitsandbytes keeps the states of smaller tensors in float32; larger ones have a float32 scale for each block."""
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -63,23 +64,16 @@ class Trained:
         return max((values * width for values, width in self.tensors), default=0)
 
     def states(self, optimizer: str, shards: Shards) -> int:
-        """Bytes of the optimiser's states on one device.
+        """Bytes of the states of adamw or adamw_8bit on one device.
 
         ZeRO keeps both moments, and a copy of bf16 weights, in float32; FSDP2 and a plain run keep moments in the weights' type.
-
-        Args:
-            optimizer: adamw or adamw_8bit.
-            shards: how the run is split.
         """
         if shards.kind in ("zero2", "zero3"):
             return sum(values * (8 + 4 * (width < 4)) for values, width in self.tensors) // shards.devices
         if optimizer == "adamw_8bit":
-            return sum(_eight_bit(values) if values >= EIGHT_BIT_FROM else 8 * values for values, _ in self.tensors) // shards.of_state
+            eight_bit = (2 * (n + 4 * ceil(n / EIGHT_BIT_BLOCK)) if n >= EIGHT_BIT_FROM else 8 * n for n, _ in self.tensors)
+            return sum(eight_bit) // shards.of_state
         return 2 * self.size // shards.of_state
-
-
-def _eight_bit(values: int) -> int:
-    return 2 * (values + 4 * -(-values // EIGHT_BIT_BLOCK))
 
 
 @dataclass(frozen=True)
@@ -142,19 +136,22 @@ def print_table(command: str, lines: Iterable[tuple[str, str]]) -> None:
     Console().print(table)
 
 
-@dataclass(frozen=True)
-class Change(Generic[Config]):
-    """One change of a run that saves memory."""
+Change = Callable[[Config], Config | None]
+"""From a run to one that needs less memory; None where nothing would change."""
 
-    words: str
-    apply: Callable[[Config], Config | None]
-    """The changed configuration; None where nothing would change."""
-    more_devices: bool = False
-    """Whether it asks for more devices: tried only where nothing else helps."""
+
+def set_to(config: Config, **values: Any) -> Config | None:
+    """The configuration with other options; None where they are so already, or where the configuration refuses them."""
+    if all(getattr(config, name) == value for name, value in values.items()):
+        return None
+    try:
+        return replace(config, **values)
+    except ConfigError:
+        return None
 
 
 def check_fits(
-    config: Config, memory: Memory, limit: int | None, changes: Sequence[Change[Config]], plan: Callable[[Config], Memory]
+    config: Config, memory: Memory, limit: int | None, plan: Callable[[Config], Memory], *rounds: Sequence[Change[Config]]
 ) -> None:
     """Refuse a run that cannot fit, with what makes it fit: the first change that does so alone, else the fewest together.
 
@@ -162,8 +159,8 @@ def check_fits(
         config: the run.
         memory: its plan.
         limit: bytes of the device; None: unknown, nothing is refused.
-        changes: the least painful first.
         plan: plans a changed run.
+        rounds: changes, the least painful first; those of a further round (more devices) only where all before them do not help.
 
     Raises:
         ConfigError: it cannot fit; what would make it fit is named, or that nothing here does.
@@ -171,10 +168,9 @@ def check_fits(
     if limit is None or memory.peak <= limit:
         return
     problem = f"--device-memory: the run needs {human(memory.peak)} on a device (while: {memory.at_peak}), which has {human(limit)}"
-    useful = [change for change in changes if change.apply(config) is not None]
-    same_devices, more_devices = ([change for change in useful if change.more_devices is more] for more in (False, True))
-    smallest = memory.peak
-    for candidates in [same_devices, [*more_devices, *same_devices]] if more_devices else [same_devices]:
+    smallest, candidates = memory.peak, []
+    for changes in rounds:
+        candidates = [*(change for change in changes if change(config) is not None), *candidates]
         chosen, peak = _choose(config, candidates, limit, plan)
         if peak <= limit:
             raise ConfigError(f"{problem}; {typed(config, _with(config, chosen))} makes it fit: {human(peak)}")
@@ -210,7 +206,7 @@ def _choose(
 
 def _with(config: Config, changes: Iterable[Change[Config]]) -> Config:
     for change in changes:
-        config = change.apply(config) or config
+        config = change(config) or config
     return config
 
 

@@ -1,14 +1,14 @@
 """The plan of a training run for `--dry-run`: devices, memory, steps, tokens, without weights and without training."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from portraitkit.memory.plan import Change, Memory, Shards, check_fits, device_limit, print_table
+from portraitkit.memory.plan import Change, Memory, Shards, check_fits, device_limit, print_table, set_to
 from portraitkit.memory.vlm_trace import Load, ModelSizes, ModelSpec, generation_bytes, model_sizes, read_bytes, update_bytes
 from portraitkit.vlm.model import be_quiet
 from portraitkit.vlm.trainer_arguments import batch_of, deepspeed_file, grpo_values, lora_arguments, parse_extra, sft_values, taken
@@ -20,10 +20,11 @@ EMBEDDED_TOKENS, EMBEDDED_WORDS = 64, 40
 """Of a picture and of the brief prompt of the embedded model."""
 
 
+@dataclass(frozen=True)
 class Planner:
     """Plans runs of one command; settings that differ in what is trained share its sizes.
 
-    Args:
+    Attributes:
         model: embedded, a folder or a hub id.
         stages: of the run.
         pictures: shown in a row.
@@ -33,19 +34,13 @@ class Planner:
         lora: whether a LoRA may be proposed where all weights are trained.
     """
 
-    def __init__(
-        self,
-        model: str,
-        stages: Sequence[str],
-        *,
-        pictures: int = 1,
-        picture_tokens: int | None = None,
-        words: int | None = None,
-        rows: int | None = None,
-        lora: bool = True,
-    ) -> None:
-        self.model, self.stages, self.pictures = model, stages, pictures
-        self.picture_tokens, self.words, self.rows, self.lora = picture_tokens, words, rows, lora
+    model: str
+    stages: Sequence[str]
+    pictures: int = 1
+    picture_tokens: int | None = None
+    words: int | None = None
+    rows: int | None = None
+    lora: bool = True
 
     def spec(self, options: TrainerOptions) -> ModelSpec:
         """How the model is trained."""
@@ -173,79 +168,64 @@ def refuse_if_too_large(options: TrainerOptions, planner: Planner) -> None:
     Raises:
         ConfigError: with the change that makes it fit.
     """
-
-    def memory_of(changed: TrainerOptions) -> Memory:
-        memory = planner.memory(changed)
-        assert memory is not None
-        return memory
-
     if (memory := planner.memory(options)) is not None:
         limit = device_limit(options.device_memory, options.device)
-        check_fits(options, memory, limit, changes(options, lora=planner.lora), memory_of)
+        check_fits(options, memory, limit, lambda changed: planner.memory(changed) or memory, changes(lora=planner.lora), MORE_DEVICES)
 
 
-Apply = Callable[[TrainerOptions], TrainerOptions | None]
+def changes(*, lora: bool = True) -> list[Change[TrainerOptions]]:
+    """What may be changed to make a run fit, the least painful first; a LoRA in place of all weights only with `lora`."""
+    return [
+        lambda options: None if options.last_norm else set_to(options, gradient_checkpointing=True),
+        _one_answer_at_a_time,
+        _at_most("sft_batch", 1),
+        _at_most("generation_batch", 8),
+        *([_lora] if lora else []),
+        _at_most("max_pixels", 401408),
+        _fewer("group_size", 4),
+        _fewer("prompts_per_step", 1),
+    ]
 
 
-def _parts(options: TrainerOptions) -> TrainerOptions | None:
+def _one_answer_at_a_time(options: TrainerOptions) -> TrainerOptions | None:
     answers = options.prompts_per_step * options.group_size
-    return replace(options, accumulation_steps=answers) if options.accumulation_steps < answers else None
+    return set_to(options, accumulation_steps=answers) if options.accumulation_steps < answers else None
 
 
 def _lora(options: TrainerOptions) -> TrainerOptions | None:
-    return replace(options, rank=64, lora_alpha=128) if options.rank == 0 and not options.last_norm else None
+    return set_to(options, rank=64, lora_alpha=128) if options.rank == 0 and not options.last_norm else None
 
 
-def _at_most(name: str, value: int) -> Apply:
-    def apply(options: TrainerOptions) -> TrainerOptions | None:
+def _at_most(name: str, value: int) -> Change[TrainerOptions]:
+    def change(options: TrainerOptions) -> TrainerOptions | None:
         now = getattr(options, name)
-        return replace(options, **{name: value}) if now is None or now > value else None
+        return set_to(options, **{name: value}) if now is None or now > value else None
 
-    return apply
+    return change
 
 
-def _fewer(name: str, value: int) -> Apply:
+def _fewer(name: str, value: int) -> Change[TrainerOptions]:
     """Fewer answers in an update, in parts that are no larger than they were."""
 
-    def apply(options: TrainerOptions) -> TrainerOptions | None:
+    def change(options: TrainerOptions) -> TrainerOptions | None:
         if getattr(options, name) <= value:
             return None
         before = options.prompts_per_step * options.group_size
         answers = before // getattr(options, name) * value
-        least = -(-answers * options.accumulation_steps // before)
+        least = ceil(answers * options.accumulation_steps / before)
         parts = next(parts for parts in range(least, answers + 1) if answers % parts == 0)
-        return replace(options, **{name: value}, accumulation_steps=parts)
+        return set_to(options, **{name: value}, accumulation_steps=parts)
 
-    return apply
-
-
-def _checkpointing(options: TrainerOptions) -> TrainerOptions | None:
-    return None if options.gradient_checkpointing or options.last_norm else replace(options, gradient_checkpointing=True)
+    return change
 
 
 def _zero3(options: TrainerOptions) -> TrainerOptions | None:
+    """The base and its gradients on 8 devices."""
     split = options.deepspeed == "zero3" and options.plan_devices >= 8
-    return None if split or options.device == "cpu" else replace(options, deepspeed="zero3", plan_devices=8)
+    return None if split or options.device == "cpu" else set_to(options, deepspeed="zero3", plan_devices=8)
 
 
-def changes(options: TrainerOptions, *, lora: bool = True) -> tuple[Change[Any], ...]:
-    """What may be changed to make a run fit, the least painful first.
-
-    Args:
-        options: of the run.
-        lora: whether a LoRA in place of all weights is one of them.
-    """
-    return (
-        Change("activations twice", _checkpointing),
-        Change("one answer at a time", _parts),
-        Change("sft row by row", _at_most("sft_batch", 1)),
-        Change("fewer answers in evaluations", _at_most("generation_batch", 8)),
-        *((Change("a LoRA", _lora),) if lora else ()),
-        Change("smaller pictures", _at_most("max_pixels", 401408)),
-        Change("groups of 4", _fewer("group_size", 4)),
-        Change("1 prompt an update", _fewer("prompts_per_step", 1)),
-        Change("ZeRO-3 on 8 devices", _zero3, more_devices=True),
-    )
+MORE_DEVICES = (_zero3,)
 
 
 def print_plan(

@@ -11,12 +11,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from policies.retoucher import evaluate
 from policies.retoucher.config import RetoucherConfig
-from policies.retoucher.dry_run import changes, dry_run, plan_memory
+from policies.retoucher.dry_run import CHANGES, MORE_DEVICES, dry_run, plan_memory
 from policies.retoucher.evaluate import evaluation_set
 from policies.retoucher.model.architectures import meta_backbone, parts_of
 from policies.retoucher.model.training import check_sharding
 from portraitkit.config import load_config
 from portraitkit.errors import ConfigError, WeightsError
+from portraitkit.memory.plan import typed
 from portraitkit.memory.trace import LiveBytes, size_of, tensors_of
 
 
@@ -126,19 +127,15 @@ def test_a_judge_on_the_same_device_counts():
 def test_what_is_proposed_can_be_typed_and_is_what_a_run_takes(photos, of_eight):
     base = ["--device", "cuda", "--photos-per-step", str(photos), "--validation-photos", "3"]
     config = load_config(RetoucherConfig, base, prog="align-retoucher")
-    for change in changes(config):
-        changed = change.apply(config)
-        if changed is None:
-            continue
-        options, _, launcher = change.words.partition("(started by torchrun --nproc_per_node ")
-        devices = int(launcher.rstrip(")") or 1)
-        typed = load_config(RetoucherConfig, [*base, *options.split()], prog="align-retoucher")
-        assert typed == replace(changed, plan_devices=1)
-        check_sharding(typed, devices)
-        assert change.more_devices == (devices > 1)
-    words = [change.words for change in changes(config)]
-    assert words[-2] == "--sharding fsdp2 --validation-photos 4 (started by torchrun --nproc_per_node 4)"
-    assert words[-1].startswith(f"--sharding fsdp2 --photos-per-step {of_eight} --validation-photos 8 (")
+    words = []
+    for change in (*CHANGES, *MORE_DEVICES):
+        if (changed := change(config)) is not None:
+            words.append(typed(config, changed))
+            assert load_config(RetoucherConfig, [*base, *words[-1].split()], prog="align-retoucher") == changed
+            check_sharding(changed, changed.plan_devices)
+            assert (changed.plan_devices > 1) == (change in MORE_DEVICES)
+    assert set(words[-2].split("--")) == {"", "sharding fsdp2 ", "validation-photos 4 ", "plan-devices 4"}
+    assert f"--photos-per-step {of_eight} " in words[-1] and "--validation-photos 8 " in words[-1]
 
 
 def test_a_plan_refuses_what_the_run_refuses():
@@ -165,10 +162,10 @@ def test_what_the_options_save_and_do_not_save():
 
 def test_changes_that_a_backbone_does_not_know_are_not_proposed():
     config = RetoucherConfig()
-    proposed = [change.words for change in changes(config) if change.apply(config) is not None]
+    proposed = [typed(config, changed) for change in CHANGES if (changed := change(config)) is not None]
     assert "--gradient-checkpointing" in proposed and "--quantize nf4" not in proposed and "--resolution 512" not in proposed
     real = replace(config, backbone="flux_kontext", resolution=1024, gradient_checkpointing=True)
-    proposed = [change.words for change in changes(real) if change.apply(real) is not None]
+    proposed = [typed(real, changed) for change in CHANGES if (changed := change(real)) is not None]
     assert {"--quantize nf4", "--resolution 512"} <= set(proposed) and "--gradient-checkpointing" not in proposed
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from portraitkit.errors import ConfigError
-from portraitkit.memory.plan import CONTEXT, GIB, Change, Memory, Shards, Trained, check_fits, check_planning, device_limit, human
+from portraitkit.memory.plan import CONTEXT, GIB, Memory, Shards, Trained, check_fits, check_planning, device_limit, human, set_to
 from portraitkit.memory.trace import size_of
 
 
@@ -65,12 +65,12 @@ def plan(run: Run) -> Memory:
 
 
 CHANGES = (
-    Change("--rows 4", lambda run: replace(run, rows=4) if run.rows > 4 else None),
-    Change("--rows 1", lambda run: replace(run, rows=1) if run.rows > 1 else None),
-    Change("2 devices", lambda run: replace(run, devices=2) if run.devices < 2 else None, more_devices=True),
-    Change("--tiles", lambda run: replace(run, tiles=True)),
-    Change("--base 3", lambda run: replace(run, base=3) if run.base > 3 else None),
+    lambda run: replace(run, rows=4) if run.rows > 4 else None,
+    lambda run: set_to(run, rows=1),
+    lambda run: set_to(run, tiles=True),
+    lambda run: replace(run, base=3) if run.base > 3 else None,
 )
+MORE_DEVICES = (lambda run: set_to(run, devices=2),)
 
 
 @pytest.mark.parametrize(
@@ -87,14 +87,14 @@ CHANGES = (
 )
 def test_what_cannot_fit_is_refused_with_what_would(limit, words):
     with pytest.raises(ConfigError) as refusal:
-        check_fits(Run(), plan(Run()), limit * GIB, CHANGES, plan)
+        check_fits(Run(), plan(Run()), limit * GIB, plan, CHANGES, MORE_DEVICES)
     message = str(refusal.value)
     assert message.endswith(words) and "needs 18.00 GiB on a device (while: update)" in message and "\n" not in message
 
 
 def test_what_fits_passes_and_an_unknown_device_refuses_nothing():
-    check_fits(Run(), plan(Run()), 18 * GIB, CHANGES, plan)
-    check_fits(Run(), plan(Run()), None, CHANGES, plan)
+    check_fits(Run(), plan(Run()), 18 * GIB, plan, CHANGES)
+    check_fits(Run(), plan(Run()), None, plan, CHANGES)
 
 
 def test_a_gpu_takes_more_than_its_tensors():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from policies.retoucher.backbones.tiny import EMBEDDED
 from policies.retoucher.config import RetoucherConfig
-from policies.retoucher.dry_run import changes, plan_memory
+from policies.retoucher.dry_run import CHANGES, MORE_DEVICES, plan_memory
 from policies.retoucher.model.architectures import parts_of, random_backbone, stand_in_condition
 from policies.retoucher.photos import SyntheticSource
 from policies.retoucher.rollout import Rollout
@@ -67,7 +67,7 @@ def _advice(config: RetoucherConfig) -> str:
     wanted = replace(config, **ARMS[ALL_STEPS])
     memory = planned_memory(wanted)
     try:
-        check_fits(wanted, memory, device_limit(None, config.device), changes(wanted), planned_memory)
+        check_fits(wanted, memory, device_limit(None, config.device), planned_memory, CHANGES, MORE_DEVICES)
     except ConfigError as error:
         return str(error).removeprefix("--device-memory: ")
     return f"the planner expected {human(memory.peak)} to be enough; free the device of other programs, or lower --pixels or --group"

@@ -101,7 +101,7 @@ def test_what_cannot_fit_is_refused_with_what_would(folder):
     with pytest.raises(ConfigError, match="makes it fit") as refusal:
         refuse_if_too_large(replace(OPTIONS, device_memory=memory.peak * 0.8 / 2**30), tiny)
     words = str(refusal.value).partition("; ")[2]
-    assert any(words.startswith(typed(OPTIONS, changed)) for change in changes(OPTIONS) if (changed := change.apply(OPTIONS)))
+    assert any(words.startswith(typed(OPTIONS, changed)) for change in changes() if (changed := change(OPTIONS)))
     with pytest.raises(ConfigError, match="no change that is known here makes it fit"):
         refuse_if_too_large(replace(OPTIONS, device_memory=0.0001), tiny)
 
@@ -117,12 +117,12 @@ def test_zero_divides_what_it_should(folder):
 def test_changes_that_need_each_other_are_made_together():
     """Fewer answers than an update has parts: the parts are fewer, too, and none is larger than before."""
     made = replace(OPTIONS, prompts_per_step=16, group_size=8, accumulation_steps=128)
-    for change in changes(made):
-        changed = change.apply(made)
+    for change in changes():
+        changed = change(made)
         if changed is not None:
             assert changed.prompts_per_step * changed.group_size // changed.accumulation_steps == 1
     some = replace(OPTIONS, prompts_per_step=6, group_size=8, accumulation_steps=12)
-    assert [typed(some, changed) for change in changes(some) if (changed := change.apply(some))] == [
+    assert [typed(some, changed) for change in changes() if (changed := change(some))] == [
         "--gradient-checkpointing",
         "--accumulation-steps 48",
         "--sft-batch 1",
