@@ -23,8 +23,7 @@ from reward_models.photos import Photos
 Measure = Callable[[Float[Tensor, "n 3 h w"], Photos], Float[Tensor, " n"]]
 SIDE = 128
 MIN_FACE = 32
-NOTHING = 0.02
-"""Largest difference of photo and reference that counts as no blemish: a level or two of rounding and compression."""
+NOTHING = 0.02  # Largest difference of photo and reference that counts as no blemish: a level or two of rounding and compression
 UNIT = Range(0, 1)
 NO_FACE = "its photo shows no face that can be measured"
 

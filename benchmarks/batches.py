@@ -23,25 +23,17 @@ from portraitkit.pictures.images import image_size, read_image, resize
 PIXELS = 2**19
 PICTURES = 32
 AHEAD = 2
-SET = "\0set"
-"""Method name of the pictures that set metrics compare with."""
+SET = "\0set"  # Method name of the pictures that set metrics compare with
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures of one size.
+    """Pictures of one size."""
 
-    Attributes:
-        items: the pictures.
-        rows: their places in the run's list of items; -1 for those of the comparison set.
-        height: of all of them, in pixels.
-        width: of all of them, in pixels.
-    """
-
-    items: tuple[Item, ...]
-    rows: tuple[int, ...]
-    height: int
-    width: int
+    items: tuple[Item, ...]  # the pictures
+    rows: tuple[int, ...]  # their places in the run's list of items; -1 for those of the comparison set
+    height: int  # of all of them, in pixels
+    width: int  # of all of them, in pixels
 
 
 @dataclass(frozen=True)

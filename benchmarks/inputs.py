@@ -32,21 +32,13 @@ MAX_UNPACKED = 20 * 2**30
 
 @dataclass(frozen=True)
 class Item:
-    """One picture of one method.
+    """One picture of one method."""
 
-    Attributes:
-        name: shared by the pictures of one photo.
-        method: whose picture it is.
-        path: of the picture.
-        source: of the untouched photo.
-        reference: of the known good retouch.
-    """
-
-    name: str
-    method: str
-    path: Path
-    source: Path | None = None
-    reference: Path | None = None
+    name: str  # shared by the pictures of one photo
+    method: str  # whose picture it is
+    path: Path  # of the picture
+    source: Path | None = None  # of the untouched photo
+    reference: Path | None = None  # of the known good retouch
 
 
 @dataclass(frozen=True)

@@ -21,19 +21,12 @@ Shared = TypeVar("Shared")
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """A batch of pictures of one size, decoded once and shared by all metrics. RGB in [0, 1].
+    """A batch of pictures of one size, decoded once and shared by all metrics. RGB in [0, 1]."""
 
-    Attributes:
-        pixels: the pictures to be measured.
-        source: the untouched photo of each, None where the run has none.
-        reference: the known good retouch of each, None where the run has none.
-        sources: what tells the untouched photos apart: pictures of one photo have one id.
-    """
-
-    pixels: Float[Tensor, "n 3 h w"]
-    source: Float[Tensor, "n 3 h w"] | None = None
-    reference: Float[Tensor, "n 3 h w"] | None = None
-    sources: tuple[str, ...] = ()
+    pixels: Float[Tensor, "n 3 h w"]  # the pictures to be measured
+    source: Float[Tensor, "n 3 h w"] | None = None  # the untouched photo of each, None where the run has none
+    reference: Float[Tensor, "n 3 h w"] | None = None  # the known good retouch of each, None where the run has none
+    sources: tuple[str, ...] = ()  # what tells the untouched photos apart: pictures of one photo have one id
     _known: dict[object, object] = field(default_factory=dict)
     _locks: defaultdict[object, Lock] = field(default_factory=lambda: defaultdict(Lock))
 

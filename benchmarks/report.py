@@ -23,8 +23,7 @@ from portraitkit.stats import ALPHA
 
 LARGEST = 384
 LOSSLESS = 160
-MOST = 16
-"""Photos with pictures in a report; metrics beyond them name their cases without a picture."""
+MOST = 16  # Photos with pictures in a report; metrics beyond them name their cases without a picture
 
 
 def write_report(folder: Path, analysis: Analysis) -> Path:

@@ -34,35 +34,20 @@ class Mean:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method against another on the same photos.
+    """A method against another on the same photos."""
 
-    Attributes:
-        metric: measured.
-        before: the one.
-        after: the other.
-        n: photos that both have a value of.
-        gain: mean of after minus before, whatever the direction.
-        ci95: bootstrap interval of the gain.
-        better: whether the gain points to the better side.
-        p: of the sign-flip permutation test of the paired differences, two-sided.
-        p_holm: with Holm's correction over all comparisons of the run.
-        wins: share of photos on which `after` is better; ties count half.
-        wins_ci95: Wilson's interval of it.
-        ties: photos with equal values.
-    """
-
-    metric: str
-    before: str
-    after: str
-    n: int
-    gain: float
-    ci95: Interval
-    better: bool
-    p: float
-    p_holm: float
-    wins: float
-    wins_ci95: Interval
-    ties: int
+    metric: str  # measured
+    before: str  # the one
+    after: str  # the other
+    n: int  # photos that both have a value of
+    gain: float  # mean of after minus before, whatever the direction
+    ci95: Interval  # bootstrap interval of the gain
+    better: bool  # whether the gain points to the better side
+    p: float  # of the sign-flip permutation test of the paired differences, two-sided
+    p_holm: float  # with Holm's correction over all comparisons of the run
+    wins: float  # share of photos on which `after` is better; ties count half
+    wins_ci95: Interval  # Wilson's interval of it
+    ties: int  # photos with equal values
 
 
 def interval(values: Float[Tensor, " n"], seed: int = 0) -> Interval:
@@ -78,17 +63,11 @@ def interval(values: Float[Tensor, " n"], seed: int = 0) -> Interval:
 
 @dataclass(frozen=True)
 class Grid:
-    """Values by photo and method.
+    """Values by photo and method."""
 
-    Attributes:
-        names: photos.
-        methods: in the run's order.
-        values: metric -> value, NaN where there is none.
-    """
-
-    names: list[str]
-    methods: list[str]
-    values: Mapping[str, Float[Tensor, "names methods"]]
+    names: list[str]  # photos
+    methods: list[str]  # in the run's order
+    values: Mapping[str, Float[Tensor, "names methods"]]  # metric -> value, NaN where there is none
 
 
 def grid(results: Results) -> Grid:

@@ -19,8 +19,7 @@ from portraitkit.runs.shards import ShardFile
 
 CHUNK = 500
 FILE = "values.sqlite"
-DIGESTS = 1000
-"""In one row of a shard's file."""
+DIGESTS = 1000  # In one row of a shard's file
 Known = TypeVar("Known")
 
 

@@ -22,29 +22,17 @@ from portraitkit.stats import ALPHA
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything that is written about a run.
+    """Everything that is written about a run."""
 
-    Attributes:
-        results: the run's values.
-        table: by photo and method.
-        means: of every metric and method.
-        comparisons: of every two methods.
-        groups: by group of people.
-        names: metrics of the two matrices.
-        spearman: their correlation.
-        agreement: share of equal verdicts.
-        accuracy: on preference pairs.
-    """
-
-    results: Results
-    table: Grid
-    means: list[Mean]
-    comparisons: list[Comparison]
-    groups: list[dict[str, Any]]
-    names: list[str]
-    spearman: np.ndarray
-    agreement: np.ndarray
-    accuracy: list[dict[str, Any]]
+    results: Results  # the run's values
+    table: Grid  # by photo and method
+    means: list[Mean]  # of every metric and method
+    comparisons: list[Comparison]  # of every two methods
+    groups: list[dict[str, Any]]  # by group of people
+    names: list[str]  # metrics of the two matrices
+    spearman: np.ndarray  # their correlation
+    agreement: np.ndarray  # share of equal verdicts
+    accuracy: list[dict[str, Any]]  # on preference pairs
 
     @classmethod
     def of(cls, results: Results, seed: int, pairs: Sequence[Preference] = ()) -> Self:
@@ -174,8 +162,7 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-ROUNDING = 5e-6
-"""Half an interval below which means differ by rounding only: it is written as 0."""
+ROUNDING = 5e-6  # Half an interval below which means differ by rounding only: it is written as 0
 
 
 def decimals(value: float, *small: float) -> int:

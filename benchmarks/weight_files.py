@@ -25,17 +25,11 @@ DEFAULT = Path("~/.cache/portraitkit/weights")
 
 @dataclass(frozen=True)
 class MetricWeights:
-    """The files of a metric.
+    """The files of a metric."""
 
-    Attributes:
-        files: by the name the metric knows them by.
-        sha256: of each.
-        notes: what a reader of the values should know about the files, one line each.
-    """
-
-    files: Mapping[str, Path]
-    sha256: Mapping[str, str]
-    notes: tuple[str, ...]
+    files: Mapping[str, Path]  # by the name the metric knows them by
+    sha256: Mapping[str, str]  # of each
+    notes: tuple[str, ...]  # what a reader of the values should know about the files, one line each
 
     @property
     def key(self) -> str:

@@ -49,19 +49,12 @@ class Reply:
 
 @dataclass(frozen=True)
 class Question:
-    """One user turn.
+    """One user turn."""
 
-    Attributes:
-        text: what is asked.
-        pictures: shown before it: files, or RGB tensors of shape 3 x h x w in [0, 1].
-        system: a system turn before it; none if empty.
-        model: who is asked; the endpoint's if empty.
-    """
-
-    text: str
-    pictures: tuple[Any, ...] = ()
-    system: str = ""
-    model: str = ""
+    text: str  # what is asked
+    pictures: tuple[Any, ...] = ()  # shown before it: files, or RGB tensors of shape 3 x h x w in [0, 1]
+    system: str = ""  # a system turn before it; none if empty
+    model: str = ""  # who is asked; the endpoint's if empty
 
 
 class Pace:

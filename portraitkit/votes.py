@@ -34,21 +34,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Strengths:
-    """A fitted Davidson model.
+    """A fitted Davidson model."""
 
-    Attributes:
-        strengths: natural-log worth of each method, mean 0; P(i beats j | no tie) = 1 / (1 + exp(s_j - s_i)).
-        tie: log of Davidson's nu; a tie between equals has probability nu / (2 + nu).
-        low: lower ends of the bootstrap intervals of the strengths, resampling raters; NaN where there are too few.
-        high: upper ends.
-        first: share of the bootstrap draws in which each method is the strongest.
-    """
-
-    strengths: tuple[float, ...]
-    tie: float
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    first: tuple[float, ...]
+    strengths: tuple[float, ...]  # natural-log worth of each method, mean 0; P(i beats j | no tie) = 1 / (1 + exp(s_j - s_i))
+    tie: float  # log of Davidson's nu; a tie between equals has probability nu / (2 + nu)
+    low: tuple[float, ...]  # lower ends of the bootstrap intervals of the strengths, resampling raters; NaN where there are too few
+    high: tuple[float, ...]  # upper ends
+    first: tuple[float, ...]  # share of the bootstrap draws in which each method is the strongest
 
 
 def pairs_of(count: int) -> list[tuple[int, int]]:

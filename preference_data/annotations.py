@@ -18,39 +18,25 @@ from preference_data.verdict import ORDERS, VERDICTS, Order, Verdict, turned, wi
 
 FOLDER, UNREADABLE = "annotations", "unreadable.jsonl"
 """Where judgements are, and in which of its files are answers that cannot be read; no annotator's file has that name."""
-LONGEST = 1e9
-"""Most seconds that a judgement may take."""
+LONGEST = 1e9  # Most seconds that a judgement may take
 Role = Literal["annotator", "senior"]
-Judgements = dict[str, dict[str, dict[str, Verdict]]]
-"""annotator -> pair id -> dimension (and "overall") -> verdict."""
+Judgements = dict[str, dict[str, dict[str, Verdict]]]  # annotator -> pair id -> dimension (and "overall") -> verdict
 KEYS = ("pair", "annotator", "role", "order", "verdicts", "overall", "scores", "reasoning", "seconds")
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """One annotator's word on one pair.
+    """One annotator's word on one pair."""
 
-    Attributes:
-        pair: its id.
-        annotator: a person's or a model's name.
-        role: a senior's word settles a conflict.
-        order: how the candidates were shown.
-        verdicts: about a and b, on all five dimensions.
-        overall: about a and b.
-        scores: of a and b, where the annotator gives scores.
-        reasoning: in words.
-        seconds: it took; None where not measured.
-    """
-
-    pair: str
-    annotator: str
-    role: Role
-    order: Order
-    verdicts: dict[str, Verdict]
-    overall: Verdict
-    scores: dict[str, tuple[float, float]] | None = None
-    reasoning: str = ""
-    seconds: float | None = None
+    pair: str  # its id
+    annotator: str  # a person's or a model's name
+    role: Role  # a senior's word settles a conflict
+    order: Order  # how the candidates were shown
+    verdicts: dict[str, Verdict]  # about a and b, on all five dimensions
+    overall: Verdict  # about a and b
+    scores: dict[str, tuple[float, float]] | None = None  # of a and b, where the annotator gives scores
+    reasoning: str = ""  # in words
+    seconds: float | None = None  # it took; None where not measured
 
 
 def judgement_of(row: dict[str, Any]) -> Judgement:

@@ -48,17 +48,11 @@ def prompt() -> str:
 
 @dataclass(frozen=True)
 class Answer:
-    """A judge's answer about Image1 and Image2.
+    """A judge's answer about Image1 and Image2."""
 
-    Attributes:
-        scores: dimension -> scores of Image1 and Image2, 1 to 5.
-        better: the place of the better one.
-        reasoning: what was thought.
-    """
-
-    scores: dict[str, tuple[int, int]]
-    better: Place
-    reasoning: str
+    scores: dict[str, tuple[int, int]]  # dimension -> scores of Image1 and Image2, 1 to 5
+    better: Place  # the place of the better one
+    reasoning: str  # what was thought
 
     @property
     def averages(self) -> tuple[float, float]:

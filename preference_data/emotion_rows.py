@@ -48,8 +48,7 @@ DEFINITIONS = {
     43: ("eyes closed", "the eyes are closed"),
 }
 """The 30 action units that the prompt defines: number -> (FACS name, what is seen)."""
-ACTION_UNITS = {number: name for number, (name, _) in DEFINITIONS.items()}
-"""FACS names alone."""
+ACTION_UNITS = {number: name for number, (name, _) in DEFINITIONS.items()}  # FACS names alone
 EMOTIONS = ("anger", "contempt", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
 
 AU_LISTS = {
@@ -97,29 +96,17 @@ EMOTION_ONLY = ("fer2013", "affectnet", "raf-db", "expw")
 
 @dataclass(frozen=True)
 class EmotionRow:
-    """One row; see the top of this module.
+    """One row; see the top of this module."""
 
-    Attributes:
-        id: unique in its file.
-        dataset: where it comes from.
-        image: path relative to an image folder, with forward slashes.
-        question: asked about the picture.
-        AUs: names of action units in ascending order; None where they are not labelled.
-        labels: one emotion, or none.
-        description: what a person or a model wrote about the expression; may be empty.
-        meta_info: anything else, by name.
-        target: completion to imitate, or None.
-    """
-
-    id: str
-    dataset: str
-    image: str
-    question: str = QUESTION
-    AUs: tuple[str, ...] | None = None
-    labels: tuple[str, ...] = ()
-    description: str = ""
-    meta_info: Mapping[str, Any] = field(default_factory=dict)
-    target: str | None = None
+    id: str  # unique in its file
+    dataset: str  # where it comes from
+    image: str  # path relative to an image folder, with forward slashes
+    question: str = QUESTION  # asked about the picture
+    AUs: tuple[str, ...] | None = None  # names of action units in ascending order; None where they are not labelled
+    labels: tuple[str, ...] = ()  # one emotion, or none
+    description: str = ""  # what a person or a model wrote about the expression; may be empty
+    meta_info: Mapping[str, Any] = field(default_factory=dict)  # anything else, by name
+    target: str | None = None  # completion to imitate, or None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `target` only where there is one."""

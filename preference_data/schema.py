@@ -14,8 +14,7 @@ from portraitkit.errors import DataError
 from portraitkit.suggest import nearest
 from preference_data.verdict import OTHER, VERDICTS, Verdict, winner
 
-DIMENSIONS: tuple[str, ...] = ("skin_smoothing", "blemish_removal", "texture", "clarity", "identity")
-"""In this order everywhere."""
+DIMENSIONS: tuple[str, ...] = ("skin_smoothing", "blemish_removal", "texture", "clarity", "identity")  # In this order everywhere
 TITLES = {
     "skin_smoothing": "Skin smoothing",
     "blemish_removal": "Blemish removal",
@@ -34,8 +33,7 @@ Split = Literal["train", "validation", "held_out"]
 SPLITS: tuple[str, ...] = get_args(Split)
 AGE_BANDS = ("child", "teen", "18-29", "30-44", "45-59", "60-74", "75+")
 GENDERS = ("woman", "man", "other")
-SKIN_TONES = tuple(f"monk-{step}" for step in range(1, 11))
-"""The Monk Skin Tone scale, 1 (lightest) to 10."""
+SKIN_TONES = tuple(f"monk-{step}" for step in range(1, 11))  # The Monk Skin Tone scale, 1 (lightest) to 10
 
 
 @dataclass(frozen=True)
@@ -48,72 +46,40 @@ class Fault:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a candidate comes from.
+    """Where a candidate comes from."""
 
-    Attributes:
-        generator: name of the generator, or of the retoucher or system that made it; Bradley-Terry scores compare these.
-        faults: the known degradations, empty where none was applied or none is known.
-        seed: of the generator.
-        model: hub id or path of the pipeline, or the file it was read from.
-        is_label: whether it is the photo's preferred retouch.
-    """
-
-    generator: str
-    faults: tuple[Fault, ...] = ()
-    seed: int | None = None
-    model: str | None = None
-    is_label: bool = False
+    generator: str  # name of the generator, or of the retoucher or system that made it; Bradley-Terry scores compare these
+    faults: tuple[Fault, ...] = ()  # the known degradations, empty where none was applied or none is known
+    seed: int | None = None  # of the generator
+    model: str | None = None  # hub id or path of the pipeline, or the file it was read from
+    is_label: bool = False  # whether it is the photo's preferred retouch
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One pair, pictures as paths relative to the data folder.
+    """One pair, pictures as paths relative to the data folder."""
 
-    Attributes:
-        id: unique in the set.
-        input: the photo.
-        a: first candidate.
-        b: second candidate.
-        verdicts: who wins on each of `DIMENSIONS`; None where nobody has judged yet.
-        overall: who wins; None where nobody has judged yet.
-        scores: for each dimension the scores of a and b in [1, 5], or None.
-        reasoning: in words.
-        annotator: who judged; "degradation" where the truth follows from the known degradations.
-        source: what the photo belongs to: a data set's name, a folder.
-        origin_a: of candidate a.
-        origin_b: of candidate b.
-        anchor: the photo's preferred retouch, where one is known.
-        consent: what the person in the photo agreed to.
-        licence: of the photo.
-        age_band: one of `AGE_BANDS`, or None.
-        gender: one of `GENDERS`, or None.
-        skin_tone: one of `SKIN_TONES`, or None.
-        synthetic: whether anything a judge compares was made by code: a painted blemish, a degradation, a morphed person.
-        identity: who is in the photo; splits are disjoint in it.
-        split: "train", "validation" or "held_out".
-    """
-
-    id: str
-    input: str
-    a: str
-    b: str
-    verdicts: dict[str, Verdict] | None = None
-    overall: Verdict | None = None
-    scores: dict[str, tuple[float, float]] | None = None
-    reasoning: str = ""
-    annotator: str = ""
-    source: str = ""
-    origin_a: Origin = field(default_factory=lambda: Origin("unknown"))
-    origin_b: Origin = field(default_factory=lambda: Origin("unknown"))
-    anchor: str | None = None
-    consent: str = ""
-    licence: str = ""
-    age_band: str | None = None
-    gender: str | None = None
-    skin_tone: str | None = None
-    synthetic: bool = False
-    identity: str = ""
-    split: str = "train"
+    id: str  # unique in the set
+    input: str  # the photo
+    a: str  # first candidate
+    b: str  # second candidate
+    verdicts: dict[str, Verdict] | None = None  # who wins on each of `DIMENSIONS`; None where nobody has judged yet
+    overall: Verdict | None = None  # who wins; None where nobody has judged yet
+    scores: dict[str, tuple[float, float]] | None = None  # for each dimension the scores of a and b in [1, 5], or None
+    reasoning: str = ""  # in words
+    annotator: str = ""  # who judged; "degradation" where the truth follows from the known degradations
+    source: str = ""  # what the photo belongs to: a data set's name, a folder
+    origin_a: Origin = field(default_factory=lambda: Origin("unknown"))  # of candidate a
+    origin_b: Origin = field(default_factory=lambda: Origin("unknown"))  # of candidate b
+    anchor: str | None = None  # the photo's preferred retouch, where one is known
+    consent: str = ""  # what the person in the photo agreed to
+    licence: str = ""  # of the photo
+    age_band: str | None = None  # one of `AGE_BANDS`, or None
+    gender: str | None = None  # one of `GENDERS`, or None
+    skin_tone: str | None = None  # one of `SKIN_TONES`, or None
+    synthetic: bool = False  # whether anything a judge compares was made by code: a painted blemish, a degradation, a morphed person
+    identity: str = ""  # who is in the photo; splits are disjoint in it
+    split: str = "train"  # "train", "validation" or "held_out"
 
 
 TEXTS = ("reasoning", "annotator", "source", "consent", "licence", "identity")

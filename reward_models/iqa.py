@@ -29,17 +29,11 @@ from reward_models.reward import RewardFunction
 
 @dataclass(frozen=True)
 class ScoreRange:
-    """What a metric's scores mean.
+    """What a metric's scores mean."""
 
-    Attributes:
-        low: lowest score to be expected.
-        high: highest score to be expected.
-        lower_better: whether a low score is a good one.
-    """
-
-    low: float
-    high: float
-    lower_better: bool
+    low: float  # lowest score to be expected
+    high: float  # highest score to be expected
+    lower_better: bool  # whether a low score is a good one
 
     def to_reward(self, scores: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Linear onto [0, 1], 1 is best. Scores outside the range are clamped: out there the reward is flat. NaN stays NaN."""

@@ -20,31 +20,20 @@ from portraitkit.errors import RunFolderError
 
 FILE, VOTES, CONSENT, PICTURES = "study.json", "votes.sqlite", "consent.txt", "pictures"
 VERSION = 1
-CHECK = -1
-"""The pair of an attention check: the untouched picture first, the spoiled one second."""
-PAIR_LEAN = 3
-"""A pair of methods that leans this far to one side is righted before any of its cells."""
+CHECK = -1  # The pair of an attention check: the untouched picture first, the spoiled one second
+PAIR_LEAN = 3  # A pair of methods that leans this far to one side is righted before any of its cells
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo in all its versions; versions are known by opaque tokens, the names of their files without suffix.
+    """One photo in all its versions; versions are known by opaque tokens, the names of their files without suffix."""
 
-    Attributes:
-        name: of the photo; never sent to a browser.
-        versions: method -> token.
-        original: token of the untouched picture that attention checks show; the reference, or the first method's picture.
-        spoiled: token of the plainly bad copy of it.
-        reference: token of the picture shown while a key is held, or None.
-        groups: column -> value, such as {"gender": "female"}.
-    """
-
-    name: str
-    versions: dict[str, str]
-    original: str
-    spoiled: str
-    reference: str | None
-    groups: dict[str, str]
+    name: str  # of the photo; never sent to a browser
+    versions: dict[str, str]  # method -> token
+    original: str  # token of the untouched picture that attention checks show; the reference, or the first method's picture
+    spoiled: str  # token of the plainly bad copy of it
+    reference: str | None  # token of the picture shown while a key is held, or None
+    groups: dict[str, str]  # column -> value, such as {"gender": "female"}
 
 
 @dataclass(frozen=True)
@@ -113,17 +102,11 @@ def read_study(folder: Path) -> Study:
 
 @dataclass(frozen=True)
 class Cell:
-    """One comparison as shown.
+    """One comparison as shown."""
 
-    Attributes:
-        photo: index of the photo.
-        pair: index of the pair of methods, or CHECK.
-        swapped: whether the second of the pair stands on the left.
-    """
-
-    photo: int
-    pair: int
-    swapped: bool
+    photo: int  # index of the photo
+    pair: int  # index of the pair of methods, or CHECK
+    swapped: bool  # whether the second of the pair stands on the left
 
 
 def draw_session(shown: Iterable[Cell], *, photos: int, pairs: int, length: int, checks: int, generator: random.Random) -> list[Cell]:

@@ -22,8 +22,7 @@ PATIENCE = 2 * 3600
 """Seconds without an answer after which a rater's open comparisons count as free for others; the rater may still answer them.
 
 Counted in memory, from the server's start where it is started anew: no file says when a rater was here."""
-SYNCHRONOUS = "FULL"
-"""Every commit reaches the disk before it is confirmed: even a power cut loses no vote."""
+SYNCHRONOUS = "FULL"  # Every commit reaches the disk before it is confirmed: even a power cut loses no vote
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS raters (
     id INTEGER PRIMARY KEY, token_hash TEXT NOT NULL UNIQUE);

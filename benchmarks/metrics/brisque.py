@@ -30,23 +30,14 @@ SHIFTS = ((0, 1), (1, 0), (1, 1), (-1, 1))
 
 @dataclass(frozen=True)
 class Machine:
-    """A support vector machine with a Gaussian kernel: sum of c exp(-gamma |x - v|^2), minus rho.
+    """A support vector machine with a Gaussian kernel: sum of c exp(-gamma |x - v|^2), minus rho."""
 
-    Attributes:
-        low: lower end of each feature, mapped to -1.
-        high: upper end of each feature, mapped to 1.
-        vectors: the support vectors v.
-        coefficients: their c.
-        gamma: of the kernel.
-        rho: bias.
-    """
-
-    low: Float[Tensor, " 36"]
-    high: Float[Tensor, " 36"]
-    vectors: Float[Tensor, "m 36"]
-    coefficients: Float[Tensor, " m"]
-    gamma: float
-    rho: float
+    low: Float[Tensor, " 36"]  # lower end of each feature, mapped to -1
+    high: Float[Tensor, " 36"]  # upper end of each feature, mapped to 1
+    vectors: Float[Tensor, "m 36"]  # the support vectors v
+    coefficients: Float[Tensor, " m"]  # their c
+    gamma: float  # of the kernel
+    rho: float  # bias
 
     def __call__(self, features: Float[Tensor, "n 36"]) -> Float[Tensor, " n"]:
         """The regressed score."""

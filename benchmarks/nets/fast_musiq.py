@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.nets.fused import FusedConv
 
-AT_ONCE = 128
-"""Patches at once: their maps stay in a processor's cache."""
+AT_ONCE = 128  # Patches at once: their maps stay in a processor's cache
 
 
 class FastMusiq(nn.Module):

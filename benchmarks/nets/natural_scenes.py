@@ -103,19 +103,12 @@ def _cubic() -> Float[Tensor, " 8"]:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Tables over the shape of the generalised Gaussian, .2, .201 .. 10.
+    """Tables over the shape of the generalised Gaussian, .2, .201 .. 10."""
 
-    Attributes:
-        alpha: the shapes.
-        ratio: squared mean magnitude over variance; rises with the shape.
-        width: the width (beta) of unit deviation.
-        skew: the mean of a unit difference between the widths of the two sides.
-    """
-
-    alpha: Float[Tensor, " k"]
-    ratio: Float[Tensor, " k"]
-    width: Float[Tensor, " k"]
-    skew: Float[Tensor, " k"]
+    alpha: Float[Tensor, " k"]  # the shapes
+    ratio: Float[Tensor, " k"]  # squared mean magnitude over variance; rises with the shape
+    width: Float[Tensor, " k"]  # the width (beta) of unit deviation
+    skew: Float[Tensor, " k"]  # the mean of a unit difference between the widths of the two sides
 
 
 @cache

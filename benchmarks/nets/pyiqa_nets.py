@@ -24,12 +24,10 @@ from benchmarks.metric import Metric, Pictures, Range, Score, WeightFile
 from benchmarks.weight_files import read_state
 from portraitkit.errors import DataError, WeightsError
 
-IQA_WEIGHTS = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main"
-"""Where pyiqa's weights are published."""
+IQA_WEIGHTS = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main"  # Where pyiqa's weights are published
 LICENCE = "pyiqa: PolyForm Noncommercial and NTU S-Lab"
 REVISION = "IQA-PyTorch-Weights, main (not pinned)"
-AT_ONCE = 2**18
-"""Pixels in one call of a net."""
+AT_ONCE = 2**18  # Pixels in one call of a net
 NO_PYIQA = "needs pyiqa: pip install 'portraitkit[iqa]' (its licence is non-commercial)"
 
 

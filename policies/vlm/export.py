@@ -25,13 +25,11 @@ from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import Task
 from portraitkit.vlm.trainer_options import rate_of
 
-NAMES = {"train": "train", "validation": "validation", "held_out": "test"}
-"""Our splits and what their files are called."""
+NAMES = {"train": "train", "validation": "validation", "held_out": "test"}  # Our splits and what their files are called
 MARK = "export.json"
 PLACEHOLDERS = ("<image>", "<video>", "<audio>")
 AT_ONCE = 64
-SERVED = "Qwen/Qwen2.5-VL-7B-Instruct"
-"""Trained there in place of the embedded model, which is of no use on a cluster."""
+SERVED = "Qwen/Qwen2.5-VL-7B-Instruct"  # Trained there in place of the embedded model, which is of no use on a cluster
 FACTOR = 28
 LOSSES = {"grpo": "seq-mean-token-mean", "dr_grpo": "seq-mean-token-sum-norm", "dapo": "token-mean", "bnpo": "token-mean"}
 

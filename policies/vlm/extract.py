@@ -40,8 +40,7 @@ from portraitkit.vlm.task import asked_briefly
 from preference_data.people.makeup import PARAMETERS, check_look, render_makeup
 from preference_data.people.makeup_shapes import SHAPES, shapes_of
 
-SHOWN = 512
-"""Side of a face in the try-on, in pixels."""
+SHOWN = 512  # Side of a face in the try-on, in pixels
 EMBEDDED_FACE = "astronaut"  # without glasses
 FILES = ("makeup.json", "try_on.png")
 UNREADABLE = 1
@@ -50,15 +49,10 @@ Look = list[dict[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class OneFace:
-    """The one face of a photo.
+    """The one face of a photo."""
 
-    Attributes:
-        pixels: the photo, RGB in [0, 1].
-        mesh: x, y, z in pixels of the photo.
-    """
-
-    pixels: Float[Tensor, "3 h w"]
-    mesh: Float[Tensor, "468 3"]
+    pixels: Float[Tensor, "3 h w"]  # the photo, RGB in [0, 1]
+    mesh: Float[Tensor, "468 3"]  # x, y, z in pixels of the photo
 
     def aligned(self, size: int) -> tuple[Float[Tensor, "3 s s"], Float[Tensor, "468 3"]]:
         """The face alone, eyes level, in a square, and its mesh there."""

@@ -20,8 +20,7 @@ from portraitkit.files.atomic import check_writable, write_text
 from portraitkit.files.jsonl import read_objects
 from portraitkit.vlm.task import Task
 
-Columns = tuple[str, Any, dict[str, Any], int]
-"""Of one row: completion, truth, all it says, and its line in the file."""
+Columns = tuple[str, Any, dict[str, Any], int]  # Of one row: completion, truth, all it says, and its line in the file
 
 
 def score_main(argv: list[str]) -> int:

@@ -12,12 +12,9 @@ from typing import Any, Literal, TypeVar
 from portraitkit.errors import ConfigError
 
 GIB = 2**30
-CONTEXT = int(0.6 * GIB)
-"""Assumed of a GPU: CUDA's context and cuBLAS's workspace."""
-FRAGMENTS = 0.05
-"""Assumed of a GPU: what the allocator holds in pieces too small to use, as a share of all else."""
-NF4 = 0.5 + 4 / 64
-"""Bytes of a value in NF4: 4 bits, and a float32 scale for each 64 values (bitsandbytes without double quantisation)."""
+CONTEXT = int(0.6 * GIB)  # Assumed of a GPU: CUDA's context and cuBLAS's workspace
+FRAGMENTS = 0.05  # Assumed of a GPU: what the allocator holds in pieces too small to use, as a share of all else
+NF4 = 0.5 + 4 / 64  # Bytes of a value in NF4: 4 bits, and a float32 scale for each 64 values (bitsandbytes without double quantisation)
 EIGHT_BIT_FROM, EIGHT_BIT_BLOCK = 4096, 256
 """bitsandbytes keeps the states of smaller tensors in float32; larger ones have a float32 scale for each block."""
 Config = TypeVar("Config", bound=Any)
@@ -80,18 +77,12 @@ class Trained:
 class Memory:
     """Bytes on one device."""
 
-    parameters: int
-    """Values of the whole model."""
-    trained: int
-    """Values that are trained: some of the parameters, or a LoRA beside them."""
-    held: Mapping[str, int]
-    """What stays all the time, by name."""
-    phases: Mapping[str, int]
-    """What comes on top in each phase of a training step; one runs at a time."""
-    gpu: bool = True
-    """Whether the device has a context and an allocator of its own."""
-    notes: Mapping[str, str] = field(default_factory=dict)
-    """Further lines of the table."""
+    parameters: int  # Values of the whole model
+    trained: int  # Values that are trained: some of the parameters, or a LoRA beside them
+    held: Mapping[str, int]  # What stays all the time, by name
+    phases: Mapping[str, int]  # What comes on top in each phase of a training step; one runs at a time
+    gpu: bool = True  # Whether the device has a context and an allocator of its own
+    notes: Mapping[str, str] = field(default_factory=dict)  # Further lines of the table
 
     @property
     def tensors(self) -> int:
@@ -136,8 +127,7 @@ def print_table(command: str, lines: Iterable[tuple[str, str]]) -> None:
     Console().print(table)
 
 
-Change = Callable[[Config], Config | None]
-"""From a run to one that needs less memory; None where nothing would change."""
+Change = Callable[[Config], Config | None]  # From a run to one that needs less memory; None where nothing would change
 
 
 def set_to(config: Config, **values: Any) -> Config | None:

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-SHALLOW = 8
-"""Blocks up to which a stack is run whole."""
+SHALLOW = 8  # Blocks up to which a stack is run whole
 
 
 class LiveBytes(TorchDispatchMode):

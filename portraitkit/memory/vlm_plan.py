@@ -14,33 +14,21 @@ from portraitkit.vlm.model import be_quiet
 from portraitkit.vlm.trainer_arguments import batch_of, deepspeed_file, grpo_values, lora_arguments, parse_extra, sft_values, taken
 from portraitkit.vlm.trainer_options import TrainerOptions
 
-PICTURE_PIXELS, WORDS = 1280 * 784, 300
-"""Of a picture without --max-pixels, and tokens of the prompt's text (assumed)."""
-EMBEDDED_TOKENS, EMBEDDED_WORDS = 64, 40
-"""Of a picture and of the brief prompt of the embedded model."""
+PICTURE_PIXELS, WORDS = 1280 * 784, 300  # Of a picture without --max-pixels, and tokens of the prompt's text (assumed)
+EMBEDDED_TOKENS, EMBEDDED_WORDS = 64, 40  # Of a picture and of the brief prompt of the embedded model
 
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans runs of one command; settings that differ in what is trained share its sizes.
+    """Plans runs of one command; settings that differ in what is trained share its sizes."""
 
-    Attributes:
-        model: embedded, a folder or a hub id.
-        stages: of the run.
-        pictures: shown in a row.
-        picture_tokens: of one picture; None: 64 with the embedded model, else by pixels.
-        words: tokens of the prompt's text; None: assumed.
-        rows: to train on; None: unknown before the data are read.
-        lora: whether a LoRA may be proposed where all weights are trained.
-    """
-
-    model: str
-    stages: Sequence[str]
-    pictures: int = 1
-    picture_tokens: int | None = None
-    words: int | None = None
-    rows: int | None = None
-    lora: bool = True
+    model: str  # embedded, a folder or a hub id
+    stages: Sequence[str]  # of the run
+    pictures: int = 1  # shown in a row
+    picture_tokens: int | None = None  # of one picture; None: 64 with the embedded model, else by pixels
+    words: int | None = None  # tokens of the prompt's text; None: assumed
+    rows: int | None = None  # to train on; None: unknown before the data are read
+    lora: bool = True  # whether a LoRA may be proposed where all weights are trained
 
     def spec(self, options: TrainerOptions) -> ModelSpec:
         """How the model is trained."""

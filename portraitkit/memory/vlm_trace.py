@@ -12,26 +12,19 @@ from portraitkit.memory.plan import Trained
 from portraitkit.memory.trace import SHALLOW, added_bytes, by_depth, size_of, stacks_of, tensors_of, tracing
 from portraitkit.vlm.model import DTYPES, meta_model, train_last_norm, vision_tower
 
-HEAD_TOKENS, HEAD_WORDS = 4096, 32768
-"""TRL's fused head projects so many tokens onto so many words of the vocabulary at once."""
-EXACT_ROWS = 8
-"""Most rows that a forward without gradients is run with; a vision tower's windows make more of them slow."""
+HEAD_TOKENS, HEAD_WORDS = 4096, 32768  # TRL's fused head projects so many tokens onto so many words of the vocabulary at once
+EXACT_ROWS = 8  # Most rows that a forward without gradients is run with; a vision tower's windows make more of them slow
 
 
 @dataclass(frozen=True)
 class Load:
     """What one pass through the model is given."""
 
-    rows: int
-    """Sequences at once."""
-    pictures: int
-    """In a sequence."""
-    picture_tokens: int
-    """Of one picture."""
-    words: int
-    """Of the prompt, its template included."""
-    answer: int
-    """Tokens of the answer."""
+    rows: int  # Sequences at once
+    pictures: int  # In a sequence
+    picture_tokens: int  # Of one picture
+    words: int  # Of the prompt, its template included
+    answer: int  # Tokens of the answer
 
     @property
     def prompt(self) -> int:
@@ -50,14 +43,11 @@ class ModelSpec:
 
     source: str
     dtype: str
-    lora: Any = None
-    """(rank, alpha, dropout, targets), or None."""
+    lora: Any = None  # (rank, alpha, dropout, targets), or None
     freeze_vision: bool = False
     checkpointing: bool = False
-    last_norm: bool = False
-    """Without a LoRA, the gains of the language part's last norm alone are trained."""
-    gpu: bool = False
-    """GPUs score the answers' tokens only, in a kernel; CPUs score all, and hold tiles in float32."""
+    last_norm: bool = False  # Without a LoRA, the gains of the language part's last norm alone are trained
+    gpu: bool = False  # GPUs score the answers' tokens only, in a kernel; CPUs score all, and hold tiles in float32
 
 
 @dataclass(frozen=True)
@@ -67,17 +57,13 @@ class ModelSizes:
     parameters: int
     weights: int
     trained: Trained
-    adapter: int
-    """Bytes of the LoRA, which stand beside the weights; 0 without one."""
+    adapter: int  # Bytes of the LoRA, which stand beside the weights; 0 without one
     largest_block: int
     layers: int
-    cache_per_token: int
-    """Bytes of keys and values of a token in all layers."""
+    cache_per_token: int  # Bytes of keys and values of a token in all layers
     vocabulary: int
-    token_side: int
-    """Pixels along a side of what one token of a picture covers."""
-    values_per_token: int
-    """Values of a picture's patches behind one of its tokens."""
+    token_side: int  # Pixels along a side of what one token of a picture covers
+    values_per_token: int  # Values of a picture's patches behind one of its tokens
 
 
 @lru_cache(maxsize=8)

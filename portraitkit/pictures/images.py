@@ -36,21 +36,13 @@ DAMAGED = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, O
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """A picture as read.
+    """A picture as read."""
 
-    Attributes:
-        pixels: RGB in [0, 1], sRGB, upright.
-        path: where it came from.
-        exif: its EXIF block with the orientation reset to 1, or None.
-        icc: an ICC profile the pixels still need; None, since pixels are sRGB after reading.
-        warnings: what was changed or dropped on the way, one line each.
-    """
-
-    pixels: Float[Tensor, "3 h w"]
-    path: Path
-    exif: bytes | None = None
-    icc: bytes | None = None
-    warnings: tuple[str, ...] = field(default=())
+    pixels: Float[Tensor, "3 h w"]  # RGB in [0, 1], sRGB, upright
+    path: Path  # where it came from
+    exif: bytes | None = None  # its EXIF block with the orientation reset to 1, or None
+    icc: bytes | None = None  # an ICC profile the pixels still need; None, since pixels are sRGB after reading
+    warnings: tuple[str, ...] = field(default=())  # what was changed or dropped on the way, one line each
 
 
 def read_image(

@@ -33,12 +33,9 @@ MAX_JPEG_EXIF = 65_533
 class Stored:
     """A picture as its file has it, but upright."""
 
-    samples: Samples
-    """1 grey, 2 grey and alpha, 3 RGB or 4 RGBA channels."""
-    icc: bytes | None
-    """The file's colour profile."""
-    lossless_webp: bool
-    """Whether the file is a WebP without loss."""
+    samples: Samples  # 1 grey, 2 grey and alpha, 3 RGB or 4 RGBA channels
+    icc: bytes | None  # The file's colour profile
+    lossless_webp: bool  # Whether the file is a WebP without loss
 
 
 def write_edited(image: Image, edited: Float[Tensor, "3 h w"], path: str | Path, *, quality: int = 95) -> tuple[str, ...]:

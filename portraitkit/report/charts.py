@@ -17,23 +17,14 @@ TICKS = 5
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a plot; points whose y is not finite are left out.
+    """One line of a plot; points whose y is not finite are left out."""
 
-    Attributes:
-        x: training steps.
-        y: one value a step.
-        low: lower end of each interval, or empty.
-        high: upper end of each interval, or empty.
-        kind: a line with a dot at every value, a plain line, or dots alone.
-        colour: accent, or the quieter muted.
-    """
-
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float] = ()
-    high: Sequence[float] = ()
-    kind: Literal["measured", "line", "dots"] = "measured"
-    colour: Literal["accent", "muted"] = "accent"
+    x: Sequence[float]  # training steps
+    y: Sequence[float]  # one value a step
+    low: Sequence[float] = ()  # lower end of each interval, or empty
+    high: Sequence[float] = ()  # upper end of each interval, or empty
+    kind: Literal["measured", "line", "dots"] = "measured"  # a line with a dot at every value, a plain line, or dots alone
+    colour: Literal["accent", "muted"] = "accent"  # accent, or the quieter muted
 
 
 @dataclass(frozen=True)

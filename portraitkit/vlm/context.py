@@ -19,17 +19,11 @@ from portraitkit.vlm.rows import Row, messages
 
 @dataclass(frozen=True)
 class Limit:
-    """What a processor of Qwen's family does to a picture.
+    """What a processor of Qwen's family does to a picture."""
 
-    Attributes:
-        factor: side in pixels of the square that becomes one token; sides become multiples of it.
-        least: pixels of the smallest picture, `factor` squared or more.
-        most: pixels of the largest.
-    """
-
-    factor: int
-    least: int
-    most: int
+    factor: int  # side in pixels of the square that becomes one token; sides become multiples of it
+    least: int  # pixels of the smallest picture, `factor` squared or more
+    most: int  # pixels of the largest
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width that a picture of the given ones is shown with, by the processors' own rule.
@@ -93,19 +87,12 @@ def picture_tokens(processor: Any, sizes: Sequence[tuple[int, int]]) -> int:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of some rows.
+    """Tokens of some rows."""
 
-    Attributes:
-        pictures: fewest and most of a row's pictures together.
-        prompt: most of a prompt with its pictures.
-        answer: most that an answer may have.
-        context: that the model, or the engine that generates, takes; None where it is not known.
-    """
-
-    pictures: tuple[int, int]
-    prompt: int
-    answer: int
-    context: int | None
+    pictures: tuple[int, int]  # fewest and most of a row's pictures together
+    prompt: int  # most of a prompt with its pictures
+    answer: int  # most that an answer may have
+    context: int | None  # that the model, or the engine that generates, takes; None where it is not known
 
     def __str__(self) -> str:
         least, most = self.pictures

@@ -13,27 +13,18 @@ from portraitkit.vlm.context import limit_of, shown
 from portraitkit.vlm.rows import Row, messages
 from portraitkit.vlm.shared_prefix import read_once
 
-Choice = tuple[str, dict[str, float]]
-"""A token's text, and the log-probabilities of texts that could have stood in its place."""
+Choice = tuple[str, dict[str, float]]  # A token's text, and the log-probabilities of texts that could have stood in its place
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer.
+    """One answer."""
 
-    Attributes:
-        text: without special tokens.
-        tokens: that were generated, the end token included.
-        cut: the token limit ended it.
-        choices: each token that is one of the watched ones, in order, with the log-probabilities of all watched ones.
-        asked: tokens of the question, pictures included.
-    """
-
-    text: str
-    tokens: int
-    cut: bool
-    choices: tuple[Choice, ...] = ()
-    asked: int = 0
+    text: str  # without special tokens
+    tokens: int  # that were generated, the end token included
+    cut: bool  # the token limit ended it
+    choices: tuple[Choice, ...] = ()  # each token that is one of the watched ones, in order, with the log-probabilities of all watched ones
+    asked: int = 0  # tokens of the question, pictures included
 
 
 @torch.inference_mode()

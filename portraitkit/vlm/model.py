@@ -10,8 +10,7 @@ import torch
 
 from portraitkit.errors import ConfigError, WeightsError
 
-EMBEDDED = Path(__file__).parent / "embedded"
-"""The tiny Qwen2.5-VL that ships with the package; `tools.embedded.vlm` builds it."""
+EMBEDDED = Path(__file__).parent / "embedded"  # The tiny Qwen2.5-VL that ships with the package; `tools.embedded.vlm` builds it
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

@@ -33,53 +33,29 @@ class Inversion:
 
 @dataclass(frozen=True)
 class Probe:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        task: name.
-        mode: of the rewards.
-        declared_range: smallest and largest reward that the task declares.
-        observed_range: of the sampled answers.
-        row_maxima: smallest and largest of what the rows allow; below the declared maximum where rows label only part.
-        perfect_share: share of rows whose perfect answer earns the most that the row allows.
-        constant_answer: the best constant answer.
-        constant_reward: its mean reward.
-        inversions: share of (row, malformed answer) pairs that beat that row's well-formed wrong answer.
-        inversion_example: the worst of them.
-        rows: probed with the model; 0 when no model was asked.
-        samples: answers a row.
-        temperature: of the sampling.
-        mean_reward: of the sampled answers.
-        zero_variance: share of groups whose rewards are all alike, from which nothing is learned.
-        cut: share of answers that the token limit ended.
-        tokens: mean, smallest and largest length of the answers.
-        max_tokens: the limit.
-        image_tokens: smallest and largest number of tokens that a picture takes.
-        prompt_tokens: longest prompt with its picture.
-        context: tokens that the model takes.
-    """
-
-    task: str
-    mode: Mode
-    declared_range: tuple[float, float]
-    observed_range: tuple[float, float]
-    row_maxima: tuple[float, float]
-    perfect_share: float
-    constant_answer: str
-    constant_reward: float
-    inversions: float
-    inversion_example: Inversion | None
-    rows: int
-    samples: int
-    temperature: float
-    mean_reward: float
-    zero_variance: float
-    cut: float
-    tokens: tuple[float, int, int]
-    max_tokens: int
-    image_tokens: tuple[int, int]
-    prompt_tokens: int
-    context: int | None
+    task: str  # name
+    mode: Mode  # of the rewards
+    declared_range: tuple[float, float]  # smallest and largest reward that the task declares
+    observed_range: tuple[float, float]  # of the sampled answers
+    row_maxima: tuple[float, float]  # smallest and largest of what the rows allow; below the declared maximum where rows label only part
+    perfect_share: float  # share of rows whose perfect answer earns the most that the row allows
+    constant_answer: str  # the best constant answer
+    constant_reward: float  # its mean reward
+    inversions: float  # share of (row, malformed answer) pairs that beat that row's well-formed wrong answer
+    inversion_example: Inversion | None  # the worst of them
+    rows: int  # probed with the model; 0 when no model was asked
+    samples: int  # answers a row
+    temperature: float  # of the sampling
+    mean_reward: float  # of the sampled answers
+    zero_variance: float  # share of groups whose rewards are all alike, from which nothing is learned
+    cut: float  # share of answers that the token limit ended
+    tokens: tuple[float, int, int]  # mean, smallest and largest length of the answers
+    max_tokens: int  # the limit
+    image_tokens: tuple[int, int]  # smallest and largest number of tokens that a picture takes
+    prompt_tokens: int  # longest prompt with its picture
+    context: int | None  # tokens that the model takes
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""

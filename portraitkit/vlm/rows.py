@@ -19,8 +19,7 @@ from portraitkit.vlm.task import Task
 
 SPLITS = ("train", "validation", "held_out")
 STRIDE = 1_000_000_007  # so that the rows of neighbouring seeds do not overlap
-FRESH = 1_000_000
-"""The embedded models were taught on rows of smaller seeds; what trains on from them draws rows that they have not seen."""
+FRESH = 1_000_000  # The embedded models were taught on rows of smaller seeds; what trains on from them draws rows that they have not seen
 
 
 @dataclass(frozen=True)

@@ -85,8 +85,7 @@ def _different(patches: Sequence[Float[Tensor, "_ values"]], grids: Int[Tensor, 
 
 LANGUAGE_MODELS = ("Qwen2VLTextModel", "Qwen2_5_VLTextModel")
 """Language models that take a ready attention mask and nothing else of each token; others read every prompt anew."""
-WORTH = 0.9
-"""Share of the work that may remain; above it, as with answers much longer than their prompt, a batch is read as it came."""
+WORTH = 0.9  # Share of the work that may remain; above it, as with answers much longer than their prompt, a batch is read as it came
 
 
 @contextmanager
@@ -147,19 +146,12 @@ def _whole(given: dict[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Shared:
-    """What the rows of a batch have in common.
+    """What the rows of a batch have in common."""
 
-    Attributes:
-        length: tokens at the beginning that are read once for each group.
-        first: one row of each group, groups in the order of these rows.
-        group: of each row.
-        slot: of each row in its group, counted from 0.
-    """
-
-    length: int
-    first: Int[Tensor, " groups"]
-    group: Int[Tensor, " rows"]
-    slot: Int[Tensor, " rows"]
+    length: int  # tokens at the beginning that are read once for each group
+    first: Int[Tensor, " groups"]  # one row of each group, groups in the order of these rows
+    group: Int[Tensor, " rows"]  # of each row
+    slot: Int[Tensor, " rows"]  # of each row in its group, counted from 0
 
     @property
     def slots(self) -> int:

@@ -31,50 +31,29 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all stages of a run share.
+    """What all stages of a run share."""
 
-    Attributes:
-        options: of the trainers.
-        run: the run's folder.
-        processor: of the model.
-        prompt: the user turn's text.
-        interrupt: asked after every update.
-        console: for progress.
-        processes: an `accelerate.PartialState`; the main process writes.
-        validate: from a model to figures for the log, or None.
-    """
-
-    options: TrainerOptions
-    run: RunFolder
-    processor: Any
-    prompt: str
-    interrupt: Interruptible
-    console: Console
-    processes: Any
-    validate: Callable[[Any], dict[str, float]] | None = None
+    options: TrainerOptions  # of the trainers
+    run: RunFolder  # the run's folder
+    processor: Any  # of the model
+    prompt: str  # the user turn's text
+    interrupt: Interruptible  # asked after every update
+    console: Console  # for progress
+    processes: Any  # an `accelerate.PartialState`; the main process writes
+    validate: Callable[[Any], dict[str, float]] | None = None  # from a model to figures for the log, or None
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One training.
+    """One training."""
 
-    Attributes:
-        name: in the log.
-        folder: takes the checkpoints.
-        rows: to imitate, or with a task to be rewarded on.
-        steps: updates; of GRPO the options have the number.
-        task: None: supervised.
-        mode: of the task's rewards.
-        validated: log validation figures as the options say.
-    """
-
-    name: str
-    folder: Path
-    rows: Sequence[Row]
-    steps: int
-    task: Task | None = None
-    mode: Mode = "fixed"
-    validated: bool = True
+    name: str  # in the log
+    folder: Path  # takes the checkpoints
+    rows: Sequence[Row]  # to imitate, or with a task to be rewarded on
+    steps: int  # updates; of GRPO the options have the number
+    task: Task | None = None  # None: supervised
+    mode: Mode = "fixed"  # of the task's rewards
+    validated: bool = True  # log validation figures as the options say
 
 
 def start_run(options: TrainerOptions, folder: str) -> tuple[Any, Console, Any]:

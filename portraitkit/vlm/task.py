@@ -12,23 +12,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 Mode = Literal["paper", "fixed"]
-ASKED = "portraitkit_prompt"
-"""Where a saved model's config.json says whether it was trained on a task's full or brief prompt."""
+ASKED = "portraitkit_prompt"  # Where a saved model's config.json says whether it was trained on a task's full or brief prompt
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a completion earned.
+    """What a completion earned."""
 
-    Attributes:
-        reward: the total, within the task's range.
-        parts: the rewards that were added up; None where one does not apply to the row.
-        parsed: the answer as it was read, as JSON values; None where it could not be read.
-    """
-
-    reward: float
-    parts: dict[str, float | None]
-    parsed: Any
+    reward: float  # the total, within the task's range
+    parts: dict[str, float | None]  # the rewards that were added up; None where one does not apply to the row
+    parsed: Any  # the answer as it was read, as JSON values; None where it could not be read
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,8 @@ What is embedded was built by these functions and trained by `tools.embedded.vlm
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-SIDE = 128
-"""Side of what the vision tower's windows span, and of the square pictures it was trained on, in pixels."""
-LARGEST = 192 * 96
-"""Pixels of the largest picture, a judge's view of a candidate; larger ones are scaled down."""
+SIDE = 128  # Side of what the vision tower's windows span, and of the square pictures it was trained on, in pixels
+LARGEST = 192 * 96  # Pixels of the largest picture, a judge's view of a candidate; larger ones are scaled down
 PATCH = 8
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 CHAT_TEMPLATE = (

@@ -24,8 +24,7 @@ from portraitkit.vlm.trainer_options import TrainerOptions
 CHECKPOINTING = "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
 
 
-LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")
-"""TRL's, which it looks at in the first update only."""
+LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")  # TRL's, which it looks at in the first update only
 SCHEDULERS = tuple(kind.value for kind in SchedulerType)
 
 
@@ -141,12 +140,9 @@ def grpo_values(options: TrainerOptions, folder: str) -> dict[str, Any]:
 class Batch:
     """What one update of GRPO takes on one device."""
 
-    at_once: int
-    """Answers whose gradients are computed together."""
-    parts: int
-    """Of an update, each with so many."""
-    group: int
-    """Answers to one prompt."""
+    at_once: int  # Answers whose gradients are computed together
+    parts: int  # Of an update, each with so many
+    group: int  # Answers to one prompt
 
     @property
     def answers(self) -> int:

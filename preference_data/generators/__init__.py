@@ -18,8 +18,7 @@ from preference_data.people.synthetic import SEEDS, Case, make_case
 from preference_data.people.synthetic_pairs import SPOTS, identity_of
 from preference_data.schema import SPLITS, Origin
 
-BUILT_IN = {"degradations": "degraded", "folder": "folder", "pipeline": "pipeline"}
-"""Name -> module of this package."""
+BUILT_IN = {"degradations": "degraded", "folder": "folder", "pipeline": "pipeline"}  # Name -> module of this package
 USAGE = "degradations, folder:PATH, pipeline:PATH_OR_HUB_ID or my_file.py:GENERATOR"
 
 
@@ -51,38 +50,23 @@ class Subject:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One retouch of a subject.
+    """One retouch of a subject."""
 
-    Attributes:
-        pixels: RGB in [0, 1], of the size of the subject.
-        origin: where it comes from.
-        scores: true scores of the dimensions, 1 to 5, where the faults are known.
-        group: candidates of one group are compared with each other only; None is compared with any other None.
-    """
-
-    pixels: Float[Tensor, "3 h w"]
-    origin: Origin
-    scores: dict[str, int] | None = None
-    group: str | None = None
+    pixels: Float[Tensor, "3 h w"]  # RGB in [0, 1], of the size of the subject
+    origin: Origin  # where it comes from
+    scores: dict[str, int] | None = None  # true scores of the dimensions, 1 to 5, where the faults are known
+    group: str | None = None  # candidates of one group are compared with each other only; None is compared with any other None
 
 
 @dataclass(frozen=True)
 class GeneratorOptions:
-    """What all generators get.
+    """What all generators get."""
 
-    Attributes:
-        prompt: editing instruction.
-        num_steps: sampling steps.
-        device: cpu, cuda, ...
-        photos: folder of the photos, where there is one.
-        names: of the photos in it, relative to it.
-    """
-
-    prompt: str
-    num_steps: int
-    device: str
-    photos: Path | None = None
-    names: tuple[str, ...] = ()
+    prompt: str  # editing instruction
+    num_steps: int  # sampling steps
+    device: str  # cpu, cuda, ...
+    photos: Path | None = None  # folder of the photos, where there is one
+    names: tuple[str, ...] = ()  # of the photos in it, relative to it
 
 
 @runtime_checkable

@@ -13,40 +13,24 @@ from preference_data.people.face_frame import Push
 
 @dataclass(frozen=True)
 class Fold:
-    """A soft dark line through points (landmark, dx, dy), as a crease of the skin.
+    """A soft dark line through points (landmark, dx, dy), as a crease of the skin."""
 
-    Attributes:
-        points: of the right side; mirrored, unless `central`.
-        depth: share of light that it takes away in its middle.
-        width: sigma.
-        central: the points span both sides already.
-    """
-
-    points: tuple[tuple[int, float, float], ...]
-    depth: float
-    width: float = 0.012
-    central: bool = False
+    points: tuple[tuple[int, float, float], ...]  # of the right side; mirrored, unless `central`
+    depth: float  # share of light that it takes away in its middle
+    width: float = 0.012  # sigma
+    central: bool = False  # the points span both sides already
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One action unit at full intensity.
+    """One action unit at full intensity."""
 
-    Attributes:
-        pushes: of the skin.
-        upper_lid: lowering of the upper lid over the eye's opening; negative raises it.
-        lower_lid: raising of the lower lid over the eye's opening.
-        lips: how far the lips part.
-        jaw: how far the jaw drops.
-        folds: creases.
-    """
-
-    pushes: tuple[Push, ...] = ()
-    upper_lid: float = 0.0
-    lower_lid: float = 0.0
-    lips: float = 0.0
-    jaw: float = 0.0
-    folds: tuple[Fold, ...] = ()
+    pushes: tuple[Push, ...] = ()  # of the skin
+    upper_lid: float = 0.0  # lowering of the upper lid over the eye's opening; negative raises it
+    lower_lid: float = 0.0  # raising of the lower lid over the eye's opening
+    lips: float = 0.0  # how far the lips part
+    jaw: float = 0.0  # how far the jaw drops
+    folds: tuple[Fold, ...] = ()  # creases
 
 
 UNITS = {
@@ -122,8 +106,7 @@ COMBINATIONS = {
 
 Those of EMFACS and of Ekman's prototypes as far as the units are rendered: AU23 and AU24 of anger, AU10 and AU16 of disgust are not. A
 jaw that drops parts the lips, so that AU26 never stands without AU25."""
-INTENSITY = (0.65, 1.0)
-"""Of a unit that is present: below, several cannot be told from its absence at 128 px."""
+INTENSITY = (0.65, 1.0)  # Of a unit that is present: below, several cannot be told from its absence at 128 px
 
 
 def draw_expression(rng: random.Random) -> tuple[str, dict[int, float]]:

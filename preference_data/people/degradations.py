@@ -29,23 +29,14 @@ Mask = Float[Tensor, "1 h w"]
 
 @dataclass(frozen=True)
 class Stage:
-    """What a degradation works on.
+    """What a degradation works on."""
 
-    Attributes:
-        picture: the candidate so far, RGB in [0, 1].
-        source: the photo, blemished.
-        clean: its honest retouch.
-        opacity: of the blemishes, in [0, 1].
-        skin: soft mask.
-        mesh: 468 landmarks in pixels.
-    """
-
-    picture: Picture
-    source: Picture
-    clean: Picture
-    opacity: Mask
-    skin: Mask
-    mesh: Float[Tensor, "468 2"]
+    picture: Picture  # the candidate so far, RGB in [0, 1]
+    source: Picture  # the photo, blemished
+    clean: Picture  # its honest retouch
+    opacity: Mask  # of the blemishes, in [0, 1]
+    skin: Mask  # soft mask
+    mesh: Float[Tensor, "468 2"]  # 468 landmarks in pixels
 
 
 def _blur(picture: Float[Tensor, "c h w"], sigma: float) -> Float[Tensor, "c h w"]:

@@ -26,38 +26,23 @@ MIRROR = {
 
 @dataclass(frozen=True)
 class Push:
-    """A gaussian push of the skin around a landmark.
+    """A gaussian push of the skin around a landmark."""
 
-    Attributes:
-        at: landmark on the person's right, pushed on both sides, or on the midline.
-        dx: towards the picture's right; mirrored on the other side, so that for a landmark on the right + is towards the midline.
-        dy: down.
-        reach_x: sigma across the face.
-        reach_y: sigma along it.
-    """
-
-    at: int
-    dx: float
-    dy: float
-    reach_x: float
-    reach_y: float
+    at: int  # landmark on the person's right, pushed on both sides, or on the midline
+    dx: float  # towards the picture's right; mirrored on the other side, so that for a landmark on the right + is towards the midline
+    dy: float  # down
+    reach_x: float  # sigma across the face
+    reach_y: float  # sigma along it
 
 
 @dataclass(frozen=True, eq=False)
 class FaceFrame:
-    """The frame of one face.
+    """The frame of one face."""
 
-    Attributes:
-        origin: in pixels.
-        axes: columns are the unit vectors of x and y, in pixels.
-        unit: pixels in a unit of length.
-        points: the landmarks, in the frame.
-    """
-
-    origin: Float[Tensor, "2"]
-    axes: Float[Tensor, "2 2"]
-    unit: float
-    points: Float[Tensor, "468 2"]
+    origin: Float[Tensor, "2"]  # in pixels
+    axes: Float[Tensor, "2 2"]  # columns are the unit vectors of x and y, in pixels
+    unit: float  # pixels in a unit of length
+    points: Float[Tensor, "468 2"]  # the landmarks, in the frame
 
     @classmethod
     def of(cls, mesh: Float[Tensor, "468 2"]) -> "FaceFrame":

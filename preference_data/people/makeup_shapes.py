@@ -29,17 +29,11 @@ Segment = tuple[int, int]
 
 @dataclass(frozen=True)
 class Patch:
-    """One outline on the mesh.
+    """One outline on the mesh."""
 
-    Attributes:
-        outline: mesh points in order; closes itself.
-        root: the line that `split` is measured from; empty: the patch's middle.
-        shine: lines between two mesh points along which gloss lies.
-    """
-
-    outline: Points
-    root: Points = ()
-    shine: tuple[Segment, ...] = ()
+    outline: Points  # mesh points in order; closes itself
+    root: Points = ()  # the line that `split` is measured from; empty: the patch's middle
+    shine: tuple[Segment, ...] = ()  # lines between two mesh points along which gloss lies
 
 
 @dataclass(frozen=True)
@@ -57,19 +51,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a shape covers in one picture.
+    """What a shape covers in one picture."""
 
-    Attributes:
-        top: first row of the window.
-        left: first column of the window.
-        mask: share of the full opacity in [0, 1]; exactly 0 outside the shape.
-        shine: strength of the gloss in [0, 1].
-    """
-
-    top: int
-    left: int
-    mask: Float[Tensor, "h w"]
-    shine: Float[Tensor, "h w"]
+    top: int  # first row of the window
+    left: int  # first column of the window
+    mask: Float[Tensor, "h w"]  # share of the full opacity in [0, 1]; exactly 0 outside the shape
+    shine: Float[Tensor, "h w"]  # strength of the gloss in [0, 1]
 
 
 REGIONS = ("blush", "eyeshadow", "lips")  # in the order in which they are put on

@@ -23,47 +23,30 @@ from preference_data.people import warps
 from preference_data.people.blemishes import LABEL_SHARES, LABELS, paint_blemishes
 
 STAGE = 192
-SEEDS = {"train": 0, "validation": 10_000_000, "held_out": 20_000_000}
-"""The first seed of each split in product runs."""
+SEEDS = {"train": 0, "validation": 10_000_000, "held_out": 20_000_000}  # The first seed of each split in product runs
 SPLITS = {"train": ((0.0, 0.34), (0.66, 1.0)), "validation": ((0.37, 0.39), (0.61, 0.63)), "held_out": ((0.42, 0.58),)}
 
 
 @dataclass(frozen=True)
 class Person:
-    """One synthetic person before any blemish.
+    """One synthetic person before any blemish."""
 
-    Attributes:
-        clean: the portrait, RGB in [0, 1].
-        mesh: 468 landmarks (x, y) in pixels.
-        skin: soft skin mask in [0, 1].
-        morph: position between the two real faces, 0 (Collins) to 1 (Hopper).
-    """
-
-    clean: Float[Tensor, "3 h w"]
-    mesh: Float[Tensor, "468 2"]
-    skin: Float[Tensor, "1 h w"]
-    morph: float
+    clean: Float[Tensor, "3 h w"]  # the portrait, RGB in [0, 1]
+    mesh: Float[Tensor, "468 2"]  # 468 landmarks (x, y) in pixels
+    skin: Float[Tensor, "1 h w"]  # soft skin mask in [0, 1]
+    morph: float  # position between the two real faces, 0 (Collins) to 1 (Hopper)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A photo to retouch, with the truth about it.
+    """A photo to retouch, with the truth about it."""
 
-    Attributes:
-        source: the blemished portrait, RGB in [0, 1].
-        clean: the same portrait without blemishes: the honest retouch.
-        opacity: opacity of the painted blemishes in [0, 1].
-        skin: soft skin mask in [0, 1].
-        mesh: 468 landmarks (x, y) in pixels.
-        morph: who it is, see `Person`.
-    """
-
-    source: Float[Tensor, "3 h w"]
-    clean: Float[Tensor, "3 h w"]
-    opacity: Float[Tensor, "1 h w"]
-    skin: Float[Tensor, "1 h w"]
-    mesh: Float[Tensor, "468 2"]
-    morph: float
+    source: Float[Tensor, "3 h w"]  # the blemished portrait, RGB in [0, 1]
+    clean: Float[Tensor, "3 h w"]  # the same portrait without blemishes: the honest retouch
+    opacity: Float[Tensor, "1 h w"]  # opacity of the painted blemishes in [0, 1]
+    skin: Float[Tensor, "1 h w"]  # soft skin mask in [0, 1]
+    mesh: Float[Tensor, "468 2"]  # 468 landmarks (x, y) in pixels
+    morph: float  # who it is, see `Person`
 
 
 @cache

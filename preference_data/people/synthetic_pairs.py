@@ -27,23 +27,14 @@ Levels = dict[str, int]
 
 @dataclass(frozen=True)
 class PairPlan:
-    """The faults of both candidates.
+    """The faults of both candidates."""
 
-    Attributes:
-        mode: "apart" (levels drawn freely), "near" (one dimension differs, by one level) or "label" (one is the honest retouch).
-        kinds: dimension -> the kind of fault that both candidates have there.
-        a: dimension -> level of a's fault of that kind.
-        b: the same for b.
-        offset: dimension -> offset of the levels' strengths.
-        variant: seed of what the kinds leave open.
-    """
-
-    mode: str
-    kinds: dict[str, str]
-    a: Levels
-    b: Levels
-    offset: dict[str, float]
-    variant: int
+    mode: str  # "apart" (levels drawn freely), "near" (one dimension differs, by one level) or "label" (one is the honest retouch)
+    kinds: dict[str, str]  # dimension -> the kind of fault that both candidates have there
+    a: Levels  # dimension -> level of a's fault of that kind
+    b: Levels  # the same for b
+    offset: dict[str, float]  # dimension -> offset of the levels' strengths
+    variant: int  # seed of what the kinds leave open
 
     def faults(self, side: str) -> dict[str, float]:
         """kind -> strength of candidate "a" or "b"; absent faults are left out."""

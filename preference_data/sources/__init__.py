@@ -59,15 +59,10 @@ class Record:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What the user may choose.
+    """What the user may choose."""
 
-    Attributes:
-        every: take every n-th frame of a video.
-        min_intensity: action units count as present from this intensity on, 1 to 5, where intensities are labelled.
-    """
-
-    every: int = 1
-    min_intensity: int = 2
+    every: int = 1  # take every n-th frame of a video
+    min_intensity: int = 2  # action units count as present from this intensity on, 1 to 5, where intensities are labelled
 
 
 @dataclass(frozen=True)

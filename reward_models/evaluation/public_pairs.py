@@ -30,38 +30,23 @@ Picture = bytes | Path
 
 @dataclass(frozen=True)
 class PublicPair:
-    """One row of a benchmark.
+    """One row of a benchmark."""
 
-    Attributes:
-        id: unique.
-        photo: encoded picture, or the file that holds it.
-        a: first candidate.
-        b: second candidate.
-        overall: who is preferred; None: the row is no pair of this kind and is left out.
-    """
-
-    id: str
-    photo: Picture
-    a: Picture
-    b: Picture
-    overall: Verdict | None
+    id: str  # unique
+    photo: Picture  # encoded picture, or the file that holds it
+    a: Picture  # first candidate
+    b: Picture  # second candidate
+    overall: Verdict | None  # who is preferred; None: the row is no pair of this kind and is left out
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """How a benchmark is read.
+    """How a benchmark is read."""
 
-    Attributes:
-        suffixes: of its table files, or the name of its JSON file.
-        columns: that must be there.
-        read: (row, its number, folder) -> pair.
-        below: folder that holds its tables, where others hold other tasks; "" where there is none.
-    """
-
-    suffixes: tuple[str, ...]
-    columns: tuple[str, ...]
-    read: Callable[[Mapping[str, Any], int, Path], PublicPair]
-    below: str = ""
+    suffixes: tuple[str, ...]  # of its table files, or the name of its JSON file
+    columns: tuple[str, ...]  # that must be there
+    read: Callable[[Mapping[str, Any], int, Path], PublicPair]  # (row, its number, folder) -> pair
+    below: str = ""  # folder that holds its tables, where others hold other tasks; "" where there is none
 
 
 def _tiger(row: Mapping[str, Any], number: int, folder: Path) -> PublicPair:

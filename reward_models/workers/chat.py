@@ -17,25 +17,17 @@ KINDS = ("data:image/png;base64,", "data:image/jpeg;base64,", "data:image/webp;b
 REFUSED = {"stream": (None, False), "n": (None, 1), "tools": (None, []), "temperature": (None, 0, 0.0), "stop": (None, [])}
 """Options with the only values that this server can honour; None where they are not given."""
 MOST_PROMPT = 20_000
-MOST_PIXELS = 20_000_000
-"""Of one picture, checked before it is decoded."""
+MOST_PIXELS = 20_000_000  # Of one picture, checked before it is decoded
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """One user turn.
+    """One user turn."""
 
-    Attributes:
-        prompt: its text.
-        pictures: shown before it, RGB in [0, 1].
-        max_tokens: of the answer.
-        top_logprobs: alternatives of each token to be told; None: not even the tokens themselves.
-    """
-
-    prompt: str
-    pictures: tuple[Picture, ...]
-    max_tokens: int
-    top_logprobs: int | None
+    prompt: str  # its text
+    pictures: tuple[Picture, ...]  # shown before it, RGB in [0, 1]
+    max_tokens: int  # of the answer
+    top_logprobs: int | None  # alternatives of each token to be told; None: not even the tokens themselves
 
 
 def read_request(body: bytes, *, model: str, max_pictures: int, max_tokens: int) -> ChatRequest:

@@ -25,8 +25,7 @@ from reward_models.reward import GroupReward, Parts, RewardFunction
 from reward_models.verifiable import REWARDS
 from reward_models.workers.wire import pack, unpack_answer
 
-UNDER_WAY = 2
-"""Requests a worker gets at once: one is scored while the next is on its way."""
+UNDER_WAY = 2  # Requests a worker gets at once: one is scored while the next is on its way
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 FOR_GOOD = {
     400: "did not understand the request; use the same version of portraitkit on both sides",
@@ -36,43 +35,26 @@ FOR_GOOD = {
     413: "found the request too large; raise its --max-request-mib",
 }
 """Statuses after which asking this worker again is of no use."""
-BUGS = 3
-"""Times that a unit may end in an error inside workers (500) before it is not tried again."""
+BUGS = 3  # Times that a unit may end in an error inside workers (500) before it is not tried again
 
 
 @dataclass
 class Worker:
-    """One worker, as the run knows it.
+    """One worker, as the run knows it."""
 
-    Attributes:
-        url: up to the port.
-        client: of httpx, with the token.
-        serves: reward -> fingerprint, of the run's rewards.
-        most: bytes of its largest request.
-        under_way: requests it has now.
-        failures: in a row.
-        free_at: it is left alone until then (monotonic clock).
-        answered_at: when it last scored something.
-        trouble: what was wrong last.
-        out: why it is never asked again; empty while it may be.
-        scored: units.
-        failed: requests that brought no values.
-        busy: requests that it was too busy for.
-    """
-
-    url: str
-    client: Any
-    serves: dict[str, str]
-    most: int
-    under_way: int = 0
-    failures: int = 0
-    free_at: float = 0.0
-    answered_at: float = 0.0
-    trouble: str = ""
-    out: str = ""
-    scored: int = 0
-    failed: int = 0
-    busy: int = 0
+    url: str  # up to the port
+    client: Any  # of httpx, with the token
+    serves: dict[str, str]  # reward -> fingerprint, of the run's rewards
+    most: int  # bytes of its largest request
+    under_way: int = 0  # requests it has now
+    failures: int = 0  # in a row
+    free_at: float = 0.0  # it is left alone until then (monotonic clock)
+    answered_at: float = 0.0  # when it last scored something
+    trouble: str = ""  # what was wrong last
+    out: str = ""  # why it is never asked again; empty while it may be
+    scored: int = 0  # units
+    failed: int = 0  # requests that brought no values
+    busy: int = 0  # requests that it was too busy for
 
 
 @dataclass
@@ -275,19 +257,12 @@ class RewardWorkers:
 
 @dataclass(frozen=True)
 class ServedJudge:
-    """A judge behind a worker.
+    """A judge behind a worker."""
 
-    Attributes:
-        name: that workers serve it under.
-        form: see `judge.reward.FORMS`.
-        workers: that are asked.
-        counts: what the judge was asked for this run.
-    """
-
-    name: str
-    form: Form
-    workers: RewardWorkers
-    counts: Counts
+    name: str  # that workers serve it under
+    form: Form  # see `judge.reward.FORMS`
+    workers: RewardWorkers  # that are asked
+    counts: Counts  # what the judge was asked for this run
 
     @property
     def needs_anchors(self) -> bool:

@@ -13,8 +13,7 @@ from reward_models.workers.client import RewardWorkers, Worker
 from reward_models.workers.wire import PROTOCOL, SERVICE, TOKEN_ENV, own_version
 
 EXAMPLE = "http://127.0.0.1:8600"
-TO_CONNECT = 10.0
-"""Most seconds for a connection; one that hangs longer is no connection."""
+TO_CONNECT = 10.0  # Most seconds for a connection; one that hangs longer is no connection
 
 
 def connect(

@@ -34,8 +34,7 @@ from reward_models.workers.chat import ChatRequest, completion_of, read_request
 from reward_models.workers.options import ServeJudgeConfig, ServerConfig, ServeRewardsConfig
 from reward_models.workers.wire import PROTOCOL, SERVICE, Asked, fingerprint, own_version, pack_answer, unpack
 
-LONGEST_WAIT = 60
-"""Most seconds after which a refused request is asked to come again."""
+LONGEST_WAIT = 60  # Most seconds after which a refused request is asked to come again
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 

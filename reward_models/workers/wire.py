@@ -59,17 +59,11 @@ def fingerprint(name: str) -> str:
 
 @dataclass(frozen=True)
 class Asked:
-    """One unit to be scored.
+    """One unit to be scored."""
 
-    Attributes:
-        rewards: name -> fingerprint of the reward that is expected under it.
-        candidates: RGB, as they are.
-        photos: one, whose group the candidates are; or one a candidate, each a group of its own.
-    """
-
-    rewards: dict[str, str]
-    candidates: Float[Tensor, "n 3 h w"]
-    photos: Photos
+    rewards: dict[str, str]  # name -> fingerprint of the reward that is expected under it
+    candidates: Float[Tensor, "n 3 h w"]  # RGB, as they are
+    photos: Photos  # one, whose group the candidates are; or one a candidate, each a group of its own
 
 
 def pack(rewards: Mapping[str, str], candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> bytes:

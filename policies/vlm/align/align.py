@@ -36,10 +36,8 @@ from portraitkit.vlm.task import Task
 from portraitkit.vlm.trainer_arguments import check_continued, taken
 from portraitkit.vlm.trainers import check_vllm, part_names
 
-QUARANTINE = "quarantine.jsonl"
-"""Rows that were set aside, with their reasons."""
-PROBE_FILES = {"config.json", "environment.json", "metrics.jsonl", "probe.json", "report.html", QUARANTINE}
-"""What --probe leaves behind."""
+QUARANTINE = "quarantine.jsonl"  # Rows that were set aside, with their reasons
+PROBE_FILES = {"config.json", "environment.json", "metrics.jsonl", "probe.json", "report.html", QUARANTINE}  # What --probe leaves behind
 
 
 def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:

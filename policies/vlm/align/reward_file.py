@@ -17,17 +17,11 @@ CALLED = ("data_source", "solution_str", "ground_truth", "extra_info")
 
 @dataclass(frozen=True)
 class JudgedTruth:
-    """What a row gives such a function.
+    """What a row gives such a function."""
 
-    Attributes:
-        truth: the task's own.
-        ground_truth: the row's column `ground_truth`, or the task's truth columns as JSON, as `--export` writes them.
-        extra_info: the row's column of that name, or nothing.
-    """
-
-    truth: Any
-    ground_truth: Any
-    extra_info: Mapping[str, Any]
+    truth: Any  # the task's own
+    ground_truth: Any  # the row's column `ground_truth`, or the task's truth columns as JSON, as `--export` writes them
+    extra_info: Mapping[str, Any]  # the row's column of that name, or nothing
 
 
 def with_reward_file(task: Task, where: str) -> Task:

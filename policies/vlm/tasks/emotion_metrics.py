@@ -42,19 +42,12 @@ class Expression:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a completion says.
+    """What a completion says."""
 
-    Attributes:
-        units: named inside `<think>`.
-        emotion: the answer in lower case, an emotion or not; empty where there is none.
-        reasoning: the text inside `<think>`.
-        readable: it has the form that the prompt asks for.
-    """
-
-    units: frozenset[int]
-    emotion: str
-    reasoning: str
-    readable: bool
+    units: frozenset[int]  # named inside `<think>`
+    emotion: str  # the answer in lower case, an emotion or not; empty where there is none
+    reasoning: str  # the text inside `<think>`
+    readable: bool  # it has the form that the prompt asks for
 
 
 def read_answer(completion: str, mode: Mode = "fixed") -> Answer:

@@ -177,15 +177,11 @@ def _share(values) -> float:
     return float(np.mean(list(values)))
 
 
-MOST = 3
-"""Items of a look."""
-SHAPES = 10
-"""Shapes that are combined: the most frequent ones."""
-REFINED = 4
-"""Combinations of shapes whose colours are searched to the end."""
+MOST = 3  # Items of a look
+SHAPES = 10  # Shapes that are combined: the most frequent ones
+REFINED = 4  # Combinations of shapes whose colours are searched to the end
 ORDERS = np.array(list(permutations(range(MOST))))
-Worth = Callable[[Float[np.ndarray, "colors n"]], Float[np.ndarray, " colors"]]
-"""What colours earn that are so far, in dE76, from n others."""
+Worth = Callable[[Float[np.ndarray, "colors n"]], Float[np.ndarray, " colors"]]  # What colours earn that are so far, in dE76, from n others
 
 
 def best_lipstick(truths: Sequence[Sequence[Item]]) -> str:

@@ -16,8 +16,7 @@ from portraitkit.vlm.task import Mode, Score, Task
 
 FLOOR = 32.0
 ANY_NUMBER = re.compile(r"<answer>\s*(\d+(?:\.\d+)?)\s*</answer>")
-NUMBER = re.compile(r"<answer>\s*(\d+\.\d{2})\s*</answer>")
-"""As published: digits of any script. `fixed` asks for 0 to 9."""
+NUMBER = re.compile(r"<answer>\s*(\d+\.\d{2})\s*</answer>")  # As published: digits of any script. `fixed` asks for 0 to 9
 
 
 def area_task(

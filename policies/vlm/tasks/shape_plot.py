@@ -20,29 +20,19 @@ KINDS: tuple[Kind, ...] = ("square", "rectangle", "circle", "triangle")
 SIDE = 50.0
 MARGIN = 0.25
 PIXELS = (208, 207)
-SHARES = {"held_out": range(0, 3), "validation": range(3, 5), "train": range(5, 16)}
-"""Which of 16 parts of the grid's cells a split has."""
+SHARES = {"held_out": range(0, 3), "validation": range(3, 5), "train": range(5, 16)}  # Which of 16 parts of the grid's cells a split has
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape in axis units.
+    """One shape in axis units."""
 
-    Attributes:
-        kind: square, rectangle, circle or (isosceles) triangle.
-        width: side, diameter or base, rounded to 1 decimal.
-        height: equal to the width for squares and circles.
-        angle: rotation in degrees, counterclockwise.
-        center: of the bounding box before rotation.
-        color: RGB in [.1, .9].
-    """
-
-    kind: Kind
-    width: float
-    height: float
-    angle: float
-    center: tuple[float, float]
-    color: tuple[float, float, float]
+    kind: Kind  # square, rectangle, circle or (isosceles) triangle
+    width: float  # side, diameter or base, rounded to 1 decimal
+    height: float  # equal to the width for squares and circles
+    angle: float  # rotation in degrees, counterclockwise
+    center: tuple[float, float]  # of the bounding box before rotation
+    color: tuple[float, float, float]  # RGB in [.1, .9]
 
     @property
     def area(self) -> float:
