@@ -30,10 +30,7 @@ MAKER, MARK, HOLDS = "benchmark-portraits", "weights_dir", "a benchmark"
 
 
 def run_benchmark(config: BenchmarkConfig, command: list[str]) -> int:
-    """Run, and say where the results are.
-
-    Returns:
-        The exit code: 0, or 130 or 143 after a signal.
+    """Run, and say where the results are; returns the exit code: 0, or 130 or 143 after a signal.
 
     Raises:
         UserError: see `portraitkit.errors`.

@@ -17,15 +17,12 @@ Kind = TypeVar("Kind")
 
 
 def load_object(where: str) -> Any:
-    """Load one object from a Python file or an importable module. Built-ins come by the same road.
+    """Load the object called NAME from a Python file or an importable module. Built-ins come by the same road.
 
     A file is executed once per process and contents, however often it is named; it is trusted code of the user's own.
 
     Args:
         where: `path/my_file.py:NAME` or `package.module:NAME`.
-
-    Returns:
-        The object called NAME.
 
     Raises:
         ConfigError: no colon, no such file or module, or no such name in it (with the nearest one). An error inside the

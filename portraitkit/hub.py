@@ -25,10 +25,7 @@ def check_repo_name(name: str) -> None:
 
 
 def open_repo(name: str) -> str:
-    """Make the repository, private, unless it is there: whoever may not write to it learns so before the training.
-
-    Returns:
-        Its full name.
+    """Make the repository, private, unless it is there: whoever may not write to it learns so before the training; returns its full name.
 
     Raises:
         ConfigError: nobody is logged in.
@@ -49,15 +46,12 @@ def open_repo(name: str) -> str:
 
 
 def push_folder(folder: Path, name: str, *, files: Sequence[str] = ()) -> str:
-    """Upload a finished model.
+    """Upload a finished model; returns the address of the repository.
 
     Args:
         folder: with its weights and README.md.
         name: of the repository, see `open_repo`.
         files: only these; all but pickles if none are named.
-
-    Returns:
-        The address of the repository.
 
     Raises:
         HubError: it failed; the message says that the model is kept and how to push it later.

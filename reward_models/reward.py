@@ -47,16 +47,13 @@ class Elsewhere(Protocol):
 
 
 def combine(parts: dict[str, Float[Tensor, " n"]], weights: dict[str, float], how: How = "product") -> Float[Tensor, " n"]:
-    """Combine rewards in [0, 1] into one in [0, 1].
+    """Combine rewards in [0, 1] into one in [0, 1], NaN where no part applies.
 
     Args:
         parts: one value a candidate and reward; NaN where a reward does not apply to that candidate.
         weights: positive weight of every part; those of parts that do not apply are shared among the rest.
         how: `product` is the weighted geometric mean (each part at least .02), under which no part can be bought with another;
             `sum` the weighted mean; `minimum` the worst part, weights unused.
-
-    Returns:
-        The combined reward; NaN where no part applies.
 
     Raises:
         ConfigError: a part has no positive weight.

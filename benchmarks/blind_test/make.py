@@ -41,13 +41,10 @@ Please look at the pictures on a screen that is bright enough, and look closely:
 
 
 def make_study(config: MakeConfig) -> int:
-    """Match, check, re-encode and write the study in one piece.
+    """Match, check, re-encode and write the study in one piece; returns 0.
 
     Every picture is decoded by the one decoder and encoded anew without any metadata, under a random name, at a size common to all
     versions of the photo, with the same time stamp: neither name, size, EXIF nor date tells a method.
-
-    Returns:
-        0.
 
     Raises:
         RunFolderError: the output folder holds something else, or a study without --overwrite, or votes.

@@ -41,10 +41,7 @@ STATIC = {"page.css": "text/css", "vote.js": "text/javascript", "icon.svg": "ima
 
 
 def serve_study(config: ServeConfig) -> int:
-    """Serve until interrupted.
-
-    Returns:
-        0 after a clean stop.
+    """Serve until interrupted; returns 0 after a clean stop.
 
     Raises:
         RunFolderError: no study, or another process serves it.

@@ -110,7 +110,7 @@ class Cell:
 
 
 def draw_session(shown: Iterable[Cell], *, photos: int, pairs: int, length: int, checks: int, generator: random.Random) -> list[Cell]:
-    """The comparisons of one more rater, in order.
+    """The length + checks comparisons of one more rater, in order.
 
     Args:
         shown: every cell shown or promised so far, checks left out.
@@ -119,9 +119,6 @@ def draw_session(shown: Iterable[Cell], *, photos: int, pairs: int, length: int,
         length: comparisons to draw.
         checks: attention checks to put between them, never first.
         generator: decides between equals, and the order.
-
-    Returns:
-        length + checks cells.
     """
     cells, by_photo, by_pair = Counter[tuple[int, int]](), Counter[int](), Counter[int]()
     left, left_of_pair = Counter[tuple[int, int]](), Counter[int]()

@@ -24,10 +24,7 @@ Json = dict[str, Any]
 
 
 def report_study(config: ReportConfig) -> int:
-    """Read the votes, also while a server runs, and write the report.
-
-    Returns:
-        0.
+    """Read the votes, also while a server runs, and write the report; returns 0.
 
     Raises:
         RunFolderError: no study, no votes file, or the folder cannot be written.
@@ -54,10 +51,7 @@ def report_study(config: ReportConfig) -> int:
 
 
 def export_votes(config: ExportConfig) -> int:
-    """Write one row a vote, in one piece.
-
-    Returns:
-        0.
+    """Write one row a vote, in one piece; returns 0.
 
     Raises:
         RunFolderError: no study, no votes, the file is there already, or it cannot be written.

@@ -55,7 +55,7 @@ class Alarms:
     def after_step(
         self, step: int, *, spread: float, ratio_deviation: float, on_policy: bool, clip_range: float, agreement: float | None = None
     ) -> list[Alarm]:
-        """Check a training step.
+        """Check a training step; returns the alarms newly raised.
 
         Args:
             step: training step.
@@ -64,9 +64,6 @@ class Alarms:
             on_policy: whether the policy had not moved since the rollout, so that the ratio must be 1.
             clip_range: of the surrogate.
             agreement: rank correlation of judge and verifiable rewards inside groups; None without a judge, NaN where it is not known.
-
-        Returns:
-            The alarms newly raised.
         """
         out: list[Alarm] = []
         if spread < SPREAD_FLOOR:
@@ -103,7 +100,7 @@ class Alarms:
         ode_reward: float | None,
         judged: float | None = None,
     ) -> list[Alarm]:
-        """Check a validation.
+        """Check a validation; returns the alarms newly raised.
 
         Args:
             step: training step.
@@ -111,9 +108,6 @@ class Alarms:
             rollout_reward: mean reward of this step's rollouts.
             ode_reward: mean reward of the plain ODE on the same photos.
             judged: mean of the judges' values; `means` then has `verifiable` to set beside it.
-
-        Returns:
-            The alarms newly raised.
         """
         out = [] if judged is None else self._follow(step, judged, means["verifiable"])
         if not self.first:

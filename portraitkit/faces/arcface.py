@@ -66,9 +66,6 @@ def open_arcface(path: Path | None = None) -> ArcFaceIdentity:
         path: the pack's folder or the ONNX file itself; None is insightface's own place,
             `~/.insightface/models/buffalo_l`.
 
-    Returns:
-        The judge.
-
     Raises:
         WeightsError: onnxruntime is not installed, no net lies there, or it is not an ArcFace net.
     """

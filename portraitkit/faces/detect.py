@@ -156,9 +156,6 @@ def require_face(image: Float[Tensor, "3 h w"], path: Path | None = None, *, min
         path: of the picture, for the message.
         min_size: smallest acceptable side of the face's box in pixels.
 
-    Returns:
-        The largest face.
-
     Raises:
         FaceError: no face, or one smaller than `min_size`.
     """

@@ -117,14 +117,11 @@ def identity_chips(pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "
 
 
 def identity_embedding(pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "#batch 468 dim"]) -> Float[Tensor, "batch 128"]:
-    """Embed faces.
+    """Embed faces; returns embeddings (not of unit length), differentiable with respect to `pixels`.
 
     Args:
         pixels: RGB, [0, 1].
         meshes: in pixels of the pictures; one for all, or one each.
-
-    Returns:
-        Embeddings (not of unit length), differentiable with respect to `pixels`.
     """
     return _net(pixels.device)(identity_chips(pixels, meshes))
 
@@ -190,9 +187,6 @@ def open_identity(name: Literal["dlib", "arcface"] = "dlib", path: Path | None =
     Args:
         name: "dlib" is bundled; "arcface" needs insightface's weights on disk, see `arcface.open_arcface`.
         path: of the weights of "arcface"; None is insightface's own place.
-
-    Returns:
-        The judge.
 
     Raises:
         WeightsError: the weights are missing or damaged.

@@ -24,15 +24,12 @@ RIGHT_EYE_OUTER, LEFT_EYE_OUTER = 33, 263
 def crop_matrix(
     centre: Float[Tensor, "batch 2"], side: Float[Tensor, " batch"], angle: Float[Tensor, " batch"]
 ) -> Float[Tensor, "batch 2 3"]:
-    """The matrices that map the picture onto the net's crop.
+    """The matrices that map the picture onto the net's crop of 192 px.
 
     Args:
         centre: x, y of the crop's centre in pixels.
         side: side of the crop in pixels.
         angle: of the eye line in radians, 0 when it is level, growing clockwise as seen.
-
-    Returns:
-        Picture -> crop of 192 px.
     """
     c, s = angle.cos(), angle.sin()
     linear = torch.stack([torch.stack([c, s], -1), torch.stack([-s, c], -1)], -2) * (INPUT / side)[:, None, None]
@@ -110,9 +107,6 @@ def require_mesh(image: Float[Tensor, "3 h w"], path: Path | None = None, *, min
         image: RGB, [0, 1].
         path: of the picture, for the message.
         min_size: smallest acceptable side of the face's box in pixels.
-
-    Returns:
-        The face and its mesh.
 
     Raises:
         FaceError: no face, a face smaller than `min_size`, or no mesh with a score of at least .5.

@@ -71,7 +71,7 @@ def face_edit(
     *,
     softness: float = 0.15,
 ) -> FaceEdit:
-    """Carry the edit of an aligned crop to the picture's resolution.
+    """Carry the edit of an aligned crop to the picture's resolution; returns the edit within the rectangle around the face oval.
 
     Args:
         aligned: the crop as it was cut.
@@ -80,9 +80,6 @@ def face_edit(
         height: of the picture.
         width: of the picture.
         softness: width of the mask's edge over the distance between the outer eye corners.
-
-    Returns:
-        The edit within the rectangle around the face oval.
     """
     points = mesh.detach().to(retouched)
     oval = points[list(OVAL), :2]

@@ -23,11 +23,7 @@ SOURCES = {
 
 
 def bundled_portraits() -> dict[str, Float[Tensor, "3 h w"]]:
-    """The two portraits: "astronaut" is 512 x 512, "grace_hopper" 512 wide and 600 high.
-
-    Returns:
-        RGB, [0, 1], by name.
-    """
+    """The two portraits: "astronaut" is 512 x 512, "grace_hopper" 512 wide and 600 high; RGB, [0, 1], by name."""
     pictures = {}
     for name, (package, path) in SOURCES.items():
         with (files(package) / path).open("rb") as file:

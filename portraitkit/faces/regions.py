@@ -41,7 +41,7 @@ MIN_SIGMA = 0.5
 
 
 def soft_polygon(points: Float[Tensor, "n 2"], height: int, width: int, sigma: float) -> Float[Tensor, "h w"]:
-    """Draw a filled polygon with soft edges and slightly rounded corners.
+    """Draw a filled polygon with soft edges and slightly rounded corners; returns the mask, in [0, 1].
 
     The value at a pixel is the normal distribution function of its signed distance to the outline over `sigma`: .5 on
     the outline, and along a straight edge exactly what a gaussian blur of the hard mask would give.
@@ -51,9 +51,6 @@ def soft_polygon(points: Float[Tensor, "n 2"], height: int, width: int, sigma: f
         height: of the mask.
         width: of the mask.
         sigma: of the edge, in pixels.
-
-    Returns:
-        The mask, in [0, 1].
     """
     mask = points.new_zeros(height, width)
     reach = 4 * sigma

@@ -65,9 +65,6 @@ def sample(
         size: side of the crops in pixels.
         outside: "border" repeats the edge, "zeros" is black.
         mode: "bilinear", or "bicubic" (sharper, may leave the range by a little).
-
-    Returns:
-        The crops.
     """
     scale = (matrix[:, :, 0].norm(dim=-1)).detach().nan_to_num(1.0).clamp(min=1 / MAX_SAMPLES)
     samples = [max(ceil(1 / value - 1e-3), 1) for value in scale.tolist()]

@@ -29,10 +29,7 @@ SHA256 = {
 
 
 def read_weights(name: str, folder: Path = FOLDER) -> bytes:
-    """Read one vendored file, a key of `SHA256`, and check it.
-
-    Returns:
-        The file's bytes, whose sha256 is the recorded one.
+    """Read one vendored file, a key of `SHA256`, and check its sha256.
 
     Raises:
         WeightsError: the file is missing, or its sha256 is not the recorded one.

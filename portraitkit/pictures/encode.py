@@ -26,7 +26,7 @@ def can_hold(suffix: str, samples: Samples) -> bool:
 
 
 def encode(suffix: str, samples: Samples, *, exif: bytes | None, icc: bytes | None, quality: int = 95, lossless: bool = False) -> bytes:
-    """Encode a picture that the format `can_hold`.
+    """Encode a picture that the format `can_hold`; returns the file's bytes.
 
     Args:
         suffix: of the file, ".png" for instance.
@@ -35,9 +35,6 @@ def encode(suffix: str, samples: Samples, *, exif: bytes | None, icc: bytes | No
         icc: ICC profile.
         quality: of JPEG and lossy WebP.
         lossless: of WebP.
-
-    Returns:
-        The file's bytes.
     """
     name = FORMATS[suffix.lower()]
     if name == "TIFF":

@@ -39,7 +39,7 @@ class Stored:
 
 
 def write_edited(image: Image, edited: Float[Tensor, "3 h w"], path: str | Path, *, quality: int = 95) -> tuple[str, ...]:
-    """Write an edited picture in the terms of the file it was read from.
+    """Write an edited picture in the terms of the file it was read from; returns what could not be kept, one line each.
 
     Where `edited` equals `image.pixels`, a PNG, TIFF, BMP or lossless WebP has the samples of the source, bit for bit.
     JPEG and lossy WebP are encoded anew, so every pixel may differ a little.
@@ -49,9 +49,6 @@ def write_edited(image: Image, edited: Float[Tensor, "3 h w"], path: str | Path,
         edited: RGB in [0, 1], sRGB, upright, of the same size.
         path: its suffix gives the format.
         quality: of JPEG and lossy WebP.
-
-    Returns:
-        What could not be kept, one line each.
 
     Raises:
         ImageError: the file has changed since it was read, or `path` cannot be written.

@@ -84,7 +84,7 @@ def curve_svg(
     log: bool = False,
     least_span: float = 0.0,
 ) -> Markup:
-    """Draw lines over training steps.
+    """Draw lines over training steps; returns an `<svg>` element; empty where no value can be drawn.
 
     Args:
         series: the lines, drawn in order.
@@ -93,9 +93,6 @@ def curve_svg(
         references: values to mark by dotted lines with their labels.
         log: logarithmic y axis where any value is above 0; those at or below 0 are then left out.
         least_span: smallest extent of the y axis, so that noise is not blown up to a trend.
-
-    Returns:
-        An `<svg>` element; empty where no value can be drawn.
     """
     log = log and any(y > 0 for one in series for y in one.y)
     shown = [one for one in (_drawable(one, log) for one in series) if one.x]

@@ -44,7 +44,7 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], *, limit: int | None) -> Path:
-    """Write `folder/checkpoint-<step>` in one piece or not at all.
+    """Write `folder/checkpoint-<step>` in one piece or not at all; returns the checkpoint's folder.
 
     Args:
         folder: the run folder.
@@ -53,9 +53,6 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor
         state: JSON-able; random generators' states belong in `tensors` (see `rng_state`).
         limit: how many checkpoints to keep, the new one always among them; older complete ones are removed after it is safe.
             None keeps all.
-
-    Returns:
-        The checkpoint's folder.
 
     Raises:
         CheckpointError: the disk is full or not writable; the temporary folder is removed, older checkpoints are untouched.

@@ -206,15 +206,12 @@ def merged_rows(folder: Path) -> list[list[dict[str, Any]]]:
 
 
 def wait_for_shards(folder: Path, stop: Callable[[], bool], *, lost: float = LOST) -> bool:
-    """Wait until the launcher's other processes have finished their shards.
+    """Wait until the launcher's other processes have finished their shards; returns False where `stop` said so.
 
     Args:
         folder: of the output.
         stop: asked twice a second whether to end.
         lost: seconds without a sign of life after which a process is taken for gone; a tenth of it, where it has let go of its shard.
-
-    Returns:
-        False where `stop` said so.
 
     Raises:
         RunFolderError: a process ended before its share was done, or gives no sign of life.

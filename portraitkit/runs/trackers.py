@@ -24,15 +24,12 @@ def check_trackers(names: list[str]) -> None:
 
 
 def open_trackers(names: list[str], folder: Path, config: dict[str, Any]) -> list[Any]:
-    """Start trackers.
+    """Start trackers; returns accelerate trackers (`log(values, step=...)`, `finish()`).
 
     Args:
         names: any of `TRACKERS`.
         folder: of the run; its name is the run's, tensorboard writes below it.
         config: logged as the run's settings.
-
-    Returns:
-        accelerate trackers (`log(values, step=...)`, `finish()`).
 
     Raises:
         ConfigError: an unknown name, or a package that is not installed.

@@ -44,7 +44,7 @@ def complete(
     form: Sequence[str] = (),
     advance: Callable[[int], object] = lambda count: None,
 ) -> list[list[Completion]]:
-    """Answer the prompt about each row's picture.
+    """Answer the prompt about each row's picture; returns `samples` completions for each row.
 
     Args:
         model: and `processor`, from `portraitkit.vlm.model`.
@@ -61,9 +61,6 @@ def complete(
         form: whole answers of one form with each of the choices that it leaves, such as its digits: only tokens that one of them has at a
             place may stand there. Ignored where they have different numbers of tokens.
         advance: called with the number of rows done, for a progress bar.
-
-    Returns:
-        `samples` completions for each row.
     """
     at_once = max(batch_size // samples, 1)
     prompts = [prompt] * len(rows) if isinstance(prompt, str) else list(prompt)

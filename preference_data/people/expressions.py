@@ -238,16 +238,13 @@ class MouthOpening:
 def open_mouth(
     picture: Float[Tensor, "3 h w"], photo: Float[Tensor, "3 h w"], at: Float[Tensor, "h w 2"], opening: MouthOpening
 ) -> Float[Tensor, "3 h w"]:
-    """Part the lips.
+    """Part the lips; returns the picture with the mouth's inside painted and everything below it moved down.
 
     Args:
         picture: what stays where it is, as read at `at`.
         photo: where the lower part of the face is read from.
         at: of each pixel, in the face's frame.
         opening: of the mouth.
-
-    Returns:
-        The picture with the mouth's inside painted and everything below it moved down.
     """
     if opening.lips + opening.jaw == 0:
         return picture

@@ -76,7 +76,7 @@ FAMILIES = {
 
 
 def render_makeup(photo: Float[Tensor, "3 h w"], mesh: Float[Tensor, "468 dim"], look: Sequence[Item]) -> Float[Tensor, "3 h w"]:
-    """Put a look on a face.
+    """Put a look on a face; returns RGB in [0, 1]; differentiable in the photo and in colours that are tensors.
 
     Blush goes on first, then eyeshadow, then lips, whatever the order of the items; items of one region in their order.
 
@@ -84,9 +84,6 @@ def render_makeup(photo: Float[Tensor, "3 h w"], mesh: Float[Tensor, "468 dim"],
         photo: RGB in [0, 1].
         mesh: x, y (and z, unused) in pixels of the photo.
         look: items; a color is `#RRGGBB` or a tensor of sRGB in [0, 1].
-
-    Returns:
-        RGB in [0, 1]; differentiable in the photo and in colours that are tensors.
 
     Raises:
         DataError: see `check_look`.

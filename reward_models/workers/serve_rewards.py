@@ -15,10 +15,7 @@ def _serve(argv: list[str]) -> int:
 
 
 def serve(config: ServeRewardsConfig) -> int:
-    """Serve until SIGINT or SIGTERM; what is being scored or waits for it is answered first.
-
-    Returns:
-        0 after a clean stop.
+    """Serve until SIGINT or SIGTERM; what is being scored or waits for it is answered first; returns 0 after a clean stop.
 
     Raises:
         ConfigError: a reward's name is unknown, the address cannot be listened on, or the device is not there.

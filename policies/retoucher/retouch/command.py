@@ -73,13 +73,10 @@ class RetouchConfig(Options):
 
 
 def retouch_main(argv: list[str]) -> int:
-    """Parse the arguments and retouch.
+    """Parse the arguments and retouch; returns the exit code: 0, or 2 where a photo of a folder failed.
 
     One photo: its first error ends the command, nothing is written. A folder: the other photos go on, failures are
     listed at the end.
-
-    Returns:
-        The exit code: 0, or 2 where a photo of a folder failed.
 
     Raises:
         UserError: see `portraitkit.errors`.
