@@ -9,7 +9,7 @@ from torch import Tensor
 
 from portraitkit.faces.identity import identity_embedding
 from portraitkit.faces.regions import region_masks
-from portraitkit.pictures.color import srgb_to_lab
+from portraitkit.pictures.images import srgb_to_lab
 from reward_models.filters import blur, blur_inside
 
 SCALES = (1.2, 2.0, 3.2)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from portraitkit.faces.identity import identity_distance, identity_embedding
-from portraitkit.pictures.color import luminance, srgb_to_lab
+from portraitkit.pictures.images import luminance, srgb_to_lab
 from reward_models.filters import blur, blur_inside, mean_over
 from reward_models.photos import Photos
 

@@ -29,8 +29,7 @@ from portraitkit.faces.align import align_face
 from portraitkit.faces.mesh import require_mesh
 from portraitkit.files.jsonl import append_line, read_json_lines, write_lines
 from portraitkit.pictures import list_images
-from portraitkit.pictures.color import luminance
-from portraitkit.pictures.images import read_image, resize, write_image
+from portraitkit.pictures.images import luminance, read_image, resize, write_image
 from portraitkit.runs.folder import check_run_folder, may_resume, start_or_go_on
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import progress_bar

@@ -5,7 +5,7 @@ import pytest
 import torch
 from skimage.color import rgb2lab
 
-from portraitkit.pictures.color import lab_to_srgb, luminance, srgb_to_lab
+from portraitkit.pictures.images import lab_to_srgb, luminance, srgb_to_lab
 
 
 def pixel(*rgb):

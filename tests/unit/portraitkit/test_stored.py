@@ -11,9 +11,8 @@ from PIL import Image as PilImage
 from PIL import ImageCms, ImageOps
 
 from portraitkit.errors import ImageError
-from portraitkit.pictures.encode import encode
 from portraitkit.pictures.images import from_uint8, read_image
-from portraitkit.pictures.stored import read_stored, write_edited
+from portraitkit.pictures.stored import encode, read_stored, write_edited
 
 HEIGHT, WIDTH = 24, 36
 EDIT = 40 / 255

@@ -11,7 +11,7 @@ from portraitkit.faces.align import align_face
 from portraitkit.faces.mesh import require_mesh
 from portraitkit.faces.portraits import bundled_portraits
 from portraitkit.faces.regions import LEFT_EYE, LIPS_INNER, LIPS_OUTER, OVAL, RIGHT_EYE
-from portraitkit.pictures.color import srgb_to_lab
+from portraitkit.pictures.images import srgb_to_lab
 from preference_data import makeup_prompts
 from preference_data.people.makeup import render_makeup
 from preference_data.people.makeup_shapes import SHAPES, Shape, draw_shape, face_scale, shapes_of, smooth_outline

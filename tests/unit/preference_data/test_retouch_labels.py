@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from portraitkit.pictures.color import luminance
+from portraitkit.pictures.images import luminance
 from preference_data.people.blemishes import LABEL_SHARES, LABELS
 from preference_data.people.synthetic import Case, make_case
 from reward_models.filters import blur

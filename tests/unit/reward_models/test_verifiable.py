@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from portraitkit.pictures.color import srgb_to_lab
+from portraitkit.pictures.images import srgb_to_lab
 from preference_data.people.warps import landmark_field, pixel_grid, sample_at
 from reward_models import verifiable
 from reward_models.filters import blur
