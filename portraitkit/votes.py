@@ -257,13 +257,13 @@ def votes_needed(rate: float, *, alpha: float = 0.05, power: float = 0.8, design
     return math.ceil(root * root * design_effect)
 
 
-def detectable_rate(votes: int, *, alpha: float = 0.05, power: float = 0.8, design_effect: float = 1.0) -> float:
-    """The smallest win rate above one half that `votes` votes find with probability `power`; NaN where even 99.9 % is not."""
+def detectable_rate(votes: int, *, design_effect: float = 1.0) -> float:
+    """The smallest win rate above one half that `votes` votes find with probability .8; NaN where even 99.9 % is not."""
     low, high = 0.5, 0.999
-    if votes < 1 or votes_needed(high, alpha=alpha, power=power, design_effect=design_effect) > votes:
+    if votes < 1 or votes_needed(high, design_effect=design_effect) > votes:
         return math.nan
     for _ in range(50):
         middle = (low + high) / 2
-        enough = votes_needed(middle, alpha=alpha, power=power, design_effect=design_effect) <= votes
+        enough = votes_needed(middle, design_effect=design_effect) <= votes
         low, high = (low, middle) if enough else (middle, high)
     return high

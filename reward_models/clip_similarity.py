@@ -19,7 +19,7 @@ CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 
 
-def clip_similarity(source: str, *, download: bool = False) -> RewardFunction:
+def clip_similarity(source: str) -> RewardFunction:
     """Cosine similarity of the CLIP image embeddings of candidate and photo, negative values as 0: in [0, 1], higher is better.
 
     Hacked by: copying the photo, which scores 1; so it only guards, beside a reward for the retouch. At the 224 px or so that CLIP
@@ -27,8 +27,7 @@ def clip_similarity(source: str, *, download: bool = False) -> RewardFunction:
 
     Args:
         source: a folder with open_clip_config.json and its weights (`open_clip_model.safetensors`, or a .bin, of which only
-            tensors are read), or MODEL/TAG of open_clip, for example "ViT-B-32/laion2b_s34b_b79k".
-        download: whether weights of MODEL/TAG may be fetched; without, they must be in the caches already.
+            tensors are read), or MODEL/TAG of open_clip, for example "ViT-B-32/laion2b_s34b_b79k", in the caches already.
 
     Returns:
         The reward. NaN where the candidate holds NaN.
@@ -37,7 +36,7 @@ def clip_similarity(source: str, *, download: bool = False) -> RewardFunction:
         ConfigError: `source` is neither a folder nor one of open_clip's MODEL/TAG pairs.
         WeightsError: the weights are missing, damaged, of another model, or hold more than tensors.
     """
-    model = _from_folder(Path(source)) if Path(source).is_dir() else _from_tag(source, download=download)
+    model = _from_folder(Path(source)) if Path(source).is_dir() else _from_tag(source)
     model.eval().requires_grad_(False)
     preprocess = model.visual.preprocess_cfg
     mean, std = (torch.tensor(preprocess[key]).view(3, 1, 1) for key in ("mean", "std"))
@@ -71,7 +70,7 @@ def _from_folder(folder: Path) -> torch.nn.Module:
     return _create(f"local-dir:{folder}", folder)
 
 
-def _from_tag(source: str, *, download: bool) -> torch.nn.Module:
+def _from_tag(source: str) -> torch.nn.Module:
     import open_clip
 
     known = ["/".join(pair) for pair in open_clip.list_pretrained()]
@@ -82,7 +81,7 @@ def _from_tag(source: str, *, download: bool) -> torch.nn.Module:
         )
     name, tag = source.split("/")
     options = open_clip.get_pretrained_cfg(name, tag)
-    path = Path(open_clip.download_pretrained(options)) if download else _cached(source, options)
+    path = _cached(source, options)
     preprocess = {key: options[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in options}
     return _create(name, path, pretrained=str(path), force_quick_gelu=options.get("quick_gelu", False), force_preprocess_cfg=preprocess)
 

@@ -40,16 +40,8 @@ class AlignedFace:
 
     def to_crop(self, points: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
         """Map points (a mesh, for instance) from the picture to the crop; a third coordinate is scaled."""
-        return _map(points, self.matrix)
-
-    def to_picture(self, points: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
-        """Map points from the crop to the picture; a third coordinate is scaled."""
-        return _map(points, self.inverse)
-
-
-def _map(points: Tensor, matrix: Tensor) -> Tensor:
-    scale = matrix[:, 0].norm()
-    return torch.cat([transform(points[None, :, :2], matrix[None])[0], points[:, 2:] * scale], -1)
+        scale = self.matrix[:, 0].norm()
+        return torch.cat([transform(points[None, :, :2], self.matrix[None])[0], points[:, 2:] * scale], -1)
 
 
 def alignment_matrix(mesh: Float[Tensor, "468 dim"], size: int, *, margin: float = 0.3) -> Float[Tensor, "2 3"]:
@@ -79,7 +71,6 @@ def align_face(
     size: int,
     *,
     margin: float = 0.3,
-    outside: str = "border",
 ) -> AlignedFace:
     """Cut the aligned face out of a picture.
 
@@ -87,8 +78,7 @@ def align_face(
         image: RGB, [0, 1].
         mesh: in pixels of the picture; taken as given (no gradient).
         size: side of the crop in pixels.
-        margin: share of the crop's height outside a mean face's oval.
-        outside: what lies beyond the picture: "border" repeats its edge, "zeros" is black.
+        margin: share of the crop's height outside a mean face's oval. Beyond the picture its edge is repeated.
 
     Returns:
         The crop, differentiable with respect to `image`: bicubic, with an area filter where the crop shrinks the
@@ -98,5 +88,5 @@ def align_face(
         ConfigError: `margin` is not in [0, .9], or `size` is below 16.
     """
     matrix = alignment_matrix(mesh.to(image), size, margin=margin)
-    pixels = sample(image[None], matrix[None], size, outside=outside, mode="bicubic")[0]
+    pixels = sample(image[None], matrix[None], size, outside="border", mode="bicubic")[0]
     return AlignedFace(pixels.clamp(0, 1), matrix)

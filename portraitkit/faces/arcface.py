@@ -1,4 +1,4 @@
-"""A second identity judge: ArcFace (Deng et al., 2019, https://arxiv.org/abs/1801.07698) from insightface's model
+"""A second opinion on who it is: ArcFace (Deng et al., 2019, https://arxiv.org/abs/1801.07698) from insightface's model
 packs, by onnxruntime.
 
 Nothing is downloaded. insightface's code is MIT; its model packs are for non-commercial research only, which is why
@@ -30,14 +30,7 @@ NOSE_TIP, MOUTH_RIGHT, MOUTH_LEFT = 4, 61, 291
 class ArcFaceIdentity:
     """ArcFace embeddings of unit length; open with `open_arcface`."""
 
-    session: Any
-    """onnxruntime.InferenceSession of the recognition net."""
-    path: Path
-    """File of the net."""
-    name: str = "arcface"
-    same_person: float = 0.72
-    """Distance below which two faces pass for one person: cosine .28, as in insightface's own examples."""
-    differentiable: bool = False
+    session: Any  # onnxruntime.InferenceSession of the recognition net
 
     def embedding(self, pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "batch 468 dim"]) -> Float[Tensor, "batch dim2"]:
         """Embed faces: (batch, 512), unit length, no gradient; see `identity.identity_embedding`."""
@@ -90,4 +83,4 @@ def open_arcface(path: Path | None = None) -> ArcFaceIdentity:
     shapes = [tensor.shape for tensor in (*session.get_inputs(), *session.get_outputs())]
     if len(shapes) != 2 or shapes[0][1:] != [3, CHIP, CHIP] or len(shapes[1]) != 2:
         raise WeightsError(f"{file}: shapes {shapes}, an ArcFace net maps [batch, 3, {CHIP}, {CHIP}] to [batch, n]")
-    return ArcFaceIdentity(session, file)
+    return ArcFaceIdentity(session)

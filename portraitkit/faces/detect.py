@@ -148,24 +148,6 @@ def detect_faces(image: Float[Tensor, "3 h w"]) -> list[Face]:
     return faces
 
 
-def require_face(image: Float[Tensor, "3 h w"], path: Path | None = None, *, min_size: int = 0) -> Face:
-    """The largest face.
-
-    Args:
-        image: RGB, [0, 1].
-        path: of the picture, for the message.
-        min_size: smallest acceptable side of the face's box in pixels.
-
-    Raises:
-        FaceError: no face, or one smaller than `min_size`.
-    """
-    faces = detect_faces(image)
-    if not faces:
-        raise no_face(path)
-    check_size(faces[0], path, min_size)
-    return faces[0]
-
-
 def no_face(path: Path | None) -> FaceError:
     """The error for a picture without a face."""
     return FaceError(f"{prefix(path)}no face found: use a picture that shows one from the front, upright and lit")

@@ -4,10 +4,7 @@ The net looks at an aligned chip of 150 px. Two chips of one person lie closer t
 further apart (dlib's own rule, 99.38 % on LFW).
 """
 
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -134,65 +131,3 @@ def identity_distance(a: Float[Tensor, "batch dim"], b: Float[Tensor, "#batch di
 def identity_cosine(a: Float[Tensor, "batch dim"], b: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
     """Cosine similarity of embeddings, in [-1, 1]. dlib's embeddings are not centred: two people may well have .8."""
     return F.cosine_similarity(a, b, dim=-1)
-
-
-@runtime_checkable
-class IdentityJudge(Protocol):
-    """What every identity net offers."""
-
-    @property
-    def name(self) -> str:
-        """For reports."""
-        ...
-
-    @property
-    def same_person(self) -> float:
-        """Distance below which two faces pass for one person."""
-        ...
-
-    @property
-    def differentiable(self) -> bool:
-        """Whether a gradient flows from the embedding to the pixels."""
-        ...
-
-    def embedding(self, pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "batch 468 dim"]) -> Float[Tensor, "batch dim2"]:
-        """Embed faces (RGB, [0, 1]) whose meshes are known."""
-        ...
-
-    def distance(self, a: Float[Tensor, "batch dim"], b: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
-        """Distance of embeddings, 0 for equal ones."""
-        ...
-
-
-@dataclass(frozen=True)
-class DlibIdentity:
-    """The bundled judge: `identity_embedding` and `identity_distance`."""
-
-    name: str = "dlib"
-    same_person: float = SAME_PERSON
-    differentiable: bool = True
-
-    def embedding(self, pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "batch 468 dim"]) -> Float[Tensor, "batch 128"]:
-        """See `identity_embedding`."""
-        return identity_embedding(pixels, meshes)
-
-    def distance(self, a: Float[Tensor, "batch dim"], b: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
-        """See `identity_distance`."""
-        return identity_distance(a, b)
-
-
-def open_identity(name: Literal["dlib", "arcface"] = "dlib", path: Path | None = None) -> IdentityJudge:
-    """Open an identity judge by name.
-
-    Args:
-        name: "dlib" is bundled; "arcface" needs insightface's weights on disk, see `arcface.open_arcface`.
-        path: of the weights of "arcface"; None is insightface's own place.
-
-    Raises:
-        WeightsError: the weights are missing or damaged.
-    """
-    if name == "dlib":
-        return DlibIdentity()
-    from portraitkit.faces.arcface import open_arcface
-
-    return open_arcface(path)

@@ -76,28 +76,23 @@ def face_meshes(
     return torch.cat([transform(flat[..., :2], back), flat[..., 2:] * scale], -1), score
 
 
-def mesh_and_score(image: Float[Tensor, "3 h w"], face: Face, *, refine: bool = True) -> tuple[Tensor, Tensor]:
-    """The mesh (468, 3) of one detected face and the probability (scalar tensor) that it is a face; see `face_mesh`."""
-    crop = crop_from_face(face)
-    if refine:
-        with torch.no_grad():
-            crop = crop_from_mesh(face_meshes(image[None], crop)[0])
+def mesh_and_score(image: Float[Tensor, "3 h w"], face: Face) -> tuple[Tensor, Tensor]:
+    """The mesh (468, 3) of one detected face and the probability (scalar tensor) that it is a face; see `face_mesh`.
+
+    It is looked for twice, the second time in the crop around the first mesh.
+    """
+    with torch.no_grad():
+        crop = crop_from_mesh(face_meshes(image[None], crop_from_face(face))[0])
     points, score = face_meshes(image[None], crop)
     return points[0], score[0]
 
 
-def face_mesh(image: Float[Tensor, "3 h w"], face: Face, *, refine: bool = True) -> Float[Tensor, "468 3"]:
-    """The mesh of one detected face.
+def face_mesh(image: Float[Tensor, "3 h w"], face: Face) -> Float[Tensor, "468 3"]:
+    """The mesh of one detected face of an RGB picture in [0, 1]: x, y, z in picture pixels, in MediaPipe's canonical numbering.
 
-    Args:
-        image: RGB, [0, 1].
-        face: from `detect_faces`.
-        refine: look twice, the second time at the crop around the first mesh.
-
-    Returns:
-        x, y, z in picture pixels, differentiable with respect to the picture. MediaPipe's canonical numbering.
+    Differentiable with respect to the picture.
     """
-    return mesh_and_score(image, face, refine=refine)[0]
+    return mesh_and_score(image, face)[0]
 
 
 def require_mesh(image: Float[Tensor, "3 h w"], path: Path | None = None, *, min_size: int = 0) -> tuple[Face, Float[Tensor, "468 3"]]:

@@ -108,13 +108,13 @@ class Moves:
         distance = ((points[..., None, :] - self.centres) / self.reaches).square().sum(-1)
         return torch.exp(-distance / 2) @ self.vectors
 
-    def undo(self, points: Float[Tensor, "h w 2"], *, nodes: int = 64, rounds: int = 6) -> Float[Tensor, "h w 2"]:
-        """Where each point was before: fixed-point iteration on a coarse grid of `nodes` squared, upsampled."""
+    def undo(self, points: Float[Tensor, "h w 2"]) -> Float[Tensor, "h w 2"]:
+        """Where each point was before: fixed-point iteration, six rounds on a coarse grid of 64 x 64, upsampled."""
         if not len(self.centres):
             return points
-        coarse = F.interpolate(points.permute(2, 0, 1)[None], (nodes, nodes), mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
+        coarse = F.interpolate(points.permute(2, 0, 1)[None], (64, 64), mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
         source = coarse
-        for _ in range(rounds):
+        for _ in range(6):
             source = coarse - self(source)
         shift = F.interpolate((source - coarse).permute(2, 0, 1)[None], points.shape[:2], mode="bicubic", align_corners=False)[0]
         return points + shift.permute(1, 2, 0)

@@ -1,5 +1,4 @@
 import pytest
-import torch
 
 from portraitkit.errors import ConfigError
 from portraitkit.faces.align import align_face
@@ -32,7 +31,6 @@ def test_the_mesh_of_the_crop_is_the_mapped_mesh(portraits, meshes):
 def test_the_way_back(portraits, meshes):
     mesh = meshes["astronaut"]
     aligned = align_face(portraits["astronaut"], mesh, 512)
-    assert torch.allclose(aligned.to_picture(aligned.to_crop(mesh)), mesh, atol=1e-3)
     x0, y0, x1, y1 = 180, 80, 270, 170
     back = sample(aligned.pixels[None], aligned.inverse[None], 512)[0]
     difference = (back - portraits["astronaut"])[:, y0:y1, x0:x1].abs().mean()

@@ -1,12 +1,8 @@
-import re
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from portraitkit.errors import FaceError
-from portraitkit.faces.detect import KEYPOINTS, detect_faces, require_face
+from portraitkit.faces.detect import KEYPOINTS, detect_faces
 
 
 def _shrunk(pixels, size, face):
@@ -69,12 +65,3 @@ def test_largest_first(portraits):
 def test_nothing_is_found_where_nothing_is(shape):
     assert detect_faces(torch.zeros(shape)) == []
     assert detect_faces(torch.rand(shape, generator=torch.Generator().manual_seed(0))) == []
-
-
-def test_require_face(portraits):
-    assert require_face(portraits["astronaut"], min_size=64).size > 64
-    with pytest.raises(FaceError, match=r"^blank\.png: no face found: use a picture"):
-        require_face(torch.zeros(3, 64, 64), Path("blank.png"))
-    with pytest.raises(FaceError, match=re.escape("me.png: face of 105 px: at least 200 needed")) as error:
-        require_face(portraits["astronaut"], Path("me.png"), min_size=200)
-    assert "\n" not in str(error.value)

@@ -17,7 +17,6 @@ from portraitkit.faces.identity import (
     identity_cosine,
     identity_distance,
     identity_embedding,
-    open_identity,
 )
 from portraitkit.faces.mesh import face_mesh
 from portraitkit.faces.warp import sample, similarity
@@ -97,14 +96,6 @@ def test_gradient_reaches_the_picture(portraits, meshes, embeddings):
     closer = identity_embedding(step, meshes["astronaut"][None])
     before = identity_distance(embedding, embeddings["grace_hopper"])
     assert identity_distance(closer, embeddings["grace_hopper"]) < before
-
-
-def test_the_judge_says_the_same(portraits, meshes, embeddings):
-    judge = open_identity()
-    assert (judge.name, judge.same_person, judge.differentiable) == ("dlib", 0.6, True)
-    embedding = judge.embedding(portraits["astronaut"][None], meshes["astronaut"][None])
-    assert torch.allclose(embedding, embeddings["astronaut"], atol=1e-5)
-    assert judge.distance(embedding, embedding).item() == 0
 
 
 def test_loading_leaves_the_random_state_alone():
