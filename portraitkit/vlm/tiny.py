@@ -3,7 +3,7 @@
 What is embedded was built by these functions and trained by `tools.embedded.vlm`; a user's own tiny model can be, too.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 SIDE = 128  # Side of what the vision tower's windows span, and of the square pictures it was trained on, in pixels
@@ -111,33 +111,3 @@ def build_model(processor: Any, *, hidden_size: int = 192, layers: int = 4, visi
     torch.nn.init.normal_(model.get_parameter("model.visual.blocks.0.attn.proj.bias"), std=0.3)
     model.generation_config.update(eos_token_id=token("<|im_end|>"), pad_token_id=token("<|endoftext|>"), bos_token_id=None)
     return model
-
-
-def see_from_the_start(model: Any, patches: Any, tokens: Callable[[], Any]) -> None:
-    """Set what of the untrained vision tower has a closed form, so that its tokens can be read from the first step on.
-
-    The patch embedding becomes the principal components of real patches. The last layer is scaled so that each channel of the tokens has
-    mean 0 and spread 1 over real pictures: untrained tokens differ much from place to place and little from picture to picture. And the
-    layers of the language part begin as the identity (their output projections are 0).
-
-    Args:
-        model: from `build_model`.
-        patches: n x values, as the image processor makes them; some ten thousand.
-        tokens: gives the tower's tokens of some pictures, n x width.
-    """
-    import torch
-
-    tower, text = model.model.visual, model.model.language_model
-    weight = tower.patch_embed.proj.weight
-    components = torch.linalg.svd(patches.float(), full_matrices=False)[2][: len(weight)]
-    spread = (patches.float() @ components.T).square().mean().sqrt()
-    last = [layer for layer in tower.merger.mlp if isinstance(layer, torch.nn.Linear)][-1]
-    with torch.no_grad():
-        weight.copy_((components * (0.3 / spread)).view_as(weight))
-        found = tokens()
-        mean, deviation = found.mean(0), found.std(0).clamp_min(1e-3)
-        last.weight.div_(deviation[:, None])
-        last.bias.copy_((last.bias - mean) / deviation)
-        for layer in text.layers:
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()

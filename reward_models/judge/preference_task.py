@@ -12,7 +12,7 @@ from typing import Any
 
 from portraitkit.errors import DataError
 from portraitkit.vlm.task import Mode, Score, Task
-from preference_data.contract import BRIEF_PROMPT, Answer, Unreadable, prompt, read_answer, read_brief, write_answer, write_brief
+from preference_data.contract import BRIEF_PROMPT, Answer, Unreadable, prompt, read_answer, read_brief, write_brief
 from preference_data.schema import DIMENSIONS
 from preference_data.verdict import EXCHANGED, Order, Place, Shown, Verdict, in_order, shown_as, winner
 
@@ -113,11 +113,6 @@ def verdicts_shown(answer: Answer) -> dict[str, Shown]:
 def perfect(truth: Preference) -> str:
     """A right answer in the short form: the true scores, or 4 for a winner, 3 for a loser and 4 for both of a tie."""
     return write_brief(answer_of(truth))
-
-
-def perfect_in_full(truth: Preference) -> str:
-    """The same in the full form."""
-    return write_answer(answer_of(truth))
 
 
 def constants(truths: Sequence[Preference], mode: Mode) -> list[str]:

@@ -8,7 +8,7 @@ held-out split is never touched.
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +29,7 @@ from portraitkit.processor import bf16_autocast
 from portraitkit.vlm.evaluate import score_all
 from portraitkit.vlm.generate import complete
 from portraitkit.vlm.rows import Row
-from portraitkit.vlm.tiny import build_model, build_processor, see_from_the_start
+from portraitkit.vlm.tiny import build_model, build_processor
 from tools.embedded.judge import JudgePhase, calibrate_embedded, open_cells, teach_judge
 from tools.embedded.judge import make_heads as make_judge_heads
 from tools.embedded.vlm_read import Lesson, Phase, make_heads, make_lessons, teach_to_read
@@ -206,6 +206,34 @@ def start(model: Any, processor: Any, rows: Mapping[str, Sequence[Mapping[str, A
     see_from_the_start(
         model, patches[:: len(patches) // 40_000 + 1], lambda: torch.cat([look(model, *found).flatten(0, 1) for found in some])
     )
+
+
+def see_from_the_start(model: Any, patches: Tensor, tokens: Callable[[], Tensor]) -> None:
+    """Set what of the untrained vision tower has a closed form, so that its tokens can be read from the first step on.
+
+    The patch embedding becomes the principal components of real patches. The last layer is scaled so that each channel of the tokens has
+    mean 0 and spread 1 over real pictures: untrained tokens differ much from place to place and little from picture to picture. And the
+    layers of the language part begin as the identity (their output projections are 0).
+
+    Args:
+        model: from `build_model`.
+        patches: n x values, as the image processor makes them; some ten thousand.
+        tokens: gives the tower's tokens of some pictures, n x width.
+    """
+    tower, text = model.model.visual, model.model.language_model
+    weight = tower.patch_embed.proj.weight
+    components = torch.linalg.svd(patches.float(), full_matrices=False)[2][: len(weight)]
+    spread = (patches.float() @ components.T).square().mean().sqrt()
+    last = [layer for layer in tower.merger.mlp if isinstance(layer, torch.nn.Linear)][-1]
+    with torch.no_grad():
+        weight.copy_((components * (0.3 / spread)).view_as(weight))
+        found = tokens()
+        mean, deviation = found.mean(0), found.std(0).clamp_min(1e-3)
+        last.weight.div_(deviation[:, None])
+        last.bias.copy_((last.bias - mean) / deviation)
+        for layer in text.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
 
 
 def _pictures(row: Mapping[str, Any]) -> tuple[Tensor, ...]:

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import tiny_qwen
 import torch
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from peft import LoraConfig
 
 from dpg.scheduler import DPGScheduler
 from dpg.sde import log_ratio, step_mean_std
-from policies.retoucher.backbones import tiny, tiny_qwen
+from policies.retoucher.backbones import tiny
 from policies.retoucher.backbones.flux_kontext import KontextBackbone
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.model.adapter import load_lora, save_lora

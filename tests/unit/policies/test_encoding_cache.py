@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 import pytest
+import tiny_qwen
 import torch
 
-from policies.retoucher.backbones import tiny, tiny_qwen
+from policies.retoucher.backbones import tiny
 from policies.retoucher.model.backbone import Backbone
 from policies.retoucher.model.encoding_cache import CachedBackbone, open_cache, with_cache
 from portraitkit.errors import RunFolderError

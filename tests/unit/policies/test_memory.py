@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
+import tiny_qwen
 import torch
 from diffusers import FluxKontextPipeline, FluxTransformer2DModel, QwenImageTransformer2DModel
 from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer
@@ -12,7 +13,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import nn
 
-from policies.retoucher.backbones import flux_kontext, load_backbone, qwen_image_edit, tiny, tiny_qwen
+from policies.retoucher.backbones import flux_kontext, load_backbone, qwen_image_edit, tiny
 from policies.retoucher.model import loading
 from policies.retoucher.model.adapter import check_start
 from policies.retoucher.model.loading import load_pipeline, loading_options

@@ -13,7 +13,6 @@ from reward_models.judge.preference_task import (
     answer_of,
     columns_of,
     metrics,
-    perfect_in_full,
     preference_of,
     read_truth,
     score,
@@ -69,7 +68,7 @@ def test_whatever_is_written_stays_in_range(mode, text, answer, truth):
 @pytest.mark.parametrize("mode", MODES)
 @given(spoil=SPOILED, worst=ANSWERS, truth=TRUTHS)
 def test_no_malformed_answer_beats_a_well_formed_one(mode, spoil, worst, truth):
-    for perfect in (TASK.perfect(truth), perfect_in_full(truth)):
+    for perfect in (TASK.perfect(truth), write_answer(answer_of(truth))):
         malformed = score(spoil(perfect), truth, mode)
         assert malformed.reward == 0 and malformed.parsed is None
         assert malformed.reward < score(write_brief(worst), truth, mode).reward
@@ -88,7 +87,7 @@ def test_a_perfect_answer_earns_all_that_coherence_allows(mode, truth):
         if truth.scores is None:  # no dimension speaks for the winner or is open, and one speaks against
             assert len(truth.verdicts) == len(DIMENSIONS)
             assert truth.overall not in truth.verdicts.values() and {"first", "second"} & set(truth.verdicts.values())
-    for text in (TASK.perfect(truth), perfect_in_full(truth)):
+    for text in (TASK.perfect(truth), write_answer(answer_of(truth))):
         assert score(text, truth, mode).reward == pytest.approx(best)
     assert all(verdicts_shown(answer)[name] == verdict for name, verdict in truth.verdicts.items())
 

@@ -1,7 +1,4 @@
-"""Qwen-Image-Edit's architecture at tiny size with random weights: for tests, and to try settings without the 58 GB model.
-
-`build_pipeline` makes a stock diffusers pipeline from configuration alone; `wrap` makes it a backbone. It was trained on nothing.
-"""
+"""Qwen-Image-Edit's architecture at tiny size with random weights, as a stock diffusers pipeline and as a backbone."""
 
 from typing import Any
 
