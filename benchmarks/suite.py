@@ -96,8 +96,9 @@ class Suite:
             plan = Plan(shard.share(plan.batches), plan.refused)
         results.failed += [(str(path), "", reason) for path, reason in plan.refused.items()]
         self._check_failed(results)
-        todo = self._missing(plan)
-        scores = self._open({metric.name for work in todo for metric in work[1]}, results)
+        lacking = [[metric for metric, weights in self.metrics if self._missing(metric, weights, batch)] for batch in plan.batches]
+        todo = list(zip(plan.batches, lacking, strict=True))
+        scores = self._open({metric.name for _, wanted in todo for metric in wanted}, results)
         todo = [(batch, [metric for metric in wanted if metric.name in scores]) for batch, wanted in todo]
         self._measure([work for work in todo if work[1]], scores, results)
         self.store.add_digests(self.digest.known)
@@ -140,23 +141,13 @@ class Suite:
             while flying:
                 land()
 
-    def _missing(self, plan: Plan) -> list[tuple[Batch, list[Metric]]]:
-        """The batches with the metrics that lack a value in them."""
-        todo = []
-        for batch in plan.batches:
-            wanted = []
-            for metric, weights in self.metrics:
-                if applies(metric, batch) and not self._known(metric, weights, batch).issuperset(self._keys(metric, weights, batch)):
-                    wanted.append(metric)
-            todo.append((batch, wanted))
-        return todo
-
-    def _known(self, metric: Metric, weights: MetricWeights, batch: Batch) -> set[str]:
-        names = self._keys(metric, weights, batch)
-        return self.store.known_features(names) if metric.reference == "set" else set(self.store.values(names))
-
-    def _keys(self, metric: Metric, weights: MetricWeights, batch: Batch) -> list[str]:
-        return keys(metric, weights, batch.items, self.digest)
+    def _missing(self, metric: Metric, weights: MetricWeights, batch: Batch) -> dict[int, str]:
+        """Rows of a batch that a metric has no value of yet, and the names these are to be kept under."""
+        if not applies(metric, batch):
+            return {}
+        names = keys(metric, weights, batch.items, self.digest)
+        known = self.store.known_features(names) if metric.reference == "set" else self.store.values(names).keys()
+        return {row: name for row, name in enumerate(names) if name not in known}
 
     def _open(self, names: set[str], results: Results) -> dict[str, Score]:
         scores: dict[str, Score] = {}
@@ -174,13 +165,12 @@ class Suite:
         """Let every metric measure those pictures of a batch that lack its value, the slowest so far first."""
         jobs = {}
         for metric in sorted(wanted, key=lambda metric: -self._seconds.get(metric.name, 0.0)):
-            weights = results.weights[metric.name]
-            names, known = self._keys(metric, weights, batch), self._known(metric, weights, batch)
-            rows = [row for row, name in enumerate(names) if name not in known and pictures.sources[row]]
+            missing = self._missing(metric, results.weights[metric.name], batch)
+            rows = [row for row in missing if pictures.sources[row]]
             if rows:
                 paths = [str(batch.items[row].path) for row in rows]
                 future = pool.submit(_measured, metric.name, scores[metric.name], pictures.select(rows), paths)
-                jobs[metric.name] = Job([names[row] for row in rows], future)
+                jobs[metric.name] = Job([missing[row] for row in rows], future)
         return jobs
 
     def _keep(self, metric: Metric, job: "Job", results: Results) -> None:
@@ -216,7 +206,7 @@ class Suite:
                 continue
             values = torch.full((count,), math.nan, dtype=torch.float64)
             for batch in batches:
-                names = self._keys(metric, weights, batch)
+                names = keys(metric, weights, batch.items, self.digest)
                 known = self.store.values(names)
                 values[list(batch.rows)] = torch.tensor([known.get(name, math.nan) for name in names], dtype=torch.float64)
             if values.isfinite().any():
@@ -232,7 +222,7 @@ class Suite:
         assert metric.pool is not None
         of_method: dict[str, list[str]] = {}
         for batch in batches:
-            for item, name in zip(batch.items, self._keys(metric, weights, batch), strict=True):
+            for item, name in zip(batch.items, keys(metric, weights, batch.items, self.digest), strict=True):
                 of_method.setdefault(item.method, []).append(name)
         known = {method: sorted(self.store.known_features(names)) for method, names in of_method.items()}
         target = self.store.features(known.pop(SET)) if known.get(SET) else torch.empty(0, 1)
