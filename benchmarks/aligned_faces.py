@@ -30,17 +30,12 @@ NO_FACE = "its photo shows no face that can be measured"
 
 @dataclass(frozen=True, eq=False)
 class Faces:
-    """Aligned faces of the pictures of a batch that have one.
+    """Aligned faces of the pictures of a batch that have one."""
 
-    Attributes:
-        rows: their places in the batch.
-        candidates: the pictures' faces.
-        photos: the photos' faces and what rewards know of them; `clean` is the reference's face where there is one, and the blemishes
-            are what it changed on the skin.
-    """
-
-    rows: list[int]
-    candidates: Float[Tensor, "n 3 side side"]
+    rows: list[int]  # their places in the batch
+    candidates: Float[Tensor, "n 3 side side"]  # the pictures' faces
+    # the photos' faces and what rewards know of them; `clean` is the reference's face where there is one, and the blemishes are what it
+    # changed on the skin
     photos: Photos
 
 

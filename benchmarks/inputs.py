@@ -43,21 +43,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything to be measured.
+    """Everything to be measured."""
 
-    Attributes:
-        items: sorted by name, then in the methods' order.
-        methods: in the order given.
-        groups: name -> group -> value, from the metadata.jsonl of the photos, else of the references, else of a method.
-        sets: pictures of the folder that set metrics compare with.
-        notes: what was left out, one line each.
-    """
-
-    items: list[Item]
-    methods: list[str]
+    items: list[Item]  # sorted by name, then in the methods' order
+    methods: list[str]  # in the order given
+    # name -> group -> value, from the metadata.jsonl of the photos, else of the references, else of a method
     groups: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    sets: tuple[Path, ...] = ()
-    notes: tuple[str, ...] = ()
+    sets: tuple[Path, ...] = ()  # pictures of the folder that set metrics compare with
+    notes: tuple[str, ...] = ()  # what was left out, one line each
 
 
 @dataclass(frozen=True)

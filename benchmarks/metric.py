@@ -66,63 +66,42 @@ class Range:
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A file that a metric needs.
+    """A file that a metric needs."""
 
-    Attributes:
-        name: in the weights folder; `<name without suffix>.safetensors` is taken in its place where it lies there.
-        origin: where to get it: an address, or the package that ships it.
-        sha256: of the published file, or as many leading digits of it as were published; "" where none was.
-        from_name: the digits are only taken from the file's name, by the custom of naming files so: a file that does not fit is used
-            with a note, not refused.
-        mib: size, about.
-        optional: the metric runs without it, with what is bundled.
-    """
-
-    name: str
-    origin: str
-    sha256: str = ""
-    mib: float = 0.0
-    optional: bool = False
+    name: str  # in the weights folder; `<name without suffix>.safetensors` is taken in its place where it lies there
+    origin: str  # where to get it: an address, or the package that ships it
+    sha256: str = ""  # of the published file, or as many leading digits of it as were published; "" where none was
+    mib: float = 0.0  # size, about
+    optional: bool = False  # the metric runs without it, with what is bundled
+    # the digits are only taken from the file's name, by the custom of naming files so: a file that does not fit is used with a note, not
+    # refused
     from_name: bool = False
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric.
+    """A metric."""
 
-    Attributes:
-        name: pyiqa's where pyiqa has it.
-        title: in a few words, for people.
-        direction: whether a higher or a lower value is better.
-        range: of the values.
-        reference: what a picture is compared with: nothing; "full", the known good retouch; "source", the untouched photo; "set", a
-            folder of pictures, with one value a method.
-        licence: of code and weights.
-        open: from the found weight files by name (empty for a metric without) to the scoring function. That takes a batch and returns
-            one value a picture, NaN where the metric does not apply, or one row of features a picture for a "set" metric.
-        weights: files it needs beside the package.
-        bundled: files of this package with parameters; their hash is part of the cache's key. So is that of a user's own file, which
-            `load_metrics` adds.
-        revision: of the weights: a tag, a commit, or a release.
-        version: raised whenever the same picture gets another value; part of the cache's key.
-        smallest: shortest side in pixels that it can measure.
-        missing: why a picture may have no value, for the report.
-        pool: for a "set" metric: features of the pictures and of the set to one value.
-    """
-
-    name: str
-    title: str
-    direction: Literal["higher", "lower"]
-    range: Range
+    name: str  # pyiqa's where pyiqa has it
+    title: str  # in a few words, for people
+    direction: Literal["higher", "lower"]  # whether a higher or a lower value is better
+    range: Range  # of the values
+    # what a picture is compared with: nothing; "full", the known good retouch; "source", the untouched photo; "set", a folder of
+    # pictures, with one value a method
     reference: Literal["none", "full", "source", "set"]
-    licence: str
+    licence: str  # of code and weights
+    # from the found weight files by name (empty for a metric without) to the scoring function. That takes a batch and returns one value a
+    # picture, NaN where the metric does not apply, or one row of features a picture for a "set" metric
     open: Callable[[Mapping[str, Path]], Score]
-    weights: tuple[WeightFile, ...] = ()
+    weights: tuple[WeightFile, ...] = ()  # files it needs beside the package
+    # files of this package with parameters; their hash is part of the cache's key. So is that of a user's own file, which `load_metrics`
+    # adds
     bundled: tuple[Path, ...] = ()
-    revision: str = ""
-    version: int = 1
-    smallest: int = 1
-    missing: str = "it does not apply"
+    revision: str = ""  # of the weights: a tag, a commit, or a release
+    version: int = 1  # raised whenever the same picture gets another value; part of the cache's key
+    smallest: int = 1  # shortest side in pixels that it can measure
+    missing: str = "it does not apply"  # why a picture may have no value, for the report
+    # for a "set" metric: features of the pictures and of the set to one value
     pool: Callable[[Float[Tensor, "n dim"], Float[Tensor, "m dim"]], float] | None = None
 
     def __post_init__(self) -> None:

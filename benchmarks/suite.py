@@ -29,29 +29,18 @@ from portraitkit.runs.shards import Shard
 
 @dataclass
 class Results:
-    """What a run measured.
+    """What a run measured."""
 
-    Attributes:
-        inputs: what was measured.
-        metrics: those with values, in the tables' order.
-        values: metric -> one value an item, NaN where there is none.
-        pooled: metric -> method -> value of a set metric.
-        skipped: metric -> why it has no values.
-        failed: (file, metric or "", reason) of pictures that could not be read or measured.
-        weights: metric -> its files.
-        computed: values computed in this run; the others were known.
-        stopped: whether the run was interrupted.
-    """
-
-    inputs: Inputs
-    metrics: list[Metric] = field(default_factory=list)
-    values: dict[str, Float[Tensor, " n"]] = field(default_factory=dict)
-    pooled: dict[str, dict[str, float]] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
+    inputs: Inputs  # what was measured
+    metrics: list[Metric] = field(default_factory=list)  # those with values, in the tables' order
+    values: dict[str, Float[Tensor, " n"]] = field(default_factory=dict)  # metric -> one value an item, NaN where there is none
+    pooled: dict[str, dict[str, float]] = field(default_factory=dict)  # metric -> method -> value of a set metric
+    skipped: dict[str, str] = field(default_factory=dict)  # metric -> why it has no values
+    # (file, metric or "", reason) of pictures that could not be read or measured
     failed: list[tuple[str, str, str]] = field(default_factory=list)
-    weights: dict[str, MetricWeights] = field(default_factory=dict)
-    computed: int = 0
-    stopped: bool = False
+    weights: dict[str, MetricWeights] = field(default_factory=dict)  # metric -> its files
+    computed: int = 0  # values computed in this run; the others were known
+    stopped: bool = False  # whether the run was interrupted
 
 
 class Suite:

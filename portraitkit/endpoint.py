@@ -27,23 +27,15 @@ LONGEST_WAIT = 60.0
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back.
+    """What came back."""
 
-    Attributes:
-        text: the answer, or None.
-        error: why there is none; empty if there is.
-        tokens_in: billed input tokens, 0 where the server does not say.
-        tokens_out: billed output tokens.
-        cached: whether the answer came from the disk.
-        choices: of each token its text and the log-probabilities of the likeliest texts in its place, where they were asked for and the
-            server gives them; answers from the disk have none.
-    """
-
-    text: str | None
-    error: str = ""
-    tokens_in: int = 0
-    tokens_out: int = 0
-    cached: bool = False
+    text: str | None  # the answer, or None
+    error: str = ""  # why there is none; empty if there is
+    tokens_in: int = 0  # billed input tokens, 0 where the server does not say
+    tokens_out: int = 0  # billed output tokens
+    cached: bool = False  # whether the answer came from the disk
+    # of each token its text and the log-probabilities of the likeliest texts in its place, where they were asked for and the server gives
+    # them; answers from the disk have none
     choices: tuple[tuple[str, dict[str, float]], ...] = ()
 
 

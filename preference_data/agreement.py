@@ -17,18 +17,13 @@ SCALE: tuple[Verdict, ...] = ("b", "tie", "a")
 
 @dataclass(frozen=True)
 class Agreement:
-    """Agreement of several annotators on one dimension.
+    """Agreement of several annotators on one dimension."""
 
-    Attributes:
-        alpha: Krippendorff's alpha of the verdicts on the ordinal scale b, tie, a; None where it is not defined (fewer than two
-            annotators in common, or one verdict everywhere).
-        equal: share of equal verdicts among all pairs of annotators of the same pair; None where nobody shares a pair.
-        pairs: how many pairs have at least two verdicts.
-    """
-
+    # Krippendorff's alpha of the verdicts on the ordinal scale b, tie, a; None where it is not defined (fewer than two annotators in
+    # common, or one verdict everywhere)
     alpha: float | None
-    equal: float | None
-    pairs: int
+    equal: float | None  # share of equal verdicts among all pairs of annotators of the same pair; None where nobody shares a pair
+    pairs: int  # how many pairs have at least two verdicts
 
 
 def agreement(judgements: Judgements) -> dict[str, Agreement]:

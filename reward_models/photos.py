@@ -20,23 +20,15 @@ class Photos:
     """A batch of photos to be retouched. Images are RGB in [0, 1], masks are in [0, 1].
 
     Rewards take one photo a candidate, or a single one that all candidates are retouches of: it broadcasts over them.
-
-    Attributes:
-        source: the photos as taken.
-        meshes: 468 landmarks (x, y) a photo, in pixels.
-        skin: the skin of the face.
-        features: the face without its skin: eyes, brows, lips.
-        opacity: opacity of the blemishes: the truth on synthetic photos, else what `detect_blemishes` finds.
-        clean: the portrait without blemishes, NaN where it is not known.
-        identity: identity embedding of the clean portrait where it is known (blemishes are not identity), else of the source.
     """
 
-    source: Float[Tensor, "n 3 h w"]
-    meshes: Float[Tensor, "n 468 2"]
-    skin: Float[Tensor, "n 1 h w"]
-    features: Float[Tensor, "n 1 h w"]
-    opacity: Float[Tensor, "n 1 h w"]
-    clean: Float[Tensor, "n 3 h w"]
+    source: Float[Tensor, "n 3 h w"]  # the photos as taken
+    meshes: Float[Tensor, "n 468 2"]  # 468 landmarks (x, y) a photo, in pixels
+    skin: Float[Tensor, "n 1 h w"]  # the skin of the face
+    features: Float[Tensor, "n 1 h w"]  # the face without its skin: eyes, brows, lips
+    opacity: Float[Tensor, "n 1 h w"]  # opacity of the blemishes: the truth on synthetic photos, else what `detect_blemishes` finds
+    clean: Float[Tensor, "n 3 h w"]  # the portrait without blemishes, NaN where it is not known
+    # identity embedding of the clean portrait where it is known (blemishes are not identity), else of the source
     identity: Float[Tensor, "n 128"]
 
     @classmethod

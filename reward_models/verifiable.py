@@ -165,17 +165,12 @@ def residual_grain(candidate: Candidates, photos: Photos) -> Scores:
 
 @dataclass(frozen=True)
 class LocalError:
-    """Where a reward is lost: the reward is `curve(map.sum())`.
+    """Where a reward is lost: the reward is `curve(map.sum())`."""
 
-    Attributes:
-        map: candidates and photos to what each pixel adds to the error.
-        curve: the summed error to the reward.
-        reach: how many eighths of the picture's side away a change of the latent still moves this error, as measured on the embedded
-            retoucher (docs/measurements/retoucher.md): credit is given that far.
-    """
-
-    map: Callable[[Candidates, Photos], ErrorMap]
-    curve: Callable[[Scores], Scores]
+    map: Callable[[Candidates, Photos], ErrorMap]  # candidates and photos to what each pixel adds to the error
+    curve: Callable[[Scores], Scores]  # the summed error to the reward
+    # how many eighths of the picture's side away a change of the latent still moves this error, as measured on the embedded retoucher
+    # (docs/measurements/retoucher.md): credit is given that far
     reach: int
 
 

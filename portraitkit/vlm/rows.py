@@ -24,21 +24,14 @@ FRESH = 1_000_000  # The embedded models were taught on rows of smaller seeds; w
 
 @dataclass(frozen=True)
 class Row:
-    """One example.
+    """One example."""
 
-    Attributes:
-        pictures: shown before the prompt, in this order: RGB in [0, 1], or the files that hold them.
-        truth: what `Task.read_truth` made of the columns.
-        target: the completion to imitate.
-        columns: everything else the row says, for tables by group.
-        name: where it stands, for messages; empty where nobody said.
-    """
-
+    # shown before the prompt, in this order: RGB in [0, 1], or the files that hold them
     pictures: tuple[Float[Tensor, "3 h w"] | Path, ...]
-    truth: Any
-    target: str
-    columns: Mapping[str, Any]
-    name: str = ""
+    truth: Any  # what `Task.read_truth` made of the columns
+    target: str  # the completion to imitate
+    columns: Mapping[str, Any]  # everything else the row says, for tables by group
+    name: str = ""  # where it stands, for messages; empty where nobody said
 
     def images(self) -> list[Image.Image]:
         """The pictures as Pillow has them, 8 bits."""

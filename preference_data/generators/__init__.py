@@ -24,28 +24,18 @@ USAGE = "degradations, folder:PATH, pipeline:PATH_OR_HUB_ID or my_file.py:GENERA
 
 @dataclass(frozen=True)
 class Subject:
-    """One aligned photo of one face.
+    """One aligned photo of one face."""
 
-    Attributes:
-        id: unique, usable in file names.
-        case: the crop with what is known of it: `source` is the photo, `clean` its label or, where blemishes were painted onto the photo,
-            the photo before; `opacity` of the blemishes.
-        label: the photo's preferred retouch, RGB in [0, 1], where there is one.
-        split: "train", "validation" or "held_out".
-        synthetic: whether the photo itself was altered or made by code.
-        path: of the photo before alignment; None for the embedded people.
-        matrix: photo -> crop in pixels, see `portraitkit.faces.align`; None for the embedded people.
-        face: of the photo, before alignment; None for the embedded people.
-    """
-
-    id: str
+    id: str  # unique, usable in file names
+    # the crop with what is known of it: `source` is the photo, `clean` its label or, where blemishes were painted onto the photo, the
+    # photo before; `opacity` of the blemishes
     case: Case
-    label: Float[Tensor, "3 h w"] | None
-    split: str
-    synthetic: bool
-    path: Path | None = None
-    matrix: Float[Tensor, "2 3"] | None = None
-    face: PhotoFace | None = None
+    label: Float[Tensor, "3 h w"] | None  # the photo's preferred retouch, RGB in [0, 1], where there is one
+    split: str  # "train", "validation" or "held_out"
+    synthetic: bool  # whether the photo itself was altered or made by code
+    path: Path | None = None  # of the photo before alignment; None for the embedded people
+    matrix: Float[Tensor, "2 3"] | None = None  # photo -> crop in pixels, see `portraitkit.faces.align`; None for the embedded people
+    face: PhotoFace | None = None  # of the photo, before alignment; None for the embedded people
 
 
 @dataclass(frozen=True)

@@ -28,33 +28,20 @@ Split = Literal["train", "validation", "test"]
 
 @dataclass(frozen=True)
 class Record:
-    """One labelled face of a data set.
+    """One labelled face of a data set."""
 
-    Attributes:
-        key: unique in the data set, stable; the row's id is `dataset-key`.
-        picture: the file that holds it, or a function that makes its pixels: uint8, RGB, h x w x 3; ImageError where it cannot.
-        units: numbers of the action units that are present; None where the data set labels none.
-        emotion: as the data set writes it; None where there is none.
-        split: the official one, or None.
-        subject: the person shown, or whatever else must stay in one split; the key if empty.
-        description: text about the expression.
-        meta: further columns.
-        dataset: where the row says that it comes from another data set; its key then is the row's id.
-        question: that the row asks, if not the usual one.
-        target: completion to imitate, if the row has one.
-    """
-
-    key: str
+    key: str  # unique in the data set, stable; the row's id is `dataset-key`
+    # the file that holds it, or a function that makes its pixels: uint8, RGB, h x w x 3; ImageError where it cannot
     picture: "Path | Callable[[], ndarray]"
-    units: frozenset[int] | None = None
-    emotion: str | None = None
-    split: Split | None = None
-    subject: str = ""
-    description: str = ""
-    meta: Mapping[str, Any] = field(default_factory=dict)
-    dataset: str = ""
-    question: str = ""
-    target: str | None = None
+    units: frozenset[int] | None = None  # numbers of the action units that are present; None where the data set labels none
+    emotion: str | None = None  # as the data set writes it; None where there is none
+    split: Split | None = None  # the official one, or None
+    subject: str = ""  # the person shown, or whatever else must stay in one split; the key if empty
+    description: str = ""  # text about the expression
+    meta: Mapping[str, Any] = field(default_factory=dict)  # further columns
+    dataset: str = ""  # where the row says that it comes from another data set; its key then is the row's id
+    question: str = ""  # that the row asks, if not the usual one
+    target: str | None = None  # completion to imitate, if the row has one
 
 
 @dataclass(frozen=True)
@@ -67,19 +54,13 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A data set.
+    """A data set."""
 
-    Attributes:
-        name: as rows carry it.
-        layout: what the folder must hold, for messages.
-        read: (folder, options) -> records, lazily; raises DataError with file and line where the folder breaks the layout.
-        skipped: labels that are no emotion, by the reason for which their rows are set aside.
-    """
-
-    name: str
-    layout: str
+    name: str  # as rows carry it
+    layout: str  # what the folder must hold, for messages
+    # (folder, options) -> records, lazily; raises DataError with file and line where the folder breaks the layout
     read: Callable[[Path, ReadOptions], Iterator[Record]]
-    skipped: Mapping[str, str] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)  # labels that are no emotion, by the reason for which their rows are set aside
 
 
 def load_adapter(name: str) -> Adapter:
