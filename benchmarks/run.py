@@ -14,7 +14,7 @@ from benchmarks.config import BenchmarkConfig
 from benchmarks.inputs import Inputs, check_places, check_readable, gather
 from benchmarks.metric import Metric
 from benchmarks.metrics import load_metrics
-from benchmarks.preferences import Preference, check_pairs, read_pairs
+from benchmarks.stats import Preference, check_pairs, read_pairs
 from benchmarks.store import FILE, ShardStore, Store, merge_into
 from benchmarks.suite import Results, Suite
 from benchmarks.weight_files import Digests, search_folders, weights_table, with_weights

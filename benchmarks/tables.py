@@ -10,8 +10,19 @@ from typing import Any, Self
 import numpy as np
 
 from benchmarks.metric import Metric
-from benchmarks.preferences import Preference, pair_accuracy
-from benchmarks.stats import Comparison, Grid, Mean, comparisons, correlations, grid, group_tables, means, too_few
+from benchmarks.stats import (
+    Comparison,
+    Grid,
+    Mean,
+    Preference,
+    comparisons,
+    correlations,
+    grid,
+    group_tables,
+    means,
+    pair_accuracy,
+    too_few,
+)
 from benchmarks.suite import Results
 from portraitkit.errors import RunFolderError
 from portraitkit.files.atomic import replacing, write_csv, write_text

@@ -7,7 +7,7 @@ it (gradients, optimiser states, shards of them), and says what to change when t
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from math import ceil
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from portraitkit.errors import ConfigError
 
@@ -17,7 +17,7 @@ FRAGMENTS = 0.05  # Assumed of a GPU: what the allocator holds in pieces too sma
 NF4 = 0.5 + 4 / 64  # Bytes of a value in NF4: 4 bits, and a float32 scale for each 64 values (bitsandbytes without double quantisation)
 EIGHT_BIT_FROM, EIGHT_BIT_BLOCK = 4096, 256
 """bitsandbytes keeps the states of smaller tensors in float32; larger ones have a float32 scale for each block."""
-Config = TypeVar("Config", bound=Any)
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def set_to(config: Config, **values: Any) -> Config | None:
     if all(getattr(config, name) == value for name, value in values.items()):
         return None
     try:
-        return replace(config, **values)
+        return replace(cast(Any, config), **values)
     except ConfigError:
         return None
 

@@ -191,7 +191,7 @@ def test_a_reward_file_of_verl_trains_a_model(command, own):
 
 def test_an_exported_reward_works_in_our_own_loop(command, own):
     assert command(align_vlm, "--export", "verl", "--output-dir", "verl", *FEW)[0] == 0
-    from policies.vlm.align.reward_file import with_reward_file
+    from policies.vlm.export_reward import with_reward_file
 
     task = load_task("area")
     theirs = with_reward_file(task, "verl/reward.py:compute_score")

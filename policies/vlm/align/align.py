@@ -15,7 +15,7 @@ from policies.vlm.align.align_config import AlignVlmConfig
 from policies.vlm.align.align_report import write_align_card, write_probe_report, write_report
 from policies.vlm.align.align_stages import check_enough, find_start, forget_stages, load_policy, train_stages
 from policies.vlm.align.inputs import check_all_lengths, check_held_out, open_all_rows, prompt_of, readable_rows, write_aside
-from policies.vlm.align.reward_file import with_reward_file
+from policies.vlm.export_reward import with_reward_file
 from policies.vlm.tasks import load_task
 from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError

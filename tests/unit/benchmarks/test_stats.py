@@ -10,13 +10,15 @@ import torch
 
 from benchmarks.inputs import Inputs, Item
 from benchmarks.metrics import brisque, fidelity
-from benchmarks.preferences import check_pairs, pair_accuracy, read_pairs
 from benchmarks.stats import (
+    check_pairs,
     comparisons,
     correlations,
     grid,
     group_tables,
     means,
+    pair_accuracy,
+    read_pairs,
     too_few,
 )
 from benchmarks.suite import Results
