@@ -142,7 +142,7 @@ def plan_memory(config: RetoucherConfig) -> Memory:
     shards = Shards(config.sharding, config.plan_devices)
     gathered = 2 * planned.largest_block if shards.of_weights > 1 else 0
     rolled_out, updated, evaluated = _rollout_rows(config), _update_rows(config), _evaluation_rows(config)
-    host = dict.fromkeys(("at rest", "update", "evaluation"), 0) if gpu else _host_bytes(config, updated, evaluated)
+    host = dict.fromkeys(("at rest", "update", "evaluation"), 0) if gpu else _host_bytes(config, updated)
     judges, judging, said = plan_judges(config, planned.backbone.resolution)
     held = {
         "weights of the transformer": (planned.quantised if nf4 else parts["transformer"]) // shards.of_weights + gathered,
@@ -200,7 +200,7 @@ def _evaluation_rows(config: RetoucherConfig) -> int:
     return min(config.micro_batch, max(config.validation_photos, config.held_out_photos))
 
 
-def _host_bytes(config: RetoucherConfig, updated: int, evaluated: int) -> dict[str, int]:
+def _host_bytes(config: RetoucherConfig, updated: int) -> dict[str, int]:
     """Bytes of pictures and latents that stay on the CPU: at rest, and what an update and an evaluation add.
 
     At rest: photos with what rewards know of them, each candidate's latents (the last ones; of each drawn step four: before, after,

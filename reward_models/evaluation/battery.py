@@ -85,7 +85,7 @@ def read_judged(path: Path, view: View) -> list[Judged]:
     return [judged_from(view, row) for _, row in read_objects(path)]
 
 
-def check_judge(asking: Asking, model: Any, pairs: Sequence[JudgedPair], folder: Path, judged: Sequence[Judged]) -> None:
+def check_judge(asking: Asking, model: Any, pairs: Sequence[JudgedPair], folder: Path) -> None:
     """Ask the judge about exchanged pictures, hacks and disturbed pictures; what was answered already is not asked again."""
     config = asking.config
 

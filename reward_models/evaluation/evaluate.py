@@ -87,7 +87,7 @@ def _ask_all(asking: Asking, pairs: Mapping[str, Sequence[JudgedPair]], folder: 
     model = load_model(config.source, dtype=config.dtype, device=config.device)
     for split, some in pairs.items():
         asking.judge(model, some, split.replace("_", "-"), folder / "base" / f"{split}.jsonl")
-    check_judge(asking, model, pairs["held_out"], folder / "checks", [])
+    check_judge(asking, model, pairs["held_out"], folder / "checks")
 
 
 def _ask_share(

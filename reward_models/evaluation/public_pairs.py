@@ -13,7 +13,7 @@ Columns and the meaning of verdicts are those that the owners' own evaluation sc
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,28 +183,29 @@ def _columns(path: Path) -> list[str]:
     if path.suffix == ".json":
         rows = _json_pairs(path)
         return list(rows[0]) if rows else []
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as parquet
-
-        with _undamaged(path):
-            return parquet.read_schema(path).names
-    with _undamaged(path), _arrow(path) as reader:
-        return reader.schema.names
+    with _undamaged(path):
+        return _table(path)[0]
 
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
     if path.suffix == ".json":
         yield from _json_pairs(path)
-    elif path.suffix == ".parquet":
-        import pyarrow.parquet as parquet
+        return
+    with _undamaged(path):
+        for batch in _table(path)[1]:
+            yield from batch.to_pylist()
 
-        with _undamaged(path):
-            for batch in parquet.ParquetFile(path).iter_batches(batch_size=16):
-                yield from batch.to_pylist()
-    else:
-        with _undamaged(path), _arrow(path) as reader:
-            for batch in reader:
-                yield from batch.to_pylist()
+
+def _table(path: Path) -> tuple[list[str], Iterable[Any]]:
+    """Columns and record batches of a parquet file, or of a stream as the datasets library writes its arrow files."""
+    import pyarrow
+    from pyarrow import ipc, parquet
+
+    if path.suffix == ".parquet":
+        file = parquet.ParquetFile(path)
+        return file.schema_arrow.names, file.iter_batches(batch_size=16)
+    reader = ipc.open_stream(pyarrow.memory_map(str(path)))
+    return reader.schema.names, reader
 
 
 @contextmanager
@@ -216,13 +217,6 @@ def _undamaged(path: Path) -> Iterator[None]:
         yield
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: is no {path.suffix[1:]} table, or damaged; download it again") from error
-
-
-def _arrow(path: Path) -> Any:
-    """A stream, as the datasets library writes its arrow files."""
-    import pyarrow
-
-    return pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
 
 
 def _json_pairs(path: Path) -> list[Mapping[str, Any]]:
