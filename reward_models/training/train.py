@@ -189,7 +189,6 @@ def _all_stages(training: Training) -> None:
     last, model = newest(folder, config.source)
     if training.writes and last != "base":
         calibrate_last(config, training.pairs["validation"], folder / last / "model", training.say)
-    judged = read_judged(folder / last / "held_out.jsonl", training.asking.view)
     check_judge(training.asking, training.load(model), training.pairs["held_out"], folder / "checks")
     training.wait()
     if training.writes and last != "base":
