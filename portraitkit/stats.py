@@ -93,13 +93,13 @@ def _sums_by(values: Float[Tensor, " n"], keys: Sequence[Hashable]) -> tuple[Flo
     return sums, zeros.index_add(0, at[finite], torch.ones(int(finite.sum()), dtype=torch.float64))
 
 
-def cluster_interval(values: Float[Tensor, " n"], clusters: Sequence[Hashable]) -> tuple[float, float]:
+def cluster_interval(values: Float[Tensor, " n"], clusters: Sequence[Hashable], *, draws: int = DRAWS) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean, resampling whole clusters (all rows of one person); NaN values are left out."""
     sums, counts = _sums_by(values, clusters)
     sums, counts = sums[counts > 0], counts[counts > 0]
     if len(counts) == 0:
         return float("nan"), float("nan")
-    index = torch.randint(len(counts), (DRAWS, len(counts)), generator=torch.Generator().manual_seed(0))
+    index = torch.randint(len(counts), (draws, len(counts)), generator=torch.Generator().manual_seed(0))
     means = sums[index].sum(1) / counts[index].sum(1)
     return _percentiles(means, 0.95)
 
