@@ -52,15 +52,8 @@ def make_sft_trainer(
     from trl import SFTTrainer
 
     data = _dataset(rows, prompt, limit_of(processor), target=True)
-    trainer = SFTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=data,
-        processing_class=processor,
-        callbacks=[callback],
-        peft_config=lora,
-    )
-    return _quiet(trainer, frozen)
+    given = {"model": model, "args": arguments, "processing_class": processor, "callbacks": [callback], "peft_config": lora}
+    return _quiet(SFTTrainer(train_dataset=data, **given), frozen)
 
 
 def make_grpo_trainer(
@@ -77,39 +70,22 @@ def make_grpo_trainer(
     frozen: bool = False,
     last_norm: bool = False,
 ) -> Any:
-    """TRL's GRPOTrainer with the task's rewards, one function for each part.
+    """TRL's GRPOTrainer with the task's rewards, one function for each part; `arguments` are a `trl.GRPOConfig`.
 
-    Args:
-        model: and `processor`, from `portraitkit.vlm.model`.
-        processor: of the model.
-        prompt: the user turn's text.
-        rows: whose pictures are asked about.
-        arguments: a `trl.GRPOConfig`.
-        callback: see `portraitkit.vlm.trainers`.
-        task: that scores.
-        mode: of the rewards.
-        lora: a `peft.LoraConfig`, or None to train all that is not frozen.
-        frozen: the vision tower must not be trained; checked now, and with the optimiser when training begins.
-        last_norm: train the gains of the language part's last norm alone, unless there is a LoRA.
+    The rest is as for `make_sft_trainer`. With `last_norm` the gains of the language part's last norm alone are trained, unless there is
+    a LoRA.
 
     Raises:
-        ConfigError: it would be.
+        ConfigError: a frozen vision tower would be trained.
     """
     from peft import PeftModel
     from trl import GRPOTrainer
 
     if last_norm and lora is None and not isinstance(model, PeftModel):
         train_last_norm(model)
-    trainer = GRPOTrainer(
-        model=model,
-        reward_funcs=[*reward_functions(task, rows, mode)],
-        args=arguments,
-        train_dataset=_dataset(rows, prompt, limit_of(processor)),
-        processing_class=processor,
-        callbacks=[callback],
-        peft_config=lora,
-    )
-    return _quiet(trainer, frozen)
+    given = {"model": model, "args": arguments, "processing_class": processor, "callbacks": [callback], "peft_config": lora}
+    data, rewards = _dataset(rows, prompt, limit_of(processor)), [*reward_functions(task, rows, mode)]
+    return _quiet(GRPOTrainer(train_dataset=data, reward_funcs=rewards, **given), frozen)
 
 
 def _dataset(rows: Sequence[Row], prompt: str | Sequence[str], limit: Limit | None, *, target: bool = False) -> Dataset:
