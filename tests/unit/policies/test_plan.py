@@ -3,6 +3,7 @@
 What the photos' source and the rewards hold is the host's, whatever the device: they are run outside of the counter. All else counts.
 """
 
+from copy import copy
 from dataclasses import replace
 
 import pytest
@@ -34,7 +35,9 @@ def uncounted(function):
 def measured(make_trainer, config, monkeypatch) -> int:
     """Most bytes of live tensors in two training steps (the second has the optimiser's states) and the evaluations after them."""
     trainer = make_trainer(config)
-    trainer.source = type("Source", (), {"load": staticmethod(uncounted(trainer.source.load))})()
+    source = copy(trainer.source)
+    source.load = uncounted(source.load)
+    trainer.source = source
     functions = {name: uncounted(function) for name, function in trainer.rewards.functions.items()}
     trainer.rewards = replace(trainer.rewards, functions=functions)
     modules = [module for some in parts_of(trainer.backbone).values() for module in some]
