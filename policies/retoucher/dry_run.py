@@ -136,13 +136,14 @@ def plan_memory(config: RetoucherConfig) -> Memory:
         WeightsError: a folder holds no model, or another one.
     """
     gpu, offloaded, nf4 = config.device != "cpu", config.offload_text_encoder, config.quantize == "nf4"
-    spec = _spec(config)
-    planned = planned_backbone(spec)
+    planned = planned_backbone(spec := _spec(config))
     parts, trained, batch = planned.parts, planned.trained, planned.backbone.batch
     shards = Shards(config.sharding, config.plan_devices)
     gathered = 2 * planned.largest_block if shards.of_weights > 1 else 0
-    rolled_out, updated, evaluated = _rollout_rows(config), _update_rows(config), _evaluation_rows(config)
-    host = dict.fromkeys(("at rest", "update", "evaluation"), 0) if gpu else _host_bytes(config, updated)
+    photos = max(config.validation_photos, config.held_out_photos)  # of the larger evaluation
+    rolled_out, updated, evaluated = _rollout_rows(config), _update_rows(config), min(config.micro_batch, photos)
+    first = min(photos, batch)  # that an evaluation encodes at once, before anything is trained
+    host = dict.fromkeys(("at rest", "training", "update", "evaluation"), 0) if gpu else _host_bytes(config, updated)
     judges, judging, said = plan_judges(config, planned.backbone.resolution)
     held = {
         "weights of the transformer": (planned.quantised if nf4 else parts["transformer"]) // shards.of_weights + gathered,
@@ -152,14 +153,15 @@ def plan_memory(config: RetoucherConfig) -> Memory:
         "LoRA, moving average and best": 2 * trained.size,
         "gradients": trained.size,
         "optimiser states": trained.states(config.optimizer, Shards()),
-        "photos and latents": host["at rest"],
+        "photos and latents": host["at rest"] + host["training"],
         **judges,
     }
     unpacked = planned.largest_linear if nf4 else 0
     beside = ", the encoders beside the transformer" if offloaded else ""
     phases = {
         f"encoding text{beside}": text_bytes(spec) + (parts["text encoders"] if offloaded else 0),
-        "encoding photos": encode_bytes(spec, min(config.photos_per_step, batch)),
+        f"encoding {first} photos for evaluations": max(condition_bytes(spec, first) - host["training"], 0),
+        "encoding photos": condition_bytes(spec, min(config.photos_per_step, batch)),
         f"rollout, {rolled_out} candidates at once": rollout_bytes(spec, rolled_out) + unpacked,
         "decoding": decode_bytes(spec, min(max(rolled_out, evaluated), batch)),
         **judging,
@@ -169,8 +171,7 @@ def plan_memory(config: RetoucherConfig) -> Memory:
     }
     notes = {"activations, checkpointing": "on" if config.gradient_checkpointing else "off", "attention": "fused (SDPA), no score matrix"}
     notes |= said
-    if shards.devices > 1:
-        notes["split"] = f"{shards.kind} over {shards.devices} devices (planned only)"
+    notes |= {"split": f"{shards.kind} over {shards.devices} devices (planned only)"} if shards.devices > 1 else {}
     return Memory(planned.parameters, trained.values, held, phases, gpu, notes)
 
 
@@ -195,24 +196,20 @@ def _rollout_rows(config: RetoucherConfig) -> int:
     return min(config.micro_batch, photos * config.group_size)
 
 
-def _evaluation_rows(config: RetoucherConfig) -> int:
-    """Photos of the larger evaluation set that are retouched and decoded together."""
-    return min(config.micro_batch, max(config.validation_photos, config.held_out_photos))
-
-
 def _host_bytes(config: RetoucherConfig, updated: int) -> dict[str, int]:
     """Bytes of pictures and latents that stay on the CPU: at rest, and what an update and an evaluation add.
 
-    At rest: photos with what rewards know of them, each candidate's latents (the last ones; of each drawn step four: before, after,
-    noise, mean), noise and reference of the evaluations. An update keeps every candidate's picture, which local credit may ask for, and
-    the residuals of the rows that go through the network. An evaluation keeps the pictures of before and after training, and the parts
-    that they are joined of.
+    At rest: the evaluations' photos with what rewards know of them, their noise and reference. Training adds the same of its photos, and
+    each candidate's latents: the last ones, and of each drawn step those before and after it, its noise and its mean. An update keeps
+    every candidate's picture, which local credit may ask for, and the residuals of the rows that go through the network. An evaluation
+    keeps the pictures of before and after training, and the parts that they are joined of.
     """
     latent, channel = 4 * planned_backbone(_spec(config)).latents(1).numel(), 4 * _resolution(config) ** 2
     candidates, photos = config.photos_per_step * config.group_size, config.validation_photos + config.held_out_photos
-    latents = candidates * (1 + 4 * _drawn_steps(config)) + 2 * photos
+    latents = candidates * (1 + 4 * _drawn_steps(config))
     return {
-        "at rest": (config.photos_per_step + photos) * PHOTO * channel + latents * latent,
+        "at rest": photos * (PHOTO * channel + 2 * latent),
+        "training": config.photos_per_step * PHOTO * channel + latents * latent,
         "update": (candidates + updated) * PICTURE * channel,
         "evaluation": 3 * config.held_out_photos * PICTURE * channel,
     }
@@ -287,10 +284,12 @@ def planned_backbone(spec: Spec) -> PlannedBackbone:
 
 @lru_cache(maxsize=16)
 @torch.no_grad()
-def encode_bytes(spec: Spec, photos: int) -> int:
+def condition_bytes(spec: Spec, photos: int) -> int:
+    """Encoding photos; and decoding them again, where the backbone keeps what its autoencoder loses."""
     planned = planned_backbone(spec)
     images = torch.empty(photos, 3, planned.backbone.resolution, planned.backbone.resolution, device="meta")
-    return planned.added(lambda: planned.backbone.encode(images))
+    encoding = planned.added(lambda: planned.backbone.encode(images))
+    return max(encoding, decode_bytes(spec, photos) if planned.backbone.add_residual else 0)
 
 
 @lru_cache(maxsize=16)

@@ -1,6 +1,7 @@
 """The planner of `align-retoucher` against the memory of real training steps of the embedded retoucher.
 
-What the photos' source and the rewards hold is the host's, whatever the device: they are run outside of the counter. All else counts.
+What the photos' source and the rewards hold is the host's, whatever the device: they are run outside of the counter. All else counts,
+the loaded photos from the moment they are there.
 """
 
 from copy import copy
@@ -35,9 +36,15 @@ def uncounted(function):
 def measured(make_trainer, config, monkeypatch) -> int:
     """Most bytes of live tensors in two training steps (the second has the optimiser's states) and the evaluations after them."""
     trainer = make_trainer(config)
-    source = copy(trainer.source)
-    source.load = uncounted(source.load)
-    trainer.source = source
+    read, trainer.source = uncounted(trainer.source.load), copy(trainer.source)
+
+    def load_photos(split, indices):
+        batch = read(split, indices)
+        for tensor in (*vars(batch.photos).values(), batch.anchors):
+            live.see(tensor)
+        return batch
+
+    trainer.source.load = load_photos
     functions = {name: uncounted(function) for name, function in trainer.rewards.functions.items()}
     trainer.rewards = replace(trainer.rewards, functions=functions)
     modules = [module for some in parts_of(trainer.backbone).values() for module in some]
