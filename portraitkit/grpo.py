@@ -13,12 +13,9 @@ from torch import Tensor
 class Advantages(NamedTuple):
     """Advantages and what was left out of them."""
 
-    values: Float[Tensor, " n"]
-    """Zero-mean in every group; 0 for unscorable samples and in groups without spread."""
-    zero_groups: int
-    """Groups in which every scorable sample has the same reward, or fewer than two are scorable."""
-    unscorable: int
-    """Samples whose reward is not finite."""
+    values: Float[Tensor, " n"]  # Zero-mean in every group; 0 for unscorable samples and in groups without spread
+    zero_groups: int  # Groups in which every scorable sample has the same reward, or fewer than two are scorable
+    unscorable: int  # Samples whose reward is not finite
 
 
 def _by_group(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -13,11 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-ALPHA = 0.05
-"""A difference counts as real where its corrected p is below."""
+ALPHA = 0.05  # A difference counts as real where its corrected p is below
 DRAWS = 10_000
-EXACT = 32
-"""Pairs up to which every sign pattern is counted: the sums of either half are 2^16."""
+EXACT = 32  # Pairs up to which every sign pattern is counted: the sums of either half are 2^16
 LEAST_PEOPLE = 6
 """People from which on a change gets an interval and a verdict: five that all change the same way have p = .06 by the sign-flip test."""
 ROUNDING = 1e-12

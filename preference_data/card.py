@@ -10,8 +10,7 @@ from portraitkit.report.card import Table, counted, write_readme
 from portraitkit.runs.folder import versions_of
 from preference_data.schema import CHOICES, SPLITS, Pair
 
-BUILT = "build.json"
-"""What `make-preferences build` leaves beside a set about how it was made."""
+BUILT = "build.json"  # What `make-preferences build` leaves beside a set about how it was made
 PACKAGES = ("portraitkit", "diffusers", "transformers", "torch")
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 HUB_LICENCES = {

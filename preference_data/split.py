@@ -13,8 +13,7 @@ from portraitkit.errors import ConfigError
 from portraitkit.faces.identity import SAME_PERSON
 from preference_data.schema import SPLITS
 
-SHARES = (0.8, 0.1, 0.1)
-"""Of train, validation and held_out."""
+SHARES = (0.8, 0.1, 0.1)  # Of train, validation and held_out
 
 
 def cluster_identities(embeddings: Float[Tensor, "n dim"], *, same_person: float = SAME_PERSON) -> list[int]:

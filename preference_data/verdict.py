@@ -14,8 +14,7 @@ Order = Literal["ab", "ba"]
 VERDICTS: tuple[str, ...] = get_args(Verdict)
 ORDERS: tuple[Order, ...] = ("ab", "ba")
 OTHER: dict[Verdict, Verdict] = {"a": "b", "b": "a", "tie": "tie"}
-NUMBERS: dict[Place, int] = {"first": 1, "second": 2}
-"""The places as prompts number them: Image1 and Image2."""
+NUMBERS: dict[Place, int] = {"first": 1, "second": 2}  # The places as prompts number them: Image1 and Image2
 PLACES: dict[int, Place] = {1: "first", 2: "second"}
 EXCHANGED: dict[Shown, Shown] = {"first": "second", "second": "first", "tie": "tie"}
 T = TypeVar("T")

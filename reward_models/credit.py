@@ -19,8 +19,7 @@ from reward_models.photos import Photos
 from reward_models.reward_set import RewardSet
 from reward_models.verifiable import LocalError, Reward
 
-CELLS = 8
-"""Cells along each side of the picture."""
+CELLS = 8  # Cells along each side of the picture
 
 
 def local_credit(

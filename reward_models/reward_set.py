@@ -20,36 +20,24 @@ from reward_models.verifiable import REWARDS
 from reward_models.workers.client import RewardWorkers, stand_in
 
 LEARNED_WEIGHT = 0.2
-LEARNED = ("clip_similarity", "iqa", "judge")
-"""Kinds of rewards that have weights; what follows the colon says which."""
+LEARNED = ("clip_similarity", "iqa", "judge")  # Kinds of rewards that have weights; what follows the colon says which
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Candidates that are scored together: those of a group, or some that are alone.
+    """Candidates that are scored together: those of a group, or some that are alone."""
 
-    Attributes:
-        rows: where they are among all candidates.
-        here: their rewards that were scored in this process.
-        there: the others, under way.
-    """
-
-    rows: Int[Tensor, " k"]
-    here: Parts
-    there: Sequence[Future[Parts]]
+    rows: Int[Tensor, " k"]  # where they are among all candidates
+    here: Parts  # their rewards that were scored in this process
+    there: Sequence[Future[Parts]]  # the others, under way
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """Rewards under way.
+    """Rewards under way."""
 
-    Attributes:
-        names: of the rewards, in the order of the parts.
-        units: together all candidates.
-    """
-
-    names: Sequence[str]
-    units: Sequence[Unit]
+    names: Sequence[str]  # of the rewards, in the order of the parts
+    units: Sequence[Unit]  # together all candidates
 
     def result(self) -> Parts:
         """Every reward of every candidate, once all are there.
@@ -68,23 +56,15 @@ class Scoring:
 
 @dataclass(frozen=True)
 class RewardSet:
-    """Named rewards with weights and a way to combine them.
+    """Named rewards with weights and a way to combine them."""
 
-    Attributes:
-        functions: candidates and photos (one each, or one for all) to values in [0, 1], NaN where a reward does not apply.
-        weights: one weight a reward.
-        how: see `reward.combine`.
-        batch: candidates scored at once.
-        elsewhere: scores the rewards in `served`; None where all are scored in this process.
-        served: names of the rewards that are scored elsewhere.
-    """
-
+    # candidates and photos (one each, or one for all) to values in [0, 1], NaN where a reward does not apply
     functions: dict[str, RewardFunction | GroupReward]
-    weights: dict[str, float]
-    how: How
-    batch: int = 32
-    elsewhere: Elsewhere | None = None
-    served: tuple[str, ...] = ()
+    weights: dict[str, float]  # one weight a reward
+    how: How  # see `reward.combine`
+    batch: int = 32  # candidates scored at once
+    elsewhere: Elsewhere | None = None  # scores the rewards in `served`; None where all are scored in this process
+    served: tuple[str, ...] = ()  # names of the rewards that are scored elsewhere
 
     def parts(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, photo_of: Int[Tensor, " n"] | None = None) -> Parts:
         """Every reward of every candidate, NaN throughout where a pixel is not finite.

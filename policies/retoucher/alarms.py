@@ -9,12 +9,9 @@ from portraitkit.stats import rank_correlation
 RATIO_TOLERANCE = 1e-3
 SPREAD_FLOOR = 5e-4
 GAP = 0.15
-WINDOW = 5
-"""Validations over which a judge and the verifiable rewards are followed."""
-STEPS = 10
-"""Training steps over which their agreement inside groups is averaged."""
-APART = -0.5
-"""Rank correlation over the window from which on the two go opposite ways."""
+WINDOW = 5  # Validations over which a judge and the verifiable rewards are followed
+STEPS = 10  # Training steps over which their agreement inside groups is averaged
+APART = -0.5  # Rank correlation over the window from which on the two go opposite ways
 
 
 @dataclass(frozen=True)
@@ -28,21 +25,14 @@ class Alarm:
 
 @dataclass
 class Alarms:
-    """Watches validations and training steps; each kind of alarm is raised at most once every `quiet` steps.
+    """Watches validations and training steps; each kind of alarm is raised at most once every `quiet` steps."""
 
-    Attributes:
-        quiet: see above.
-        raised: alarms so far.
-        first: means of the first validation.
-        courses: mean of judge and of the verifiable rewards at the last `WINDOW` validations, where a judge is in use.
-        agreements: rank correlation of the two inside groups in the last `STEPS` training steps.
-    """
-
-    quiet: int = 20
-    raised: list[Alarm] = field(default_factory=list)
-    first: dict[str, float] = field(default_factory=dict)
+    quiet: int = 20  # see above
+    raised: list[Alarm] = field(default_factory=list)  # alarms so far
+    first: dict[str, float] = field(default_factory=dict)  # means of the first validation
+    # mean of judge and of the verifiable rewards at the last `WINDOW` validations, where a judge is in use
     courses: list[tuple[float, float]] = field(default_factory=list)
-    agreements: list[float] = field(default_factory=list)
+    agreements: list[float] = field(default_factory=list)  # rank correlation of the two inside groups in the last `STEPS` training steps
 
     def _raise(self, step: int, name: str, message: str) -> list[Alarm]:
         last = [alarm.step for alarm in self.raised if alarm.name == name]

@@ -25,27 +25,18 @@ from portraitkit.parallel import launched_processes
 from portraitkit.runs.interrupt import Interruptible
 
 T = TypeVar("T")
-TIMEOUT = timedelta(hours=2)
-"""How long a process waits for another: for its rewards, or while the first one writes the report."""
-BUCKET = 16 * 2**20
-"""Values of a gradient that are summed at once."""
+TIMEOUT = timedelta(hours=2)  # How long a process waits for another: for its rewards, or while the first one writes the report
+BUCKET = 16 * 2**20  # Values of a gradient that are summed at once
 
 
 @dataclass
 class Processes:
-    """This process among those of the run.
+    """This process among those of the run."""
 
-    Attributes:
-        rank: number of this process, from 0.
-        count: of all processes.
-        device: of this process, as torch names it.
-        failed: whether an error was shared by `together`: then every process ends with it.
-    """
-
-    rank: int = 0
-    count: int = 1
-    device: str = "cpu"
-    failed: bool = field(default=False, init=False)
+    rank: int = 0  # number of this process, from 0
+    count: int = 1  # of all processes
+    device: str = "cpu"  # of this process, as torch names it
+    failed: bool = field(default=False, init=False)  # whether an error was shared by `together`: then every process ends with it
 
     @property
     def first(self) -> bool:

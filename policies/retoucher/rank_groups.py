@@ -25,67 +25,39 @@ from reward_models.reward_set import RewardSet, verifiable_reward
 
 @dataclass(frozen=True)
 class GroupSettings:
-    """How the groups of a training step are rolled out.
+    """How the groups of a training step are rolled out."""
 
-    Attributes:
-        prompt: editing instruction.
-        groups_per_step: in a training step, of all ranks together.
-        group_size: candidates of one photo.
-        shared_noise: one initial noise a group instead of one a candidate.
-        anchor: what guidance pulls to: the photo's own anchor, another photo's, or nothing.
-        seed: of the run.
-        micro_batch: candidates that are rolled out together, as far as whole groups fit; at least one group.
-        bf16: see `rollout.roll_out`.
-    """
-
-    prompt: str
-    groups_per_step: int = 4
-    group_size: int = 12
-    shared_noise: bool = True
-    anchor: Literal["label", "wrong", "none"] = "label"
-    seed: int = 0
-    micro_batch: int = 48
-    bf16: bool = False
+    prompt: str  # editing instruction
+    groups_per_step: int = 4  # in a training step, of all ranks together
+    group_size: int = 12  # candidates of one photo
+    shared_noise: bool = True  # one initial noise a group instead of one a candidate
+    anchor: Literal["label", "wrong", "none"] = "label"  # what guidance pulls to: the photo's own anchor, another photo's, or nothing
+    seed: int = 0  # of the run
+    micro_batch: int = 48  # candidates that are rolled out together, as far as whole groups fit; at least one group
+    bf16: bool = False  # see `rollout.roll_out`
 
 
 @dataclass(frozen=True)
 class RankGroups:
-    """The groups of a rank. In condition and rollout, groups are counted from 0; group i is the step's group `groups[i]`.
+    """The groups of a rank. In condition and rollout, groups are counted from 0; group i is the step's group `groups[i]`."""
 
-    Attributes:
-        groups: numbers of the groups in the step, ascending.
-        condition: of their photos, one row a group.
-        rollout: of all their candidates.
-        candidates: RGB, [0, 1], one a member of the rollout.
-        photos: one a group.
-    """
-
-    groups: list[int]
-    condition: Condition
-    rollout: Rollout
-    candidates: Float[Tensor, "members 3 h w"]
-    photos: Photos
+    groups: list[int]  # numbers of the groups in the step, ascending
+    condition: Condition  # of their photos, one row a group
+    rollout: Rollout  # of all their candidates
+    candidates: Float[Tensor, "members 3 h w"]  # RGB, [0, 1], one a member of the rollout
+    photos: Photos  # one a group
 
 
 @dataclass(frozen=True)
 class GroupScores:
-    """What every rank learns of the groups of one rank, or of all of them.
+    """What every rank learns of the groups of one rank, or of all of them."""
 
-    Attributes:
-        parts: every reward of every candidate; empty where there is no group.
-        ids: of the photos.
-        evaluations: network evaluations spent on the rollouts.
-        waited: seconds between the last candidate and the last reward.
-        judged: what judges were asked, by the names of `Counts`.
-        checked: all verifiable rewards combined, one a candidate; None without a judge.
-    """
-
-    parts: dict[str, Float[Tensor, " members"]]
-    ids: list[str]
-    evaluations: int
-    waited: float
-    judged: dict[str, int]
-    checked: Float[Tensor, " members"] | None
+    parts: dict[str, Float[Tensor, " members"]]  # every reward of every candidate; empty where there is no group
+    ids: list[str]  # of the photos
+    evaluations: int  # network evaluations spent on the rollouts
+    waited: float  # seconds between the last candidate and the last reward
+    judged: dict[str, int]  # what judges were asked, by the names of `Counts`
+    checked: Float[Tensor, " members"] | None  # all verifiable rewards combined, one a candidate; None without a judge
 
 
 NO_SCORES = GroupScores({}, [], 0, 0.0, {}, None)
@@ -183,19 +155,12 @@ def _values(values: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class ScoredRollout:
-    """Candidates of a step and what they earned.
+    """Candidates of a step and what they earned."""
 
-    Attributes:
-        rollout: of all photos.
-        candidates: RGB, [0, 1], one a member of the rollout.
-        parts: every reward of every candidate.
-        waited: seconds between the last candidate and the last reward.
-    """
-
-    rollout: Rollout
-    candidates: Float[Tensor, "members 3 h w"]
-    parts: dict[str, Float[Tensor, " members"]]
-    waited: float
+    rollout: Rollout  # of all photos
+    candidates: Float[Tensor, "members 3 h w"]  # RGB, [0, 1], one a member of the rollout
+    parts: dict[str, Float[Tensor, " members"]]  # every reward of every candidate
+    waited: float  # seconds between the last candidate and the last reward
 
 
 def roll_out_and_score(

@@ -19,34 +19,21 @@ from portraitkit.processor import bf16_autocast
 
 @dataclass(frozen=True)
 class Rollout:
-    """Candidates of a batch of photos: member m belongs to photo `photo_of[m]`; groups are contiguous.
+    """Candidates of a batch of photos: member m belongs to photo `photo_of[m]`; groups are contiguous."""
 
-    Attributes:
-        latents: final latents, one row a candidate.
-        photo_of: index of each candidate's photo.
-        steps: the drawn steps as taken.
-        evaluations: network evaluations spent (rows through the transformer).
-    """
-
-    latents: Latents
-    photo_of: Int[Tensor, " members"]
-    steps: list[TakenStep]
-    evaluations: int
+    latents: Latents  # final latents, one row a candidate
+    photo_of: Int[Tensor, " members"]  # index of each candidate's photo
+    steps: list[TakenStep]  # the drawn steps as taken
+    evaluations: int  # network evaluations spent (rows through the transformer)
 
 
 @dataclass(frozen=True)
 class Noise:
-    """All noise of a rollout, drawn before its first step: how the rollout is cut into parts does not change it.
+    """All noise of a rollout, drawn before its first step: how the rollout is cut into parts does not change it."""
 
-    Attributes:
-        start: initial latents, one row a photo if a group shares them, else one a candidate.
-        steps: noise of every candidate at each drawn step, by the step's index.
-        group_size: candidates a photo.
-    """
-
-    start: Latents
-    steps: Mapping[int, Float[Tensor, "members tokens channels"]]
-    group_size: int
+    start: Latents  # initial latents, one row a photo if a group shares them, else one a candidate
+    steps: Mapping[int, Float[Tensor, "members tokens channels"]]  # noise of every candidate at each drawn step, by the step's index
+    group_size: int  # candidates a photo
 
 
 def draw_noise(

@@ -29,43 +29,26 @@ from portraitkit.grpo import Advantages, group_advantages, local_advantages, nor
 from reward_models.credit import local_credit, to_tokens
 from reward_models.reward_set import RewardSet, agreement_in_groups, judged_reward
 
-FIRST_RATIO = 1e-2
-"""Largest |ratio - 1| before the first update; rounding alone stays far below."""
+FIRST_RATIO = 1e-2  # Largest |ratio - 1| before the first update; rounding alone stays far below
 
 
 @dataclass
 class Progress:
-    """What a checkpoint must hold beside weights and optimiser.
+    """What a checkpoint must hold beside weights and optimiser."""
 
-    Attributes:
-        step: training steps done.
-        evaluations: network evaluations spent on training (rollouts and updates; a backward counts as two).
-        seconds: spent on training.
-        best_reward: best validation reward so far.
-        best_step: where it was reached.
-        bad_updates: updates in a row that were skipped for a value that is not finite.
-        skipped_updates: all such updates.
-        zero_groups: groups without spread so far.
-        unscorable: candidates that could not be scored so far.
-        judge_asked: answers that training asked of judges.
-        judge_unreadable: of them, those that broke the contract or never came.
-        owes_validation: the validation after this step is not done yet.
-        rollout_reward: of this step, while that is so.
-    """
-
-    step: int = 0
-    evaluations: int = 0
-    seconds: float = 0.0
-    best_reward: float = float("-inf")
-    best_step: int = 0
-    bad_updates: int = 0
-    skipped_updates: int = 0
-    zero_groups: int = 0
-    unscorable: int = 0
-    judge_asked: int = 0
-    judge_unreadable: int = 0
-    owes_validation: bool = False
-    rollout_reward: float = 0.0
+    step: int = 0  # training steps done
+    evaluations: int = 0  # network evaluations spent on training (rollouts and updates; a backward counts as two)
+    seconds: float = 0.0  # spent on training
+    best_reward: float = float("-inf")  # best validation reward so far
+    best_step: int = 0  # where it was reached
+    bad_updates: int = 0  # updates in a row that were skipped for a value that is not finite
+    skipped_updates: int = 0  # all such updates
+    zero_groups: int = 0  # groups without spread so far
+    unscorable: int = 0  # candidates that could not be scored so far
+    judge_asked: int = 0  # answers that training asked of judges
+    judge_unreadable: int = 0  # of them, those that broke the contract or never came
+    owes_validation: bool = False  # the validation after this step is not done yet
+    rollout_reward: float = 0.0  # of this step, while that is so
 
 
 @dataclass(frozen=True)

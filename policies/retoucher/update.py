@@ -18,38 +18,23 @@ from portraitkit.grpo import clipped_surrogate, gaussian_kl, guard_log_ratio
 
 @dataclass(frozen=True)
 class Loss:
-    """What an update minimises.
+    """What an update minimises."""
 
-    Attributes:
-        clip_range: of the ratio; small, because log-probabilities are means over the latent's dimensions.
-        ratio: the likelihood ratio as it is, or standardised per step as GRPO-Guard does.
-        kl_beta: weight of the Gaussian KL to the base policy.
-        step_weight: of a guided step: 1, or "attenuation", 1 - lam.
-    """
-
-    clip_range: float = 1e-4
-    ratio: Literal["ppo", "guard"] = "ppo"
-    kl_beta: float = 0.0
-    step_weight: Literal["equal", "attenuation"] = "equal"
+    clip_range: float = 1e-4  # of the ratio; small, because log-probabilities are means over the latent's dimensions
+    ratio: Literal["ppo", "guard"] = "ppo"  # the likelihood ratio as it is, or standardised per step as GRPO-Guard does
+    kl_beta: float = 0.0  # weight of the Gaussian KL to the base policy
+    step_weight: Literal["equal", "attenuation"] = "equal"  # of a guided step: 1, or "attenuation", 1 - lam
 
 
 @dataclass(frozen=True)
 class UpdateFigures:
-    """What one accumulation of gradients saw.
+    """What one accumulation of gradients saw."""
 
-    Attributes:
-        loss: surrogate plus KL.
-        kl: mean Gaussian KL to the base policy; 0 when it is not used.
-        ratio_deviation: largest |ratio - 1|.
-        clipped: share of candidates and steps outside the clip range.
-        evaluations: network evaluations, a backward counted as two.
-    """
-
-    loss: float
-    kl: float
-    ratio_deviation: float
-    clipped: float
-    evaluations: int
+    loss: float  # surrogate plus KL
+    kl: float  # mean Gaussian KL to the base policy; 0 when it is not used
+    ratio_deviation: float  # largest |ratio - 1|
+    clipped: float  # share of candidates and steps outside the clip range
+    evaluations: int  # network evaluations, a backward counted as two
 
     @classmethod
     def total(cls, parts: Sequence[Self]) -> Self:
@@ -59,8 +44,7 @@ class UpdateFigures:
         return cls(ratio_deviation=largest, **sums)
 
 
-NO_FIGURES = UpdateFigures(0.0, 0.0, 0.0, 0.0, 0)
-"""Of a process that has no group of the update."""
+NO_FIGURES = UpdateFigures(0.0, 0.0, 0.0, 0.0, 0)  # Of a process that has no group of the update
 
 
 @contextmanager

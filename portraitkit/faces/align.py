@@ -28,10 +28,8 @@ ABOVE = 0.6  # share of the margin that lies above the face oval, for the hair
 class AlignedFace:
     """An aligned crop and how it was cut."""
 
-    pixels: Float[Tensor, "3 size size"]
-    """RGB, [0, 1]."""
-    matrix: Float[Tensor, "2 3"]
-    """Picture -> crop, in pixels: p_crop = matrix[:, :2] @ p_picture + matrix[:, 2]."""
+    pixels: Float[Tensor, "3 size size"]  # RGB, [0, 1]
+    matrix: Float[Tensor, "2 3"]  # Picture -> crop, in pixels: p_crop = matrix[:, :2] @ p_picture + matrix[:, 2]
 
     @property
     def inverse(self) -> Float[Tensor, "2 3"]:

@@ -32,12 +32,9 @@ class Face:
     "Right" and "left" are the person's own: in an upright picture the right eye has the smaller x.
     """
 
-    box: Box
-    """x0, y0, x1, y1. A square from the forehead to the chin; it may reach beyond the picture."""
-    score: float
-    """Probability of a face, in [0, 1]."""
-    keypoints: Float[Tensor, "6 2"]
-    """x, y of the right eye, left eye, nose tip, mouth, right ear, left ear."""
+    box: Box  # x0, y0, x1, y1. A square from the forehead to the chin; it may reach beyond the picture
+    score: float  # Probability of a face, in [0, 1]
+    keypoints: Float[Tensor, "6 2"]  # x, y of the right eye, left eye, nose tip, mouth, right ear, left ear
 
     @property
     def size(self) -> float:

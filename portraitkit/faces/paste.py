@@ -29,14 +29,10 @@ FRAME = 1 / 16
 class FaceEdit:
     """What is to be added to one rectangle of a picture."""
 
-    top: int
-    """First row of the rectangle."""
-    left: int
-    """First column of the rectangle."""
-    change: Float[Tensor, "3 h w"]
-    """Retouched minus original at the picture's resolution, in [-1, 1]."""
-    mask: Float[Tensor, "1 h w"]
-    """How much of it is taken, in [0, 1]."""
+    top: int  # First row of the rectangle
+    left: int  # First column of the rectangle
+    change: Float[Tensor, "3 h w"]  # Retouched minus original at the picture's resolution, in [-1, 1]
+    mask: Float[Tensor, "1 h w"]  # How much of it is taken, in [0, 1]
 
     @property
     def place(self) -> tuple[slice, slice, slice]:

@@ -24,13 +24,10 @@ if TYPE_CHECKING:
 
 FLUX = "https://huggingface.co/black-forest-labs/FLUX.1-Kontext-dev/blob/main/LICENSE.md"
 QWEN = "https://huggingface.co/Qwen/Qwen2.5-VL-{size}-Instruct/blob/main/LICENSE"
-NAMED = {"flux-1-dev-non-commercial-license": FLUX}
-"""Licences that the hub files under `other`, and where their text is."""
-GROUPS = ("age_band", "age", "gender", "sex", "skin_tone", "race", "ethnicity")
-"""Columns, or keys of meta_info, that tell people apart."""
+NAMED = {"flux-1-dev-non-commercial-license": FLUX}  # Licences that the hub files under `other`, and where their text is
+GROUPS = ("age_band", "age", "gender", "sex", "skin_tone", "race", "ethnicity")  # Columns, or keys of meta_info, that tell people apart
 MOST_GROUPS = 12
-FEW = 20
-"""Groups of fewer rows are marked."""
+FEW = 20  # Groups of fewer rows are marked
 Groups = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """column -> value -> `before` (None or absent where it was not measured), `after`, `ci95` of after, `n`."""
 
@@ -86,49 +83,27 @@ class Table:
 
 @dataclass(frozen=True)
 class Card:
-    """What a model's card says.
+    """What a model's card says."""
 
-    Attributes:
-        title: heading.
-        what: what the model is for, a paragraph.
-        headline: the result, in sentences that the intervals allow.
-        base: that was trained on.
-        data: provenance of the data, a sentence each.
-        synthetic: the data were made by code.
-        held_out: what was measured on: rows, pairs, photos.
-        tables: held-out figures.
-        measured: what `groups` has, as the headings of their tables begin.
-        groups: the main figure by group of people; empty where nobody knows who is shown.
-        limits: what the model is not, a sentence each.
-        settings: name -> value of the training.
-        versions: name -> version of what it ran on, or None.
-        usage: Python that loads it; empty for none.
-        results: name -> main figures for the metadata.
-        task: as the hub calls what the model does: image-text-to-text, image-to-image.
-        library: that loads it.
-        tags: further ones.
-        adapter: a LoRA, not a whole model.
-    """
-
-    title: str
-    what: str
-    headline: str
-    base: Base
-    data: Sequence[str]
-    synthetic: bool
-    held_out: str
-    tables: Sequence[Table]
-    limits: Sequence[str]
-    settings: Mapping[str, object]
-    versions: Mapping[str, str | None]
-    usage: str
-    results: Mapping[str, float]
-    task: str
-    library: str
-    tags: Sequence[str] = ()
-    adapter: bool = False
-    measured: str = ""
-    groups: Groups = field(default_factory=dict)
+    title: str  # heading
+    what: str  # what the model is for, a paragraph
+    headline: str  # the result, in sentences that the intervals allow
+    base: Base  # that was trained on
+    data: Sequence[str]  # provenance of the data, a sentence each
+    synthetic: bool  # the data were made by code
+    held_out: str  # what was measured on: rows, pairs, photos
+    tables: Sequence[Table]  # held-out figures
+    limits: Sequence[str]  # what the model is not, a sentence each
+    settings: Mapping[str, object]  # name -> value of the training
+    versions: Mapping[str, str | None]  # name -> version of what it ran on, or None
+    usage: str  # Python that loads it; empty for none
+    results: Mapping[str, float]  # name -> main figures for the metadata
+    task: str  # as the hub calls what the model does: image-text-to-text, image-to-image
+    library: str  # that loads it
+    tags: Sequence[str] = ()  # further ones
+    adapter: bool = False  # a LoRA, not a whole model
+    measured: str = ""  # what `groups` has, as the headings of their tables begin
+    groups: Groups = field(default_factory=dict)  # the main figure by group of people; empty where nobody knows who is shown
 
 
 def write_card(folder: Path, card: Card) -> Path:

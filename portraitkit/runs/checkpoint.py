@@ -26,21 +26,13 @@ MARKER = "COMPLETE"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint read back.
+    """A checkpoint read back."""
 
-    Attributes:
-        step: training step at which it was written.
-        tensors: one dictionary of tensors a name, as given to `save_checkpoint`.
-        state: JSON-able state, as given.
-        path: its folder.
-        note: which checkpoint was taken and why, one line for the user.
-    """
-
-    step: int
-    tensors: dict[str, dict[str, Tensor]]
-    state: dict[str, Any]
-    path: Path
-    note: str
+    step: int  # training step at which it was written
+    tensors: dict[str, dict[str, Tensor]]  # one dictionary of tensors a name, as given to `save_checkpoint`
+    state: dict[str, Any]  # JSON-able state, as given
+    path: Path  # its folder
+    note: str  # which checkpoint was taken and why, one line for the user
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], *, limit: int | None) -> Path:

@@ -15,12 +15,10 @@ from filelock import SoftFileLease, Timeout
 
 from portraitkit.errors import RunFolderError
 
-BEAT = 5.0
-"""Seconds between two signs of life."""
+BEAT = 5.0  # Seconds between two signs of life
 LOST = 300.0
 """Seconds without a sign of life after which a process is taken for gone; network file systems show times of change a minute late."""
-WRITING = ".writing"
-"""Name of the lock of a folder without shards."""
+WRITING = ".writing"  # Name of the lock of a folder without shards
 
 
 class Lock:

@@ -32,19 +32,13 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Shard:
-    """A share of the work.
+    """A share of the work."""
 
-    Attributes:
-        index: which, from 0.
-        count: of how many.
-        launched: a launcher started all shards, and the first one merges; else each is a job of its own, and one more run merges.
-        local: place among the processes of its machine, from 0.
-    """
-
-    index: int
-    count: int
+    index: int  # which, from 0
+    count: int  # of how many
+    # a launcher started all shards, and the first one merges; else each is a job of its own, and one more run merges
     launched: bool = False
-    local: int = 0
+    local: int = 0  # place among the processes of its machine, from 0
 
     def __str__(self) -> str:
         """As `--shard` takes it: 2/8."""

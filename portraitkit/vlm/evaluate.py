@@ -19,23 +19,14 @@ CANDIDATES = 256
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a policy earned on some rows.
+    """What a policy earned on some rows."""
 
-    Attributes:
-        greedy: reward of the greedy answer.
-        sampled: mean reward of the sampled answers.
-        blind: reward of the greedy answer to another row's picture.
-        answers: the greedy answers.
-        samples: the sampled answers, a list a row.
-        metrics: the task's own, of the greedy answers.
-    """
-
-    greedy: Float[Tensor, " n"]
-    sampled: Float[Tensor, " n"]
-    blind: Float[Tensor, " n"]
-    answers: list[Completion]
-    samples: list[list[Completion]]
-    metrics: dict[str, float]
+    greedy: Float[Tensor, " n"]  # reward of the greedy answer
+    sampled: Float[Tensor, " n"]  # mean reward of the sampled answers
+    blind: Float[Tensor, " n"]  # reward of the greedy answer to another row's picture
+    answers: list[Completion]  # the greedy answers
+    samples: list[list[Completion]]  # the sampled answers, a list a row
+    metrics: dict[str, float]  # the task's own, of the greedy answers
 
 
 def evaluate(

@@ -115,27 +115,16 @@ def complete(
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are generated, each process of a run answering its share of the rows, and all getting all.
+    """How answers are generated, each process of a run answering its share of the rows, and all getting all."""
 
-    Attributes:
-        processor: padding on the left.
-        prompt: the user turn's text.
-        max_tokens: most tokens of an answer.
-        temperature: of sampled answers.
-        top_p: of sampled answers.
-        samples: sampled answers a row.
-        batch_size: answers generated at once.
-        seed: of the sampling.
-    """
-
-    processor: Any
-    prompt: str
-    max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    samples: int = 1
-    batch_size: int = 64
-    seed: int = 0
+    processor: Any  # padding on the left
+    prompt: str  # the user turn's text
+    max_tokens: int  # most tokens of an answer
+    temperature: float = 0.0  # of sampled answers
+    top_p: float = 1.0  # of sampled answers
+    samples: int = 1  # sampled answers a row
+    batch_size: int = 64  # answers generated at once
+    seed: int = 0  # of the sampling
 
     def complete(
         self, model: Any, rows: Sequence[Row], *, greedy: bool = False, advance: Callable[[int], object] = lambda count: None

@@ -27,10 +27,8 @@ LIP_MIDDLES = (13, 14)
 CHIN = 152
 DARK, TONGUE, TEETH = (0.17, 0.05, 0.05), (0.50, 0.20, 0.20), (0.84, 0.80, 0.72)
 TOOTH = 0.058
-AJAR = 0.04
-"""A mouth open by more than this shows its own teeth."""
-FOLD_TINT = (0.8, 1.05, 1.1)
-"""A crease takes less red than green and blue: light goes through skin."""
+AJAR = 0.04  # A mouth open by more than this shows its own teeth
+FOLD_TINT = (0.8, 1.05, 1.1)  # A crease takes less red than green and blue: light goes through skin
 REACH = (1.5, 1.3, 2.1)
 """What a unit can change lies so far beside, above and below the middle of the eyes, in distances of the outer eye corners."""
 

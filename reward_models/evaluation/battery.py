@@ -16,30 +16,20 @@ from reward_models.evaluation.hacks import DISTURBANCES, HACKS, disturbed, hack_
 from reward_models.judge.pairs import Judged, JudgedPair, View, exchanged, judged_from, judged_of
 from reward_models.training.config import RewardModelConfig
 
-EXCHANGE = 7
-"""Seed by which pictures are exchanged among held-out pairs, the same for every run."""
+EXCHANGE = 7  # Seed by which pictures are exchanged among held-out pairs, the same for every run
 
 
 @dataclass(frozen=True)
 class Asking:
-    """How a judge is asked, and where its answers are kept.
+    """How a judge is asked, and where its answers are kept."""
 
-    Attributes:
-        config: of the run.
-        processor: of the model.
-        view: of the pairs.
-        console: for progress.
-        stop: called often; raises where the run is to end.
-        write: whether this process writes files.
-        own: takes the answers of this process's share, batch by batch; what is there is not asked again. None asks about everything.
-    """
-
-    config: RewardModelConfig
-    processor: Any
-    view: View
-    console: Console
-    stop: Callable[[], None]
-    write: bool = True
+    config: RewardModelConfig  # of the run
+    processor: Any  # of the model
+    view: View  # of the pairs
+    console: Console  # for progress
+    stop: Callable[[], None]  # called often; raises where the run is to end
+    write: bool = True  # whether this process writes files
+    # takes the answers of this process's share, batch by batch; what is there is not asked again. None asks about everything
     own: ShardFile | None = None
 
     def ask(self, model: Any, pairs: Sequence[JudgedPair], advance: Callable[[int], object] = lambda count: None) -> list[Judged]:

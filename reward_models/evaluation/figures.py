@@ -29,8 +29,7 @@ from preference_data.verdict import Verdict
 from reward_models.judge.pairs import Judged, JudgedPair
 
 NAMES = ("overall", *DIMENSIONS)
-SMALLEST_GROUP = 5
-"""Pairs that a group needs to be called the worst one."""
+SMALLEST_GROUP = 5  # Pairs that a group needs to be called the worst one
 
 
 def truth_of(pair: JudgedPair, name: str) -> Verdict | None:

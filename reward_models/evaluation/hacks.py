@@ -24,10 +24,8 @@ from reward_models.filters import blur
 from reward_models.judge.pairs import Judged, JudgedPair
 
 Picture = Float[Tensor, "3 h w"]
-STRENGTHS = (0.4, 1.0)
-"""Weakest and strongest hack; drawn evenly for each case."""
-LATER = 500_000
-"""Cases of the held-out split that no held-out pair is made of begin here."""
+STRENGTHS = (0.4, 1.0)  # Weakest and strongest hack; drawn evenly for each case
+LATER = 500_000  # Cases of the held-out split that no held-out pair is made of begin here
 
 
 def sharpened(stage: Stage, strength: float, variant: int) -> Picture:

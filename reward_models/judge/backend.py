@@ -13,30 +13,20 @@ from preference_data.contract import BRIEF_SHAPE
 from preference_data.schema import DIMENSIONS
 
 Picture = Float[Tensor, "3 h w"]
-Choice = tuple[str, dict[str, float]]
-"""A token's text, and the log-probabilities of texts that could have stood in its place."""
+Choice = tuple[str, dict[str, float]]  # A token's text, and the log-probabilities of texts that could have stood in its place
 DIGITS = "12345"
-MOST_SURE = 12.0
-"""Largest log-odds that a choice of tokens is taken for; beyond it lies float32's rounding."""
+MOST_SURE = 12.0  # Largest log-odds that a choice of tokens is taken for; beyond it lies float32's rounding
 
 
 @dataclass(frozen=True)
 class Said:
-    """What a model answered.
+    """What a model answered."""
 
-    Attributes:
-        text: the answer, or None.
-        error: why there is none; empty if there is.
-        choices: of tokens in order, where the backend gives them; at least those of the answer's digits.
-        cut: the token limit ended the answer, where the backend says so.
-        tokens: of the question with its pictures, and of the answer; 0 where the backend does not say.
-    """
-
-    text: str | None
-    error: str = ""
-    choices: tuple[Choice, ...] = ()
-    cut: bool = False
-    tokens: tuple[int, int] = (0, 0)
+    text: str | None  # the answer, or None
+    error: str = ""  # why there is none; empty if there is
+    choices: tuple[Choice, ...] = ()  # of tokens in order, where the backend gives them; at least those of the answer's digits
+    cut: bool = False  # the token limit ended the answer, where the backend says so
+    tokens: tuple[int, int] = (0, 0)  # of the question with its pictures, and of the answer; 0 where the backend does not say
 
 
 @runtime_checkable
@@ -52,15 +42,10 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Certainty:
-    """How sure an answer is of its digits.
+    """How sure an answer is of its digits."""
 
-    Attributes:
-        log_odds: of the answer 1 against 2, within `MOST_SURE`.
-        scores: dimension -> expected scores of the pictures shown first and second, in [1, 5].
-    """
-
-    log_odds: float
-    scores: dict[str, tuple[float, float]]
+    log_odds: float  # of the answer 1 against 2, within `MOST_SURE`
+    scores: dict[str, tuple[float, float]]  # dimension -> expected scores of the pictures shown first and second, in [1, 5]
 
 
 def read_certainty(text: str, choices: Sequence[Choice]) -> Certainty | None:

@@ -12,8 +12,7 @@ from portraitkit.vlm.rows import Row
 from reward_models.judge.backend import DIGITS, Choice, Picture, Said
 from reward_models.judge.settings import source_of
 
-TOP = 20
-"""Likeliest tokens whose probabilities vLLM and OpenAI's interface tell at most."""
+TOP = 20  # Likeliest tokens whose probabilities vLLM and OpenAI's interface tell at most
 KEY_ENV = "JUDGE_API_KEY"
 MOST_PICTURES = 3
 

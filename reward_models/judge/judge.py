@@ -17,8 +17,7 @@ from reward_models.judge.backends import HttpBackend, TransformersBackend, VllmB
 from reward_models.judge.settings import JudgeSettings, fit_temperature, probability_of, read_settings, settings_from, source_of
 from reward_models.judge.views import SHOWN
 
-AT_ONCE = 256
-"""Questions handed to the backend together: bounds the memory that their pictures take."""
+AT_ONCE = 256  # Questions handed to the backend together: bounds the memory that their pictures take
 
 
 @dataclass(frozen=True)
@@ -32,29 +31,18 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge says about a and b, whatever the order in which it saw them.
+    """What a judge says about a and b, whatever the order in which it saw them."""
 
-    Attributes:
-        verdicts: dimension -> "a", "b", or "tie": the scores are equal, or the orders disagree.
-        scores: dimension -> scores of a and b in [1, 5], the mean over the orders; expected values where tokens' probabilities are known.
-        overall: as for a dimension.
-        probability: that a is better, in [0, 1]; .5 stands for no preference.
-        log_odds: of the same, before the temperature.
-        reasoning: of the first order.
-        orders: that were asked.
-        flipped: whether the overall verdicts of the orders disagree.
-        answers: as they were read, one an order, about the pictures as shown.
-    """
-
-    verdicts: dict[str, Verdict]
+    verdicts: dict[str, Verdict]  # dimension -> "a", "b", or "tie": the scores are equal, or the orders disagree
+    # dimension -> scores of a and b in [1, 5], the mean over the orders; expected values where tokens' probabilities are known
     scores: dict[str, tuple[float, float]]
-    overall: Verdict
-    probability: float
-    log_odds: float
-    reasoning: str
-    orders: tuple[Order, ...]
-    flipped: bool
-    answers: tuple[Answer, ...]
+    overall: Verdict  # as for a dimension
+    probability: float  # that a is better, in [0, 1]; .5 stands for no preference
+    log_odds: float  # of the same, before the temperature
+    reasoning: str  # of the first order
+    orders: tuple[Order, ...]  # that were asked
+    flipped: bool  # whether the overall verdicts of the orders disagree
+    answers: tuple[Answer, ...]  # as they were read, one an order, about the pictures as shown
 
     @property
     def means(self) -> tuple[float, float]:
@@ -65,21 +53,13 @@ class Judgement:
 
 @dataclass
 class Counts:
-    """What a judge has been asked so far.
+    """What a judge has been asked so far."""
 
-    Attributes:
-        asked: answers asked for.
-        unreadable: answers that break the contract.
-        failed: requests that brought no answer.
-        comparisons: that were judged.
-        flips: of them, those whose orders disagree overall.
-    """
-
-    asked: int = 0
-    unreadable: int = 0
-    failed: int = 0
-    comparisons: int = 0
-    flips: int = 0
+    asked: int = 0  # answers asked for
+    unreadable: int = 0  # answers that break the contract
+    failed: int = 0  # requests that brought no answer
+    comparisons: int = 0  # that were judged
+    flips: int = 0  # of them, those whose orders disagree overall
 
     def since(self, before: "Counts") -> dict[str, int]:
         """What came after `before`, a copy that was taken earlier."""

@@ -27,33 +27,19 @@ Stored = UInt8[ndarray, "h w 3"] | Path
 
 @dataclass(frozen=True)
 class JudgedPair:
-    """A photo and two retouches, with what is known about them.
+    """A photo and two retouches, with what is known about them."""
 
-    Attributes:
-        id: unique in its set.
-        identity: who is in the photo.
-        photo: 8-bit RGB, or the file that holds it.
-        a: first candidate.
-        b: second candidate.
-        overall: who is better; None where it is not known.
-        verdicts: dimension -> the same; dimensions that nobody judged are left out.
-        scores: dimension -> true scores of a and b, where they are known.
-        reasoning: in words, Image1 being a; empty where nobody gave any.
-        groups: age_band, gender, skin_tone, where they are recorded.
-        synthetic: made by code, at least in part.
-    """
-
-    id: str
-    identity: str
-    photo: Stored
-    a: Stored
-    b: Stored
-    overall: Verdict | None
-    verdicts: Mapping[str, Verdict]
-    scores: Mapping[str, tuple[int, int]] | None = None
-    reasoning: str = ""
-    groups: Mapping[str, str] = field(default_factory=dict)
-    synthetic: bool = False
+    id: str  # unique in its set
+    identity: str  # who is in the photo
+    photo: Stored  # 8-bit RGB, or the file that holds it
+    a: Stored  # first candidate
+    b: Stored  # second candidate
+    overall: Verdict | None  # who is better; None where it is not known
+    verdicts: Mapping[str, Verdict]  # dimension -> the same; dimensions that nobody judged are left out
+    scores: Mapping[str, tuple[int, int]] | None = None  # dimension -> true scores of a and b, where they are known
+    reasoning: str = ""  # in words, Image1 being a; empty where nobody gave any
+    groups: Mapping[str, str] = field(default_factory=dict)  # age_band, gender, skin_tone, where they are recorded
+    synthetic: bool = False  # made by code, at least in part
 
     def pixels(self) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "3 h w"], Float[Tensor, "3 h w"]]:
         """Photo, a and b, RGB in [0, 1]."""
@@ -67,15 +53,10 @@ class JudgedPair:
 
 @dataclass(frozen=True)
 class View:
-    """How pairs are shown to a judge and how it answers.
+    """How pairs are shown to a judge and how it answers."""
 
-    Attributes:
-        shown: a key of `views.SHOWN`.
-        form: brief or full, see `preference_data.contract`.
-    """
-
-    shown: str = "as-taken"
-    form: str = "full"
+    shown: str = "as-taken"  # a key of `views.SHOWN`
+    form: str = "full"  # brief or full, see `preference_data.contract`
 
     @property
     def prompt(self) -> str:
@@ -111,17 +92,11 @@ class View:
 
 @dataclass(frozen=True)
 class Judged:
-    """What a judge answered about one pair.
+    """What a judge answered about one pair."""
 
-    Attributes:
-        pair: its id.
-        texts: the answers as they came, a shown first and b shown first.
-        answers: the same, read.
-    """
-
-    pair: str
-    texts: tuple[str, str]
-    answers: tuple[Answer | Unreadable, Answer | Unreadable]
+    pair: str  # its id
+    texts: tuple[str, str]  # the answers as they came, a shown first and b shown first
+    answers: tuple[Answer | Unreadable, Answer | Unreadable]  # the same, read
 
     def verdicts(self, name: str) -> tuple[Verdict | None, Verdict | None]:
         """Of both orders, overall or on a dimension; None where the answer cannot be read."""

@@ -16,8 +16,7 @@ from preference_data.contract import BRIEF_PROMPT, Answer, Unreadable, prompt, r
 from preference_data.schema import DIMENSIONS
 from preference_data.verdict import EXCHANGED, Order, Place, Shown, Verdict, in_order, shown_as, winner
 
-COLUMN: dict[Shown, str] = {"first": "x", "second": "y", "tie": "tie"}
-"""How a row's columns name the places."""
+COLUMN: dict[Shown, str] = {"first": "x", "second": "y", "tie": "tie"}  # How a row's columns name the places
 SHOWN: dict[str, Shown] = {name: shown for shown, name in COLUMN.items()}
 INVENTED: dict[Shown | None, tuple[int, int]] = {"first": (5, 3), "second": (3, 5), "tie": (4, 4), None: (4, 4)}
 """Scores for a verdict, where the true ones are not known."""
@@ -30,17 +29,11 @@ WIDE: dict[Shown, dict[Shown | None, tuple[int, int]]] = {
 
 @dataclass(frozen=True)
 class Preference:
-    """What is known about a pair as it is shown.
+    """What is known about a pair as it is shown."""
 
-    Attributes:
-        overall: the place of the better one; None where it is not known.
-        verdicts: dimension -> the same; dimensions that nobody judged are left out.
-        scores: dimension -> true scores of the first and of the second, where they are known.
-    """
-
-    overall: Shown | None
-    verdicts: Mapping[str, Shown]
-    scores: Mapping[str, tuple[int, int]] | None = None
+    overall: Shown | None  # the place of the better one; None where it is not known
+    verdicts: Mapping[str, Shown]  # dimension -> the same; dimensions that nobody judged are left out
+    scores: Mapping[str, tuple[int, int]] | None = None  # dimension -> true scores of the first and of the second, where they are known
 
     def exchanged(self) -> "Preference":
         """The same with the two candidates in each other's place."""

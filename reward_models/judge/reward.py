@@ -53,16 +53,13 @@ class JudgeReward:
 
     Hacked by: whatever the judge has not learned to see. Its reward rising while the verifiable rewards fall is an alarm of
     `align-retoucher` (`policies.retoucher.alarms`); `train-reward-model --evaluate` shows which hacks a judge falls for.
-
-    Attributes:
-        judge: that is asked; it counts what it could not read.
-        form: `score`: the mean of the five scores, (mean - 1) / 4. One comparison a candidate.
-            `score_beside_anchor`: the same, beside the anchor. `versus_anchor`: the calibrated probability to beat the anchor.
-            `win_rate`: wins in a round robin of the group, a tie .5: G (G - 1) / 2 comparisons for G candidates, each in both orders. A
-            candidate that is alone in its group plays its anchor, or the photo where there is none.
     """
 
-    judge: Judge
+    judge: Judge  # that is asked; it counts what it could not read
+    # `score`: the mean of the five scores, (mean - 1) / 4. One comparison a candidate. `score_beside_anchor`: the same, beside the
+    # anchor. `versus_anchor`: the calibrated probability to beat the anchor. `win_rate`: wins in a round robin of the group, a tie .5: G
+    # (G - 1) / 2 comparisons for G candidates, each in both orders. A candidate that is alone in its group plays its anchor, or the photo
+    # where there is none
     form: Form
 
     @property

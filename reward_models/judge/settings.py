@@ -14,24 +14,18 @@ from reward_models.judge.pairs import View
 from reward_models.judge.views import SHOWN
 
 FILE = "judge.json"
-FORMS = {"full": 1024, "brief": 96}
-"""Forms of the answer, with the most tokens one takes."""
+FORMS = {"full": 1024, "brief": 96}  # Forms of the answer, with the most tokens one takes
 HOTTEST = 100.0
 
 
 @dataclass(frozen=True)
 class JudgeSettings(View):
-    """What a judge's weights do not say: the view of pairs that they were taught, and how sure its answers are.
-
-    Attributes:
-        temperature: log-odds are divided by it; 1 where none was fitted.
-        model: the model's name, where it is known.
-    """
+    """What a judge's weights do not say: the view of pairs that they were taught, and how sure its answers are."""
 
     shown: str = "as-taken"
     form: str = "full"
-    temperature: float = 1.0
-    model: str = ""
+    temperature: float = 1.0  # log-odds are divided by it; 1 where none was fitted
+    model: str = ""  # the model's name, where it is known
 
     @property
     def max_tokens(self) -> int:

@@ -41,5 +41,4 @@ def _middle(picture: Tensor) -> Tensor:
     return square[:, edge : edge + CROP, edge : edge + CROP]
 
 
-SHOWN: dict[str, Show] = {"as-taken": as_taken, "beside-difference": beside_difference}
-"""By the name that a judge's configuration gives."""
+SHOWN: dict[str, Show] = {"as-taken": as_taken, "beside-difference": beside_difference}  # By the name that a judge's configuration gives

@@ -18,13 +18,9 @@ from reward_models.judge.preference_task import Preference, said
 
 @dataclass(frozen=True)
 class Asked(Preference):
-    """A truth, and what the judge said when the pair was shown in the other order.
+    """A truth, and what the judge said when the pair was shown in the other order."""
 
-    Attributes:
-        other: its overall verdict in this row's order; None where that answer could not be read.
-    """
-
-    other: Shown | None = None
+    other: Shown | None = None  # its overall verdict in this row's order; None where that answer could not be read
 
 
 def judge_task(view: View, coherence: Coherence = deterministic, consistency_weight: float = 0.0) -> Task:

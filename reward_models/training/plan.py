@@ -11,8 +11,7 @@ from reward_models.training.config import RewardModelConfig
 
 ANSWERS_SECONDS, UPDATE_SECONDS, MAKE_SECONDS = 0.6, 3.0, 0.18
 """Of 64 answers of the embedded judge, of an update with 64 rows, of making one synthetic pair; on two idle cores."""
-VIEW_TOKENS = 72
-"""Of one of the embedded judge's two pictures: 192 x 96 pixels in merged patches of 16 x 16."""
+VIEW_TOKENS = 72  # Of one of the embedded judge's two pictures: 192 x 96 pixels in merged patches of 16 x 16
 
 
 def dry_run(config: RewardModelConfig) -> int:

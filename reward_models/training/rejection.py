@@ -13,27 +13,19 @@ from reward_models.judge.coherence import Coherence
 from reward_models.judge.pairs import View
 from reward_models.judge.preference_task import Preference, said, verdicts_shown
 
-ENOUGH = 0.5
-"""Of an NLI model's probability."""
+ENOUGH = 0.5  # Of an NLI model's probability
 
 
 @dataclass
 class Kept:
-    """What was kept of the trajectories sampled.
+    """What was kept of the trajectories sampled."""
 
-    Attributes:
-        rows: with the trajectory as target.
-        sampled: trajectories in all.
-        why: reason -> trajectories; "kept" among them, before equal ones of a row are counted once.
-        answered: rows of which at least one was kept.
-        asked: rows in all.
-    """
-
-    rows: list[Row] = field(default_factory=list)
-    sampled: int = 0
+    rows: list[Row] = field(default_factory=list)  # with the trajectory as target
+    sampled: int = 0  # trajectories in all
+    # reason -> trajectories; "kept" among them, before equal ones of a row are counted once
     why: Counter[str] = field(default_factory=Counter)
-    answered: int = 0
-    asked: int = 0
+    answered: int = 0  # rows of which at least one was kept
+    asked: int = 0  # rows in all
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""

@@ -33,21 +33,13 @@ DONE = "stage.json"
 
 @dataclass(frozen=True)
 class Training:
-    """What the judge's stages share.
+    """What the judge's stages share."""
 
-    Attributes:
-        context: of the run.
-        config: its options.
-        asking: how the judge is asked.
-        pairs: split -> pairs.
-        coherence: of an answer.
-    """
-
-    context: RunContext
-    config: RewardModelConfig
-    asking: Asking
-    pairs: dict[str, list[JudgedPair]]
-    coherence: Coherence
+    context: RunContext  # of the run
+    config: RewardModelConfig  # its options
+    asking: Asking  # how the judge is asked
+    pairs: dict[str, list[JudgedPair]]  # split -> pairs
+    coherence: Coherence  # of an answer
 
     @property
     def folder(self) -> Path:

@@ -38,8 +38,7 @@ class PipelineBackbone:
         offload_text_encoder: text encoders are on the device only while they encode.
     """
 
-    text_parts: ClassVar[tuple[str, ...]]
-    """Names of the pipeline's text encoders."""
+    text_parts: ClassVar[tuple[str, ...]]  # Names of the pipeline's text encoders
     forwards = 1
 
     def __init__(

@@ -6,8 +6,7 @@ from diffusers import QwenImageEditPlusPipeline
 
 from policies.retoucher.backbones.qwen_image_edit import load_qwen
 
-PROMPT_SIDE = 384
-"""Side of the photo in the prompt, in pixels: the pipeline's own CONDITION_IMAGE_SIZE for square pictures."""
+PROMPT_SIDE = 384  # Side of the photo in the prompt, in pixels: the pipeline's own CONDITION_IMAGE_SIZE for square pictures
 
 BACKBONE = partial(
     load_qwen,

@@ -19,10 +19,8 @@ class AdapterFile:
     """What the header of a LoRA file says."""
 
     path: Path
-    shapes: dict[str, tuple[int, ...]]
-    """Of all tensors, by key."""
-    settings: dict[str, Any]
-    """peft's configuration of the transformer's LoRA; empty where the file has none."""
+    shapes: dict[str, tuple[int, ...]]  # Of all tensors, by key
+    settings: dict[str, Any]  # peft's configuration of the transformer's LoRA; empty where the file has none
 
     @property
     def ranks(self) -> list[int]:

@@ -40,8 +40,7 @@ T5_XXL = {
     "feed_forward_proj": "gated-gelu",
 }
 CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "projection_dim": 768}
-WORDS = 96
-"""Tokens of the edit instruction with its template, where the text encoder reads the photo, too (assumed)."""
+WORDS = 96  # Tokens of the edit instruction with its template, where the text encoder reads the photo, too (assumed)
 TEXT_PARTS = ("text_encoder", "text_encoder_2")
 
 

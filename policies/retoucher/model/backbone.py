@@ -18,23 +18,15 @@ Latents = Float[Tensor, "n tokens channels"]
 
 @dataclass(frozen=True)
 class Condition:
-    """What the policy is told about each photo, encoded once and shared by every step of every candidate.
+    """What the policy is told about each photo, encoded once and shared by every step of every candidate."""
 
-    Attributes:
-        reference: the photos' latents, normalised and packed as the policy's own.
-        residual: what decoding the photo's own latent loses, `source - decode(reference)`; zero where it is not added back.
-        prompt: text embeddings, one row for all photos, or one a photo where the photo is part of the prompt.
-        pooled: pooled text embedding, rows as `prompt`; of width 0 where the model has none.
-        negative: text embeddings of the negative prompt, rows as `prompt`; None without classifier-free guidance.
-        own_text: whether each photo has its own row of text embeddings.
-    """
-
-    reference: Latents
-    residual: Images
-    prompt: Float[Tensor, "rows words dim"]
-    pooled: Float[Tensor, "rows dim2"]
+    reference: Latents  # the photos' latents, normalised and packed as the policy's own
+    residual: Images  # what decoding the photo's own latent loses, `source - decode(reference)`; zero where it is not added back
+    prompt: Float[Tensor, "rows words dim"]  # text embeddings, one row for all photos, or one a photo where the photo is part of the prompt
+    pooled: Float[Tensor, "rows dim2"]  # pooled text embedding, rows as `prompt`; of width 0 where the model has none
+    # text embeddings of the negative prompt, rows as `prompt`; None without classifier-free guidance
     negative: Float[Tensor, "rows words2 dim"] | None = None
-    own_text: bool = False
+    own_text: bool = False  # whether each photo has its own row of text embeddings
 
     def __len__(self) -> int:
         return len(self.reference)
@@ -50,25 +42,15 @@ class Condition:
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A diffusion image editor as the alignment loop sees it.
+    """A diffusion image editor as the alignment loop sees it."""
 
-    Attributes:
-        name: as logged.
-        resolution: side of the square pictures it works on, in pixels.
-        transformer: the network that is aligned, with diffusers' `PeftAdapterMixin`; everything else is frozen.
-        lora_targets: module names (peft's suffix rule) that LoRA adapts.
-        base_model: hub id or name of the base, written into the adapter's card.
-        licence: licence of the base.
-        forwards: evaluations of the transformer in one velocity, 2 with true classifier-free guidance.
-    """
-
-    name: str
-    resolution: int
-    transformer: nn.Module
-    lora_targets: list[str]
-    base_model: str
-    licence: str
-    forwards: int
+    name: str  # as logged
+    resolution: int  # side of the square pictures it works on, in pixels
+    transformer: nn.Module  # the network that is aligned, with diffusers' `PeftAdapterMixin`; everything else is frozen
+    lora_targets: list[str]  # module names (peft's suffix rule) that LoRA adapts
+    base_model: str  # hub id or name of the base, written into the adapter's card
+    licence: str  # licence of the base
+    forwards: int  # evaluations of the transformer in one velocity, 2 with true classifier-free guidance
 
     def encoding_key(self) -> str:
         """What encodings depend on beside photo and prompt (weights of the encoders, their settings), as text; keys a cache."""

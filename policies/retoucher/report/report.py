@@ -42,8 +42,7 @@ SIGNALS = (
     ("kl", "KL to the base", "per latent dimension"),
 )
 """Logged values of training, their titles, and how to read them."""
-FILES = ("README.md", FILE)
-"""What of a run folder is pushed: no picture of anybody."""
+FILES = ("README.md", FILE)  # What of a run folder is pushed: no picture of anybody
 SETTINGS = ("backbone", "resolution", "num_steps", "eval_num_steps", "guidance", "sampler", "eta", "window", "dpg", "group_size")
 SETTINGS += ("photos_per_step", "rewards", "combine", "max_train_steps", "learning_rate", "rank", "lora_alpha", "keep_best", "seed")
 """Options that the card names."""

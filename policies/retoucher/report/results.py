@@ -51,29 +51,17 @@ def meaning_of(name: str) -> Meaning:
 
 @dataclass(frozen=True)
 class Measure:
-    """One line of the result: means on the held-out photos; not finite where unknown.
+    """One line of the result: means on the held-out photos; not finite where unknown."""
 
-    Attributes:
-        name: as logged.
-        higher_is_better: rewards are, errors are not.
-        untouched: mean of the photos as they are.
-        before: mean of the base policy's retouches.
-        after: mean of the aligned policy's retouches.
-        gain: after minus before.
-        low: lower end of the gain's 95 % interval.
-        high: upper end.
-        people: that it is measured on.
-    """
-
-    name: str
-    higher_is_better: bool
-    untouched: float
-    before: float
-    after: float
-    gain: float
-    low: float
-    high: float
-    people: float = math.inf
+    name: str  # as logged
+    higher_is_better: bool  # rewards are, errors are not
+    untouched: float  # mean of the photos as they are
+    before: float  # mean of the base policy's retouches
+    after: float  # mean of the aligned policy's retouches
+    gain: float  # after minus before
+    low: float  # lower end of the gain's 95 % interval
+    high: float  # upper end
+    people: float = math.inf  # that it is measured on
 
     @property
     def meaning(self) -> Meaning:

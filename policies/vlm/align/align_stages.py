@@ -118,15 +118,10 @@ def _load(config: AlignVlmConfig, source: str) -> Any:
 
 @dataclass(frozen=True)
 class Start:
-    """What is left to train.
+    """What is left to train."""
 
-    Attributes:
-        stage: the first one; those before it are done and their models stored.
-        checkpoint: of that stage, or None to begin it.
-    """
-
-    stage: str
-    checkpoint: Path | None = None
+    stage: str  # the first one; those before it are done and their models stored
+    checkpoint: Path | None = None  # of that stage, or None to begin it
 
 
 def stage_model(run: Path, stage: str, stages: Sequence[str]) -> Path:
