@@ -217,24 +217,15 @@ MORE_DEVICES = (_zero3,)
 
 
 def print_plan(
-    title: str, lines: Sequence[tuple[str, str]], options: TrainerOptions, stages: Sequence[str], *, sft_folder: str, grpo_folder: str
+    title: str, lines: Sequence[tuple[str, str]], options: TrainerOptions, planner: Planner, *, sft_folder: str, grpo_folder: str
 ) -> None:
-    """Print a plan, and the exact arguments that TRL and peft would get, as JSON.
-
-    Args:
-        title: the command.
-        lines: from `plan`.
-        options: of the trainers.
-        stages: of the run.
-        sft_folder: where sft and reject keep their checkpoints.
-        grpo_folder: where grpo does.
-    """
+    """Print a plan, and the exact arguments that TRL and peft would get, as JSON; checkpoints go to the folders."""
     from rich.console import Console
 
     arguments = {}
-    if {"sft", "reject"} & set(stages):
+    if {"sft", "reject"} & set(planner.stages):
         arguments["trl.SFTConfig"] = sft_values(options, sft_folder)
-    if "grpo" in stages:
+    if "grpo" in planner.stages:
         arguments["trl.GRPOConfig"] = grpo_values(options, grpo_folder)
     if (lora := lora_arguments(options)) is not None:
         arguments["peft.LoraConfig"] = {"r": lora.r, "lora_alpha": lora.lora_alpha, "target_modules": sorted(lora.target_modules)}

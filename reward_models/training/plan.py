@@ -34,7 +34,7 @@ def dry_run(config: RewardModelConfig) -> int:
     if config.model == "embedded" and config.data == "embedded":
         lines.insert(1, ("time, estimated", f"{seconds(config) / 60:.0f} minutes on two idle cores"))
     folder = config.folder
-    print_plan("train-reward-model", lines, config, config.stages, sft_folder=f"{folder}/sft", grpo_folder=f"{folder}/grpo")
+    print_plan("train-reward-model", lines, config, planner, sft_folder=f"{folder}/sft", grpo_folder=f"{folder}/grpo")
     if config.benchmark != "none":
         benchmark_files(config.benchmark, Path(config.data))
     else:

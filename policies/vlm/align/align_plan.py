@@ -19,9 +19,8 @@ def dry_run(config: AlignVlmConfig) -> int:
         made.append(("data", f"{config.data}, which is not there yet"))
     planner = planner_of(config)
     lines = [*made, *plan(config, planner)]
-    print_plan(
-        f"align-vlm --task {config.task}", lines, config, config.stages, sft_folder=f"{config.folder}/sft", grpo_folder=config.folder
-    )
+    title = f"align-vlm --task {config.task}"
+    print_plan(title, lines, config, planner, sft_folder=f"{config.folder}/sft", grpo_folder=config.folder)
     refuse_if_too_large(config, planner)
     return 0
 
