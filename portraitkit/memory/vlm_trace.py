@@ -136,10 +136,10 @@ def update_bytes(spec: ModelSpec, load: Load, *, accumulated: bool) -> int:
     return kept if exact else size + kept if accumulated else max(kept, size + measured[0])  # at the head, or at the first blocks
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _ready(spec: ModelSpec) -> tuple[Any, Any, list[Tensor], int]:
     """The model as it is trained, the same without peft's wrapper, what is trained, and the bytes of that and of its gradients."""
-    model, trained = _trainable(_fresh(spec.source, spec.dtype), spec)
+    model, trained = _trainable(meta_model(spec.source).to(DTYPES[spec.dtype]), spec)
     size = size_of(trained)
     base = model.get_base_model() if spec.lora is not None else model
     if spec.gpu and spec.dtype == "bfloat16" and spec.lora is not None:
@@ -170,7 +170,7 @@ def read_bytes(spec: ModelSpec, load: Load, *, scored: bool) -> int:
     if load.rows > EXACT_ROWS:
         few, more = (read_bytes(spec, replace(load, rows=rows), scored=scored) for rows in (EXACT_ROWS // 2, EXACT_ROWS))
         return more + (more - few) * (load.rows - EXACT_ROWS) // (EXACT_ROWS - EXACT_ROWS // 2)
-    model = _without_lora(spec.source, spec.dtype)
+    model, *_ = _ready(ModelSpec(spec.source, spec.dtype))
 
     def read() -> Tensor:
         hidden = hidden_states(model, load, cache=not scored)
@@ -189,15 +189,6 @@ def generation_bytes(spec: ModelSpec, load: Load) -> int:
     cache = sizes.cache_per_token * load.rows * load.length
     logits = 16 * load.rows * sizes.vocabulary
     return max(read_bytes(replace(spec, lora=None), load, scored=False), cache + cache // sizes.layers + logits)
-
-
-@lru_cache(maxsize=2)
-def _without_lora(source: str, dtype: str) -> Any:
-    return _fresh(source, dtype)
-
-
-def _fresh(source: str, dtype: str) -> Any:
-    return meta_model(source).to(DTYPES[dtype])
 
 
 def _trainable(model: Any, spec: ModelSpec) -> tuple[Any, list[Tensor]]:
