@@ -52,7 +52,7 @@ def make_sft_trainer(
     from trl import SFTTrainer
 
     data = _dataset(rows, prompt, limit_of(processor), target=True)
-    given = {"model": model, "args": arguments, "processing_class": processor, "callbacks": [callback], "peft_config": lora}
+    given: dict[str, Any] = {"model": model, "args": arguments, "processing_class": processor, "callbacks": [callback], "peft_config": lora}
     return _quiet(SFTTrainer(train_dataset=data, **given), frozen)
 
 
@@ -83,9 +83,9 @@ def make_grpo_trainer(
 
     if last_norm and lora is None and not isinstance(model, PeftModel):
         train_last_norm(model)
-    given = {"model": model, "args": arguments, "processing_class": processor, "callbacks": [callback], "peft_config": lora}
-    data, rewards = _dataset(rows, prompt, limit_of(processor)), [*reward_functions(task, rows, mode)]
-    return _quiet(GRPOTrainer(train_dataset=data, reward_funcs=rewards, **given), frozen)
+    given: dict[str, Any] = {"model": model, "args": arguments, "processing_class": processor, "callbacks": [callback], "peft_config": lora}
+    data = _dataset(rows, prompt, limit_of(processor))
+    return _quiet(GRPOTrainer(train_dataset=data, reward_funcs=[*reward_functions(task, rows, mode)], **given), frozen)
 
 
 def _dataset(rows: Sequence[Row], prompt: str | Sequence[str], limit: Limit | None, *, target: bool = False) -> Dataset:
