@@ -12,14 +12,11 @@ import torch
 
 from portraitkit.errors import ConfigError
 
-BF16_VARIABLE = "PORTRAITKIT_CPU_BF16"
-"""Environment variable that overrules the measurement: on, off or auto."""
+BF16_VARIABLE = "PORTRAITKIT_CPU_BF16"  # Environment variable that overrules the measurement: on, off or auto
 
-TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
-"""Names of glibc's malloc.h."""
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # Names of glibc's malloc.h
 LARGEST = 2**31 - 1
-OLD_LARGEST = 2**25
-"""The most that older versions take for blocks from the kernel."""
+OLD_LARGEST = 2**25  # The most that older versions take for blocks from the kernel
 SPARE = 2**28
 
 

@@ -14,8 +14,7 @@ from portraitkit.errors import ConfigError, UserError
 from portraitkit.runs.shards import parse_shard
 
 USAGE = "usage: python -m portraitkit.ray_shards N [--gpus G] [--cpus C] -- COMMAND ..., for example 8 -- make-preferences build photos"
-LAST = 2000
-"""Characters of a failed shard's output that are shown."""
+LAST = 2000  # Characters of a failed shard's output that are shown
 
 
 def run_on_ray(argv: list[str]) -> int:

@@ -28,14 +28,11 @@ from reward_models.judge.settings import JudgeSettings, read_settings, source_of
 
 PICTURE, PHOTO = 3, 3 + 1 + 1 + 1 + 3 + 3
 """Channels of a picture; and of a photo on the host: itself, skin, features, opacity, anchor, residual."""
-JUDGE_BATCH = 32
-"""Questions that a judge answers at once (`reward_models.judge.judge.load_judge`)."""
+JUDGE_BATCH = 32  # Questions that a judge answers at once (`reward_models.judge.judge.load_judge`)
 ASSUMED_JUDGE = "Qwen/Qwen2.5-VL-7B-Instruct"
 """In place of a judge whose architecture is not known yet: a folder that is still to be trained, or a LoRA."""
-JUDGE_WORDS = {"full": 600, "brief": 40}
-"""Tokens of the question's text, by the form of the answer (assumed)."""
-BESIDE_DIFFERENCE = (192, 96)
-"""Height and width of each of the two pictures that a judge with `--shown beside-difference` sees."""
+JUDGE_WORDS = {"full": 600, "brief": 40}  # Tokens of the question's text, by the form of the answer (assumed)
+BESIDE_DIFFERENCE = (192, 96)  # Height and width of each of the two pictures that a judge with `--shown beside-difference` sees
 
 
 def dry_run(config: RetoucherConfig) -> int:

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
-AMPLIFY = 4
-"""How much stronger a difference is shown than it is."""
+AMPLIFY = 4  # How much stronger a difference is shown than it is
 ZOOMED = 256
 
 Box = tuple[int, int, int, int]

@@ -27,8 +27,7 @@ from preference_data.pair_set import read_pairs
 from preference_data.schema import Pair
 from preference_data.verdict import ORDERS, Order
 
-ENOUGH = 20
-"""Answers of a model before the share of unreadable ones may stop it."""
+ENOUGH = 20  # Answers of a model before the share of unreadable ones may stop it
 
 
 class EndpointError(UserError):
@@ -46,25 +45,15 @@ class Showing:
 
 @dataclass
 class Tally:
-    """What happened so far.
+    """What happened so far."""
 
-    Attributes:
-        answers: model -> readable answers.
-        unreadable: model -> answers that break the contract.
-        first: model -> readable answers in which Image1 wins.
-        incoherent: model -> readable answers whose better image has the lower average.
-        cost: of answers that were not cached.
-        dearest: of these; None before the first.
-        skipped: pairs whose pictures cannot be read.
-    """
-
-    answers: Counter[str] = field(default_factory=Counter)
-    unreadable: Counter[str] = field(default_factory=Counter)
-    first: Counter[str] = field(default_factory=Counter)
-    incoherent: Counter[str] = field(default_factory=Counter)
-    cost: float = 0.0
-    dearest: float | None = None
-    skipped: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)  # model -> readable answers
+    unreadable: Counter[str] = field(default_factory=Counter)  # model -> answers that break the contract
+    first: Counter[str] = field(default_factory=Counter)  # model -> readable answers in which Image1 wins
+    incoherent: Counter[str] = field(default_factory=Counter)  # model -> readable answers whose better image has the lower average
+    cost: float = 0.0  # of answers that were not cached
+    dearest: float | None = None  # of these; None before the first
+    skipped: Counter[str] = field(default_factory=Counter)  # pairs whose pictures cannot be read
 
 
 def annotate(config: AnnotateConfig) -> int:

@@ -22,8 +22,7 @@ from preference_data.schema import Pair, contradictions
 
 SMALL_SIDE = 32
 LOW_FREQUENCIES = 8
-EMBEDDED = "synthetic-"
-"""How the names of the embedded people begin."""
+EMBEDDED = "synthetic-"  # How the names of the embedded people begin
 KINDS = {
     "bad_row": "a row breaks the schema",
     "bad_image": "a picture cannot be read, or is much smaller than its photo",
@@ -42,40 +41,24 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
+    """One thing that is wrong."""
 
-    Attributes:
-        kind: a key of `KINDS`.
-        lines: lines of metadata.jsonl.
-        message: what and where, in words.
-    """
-
-    kind: str
-    lines: tuple[int, ...]
-    message: str
+    kind: str  # a key of `KINDS`
+    lines: tuple[int, ...]  # lines of metadata.jsonl
+    message: str  # what and where, in words
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of either kind of set, as the checks see it.
+    """A row of either kind of set, as the checks see it."""
 
-    Attributes:
-        line: of metadata.jsonl.
-        photo: file of the photo.
-        anchor: file of its anchor, where it has one.
-        others: files of the candidates.
-        split: of the row; empty where it has none, since commands then assign it by person.
-        identity: who it is, where the row says.
-        pair: the pair, where it is one.
-    """
-
-    line: int
-    photo: str
-    anchor: str | None
-    others: tuple[str, ...]
-    split: str
-    identity: str
-    pair: Pair | None = None
+    line: int  # of metadata.jsonl
+    photo: str  # file of the photo
+    anchor: str | None  # file of its anchor, where it has one
+    others: tuple[str, ...]  # files of the candidates
+    split: str  # of the row; empty where it has none, since commands then assign it by person
+    identity: str  # who it is, where the row says
+    pair: Pair | None = None  # the pair, where it is one
 
     @property
     def retouches(self) -> tuple[str, ...]:
@@ -89,21 +72,13 @@ class Entry:
 
 @dataclass
 class Pictures:
-    """What is known of the files of a set after one look at each.
+    """What is known of the files of a set after one look at each."""
 
-    Attributes:
-        digest: file -> sha256 of its decoded pixels.
-        size: file -> height and width.
-        small: photo -> small grey copy.
-        embedding: photo, anchor or retouch -> identity embedding.
-        lines: file -> lines that name it.
-    """
-
-    digest: dict[str, str] = field(default_factory=dict)
-    size: dict[str, tuple[int, int]] = field(default_factory=dict)
-    small: dict[str, np.ndarray] = field(default_factory=dict)
-    embedding: dict[str, Tensor] = field(default_factory=dict)
-    lines: dict[str, list[int]] = field(default_factory=dict)
+    digest: dict[str, str] = field(default_factory=dict)  # file -> sha256 of its decoded pixels
+    size: dict[str, tuple[int, int]] = field(default_factory=dict)  # file -> height and width
+    small: dict[str, np.ndarray] = field(default_factory=dict)  # photo -> small grey copy
+    embedding: dict[str, Tensor] = field(default_factory=dict)  # photo, anchor or retouch -> identity embedding
+    lines: dict[str, list[int]] = field(default_factory=dict)  # file -> lines that name it
 
 
 def look(folder: Path, entries: list[Entry], *, identity: bool, advance: Callable[[], None]) -> tuple[Pictures, list[Finding]]:

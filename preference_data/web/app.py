@@ -26,8 +26,7 @@ from preference_data.verdict import Order
 
 HERE = Path(__file__).parent
 MAX_BODY, MAX_NAME = 64 * 1024, 60
-Shown = dict[str, str]
-"""dimension (and "overall") -> "1", "2" or "tie": what is on the screen, not what the file is called."""
+Shown = dict[str, str]  # dimension (and "overall") -> "1", "2" or "tie": what is on the screen, not what the file is called
 
 
 class Desk:

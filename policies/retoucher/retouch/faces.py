@@ -22,22 +22,17 @@ BATCH = 8
 class RetouchedPicture:
     """What became of a picture."""
 
-    pixels: Float[Tensor, "3 h w"]
-    """RGB, [0, 1]; outside the retouched faces the picture's own values."""
-    faces: int
-    """How many faces were retouched."""
-    skipped: tuple[str, ...]
-    """The faces that were left as they are, and why, in words."""
+    pixels: Float[Tensor, "3 h w"]  # RGB, [0, 1]; outside the retouched faces the picture's own values
+    faces: int  # How many faces were retouched
+    skipped: tuple[str, ...]  # The faces that were left as they are, and why, in words
 
 
 @dataclass(frozen=True, eq=False)
 class Faces:
     """The faces of a picture."""
 
-    meshes: list[Float[Tensor, "points 3"]]
-    """Of the faces to retouch, in pixels."""
-    skipped: tuple[str, ...]
-    """The faces to leave as they are, and why, in words."""
+    meshes: list[Float[Tensor, "points 3"]]  # Of the faces to retouch, in pixels
+    skipped: tuple[str, ...]  # The faces to leave as they are, and why, in words
 
 
 @torch.no_grad()
