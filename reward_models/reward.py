@@ -14,6 +14,7 @@ from torch import Tensor
 
 from portraitkit.errors import ConfigError
 from reward_models.photos import Photos
+from reward_models.verifiable import GUARDS
 
 How = Literal["product", "sum", "minimum"]
 FLOOR = 0.02
@@ -53,7 +54,8 @@ def combine(parts: dict[str, Float[Tensor, " n"]], weights: dict[str, float], ho
         parts: one value a candidate and reward; NaN where a reward does not apply to that candidate.
         weights: positive weight of every part; those of parts that do not apply are shared among the rest.
         how: `product` is the weighted geometric mean (each part at least .02), under which no part can be bought with another;
-            `sum` the weighted mean; `minimum` the worst part, weights unused.
+            `sum` the weighted mean; `minimum` the worst part, weights unused. Under the first two a guard (`verifiable.GUARDS`) is no
+            part of the mean: the mean is multiplied by it, taken to the power of its weight.
 
     Raises:
         ConfigError: a part has no positive weight.
@@ -64,11 +66,15 @@ def combine(parts: dict[str, Float[Tensor, " n"]], weights: dict[str, float], ho
     values = torch.stack(list(parts.values()))
     applies = values.isfinite()
     weight = values.new_tensor([weights[name] for name in parts])[:, None] * applies
+    logs = values.nan_to_num(1.0).clamp_min(FLOOR).log()
+    guards = values.new_tensor([name in GUARDS for name in parts])[:, None] * weight
+    guarded = torch.exp((guards * logs).sum(0))
+    weight = weight - guards
     weight = weight / weight.sum(0).clamp_min(1e-12)
     if how == "product":
-        out = torch.exp((weight * values.nan_to_num(1.0).clamp_min(FLOOR).log()).sum(0))
+        out = torch.exp((weight * logs).sum(0)) * guarded
     elif how == "sum":
-        out = (weight * values.nan_to_num(0.0)).sum(0)
+        out = (1 + (weight * (values.nan_to_num(0.0) - 1)).sum(0)) * guarded
     elif how == "minimum":
         out = torch.where(applies, values, torch.inf).amin(0)
     else:

@@ -198,7 +198,7 @@ def verifiable_reward(
     photos: Photos,
     photo_of: Int[Tensor, " n"] | None = None,
 ) -> Float[Tensor, " n"]:
-    """All five verifiable rewards at their own weights, combined as the run combines; those that `parts` has are not computed again.
+    """All verifiable rewards at their own weights, combined as the run combines; those that `parts` has are not computed again.
 
     Candidates, photos and photo_of are as in `RewardSet.parts`.
     """

@@ -13,9 +13,9 @@ BUILT_IN = """
     niqe:METRIC brisque:METRIC piqe:METRIC
     quality_nets:NIMA quality_nets:MUSIQ quality_nets:AVA quality_nets:MANIQA quality_nets:TOPIQ topiq_nr_face:METRIC
     clipiqa:METRIC laion_aes:METRIC nrqm:METRIC identity:IDENTITY_COSINE identity:ARCFACE
-    skin:BLEMISH_RESIDUAL skin:TEXTURE_ERROR skin:SDE_GRAIN
+    skin:BLEMISH_RESIDUAL skin:TEXTURE_ERROR skin:SDE_GRAIN skin:LIP_DE
     fidelity:PSNR fidelity:SSIM perceptual:LPIPS perceptual:DISTS distribution:FID distribution:KID
-    rewards:REWARD rewards:BLEMISH_REMOVAL rewards:TEXTURE rewards:SKIN_TONE rewards:IDENTITY rewards:CLARITY
+    rewards:REWARD rewards:BLEMISH_REMOVAL rewards:TEXTURE rewards:SKIN_TONE rewards:IDENTITY rewards:CLARITY rewards:OWN_COLOR
 """
 """module:CONSTANT of this package, in the order of the tables."""
 

@@ -15,6 +15,7 @@ TITLES = {
     "skin_tone": "reward: skin tone kept",
     "identity": "reward: identity kept",
     "clarity": "reward: features kept",
+    "own_color": "reward: own colours kept",
 }
 
 
@@ -26,7 +27,7 @@ def total_reward(candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> Float[
 
 
 METRICS = [
-    face_metric("reward", "reward: weighted product", lambda files: total_reward, version=2),
+    face_metric("reward", "reward: weighted product", lambda files: total_reward, version=3),
     *(face_metric(f"reward_{name}", TITLES[name], lambda files, reward=reward: reward) for name, reward in REWARDS.items()),
 ]
-REWARD, BLEMISH_REMOVAL, TEXTURE, SKIN_TONE, IDENTITY, CLARITY = METRICS
+REWARD, BLEMISH_REMOVAL, TEXTURE, SKIN_TONE, IDENTITY, CLARITY, OWN_COLOR = METRICS

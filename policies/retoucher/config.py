@@ -106,7 +106,7 @@ class RetoucherConfig:
     there; PORTRAITKIT_CPU_BF16=on or off overrules the measurement). The stochastic steps, the updates and every evaluation stay in the
     backbone's own type, so that the ratio is exact."""
 
-    rewards: tuple[str, ...] = ("blemish_removal", "texture", "skin_tone", "identity", "clarity")
+    rewards: tuple[str, ...] = ("blemish_removal", "texture", "skin_tone", "identity", "clarity", "own_color")
     """Rewards in use: the verifiable ones, clip_similarity:PATH (open_clip weights), iqa:NAME (a pyiqa metric), judge:PATH[:FORM]."""
     reward: tuple[str, ...] = ()
     """Further rewards beside --rewards, such as judge:PATH: embedded, a folder, a hub id, vllm:ID or http://host:port/v1, with :score (the

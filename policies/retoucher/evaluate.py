@@ -13,7 +13,7 @@ from policies.retoucher.photos import PhotoSource, TrainingPhotos
 from policies.retoucher.processes import Processes
 from portraitkit.stats import Change, mean_by, paired_change
 from reward_models.reward_set import RewardSet, verifiable_reward
-from reward_models.verifiable import blemish_residual, clarity_error, identity_change, residual_grain, texture_error, tone_error
+from reward_models.verifiable import blemish_residual, clarity_error, identity_change, lip_change, residual_grain, texture_error, tone_error
 
 MEASURES = {
     "identity_distance": identity_change,
@@ -21,6 +21,7 @@ MEASURES = {
     "texture_error": texture_error,
     "clarity_error": clarity_error,
     "tone_error": tone_error,
+    "lip_dE": lip_change,
     "residual_grain": residual_grain,
 }
 """What is measured beside the rewards. All are errors: lower is better."""

@@ -41,7 +41,7 @@ from reward_models.judge.reward import CountedJudge
 from reward_models.reward_set import RewardSet, build_rewards, judged_reward
 from reward_models.workers.client import RewardWorkers
 
-HEADLINE = ("reward", "identity_distance", "blemish_residual", "texture_error")
+HEADLINE = ("reward", "identity_distance", "blemish_residual", "texture_error", "lip_dE")
 
 
 def run_alignment(config: RetoucherConfig, command: list[str]) -> int:

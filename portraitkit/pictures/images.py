@@ -6,6 +6,7 @@ refused by name, before it is decoded where that is possible.
 """
 
 import io
+import math
 import os
 import struct
 import warnings
@@ -266,7 +267,7 @@ def resize(pixels: Float[Tensor, "3 h w"], size: tuple[int, int]) -> Float[Tenso
     return interpolate(pixels[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
 
 
-# ---- sRGB to CIELAB, differentiable: IEC 61966-2-1 transfer curve, D65 white, CIE 1976 L*a*b*
+# ---- sRGB to CIELAB and CIEDE2000, differentiable: IEC 61966-2-1 transfer curve, D65 white, CIE 1976 L*a*b*
 
 # Linear sRGB to XYZ, rows X, Y, Z; divided by the D65 white so that white is (1, 1, 1).
 _XYZ = torch.tensor([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]])
@@ -298,3 +299,37 @@ def lab_to_srgb(lab: Float[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 3 h
     xyz = torch.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29))
     linear = torch.einsum("ij,...jhw->...ihw", torch.linalg.inv(_XYZ_OVER_WHITE).to(lab), xyz)
     return torch.where(linear > 0.0031308, 1.055 * linear.clamp_min(0.0031308) ** (1 / 2.4) - 0.055, 12.92 * linear).clamp(0, 1)
+
+
+def ciede2000(one: Float[Tensor, "*#batch 3 h w"], other: Float[Tensor, "*#batch 3 h w"]) -> Float[Tensor, "... 1 h w"]:
+    """Colour difference of CIELAB images by CIEDE2000, k = 1 (Sharma, Wu and Dalal 2005); 1 is just visible. The gradient is finite.
+
+    Where both colours are the same it is 1e-4, not 0.
+    """
+    (lightness, a, b), (other_lightness, other_a, other_b) = one.unbind(-3), other.unbind(-3)
+    chroma = (_length(a, b) + _length(other_a, other_b)) / 2
+    stretch = 1.5 - 0.5 * _rises_above_25(chroma)
+    a, other_a = a * stretch + 1e-6, other_a * stretch + 1e-6  # off 0, where an angle has no gradient
+    own, others = _length(a, b), _length(other_a, other_b)
+    turn = torch.remainder(torch.atan2(other_b, other_a) - torch.atan2(b, a) + math.pi, 2 * math.pi) - math.pi
+    hue = torch.atan2(b, a) + turn / 2
+    middle, light = (own + others) / 2, (lightness + other_lightness) / 2 - 50
+    cosines = ((0.17, 1, 30), (-0.24, 2, 0), (-0.32, 3, -6), (0.20, 4, 63))
+    t = 1 - sum(size * torch.cos(times * hue - math.radians(shift)) for size, times, shift in cosines)
+    by_lightness = (other_lightness - lightness) / (1 + 0.015 * light.square() / (20 + light.square()).sqrt())
+    by_chroma = (others - own) / (1 + 0.045 * middle)
+    by_hue = 2 * (own * others).sqrt() * torch.sin(turn / 2) / (1 + 0.015 * middle * t)
+    from_blue = (torch.remainder(hue, 2 * math.pi) - math.radians(275)) / math.radians(25)
+    twist = -2 * _rises_above_25(middle) * torch.sin(math.pi / 3 * torch.exp(-from_blue.square()))
+    squares = by_lightness.square() + by_chroma.square() + by_hue.square() + twist * by_chroma * by_hue
+    return (squares.clamp_min(0) + 1e-8).sqrt().unsqueeze(-3)
+
+
+def _length(a: Tensor, b: Tensor) -> Tensor:
+    return (a.square() + b.square() + 1e-12).sqrt()
+
+
+def _rises_above_25(chroma: Tensor) -> Tensor:
+    """sqrt(C^7 / (C^7 + 25^7))."""
+    share = chroma / 25
+    return share**3.5 / (share**7 + 1).sqrt()

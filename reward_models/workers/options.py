@@ -46,7 +46,7 @@ class ServeJudgeConfig(ServerConfig):
 class ServeRewardsConfig(ServerConfig):
     """Serve rewards to `align-retoucher --reward-worker http://HOST:PORT`: /v1/score and /health."""
 
-    rewards: tuple[str, ...] = ("blemish_removal", "texture", "skin_tone", "identity", "clarity")
+    rewards: tuple[str, ...] = ("blemish_removal", "texture", "skin_tone", "identity", "clarity", "own_color")
     """Rewards served, by the names that align-retoucher takes: the verifiable ones, clip_similarity:PATH, iqa:NAME, judge:PATH[:FORM]."""
     port: Port = 8600
     """Port to listen on; 0 takes a free one and prints it."""

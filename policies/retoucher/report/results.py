@@ -26,16 +26,18 @@ class Meaning:
 
 MEANINGS = {
     "reward": Meaning("Reward", "all rewards combined, 0 to 1"),
-    "verifiable": Meaning("Verifiable rewards", "the five combined: the independent check of the judge"),
+    "verifiable": Meaning("Verifiable rewards", "all of them combined: the independent check of the judge"),
     "blemish_removal": Meaning("Blemish removal", "share of the blemishes' contrast that is gone"),
     "texture": Meaning("Texture", "1 = pores exactly kept"),
     "skin_tone": Meaning("Skin tone", "1 = the skin's broad colour is kept"),
     "identity": Meaning("Identity", "1 = clearly the same person"),
     "clarity": Meaning("Clarity", "1 = eyes, brows and lips exactly as sharp"),
+    "own_color": Meaning("Own colour", "1 = lips, lipstick and the person's own redness as they were"),
     "identity_distance": Meaning("Identity distance", "between face embeddings; two people are about 0.6 apart", 0.01),
     "blemish_residual": Meaning("Blemish error left", "share of the squared error, 1 = as in the photo", 0.02),
     "texture_error": Meaning("Texture error", "change of fine detail on healthy skin, 0 = pores exactly kept", 0.01),
     "clarity_error": Meaning("Clarity error", "change of gradients in eyes, brows and lips", 0.01),
+    "lip_dE": Meaning("Lip colour", "change of the lips' broad colour, in CIEDE2000; 2 is hardly seen", 0.2),
     "tone_error": Meaning("Tone error", "broad colour of the skin, in CIELAB units", 0.1),
     "residual_grain": Meaning("Residual grain", "noise that the retouch adds, % of full scale", 0.05),
 }
@@ -250,7 +252,7 @@ def headline(reward: Measure | None) -> str:
 
 
 def findings(measures: Mapping[str, Measure]) -> list[tuple[str, str, str]]:
-    """What happened to blemishes, pores and the person: (subject, verdict, sentence) where it was measured."""
+    """What happened to blemishes, pores, the person and the lips: (subject, verdict, sentence) where it was measured."""
     out: list[tuple[str, str, str]] = []
     blemish = measures.get("blemish_residual")
     if blemish is not None and blemish.verdict:
@@ -267,6 +269,9 @@ def findings(measures: Mapping[str, Measure]) -> list[tuple[str, str, str]]:
     identity = measures.get("identity_distance")
     if identity is not None and identity.verdict:
         out.append(("The person", identity.verdict, f"Identity distance {_moved(identity)}; two people are about 0.6 apart."))
+    lips = measures.get("lip_dE")
+    if lips is not None and lips.verdict:
+        out.append(("Lips", lips.verdict, f"Their colour's difference from the photo {_moved(lips)}; up to 2 is hardly seen."))
     return out
 
 

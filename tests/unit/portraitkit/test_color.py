@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from skimage.color import rgb2lab
+from skimage.color import deltaE_ciede2000, rgb2lab
 
-from portraitkit.pictures.images import lab_to_srgb, luminance, srgb_to_lab
+from portraitkit.pictures.images import ciede2000, lab_to_srgb, luminance, srgb_to_lab
 
 
 def pixel(*rgb):
@@ -48,6 +48,34 @@ def test_the_gradient_is_finite_at_black_and_right_elsewhere():
     assert black.grad.isfinite().all()
     inside = (0.2 + 0.6 * torch.rand(3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).requires_grad_()
     assert torch.autograd.gradcheck(srgb_to_lab, (inside,))
+
+
+def test_ciede2000_has_its_published_values():
+    """Sharma, Wu and Dalal 2005, table 1, rows 1, 7, 13, 17, 20, 25, 31 and 34; and scikit-image on colours of all hues."""
+    table = [
+        ((50, 2.6772, -79.7751), (50, 0, -82.7485), 2.0425),
+        ((50, 0, 0), (50, -1, 2), 2.3669),
+        ((50, -0.001, 2.49), (50, 0.0011, -2.49), 4.7461),
+        ((50, 2.5, 0), (73, 25, -18), 27.1492),
+        ((50, 2.5, 0), (58, 24, 15), 19.4535),
+        ((60.2574, -34.0099, 36.2677), (60.4626, -34.1751, 39.4387), 1.2644),
+        ((22.7233, 20.0904, -46.694), (23.0331, 14.973, -42.5619), 2.0373),
+        ((2.0776, 0.0795, -1.135), (0.9033, -0.0636, -0.5514), 0.9082),
+    ]
+    for one, other, value in table:
+        assert float(ciede2000(pixel(*one), pixel(*other))) == pytest.approx(value, abs=1e-4)
+    first, second = (np.random.default_rng(seed).uniform((0, -80, -80), (100, 80, 80), (16, 16, 3)) for seed in range(2))
+    both = (torch.from_numpy(colours).permute(2, 0, 1) for colours in (first, second))
+    assert np.abs(ciede2000(*both)[0].numpy() - deltaE_ciede2000(first, second)).max() < 1e-3
+
+
+def test_the_gradient_of_ciede2000_is_finite_where_colours_are_equal_grey_or_black():
+    colours = torch.tensor([[50.0, 10.0, 20.0], [50.0, 0.0, 0.0], [0.0, 0.0, 0.0]]).T[None, :, None].contiguous()
+    candidate = colours.clone().requires_grad_()
+    difference = ciede2000(candidate, colours)
+    assert difference.max() < 1e-3
+    difference.sum().backward()
+    assert candidate.grad is not None and candidate.grad.isfinite().all()
 
 
 def test_luminance_weighs_the_channels():

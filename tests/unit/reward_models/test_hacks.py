@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from portraitkit.faces.regions import region_masks
+from portraitkit.pictures.images import lab_to_srgb, srgb_to_lab
 from preference_data.people.blemishes import LABELS
 from preference_data.people.warps import landmark_field, pixel_grid, sample_at
 from reward_models.filters import blur
 from reward_models.photos import Photos
 from reward_models.reward_set import RewardSet, build_rewards
 
-NAMES = ("blemish_removal", "texture", "skin_tone", "identity", "clarity")
+NAMES = ("blemish_removal", "texture", "skin_tone", "identity", "clarity", "own_color")
 MARGIN = 0.05
 
 
@@ -64,6 +66,23 @@ def blend(image: Tensor, photos: Photos) -> Tensor:
     return torch.stack(rows)
 
 
+def tint(image: Tensor, mask: Tensor, scale: tuple[float, float, float], shift: tuple[float, float, float]) -> Tensor:
+    """CIELAB scaled and shifted inside a mask."""
+    lab = srgb_to_lab(image) * torch.tensor(scale).view(3, 1, 1) + torch.tensor(shift).view(3, 1, 1)
+    return torch.lerp(image, lab_to_srgb(lab), mask)
+
+
+def lips(photos: Photos) -> Tensor:
+    return torch.stack([region_masks(mesh, 128, 128, only=("lips",))["lips"] for mesh in photos.meshes])
+
+
+def nose_and_cheeks(photos: Photos) -> Tensor:
+    """Where the skin is redder than its median, smoothly."""
+    red = blur(srgb_to_lab(photos.source)[:, 1:2], 4.0)
+    median = torch.stack([a[skin > 0.5].median() for a, skin in zip(red, photos.skin, strict=True)]).view(-1, 1, 1, 1)
+    return (red - median).clamp(0, 1) * photos.skin
+
+
 CASES: dict[str, tuple[Callable[[Photos, Tensor], Tensor], tuple[str, ...]]] = {
     "untouched": (lambda photos, honest: photos.source, ("blemish_removal",)),
     "half done, mildest": (lambda photos, honest: label(photos, "half_done", 0.0), ("blemish_removal",)),
@@ -83,6 +102,13 @@ CASES: dict[str, tuple[Callable[[Photos, Tensor], Tensor], tuple[str, ...]]] = {
     "honest, with a grid": (lambda photos, honest: grid(honest), ("texture", "clarity")),
     "honest, with noise": (lambda photos, honest: noise(honest), ("texture", "clarity")),
     "honest, blurred": (lambda photos, honest: soften(honest), ("texture", "clarity")),
+    "honest, lips greyed": (lambda photos, honest: tint(honest, lips(photos), (1, 0.5, 0.5), (0, 0, 0)), ("own_color",)),
+    "honest, lipstick painted": (lambda photos, honest: tint(honest, lips(photos), (0.4, 0.4, 0.4), (24, 33, 15)), ("own_color",)),
+    "honest, redness drained": (lambda photos, honest: tint(honest, nose_and_cheeks(photos), (1, 1, 1), (0, -9, 0)), ("own_color",)),
+    "input, skin tanned over its spots": (
+        lambda photos, honest: tint(photos.source, photos.skin, (0.85, 1, 1), (0, 6, 0)),
+        ("blemish_removal", "skin_tone", "own_color"),
+    ),
     "black": (lambda photos, honest: torch.zeros_like(honest), NAMES),
     "white": (lambda photos, honest: torch.ones_like(honest), NAMES),
 }

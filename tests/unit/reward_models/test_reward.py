@@ -38,6 +38,15 @@ def test_a_part_that_does_not_apply_leaves_its_weight_to_the_rest(how):
     assert with_gap[1] == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(("how", "expected"), [("product", 0.4 * 0.5), ("sum", 0.5 * 0.5), ("minimum", 0.2)])
+def test_a_guard_multiplies_what_the_others_earn(how, expected):
+    parts = {"a": [0.8, 0.8], "b": [0.2, 0.2], "own_color": [0.5, NAN]}
+    guarded, without = combined(parts, {"a": 1.0, "b": 1.0, "own_color": 1.0}, how)
+    assert guarded == pytest.approx(expected)
+    assert without == pytest.approx(combined({"a": [0.8], "b": [0.2]}, {"a": 1.0, "b": 1.0}, how)[0])
+    assert combined({"own_color": [0.5]}, {"own_color": 2.0}, how) == pytest.approx([0.5 if how == "minimum" else 0.25])
+
+
 @pytest.mark.parametrize("how", WAYS)
 def test_nothing_applies(how):
     assert math.isnan(combined({"a": [NAN], "b": [NAN]}, {"a": 1.0, "b": 1.0}, how)[0])

@@ -13,10 +13,11 @@ from reward_models.verifiable import REWARDS
 NAMES = tuple(REWARDS)
 
 
-def test_default_weights_are_the_rewards_own_and_sum_to_one():
-    rewards = build_rewards(NAMES, (), "product")
-    assert rewards.weights == {"blemish_removal": 0.40, "texture": 0.20, "skin_tone": 0.15, "identity": 0.15, "clarity": 0.10}
-    assert sum(rewards.weights.values()) == pytest.approx(1)
+def test_default_weights_are_the_rewards_own_and_those_of_the_mean_sum_to_one():
+    weights = build_rewards(NAMES, (), "product").weights
+    assert weights.pop("own_color") == 1.0  # a guard: outside the mean
+    assert weights == {"blemish_removal": 0.40, "texture": 0.20, "skin_tone": 0.15, "identity": 0.15, "clarity": 0.10}
+    assert sum(weights.values()) == pytest.approx(1)
 
 
 def test_given_weights_replace_them_in_order():

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from portraitkit.pictures.images import srgb_to_lab
+from portraitkit.faces.regions import region_masks
+from portraitkit.pictures.images import ciede2000, lab_to_srgb, srgb_to_lab
 from preference_data.people.warps import landmark_field, pixel_grid, sample_at
 from reward_models import verifiable
 from reward_models.filters import blur
@@ -29,6 +30,16 @@ def warp(image: Tensor, photos: Photos, strength: float) -> Tensor:
         shift = strength * (mesh - mesh.mean(0)) * torch.tensor([-1.0, 1.0])
         rows.append(sample_at(picture, pixel_grid(128, 128) + landmark_field(mesh, shift, 128)))
     return torch.stack(rows)
+
+
+def tint(image: Tensor, mask: Tensor, a: float, *, grey: float = 0.0) -> Tensor:
+    """Inside the mask redder by `a` CIELAB units, and with a share of the chroma gone."""
+    lab = srgb_to_lab(image) * torch.tensor([1, 1 - grey, 1 - grey]).view(3, 1, 1) + torch.tensor([0, a, 0]).view(3, 1, 1)
+    return torch.lerp(image, lab_to_srgb(lab), mask)
+
+
+def lips(photos: Photos) -> Tensor:
+    return torch.stack([region_masks(mesh, 128, 128, only=("lips",))["lips"] for mesh in photos.meshes])
 
 
 def double(image: Tensor) -> Tensor:
@@ -57,6 +68,9 @@ FAULTS = {
     "texture, smoothing": lambda photos, t: torch.lerp(photos.source, blur(photos.source, 2.0), t),
     "skin_tone": lambda photos, t: photos.source * (1 - 0.2 * t),
     "skin_tone, colour": lambda photos, t: (photos.source * (1 + torch.tensor([0.1, 0.0, -0.1]).view(3, 1, 1) * t)).clamp(0, 1),
+    "own_color, lips": lambda photos, t: tint(photos.source, lips(photos), 0, grey=0.7 * t),
+    "own_color, lipstick": lambda photos, t: tint(photos.source, lips(photos), 15 * t),
+    "own_color, redness": lambda photos, t: tint(photos.source, photos.skin, -12 * t),
     "identity": lambda photos, t: warp(photos.clean, photos, 0.4 * t),
     "clarity": lambda photos, t: torch.lerp(photos.source, blur(photos.source, 2.0), t),
     "clarity, sharpening": lambda photos, t: photos.source + t * (photos.source - blur(photos.source, 1.0)),
@@ -179,6 +193,42 @@ def test_half_a_unit_of_tone_is_free(photos):
         torch.testing.assert_close(REWARDS["skin_tone"](changed, photos), expected)
     assert (REWARDS["skin_tone"](photos.source * 0.995, photos) == 1).all()
     assert (REWARDS["skin_tone"](photos.source * 0.97, photos) < 1).all()
+
+
+def test_own_color_is_even_at_4_and_hardly_falls_below_2(photos, monkeypatch):
+    monkeypatch.setattr(verifiable, "lip_change", lambda candidate, photos: torch.tensor([0.0, 2.0, 4.0, 6.0]))
+    monkeypatch.setattr(verifiable, "redness_change", lambda candidate, photos: torch.tensor([0.0, 0.0, 4.0, 0.0]))
+    values = verifiable.own_color(photos.source[:4], photos.select(slice(0, 4)))
+    assert values[0] > 0.998 and values[1] > 0.96 and values[2] == 0.5 and values[3] < 0.04
+
+
+def test_lips_and_redness_are_their_own_and_not_their_spots_or_detail(photos):
+    """A tint of the lips is measured on the lips alone, as it is there; spots, and detail of a pixel or two, do not count."""
+    tinted = tint(photos.source, lips(photos), 10)
+    inside = ciede2000(srgb_to_lab(tinted), srgb_to_lab(photos.source))
+    mean = (inside * lips(photos)).sum((1, 2, 3)) / lips(photos).sum((1, 2, 3))
+    torch.testing.assert_close(verifiable.lip_change(tinted, photos), mean, rtol=0.25, atol=0)
+    assert (verifiable.redness_change(tinted, photos) < 0.3).all()
+    for unseen in (photos.clean, noise(photos.source, 0.02)):
+        assert (REWARDS["own_color"](unseen, photos) > 0.99).all()
+
+
+@pytest.mark.parametrize("fault", ["lips greyed", "lips tinted", "redness drained"])
+def test_own_color_asks_as_much_on_dark_skin_as_on_light(photos, fault):
+    """The same people with skin of L* 58, 35 and 23: the difference that is measured is the same within a third."""
+    changes = []
+    for light in (1.0, 0.6, 0.4):
+        tone = torch.tensor([light, light**0.5, light**0.5]).view(3, 1, 1)
+        source, clean = (lab_to_srgb(srgb_to_lab(image) * tone) for image in (photos.source, photos.clean))
+        dark = replace(photos, source=source, clean=clean)
+        candidate = {
+            "lips greyed": tint(source, lips(photos), 0, grey=0.5),
+            "lips tinted": tint(source, lips(photos), 10),
+            "redness drained": tint(source, photos.skin, -8),
+        }[fault]
+        measure = verifiable.redness_change if fault == "redness drained" else verifiable.lip_change
+        changes.append(measure(candidate, dark).mean())
+    assert max(changes) < 1.35 * min(changes)
 
 
 def test_identity_is_even_at_040_and_flat_below_025(photos, monkeypatch):
