@@ -73,13 +73,12 @@ class BenchmarkConfig(Options):
     """I/N: measure the I-th of N shares of the pictures, in a job of its own; the same command without it merges them in the end. Not
     needed under torchrun and accelerate launch."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Refuse impossible values before anything is read.
 
         Raises:
             ConfigError: a value is out of range, or a method has no name or place.
         """
-        super().__post_init__()
         check_shard(self.shard, self.overwrite)
         methods = self.methods
         if self.source is None and any(place.startswith("retoucher:") for place in methods.values()):

@@ -55,7 +55,7 @@ def run_subcommand(command: str, about: str, package: str, subcommands: Mapping[
     """
     from portraitkit.config import load_config
     from portraitkit.discover import load_object
-    from portraitkit.suggest import nearest
+    from portraitkit.errors import nearest
 
     names = ", ".join(subcommands)
     if argv and argv[0] in ("-h", "--help"):

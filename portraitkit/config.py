@@ -9,11 +9,10 @@ field is its help text. What a number may be, and whether a resumed run may chan
         max_unusable: Share = 0.1
         report_to: Annotated[tuple[str, ...], MAY_CHANGE] = ()
 
-Rules between fields belong in `__post_init__`, after `super().__post_init__()`; it sees the recipe and the command line
-together, never the recipe alone.
+Rules between fields belong in a method `check` (see `Options`); it sees the recipe and the command line together, never the
+recipe alone.
 """
 
-import inspect
 import io
 import json
 import math
@@ -22,21 +21,18 @@ import re
 import shlex
 import sys
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import tyro
-
-from portraitkit.errors import ConfigError
-from portraitkit.suggest import nearest
+from portraitkit.config_help import groups
+from portraitkit.errors import ConfigError, nearest
 
 RECIPES = Path(__file__).parent / "recipes"
-Config = TypeVar("Config")
 REPEATABLE = "repeatable"
 """Mark (`Annotated`) of a list whose option may also be given again for every value: `--method a --method b` is `--method a b`."""
 MAY_CHANGE = "may change on resume"
@@ -77,16 +73,52 @@ class Range:
         return self.rule or "must be " + " and ".join(f"{words} {bound}" for words, bound in bounds.items() if bound is not None)
 
 
+AtLeast0 = Annotated[int, Range(ge=0, rule="must be 0 or more")]
+AtLeast1 = Annotated[int, Range(ge=1, rule="must be 1 or more")]
+Positive = Annotated[float, Range(gt=0, rule="must be above 0")]
+NotNegative = Annotated[float, Range(ge=0, rule="must be 0 or more")]
 Share = Annotated[float, Range(ge=0, le=1, rule="must be a share from 0 to 1")]
 Seed = Annotated[int, Range(ge=0, lt=2**63, rule="must be between 0 and 2^63 - 1")]
 Port = Annotated[int, Range(ge=0, le=65535, rule="must be between 0 (any free one) and 65535")]
 
 
 class Options:
-    """Base of every command's frozen dataclass of options."""
+    """Base of every command's frozen dataclass of options.
+
+    A class may define `check(self)`, which raises ConfigError where its options contradict each other. The checks of all bases run
+    first, then its own, without a call of super.
+    """
+
+    REMOVED: ClassVar[dict[str, str]] = {}
+    """Options that the command had once, and what to use in their place."""
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """The configuration of a recipe with these values, as the command line would have it."""
+        return cls(**cls.revise(values, {}))
+
+    @classmethod
+    def revise(cls, values: dict[str, Any], typed: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """The values that count beneath the options that were typed; commands add what their model needs, see `lay_beneath`.
+
+        Args:
+            values: of the recipe.
+            typed: options of the command line, with the words behind them.
+        """
+        return values
+
+    @classmethod
+    def chosen(cls, values: Mapping[str, Any], typed: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """The options as far as they are known before they are parsed: what was typed (as text), else the recipe's, else the default."""
+        defaults = {field.name: field.default for field in fields(cls)}  # type: ignore[arg-type]
+        return defaults | dict(values) | {name: words[0] for name, words in typed.items() if words}
+
+    def __init_subclass__(cls) -> None:
+        if "__post_init__" in vars(cls):
+            raise TypeError(f"{cls.__name__}.__post_init__ would skip the bounds of the fields; name it check")
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside the bounds of their fields.
+        """Refuse numbers outside the bounds of their fields, then what the classes' `check` refuses.
 
         Raises:
             ConfigError: the first of them is named, with its rule.
@@ -96,11 +128,17 @@ class Options:
             for bounds in marks:
                 if isinstance(bounds, Range) and value is not None and not bounds.holds(value):
                     raise ConfigError(f"--{name.replace('_', '-')} {value:{'g' if isinstance(value, float) else ''}}: {bounds}")
+        for cls in reversed(type(self).__mro__):
+            if check := vars(cls).get("check"):
+                check(self)
 
 
-def may_change(cls: type) -> frozenset[str]:
-    """Fields that a resumed run may change."""
-    return frozenset(name for name, marks in _marks(cls).items() if MAY_CHANGE in marks)
+Config = TypeVar("Config", bound=Options)
+
+
+def may_change(cls: type[Options]) -> frozenset[str]:
+    """Options that a resumed run may change, those among them that are gone."""
+    return frozenset([name for name, marks in _marks(cls).items() if MAY_CHANGE in marks] + [*cls.REMOVED])
 
 
 @cache
@@ -109,13 +147,7 @@ def _marks(cls: type) -> dict[str, tuple[Any, ...]]:
     return {name: get_args(hint)[1:] for name, hint in get_type_hints(cls, include_extras=True).items() if get_origin(hint) is Annotated}
 
 
-Revise = Callable[[dict[str, Any], Mapping[str, Sequence[str]]], dict[str, Any]]
-"""The values of a recipe and the options that were typed, with the words behind them, to the recipe's values that count."""
-
-
-def load_config(
-    cls: type[Config], argv: list[str], *, prog: str, example: str = "", revise: Revise = lambda values, typed: values
-) -> Config:
+def load_config(cls: type[Config], argv: list[str], *, prog: str, example: str = "") -> Config:
     """Fill a configuration from its defaults, then `--config NAME|FILE.toml`, then the options in `argv`.
 
     `--help` prints and exits with 0; with `--config` beside it the defaults shown are the recipe's.
@@ -125,7 +157,6 @@ def load_config(
         argv: Arguments after the command's name; options with dashes or underscores.
         prog: Name of the command, for messages.
         example: Options of a typical call, shown by `--help`.
-        revise: From the recipe's values and the options that were typed to the values that count beneath those options.
 
     Returns:
         The validated configuration.
@@ -134,12 +165,18 @@ def load_config(
         ConfigError: an unknown option, key or recipe (with the nearest known one), a value of another type, or what the
             dataclass itself refuses.
     """
-    types = get_type_hints(cls)
-    lists = [name for name, annotation in types.items() if get_origin(annotation) is tuple]
+    types = _types(cls)
     source, argv = _take_recipe(_join_repeated(argv, {name for name, marks in _marks(cls).items() if REPEATABLE in marks}))
-    values = _read_recipe(_find_recipe(source, cls), types) if source else {}
-    given = _options_given(argv, types, lists, prog)
-    values = revise(values, given)
+    values = _read_recipe(_find_recipe(source, cls), cls) if source else {}
+    given = _options_given(argv, cls, prog)
+    start = _unchecked(cls, cls.revise(values, given))
+    if {"-h", "--help"} & set(argv):
+        from portraitkit.config_help import format_help
+
+        print(format_help(start, prog=prog, example=example, recipes=recipe_names(cls)))
+        raise SystemExit(0)
+    import tyro
+
     printed = io.StringIO()
     try:
         with redirect_stderr(printed):
@@ -147,13 +184,10 @@ def load_config(
                 cls,
                 prog=prog,
                 args=argv,
-                default=_unchecked(cls, values),
-                description=_describe(cls, f"{prog} {example}".strip()) if {"-h", "--help"} & set(argv) else None,
+                default=start,
                 return_unknown_args=True,
             )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
+    except SystemExit:
         raise ConfigError(_refusal(printed.getvalue(), given, types, prog)) from None
     sys.stderr.write(printed.getvalue())
     if unexpected:
@@ -169,8 +203,9 @@ def load_config(
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
-    """The configuration as JSON takes it: paths as text, tuples as lists."""
-    return json.loads(json.dumps(asdict(config), default=os.fspath))
+    """The configuration as JSON takes it: paths as text, tuples as lists, options in the order of `--help`."""
+    values = json.loads(json.dumps(asdict(config), default=os.fspath))
+    return {name: values[name] for names in groups(type(config)).values() for name in names}
 
 
 def recipe_names(cls: type) -> list[str]:
@@ -179,13 +214,11 @@ def recipe_names(cls: type) -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.toml") if _read_toml(path).keys() <= known)
 
 
-def read_recipe(name: str, cls: type) -> dict[str, Any]:
-    """The values of a recipe by its name, converted to the types of a configuration's fields.
-
-    Raises:
-        ConfigError: no such recipe, an unknown key, or a value of another type.
-    """
-    return _read_recipe(_find_recipe(name, cls), get_type_hints(cls))
+def lay_beneath(recipe: str, cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, and for options that they do not name those of a built-in recipe; its keys that are no fields are left out."""
+    types = _types(cls)
+    below = {name: _convert(types[name], value) for name, value in _read_toml(RECIPES / f"{recipe}.toml").items() if name in types}
+    return below | dict(values)
 
 
 def _take_recipe(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -225,9 +258,17 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
 
 
-def _read_recipe(path: Path, types: dict[str, Any]) -> dict[str, Any]:
-    values = {}
+def _types(cls: type) -> dict[str, Any]:
+    """The fields with their types."""
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in fields(cls)}
+
+
+def _read_recipe(path: Path, cls: type[Options]) -> dict[str, Any]:
+    values, types = {}, _types(cls)
     for key, value in _read_toml(path).items():
+        if key in cls.REMOVED:
+            raise ConfigError(f"{path}: the option {key} is gone: {cls.REMOVED[key]}")
         if key not in types:
             raise ConfigError(f"{path}: unknown option {key!r}{nearest(key, types)}")
         try:
@@ -299,11 +340,12 @@ def _join_repeated(argv: list[str], names: set[str]) -> list[str]:
     return rest + [token for flag, values in joined.items() for token in (flag, *values)]
 
 
-def _options_given(argv: list[str], types: dict[str, Any], lists: list[str], prog: str) -> dict[str, list[str]]:
+def _options_given(argv: list[str], cls: type[Options], prog: str) -> dict[str, list[str]]:
     """Options on the command line with the values that follow them; unknown ones are refused by name.
 
     Of an option given twice the last one counts, as everywhere; but a list would lose its first values unnoticed.
     """
+    types = _types(cls)
     switches = [f"no_{name}" for name, annotation in types.items() if annotation is bool]
     known = [*types, *switches, "help", "tyro_print_completion", "tyro_write_completion"]
     given: dict[str, list[str]] = {}
@@ -314,10 +356,12 @@ def _options_given(argv: list[str], types: dict[str, Any], lists: list[str], pro
             continue
         flag, equals, value = token.partition("=")
         name = flag[2:].replace("-", "_")
+        if name in cls.REMOVED:
+            raise ConfigError(f"{flag} is gone: {cls.REMOVED[name]}")
         if name not in known:
             near = nearest(f"--{name.replace('_', '-')}", [f"--{name.replace('_', '-')}" for name in known])
             raise ConfigError(f"unknown option {flag}{near}; see {prog} --help")
-        if name in given and name in lists:
+        if name in given and get_origin(types.get(name)) is tuple:
             raise ConfigError(f"{flag} is given twice: give all its values after one {flag}")
         values = given[name] = [value] if equals else []
     return given
@@ -325,17 +369,13 @@ def _options_given(argv: list[str], types: dict[str, Any], lists: list[str], pro
 
 def _unchecked(cls: type[Config], values: dict[str, Any]) -> Config:
     """An instance made without `__post_init__`: the defaults under the recipe's values, for tyro to start from."""
+    from tyro import MISSING as REQUIRED
+
     start = object.__new__(cls)
     for field in fields(cls):  # type: ignore[arg-type]
         default = field.default if field.default_factory is MISSING else field.default_factory()
-        object.__setattr__(start, field.name, values.get(field.name, tyro.MISSING if default is MISSING else default))
+        object.__setattr__(start, field.name, values.get(field.name, REQUIRED if default is MISSING else default))
     return start
-
-
-def _describe(cls: type, example: str) -> str:
-    recipes = f" Recipes: {', '.join(names)}." if (names := recipe_names(cls)) else ""
-    about = inspect.cleandoc(cls.__doc__ or "")
-    return f"{about}\n\n--config NAME|FILE.toml starts from a recipe; options override it.{recipes}\n\nExample: {example}"
 
 
 def _refusal(printed: str, given: dict[str, list[str]], types: dict[str, Any], prog: str) -> str:

@@ -10,8 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from portraitkit.errors import ConfigError
-from portraitkit.suggest import nearest
+from portraitkit.errors import ConfigError, nearest
 
 Kind = TypeVar("Kind")
 

@@ -17,6 +17,9 @@
 Anything else is a bug and keeps its traceback.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class UserError(Exception):
     """Something the user can mend. The message gives the value, the rule and the fix, on one line."""
@@ -74,3 +77,13 @@ class TrainingStopped(UserError):
 
 class WorkersLost(TrainingStopped):
     """No reward worker scores any more: none answers in time, or each refuses for good."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"`, or nothing where no known name is near.
+
+    >>> nearest("flow_sd", ["flow_sde", "cps"])
+    "; did you mean 'flow_sde'?"
+    """
+    close = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -113,7 +113,7 @@ def clipped_surrogate(
 
 
 def gaussian_kl(
-    mean: Float[Tensor, "n *dims"], mean_reference: Float[Tensor, "n *dims"], std: float | Float[Tensor, "..."]
+    mean: Float[Tensor, " n *dims"], mean_reference: Float[Tensor, " n *dims"], std: float | Float[Tensor, "..."]
 ) -> Float[Tensor, " n"]:
     """KL of two Gaussian steps with equal standard deviation, averaged over dimensions: `mean((m - m_ref)^2) / (2 std^2)`.
 
@@ -125,8 +125,8 @@ def gaussian_kl(
 
 def guard_log_ratio(
     log_ratio: Float[Tensor, " n"],
-    mean_old: Float[Tensor, "n *dims"],
-    mean_new: Float[Tensor, "n *dims"],
+    mean_old: Float[Tensor, " n *dims"],
+    mean_new: Float[Tensor, " n *dims"],
     std: float,
 ) -> Float[Tensor, " n"]:
     """GRPO-Guard's standardised log-ratio (arXiv 2510.22319): `(log r + mean(dmu^2) / (2 std^2)) std`.

@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from portraitkit.errors import DataError
+from portraitkit.errors import DataError, nearest
 from portraitkit.files.jsonl import read_objects
-from portraitkit.suggest import nearest
 
 DEFINITIONS = {
     1: ("inner brow raiser", "the inner ends of the brows go up"),

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Literal, get_args
 
-from portraitkit.errors import DataError
-from portraitkit.suggest import nearest
+from portraitkit.errors import DataError, nearest
 from preference_data.verdict import OTHER, VERDICTS, Verdict, winner
 
 DIMENSIONS: tuple[str, ...] = ("skin_smoothing", "blemish_removal", "texture", "clarity", "identity")  # In this order everywhere

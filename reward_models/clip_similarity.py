@@ -10,8 +10,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
-from portraitkit.errors import ConfigError, WeightsError
-from portraitkit.suggest import nearest
+from portraitkit.errors import ConfigError, WeightsError, nearest
 from reward_models.photos import Photos
 from reward_models.reward import RewardFunction
 
@@ -96,9 +95,9 @@ def _cached(source: str, options: dict[str, str]) -> Path:
         repository, _, file = options["hf_hub"].rpartition("/")
         names = WEIGHTS[:1] + WEIGHTS[2:] if not file else (str(Path(file).with_suffix(".safetensors")), file)
         for name in names:
-            found = try_to_load_from_cache(repository, name)
-            if isinstance(found, str):
-                return Path(found)
+            cached = try_to_load_from_cache(repository, name)
+            if isinstance(cached, str):
+                return Path(cached)
         wanted.append(f"{names[0]} of {repository} in {HF_HUB_CACHE}")
     if "url" in options:
         path = Path.home() / ".cache" / "clip" / Path(options["url"]).name

@@ -21,8 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from portraitkit.errors import ConfigError, WeightsError
-from portraitkit.suggest import nearest
+from portraitkit.errors import ConfigError, WeightsError, nearest
 from reward_models.photos import Photos
 from reward_models.reward import RewardFunction
 

@@ -75,7 +75,7 @@ def detect_blemishes(image: Float[Tensor, "n 3 h w"], skin: Float[Tensor, "n 1 h
     unit = image.shape[-1] / 128
     lab = srgb_to_lab(image)
     solid = (skin > 0.9).to(image.dtype)
-    found = torch.zeros_like(skin)
+    spots = torch.zeros_like(skin)
     for scale in SCALES:
         centre = blur_inside(lab, solid, scale * unit)
         around = blur_inside(lab, solid, 4 * scale * unit)
@@ -87,5 +87,5 @@ def detect_blemishes(image: Float[Tensor, "n 3 h w"], skin: Float[Tensor, "n 1 h
             median = inside.median()
             spread = 1.4826 * (inside - median).abs().median() + 0.4
             score = (stands_out[row] - median) / spread
-            found[row] = torch.maximum(found[row], ((score - 3) / 3).clamp(0, 1))
-    return blur(found, 0.5 * unit) * skin
+            spots[row] = torch.maximum(spots[row], ((score - 3) / 3).clamp(0, 1))
+    return blur(spots, 0.5 * unit) * skin

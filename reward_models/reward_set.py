@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from portraitkit.errors import ConfigError
+from portraitkit.errors import ConfigError, nearest
 from portraitkit.stats import rank_correlation
-from portraitkit.suggest import nearest
 from reward_models.clip_similarity import clip_similarity
 from reward_models.iqa import iqa_reward
 from reward_models.judge.reward import judge_reward

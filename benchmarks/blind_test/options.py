@@ -47,13 +47,12 @@ class MakeConfig(Options):
     overwrite: bool = False
     """Replace the study in --output-dir; refused once there are votes."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Refuse impossible values before a picture is read.
 
         Raises:
             ConfigError: fewer than two methods, a bad or repeated name, no such folder, or a number out of range.
         """
-        super().__post_init__()
         if not 0 <= self.attention_checks <= self.photos_per_rater:
             raise ConfigError(f"--attention-checks {self.attention_checks}: must be from 0 to --photos-per-rater")
         for name in ("title", "question"):
@@ -124,12 +123,11 @@ class ExportConfig(Options):
     overwrite: bool = False
     """Replace the file if it is there."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Refuse an unknown format before the votes are read.
 
         Raises:
             ConfigError: the suffix is neither .csv nor .jsonl.
         """
-        super().__post_init__()
         if self.output.suffix.lower() not in (".csv", ".jsonl"):
             raise ConfigError(f"--output {self.output}: must end in .csv or .jsonl")

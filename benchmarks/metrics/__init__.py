@@ -6,8 +6,7 @@ from pathlib import Path
 
 from benchmarks.metric import Metric
 from portraitkit.discover import load_object
-from portraitkit.errors import ConfigError
-from portraitkit.suggest import nearest
+from portraitkit.errors import ConfigError, nearest
 
 BUILT_IN = """
     niqe:METRIC brisque:METRIC piqe:METRIC

@@ -1,7 +1,7 @@
 """A backbone of your own: copy this file and replace the network by your editor.
 
-    .venv/bin/align-retoucher --backbone my_backbone.py:BACKBONE
-    .venv/bin/retouch-portrait photo.jpg out.jpg --backbone my_backbone.py:BACKBONE
+    .venv/bin/align-retoucher --backbone my_backbone.py:BACKBONE --device cpu
+    .venv/bin/retouch-portrait photo.jpg out.jpg --backbone my_backbone.py:BACKBONE --device cpu
 
 It runs as it stands: an untrained network of 190,000 weights that works on patches of pixels instead of latents.
 """

@@ -8,6 +8,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -21,7 +22,7 @@ from policies.retoucher.photos import PhotoSource, open_photos
 from policies.retoucher.report.ablation_plots import ablation_plot, ablation_table_markdown
 from policies.retoucher.run import open_rewards
 from policies.retoucher.trainer import Trainer, make_evaluation_sets
-from portraitkit.config import config_to_dict
+from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import ConfigError
 from portraitkit.parallel import launched_processes
 from portraitkit.runs.folder import RunFolder
@@ -79,6 +80,7 @@ def _run_arms(
             seed=config.seed,
             overwrite=config.overwrite,
             resume=resume,
+            free=may_change(RetoucherConfig),
             allow_changed=config.allow_changed,
         ) as run,
         Interruptible() as interrupt,
@@ -91,10 +93,13 @@ def _run_arms(
         for arm, arm_config in runs:
             if any(row["arm"] == arm and row["seed"] == arm_config.seed for row in rows):
                 continue
-            row = _run_arm(arm, arm_config, source, rewards, held_out, console, interrupt)
+            row = _run_arm(arm_config, source, rewards, held_out, console, interrupt)
             if row is None:
                 console.print("stopped; the same command goes on with the runs that are missing")
                 return interrupt.exit_code
+            gain, seconds = row["reward_gain"], row["seconds"]
+            console.print(f"{arm}, seed {arm_config.seed}: held-out reward {gain:+.3f} in {seconds:.0f} s", highlight=False)
+            row = {"arm": arm, **row}
             rows.append(row)
             with kept.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -112,14 +117,13 @@ def _default_budget(config: RetoucherConfig) -> int:
 
 
 def _run_arm(
-    arm: str,
     config: RetoucherConfig,
     source: PhotoSource,
     rewards: RewardSet,
     held_out: EvaluationSet,
     console: Console,
     interrupt: Interruptible,
-) -> dict[str, object] | None:
+) -> dict[str, Any] | None:
     loaded = load_backbone(config.backbone, config.model, config.resolution, config.device, **loading_options(config))
     backbone = with_cache(loaded, config)
     open_cache(backbone, config)
@@ -134,8 +138,7 @@ def _run_arm(
     seconds = time.monotonic() - started
     aligned = trainer.evaluate(held_out, trainer.current())
     changes = compare(base, aligned)
-    row: dict[str, object] = {
-        "arm": arm,
+    return {
         "seed": config.seed,
         "reward_gain": changes["reward"].gain,
         "ci_low": changes["reward"].ci95[0],
@@ -149,5 +152,3 @@ def _run_arm(
         "network_evaluations": trainer.progress.evaluations,
         "rollout_reward": sum(rollout_rewards[-5:]) / len(rollout_rewards[-5:]),
     }
-    console.print(f"{arm}, seed {config.seed}: held-out reward {changes['reward'].gain:+.3f} in {seconds:.0f} s", highlight=False)
-    return row

@@ -1,16 +1,19 @@
-"""Every option of `align-retoucher`. The docstring under a field is its help text."""
+"""Every option of `align-retoucher`. The docstring under a field is its help text, that of a class its group's title.
 
-import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+The defaults are a real model's, FLUX.1 Kontext with BeautyGRPO's settings where these were published, else others' or ours as the
+docstrings say (docs/papers.md). The embedded retoucher has the recipe tiny_retoucher beneath what is given.
+"""
 
-import tyro
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from policies.retoucher.config_rules import RULES, check_guidance
+from portraitkit.config import MAY_CHANGE, AtLeast0, AtLeast1, NotNegative, Options, Positive, Range, Seed, Share, lay_beneath
 from portraitkit.errors import ConfigError
-from portraitkit.hub import check_repo_name
-from portraitkit.memory.plan import check_planning
+from portraitkit.parallel import is_first_process, launched_processes
+from portraitkit.runs.options import CheckpointOptions, PlanOptions
 
 if TYPE_CHECKING:
     from dpg.scheduler import DPGScheduler
@@ -18,64 +21,81 @@ if TYPE_CHECKING:
     from policies.retoucher.update import Loss
 
 
-def _readable(shown: str) -> str:
-    """A default with an apostrophe in it, which tyro shows as a shell's `'"'"'`."""
-    return f'(default: "{shlex.split(shown)[0]}")'
+@dataclass(frozen=True, kw_only=True)
+class BackboneOptions(Options):
+    """Model."""
 
-
-@dataclass(frozen=True)
-class RetoucherConfig:
-    """Align a diffusion portrait retoucher by online reinforcement learning."""
-
-    output_dir: str = "runs/retoucher"
-    """Run folder: configuration, metrics, checkpoints, summary.json, report.html and the LoRA."""
     backbone: str = "tiny"
     """tiny (embedded, CPU), flux_kontext, qwen_image_edit, qwen_image_edit_plus, or my_file.py:BACKBONE."""
     model: str | None = None
     """Hub id or local folder of the backbone's weights; the backbone's own default if not given."""
-    photos: str = "embedded"
-    """embedded (synthetic portraits) or a folder with metadata.jsonl: file_name and, for DPG, anchor_file_name."""
-    prompt: Annotated[str, tyro.conf.arg(help_behavior_hint=_readable)] = (
-        "Beautify this person's face while maintaining a natural and realistic appearance"
-    )
-    """Editing instruction; the default is the one BeautyGRPO released."""
     resolution: int | None = None
     """Side of the square face crops in pixels; the backbone's own if not given."""
-    device: str = "cpu"
-    """cpu, cuda, cuda:1 ...; several processes take a GPU each with cuda."""
-    guidance: float | None = None
+    prompt: str = "Beautify this person's face while maintaining a natural and realistic appearance"
+    """Editing instruction; the default is the one BeautyGRPO released."""
+    guidance: Annotated[float | None, Range(ge=1, rule="at least 1 (no guidance)")] = None
     """Guidance scale; the backbone's own if not given. On qwen_image_edit it is true classifier-free guidance: at 1 it is off,
     at half the cost."""
     negative_prompt: str = " "
     """What true classifier-free guidance leads away from."""
+    device: str = "cuda"
+    """cpu, cuda, cuda:1 ...; several processes take a GPU each with cuda."""
     quantize: Literal["none", "nf4"] = "none"
     """nf4: the transformer's frozen weights in 4 bits (bitsandbytes); LoRA stays float32."""
     offload_text_encoder: bool = False
     """Text encoders are on the device only while they encode."""
     vae_tiling: bool = False
     """Encode and decode large pictures in tiles, in less memory."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward instead of keeping them: a third more time, a fraction of the memory."""
-    cache_dir: str | None = None
+
+    @classmethod
+    def revise(cls, values: dict[str, Any], typed: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """With the embedded retoucher the recipe tiny_retoucher lies beneath, and a recipe for another model says nothing of that model.
+
+        So one recipe runs on a large model and on the embedded one, where only the backbone and the launcher change. What is left out is
+        said in one line; what was typed is never left out.
+        """
+        if cls.chosen(values, typed)["backbone"] != "tiny":
+            return values
+        if values.get("backbone", "tiny") != "tiny":
+            foreign = {field.name for field in fields(BackboneOptions)} - {"backbone", "prompt"}
+            foreign |= {"sharding"} if launched_processes() == 1 else set()
+            left_out = {name: value for name, value in values.items() if name in foreign and name not in typed}
+            if left_out and is_first_process():
+                shown = ", ".join(f"{name} = {json.dumps(value)}" for name, value in left_out.items())
+                print(f"--backbone tiny: without the recipe's {shown}", file=sys.stderr)
+            values = {name: value for name, value in values.items() if name not in left_out}
+        return lay_beneath("tiny_retoucher", cls, values)
+
+
+@dataclass(frozen=True)
+class PlaceOptions(Options):
+    """What and where."""
+
+    output_dir: Annotated[str, MAY_CHANGE] = "runs/retoucher"
+    """Run folder: configuration, metrics, checkpoints, summary.json, report.html and the LoRA."""
+    photos: str = "embedded"
+    """embedded (synthetic portraits) or a folder with metadata.jsonl: file_name and, for DPG, anchor_file_name."""
+    cache_dir: Annotated[str | None, MAY_CHANGE] = None
     """Where encoded photos, anchors and prompts are kept, one file each, and encoded once; for a folder of photos OUTPUT_DIR/cache if not
     given, for the embedded ones nowhere. none turns it off."""
-    sharding: Literal["none", "fsdp2"] = "none"
-    """fsdp2: several processes hold a part of the frozen base each, and gather a block when it is evaluated; the LoRA is whole in each."""
-    seed: int = 0
+    seed: Seed = 0
     """Everything random follows from it."""
 
-    num_steps: int = 8
-    """T, sampling steps of a rollout."""
-    eval_num_steps: int = 0
-    """Sampling steps of validation and of the held-out photos; 0: as --num-steps."""
+
+@dataclass(frozen=True)
+class RolloutOptions(Options):
+    """Rollouts."""
+
+    num_steps: AtLeast1 = 10
+    """T, sampling steps of a rollout. Flow-GRPO's on Qwen-Image-Edit; BeautyGRPO did not publish its own."""
     sampler: Literal["flow_sde", "cps", "dance_sde"] = "flow_sde"
     """Stochastic step: Flow-GRPO's, coefficients-preserving (Flow-CPS), or DanceGRPO's."""
-    eta: float = 0.7
-    """Noise level of the stochastic steps."""
+    eta: Annotated[float, Range(gt=0, rule="must be above 0, or nothing is explored")] = 0.7
+    """Noise level of the stochastic steps; 0.7 is Pref-GRPO's on FLUX.1 Kontext."""
     window: Literal["all", "segments", "window", "sliding"] = "segments"
     """Which steps are stochastic: all (Flow-GRPO), one of each segment (DPG), a fixed window (Flow-GRPO-Fast), a sliding one (MixGRPO)."""
     segments: int = 3
-    """K: with --window segments, one random step of each of K equal parts is stochastic and trained."""
+    """K: with --window segments, one random step of each of K equal parts is stochastic and trained; 3 is BeautyGRPO's."""
     window_start: int = 0
     """First step of the window."""
     window_width: int = 2
@@ -84,27 +104,40 @@ class RetoucherConfig:
     """With --window sliding: steps the window moves on."""
     window_every: int = 25
     """With --window sliding: training steps between two moves."""
+    photos_per_step: AtLeast1 = 4
+    """Groups in a training step."""
+    group_size: Annotated[int, Range(ge=2, rule="a group needs at least 2 candidates to be compared; try 12")] = 16
+    """Candidates of one photo that are compared with each other; 16 is Flow-GRPO's on Qwen-Image-Edit."""
+    shared_noise: bool = True
+    """One initial noise per group: the steps before the first stochastic one, and that step's own gradient, are computed once a group."""
+    bf16_rollouts: bool = False
+    """A candidate's own ODE steps and its decoding in bfloat16, on a CPU only if it multiplies bfloat16 natively (twice as fast
+    there; PORTRAITKIT_CPU_BF16=on or off overrules the measurement). The stochastic steps, the updates and every evaluation stay in the
+    backbone's own type, so that the ratio is exact."""
+    micro_batch: AtLeast1 = 4
+    """Candidates (in evaluations, photos) in one forward, and in one forward and backward, of a process; halved where memory runs out.
+    Photos whose groups fit into it are rolled out together, at least one; while the next ones are rolled out, reward workers score."""
+
+
+@dataclass(frozen=True)
+class GuidanceOptions(Options):
+    """Dynamic Path Guidance."""
 
     dpg: bool = True
-    """Dynamic Path Guidance: pull stochastic steps towards the photo's preferred retouch."""
+    """Pull stochastic steps towards the photo's preferred retouch."""
     lam_schedule: Literal["linear", "sigma", "constant", "zero"] = "linear"
     """How the guidance falls from the noisy start to the end."""
-    lam_max: float = 0.95
+    lam_max: Annotated[float, Range(ge=0, le=1, rule="between 0 (no guidance) and 1")] = 0.95
     """Largest guidance; 1 would leave no randomness."""
     anchor: Literal["label", "wrong", "none"] = "label"
     """With --dpg: the photo's own anchor; another photo's (ablation); none: the noise is attenuated and nothing pulls (ablation)."""
+    step_weight: Literal["equal", "attenuation"] = "equal"
+    """Loss weight of a guided step: 1, or 1 - lam, since at lam near 1 the outcome hardly depends on the noise."""
 
-    photos_per_step: int = 4
-    """Groups in a training step."""
-    group_size: int = 12
-    """Candidates of one photo that are compared with each other."""
-    shared_noise: bool = True
-    """One initial noise per group: the steps before the first stochastic one, and that step's own gradient, are computed once a group."""
 
-    bf16_rollouts: bool = False
-    """Rollouts: a candidate's own ODE steps and its decoding in bfloat16, on a CPU only if it multiplies bfloat16 natively (twice as fast
-    there; PORTRAITKIT_CPU_BF16=on or off overrules the measurement). The stochastic steps, the updates and every evaluation stay in the
-    backbone's own type, so that the ratio is exact."""
+@dataclass(frozen=True)
+class RewardOptions(Options):
+    """Rewards."""
 
     rewards: tuple[str, ...] = ("blemish_removal", "texture", "skin_tone", "identity", "clarity", "own_color")
     """Rewards in use: the verifiable ones, clip_similarity:PATH (open_clip weights), iqa:NAME (a pyiqa metric), judge:PATH[:FORM]."""
@@ -113,12 +146,12 @@ class RetoucherConfig:
     default), :score_beside_anchor, :versus_anchor or :win_rate behind it (docs/judge.md)."""
     reward_weights: tuple[float, ...] = ()
     """One weight a reward, in the order of --rewards and then --reward; each reward's own if empty."""
-    reward_worker: tuple[str, ...] = ()
+    reward_worker: Annotated[tuple[str, ...], MAY_CHANGE] = ()
     """Workers that score what they serve, each http://host:port of a serve-rewards: learned rewards must be served by one, verifiable ones
     may be. The token, if they want one, is in REWARD_WORKER_TOKEN. Where rewards are scored changes none of them (docs/rewards.md)."""
-    reward_worker_timeout: float = 120.0
+    reward_worker_timeout: Annotated[Positive, MAY_CHANGE] = 120.0
     """Seconds for one group's rewards, its wait in the worker's queue included; then the group is sent again."""
-    reward_worker_patience: float = 600.0
+    reward_worker_patience: Annotated[float, MAY_CHANGE] = 600.0
     """Seconds without any value from the workers after which the run saves a checkpoint and stops."""
     combine: Literal["product", "sum", "minimum"] = "product"
     """How the rewards of a candidate become one."""
@@ -128,137 +161,116 @@ class RetoucherConfig:
     """Credit every token of a candidate with the whole reward, or with what its own part of the picture added to it."""
     global_std: bool = False
     """Divide by the standard deviation of the whole batch instead of the group's."""
-    advantage_clip: float = 5.0
-    """Advantages are clipped to this magnitude."""
-    max_unscorable: float = 0.25
+    max_unscorable: Share = 0.25
     """Stop when more than this share of a step's candidates could not be scored."""
 
-    max_train_steps: int = 60
+    @property
+    def all_rewards(self) -> tuple[str, ...]:
+        """--rewards and --reward, in the order of the weights."""
+        return (*self.rewards, *self.reward)
+
+
+@dataclass(frozen=True)
+class UpdateOptions(Options):
+    """LoRA and training."""
+
+    rank: AtLeast1 = 32
+    """LoRA rank; BeautyGRPO's, as the alpha is."""
+    lora_alpha: AtLeast1 = 32
+    """LoRA alpha."""
+    init_adapter: str | None = None
+    """LoRA to start from: a folder with pytorch_lora_weights.safetensors, or a .safetensors file; its rank and alpha must be the run's."""
+    max_train_steps: AtLeast1 = 1000
     """Training steps: one rollout and its updates each."""
-    max_network_evaluations: int = 0
+    max_network_evaluations: AtLeast0 = 0
     """Stop after so many evaluations of the transformer (a backward counts as two), whatever the steps; 0 = no limit."""
-    updates_per_step: int = 1
+    updates_per_step: AtLeast1 = 1
     """Optimiser updates a training step; the photos are divided among them."""
-    learning_rate: float = 1e-3
-    """Peak learning rate of AdamW."""
+    learning_rate: Positive = 1e-4
+    """Peak learning rate of AdamW (ours: Flow-GRPO takes 3e-4 and Pref-GRPO 3e-5, both for rank 64)."""
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     """AdamW, or the same with its state in 8 bits (bitsandbytes)."""
     lr_scheduler: Literal["constant", "linear"] = "linear"
     """After the warm-up: constant, or falling linearly to 0 at --max-train-steps."""
-    warmup_steps: int = 3
+    warmup_steps: AtLeast0 = 3
     """Training steps of linear warm-up."""
-    adam_epsilon: float = 1e-8
-    """Added to AdamW's denominator; well above the gradient's size it turns AdamW into SGD with momentum."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Of AdamW."""
-    rank: int = 16
-    """LoRA rank."""
-    lora_alpha: int = 16
-    """LoRA alpha."""
-    init_adapter: str | None = None
-    """LoRA to start from: a folder with pytorch_lora_weights.safetensors, or a .safetensors file; its rank and alpha must be the run's."""
-    clip_range: float = 1e-4
-    """Clip range of the ratio; small, because log-probabilities are means over the latent's dimensions."""
+    clip_range: Positive = 1e-4
+    """Clip range of the ratio; small, because log-probabilities are means over the latent's dimensions. 1e-4 is Flow-GRPO's."""
     ratio: Literal["ppo", "guard"] = "ppo"
     """Likelihood ratio as it is, or standardised per step as GRPO-Guard does."""
-    kl_beta: float = 0.0
-    """Weight of the Gaussian KL to the base policy (adapters off)."""
-    step_weight: Literal["equal", "attenuation"] = "equal"
-    """Loss weight of a guided step: 1, or 1 - lam, since at lam near 1 the outcome hardly depends on the noise."""
-    max_grad_norm: float = 1.0
+    kl_beta: NotNegative = 0.0
+    """Weight of the Gaussian KL to the base policy (adapters off); 0 is Flow-GRPO's on FLUX.1 Kontext."""
+    max_grad_norm: Positive = 1.0
     """Gradient clipping."""
-    max_bad_updates: int = 5
-    """Stop after so many updates in a row with a loss or gradient that is not finite."""
-    ema_decay: float = 0.0
+    ema_decay: Annotated[float, Range(ge=0, lt=1)] = 0.0
     """Moving average of the LoRA used for evaluation and saving; 0 = off."""
-    micro_batch: int = 48
-    """Candidates (in evaluations, photos) in one forward, and in one forward and backward, of a process; halved where memory runs out.
-    Photos whose groups fit into it are rolled out together, at least one; while the next ones are rolled out, reward workers score."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward instead of keeping them: a third more time, a fraction of the memory."""
+    sharding: Literal["none", "fsdp2"] = "none"
+    """fsdp2: several processes hold a part of the frozen base each, and gather a block when it is evaluated; the LoRA is whole in each."""
 
-    validation_steps: int = 10
+
+@dataclass(frozen=True)
+class EvaluationOptions(Options):
+    """Evaluation."""
+
+    eval_num_steps: AtLeast0 = 28
+    """Sampling steps of validation and of the held-out photos; 0: as --num-steps. 28 is BeautyGRPO's and Flow-GRPO's on FLUX.1 Kontext."""
+    validation_steps: AtLeast1 = 10
     """Training steps between two validations by the anchor-free ODE."""
-    validation_photos: int = 24
+    validation_photos: AtLeast1 = 24
     """Photos of the validation split (never the held-out one)."""
-    held_out_photos: int = 48
+    held_out_photos: Annotated[int, Range(ge=2, rule="at least 2, or there is no interval")] = 48
     """Photos of the held-out split, looked at before and after training only."""
     keep_best: bool = True
     """Keep the adapter with the best validation reward instead of the last one."""
-    baseline_noise: int = 7
-    """Seed of the initial noise of every evaluation, the same before and after."""
-
-    checkpointing_steps: int = 20
-    """Training steps between checkpoints; 0 = only at the end or on interrupt."""
-    checkpoints_total_limit: int | None = 2
-    """Checkpoints kept."""
-    resume_from_checkpoint: str | None = None
-    """A checkpoint folder, or latest."""
-    allow_changed: bool = False
-    """Resume although the configuration, or the number of processes, differs from the checkpoint's."""
-    overwrite: bool = False
-    """Replace the run that --output-dir holds."""
-    report_to: tuple[str, ...] = ()
-    """Trackers besides metrics.jsonl: wandb, trackio, tensorboard."""
-    push_to_hub: str | None = None
-    """OWNER/NAME of a hub repository that takes the LoRA and its card, no pictures; made, private, before training if it is not there."""
     ablate: bool = False
     """Run the six arms of the DPG ablation instead of one training."""
-    ablate_seeds: int = 3
+    ablate_seeds: AtLeast1 = 3
     """Seeds of each arm."""
-    dry_run: bool = False
-    """Print parameters and memory of the run on each device, refuse what cannot fit, and stop."""
-    device_memory: float | None = None
-    """With --dry-run: memory of a device in GiB; that of the GPU that is here if not given."""
-    plan_devices: int = 1
-    """With --dry-run: devices that share the run, as --sharding says."""
 
-    def __post_init__(self) -> None:
-        """Refuse impossible values before any model is loaded.
+
+@dataclass(frozen=True)
+class RetoucherConfig(
+    PlaceOptions,
+    BackboneOptions,
+    RolloutOptions,
+    GuidanceOptions,
+    RewardOptions,
+    UpdateOptions,
+    EvaluationOptions,
+    CheckpointOptions,
+    PlanOptions,
+):
+    """Align a diffusion portrait retoucher by online reinforcement learning.
+
+    Defaults follow the backbone: --help --backbone flux_kontext shows those of a real model.
+    """
+
+    REMOVED: ClassVar[dict[str, str]] = {
+        "baseline_noise": "evaluations always start from the same noise",
+        "adam_epsilon": "it is AdamW's own, 1e-8",
+        "advantage_clip": "advantages are clipped to 5, as Flow-GRPO does",
+        "max_bad_updates": "a run stops after more than 5 updates in a row that are not finite; lower --learning-rate or --max-grad-norm",
+    }
+
+    def check(self) -> None:
+        """Refuse options that contradict each other, before any model is loaded.
 
         Raises:
-            ConfigError: a value is out of range, or two options contradict each other.
+            ConfigError: the first such pair, with the way out.
         """
-        rules = {
-            "num_steps": self.num_steps >= 1,
-            "eval_num_steps": self.eval_num_steps >= 0,
-            "photos_per_step": self.photos_per_step >= 1,
-            "max_train_steps": self.max_train_steps >= 1,
-            "rank": self.rank >= 1,
-            "warmup_steps": self.warmup_steps >= 0,
-            "micro_batch": self.micro_batch >= 1,
-            "updates_per_step": 1 <= self.updates_per_step <= self.photos_per_step,
-            "learning_rate": self.learning_rate > 0,
-            "eta": self.eta > 0,
-            "lam_max": 0 <= self.lam_max <= 1,
-            "validation_photos": self.validation_photos >= 1,
-            "held_out_photos": self.held_out_photos >= 2,
-            "ema_decay": 0 <= self.ema_decay < 1,
-            "validation_steps": self.validation_steps >= 1,
-            "checkpointing_steps": self.checkpointing_steps >= 0,
-            "adam_epsilon": self.adam_epsilon > 0,
-            "weight_decay": self.weight_decay >= 0,
-            "max_grad_norm": self.max_grad_norm > 0,
-            "clip_range": self.clip_range > 0,
-            "advantage_clip": self.advantage_clip > 0,
-            "kl_beta": self.kl_beta >= 0,
-            "lora_alpha": self.lora_alpha >= 1,
-            "ablate_seeds": self.ablate_seeds >= 1,
-            "max_network_evaluations": self.max_network_evaluations >= 0,
-            "max_unscorable": 0 <= self.max_unscorable <= 1,
-            "reward_worker_timeout": self.reward_worker_timeout > 0,
-            "reward_worker_patience": self.reward_worker_patience >= self.reward_worker_timeout,
-            "seed": 0 <= self.seed < 2**63,
-        }
-        for name, holds in rules.items():
-            if not holds:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: {RULES[name]}")
-        check_guidance(self.guidance)
-        check_planning(self.device_memory, self.plan_devices)
-        if self.push_to_hub is not None:
-            check_repo_name(self.push_to_hub)
-            if self.ablate:
-                raise ConfigError("--push-to-hub: an ablation has many models; leave one of --push-to-hub and --ablate out")
-        if self.group_size < 2:
-            raise ConfigError(f"--group-size {self.group_size}: a group needs at least 2 candidates to be compared; try 12")
+        if self.updates_per_step > self.photos_per_step:
+            raise ConfigError(f"--updates-per-step {self.updates_per_step}: at most --photos-per-step ({self.photos_per_step})")
+        if not self.reward_worker_patience >= self.reward_worker_timeout:
+            raise ConfigError(
+                f"--reward-worker-patience {self.reward_worker_patience:g}: at least --reward-worker-timeout, or the first slow answer "
+                "ends the run"
+            )
+        if self.push_to_hub is not None and self.ablate:
+            raise ConfigError("--push-to-hub: an ablation has many models; leave one of --push-to-hub and --ablate out")
         if self.dpg and self.anchor == "wrong" and self.photos_per_step < 2:
             raise ConfigError(f"--anchor wrong: takes another photo's anchor; --photos-per-step {self.photos_per_step} must be 2 or more")
         if self.sharding != "none" and (self.quantize != "none" or self.ablate):
@@ -345,8 +357,3 @@ class RetoucherConfig:
     def evaluation_steps(self) -> int:
         """Sampling steps of an evaluation."""
         return self.eval_num_steps or self.num_steps
-
-    @property
-    def all_rewards(self) -> tuple[str, ...]:
-        """--rewards and --reward, in the order of the weights."""
-        return (*self.rewards, *self.reward)

@@ -18,11 +18,11 @@ def retouch_portrait() -> None:
 def _align(argv: list[str]) -> int:
     from policies.retoucher.backbones import check_backbone
     from policies.retoucher.config import RetoucherConfig
-    from policies.retoucher.config_rules import launched_processes, revise_recipe
     from policies.retoucher.model.adapter import check_start
     from portraitkit.config import load_config
+    from portraitkit.parallel import launched_processes
 
-    config = load_config(RetoucherConfig, argv, prog="align-retoucher", example="--config demo", revise=revise_recipe)
+    config = load_config(RetoucherConfig, argv, prog="align-retoucher", example="--config demo")
     if config.dry_run:
         from policies.retoucher.dry_run import dry_run
 

@@ -28,7 +28,7 @@ from policies.retoucher.processes import Processes, open_processes
 from policies.retoucher.report.pictures import write_overview
 from policies.retoucher.report.report import FILES, write_report, write_retoucher_card
 from policies.retoucher.trainer import StepResult, Trainer, make_evaluation_sets
-from portraitkit.config import config_to_dict
+from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import ConfigError, OutOfMemory, WorkersLost
 from portraitkit.hub import open_repo, push_folder
 from portraitkit.pictures.images import write_image
@@ -123,6 +123,7 @@ def _align(
             seed=config.seed,
             overwrite=config.overwrite,
             resume=config.resume_from_checkpoint,
+            free=may_change(RetoucherConfig),
             allow_changed=config.allow_changed,
             report_to=list(config.report_to),
         )

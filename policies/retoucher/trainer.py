@@ -2,6 +2,8 @@
 
 import copy
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,9 @@ from reward_models.credit import local_credit, to_tokens
 from reward_models.reward_set import RewardSet, agreement_in_groups, judged_reward
 
 FIRST_RATIO = 1e-2  # Largest |ratio - 1| before the first update; rounding alone stays far below
+
+EVALUATION_NOISE = 7  # Seed of the initial noise of every evaluation, the same before and after training
+MOST_BAD_UPDATES = 5  # In a row, with a loss or gradient that is not finite; then a run stops
 
 
 @dataclass
@@ -103,13 +108,8 @@ class Trainer:
             load_lora(backbone.transformer, config.init_adapter)
         self.adapter = {name: p for name, p in backbone.transformer.named_parameters() if p.requires_grad}
         self.processes.copy_from_first(self.adapter.values())
-        self.optimizer = make_optimizer(
-            config.optimizer,
-            list(self.adapter.values()),
-            learning_rate=config.learning_rate,
-            epsilon=config.adam_epsilon,
-            weight_decay=config.weight_decay,
-        )
+        rates = {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay}
+        self.optimizer = make_optimizer(config.optimizer, list(self.adapter.values()), **rates)
         self.average = {name: p.detach().clone() for name, p in self.adapter.items()}
         self.best = {name: p.detach().clone() for name, p in self.adapter.items()}
         self.progress = Progress()
@@ -188,7 +188,7 @@ class Trainer:
         config = self.config
         if config.advantage == "per_reward":
             rewards = self.rewards.drop_unscored(normalise_then_sum(parts, groups, self.rewards.weights), parts)
-        return group_advantages(rewards, groups, clip=config.advantage_clip, global_std=config.global_std)
+        return group_advantages(rewards, groups, global_std=config.global_std)
 
     def _rank_advantages(self, rolled: RankGroups, scores: GroupScores, rewards: Tensor, values: Tensor, groups: Tensor) -> Tensor:
         """Advantages of this process's candidates, one each, or one a token of each; they are compared inside groups alone then."""
@@ -198,7 +198,7 @@ class Trainer:
         parts = {name: part[mine] for name, part in scores.parts.items()}
         photo_of = rolled.rollout.photo_of
         credit = local_credit(rolled.candidates, rolled.photos, photo_of, self.rewards, parts)
-        local = local_advantages(credit, rewards[mine], photo_of, clip=self.config.advantage_clip)
+        local = local_advantages(credit, rewards[mine], photo_of)
         return to_tokens(local, rolled.rollout.latents.shape[1])
 
     def _update(
@@ -261,7 +261,7 @@ class Trainer:
             f"{len(bad)} tensors not finite, first {bad[:1]})[/yellow]"
         )
         self.optimizer.zero_grad(set_to_none=True)
-        if self.progress.bad_updates > self.config.max_bad_updates:
+        if self.progress.bad_updates > MOST_BAD_UPDATES:
             raise TrainingStopped(
                 f"step {self.progress.step}: {self.progress.bad_updates} updates in a row were not finite (loss {loss}, photos {named}); "
                 "lower --learning-rate or resume from an earlier checkpoint"
@@ -269,13 +269,21 @@ class Trainer:
 
     # ---- evaluation
 
-    def use(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Put adapter weights in place and return those that were there."""
-        before = {name: p.detach().clone() for name, p in self.adapter.items()}
+    def use(self, weights: dict[str, Tensor]) -> None:
+        """Put adapter weights in place."""
         with torch.no_grad():
             for name, parameter in self.adapter.items():
                 parameter.copy_(weights[name])
-        return before
+
+    @contextmanager
+    def using(self, weights: dict[str, Tensor]) -> Iterator[None]:
+        """Adapter weights in place for a while."""
+        before = {name: p.detach().clone() for name, p in self.adapter.items()}
+        self.use(weights)
+        try:
+            yield
+        finally:
+            self.use(before)
 
     def current(self) -> dict[str, Tensor]:
         """The weights to evaluate: the moving average where one is kept, else the policy itself."""
@@ -284,16 +292,9 @@ class Trainer:
 
     def evaluate(self, data: EvaluationSet, weights: dict[str, Tensor] | None, *, pictures: bool = True) -> Evaluation:
         """Evaluate given adapter weights, or the base policy (None), by the anchor-free ODE; without `pictures`, values are enough."""
-        given = (self.backbone, data, self.rewards, self.config.evaluation_steps, self.processes)
-        options = {"pictures": pictures, "fitting": self.sampling_batch}
-        if weights is None:
-            with base_policy(self.backbone):
-                return evaluate_policy(*given, **options)
-        before = self.use(weights)
-        try:
-            return evaluate_policy(*given, **options)
-        finally:
-            self.use(before)
+        steps, options = self.config.evaluation_steps, {"pictures": pictures, "fitting": self.sampling_batch}
+        with base_policy(self.backbone) if weights is None else self.using(weights):
+            return evaluate_policy(self.backbone, data, self.rewards, steps, self.processes, **options)
 
     def validate(self, data: EvaluationSet) -> Evaluation:
         """Evaluate the current policy on the validation set and remember it if it is the best so far."""
@@ -310,16 +311,16 @@ class Trainer:
         generator = torch.Generator().manual_seed(mix(self.config.seed, self.progress.step, 1))
         noise = self.backbone.noise(len(photos), generator)[rows]
 
-        def own() -> Tensor:
+        def rank_rewards() -> Tensor:
             if not rows:
                 return torch.empty(0)
             batch = self.source.load("train", [photos[row] for row in rows])
             condition = self.backbone.condition(batch.photos.source, self.config.prompt)
-            given = (self.backbone, condition, noise, self.config.num_steps)
-            pictures = self.sampling_batch.fit(len(rows), lambda batch: sample_ode(*given, batch))
+            steps = self.config.num_steps
+            pictures = self.sampling_batch.fit(len(rows), lambda batch: sample_ode(self.backbone, condition, noise, steps, batch))
             return self.rewards.combined(self.rewards.parts(pictures, batch.photos)).cpu()
 
-        return float(self.processes.in_order(self.processes.gather(self.processes.together(own))).nanmean())
+        return float(self.processes.in_order(self.processes.gather(self.processes.together(rank_rewards))).nanmean())
 
     def chosen(self) -> dict[str, Tensor]:
         """The weights the run ends with: the best validated ones, or the last."""
@@ -365,16 +366,14 @@ class Trainer:
 
     def save_adapter(self, folder: Path) -> None:
         """Write the chosen weights as a LoRA that stock diffusers loads."""
-        before = self.use(self.chosen())
-        save_lora(self.backbone.transformer, folder)
-        self.use(before)
+        with self.using(self.chosen()):
+            save_lora(self.backbone.transformer, folder)
 
 
 def make_evaluation_sets(config: RetoucherConfig, backbone: Backbone, source: PhotoSource) -> tuple[EvaluationSet, EvaluationSet]:
     """The validation set (used to choose) and the held-out set (used to report)."""
     sizes = {"validation": config.validation_photos, "held_out": config.held_out_photos}
     made = [
-        evaluation_set(backbone, source, split, count, prompt=config.prompt, noise_seed=config.baseline_noise)
-        for split, count in sizes.items()
+        evaluation_set(backbone, source, split, count, prompt=config.prompt, noise_seed=EVALUATION_NOISE) for split, count in sizes.items()
     ]
     return made[0], made[1]

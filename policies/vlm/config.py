@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from portraitkit.config import Options, Range
+from portraitkit.config import MAY_CHANGE, AtLeast0, AtLeast1, Options, Positive, Range
 from portraitkit.errors import ConfigError
-from portraitkit.vlm.trainer_options import AtLeast0, AtLeast1, MaxPixels, Positive, TuningOptions
+from portraitkit.vlm.trainer_options import MaxPixels, TuningOptions
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ExtractConfig(Options):
 
 
 @dataclass(frozen=True)
-class ScoreConfig:
+class ScoreConfig(Options):
     """Score completions of a task with its verifiable rewards, without a model: one JSON line a row, on stdout."""
 
     rows: Positional[Annotated[Path, arg(metavar="ROWS.jsonl")]]
@@ -73,7 +73,7 @@ class ScoreConfig:
     judge_key_env: str = ""
     """Environment variable that holds the endpoint's key, if it needs one."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Refuse options that would do nothing.
 
         Raises:
@@ -91,12 +91,12 @@ WRITERS = "give --model FOLDER or a hub id, or --endpoint URL with --endpoint-mo
 
 
 @dataclass(frozen=True)
-class WhatToSynthesize:
-    """What is written, by whom and where to; its options stand before those of the fine-tuning."""
+class WhatToSynthesize(Options):
+    """What is written, by whom and where to."""
 
     rows: Positional[Annotated[Path, arg(metavar="ROWS")]]
     """A JSONL file of labelled faces, or the folder that make-preferences emotion wrote (its train.jsonl)."""
-    output_dir: Path = Path("data/emotion-synthesis")
+    output_dir: Annotated[Path, MAY_CHANGE] = Path("data/emotion-synthesis")
     """Where train.jsonl (accepted), rejected.jsonl, test.jsonl and summary.json go. The same command again goes on where it was stopped."""
     model: str = ""
     """The local model that writes, a folder or a hub id; or give --endpoint. The embedded model cannot: it knows short answers only."""
@@ -110,21 +110,21 @@ class WhatToSynthesize:
     """Further attempts at a row whose answer was not accepted, each with the list of its errors."""
     need: Literal["both", "any"] = "both"
     """both: rows need action units and an emotion, or they are rejected unasked; any: what a row labels is checked, the rest is free."""
-    count: AtLeast0 = 0
+    count: Annotated[AtLeast0, MAY_CHANGE] = 0
     """Most rows to be worked on, the first ones of the file; 0 takes all."""
     max_tokens: AtLeast1 = 1024
     """Most tokens of an answer."""
-    batch_size: AtLeast1 = 16
+    batch_size: Annotated[AtLeast1, MAY_CHANGE] = 16
     """Rows worked on at once."""
-    timeout: Positive = 120.0
+    timeout: Annotated[Positive, MAY_CHANGE] = 120.0
     """Seconds for one request."""
-    request_retries: AtLeast0 = 3
+    request_retries: Annotated[AtLeast0, MAY_CHANGE] = 3
     """Further tries of a request that failed for a reason that may pass; the row stays open if they fail, too."""
-    requests_per_minute: AtLeast0 = 0
+    requests_per_minute: Annotated[AtLeast0, MAY_CHANGE] = 0
     """Most requests a minute; 0 = no limit."""
-    workers: AtLeast1 = 4
+    workers: Annotated[AtLeast1, MAY_CHANGE] = 4
     """Requests under way at once."""
-    max_failures: AtLeast1 = 20
+    max_failures: Annotated[AtLeast1, MAY_CHANGE] = 20
     """Stop after so many rows in a row that the endpoint did not answer."""
     device: str = "cpu"
     """Of the local model: cpu, cuda ..."""
@@ -132,7 +132,7 @@ class WhatToSynthesize:
     """Type of the local model's weights."""
     max_pixels: MaxPixels = None
     """Largest picture in pixels for the local model."""
-    rounds: AtLeast1 = 1
+    rounds: Annotated[AtLeast1, MAY_CHANGE] = 1
     """Above 1, the local model is fine-tuned on what was accepted (stage 1) and writes again about the rows still rejected, so often."""
     sft_steps: AtLeast1 = 200
     """Updates of each fine-tuning between rounds."""
@@ -140,24 +140,23 @@ class WhatToSynthesize:
     """Rows in one of them."""
     sft_learning_rate: Positive = 2e-5
     """Of the fine-tuning."""
-    overwrite: bool = False
+    overwrite: Annotated[bool, MAY_CHANGE] = False
     """Replace what --output-dir holds, if this command made it."""
 
 
-@dataclass(frozen=True)
-class SynthesizeConfig(TuningOptions, WhatToSynthesize):
+@dataclass(frozen=True, kw_only=True)
+class SynthesizeConfig(WhatToSynthesize, TuningOptions):
     """Have a model write reasoned answers about faces whose truth is known, and keep those that agree with it exactly."""
 
     deepspeed: str | None = None
     """zero2, zero3, or a DeepSpeed configuration (JSON): each fine-tuning runs on all GPUs of this machine, by torchrun."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Refuse impossible values before any model is loaded.
 
         Raises:
             ConfigError: a value is out of range, or two options contradict each other.
         """
-        super().__post_init__()
         if bool(self.endpoint) != bool(self.endpoint_model):
             raise ConfigError("--endpoint and --endpoint-model: give both, or none to use --model")
         if not self.endpoint and not self.model:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from policies.vlm.align.align_config import AlignVlmConfig, usual_rate
+from policies.vlm.align.align_config import AlignVlmConfig
 from policies.vlm.align.inputs import check_all_lengths, open_all_rows, prompt_of, readable_rows, write_aside
 from policies.vlm.export_reward import ground_truth_of
 from policies.vlm.tasks import load_task
@@ -23,7 +23,6 @@ from portraitkit.vlm.context import Limit, limit_of, shown
 from portraitkit.vlm.model import load_processor
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import Task
-from portraitkit.vlm.trainer_options import rate_of
 
 NAMES = {"train": "train", "validation": "validation", "held_out": "test"}  # Our splits and what their files are called
 MARK = "export.json"
@@ -151,7 +150,7 @@ def _write_words(
         shutil.copyfile(own, part / own.name)
     environment = page_environment(Path(__file__).parent / "templates", autoescape=False)
     model = SERVED if config.model == "embedded" else config.model
-    rate = rate_of(config.learning_rate, "all", config.rank, usual_rate(model, config.rank))  # they train all weights, or a LoRA
+    rate = config.rate_of({**vars(config), "model": model, "weights": "all"})  # they train all weights, or a LoRA
     prompt_tokens = -(-longest // 64) * 64 if longest else 4096
     values = {
         "kind": config.export,

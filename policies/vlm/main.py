@@ -22,9 +22,10 @@ def align_vlm() -> None:
 
 
 def _align(argv: list[str]) -> int:
-    from policies.vlm.align.align_config import load_align_config
+    from policies.vlm.align.align_config import AlignVlmConfig
+    from portraitkit.config import load_config
 
-    config = load_align_config(argv)
+    config = load_config(AlignVlmConfig, argv, prog="align-vlm", example="--task area")
     if config.dry_run:
         from policies.vlm.align.align_plan import dry_run
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from policies.vlm.config import WRITERS, SynthesizeConfig
 from policies.vlm.tasks.emotion import TASK, UNIT
 from policies.vlm.tasks.emotion_metrics import read_answer
-from portraitkit.config import config_to_dict
+from portraitkit.config import config_to_dict, may_change
 from portraitkit.endpoint import Endpoint, Question, Reply
 from portraitkit.errors import ConfigError, DataError, ImageError
 from portraitkit.files.jsonl import append_line, read_json_lines, write_lines
@@ -103,8 +103,6 @@ def unverifiable(row: EmotionRow, need: str) -> str:
     return ""
 
 
-FREE = ("output_dir", "overwrite", "timeout", "request_retries", "requests_per_minute", "workers", "max_failures", "batch_size", "count")
-FREE += ("rounds",)
 TRAINED_WITH = ("device", "dtype", "sft_steps", "sft_batch", "sft_learning_rate", "max_tokens", "max_pixels")
 """Options that the fine-tuning takes over as they are, besides those of `TuningOptions`."""
 Writer = Callable[[Sequence[str], Sequence[Path]], list[Reply]]
@@ -150,7 +148,7 @@ def run_synthesis(config: SynthesizeConfig, command: list[str]) -> int:
         maker="synthesize-emotion",
         mark="endpoint_model",
         holds="a synthesis",
-        free=FREE,
+        free=may_change(SynthesizeConfig),
         overwrite=config.overwrite,
     ) as run:
         done = _read_journal(run.path / "journal.jsonl")

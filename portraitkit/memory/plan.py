@@ -220,18 +220,6 @@ def device_limit(device_memory: float | None, device: str) -> int | None:
     return None
 
 
-def check_planning(device_memory: float | None, devices: int) -> None:
-    """Refuse impossible options of a plan.
-
-    Raises:
-        ConfigError: memory or devices are out of range.
-    """
-    if device_memory is not None and not 0 < device_memory < 1e6:
-        raise ConfigError(f"--device-memory {device_memory:g}: must be above 0, in GiB, such as 24 or 80")
-    if devices < 1:
-        raise ConfigError(f"--plan-devices {devices}: must be 1 or more")
-
-
 def human(size: float) -> str:
     """Bytes in GiB, or in MiB where that says more."""
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"

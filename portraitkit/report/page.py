@@ -1,7 +1,6 @@
 """Reports: one-file HTML pages from `page.html.j2`, which each command's template extends; numbers and settings as pages show them."""
 
 import base64
-import dataclasses
 import hashlib
 import html
 import math
@@ -11,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from portraitkit.config import Options
 from portraitkit.files.atomic import write_text
 
 if TYPE_CHECKING:
@@ -111,18 +111,19 @@ def _csp_hash(script: str) -> str:
 # ---- how a run was made
 
 
-def setup(environment: Mapping[str, Any], config: Mapping[str, Any], kind: type) -> dict[str, Any]:
+def setup(environment: Mapping[str, Any], config: Mapping[str, Any], kind: type[Options]) -> dict[str, Any]:
     """What `page.html.j2` shows of how a run was made: the command, its settings and the environment.
 
     Args:
         environment: the run's environment.json.
         config: its config.json.
-        kind: the dataclass of the configuration, which has the defaults.
+        kind: the dataclass of the configuration, which has the defaults that go with the model.
     """
-    fields = {field.name: field for field in dataclasses.fields(kind)}
+    defaults = kind.chosen(kind.revise({}, {name: [str(value)] for name, value in config.items()}), {})
     settings = []
     for name, value in config.items():
-        default = _default(fields[name]) if name in fields else value
+        default = defaults.get(name, value)
+        default = list(default) if isinstance(default, tuple) else default
         settings.append((name, _plain(value), "" if value == default else _plain(default)))
     rest = {key: value for key, value in environment.items() if key != "command"}
     return {
@@ -132,13 +133,8 @@ def setup(environment: Mapping[str, Any], config: Mapping[str, Any], kind: type)
     }
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
-    value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-    return list(value) if isinstance(value, tuple) else value
-
-
 def _plain(value: object) -> str:
-    if value is None or value == "" or value == [] or value is dataclasses.MISSING:
+    if value is None or value == "" or value == []:
         return "none"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 

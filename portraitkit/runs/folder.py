@@ -20,26 +20,6 @@ from portraitkit.runs.locks import Lock
 
 LOCK = ".lock"
 PACKAGES = ("portraitkit", "torch", "diffusers", "transformers", "peft", "trl", "accelerate", "numpy")
-FREE_TO_CHANGE = (
-    "output_dir",
-    "overwrite",
-    "resume_from_checkpoint",
-    "allow_changed",
-    "report_to",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "cache_dir",
-    "push_to_hub",
-    "export",
-    "max_unusable",
-    "reward_worker",
-    "reward_worker_timeout",
-    "reward_worker_patience",
-    "dry_run",
-    "device_memory",
-    "plan_devices",
-    "plan_sharding",
-)
 
 
 class RunFolder:
@@ -62,6 +42,7 @@ class RunFolder:
         seed: int,
         overwrite: bool = False,
         resume: str | None = None,
+        free: Collection[str] = (),
         allow_changed: bool = False,
         report_to: list[str] | None = None,
     ) -> Self:
@@ -74,7 +55,8 @@ class RunFolder:
             seed: of the run.
             overwrite: replace the run the folder holds.
             resume: a checkpoint or `latest`; the folder must hold a run.
-            allow_changed: resume although the configuration differs.
+            free: options that a resumed run may change, see `portraitkit.config.may_change`.
+            allow_changed: resume although others differ.
             report_to: trackers, see `portraitkit.runs.trackers`.
 
         Raises:
@@ -95,7 +77,8 @@ class RunFolder:
             raise RunFolderError(f"{path}: cannot be a run folder ({error.strerror}); choose another --output-dir") from error
         try:
             if resume is not None:
-                _compare(path, json.loads(stored.read_text(encoding="utf-8")), config, allow_changed)
+                if not allow_changed:
+                    _compare(path, json.loads(stored.read_text(encoding="utf-8")), config, free)
             elif overwrite:
                 for item in path.iterdir():
                     if item.name != LOCK:
@@ -330,11 +313,11 @@ def _revision() -> str | None:
         return None
 
 
-def _compare(path: Path, stored: dict[str, Any], config: dict[str, Any], allow_changed: bool) -> None:
-    keys = sorted((stored.keys() | config.keys()) - set(FREE_TO_CHANGE))
+def _compare(path: Path, stored: dict[str, Any], config: dict[str, Any], free: Collection[str]) -> None:
+    keys = sorted((stored.keys() | config.keys()) - set(free))
     now = _finite(json.loads(json.dumps(config)))
     changed = [f"{key} {stored.get(key)!r} -> {now.get(key)!r}" for key in keys if stored.get(key) != now.get(key)]
-    if changed and not allow_changed:
+    if changed:
         raise RunFolderError(f"{path}: the run to resume had another configuration ({'; '.join(changed)}); use --allow-changed to go on")
 
 

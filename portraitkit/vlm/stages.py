@@ -63,11 +63,11 @@ def start_run(options: TrainerOptions, folder: str) -> tuple[Any, Console, Any]:
         ConfigError: see `trainer_arguments`; or the device is not there.
     """
     be_quiet()
+    check_device(options.device)
     processes = start_processes(options)
     sft_arguments(options, folder)
     grpo = grpo_arguments(options, folder)
     release()
-    check_device(options.device)
     if options.device == "cpu":
         keep_freed_memory()
     return processes, Console(stderr=True, quiet=not processes.is_main_process), grpo

@@ -15,8 +15,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from portraitkit.config import RECIPES
-from portraitkit.errors import ConfigError
-from portraitkit.suggest import nearest
+from portraitkit.errors import ConfigError, nearest
 from portraitkit.vlm.model import check_adapter
 from portraitkit.vlm.trainer_options import TrainerOptions
 

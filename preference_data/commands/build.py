@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from portraitkit.config import config_to_dict
+from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import ConfigError, RunFolderError, UserError
 from portraitkit.files.atomic import write_text
 from portraitkit.files.jsonl import Rejected, append_line, read_json_lines, write_lines
@@ -53,8 +53,6 @@ from preference_data.people.synthetic_pairs import verdicts_of
 from preference_data.schema import Origin, Pair, row_of
 
 STATE, FACES, DONE = ".building.json", ".faces.jsonl", ".built.jsonl"
-FREE = ("overwrite", "output_dir", "max_bad_share", "shard")
-"""Options that may differ when a build goes on."""
 
 
 def build_pairs(config: BuildConfig) -> int:
@@ -328,7 +326,7 @@ def _leave_folder(out: Path) -> None:
 
 
 def _resumable(config: BuildConfig) -> dict[str, Any]:
-    return {key: value for key, value in config_to_dict(config).items() if key not in FREE}
+    return {key: value for key, value in config_to_dict(config).items() if key not in may_change(BuildConfig)}
 
 
 def _finish(rows: list[PhotoRow], done: dict[str, dict[str, Any]], rejected: list[Rejected], config: BuildConfig, console: Console) -> int:

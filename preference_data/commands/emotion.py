@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from portraitkit.config import config_to_dict
+from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import DataError, ImageError
 from portraitkit.files.atomic import replacing
 from portraitkit.files.jsonl import write_lines
@@ -31,7 +31,6 @@ from preference_data.commands.options import EmotionConfig
 from preference_data.emotion_rows import QUESTION, EmotionRow, normalise_label, unit_names
 from preference_data.sources import Adapter, ReadOptions, Record, load_adapter
 
-FREE = ("output_dir", "overwrite", "max_unusable")
 ENOUGH = 100
 SPLITS = ("train", "validation", "test")
 Kept = tuple[Record, EmotionRow]
@@ -58,7 +57,7 @@ def build_emotion_rows(config: EmotionConfig) -> int:
         maker="make-preferences emotion",
         mark="min_intensity",
         holds="a set made",
-        free=FREE,
+        free=may_change(EmotionConfig),
         overwrite=config.overwrite,
     ) as run:
         pictures = _Pictures(config, run.path)

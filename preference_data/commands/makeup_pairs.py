@@ -23,7 +23,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn.functional import pad
 
-from portraitkit.config import config_to_dict
+from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import DataError, FaceError, ImageError
 from portraitkit.faces.align import align_face
 from portraitkit.faces.mesh import require_mesh
@@ -39,7 +39,6 @@ from preference_data.people.makeup import PARAMETERS, draw_lips, draw_look, rend
 from preference_data.people.makeup_shapes import SHAPES
 from preference_data.people.synthetic import make_person
 
-FREE = ("output_dir", "overwrite", "max_unusable", "count")
 ENOUGH = 20  # photos seen before the share of unusable ones may stop the run
 SHEET_FACES, SHEET_LOOKS, SHEET_CELL = 8, 4, 192
 EMBEDDED_COUNT = 200
@@ -131,13 +130,13 @@ def build_makeup_pairs(config: MakeupConfig) -> int:
     """
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     names = list_photos(config)
-    free = FREE[:-1] if config.embedded else FREE  # the split of the embedded people depends on their count
+    fixed = {"count"} if config.embedded else set()  # the split of the embedded people depends on their count
     out, options = config.output_dir, config_to_dict(config)
     resume_rules: dict[str, Any] = {
         "maker": "make-preferences makeup",
         "mark": "looks_per_face",
         "holds": "a set made",
-        "free": free,
+        "free": may_change(MakeupConfig) - fixed,
         "overwrite": config.overwrite,
     }
     goes_on = may_resume(out, options, **resume_rules)

@@ -2,38 +2,42 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from portraitkit.config import MAY_CHANGE, AtLeast0, AtLeast1, NotNegative, Options, Port, Positive, Range, Share
 from portraitkit.errors import ConfigError
 from portraitkit.runs.shards import check_shard
 from preference_data.sources import load_adapter
 
+TestShare = Annotated[float, Range(ge=0, lt=1, rule="must be a share from 0 to below 1")]
+Pixels = Annotated[int | None, Range(ge=64, le=4096, rule="must be between 64 and 4096 pixels")]
+
 
 @dataclass(frozen=True)
-class BuildConfig:
+class BuildConfig(Options):
     """Make preference pairs of photos: candidates by several generators, truth where it is known, splits by person."""
 
     photos: Positional[Annotated[str, arg(metavar="PHOTOS|embedded")]]
     """A folder of photos (with metadata.jsonl or without), or embedded: synthetic people, no photos needed."""
-    output_dir: Path = Path("pairs")
+    output_dir: Annotated[Path, MAY_CHANGE] = Path("pairs")
     """Where the pair set goes. A build that was interrupted goes on there when the command is given again."""
     generators: tuple[str, ...] = ("degradations",)
     """degradations, folder:PATH (finished retouches), pipeline:PATH_OR_HUB_ID (diffusers), my_file.py:GENERATOR; several at once."""
-    pairs_per_photo: int = 2
+    pairs_per_photo: AtLeast1 = 2
     """Pairs of each photo and kind: of the degradations, and of all other candidates together."""
-    candidates: int = 2
+    candidates: AtLeast1 = 2
     """Candidates that each generator makes of each photo: for a pipeline, that many seeds."""
     against_label: bool = True
     """Compare candidates also with the photo's preferred retouch, where it has one."""
-    count: int = 50
+    count: Annotated[int, Range(ge=3, rule="must be at least 3, one person a split")] = 50
     """How many embedded people, where no folder is given."""
-    resolution: int | None = None
+    resolution: Pixels = None
     """Side of the square face crops in pixels; 128 for embedded, 512 for photos."""
     split_shares: tuple[float, ...] = (0.8, 0.1, 0.1)
     """Of train, validation and held_out; people are never in two of them."""
-    max_bad_share: float = 0.1
+    max_bad_share: Annotated[Share, MAY_CHANGE] = 0.1
     """Share of photos that may be put into quarantine; with more the command fails in the end."""
     consent: str = ""
     """What the people in the photos agreed to, where metadata.jsonl does not say."""
@@ -41,40 +45,29 @@ class BuildConfig:
     """Of the photos, where metadata.jsonl does not say."""
     prompt: str = "Beautify this person's face while maintaining a natural and realistic appearance"
     """Editing instruction of pipelines."""
-    num_steps: int = 28
+    num_steps: AtLeast1 = 28
     """Sampling steps of pipelines."""
     device: str = "cpu"
     """Of pipelines: cpu, cuda, cuda:1 ..."""
-    seed: int = 0
+    seed: Annotated[int, Range(ge=0, lt=2**20, rule=f"must be between 0 and {2**20 - 1}")] = 0
     """Of faults, spots, sides and splits."""
-    overwrite: bool = False
+    overwrite: Annotated[bool, MAY_CHANGE] = False
     """Replace the pair set that is there already."""
-    shard: str | None = None
+    shard: Annotated[str | None, MAY_CHANGE] = None
     """I/N: make the I-th of N shares of the pairs, in a job of its own; the same command without it merges them in the end. Not needed
     under torchrun and accelerate launch."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Refuse impossible values before anything is loaded.
 
         Raises:
-            ConfigError: a value is out of range.
+            ConfigError: no generator, shares that are none, or a shard that cannot be.
         """
         check_shard(self.shard, self.overwrite)
-        for name in ("pairs_per_photo", "candidates", "num_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
-        if self.count < 3:
-            raise ConfigError(f"--count {self.count}: at least 3, one person a split")
         if not self.generators:
             raise ConfigError("--generators: name at least one, for example degradations")
-        if self.resolution is not None and not 64 <= self.resolution <= 4096:
-            raise ConfigError(f"--resolution {self.resolution}: must be between 64 and 4096 pixels")
         if len(self.split_shares) != 3 or min(self.split_shares) < 0 or abs(sum(self.split_shares) - 1) > 1e-6:
             raise ConfigError(f"--split-shares {self.split_shares}: three numbers of at least 0 that sum to 1")
-        if not 0 <= self.max_bad_share <= 1:
-            raise ConfigError(f"--max-bad-share {self.max_bad_share:g}: must be in [0, 1]")
-        if not 0 <= self.seed < 2**20:
-            raise ConfigError(f"--seed {self.seed}: must lie between 0 and {2**20 - 1}")
 
     @property
     def side(self) -> int:
@@ -83,7 +76,7 @@ class BuildConfig:
 
 
 @dataclass(frozen=True)
-class LintConfig:
+class LintConfig(Options):
     """Check a pair set, or a folder of training photos with anchors. Exit code 0: nothing found, 1: findings, 2: cannot be checked."""
 
     data: Positional[Annotated[Path, arg(metavar="DATA")]]
@@ -94,29 +87,16 @@ class LintConfig:
     """Look at faces: anchors and candidates of another person, one person in two splits. Takes about a fifth of a second a picture."""
     need_anchors: bool = False
     """Report every row without an anchor; if not given, only where other rows of the set have one."""
-    max_distance: float = 0.6
+    max_distance: Positive = 0.6
     """Largest identity distance between a photo and its anchor or a candidate; dlib's own rule for one person."""
-    max_bits: int = 6
+    max_bits: Annotated[int, Range(ge=0, le=64)] = 6
     """Pictures are near-duplicates if their 64-bit perceptual hashes differ in at most this many bits, and ..."""
-    min_correlation: float = 0.99
+    min_correlation: Annotated[float, Range(ge=-1, le=1)] = 0.99
     """... small grey copies of them correlate at least this much."""
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            ConfigError: a value is out of range.
-        """
-        if not 0 <= self.max_bits <= 64:
-            raise ConfigError(f"--max-bits {self.max_bits}: must be between 0 and 64")
-        if self.max_distance <= 0:
-            raise ConfigError(f"--max-distance {self.max_distance:g}: must be above 0")
-        if not -1 <= self.min_correlation <= 1:
-            raise ConfigError(f"--min-correlation {self.min_correlation:g}: must be in [-1, 1]")
 
 
 @dataclass(frozen=True)
-class AnnotateConfig:
+class AnnotateConfig(Options):
     """Have pairs judged: by people on a local web page (--web), or by models behind an OpenAI-compatible endpoint (--endpoint)."""
 
     data: Positional[Annotated[Path, arg(metavar="DATA")]]
@@ -125,7 +105,7 @@ class AnnotateConfig:
     """Serve the page for people."""
     host: str = "127.0.0.1"
     """Address of the page. Anything but loopback lets everyone in the network judge and see the photos."""
-    port: int = 8765
+    port: Port = 8765
     """Of the page; 0 takes a free one."""
     endpoint: str | None = None
     """Base URL of an OpenAI-compatible API, such as http://127.0.0.1:8000/v1. The photos are sent there."""
@@ -135,38 +115,38 @@ class AnnotateConfig:
     """Environment variable with the API key; not set is fine for servers that need none."""
     pairs: Literal["unjudged", "all"] = "unjudged"
     """unjudged: pairs without a verdict in metadata.jsonl; all: also those with known truth."""
-    limit: int | None = None
+    limit: Annotated[int | None, Range(ge=1)] = None
     """At most this many pairs."""
     both_orders: bool = True
     """Ask for every pair twice, candidates swapped; models lean to one side."""
-    max_side: int = 1024
+    max_side: Annotated[int, Range(ge=32)] = 1024
     """Pictures are made smaller to this side in pixels before they are sent."""
-    temperature: float = 0.0
+    temperature: NotNegative = 0.0
     """Of the models."""
-    max_tokens: int = 1024
+    max_tokens: Annotated[int, Range(ge=16)] = 1024
     """Longest answer."""
-    timeout: float = 120.0
+    timeout: Positive = 120.0
     """Seconds for one answer."""
-    retries: int = 4
+    retries: AtLeast0 = 4
     """Further tries after 408, 409, 429, 5xx, a timeout or a broken connection, with growing pauses."""
-    workers: int = 4
+    workers: AtLeast1 = 4
     """Requests at once."""
-    requests_per_minute: int = 0
+    requests_per_minute: AtLeast0 = 0
     """Rate limit; 0 is none."""
-    price_in: float = 0.0
+    price_in: NotNegative = 0.0
     """Price of a million input tokens, in any currency."""
-    price_out: float = 0.0
+    price_out: NotNegative = 0.0
     """Price of a million output tokens."""
-    max_cost: float | None = None
+    max_cost: Annotated[float | None, Range(gt=0)] = None
     """Ask nothing that may bring the cost of this run above it, reckoned by the dearest answer so far; needs --price-in or --price-out."""
-    max_unreadable: float = 0.5
+    max_unreadable: Share = 0.5
     """Stop if more than this share of a model's answers (from the 20th on) breaks the contract."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Refuse impossible values before anything is loaded.
 
         Raises:
-            ConfigError: neither or both of --web and --endpoint, or a value out of range.
+            ConfigError: neither or both of --web and --endpoint, or options that they need.
         """
         if self.web == (self.endpoint is not None):
             raise ConfigError("annotate needs one of --web (people) and --endpoint URL --model NAME (models)")
@@ -175,23 +155,12 @@ class AnnotateConfig:
                 raise ConfigError(f"--endpoint {self.endpoint}: must begin with http:// or https://, for example http://127.0.0.1:8000/v1")
             if not self.model or len(set(self.model)) != len(self.model):
                 raise ConfigError("--model: name at least one model of the endpoint, each once")
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"--port {self.port}: must be between 0 and 65535")
-        for name, low in (("workers", 1), ("max_side", 32), ("max_tokens", 16), ("retries", 0), ("requests_per_minute", 0)):
-            if getattr(self, name) < low:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least {low}")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"--limit {self.limit}: at least 1")
-        if self.timeout <= 0 or self.temperature < 0 or self.price_in < 0 or self.price_out < 0:
-            raise ConfigError("--timeout must be above 0; --temperature and prices must not be negative")
-        if self.max_cost is not None and (self.max_cost <= 0 or not (self.price_in or self.price_out)):
-            raise ConfigError("--max-cost: must be above 0 and needs --price-in or --price-out")
-        if not 0 <= self.max_unreadable <= 1:
-            raise ConfigError(f"--max-unreadable {self.max_unreadable:g}: must be in [0, 1]")
+        if self.max_cost is not None and not (self.price_in or self.price_out):
+            raise ConfigError("--max-cost: needs --price-in or --price-out")
 
 
 @dataclass(frozen=True)
-class MergeConfig:
+class MergeConfig(Options):
     """Write what annotators agree on into the pairs: a senior's word, else the majority. Prints how far they agree."""
 
     data: Positional[Annotated[Path, arg(metavar="DATA")]]
@@ -205,7 +174,7 @@ class MergeConfig:
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(Options):
     """Write a pair set as parquet with its pictures inside, for datasets.load_dataset and the hub; or such a data set as a folder again."""
 
     source: Positional[Annotated[str, arg(metavar="DATA")]]
@@ -217,51 +186,42 @@ class ExportConfig:
 
 
 @dataclass(frozen=True)
-class EmotionConfig:
+class EmotionConfig(Options):
     """Turn a facial-expression data set, in the folders it was delivered in, into rows that align-vlm --task emotion reads."""
 
     dataset: Positional[Annotated[str, arg(metavar="DATASET")]]
     """disfa, bp4d, raf-au, faba, fer2013, affectnet, raf-db, expw, jsonl, or my_file.py:ADAPTER."""
     folder: Positional[Annotated[Path, arg(metavar="FOLDER")]]
     """Where the data set lies."""
-    output_dir: Path = Path("data/emotion")
+    output_dir: Annotated[Path, MAY_CHANGE] = Path("data/emotion")
     """Where train.jsonl, test.jsonl and images go. The same command again goes on where it was stopped."""
     copy_images: bool = False
     """Copy pictures to --output-dir; otherwise its images/ is a link to the data set. Frames and face crops are written to faces/."""
     split: Literal["official", "subject"] = "official"
     """official: the data set's own split, or the usual one, where there is one; subject: drawn, whole subjects at a time."""
-    test_share: float = 0.1
+    test_share: TestShare = 0.1
     """Share of the subjects (of the rows, where nobody is identified) in test.jsonl where a split is drawn."""
-    every: int = 1
+    every: AtLeast1 = 1
     """Take every n-th frame of a video; neighbouring frames hardly differ."""
-    min_intensity: int = 2
+    min_intensity: Annotated[int, Range(ge=1, le=5)] = 2
     """Action units count as present from this intensity on, where intensities are labelled (DISFA)."""
-    count: int = 0
+    count: AtLeast0 = 0
     """Most rows of each split, drawn at random; 0 takes all."""
     check_images: bool = False
     """Decode every picture, and set aside those that cannot be read."""
-    max_unusable: float = 0.1
+    max_unusable: Annotated[Share, MAY_CHANGE] = 0.1
     """Stop when more than this share of the rows (100 or more seen) had to be set aside for their pictures."""
-    seed: int = 42
+    seed: AtLeast0 = 42
     """The drawn split and --count follow from it."""
-    overwrite: bool = False
+    overwrite: Annotated[bool, MAY_CHANGE] = False
     """Replace what --output-dir holds, if this command made it."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Refuse impossible values before a file is read.
 
         Raises:
-            ConfigError: a value is out of range, the folder does not exist, or there is no such data set.
+            ConfigError: the folder does not exist, is the one to be written, or there is no such data set.
         """
-        rules = {
-            "test_share": (0 <= self.test_share < 1, "a share from 0 to below 1"),
-            "every": (self.every >= 1, "1 or more"),
-            "min_intensity": (1 <= self.min_intensity <= 5, "from 1 to 5"),
-            "count": (self.count >= 0, "0 or more"),
-            "max_unusable": (0 <= self.max_unusable <= 1, "a share from 0 to 1"),
-            "seed": (self.seed >= 0, "0 or more"),
-        }
-        _check(self, rules)
         if not self.folder.is_dir():
             raise ConfigError(f"FOLDER {self.folder}: no such folder; give the folder of the data set")
         if self.output_dir.resolve() == self.folder.resolve():
@@ -270,55 +230,44 @@ class EmotionConfig:
 
 
 @dataclass(frozen=True)
-class MakeupConfig:
+class MakeupConfig(Options):
     """Put makeup on faces: pictures with and without it, and rows with the true shapes and colours."""
 
     faces: Positional[Annotated[Path, arg(metavar="FACES")]]
     """Folder of face photos, searched with its subfolders; or the word embedded: synthetic people, no photos needed."""
-    output_dir: Path = Path("data/makeup")
+    output_dir: Annotated[Path, MAY_CHANGE] = Path("data/makeup")
     """Where images/, train.jsonl and test.jsonl go. The same command again goes on where it was stopped."""
-    count: int | None = None
+    count: Annotated[int | None, Range(ge=1, rule="must be at least 1 picture"), MAY_CHANGE] = None
     """Make at most so many pictures with makeup; every photo if not given, 200 for embedded."""
-    looks_per_face: int = 1
+    looks_per_face: Annotated[int, Range(ge=1, le=1000)] = 1
     """Looks put on each face."""
     lips_only: bool = False
     """Lipstick alone, of the published shape, and the prompt of makeup-lips."""
-    wide_colors: float = 0.25
+    wide_colors: Share = 0.25
     """Share of colours drawn evenly from sRGB; the others are such as makeup is sold in."""
-    size: int = 512
+    size: Annotated[int, Range(ge=64, le=4096)] = 512
     """Side of the square, aligned face crops in pixels."""
     crop: bool = True
     """Cut out and align the face; with --no-crop photos keep their frame and size, and --size is not used."""
     image_format: Literal["png", "jpg"] = "png"
     """png keeps every colour as rendered; jpg is a fifth of the size and moves colours a little."""
-    min_face: int = 96
+    min_face: Annotated[int, Range(ge=16)] = 96
     """Photos whose largest face is smaller than so many pixels are set aside."""
-    test_share: float = 0.05
+    test_share: TestShare = 0.05
     """Share of the photos whose rows go to test.jsonl."""
-    max_unusable: float = 0.5
+    max_unusable: Annotated[Share, MAY_CHANGE] = 0.5
     """Stop when more than this share of the photos (20 or more seen) had to be set aside."""
-    seed: int = 42
+    seed: AtLeast0 = 42
     """Looks and the split follow from it."""
-    overwrite: bool = False
+    overwrite: Annotated[bool, MAY_CHANGE] = False
     """Replace what --output-dir holds, if this command made it."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Refuse impossible values before a picture is read.
 
         Raises:
-            ConfigError: a value is out of range, or the folder does not exist.
+            ConfigError: the folder does not exist, or --no-crop for embedded people.
         """
-        rules = {
-            "count": (self.count is None or self.count >= 1, "at least 1 picture"),
-            "looks_per_face": (1 <= self.looks_per_face <= 1000, "from 1 to 1000"),
-            "wide_colors": (0 <= self.wide_colors <= 1, "a share from 0 to 1"),
-            "size": (64 <= self.size <= 4096, "from 64 to 4096 pixels"),
-            "min_face": (self.min_face >= 16, "at least 16 pixels"),
-            "test_share": (0 <= self.test_share < 1, "a share from 0 to below 1"),
-            "max_unusable": (0 <= self.max_unusable <= 1, "a share from 0 to 1"),
-            "seed": (self.seed >= 0, "0 or more"),
-        }
-        _check(self, rules)
         if self.embedded and not self.crop:
             raise ConfigError("--no-crop: embedded people are made as crops; leave it out")
         if not self.embedded and not self.faces.is_dir():
@@ -328,9 +277,3 @@ class MakeupConfig:
     def embedded(self) -> bool:
         """Whether the faces are synthetic people."""
         return str(self.faces) == "embedded"
-
-
-def _check(config: Any, rules: dict[str, tuple[bool, str]]) -> None:
-    for name, (holds, rule) in rules.items():
-        if not holds:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be {rule}")

@@ -9,9 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from portraitkit.discover import load_object
-from portraitkit.errors import ConfigError
+from portraitkit.errors import ConfigError, nearest
 from portraitkit.faces.regions import region_masks
-from portraitkit.suggest import nearest
 from preference_data.people.blemishes import paint_blemishes
 from preference_data.people.photos import PhotoFace, PhotoRow, open_photo
 from preference_data.people.synthetic import SEEDS, Case, make_case

@@ -28,9 +28,8 @@ from jaxtyping import Float
 from skimage.color import lab2rgb, rgb2lab
 from torch import Tensor
 
-from portraitkit.errors import DataError
+from portraitkit.errors import DataError, nearest
 from portraitkit.pictures.images import lab_to_srgb, srgb_to_lab
-from portraitkit.suggest import nearest
 from preference_data.people.makeup_shapes import REGIONS, SHAPES, Drawn, draw_shape, face_scale, shapes_of
 
 HEX = re.compile(r"#[0-9A-Fa-f]{6}")

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from portraitkit.config import config_to_dict
+from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import RunFolderError
-from portraitkit.runs.folder import FREE_TO_CHANGE, RunFolder, check_run_folder
+from portraitkit.runs.folder import RunFolder, check_run_folder
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import counting
 from portraitkit.runs.shards import Shard, ShardFile, check_shard, clear_shards, current_shard, join_run, merged_rows, wait_for_shards
@@ -24,6 +24,8 @@ from reward_models.evaluation.report import print_result, write_report
 from reward_models.judge.pairs import JudgedPair, View, open_pairs
 from reward_models.judge.settings import view_of
 from reward_models.training.config import RewardModelConfig, needed_by
+
+MAY_DIFFER = may_change(RewardModelConfig)
 
 
 def run_evaluation(config: RewardModelConfig, command: list[str]) -> int:
@@ -50,7 +52,7 @@ def run_evaluation(config: RewardModelConfig, command: list[str]) -> int:
         if code or not shard.merges:
             return code
     stored, seed, resume = config_to_dict(config), config.seed, "latest" if shard is not None else None
-    opened = RunFolder.open(folder, stored, command=command, seed=seed, overwrite=config.overwrite, resume=resume)
+    opened = RunFolder.open(folder, stored, command=command, seed=seed, overwrite=config.overwrite, resume=resume, free=MAY_DIFFER)
     with opened as run, Interruptible() as interrupt:
         run.write_json("view.json", vars(view))
         pairs = pairs or _public(config, folder, console)
@@ -108,10 +110,10 @@ def _ask_share(
     if (folder / "summary.json").is_file():
         raise RunFolderError(f"{folder}: holds a finished run; give another --output-dir")
     maker, holds = "train-reward-model --evaluate", "an evaluation"
-    join_run(folder, stored, command=command, seed=config.seed, maker=maker, mark="hack_cases", holds=holds, free=FREE_TO_CHANGE)
+    join_run(folder, stored, command=command, seed=config.seed, maker=maker, mark="hack_cases", holds=holds, free=MAY_DIFFER)
     if config.device == "cuda":
         config = replace(config, device=f"cuda:{shard.local % torch.cuda.device_count()}")
-    options = {name: value for name, value in stored.items() if name not in FREE_TO_CHANGE}
+    options = {name: value for name, value in stored.items() if name not in MAY_DIFFER}
     with ShardFile(folder, shard, options) as own, Interruptible() as interrupt:
         if not own.finished:
             asking = Asking(config, processor, view, console, partial(_stop, interrupt), own=own)
@@ -133,9 +135,9 @@ def _stop(interrupt: Interruptible) -> None:
 
 def _public(config: RewardModelConfig, folder: Path, console: Console) -> dict[str, list[JudgedPair]]:
     """The pairs of a public benchmark; pictures that stand in its tables become files of the run."""
-    found, left_out = read_benchmark(config.benchmark, Path(config.data), folder / "pictures", limit=config.benchmark_rows)
-    console.print(f"{config.benchmark}: {len(found)} pairs, {left_out} rows of another kind left out", highlight=False)
-    return {"held_out": found}
+    pairs, left_out = read_benchmark(config.benchmark, Path(config.data), folder / "pictures", limit=config.benchmark_rows)
+    console.print(f"{config.benchmark}: {len(pairs)} pairs, {left_out} rows of another kind left out", highlight=False)
+    return {"held_out": pairs}
 
 
 def _embedded_or_stored(config: RewardModelConfig, console: Console) -> dict[str, list[JudgedPair]]:

@@ -39,8 +39,8 @@ def truth_of(pair: JudgedPair, name: str) -> Verdict | None:
 
 def all_figures(pairs: Sequence[JudgedPair], judged: Sequence[Judged], thresholds: Mapping[str, float]) -> dict[str, dict[str, Any]]:
     """Name -> the figures of the module, overall and for each dimension that is known of any pair."""
-    found = {name: figures(pairs, judged, name, thresholds.get(name, 0.0)) for name in NAMES}
-    return {name: row for name, row in found.items() if row["n"]}
+    rows = {name: figures(pairs, judged, name, thresholds.get(name, 0.0)) for name in NAMES}
+    return {name: row for name, row in rows.items() if row["n"]}
 
 
 def figures(pairs: Sequence[JudgedPair], judged: Sequence[Judged], name: str, threshold: float = 0.0) -> dict[str, Any]:
@@ -75,8 +75,8 @@ def right(pairs: Sequence[JudgedPair], judged: Sequence[Judged], name: str) -> t
             raise ValueError(f"answers about {one.pair} laid beside pair {pair.id}")
         truth = truth_of(pair, name)
         rows.append([float(verdict == truth) if _counts(pair, name) else math.nan for verdict in one.verdicts(name)])
-    found = torch.tensor(rows, dtype=torch.float64).view(-1, 2)
-    return found[:, 0], found[:, 1]
+    correct = torch.tensor(rows, dtype=torch.float64).view(-1, 2)
+    return correct[:, 0], correct[:, 1]
 
 
 def gain(pairs: Sequence[JudgedPair], before: Sequence[Judged], after: Sequence[Judged], name: str = "overall") -> dict[str, Any]:
@@ -88,13 +88,13 @@ def gain(pairs: Sequence[JudgedPair], before: Sequence[Judged], after: Sequence[
 
 def majority(pairs: Sequence[JudgedPair]) -> dict[str, float]:
     """Accuracy over both orders of the best answer that is always the same: first, second or tie."""
-    found = {}
+    shares = {}
     for name in NAMES:
         truths = [truth_of(pair, name) for pair in pairs if _counts(pair, name)]
         if truths:
             ties = sum(truth == "tie" for truth in truths) / len(truths)
-            found[name] = max(ties, (1 - ties) / 2)
-    return found
+            shares[name] = max(ties, (1 - ties) / 2)
+    return shares
 
 
 def unreadable_share(judged: Sequence[Judged]) -> float:
@@ -133,13 +133,13 @@ def by_threshold(value: float, threshold: float) -> Verdict | None:
 
 def fit_thresholds(pairs: Sequence[JudgedPair], judged: Sequence[Judged]) -> dict[str, float]:
     """Name -> the tie threshold of the highest tau on these pairs, the smallest of several; never fit it on held-out ones."""
-    found = {}
+    thresholds = {}
     for name in NAMES:
         rows = differences(pairs, judged, name)
         sizes = sorted({0.0, *(abs(value) for value, _ in rows if not math.isnan(value))})
         between = [0.0, *((low + high) / 2 for low, high in zip(sizes, sizes[1:], strict=False))]
-        found[name] = max(between, key=lambda at: (sum(by_threshold(value, at) == truth for value, truth in rows), -at))
-    return found
+        thresholds[name] = max(between, key=lambda at: (sum(by_threshold(value, at) == truth for value, truth in rows), -at))
+    return thresholds
 
 
 def by_group(pairs: Sequence[JudgedPair], judged: Sequence[Judged]) -> dict[str, Any]:
@@ -149,8 +149,8 @@ def by_group(pairs: Sequence[JudgedPair], judged: Sequence[Judged]) -> dict[str,
         rows: dict[str, Any] = {}
         for value in sorted({pair.groups[column] for pair in pairs if column in pair.groups}):
             some = [(pair, one) for pair, one in zip(pairs, judged, strict=True) if pair.groups.get(column) == value]
-            found = figures([pair for pair, _ in some], [one for _, one in some], "overall")
-            rows[value] = {name: found[name] for name in ("acc_average", "acc_consistent", "ci95", "p_first", "n")}
+            group = figures([pair for pair, _ in some], [one for _, one in some], "overall")
+            rows[value] = {name: group[name] for name in ("acc_average", "acc_consistent", "ci95", "p_first", "n")}
         known = {value: row for value, row in rows.items() if row["n"] >= SMALLEST_GROUP}
         worst = min(known, key=lambda value: known[value]["acc_consistent"]) if known else None
         table[column] = {"groups": rows, "worst": worst}

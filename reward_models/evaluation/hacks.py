@@ -66,7 +66,7 @@ DISTURBANCES: dict[str, Callable[[Picture], Picture]] = {"jpeg_75": jpeg75, "res
 
 def hack_pairs(count: int, *, advance: Callable[[], object] = lambda: None) -> dict[str, list[JudgedPair]]:
     """Hack -> pairs (a is the honest retouch of a held-out synthetic person, b the hacked version of it)."""
-    found: dict[str, list[JudgedPair]] = {name: [] for name in HACKS}
+    pairs: dict[str, list[JudgedPair]] = {name: [] for name in HACKS}
     generator = torch.Generator().manual_seed(0)
     for number in range(count):
         case = make_case("held_out", LATER + number, count=SPOTS)
@@ -77,9 +77,9 @@ def hack_pairs(count: int, *, advance: Callable[[], object] = lambda: None) -> d
         for name, hack in HACKS.items():
             picture = to_uint8(hack(stage, strength, variant))
             pair = JudgedPair(f"{name}-{number}", identity_of(case), photo, honest, picture, "a", {}, synthetic=True)
-            found[name].append(pair)
+            pairs[name].append(pair)
         advance()
-    return found
+    return pairs
 
 
 def hack_figures(judged: Mapping[str, Sequence[Judged]]) -> dict[str, dict[str, Any]]:
@@ -87,17 +87,17 @@ def hack_figures(judged: Mapping[str, Sequence[Judged]]) -> dict[str, dict[str, 
 
     Wilson's interval counts people, not answers, since both answers are about one pair.
     """
-    found = {}
+    rows = {}
     for name, answers in judged.items():
         wins = sum(sum(verdict == "a" for verdict in one.verdicts("overall")) / 2 for one in answers)
         scores = [value for one in answers if (value := one.difference("overall")) is not None]
-        found[name] = {
+        rows[name] = {
             "honest_wins": wins / len(answers) if answers else None,
             "ci95": list(wilson_interval(wins, len(answers))),
             "score_margin": sum(scores) / len(scores) if scores else None,
             "n": len(answers),
         }
-    return found
+    return rows
 
 
 def disturbed(pairs: Sequence[JudgedPair], how: str) -> list[JudgedPair]:

@@ -15,7 +15,6 @@ from portraitkit.report.card import Table as Figures
 from portraitkit.report.charts import Series, curve_svg
 from portraitkit.report.page import interval, number, plural, setup, signed, write_page
 from portraitkit.report.pictures import data_uri
-from portraitkit.vlm.trainer_options import rate_of
 from preference_data.pair_set import scan_pairs
 from preference_data.schema import DIMENSIONS, TITLES
 from reward_models.evaluation.figures import NAMES, truth_of
@@ -84,16 +83,16 @@ def headline(summary: Mapping[str, Any]) -> str:
 def warnings(summary: Mapping[str, Any]) -> list[str]:
     """What speaks against the judge, a sentence each."""
     last = stages_of(summary)[-1]
-    found = []
+    lines = []
     beaten = [name.replace("_", " ") for name, row in summary["hacks"].items() if row["ci95"][0] <= 0.5]
     if beaten:
-        found.append(f"Not shown to see through: {', '.join(beaten)}.")
+        lines.append(f"Not shown to see through: {', '.join(beaten)}.")
     if summary["unreadable"][last]:
-        found.append(f"{summary['unreadable'][last]:.1%} of the answers cannot be read; they count as wrong.")
+        lines.append(f"{summary['unreadable'][last]:.1%} of the answers cannot be read; they count as wrong.")
     first = summary["held_out"][last]["overall"]["p_first"]
     if first is not None and abs(first - 0.5) > BIAS:
-        found.append(f"The candidate shown first wins {first:.1%} of the verdicts: the place counts.")
-    return found
+        lines.append(f"The candidate shown first wins {first:.1%} of the verdicts: the place counts.")
+    return lines
 
 
 def write_report(folder: Path, pairs: Sequence[JudgedPair]) -> Path:
@@ -131,19 +130,19 @@ def write_report(folder: Path, pairs: Sequence[JudgedPair]) -> Path:
 
 def plots(metrics: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(title, how to read it, SVG)."""
-    found = []
+    svgs = []
 
     def line(title: str, reads: str, kind: str, name: str, **options: Any) -> None:
         points = [(row["step"], row[name]) for row in metrics if row.get("kind") == kind and isinstance(row.get(name), int | float)]
         if points:
             x, y = zip(*points, strict=True)
-            found.append((title, reads, curve_svg([Series(x, y, kind="line")], **options)))
+            svgs.append((title, reads, curve_svg([Series(x, y, kind="line")], **options)))
 
     for stage in STAGES:
         points = [row for row in metrics if row.get("kind") == "validation" and row.get("stage") == stage]
         if points:
             series = Series([row["step"] for row in points], [row["acc_consistent"] for row in points])
-            found.append((f"Validation during {stage}", "share right in both orders, overall", curve_svg([series], least_span=0.1)))
+            svgs.append((f"Validation during {stage}", "share right in both orders, overall", curve_svg([series], least_span=0.1)))
     line("Loss of SFT", "of the answers' tokens", "sft", "loss")
     line("Loss of imitating kept trajectories", "of the answers' tokens", "reject", "loss")
     line("Sampled reward of GRPO", "of 3, on the pairs that were still wrong", "grpo", "reward")
@@ -151,8 +150,8 @@ def plots(metrics: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> l
     rows = summary["calibration"]
     if len(rows) > 1:
         series = Series([row["difference"] for row in rows], [row["accuracy"] for row in rows])
-        found.append(("Right against score difference", "overall, parts of equal count; dashed: chance", curve_svg([series], floors=[0.5])))
-    return found
+        svgs.append(("Right against score difference", "overall, parts of equal count; dashed: chance", curve_svg([series], floors=[0.5])))
+    return svgs
 
 
 def examples(folder: Path, pairs: Sequence[JudgedPair], stage: str) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -199,7 +198,7 @@ def write_judge_card(folder: Path) -> Path | None:
     if not (folder / "model").is_dir():
         return None
     config, environment, summary = (_read(folder / name) for name in ("config.json", "environment.json", "summary.json"))
-    settings = config | {"learning_rate": rate_of(config["learning_rate"], config["weights"], config["rank"], RewardModelConfig.USUAL_RATE)}
+    settings = config | {"learning_rate": RewardModelConfig.rate_of(config)}
     overall = summary["held_out"][stages_of(summary)[-1]]["overall"]
     hacks = [(name.replace("_", " "), number(row["honest_wins"]), interval(row["ci95"])) for name, row in summary["hacks"].items()]
     card = Card(

@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from portraitkit.errors import ConfigError
-from portraitkit.suggest import nearest
+from portraitkit.errors import ConfigError, nearest
 from reward_models.judge.judge import Comparison, Counts, Judge, Judgement, load_judge
 from reward_models.photos import Photos
 

@@ -76,8 +76,8 @@ def view_of(model: str, shown: str = "auto", form: str = "auto") -> View:
     Raises:
         WeightsError: its `judge.json` is none.
     """
-    found = read_settings(Path(source_of(model))) or JudgeSettings()
-    return View(found.shown if shown == "auto" else shown, found.form if form == "auto" else form)
+    settings = read_settings(Path(source_of(model))) or JudgeSettings()
+    return View(settings.shown if shown == "auto" else shown, settings.form if form == "auto" else form)
 
 
 def settings_from(value: Any, where: str) -> JudgeSettings:
@@ -134,8 +134,8 @@ def fit_temperature(log_odds: Sequence[float], truths: Sequence[Verdict]) -> flo
         scale = math.exp(-log_temperature)
         return sum(_softplus(odds * scale) - wins[truth] * odds * scale for odds, truth in zip(log_odds, truths, strict=True))
 
-    found: Any = minimize_scalar(loss, bounds=(math.log(0.01), math.log(HOTTEST)), method="bounded", options={"xatol": 1e-4})
-    return float(min(math.exp(found.x), HOTTEST))
+    minimum: Any = minimize_scalar(loss, bounds=(math.log(0.01), math.log(HOTTEST)), method="bounded", options={"xatol": 1e-4})
+    return float(min(math.exp(minimum.x), HOTTEST))
 
 
 def _softplus(x: float) -> float:

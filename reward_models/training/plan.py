@@ -52,16 +52,16 @@ def planner_of(config: RewardModelConfig) -> Planner:
 
 def seconds(config: RewardModelConfig) -> float:
     """About how long a run with the embedded judge on embedded pairs takes."""
-    held_out, validation = 2 * config.held_out_pairs, 2 * config.validation_pairs
+    train, validation, held_out = (2 * config.counts[split] for split in ("train", "validation", "held_out"))
     updates = answers = 0.0
     if "sft" in config.stages:
         updates += config.sft_steps * config.sft_batch / 64
     if "reject" in config.stages:
         updates += config.reject_steps * config.sft_batch / 64
-        answers += 2 * (config.reject_pairs or config.train_pairs) * config.reject_samples
+        answers += (2 * config.reject_pairs or train) * config.reject_samples
     if "grpo" in config.stages:
         updates += config.max_train_steps * config.prompts_per_step * config.group_size / 64
-        answers += 2 * config.train_pairs + config.max_train_steps * config.prompts_per_step * config.group_size
+        answers += train + config.max_train_steps * config.prompts_per_step * config.group_size
     if config.blind:
         updates += config.sft_steps * config.sft_batch / 64
         answers += held_out

@@ -55,12 +55,12 @@ def verdict_on(text: str, truth: Preference, view: View, coherence: Coherence, l
     answer = view.read(text)
     if isinstance(answer, Unreadable):
         return "unreadable", 0.0
-    found = verdicts_shown(answer)
-    hits = [found[name] == verdict for name, verdict in truth.verdicts.items()]
+    verdicts = verdicts_shown(answer)
+    hits = [verdicts[name] == verdict for name, verdict in truth.verdicts.items()]
     share = sum(hits) / len(hits) if hits else 1.0
     if said(answer, "overall") != truth.overall:
         return "overall wrong", share
-    if any(verdict != "tie" and found[name] == EXCHANGED[verdict] for name, verdict in truth.verdicts.items()):
+    if any(verdict != "tie" and verdicts[name] == EXCHANGED[verdict] for name, verdict in truth.verdicts.items()):
         return "a dimension reversed", share
     if share < least - 1e-9:
         return "too few dimensions", share

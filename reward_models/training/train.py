@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from portraitkit.config import config_to_dict
+from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import CheckpointError, ConfigError, RunFolderError
 from portraitkit.hub import open_repo, push_folder
 from portraitkit.pictures.images import image_size
@@ -125,8 +125,8 @@ def check_stages(config: RewardModelConfig, count: int) -> list[str]:
     """
     if config.resume_from_checkpoint is None:
         return []
-    found = [newest_checkpoint(Path(config.folder) / stage) for stage in (*config.stages, "blind")]
-    said = [check_processes(checkpoint, count, allow_changed=config.allow_changed) for checkpoint in found]
+    checkpoints = [newest_checkpoint(Path(config.folder) / stage) for stage in (*config.stages, "blind")]
+    said = [check_processes(checkpoint, count, allow_changed=config.allow_changed) for checkpoint in checkpoints]
     return [line for line in said if line is not None]
 
 
@@ -153,6 +153,7 @@ def open_run(config: RewardModelConfig, command: list[str]) -> RunFolder:
         seed=config.seed,
         overwrite=config.overwrite,
         resume="latest" if again else config.resume_from_checkpoint,
+        free=may_change(RewardModelConfig),
         allow_changed=config.allow_changed or again,
         report_to=list(config.report_to),
     )

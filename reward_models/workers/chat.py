@@ -84,12 +84,12 @@ def _read_picture(value: Any, place: int) -> Picture:
 
 def _whole(value: dict[str, Any], *names: str, default: int, low: int, high: int) -> int:
     for name in names:
-        given = value.get(name)
-        if given is None:
+        number = value.get(name)
+        if number is None:
             continue
-        if isinstance(given, bool) or not isinstance(given, int) or not low <= given <= high:
-            raise DataError(f"{name} {str(given)[:40]}: must be a whole number from {low} to {high}")
-        return given
+        if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
+            raise DataError(f"{name} {str(number)[:40]}: must be a whole number from {low} to {high}")
+        return number
     return default
 
 

@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from portraitkit.endpoint import check_url, read_key
-from portraitkit.errors import ConfigError
-from portraitkit.suggest import nearest
+from portraitkit.errors import ConfigError, nearest
 from reward_models.reward_set import check_names
 from reward_models.verifiable import REWARDS
 from reward_models.workers.client import RewardWorkers, Worker

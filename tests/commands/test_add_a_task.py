@@ -36,6 +36,8 @@ def test_answers_are_scored_as_the_guide_shows(task, command):
 def test_the_task_is_probed_and_trained(task, command):
     write_tiny_vlm("model", "<answer>warm</answer> <answer>cold</answer> light? ", [*ANSWER, "warm", "cold"])
     sizes = {
+        "device": "cpu",
+        "dtype": "float32",
         "train-rows": 4,
         "validation-rows": 2,
         "held-out-rows": 4,

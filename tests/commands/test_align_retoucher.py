@@ -92,7 +92,7 @@ def test_evaluations_have_steps_of_their_own(command, tmp_path, monkeypatch):
     assert code == 0 and seen == {3}, err
     assert {load_config(RetoucherConfig, ["--config", name], prog="").evaluation_steps for name in LARGE} >= {28, 50}
     code, _, err = command(align_retoucher, *SHORT, "--eval-num-steps", -1, "--output-dir", tmp_path / "other")
-    assert code == 2 and "--eval-num-steps -1: 0 (as --num-steps) or more" in err
+    assert code == 2 and "--eval-num-steps -1: must be 0 or more" in err
 
 
 def test_pref_grpo_is_rewarded_by_its_judge_alone():
@@ -102,7 +102,7 @@ def test_pref_grpo_is_rewarded_by_its_judge_alone():
 
 def test_help_shows_the_prompt_as_it_is(command):
     code, out, _ = command(align_retoucher, "--help")
-    assert code == 0 and "Beautify this person's face" in " ".join(out.replace("│", " ").split())
+    assert code == 0 and "Beautify this person's face" in " ".join(out.split())
 
 
 def test_a_dry_run_says_what_fits_and_starts_nothing(command, tmp_path):
@@ -275,7 +275,10 @@ def test_photos_that_cannot_be_used(command, folder, spoil, words):
         (["--backbone", "flux"], ["flux", "flux_kontext"]),
         (["--resolution", "512"], ["--resolution 512", "128"]),
         (["--model", "/nonexistent"], ["/nonexistent"]),
-        (["--backbone", "qwen_image_edit", "--model", "/nonexistent"], ["/nonexistent", "QwenImageEditPipeline", "--model"]),
+        (
+            ["--backbone", "qwen_image_edit", "--device", "cpu", "--model", "/nonexistent"],
+            ["/nonexistent", "QwenImageEditPipeline", "--model"],
+        ),
         (["--guidance", "0.5"], ["--guidance 0.5", "at least 1"]),
         (["--quantize", "nf4"], ["--quantize nf4", "tiny"]),
         (["--init-adapter", "/nonexistent"], ["/nonexistent", "LoRA"]),

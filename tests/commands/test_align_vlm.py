@@ -18,6 +18,7 @@ from portraitkit.vlm.task import ASKED
 from portraitkit.vlm.trainers import Follow
 
 SMALL = (
+    "--device cpu --dtype float32 "
     "--train-rows 8 --validation-rows 2 --held-out-rows 4 --probe-rows 2 --prompts-per-step 2 --group-size 2 --max-tokens 8 "
     "--samples 2 --max-train-steps 2 --validation-steps 1 --sft-steps 1 --sft-batch 2"
 )

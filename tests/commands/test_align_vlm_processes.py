@@ -12,6 +12,7 @@ from tiny_vlm import write_tiny_vlm
 from policies.vlm.main import align_vlm
 
 SMALL = (
+    "--device cpu --dtype float32 "
     "--train-rows 8 --validation-rows 2 --held-out-rows 3 --probe-rows 2 --prompts-per-step 2 --group-size 2 --max-tokens 6 "
     "--samples 2 --max-train-steps 2 --warmup-steps 0 --checkpointing-steps 1 --validation-steps 1 --sft-steps 2 --sft-batch 1"
 )

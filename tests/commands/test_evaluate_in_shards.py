@@ -14,7 +14,8 @@ from reward_models.evaluation.battery import Asking
 from reward_models.main import train_reward_model
 
 SMALL = (
-    "--evaluate --shown beside-difference --form brief --validation-pairs 2 --held-out-pairs 3 --hack-cases 1 --stability-pairs 2 "
+    "--evaluate --device cpu --dtype float32 "
+    "--shown beside-difference --form brief --validation-pairs 2 --held-out-pairs 3 --hack-cases 1 --stability-pairs 2 "
     "--generation-batch 2 --max-tokens 4"
 )
 OPTIONS = SMALL.split()

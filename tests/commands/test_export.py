@@ -169,8 +169,26 @@ async def later(data_source, solution_str, ground_truth, extra_info=None):
 
 def test_a_reward_file_of_verl_trains_a_model(command, own):
     (own / "score.py").write_text(VERLS)
-    small = ["--probe-rows", 2, "--prompts-per-step", 2, "--group-size", 2, "--max-tokens", 6, "--samples", 2, "--max-train-steps", 1]
+    small = [
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        "--probe-rows",
+        2,
+        "--prompts-per-step",
+        2,
+        "--group-size",
+        2,
+        "--max-tokens",
+        6,
+        "--samples",
+        2,
+        "--max-train-steps",
+        1,
+    ]
     options = ["--model", "./model", "--data", "data", "--validation-rows", 1, "--held-out-rows", 2, "--validation-steps", 0, *small]
+    options += ["--device", "cpu", "--dtype", "float32"]
     code, _, err = command(align_vlm, *options, "--output-dir", "run", "--reward-file", "score.py:compute_score")
     assert code == 0, err
     summary = json.loads((own / "run" / "summary.json").read_text())

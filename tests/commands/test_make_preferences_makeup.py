@@ -134,7 +134,7 @@ def test_mistakes_are_one_line_and_leave_nothing(command, photos, tmp_path):
         ((tmp_path / "empty",), ["no photos"]),
         ((photos, "--count", 0), ["--count 0", "at least 1"]),
         ((photos, "--size", 8), ["--size 8", "64"]),
-        ((photos, "--test-share", 1.0), ["--test-share 1.0"]),
+        ((photos, "--test-share", 1.0), ["--test-share 1: must be a share from 0 to below 1"]),
         ((photos, "--lipsonly"), ["--lips-only"]),
         (("embedded", "--no-crop"), ["--no-crop"]),
     ):

@@ -19,7 +19,7 @@ SMALL = ["--photos-per-step", 1, "--group-size", 2, "--max-train-steps", 1, "--v
 def test_it_is_aligned_and_its_lora_retouches(command, tmp_path):
     where = f"{SKELETON}:BACKBONE"
     options = [*SMALL, "--warmup-steps", 0, "--num-steps", 2, "--segments", 1, "--rank", 4, "--lora-alpha", 8]
-    code, _, err = command(align_retoucher, "--backbone", where, *options, "--output-dir", tmp_path / "run")
+    code, _, err = command(align_retoucher, "--backbone", where, "--device", "cpu", *options, "--output-dir", tmp_path / "run")
     assert code == 0, err
     (step,) = [row for row in map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) if "ratio_deviation" in row]
     assert step["ratio_deviation"] == 0 and step["gradient_norm"] > 0
@@ -27,9 +27,8 @@ def test_it_is_aligned_and_its_lora_retouches(command, tmp_path):
 
     photo = bundled_portraits()["astronaut"]
     write_image(tmp_path / "photo.png", photo)
-    code, _, err = command(
-        retouch_portrait, tmp_path / "photo.png", tmp_path / "out.png", "--backbone", where, "--adapter", tmp_path / "run"
-    )
+    options = ["--backbone", where, "--device", "cpu", "--adapter", tmp_path / "run"]
+    code, _, err = command(retouch_portrait, tmp_path / "photo.png", tmp_path / "out.png", *options)
     assert code == 0, err
     change = (read_image(tmp_path / "out.png").pixels - photo).abs()
     assert 0 < change.mean() < 0.05

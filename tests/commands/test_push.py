@@ -15,7 +15,7 @@ from portraitkit.report.page import number
 from reward_models.main import train_reward_model
 
 SMALL = ["--validation-rows", 1, "--held-out-rows", 4, "--probe-rows", 2, "--prompts-per-step", 2, "--group-size", 2, "--max-tokens", 6]
-SMALL += ["--samples", 2, "--max-train-steps", 1, "--validation-steps", 0]
+SMALL += ["--device", "cpu", "--dtype", "float32", "--samples", 2, "--max-train-steps", 1, "--validation-steps", 0]
 RETOUCHER = ["--photos-per-step", 1, "--group-size", 2, "--max-train-steps", 1, "--validation-photos", 1, "--held-out-photos", 2]
 RETOUCHER += ["--warmup-steps", 0, "--num-steps", 2, "--segments", 1]
 

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from policies.vlm.align.align_config import load_align_config
+from policies.vlm.align.align_config import AlignVlmConfig
 from policies.vlm.config import SynthesizeConfig
 from policies.vlm.main import synthesize_emotion
 from policies.vlm.synthesize import _fine_tune, find_errors, write_prompt
 from policies.vlm.tasks.emotion import TASK
+from portraitkit.config import load_config
 from portraitkit.files.jsonl import write_lines
 from portraitkit.scripted_endpoint import ScriptedEndpoint
 from portraitkit.vlm.rows import open_rows
@@ -244,6 +245,6 @@ def test_deepspeed_fine_tunes_by_torchrun_from_the_last_rounds_lora(folder, tiny
     assert _fine_tune(config, folder, "last/model", 2) == (0, str(folder / "sft-2" / "model"))
     words = started[0]
     assert words[1:4] == ["-m", "torch.distributed.run", "--standalone"] and "policies.vlm.main" in words
-    options = load_align_config(words[words.index("policies.vlm.main") + 1 :])
+    options = load_config(AlignVlmConfig, words[words.index("policies.vlm.main") + 1 :], prog="align-vlm")
     assert (options.model, options.adapter, options.stages, options.overwrite) == (str(tiny), "last/model", ("sft",), True)
     assert (options.rank, options.gradient_checkpointing, options.deepspeed, options.train_rows) == (2, True, "zero2", 0)

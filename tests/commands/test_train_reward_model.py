@@ -20,6 +20,7 @@ from reward_models.main import train_reward_model
 from reward_models.training.config import RewardModelConfig
 
 SMALL = (
+    "--device cpu --dtype float32 "
     "--shown beside-difference --form brief --train-pairs 4 --sft-pairs 2 --reject-pairs 2 --reject-samples 2 --reject-steps 2 "
     "--validation-pairs 2 --held-out-pairs 3 --hack-cases 1 --stability-pairs 2 --prompts-per-step 2 --group-size 2 --max-tokens 6 "
     "--max-train-steps 2 --validation-steps 1 --sft-steps 2 --sft-batch 2"
@@ -89,7 +90,7 @@ def test_nobody_is_in_two_splits(finished):
 
 
 def test_what_was_trained_can_be_evaluated_and_knows_how_it_is_asked(command, finished, tmp_path):
-    options = [*OPTIONS[4:], "--evaluate", "--model", finished / "model", "--output-dir", tmp_path / "again"]
+    options = [*OPTIONS[8:], "--evaluate", "--model", finished / "model", "--output-dir", tmp_path / "again"]
     code, _, err = command(train_reward_model, *options)
     assert code == 0, err
     summary = json.loads((tmp_path / "again" / "summary.json").read_text())
@@ -235,7 +236,9 @@ def test_a_dry_run_looks_for_what_the_run_reads(command, model, tmp_path, monkey
 
 def test_the_tiny_recipe_is_the_default():
     tiny, plain = (load_config(RewardModelConfig, argv, prog="train-reward-model") for argv in (["--config", "tiny"], []))
-    assert {**vars(tiny), "shown": "auto", "form": "auto", "output_dir": ""} == vars(plain) and tiny.folder == plain.folder
+    assert tiny == plain
+    real = RewardModelConfig.of(model="Qwen/Qwen2.5-VL-7B-Instruct")
+    assert (real.device, real.beta, real.rate, real.sft_pairs, tiny.sft_pairs) == ("cuda", 0.04, 1e-6, 2000, 300)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from tiny_vlm import THINK_ANSWER, write_tiny_vlm
 from preference_data.contract import BRIEF_PROMPT, BRIEF_WORDS
 
 SMALL = (
+    "--device cpu --dtype float32 "
     "--shown beside-difference --form brief --train-pairs 4 --sft-pairs 2 --validation-pairs 1 --held-out-pairs 2 --hack-cases 0 "
     "--stability-pairs 0 --prompts-per-step 1 --group-size 2 --max-tokens 6 --max-train-steps 1 --sft-steps 2 --sft-batch 1 "
     "--reject-pairs 1 --reject-samples 1"

@@ -17,7 +17,7 @@ from reward_models.reward_set import build_rewards
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
-CONFIG = RetoucherConfig(num_steps=4, photos_per_step=1, group_size=4, micro_batch=4, rank=4)
+CONFIG = RetoucherConfig.of(num_steps=4, photos_per_step=1, group_size=4, micro_batch=4, rank=4)
 ADVANTAGES = torch.tensor([1.0, -0.5, 0.5, -1.0])
 
 

@@ -32,7 +32,7 @@ class Bench:
     """One arm, ready to optimise one group at a time."""
 
     def __init__(self, arm: str, num_steps: int, group_size: int) -> None:
-        config = RetoucherConfig(num_steps=num_steps, group_size=group_size, photos_per_step=1, micro_batch=group_size)
+        config = RetoucherConfig.of(num_steps=num_steps, group_size=group_size, photos_per_step=1, micro_batch=group_size)
         self.config = replace(config, **ARMS[arm])
         self.backbone = tiny.wrap(tiny.build_pipeline(0))
         self.rewards = build_rewards(self.config.rewards, (), self.config.combine)

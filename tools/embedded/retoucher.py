@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from portraitkit.cli import run_command
-from portraitkit.config import load_config
+from portraitkit.config import Options, load_config
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ FLOW_ROUNDS = (FlowRound(2250, 1.5e-3, 0.0), FlowRound(800, 1.0e-3, 1.0), FlowRo
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(Options):
     """Rebuild the embedded retoucher."""
 
     output_dir: str = "policies/retoucher/backbones/embedded"

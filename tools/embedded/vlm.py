@@ -23,7 +23,7 @@ from torch import Tensor
 
 from policies.vlm.tasks import load_task
 from portraitkit.cli import run_command
-from portraitkit.config import load_config
+from portraitkit.config import Options, load_config
 from portraitkit.pictures.images import from_uint8, to_uint8
 from portraitkit.processor import bf16_autocast
 from portraitkit.vlm.evaluate import score_all
@@ -65,7 +65,7 @@ WORDS = ("<think>", "</think>", "<answer>", "</answer>", "<reasoning>", "</reaso
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(Options):
     """Rebuild the embedded vision-language model."""
 
     output_dir: str = "portraitkit/vlm/embedded"

@@ -4,8 +4,7 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from portraitkit.errors import ConfigError
-from portraitkit.suggest import nearest
+from portraitkit.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from policies.retoucher.model.backbone import Backbone

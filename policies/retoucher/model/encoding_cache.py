@@ -57,28 +57,28 @@ class CachedBackbone:
     def encode(self, images: Images) -> Latents:
         """See `Backbone.encode`."""
         keys = [self._name("latents", image) for image in images]
-        found = {key: self._read(key) for key in keys}
-        missing = _first_of_each(keys, found)
+        entries = {key: self._read(key) for key in keys}
+        missing = _first_of_each(keys, entries)
         if missing:
             for index, latents in zip(missing, self.backbone.encode(images[missing]), strict=True):
-                found[keys[index]] = self._keep(keys[index], {"latents": latents})
-        return torch.stack([_entry(found[key])["latents"] for key in keys]).to(images.device)
+                entries[keys[index]] = self._keep(keys[index], {"latents": latents})
+        return torch.stack([_entry(entries[key])["latents"] for key in keys]).to(images.device)
 
     def condition(self, images: Images, prompt: str) -> Condition:
         """See `Backbone.condition`."""
         keys = [self._name("condition", image, prompt) for image in images]
         text_key = self._name("text", None, prompt)
-        found: dict[str, Entry | None] = {key: self._read(key) for key in keys}
+        entries: dict[str, Entry | None] = {key: self._read(key) for key in keys}
         text = self._read(text_key)
-        own = any(entry is not None and "prompt" in entry for entry in found.values())
-        missing = _first_of_each(keys, found) if own or text is not None else _first_of_each(keys, {})
+        each_own_text = any(entry is not None and "prompt" in entry for entry in entries.values())
+        missing = _first_of_each(keys, entries) if each_own_text or text is not None else _first_of_each(keys, {})
         if missing:
             made = self.backbone.condition(images[missing], prompt)
             for row, index in enumerate(missing):
-                found[keys[index]] = self._keep(keys[index], _row(made, row))
+                entries[keys[index]] = self._keep(keys[index], _row(made, row))
             if not made.own_text:
                 text = self._keep(text_key, _text(made, slice(None)))
-        rows = [_entry(found[key]) for key in keys]
+        rows = [_entry(entries[key]) for key in keys]
         own_text = "prompt" in rows[0]
         texts = {name: torch.cat([row[name] for row in rows]) for name in TEXT if name in rows[0]} if own_text else _entry(text)
         residual = torch.stack([row["residual"] if "residual" in row else torch.zeros_like(images[0]) for row in rows])
@@ -151,9 +151,9 @@ def open_cache(backbone: Backbone, config: RetoucherConfig) -> None:
         backbone.keep_in(Path(config.cache_dir) if config.cache_dir is not None else Path(config.output_dir) / "cache")
 
 
-def _first_of_each(keys: list[str], found: dict[str, Any]) -> list[int]:
+def _first_of_each(keys: list[str], entries: dict[str, Any]) -> list[int]:
     """Indices of the pictures to encode: those not found, equal ones once."""
-    return [index for index, key in enumerate(keys) if found.get(key) is None and keys.index(key) == index]
+    return [index for index, key in enumerate(keys) if entries.get(key) is None and keys.index(key) == index]
 
 
 def _entry(entry: Entry | None) -> Entry:

@@ -71,11 +71,11 @@ def check_pipeline(kind: str, folder: Path) -> None:
     if not index.is_file():
         return
     try:
-        found = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+        stored = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
     except (ValueError, AttributeError) as error:
         raise WeightsError(f"{index}: no JSON object ({error}); download the model again") from error
-    if found != kind:
-        raise WeightsError(f"{folder}: holds a {found}, but this --backbone is made for {kind}; give another --model")
+    if stored != kind:
+        raise WeightsError(f"{folder}: holds a {stored}, but this --backbone is made for {kind}; give another --model")
 
 
 def _quantization(quantize: str) -> Any:

@@ -99,15 +99,13 @@ def prepare_training(transformer: nn.Module, *, gradient_checkpointing: bool) ->
         enable()
 
 
-def make_optimizer(
-    kind: str, parameters: list[nn.Parameter], *, learning_rate: float, epsilon: float, weight_decay: float
-) -> torch.optim.Optimizer:
+def make_optimizer(kind: str, parameters: list[nn.Parameter], *, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW with betas .9 and .95, its state in float32 or, for tensors of 4096 values and more, in 8 bits.
 
     Raises:
         ConfigError: bitsandbytes is missing.
     """
-    settings = {"lr": learning_rate, "betas": (0.9, 0.95), "eps": epsilon, "weight_decay": weight_decay}
+    settings = {"lr": learning_rate, "betas": (0.9, 0.95), "weight_decay": weight_decay}
     if kind == "adamw_8bit":
         return need_bitsandbytes("--optimizer adamw_8bit", "--optimizer adamw").optim.AdamW8bit(parameters, **settings)
     return torch.optim.AdamW(parameters, **settings)

@@ -17,7 +17,7 @@ from policies.vlm.align.align_stages import check_enough, find_start, forget_sta
 from policies.vlm.align.inputs import check_all_lengths, check_held_out, open_all_rows, prompt_of, readable_rows, write_aside
 from policies.vlm.export_reward import with_reward_file
 from policies.vlm.tasks import load_task
-from portraitkit.config import config_to_dict
+from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import ConfigError
 from portraitkit.hub import open_repo, push_folder
 from portraitkit.report.card import by_group, counted, value_of
@@ -160,6 +160,7 @@ def _open(config: AlignVlmConfig, command: list[str]) -> RunFolder:
         seed=config.seed,
         overwrite=config.overwrite or holds_probe_only(Path(config.folder)),
         resume=config.resume_from_checkpoint,
+        free=may_change(AlignVlmConfig),
         allow_changed=config.allow_changed,
         report_to=list(config.report_to),
     )

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from policies.vlm.align.align_config import AlignVlmConfig, usual_rate
+from policies.vlm.align.align_config import AlignVlmConfig
 from policies.vlm.tasks.shape_area import PUBLISHED_CURVES
 from portraitkit.report.card import Card, Table, base_of, cell, write_card
 from portraitkit.report.charts import Reference, Series, curve_svg
 from portraitkit.report.page import interval, number, setup, signed, write_page
 from portraitkit.report.pictures import data_uri
-from portraitkit.vlm.trainer_options import rate_of
 
 TEMPLATE = Path(__file__).parents[1] / "templates" / "align.html.j2"
 SHOWN = 4
@@ -224,7 +223,7 @@ def write_align_card(folder: Path) -> Path:
 
 def _settings(config: Json) -> Json:
     """What a run was trained with, of the stages that it had."""
-    rate = rate_of(config["learning_rate"], config["weights"], config["rank"], usual_rate(config["model"], config["rank"]))
+    rate = AlignVlmConfig.rate_of(config)
     foreign = ("learning_rate", "weights") if "grpo" not in config["stages"] else ("weights",) if config["rank"] else ()
     foreign += ("sft_steps", "sft_learning_rate") if "sft" not in config["stages"] else ()
     settings = config | {"learning_rate": rate}

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from portraitkit.errors import ConfigError
-from portraitkit.suggest import nearest
+from portraitkit.errors import ConfigError, nearest
 from portraitkit.vlm.task import Mode, inside
 from preference_data.emotion_rows import AU_LISTS, EMOTIONS
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from portraitkit.errors import DataError
-from portraitkit.suggest import nearest
+from portraitkit.errors import DataError, nearest
 from preference_data.people.action_units import draw_expression
 from preference_data.people.calm_faces import calm_stage
 from preference_data.people.expressions import perform

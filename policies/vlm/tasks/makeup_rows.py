@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from portraitkit.errors import DataError
-from portraitkit.suggest import nearest
+from portraitkit.errors import DataError, nearest
 from preference_data.people.makeup import draw_lips, draw_look, render_makeup
 from preference_data.people.synthetic import SPLITS, make_person
 

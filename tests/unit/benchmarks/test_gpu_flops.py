@@ -47,8 +47,8 @@ def by_layers(config: RetoucherConfig) -> int:
 @pytest.mark.parametrize(
     "config",
     [
-        RetoucherConfig(backbone="flux_kontext", model=str(EMBEDDED), resolution=64, rank=4),
-        pytest.param(RetoucherConfig(backbone="flux_kontext", resolution=512, rank=32), marks=pytest.mark.slow),
+        RetoucherConfig.of(backbone="flux_kontext", model=str(EMBEDDED), resolution=64, rank=4),
+        pytest.param(RetoucherConfig.of(backbone="flux_kontext", resolution=512, rank=32), marks=pytest.mark.slow),
     ],
 )
 def test_a_picture_through_the_retoucher(config):

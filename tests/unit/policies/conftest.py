@@ -28,7 +28,9 @@ def source() -> SyntheticSource:
 @pytest.fixture
 def config() -> RetoucherConfig:
     """Two photos, four candidates, four steps: a training step in a second."""
-    return RetoucherConfig(num_steps=4, photos_per_step=2, group_size=4, max_train_steps=3, rank=4, rewards=("blemish_removal", "texture"))
+    return RetoucherConfig.of(
+        num_steps=4, photos_per_step=2, group_size=4, max_train_steps=3, rank=4, rewards=("blemish_removal", "texture")
+    )
 
 
 @pytest.fixture

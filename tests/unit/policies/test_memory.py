@@ -202,7 +202,7 @@ def test_missing_bitsandbytes_is_one_clear_line(monkeypatch, saved):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match="--optimizer adamw_8bit: needs bitsandbytes, which is not installed; pip install bitsandbytes"):
-        make_optimizer("adamw_8bit", [nn.Parameter(torch.zeros(2))], learning_rate=1.0, epsilon=1e-8, weight_decay=0.0)
+        make_optimizer("adamw_8bit", [nn.Parameter(torch.zeros(2))], learning_rate=1.0, weight_decay=0.0)
     with pytest.raises(ConfigError, match="--quantize nf4: needs bitsandbytes.* or use --quantize none"):
         load_backbone("flux_kontext", saved, 128, "cpu", quantize="nf4")
 
@@ -213,7 +213,7 @@ def test_the_8_bit_optimiser_learns_and_goes_on_from_a_checkpoint():
     def setting():
         torch.manual_seed(0)
         weight = nn.Parameter(torch.randn(64, 128))
-        return weight, make_optimizer("adamw_8bit", [weight], learning_rate=0.05, epsilon=1e-8, weight_decay=0.0)
+        return weight, make_optimizer("adamw_8bit", [weight], learning_rate=0.05, weight_decay=0.0)
 
     def learn(weight, optimizer, steps):
         for _ in range(steps):

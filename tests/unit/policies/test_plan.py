@@ -90,16 +90,16 @@ def test_a_folder_of_ones_own_counts(tmp_path):
 
     tiny.build_pipeline(0).save_pretrained(tmp_path / "kontext")
     memory = plan_memory(
-        RetoucherConfig(backbone="flux_kontext", model=str(tmp_path / "kontext"), resolution=64, group_size=2, micro_batch=2)
+        RetoucherConfig.of(backbone="flux_kontext", model=str(tmp_path / "kontext"), resolution=64, group_size=2, micro_batch=2)
     )
     assert memory.parameters == sum(p.numel() for p in tiny.build_pipeline(0).transformer.parameters())
     with pytest.raises(WeightsError, match="made for QwenImageEditPipeline"):
-        plan_memory(RetoucherConfig(backbone="qwen_image_edit", model=str(tmp_path / "kontext")))
+        plan_memory(RetoucherConfig.of(backbone="qwen_image_edit", model=str(tmp_path / "kontext")))
 
 
 def test_more_candidates_take_more_and_checkpointing_less():
     def peak(**changes):
-        memory = plan_memory(RetoucherConfig(photos_per_step=1, micro_batch=64, **changes))
+        memory = plan_memory(RetoucherConfig.of(photos_per_step=1, micro_batch=64, **changes))
         return next(size for name, size in memory.phases.items() if name.startswith("update"))
 
     assert peak(group_size=16) > 1.7 * peak(group_size=8)
@@ -107,8 +107,8 @@ def test_more_candidates_take_more_and_checkpointing_less():
 
 
 def test_shares_of_devices():
-    whole = plan_memory(RetoucherConfig(group_size=2))
-    split = plan_memory(RetoucherConfig(group_size=2, plan_devices=4, sharding="fsdp2"))
+    whole = plan_memory(RetoucherConfig.of(group_size=2))
+    split = plan_memory(RetoucherConfig.of(group_size=2, plan_devices=4, sharding="fsdp2"))
     same = {name: size for name, size in whole.held.items() if name != "weights of the transformer"}  # the LoRA stays whole everywhere
     assert same == {name: size for name, size in split.held.items() if name != "weights of the transformer"}
     assert split.phases == whole.phases
@@ -121,14 +121,14 @@ def test_a_judge_on_the_same_device_counts():
     from portraitkit.vlm.model import load_model
     from reward_models.judge.settings import source_of
 
-    plain = plan_memory(RetoucherConfig(group_size=2))
-    judged = plan_memory(RetoucherConfig(group_size=2, reward=("judge:embedded:win_rate",)))
+    plain = plan_memory(RetoucherConfig.of(group_size=2))
+    judged = plan_memory(RetoucherConfig.of(group_size=2, reward=("judge:embedded:win_rate",)))
     real = size_of(tensors_of(load_model(source_of("embedded"), dtype="float32", device="cpu")))
     assert judged.held["judge:embedded:win_rate, weights"] == real
     assert judged.phases["judging, 32 questions at once"] > 0
-    elsewhere = plan_memory(RetoucherConfig(group_size=2, reward=("judge:embedded:win_rate",), reward_worker=("http://127.0.0.1:1",)))
+    elsewhere = plan_memory(RetoucherConfig.of(group_size=2, reward=("judge:embedded:win_rate",), reward_worker=("http://127.0.0.1:1",)))
     assert (elsewhere.held, elsewhere.phases) == (plain.held, plain.phases) and "elsewhere" in elsewhere.notes["judge:embedded:win_rate"]
-    trained_later = plan_memory(RetoucherConfig(group_size=2, device="cuda", rewards=("judge:runs/not/there:win_rate",)))
+    trained_later = plan_memory(RetoucherConfig.of(group_size=2, device="cuda", rewards=("judge:runs/not/there:win_rate",)))
     assert trained_later.held["judge:runs/not/there:win_rate, weights"] > 15 * 2**30
     assert "planned as Qwen/Qwen2.5-VL-7B-Instruct" in trained_later.notes["judge:runs/not/there:win_rate"]
 
@@ -144,12 +144,12 @@ def test_what_is_proposed_can_be_typed_and_is_what_a_run_takes(photos, of_eight)
             assert load_config(RetoucherConfig, [*base, *words[-1].split()], prog="align-retoucher") == changed
             check_sharding(changed, changed.plan_devices)
             assert (changed.plan_devices > 1) == (change in MORE_DEVICES)
-    assert set(words[-2].split("--")) == {"", "sharding fsdp2 ", "validation-photos 4 ", "plan-devices 4"}
+    assert {word.strip() for word in words[-2].split("--")} == {"", "sharding fsdp2", "validation-photos 4", "plan-devices 4"}
     assert f"--photos-per-step {of_eight} " in words[-1] and "--validation-photos 8 " in words[-1]
 
 
 def test_a_plan_refuses_what_the_run_refuses():
-    config = RetoucherConfig(sharding="fsdp2", photos_per_step=16, plan_devices=32)
+    config = RetoucherConfig.of(sharding="fsdp2", photos_per_step=16, plan_devices=32)
     with pytest.raises(ConfigError, match="--photos-per-step 16: .* multiple of the 32 processes; try 32"):
         dry_run(config)
     with pytest.raises(ConfigError, match="--validation-photos 24: .* at least one for each of 32"):
@@ -159,19 +159,19 @@ def test_a_plan_refuses_what_the_run_refuses():
 
 
 def test_what_the_options_save_and_do_not_save():
-    below = plan_memory(RetoucherConfig(group_size=16, micro_batch=4, device="cuda"))
-    equal = plan_memory(RetoucherConfig(group_size=16, micro_batch=16, device="cuda"))
+    below = plan_memory(RetoucherConfig.of(group_size=16, micro_batch=4, device="cuda"))
+    equal = plan_memory(RetoucherConfig.of(group_size=16, micro_batch=16, device="cuda"))
     assert below.phases["update, 4 candidates at once"] < 0.5 * equal.phases["update, 16 candidates at once"]
     assert below.phases["evaluation, 4 photos at once"] < 0.5 * equal.phases["evaluation, 16 photos at once"]
-    offloaded = plan_memory(replace(RetoucherConfig(group_size=4), offload_text_encoder=True))
-    resident = plan_memory(RetoucherConfig(group_size=4))
+    offloaded = plan_memory(replace(RetoucherConfig.of(group_size=4), offload_text_encoder=True))
+    resident = plan_memory(RetoucherConfig.of(group_size=4))
     assert offloaded.held["text encoders"] == 0
     reading = offloaded.phases["encoding text, the encoders beside the transformer"]
     assert reading == resident.phases["encoding text"] + resident.held["text encoders"]
 
 
 def test_changes_that_a_backbone_does_not_know_are_not_proposed():
-    config = RetoucherConfig()
+    config = RetoucherConfig.of()
     proposed = [typed(config, changed) for change in CHANGES if (changed := change(config)) is not None]
     assert "--gradient-checkpointing" in proposed and "--quantize nf4" not in proposed and "--resolution 512" not in proposed
     real = replace(config, backbone="flux_kontext", resolution=1024, gradient_checkpointing=True)
@@ -181,9 +181,9 @@ def test_changes_that_a_backbone_does_not_know_are_not_proposed():
 
 def test_backbones_without_a_known_architecture_are_refused():
     with pytest.raises(ConfigError, match="--dry-run knows the architectures of tiny"):
-        plan_memory(RetoucherConfig(backbone="mine.py:BACKBONE"))
+        plan_memory(RetoucherConfig.of(backbone="mine.py:BACKBONE"))
     with pytest.raises(WeightsError, match="no such folder"):
-        plan_memory(RetoucherConfig(backbone="flux_kontext", model="./nowhere"))
+        plan_memory(RetoucherConfig.of(backbone="flux_kontext", model="./nowhere"))
 
 
 def test_planning_computes_nothing():

@@ -92,7 +92,7 @@ def make_run(tmp_path) -> Callable[..., Path]:
                 measured |= {key: first, f"{key}_ci95": [first - 0.1, first + 0.1]}
             metrics.append({"step": step, "kind": "validation", **measured, "rollout_reward": 0.6, "ode_reward": 0.5})
         write_lines(path / "metrics.jsonl", metrics)
-        config = dataclasses.asdict(RetoucherConfig(rewards=("blemish_removal", "texture"), prompt=f"retouch {name}"))
+        config = dataclasses.asdict(RetoucherConfig.of(rewards=("blemish_removal", "texture"), prompt=f"retouch {name}"))
         write_json(path / "config.json", config)
         write_json(
             path / "environment.json",

@@ -74,7 +74,7 @@ def portraits():
 def painter(tmp_path):
     """Options for a backbone that paints."""
     (tmp_path / "painter.py").write_text(PAINTER)
-    return ["--backbone", f"{tmp_path / 'painter.py'}:BACKBONE", "--prompt", ""]
+    return ["--backbone", f"{tmp_path / 'painter.py'}:BACKBONE", "--device", "cpu", "--prompt", ""]
 
 
 @pytest.fixture
@@ -273,7 +273,7 @@ def test_refused_targets(photos, tmp_path):
     ("options", "message"),
     [
         (["--strength", "1.5"], r"--strength 1\.5: must be in \[0, 1\]"),
-        (["--num-steps", "0"], "--num-steps 0: at least 1"),
+        (["--num-steps", "0"], "--num-steps 0: must be 1 or more"),
         (["--min-face", "0"], "--min-face 0: at least 1"),
         (["--strenght", "1"], "unknown option --strenght; did you mean"),
         (["--backbone", "tinny"], "backbone 'tinny' is unknown"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import FluxKontextPipeline
 
+from policies.retoucher import trainer as trainer_module
 from policies.retoucher.alarms import Alarms
 from policies.retoucher.backbones import tiny
 from policies.retoucher.rollout import mix
@@ -76,8 +77,9 @@ def test_unscorable_candidates_are_counted_and_too_many_stop_the_run(make_traine
         trainer.train_step()
 
 
-def test_updates_that_are_not_finite_are_skipped_and_then_stop_the_run(make_trainer, config):
-    trainer = make_trainer(config, max_bad_updates=1)
+def test_updates_that_are_not_finite_are_skipped_and_then_stop_the_run(make_trainer, config, monkeypatch):
+    monkeypatch.setattr(trainer_module, "MOST_BAD_UPDATES", 1)
+    trainer = make_trainer(config)
     poisoned = next(iter(trainer.adapter.values()))
     poisoned.register_hook(lambda grad: grad * torch.nan)
     before = weights(trainer)

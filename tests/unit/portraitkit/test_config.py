@@ -13,7 +13,7 @@ from portraitkit.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Options):
     """Settings of a command that exists for these tests."""
 
     num_steps: int = 8
@@ -37,13 +37,13 @@ class Settings:
     segments: int = 3
     """Drawn steps."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if self.segments > self.num_steps:
             raise ConfigError(f"--segments {self.segments}: at most --num-steps ({self.num_steps})")
 
 
 @dataclass(frozen=True)
-class Files:
+class Files(Options):
     """Two paths."""
 
     source: tyro.conf.Positional[Path]
@@ -53,7 +53,7 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Methods:
+class Methods(Options):
     """A list that may be given in several pieces."""
 
     method: Annotated[tuple[str, ...], REPEATABLE] = ("z",)
@@ -272,6 +272,35 @@ def test_bounds_stand_in_the_type(argv: list[str], message: str):
     with pytest.raises(ConfigError) as caught:
         load_config(Bounded, argv, prog="bounded")
     assert str(caught.value) == message
+
+
+def test_the_bounds_cannot_be_skipped():
+    with pytest.raises(TypeError, match="name it check"):
+        type("Skipping", (Options,), {"__post_init__": lambda self: None})
+
+
+@dataclass(frozen=True)
+class Ruled(Bounded):
+    """A base's rules hold in a subclass with rules of its own."""
+
+    def check(self) -> None:
+        if self.steps == 13:
+            raise ConfigError("--steps 13: brings bad luck")
+
+
+@dataclass(frozen=True)
+class RuledAgain(Ruled):
+    """As above."""
+
+    def check(self) -> None:
+        if self.rate == 0.13:
+            raise ConfigError("--rate 0.13: brings bad luck")
+
+
+@pytest.mark.parametrize("values", [{"steps": 0}, {"steps": 13}, {"rate": 0.13}])
+def test_every_class_of_options_checks_its_own_rules(values):
+    with pytest.raises(ConfigError):
+        RuledAgain(**values)
 
 
 def test_a_resumed_run_may_change_what_is_marked():

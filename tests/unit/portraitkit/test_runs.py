@@ -23,7 +23,14 @@ def path(tmp_path):
 
 
 def start(path, config=CONFIG, **options):
-    return RunFolder.open(path, config, command=["/usr/bin/align-retoucher", "--seed", "3"], seed=3, **options)
+    return RunFolder.open(
+        path,
+        config,
+        command=["/usr/bin/align-retoucher", "--seed", "3"],
+        seed=3,
+        free=("output_dir", "overwrite", "checkpointing_steps"),
+        **options,
+    )
 
 
 def finished(path, *steps):

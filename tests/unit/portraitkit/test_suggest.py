@@ -2,7 +2,7 @@
 
 import pytest
 
-from portraitkit.suggest import nearest
+from portraitkit.errors import nearest
 
 KNOWN = ("learning_rate", "lam_max", "max_train_steps", "seed")
 

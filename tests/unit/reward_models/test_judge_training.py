@@ -304,7 +304,7 @@ def test_the_last_judge_is_calibrated_on_the_validation_pairs(tmp_path):
     shutil.copytree(EMBEDDED_FOLDER, folder)
     write_settings(folder, JudgeSettings("beside-difference", "brief"))
     pairs = [synthetic_pair("validation", seed) for seed in range(6)]
-    calibrate_last(RewardModelConfig(), pairs, folder, said.append)
+    calibrate_last(RewardModelConfig.of(), pairs, folder, said.append)
     settings = read_settings(folder)
     assert settings is not None and settings.temperature != 1 and (settings.shown, settings.form) == ("beside-difference", "brief")
     assert f"{settings.temperature:.2f}" in said[0]
@@ -316,7 +316,7 @@ def test_another_number_of_processes_is_refused_before_anything_is_loaded(tmp_pa
     place.mkdir(parents=True)
     for name in ("trainer_state.json", "model.safetensors", "rng_state_0.pth", "rng_state_1.pth"):
         (place / name).write_text("")
-    again = RewardModelConfig(output_dir=str(tmp_path), resume_from_checkpoint="latest")
+    again = RewardModelConfig.of(output_dir=str(tmp_path), resume_from_checkpoint="latest")
     assert check_stages(again, 2) == [] == check_stages(replace(again, resume_from_checkpoint=None), 1)
     with pytest.raises(CheckpointError, match="reject/checkpoint-5: was written by 2 processes, this run has 1"):
         check_stages(again, 1)

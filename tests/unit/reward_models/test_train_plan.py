@@ -19,7 +19,7 @@ from reward_models.training.grpo_task import judge_task
 from reward_models.training.plan import planner_of
 from reward_models.training.stages import fit
 
-CONFIG = RewardModelConfig(
+CONFIG = RewardModelConfig.of(
     sft_batch=8,
     sft_steps=2,
     prompts_per_step=2,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from portraitkit.config import Options
 from portraitkit.errors import ConfigError
 
 RECIPE, VLM_RECIPE = "dpg_kontext_1x80gb", "makeup_7b"
@@ -10,7 +11,7 @@ RECIPE, VLM_RECIPE = "dpg_kontext_1x80gb", "makeup_7b"
 
 
 @dataclass(frozen=True)
-class GpuBenchConfig:
+class GpuBenchConfig(Options):
     """Measure what real sizes cost on a GPU, random weights: FLUX.1 Kontext by DPG and by all-step Flow-GRPO, Qwen2.5-VL-7B by GRPO."""
 
     output_dir: str = "runs/gpu-bench"
@@ -48,7 +49,7 @@ class GpuBenchConfig:
     vlm_updates: int = 4
     """Updates, the first of which warms up; seconds are the median of the others."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Refuse impossible values before any model is made.
 
         Raises:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from policies.vlm.align.align_config import AlignVlmConfig, load_align_config
+from policies.vlm.align.align_config import AlignVlmConfig
+from portraitkit.config import load_config
 from portraitkit.errors import ConfigError
 from portraitkit.vlm.model import be_quiet, load_model, train_last_norm
 from portraitkit.vlm.task import ASKED, Score
@@ -16,7 +17,9 @@ from portraitkit.vlm.trainer_options import TrainerOptions
 from portraitkit.vlm.trainers import make_grpo_trainer
 from reward_models.training.config import RewardModelConfig
 
-OPTIONS = TrainerOptions(prompts_per_step=2, group_size=4, max_tokens=8, max_train_steps=1, warmup_steps=0, checkpointing_steps=0)
+OPTIONS = TrainerOptions(
+    device="cpu", dtype="float32", prompts_per_step=2, group_size=4, max_tokens=8, max_train_steps=1, warmup_steps=0, checkpointing_steps=0
+)
 
 
 def test_the_norm_before_the_head_is_what_is_trained(tiny_vlm):
@@ -51,10 +54,10 @@ def test_what_is_trained_has_its_own_usual_rate():
 def test_a_real_model_has_other_defaults_than_the_embedded_one_and_its_offspring(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({ASKED: "brief"}))
     for argv in ([], ["--task", "makeup"], ["--model", "embedded"], ["--model", str(tmp_path)]):
-        config = load_align_config(argv)
+        config = load_config(AlignVlmConfig, argv, prog="align-vlm")
         assert (config.weights, config.rate, config.max_train_steps, config.max_tokens) == ("last-norm", 0.1, 48, 96)
-    assert load_align_config(["--weights", "all", "--max-tokens", "8"]).max_tokens == 8
-    config = load_align_config(["--model", "Qwen/Qwen2.5-VL-7B-Instruct"])
+    assert AlignVlmConfig.of(weights="all", max_tokens=8).max_tokens == 8
+    config = AlignVlmConfig.of(model="Qwen/Qwen2.5-VL-7B-Instruct")
     assert (config.weights, config.rate, config.max_train_steps, config.max_tokens) == ("all", 1e-6, 250, 512)
 
 

@@ -18,7 +18,17 @@ from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments, sf
 from portraitkit.vlm.trainer_options import TrainerOptions
 from portraitkit.vlm.trainers import make_grpo_trainer, make_sft_trainer
 
-OPTIONS = TrainerOptions(prompts_per_step=2, group_size=4, max_tokens=24, max_train_steps=2, sft_batch=8, sft_steps=2, generation_batch=1)
+OPTIONS = TrainerOptions(
+    device="cpu",
+    dtype="float32",
+    prompts_per_step=2,
+    group_size=4,
+    max_tokens=24,
+    max_train_steps=2,
+    sft_batch=8,
+    sft_steps=2,
+    generation_batch=1,
+)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,9 @@ def installed(monkeypatch):
 
 
 def arguments(tmp_path, trl):
-    options = TrainerOptions(trl=trl, group_size=8, prompts_per_step=4, temperature=0.9, top_p=0.95, max_tokens=200)
+    options = TrainerOptions(
+        device="cpu", dtype="float32", trl=trl, group_size=8, prompts_per_step=4, temperature=0.9, top_p=0.95, max_tokens=200
+    )
     return grpo_arguments(options, str(tmp_path))
 
 
