@@ -1,10 +1,12 @@
 """A vision-language model that fits into a test: a Qwen2.5-VL with random weights, which knows nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from portraitkit.files.jsonl import write_lines
+from portraitkit.pictures.images import write_image
 from portraitkit.vlm.tiny import build_model, build_processor
 
 ANSWER = ("<answer>", "</answer>")
@@ -24,3 +26,14 @@ def write_tiny_vlm(folder: Path | str, text: str = "<answer>1.00</answer> Area? 
     build_model(processor, hidden_size=96, layers=1, vision_size=32, vision_layers=1).save_pretrained(folder)
     processor.save_pretrained(folder)
     return Path(folder)
+
+
+def write_rows(folder: Path, train: int, test: int, columns: Callable[[int], dict[str, object]], side: Callable[[int], int]) -> None:
+    """Write rows of the task `area` with random pictures, as a user has them; their further columns and how wide they are by index."""
+    torch.manual_seed(0)
+    folder.mkdir()
+    for split, count in (("train", train), ("test", test)):
+        for index in range(count):
+            write_image(folder / f"{split}{index}.png", torch.rand(3, side(index) + 8, side(index)))
+        rows = ({"image": f"{split}{index}.png", "area": 10.0 + index, **columns(index)} for index in range(count))
+        write_lines(folder / f"{split}.jsonl", rows)

@@ -8,15 +8,13 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-import torch
 from datasets import Image, List, load_dataset
 from PIL import Image as PilImage
-from tiny_vlm import write_tiny_vlm
+from tiny_vlm import write_rows, write_tiny_vlm
 
 from policies.vlm.export_reward import exported_reward, ground_truth_of
 from policies.vlm.main import align_vlm, score_completions
 from policies.vlm.tasks import load_task
-from portraitkit.pictures.images import write_image
 from portraitkit.vlm.rows import make_rows
 
 TASKS = ("area", "makeup", "makeup-lips", "emotion", "preference")
@@ -106,15 +104,7 @@ def test_easyr1s_columns_and_reward(command, tmp_path):
 def own(tmp_path, monkeypatch):
     """A folder of the user's with photos of two sizes, a task file and a small model, in the current folder."""
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    (tmp_path / "data").mkdir()
-    for split, count in (("train", 7), ("test", 3)):
-        lines = []
-        for index in range(count):
-            size = (300, 400) if index % 2 else (48, 40)
-            write_image(tmp_path / "data" / f"{split}{index}.png", torch.rand(3, *size))
-            lines.append(json.dumps({"image": f"{split}{index}.png", "area": 10.0 + index, "gender": "woman", "note": "kept out"}))
-        (tmp_path / "data" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    write_rows(tmp_path / "data", 7, 3, lambda index: {"gender": "woman", "note": "kept out"}, lambda index: 300 if index % 2 else 40)
     (tmp_path / "mine.py").write_text("from policies.vlm.tasks.shape_area import area_task\n\nTASK = area_task(name='mine')\n")
     write_tiny_vlm("model")
     return tmp_path

@@ -4,13 +4,11 @@ import json
 
 import huggingface_hub
 import pytest
-import torch
 from huggingface_hub import ModelCard
-from tiny_vlm import write_tiny_vlm
+from tiny_vlm import write_rows, write_tiny_vlm
 
 from policies.retoucher.main import align_retoucher
 from policies.vlm.main import align_vlm
-from portraitkit.pictures.images import write_image
 from portraitkit.report.page import number
 from reward_models.main import train_reward_model
 
@@ -51,15 +49,12 @@ def hub(monkeypatch):
 def own(tmp_path, monkeypatch):
     """Rows of the user's that say who is shown, and a tiny model with a card, in the current folder."""
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    (tmp_path / "faces").mkdir()
-    for split, count in (("train", 6), ("test", 4)):
-        lines = []
-        for index in range(count):
-            write_image(tmp_path / "faces" / f"{split}{index}.png", torch.rand(3, 48, 48))
-            row = {"image": f"{split}{index}.png", "area": 10.0 + index, "gender": ("woman", "man")[index % 2]}
-            lines.append(json.dumps(row | {"meta_info": {"skin_tone": f"monk-{index // 2 + 1}"}, "licence": "cc0" if index else ""}))
-        (tmp_path / "faces" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+
+    def columns(index):
+        meta = {"skin_tone": f"monk-{index // 2 + 1}"}
+        return {"gender": ("woman", "man")[index % 2], "meta_info": meta, "licence": "cc0" if index else ""}
+
+    write_rows(tmp_path / "faces", 6, 4, columns, lambda index: 48)
     write_tiny_vlm("model")
     (tmp_path / "model" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\nbase_model: somebody/base\n---\n# Base\n")
     return tmp_path
