@@ -197,14 +197,13 @@ def base_of(source: str, licence: Licence | None = None) -> Base:
         hub_id = hub_id if isinstance(hub_id, str) else None
         return Base(words + (f", itself made from {hub_id}" if hub_id else ""), hub_id, licence or _licence_in(found))
     try:
-        cached = try_to_load_from_cache(source, "README.md")
-    except HFValidationError:
-        cached, gone = None, True
-    else:
-        gone = cached is None and len(folder.parts) > 1 and folder.parent.is_dir()
+        cached = [try_to_load_from_cache(source, name) for name in ("README.md", "config.json", "model_index.json")]
+        gone = source not in KNOWN and folder.parent.is_dir() and not any(isinstance(path, str) for path in cached)
+    except HFValidationError:  # no hub id
+        cached, gone = [None], True
     if gone:
         return Base(f"{words}, whose folder is gone", None, licence or Licence())
-    found = _licence_in(_metadata(Path(cached))) if isinstance(cached, str) else Licence()
+    found = _licence_in(_metadata(Path(cached[0]))) if isinstance(cached[0], str) else Licence()
     return Base(source, source, licence or (KNOWN.get(source, found) if found.key == "unknown" else found))
 
 
