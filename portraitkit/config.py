@@ -35,27 +35,18 @@ from portraitkit.errors import ConfigError, nearest
 RECIPES = Path(__file__).parent / "recipes"
 REPEATABLE = "repeatable"
 """Mark (`Annotated`) of a list whose option may also be given again for every value: `--method a --method b` is `--method a b`."""
-MAY_CHANGE = "may change on resume"
-"""Mark of a field that a resumed run may change, because no result follows from it."""
+MAY_CHANGE = "may change on resume"  # Mark of a field that a resumed run may change, because no result follows from it
 
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number, as a mark on its field: `Annotated[int | None, Range(ge=1)]`. None is always allowed.
+    """Bounds of a number, as a mark on its field: `Annotated[int | None, Range(ge=1)]`. None is always allowed."""
 
-    Attributes:
-        ge: smallest value.
-        gt: the value is above this.
-        le: largest value.
-        lt: the value is below this.
-        rule: what the refusal says, where figures alone do not say enough.
-    """
-
-    ge: float | None = None
-    gt: float | None = None
-    le: float | None = None
-    lt: float | None = None
-    rule: str = ""
+    ge: float | None = None  # smallest value
+    gt: float | None = None  # the value is above this
+    le: float | None = None  # largest value
+    lt: float | None = None  # the value is below this
+    rule: str = ""  # what the refusal says, where figures alone do not say enough
 
     def holds(self, value: float) -> bool:
         """Whether a number lies inside; NaN never does."""

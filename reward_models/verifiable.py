@@ -209,21 +209,14 @@ class LocalError:
 
 @dataclass(frozen=True)
 class Reward:
-    """A verifiable reward.
+    """A verifiable reward."""
 
-    Attributes:
-        name: as printed and logged.
-        function: candidates and photos to values in [0, 1], higher is better, NaN where it does not apply.
-        weight: default weight in the combination; the power to which a guard is taken.
-        local: where it is lost; None where that has no place (identity) or the whole region moves together (colour).
-        guard: whether it multiplies what the others earn, so that nothing makes up for it; see `reward.combine`.
-    """
-
-    name: str
+    name: str  # as printed and logged
+    # candidates and photos to values in [0, 1], higher is better, NaN where it does not apply
     function: Callable[[Candidates, Photos], Scores]
-    weight: float
-    local: LocalError | None = None
-    guard: bool = False
+    weight: float  # default weight in the combination; the power to which a guard is taken
+    local: LocalError | None = None  # where it is lost; None where that has no place (identity) or the whole region moves together (colour)
+    guard: bool = False  # whether it multiplies what the others earn, so that nothing makes up for it; see `reward.combine`
 
     def __call__(self, candidates: Candidates, photos: Photos) -> Scores:
         """The reward of every candidate."""

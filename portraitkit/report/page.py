@@ -16,8 +16,7 @@ from portraitkit.files.atomic import write_text
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-TEMPLATES = Path(__file__).parent / "templates"
-"""Of what all pages share: `page.html.j2`, `macros.html.j2`, `report.css` and `page.js`."""
+TEMPLATES = Path(__file__).parent / "templates"  # Of what all pages share: `page.html.j2`, `macros.html.j2`, `report.css` and `page.js`
 
 
 def write_page(path: Path, template: Path, context: Mapping[str, Any], **filters: Any) -> Path:

@@ -48,21 +48,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class BareFace:
-    """A face without makeup.
+    """A face without makeup."""
 
-    Attributes:
-        pixels: RGB in [0, 1].
-        mesh: x, y in pixels.
-        digest: sha256 of the photo's file, or of the synthetic person's pixels.
-        look_alike: 64-bit difference hash of the whole photo: copies at other sizes or qualities have nearly the same.
-        warnings: what the reader changed or dropped, one line each.
-    """
-
-    pixels: Float[Tensor, "3 h w"]
-    mesh: Float[Tensor, "468 2"]
-    digest: str
-    look_alike: int
-    warnings: tuple[str, ...] = ()
+    pixels: Float[Tensor, "3 h w"]  # RGB in [0, 1]
+    mesh: Float[Tensor, "468 2"]  # x, y in pixels
+    digest: str  # sha256 of the photo's file, or of the synthetic person's pixels
+    look_alike: int  # 64-bit difference hash of the whole photo: copies at other sizes or qualities have nearly the same
+    warnings: tuple[str, ...] = ()  # what the reader changed or dropped, one line each
 
 
 def list_photos(config: MakeupConfig) -> list[str]:
