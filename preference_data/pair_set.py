@@ -1,4 +1,4 @@
-"""Pair sets on disk: a folder with `metadata.jsonl` and pictures. Bad rows go to a quarantine file with number and reason."""
+"""Pair sets and photo folders on disk: `metadata.jsonl` and pictures, none of which is opened. Bad rows are set aside, with the reason."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,10 +6,12 @@ from typing import Any
 
 from portraitkit.errors import DataError
 from portraitkit.files.jsonl import Rejected, RowSet, read_json_lines, write_lines
-from preference_data.schema import FILES, Pair, pair_of, row_of
+from portraitkit.pictures import list_images
+from preference_data.schema import CHOICES, FILES, SPLITS, Pair, pair_of, row_of
 
 METADATA = "metadata.jsonl"
 QUARANTINE = "quarantine.jsonl"
+PHOTO_COLUMNS = ("file_name", "anchor_file_name", "split", "identity", "consent", "licence", "source", *CHOICES)
 
 
 def read_pairs(folder: Path, *, max_bad: float = 0.0) -> list[Pair]:
@@ -108,3 +110,52 @@ def write_quarantine(folder: Path, rejected: list[Rejected]) -> None:
         write_lines(folder / QUARANTINE, (vars(row) for row in rejected))
     else:
         (folder / QUARANTINE).unlink(missing_ok=True)
+
+
+def list_photos(folder: Path) -> RowSet[dict[str, Any]]:
+    """The photos of a folder, and the rows that cannot be used. Without `metadata.jsonl` every picture in it is a photo.
+
+    Raises:
+        DataError: no such folder, or no photos in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give a folder of photos, or embedded")
+    if not (folder / METADATA).is_file():
+        rows = [{"file_name": path.name} for path in list_images(folder)]
+        if not rows:
+            raise DataError(f"{folder}: holds no photos (and no {METADATA})")
+        return RowSet(rows, list(range(1, len(rows) + 1)), [])
+    root, seen = folder.resolve(), set()
+
+    def read(row: dict[str, Any]) -> dict[str, Any]:
+        read_photo_row(row, root)
+        if row["file_name"] in seen:
+            raise DataError(f"file_name {row['file_name']!r}: named by an earlier row")
+        seen.add(row["file_name"])
+        return row
+
+    return read_json_lines(folder / METADATA, read)
+
+
+def read_photo_row(row: dict[str, Any], root: Path) -> dict[str, Any]:
+    """Check a row of a photo folder's `metadata.jsonl`; other columns are ignored.
+
+    Args:
+        row: as read.
+        root: the folder, resolved.
+
+    Raises:
+        DataError: a column of ours has an impossible value, or a file is missing or outside the folder.
+    """
+    if not isinstance(row.get("file_name"), str) or not row["file_name"]:
+        raise DataError("file_name: missing or no text")
+    for key in PHOTO_COLUMNS:
+        if row.get(key) is not None and not isinstance(row[key], str):
+            raise DataError(f"{key} {row[key]!r}: must be text")
+    for key, choices in (*CHOICES.items(), ("split", SPLITS)):
+        if row.get(key) is not None and row[key] not in choices:
+            raise DataError(f"{key} {row[key]!r}: must be one of {', '.join(choices)}")
+    for key in ("file_name", "anchor_file_name"):
+        if row.get(key) is not None:
+            check_inside(root, row[key], key)
+    return row

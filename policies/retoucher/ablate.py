@@ -18,7 +18,7 @@ from policies.retoucher.evaluate import Evaluation, EvaluationSet, compare
 from policies.retoucher.model.adapter import check_start
 from policies.retoucher.model.encoding_cache import open_cache, with_cache
 from policies.retoucher.model.loading import loading_options
-from policies.retoucher.photos import PhotoSource, open_photos
+from policies.retoucher.photos import PhotoSource, open_photos, read_photos
 from policies.retoucher.report.ablation_plots import ablation_plot, ablation_table_markdown
 from policies.retoucher.run import open_rewards
 from policies.retoucher.trainer import Trainer, make_evaluation_sets
@@ -68,9 +68,10 @@ def _run_arms(
     rewards: RewardSet,
     console: Console,
 ) -> int:
+    photos = read_photos(config.photos, config.cache_dir, console)
     loaded = load_backbone(config.backbone, config.model, config.resolution, config.device, **loading_options(config))
     backbone = with_cache(loaded, config)
-    source = open_photos(config.photos, backbone.resolution, need_anchors=True)
+    source = open_photos(photos, backbone.resolution, config.anchors)
     resume = "latest" if (Path(config.output_dir) / "ablation.jsonl").is_file() and not config.overwrite else None
     with (
         RunFolder.open(

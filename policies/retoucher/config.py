@@ -8,10 +8,11 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from portraitkit.config import MAY_CHANGE, AtLeast0, AtLeast1, NotNegative, Options, Positive, Range, Seed, Share, lay_beneath
-from portraitkit.errors import ConfigError
+from portraitkit.errors import ConfigError, DataError
 from portraitkit.parallel import is_first_process, launched_processes
 from portraitkit.runs.options import CheckpointOptions, PlanOptions
 
@@ -74,10 +75,10 @@ class PlaceOptions(Options):
     output_dir: Annotated[str, MAY_CHANGE] = "runs/retoucher"
     """Run folder: configuration, metrics, checkpoints, summary.json, report.html and the LoRA."""
     photos: str = "embedded"
-    """embedded (synthetic portraits) or a folder with metadata.jsonl: file_name and, for DPG, anchor_file_name."""
+    """embedded (synthetic portraits) or a folder of portraits, with or without metadata.jsonl (docs/align_retoucher.md)."""
     cache_dir: Annotated[str | None, MAY_CHANGE] = None
-    """Where encoded photos, anchors and prompts are kept, one file each, and encoded once; for a folder of photos OUTPUT_DIR/cache if not
-    given, for the embedded ones nowhere. none turns it off."""
+    """Where faces that were found, and encoded photos, anchors and prompts are kept. If not given, faces are in ~/.cache/portraitkit
+    (PORTRAITKIT_CACHE), encodings of a folder of photos in OUTPUT_DIR/cache, of the embedded ones nowhere. none keeps nothing."""
     seed: Seed = 0
     """Everything random follows from it."""
 
@@ -129,6 +130,13 @@ class GuidanceOptions(Options):
     """How the guidance falls from the noisy start to the end."""
     lam_max: Annotated[float, Range(ge=0, le=1, rule="between 0 (no guidance) and 1")] = 0.95
     """Largest guidance; 1 would leave no randomness."""
+    anchors: Literal["file", "painted", "best-of-n"] | None = None
+    """Preferred retouches of --photos: file, the anchor_file_name of every photo (the default); painted, the photos are clean portraits:
+    blemishes are painted onto them, and the photo itself is the anchor; best-of-n, the policy's own best rollout."""
+    best_of: Annotated[int, Range(ge=2, rule="at least 2 rollouts, of which one is the best")] = 8
+    """With --anchors best-of-n: rollouts of which the anchor is the best, by the rewards of the run."""
+    best_of_steps: AtLeast1 = 20
+    """With --anchors best-of-n: training steps after which an anchor is made again."""
     anchor: Literal["label", "wrong", "none"] = "label"
     """With --dpg: the photo's own anchor; another photo's (ablation); none: the noise is attenuated and nothing pulls (ablation)."""
     step_weight: Literal["equal", "attenuation"] = "equal"
@@ -273,6 +281,10 @@ class RetoucherConfig(
             raise ConfigError("--push-to-hub: an ablation has many models; leave one of --push-to-hub and --ablate out")
         if self.dpg and self.anchor == "wrong" and self.photos_per_step < 2:
             raise ConfigError(f"--anchor wrong: takes another photo's anchor; --photos-per-step {self.photos_per_step} must be 2 or more")
+        if self.anchors == "file" and self.photos == "embedded":
+            raise ConfigError("--anchors file: the embedded photos have no files; leave --anchors out, or give --photos FOLDER")
+        if self.anchors == "best-of-n" and (not self.dpg or self.anchor != "label" or self.ablate or self.sharding != "none"):
+            raise ConfigError("--anchors best-of-n: needs --dpg and --anchor label, and goes with neither --ablate nor --sharding")
         if self.sharding != "none" and (self.quantize != "none" or self.ablate):
             raise ConfigError(f"--sharding {self.sharding}: goes with neither --quantize nor --ablate; leave those out")
         if self.window == "segments" and self.segments > self.num_steps:
@@ -282,6 +294,27 @@ class RetoucherConfig(
         if self.reward_weights and len(self.reward_weights) != len(self.all_rewards):
             raise ConfigError(
                 f"--reward-weights has {len(self.reward_weights)} values for {len(self.all_rewards)} rewards: give one each, or none"
+            )
+
+    def check_photos(self) -> None:
+        """Refuse a folder of photos by its list, before any is opened.
+
+        Raises:
+            DataError: no folder, nothing in it, or a photo without an anchor that needs one.
+        """
+        if self.photos == "embedded":
+            return
+        from preference_data.pair_set import list_photos
+
+        listed = list_photos(Path(self.photos))
+        bare = [(line, row["file_name"]) for line, row in zip(listed.lines, listed.rows, strict=True) if not row.get("anchor_file_name")]
+        needed = self.anchors == "file" or (self.anchors is None and (self.ablate or (self.dpg and self.anchor != "none")))
+        if bare and needed:
+            first = f"the first: line {bare[0][0]}, {bare[0][1]}"
+            raise DataError(
+                f"{self.photos}: {len(bare)} of {len(listed.rows)} photos have no anchor_file_name ({first}), and DPG needs a preferred "
+                "retouch of each: give --anchors painted (blemishes are painted onto clean portraits) or --anchors best-of-n (the "
+                "policy's own best), add them to metadata.jsonl, or train with --no-dpg"
             )
 
     def scheduler(self, sigmas: Sequence[float], iteration: int) -> "DPGScheduler":
@@ -351,6 +384,8 @@ class RetoucherConfig(
             seed=self.seed,
             micro_batch=self.micro_batch,
             bf16=self.bf16_rollouts,
+            best_of=self.best_of,
+            best_of_steps=self.best_of_steps,
         )
 
     @property

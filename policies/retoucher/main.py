@@ -28,6 +28,7 @@ def _align(argv: list[str]) -> int:
 
         return dry_run(config)
     if launched_processes() == 1:  # several processes check together, and one of them says what is wrong
+        config.check_photos()
         check_backbone(config.backbone, config.model)
         if config.init_adapter is not None:
             check_start(config.init_adapter, config.rank, config.lora_alpha)

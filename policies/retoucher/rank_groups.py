@@ -3,8 +3,13 @@
 Reward workers score the first groups while the next ones are rolled out.
 """
 
+import hashlib
+import math
 import time
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,10 +18,12 @@ from torch import Tensor
 
 from dpg.scheduler import DPGScheduler
 from policies.retoucher.micro_batch import MicroBatch
-from policies.retoucher.model.backbone import Backbone, Condition, Latents
+from policies.retoucher.model.backbone import Backbone, Condition, Latents, sample_ode
 from policies.retoucher.photos import PhotoSource, TrainingPhotos
 from policies.retoucher.processes import Processes
-from policies.retoucher.rollout import Noise, Rollout, join, noise_of_groups, roll_out_photos
+from policies.retoucher.rollout import Noise, Rollout, join, mix, noise_of_groups, roll_out_photos
+from portraitkit.files.jsonl import append_line
+from portraitkit.pictures.images import read_image, write_image
 from portraitkit.processor import bf16_autocast
 from reward_models.judge.reward import CountedJudge
 from reward_models.photos import Photos
@@ -35,6 +42,67 @@ class GroupSettings:
     seed: int = 0  # of the run
     micro_batch: int = 48  # candidates that are rolled out together, as far as whole groups fit; at least one group
     bf16: bool = False  # see `rollout.roll_out`
+    best_of: int = 8  # rollouts of which `BestOfN` takes the best
+    best_of_steps: int = 20  # training steps after which it makes an anchor again
+
+
+@dataclass(frozen=True)
+class BestOfN:
+    """Photos of which training's anchors are the policy's own: of several rollouts of a photo the best by the rewards.
+
+    Rollouts are plain ODEs from initial noises of their own. An anchor is made when its photo is first needed in a period of
+    `best_of_steps`, by the policy as it is then, and lies in the folder: a resumed run finds it, or makes the same again. `anchors.jsonl`
+    there says what each is worth beside the untouched photo.
+    """
+
+    source: PhotoSource
+    backbone: Backbone
+    rewards: RewardSet
+    folder: Path
+    settings: GroupSettings
+    num_steps: int  # of a rollout
+    say: Callable[[str], None]  # where an anchor that is worth less than its untouched photo is named
+
+    @property
+    def people(self) -> dict[str, int]:
+        """See `PhotoSource`."""
+        return self.source.people
+
+    def count(self, split: str) -> int | None:
+        """See `PhotoSource.count`."""
+        return self.source.count(split)
+
+    def load(self, split: str, indices: list[int]) -> TrainingPhotos:
+        """See `PhotoSource.load`."""
+        batch = self.source.load(split, indices)
+        if split != "train":
+            return batch
+        anchors, evaluations = [], 0
+        for row, index in enumerate(indices):
+            step = index // self.settings.groups_per_step
+            period, photo_id = step // self.settings.best_of_steps, batch.ids[row]
+            path = self.folder / f"{period:04d}-{hashlib.sha256(photo_id.encode()).hexdigest()[:12]}.png"
+            if not path.is_file():
+                seed = mix(self.settings.seed, period, zlib.crc32(photo_id.encode()))
+                self._make(path, batch.photos.select(slice(row, row + 1)), photo_id, step, torch.Generator().manual_seed(seed))
+                evaluations += self.settings.best_of * self.num_steps * self.backbone.forwards
+            anchors.append(read_image(path).pixels)
+        return replace(batch, anchors=torch.stack(anchors), evaluations=evaluations)
+
+    def _make(self, path: Path, photo: Photos, photo_id: str, step: int, generator: torch.Generator) -> None:
+        count = self.settings.best_of
+        photo_of = torch.zeros(count, dtype=torch.long)
+        condition = self.backbone.condition(photo.source, self.settings.prompt).select(photo_of)
+        noise, fitting = self.backbone.noise(count, generator), MicroBatch(self.settings.micro_batch, "making anchors", say=self.say)
+        pictures = fitting.fit(count, lambda rows: sample_ode(self.backbone, condition, noise, self.num_steps, rows))
+        values = self.rewards.combined(self.rewards.parts(pictures, photo, photo_of)).nan_to_num(-torch.inf)
+        reward, untouched = float(values.max()), float(self.rewards.combined(self.rewards.parts(photo.source, photo)))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_image(path, pictures[int(values.argmax())].cpu())
+        worth = {key: value if math.isfinite(value) else None for key, value in (("reward", reward), ("untouched", untouched))}
+        append_line(self.folder / "anchors.jsonl", {"photo": photo_id, "step": step, "file": path.name, **worth})
+        if not reward >= untouched:
+            self.say(f"step {step}: {photo_id}: the best of {count} retouches is worth {reward:.3f}, the untouched photo {untouched:.3f}")
 
 
 @dataclass(frozen=True)
@@ -110,7 +178,7 @@ def roll_out_groups(
     scores = GroupScores(
         {name: values.cpu() for name, values in scored.parts.items()},
         batch.ids,
-        scored.rollout.evaluations,
+        scored.rollout.evaluations + batch.evaluations,
         scored.waited,
         {name: sum(count[name] for count in new) for name in new[0]} if new else {},
         verifiable_reward(rewards, scored.parts, scored.candidates, batch.photos, scored.rollout.photo_of).cpu() if new else None,

@@ -1,11 +1,10 @@
 """One run of `align-retoucher`: open the folder, train with checkpoints, report on held-out photos."""
 
-import json
-import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +22,21 @@ from policies.retoucher.model.backbone import Backbone
 from policies.retoucher.model.encoding_cache import open_cache, with_cache
 from policies.retoucher.model.loading import loading_options
 from policies.retoucher.model.training import check_sharding, divide_base
-from policies.retoucher.photos import FolderSource, PhotoSource, open_photos
+from policies.retoucher.photos import PhotoFolder, PhotoSource, open_photos, read_photos
 from policies.retoucher.processes import Processes, open_processes
-from policies.retoucher.report.pictures import write_overview
+from policies.retoucher.rank_groups import BestOfN
+from policies.retoucher.report.pictures import write_overview, write_pictures
 from policies.retoucher.report.report import FILES, write_report, write_retoucher_card
 from policies.retoucher.trainer import StepResult, Trainer, make_evaluation_sets
 from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import ConfigError, OutOfMemory, WorkersLost
 from portraitkit.hub import open_repo, push_folder
-from portraitkit.pictures.images import write_image
 from portraitkit.processor import describe_cpu_bf16, keep_freed_memory
 from portraitkit.runs.checkpoint import check_processes, find_checkpoint, load_checkpoint, save_checkpoint
 from portraitkit.runs.folder import RunFolder, SilentRunFolder
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.stats import LEAST_PEOPLE, Change, person_interval
+from preference_data.pair_set import write_quarantine
 from reward_models.judge.reward import CountedJudge
 from reward_models.reward_set import RewardSet, build_rewards, judged_reward
 from reward_models.workers.client import RewardWorkers
@@ -73,9 +73,7 @@ def open_rewards(config: RetoucherConfig, console: Console) -> Iterator[RewardSe
     if config.reward_worker:
         from reward_models.workers.connect import connect
 
-        def say(text: str) -> None:
-            console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
-
+        say = partial(console.print, style="yellow", markup=False, highlight=False, soft_wrap=True)
         limits = {"timeout": config.reward_worker_timeout, "patience": config.reward_worker_patience}
         workers = connect(config.reward_worker, config.all_rewards, say=say, **limits)
     try:
@@ -94,6 +92,7 @@ def _check(config: RetoucherConfig, processes: Processes) -> None:
     """What can be refused before anything is loaded."""
     config.check_sampling()
     check_sharding(config, processes.count)
+    config.check_photos()
     if config.init_adapter is not None:
         check_start(config.init_adapter, config.rank, config.lora_alpha)
     folder, which = Path(config.output_dir), config.resume_from_checkpoint
@@ -111,9 +110,11 @@ def _align(
         if config.bf16_rollouts:
             console.print(describe_cpu_bf16(), highlight=False)
     repo = processes.only_first(lambda: open_repo(config.push_to_hub) if config.push_to_hub is not None else None)
-    backbone, source, validation, held_out = processes.together(lambda: _load(config, rewards))
+    photos = processes.gather(processes.only_first(lambda: read_photos(config.photos, config.cache_dir, console)))[0]
+    backbone, source, validation, held_out = processes.together(lambda: _load(config, photos, rewards))
+    say = partial(console.print, style="yellow", markup=False, highlight=False, soft_wrap=True)
     for line in _fewer(config, validation, held_out):
-        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        say(line)
 
     def open_run() -> RunFolder:
         return RunFolder.open(
@@ -130,11 +131,12 @@ def _align(
 
     with processes.only_first(open_run) or SilentRunFolder(folder) as run:
         processes.together(lambda: open_cache(backbone, config))
+        processes.only_first(lambda: write_quarantine(run.path, photos.rejected if photos is not None else []))
         if bool(validation.batch.photos.clean.isnan().any()):
-            console.print(
-                "[yellow]photos without an anchor: blemishes are guessed and over-smoothing can win (docs/rewards.md); look at the "
-                "pictures, or give every photo an anchor_file_name[/yellow]"
-            )
+            fix = "look at the pictures, or give every photo an anchor_file_name, or --anchors painted"
+            say(f"photos without an anchor: blemishes are guessed and over-smoothing can win (docs/rewards.md); {fix}")
+        if config.anchors == "best-of-n":
+            source = BestOfN(source, backbone, rewards, run.path / "anchors", config.groups, config.num_steps, say)
         trainer = processes.together(lambda: Trainer(config, backbone, source, rewards, console, processes))
         if config.resume_from_checkpoint is not None:
             which = config.resume_from_checkpoint
@@ -162,14 +164,16 @@ def _align(
     return 0
 
 
-def _load(config: RetoucherConfig, rewards: RewardSet) -> tuple[Backbone, PhotoSource, EvaluationSet, EvaluationSet]:
+def _load(
+    config: RetoucherConfig, photos: PhotoFolder | None, rewards: RewardSet
+) -> tuple[Backbone, PhotoSource, EvaluationSet, EvaluationSet]:
     """The policy and the photos, those of the evaluations encoded: by every process, as each needs some of them."""
     place = config.device if config.sharding == "none" else "cpu"
     loaded = load_backbone(config.backbone, config.model, config.resolution, place, **loading_options(config))
     if config.sharding != "none":
         divide_base(loaded, config.device)
     backbone = with_cache(loaded, config)
-    source = open_photos(config.photos, backbone.resolution, need_anchors=config.dpg and config.anchor != "none")
+    source = open_photos(photos, backbone.resolution, config.anchors)
     validation, held_out = make_evaluation_sets(config, backbone, source)
     _check_anchors(rewards, validation)
     return backbone, source, validation, held_out
@@ -195,7 +199,7 @@ def _finish(trainer: Trainer, validation: EvaluationSet, held_out: EvaluationSet
     def write() -> None:
         changes = compare(base, aligned)
         untouched = measure(held_out.batch.photos.source, held_out, trainer.rewards)
-        _write_pictures(run.path / "held_out", held_out, base, aligned)
+        write_pictures(run.path / "held_out", held_out, base, aligned)
         facts = _summary(trainer, changes, untouched, time.monotonic() - started)
         run.write_json("summary.json", facts | _counts(trainer, validation, held_out))
         write_overview(run.path / "held_out", run.path / "overview.png")
@@ -355,30 +359,12 @@ def _counts(trainer: Trainer, validation: EvaluationSet, held_out: EvaluationSet
     drawn = trainer.progress.step * trainer.config.photos_per_step
     have = trainer.source.count("train")
     photos = drawn if have is None else min(drawn, have)
-    known = trainer.source.people if isinstance(trainer.source, FolderSource) else {}
     sets = {"validation": validation.batch, "held_out": held_out.batch}
+    people = {split: len(set(batch.people)) for split, batch in sets.items()}
     return {
         "photos": {"train": photos} | {split: len(set(batch.ids)) for split, batch in sets.items()},
-        "people": {"train": min(photos, known.get("train", photos))} | {split: len(set(batch.people)) for split, batch in sets.items()},
+        "people": {"train": min(photos, trainer.source.people.get("train", photos))} | people,
     }
-
-
-def _write_pictures(folder: Path, data: EvaluationSet, base: Evaluation, aligned: Evaluation) -> None:
-    folder.mkdir(exist_ok=True)
-    photos = data.batch.photos
-    lines = []
-    for row, name in enumerate(data.batch.ids):
-        pictures = {"input": photos.source[row], "base": base.pictures[row], "aligned": aligned.pictures[row]}
-        if not photos.clean[row].isnan().any():
-            pictures["clean"] = photos.clean[row]
-        for kind, pixels in pictures.items():
-            write_image(folder / f"{row:03d}_{kind}.png", pixels)
-        values = {
-            when: {key: None if math.isnan(v := float(value[row])) else v for key, value in evaluation.values.items()}
-            for when, evaluation in (("before", base), ("after", aligned))
-        }
-        lines.append(json.dumps({"id": name, "person": data.batch.people[row], **values}))
-    (folder / "values.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _print_result(console: Console, changes: dict[str, Change], report: Path) -> None:

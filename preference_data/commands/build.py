@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -47,8 +48,8 @@ from preference_data.generators import (
     open_subject,
     without_paint,
 )
-from preference_data.pair_set import METADATA, QUARANTINE, holds_pairs, write_quarantine
-from preference_data.people.photos import PhotoRow, describe_rows, folder_rows, photo_names
+from preference_data.pair_set import METADATA, QUARANTINE, holds_pairs, list_photos, write_quarantine
+from preference_data.people.photos import PhotoRow, describe_rows, folder_rows
 from preference_data.people.synthetic_pairs import verdicts_of
 from preference_data.schema import Origin, Pair, row_of
 
@@ -66,6 +67,10 @@ def build_pairs(config: BuildConfig) -> int:
     photos = None if config.photos == "embedded" else Path(config.photos)
     if photos is not None and not photos.is_dir():
         raise ConfigError(f"PHOTOS {photos}: no such folder; give a folder of photos, or embedded")
+    if photos is not None and config.anchors == "file":
+        bare = next((row["file_name"] for row in list_photos(photos).rows if not row.get("anchor_file_name")), None)
+        if bare is not None:
+            raise ConfigError(f"--anchors file: {bare} has no anchor_file_name; add it, or leave --anchors out")
     _check_folder(out, config, shard)
     if shard is not None:
         return _build(config, photos, shard, console)
@@ -77,13 +82,13 @@ def build_pairs(config: BuildConfig) -> int:
 def _build(config: BuildConfig, photos: Path | None, shard: Shard | None, console: Console) -> int:
     out = config.output_dir
     made = merged_rows(out) if shard is None and not config.overwrite and has_shards(out) else None
-    names = () if photos is None else photo_names(photos)
+    names = () if photos is None else tuple(row["file_name"] for row in list_photos(photos).rows)
     options = GeneratorOptions(config.prompt, config.num_steps, _device(config, shard), photos, names)
     generators = open_generators(config.generators, options) if made is None else []
     _open_folder(out, config, console, shard)
     with ExitStack() as stack:
         own = None if shard is None else stack.enter_context(ShardFile(out, shard, {}))
-        rows, rejected = _photos(config, photos, shard)
+        rows, rejected = _photos(config, photos, shard, console)
         console.print(describe_rows(rows), highlight=False, soft_wrap=True)
         before = own.rows if own is not None else read_json_lines(out / DONE, dict).rows if (out / DONE).is_file() else []
         done = {row["subject"]: row for row in before}
@@ -107,17 +112,21 @@ def _build(config: BuildConfig, photos: Path | None, shard: Shard | None, consol
     return _finish(rows, done, rejected, config, console)
 
 
-def _photos(config: BuildConfig, photos: Path | None, shard: Shard | None) -> tuple[list[PhotoRow], list[Rejected]]:
+def _photos(config: BuildConfig, photos: Path | None, shard: Shard | None, console: Console) -> tuple[list[PhotoRow], list[Rejected]]:
     """All rows, whatever the shard: who is in which split depends on all of them."""
     if photos is None:
         return embedded_rows(config.count, config.split_shares, config.seed), []
-    facts, out = {"consent": config.consent, "licence": config.licence, "source": photos.resolve().name}, config.output_dir
+    facts, out = {"consent": config.consent, "licence": config.licence}, config.output_dir
     try:
-        return folder_rows(photos, shares=config.split_shares, seed=config.seed, cache=out / FACES, facts=facts, shard=shard)
+        with progress_bar(console) as bar:
+            track = partial(bar.track, description="looking at the photos")
+            deal: dict[str, Any] = {"shares": config.split_shares, "seed": config.seed, "shard": shard}
+            rows, rejected = folder_rows(photos, cache=out / FACES, facts=facts, track=track, **deal)
     except UserError:
         if shard is None:
             _leave_folder(out)
         raise
+    return [replace(row, anchor=None) for row in rows] if config.anchors == "painted" else rows, rejected
 
 
 def _make(

@@ -27,8 +27,7 @@ from preference_data.commands.lint_checks import (
     look,
 )
 from preference_data.commands.options import LintConfig
-from preference_data.pair_set import METADATA, metadata_of, scan_pairs
-from preference_data.people.photos import read_photo_row
+from preference_data.pair_set import METADATA, metadata_of, read_photo_row, scan_pairs
 
 SHOWN = 3
 

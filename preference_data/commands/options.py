@@ -23,6 +23,9 @@ class BuildConfig(Options):
     """A folder of photos (with metadata.jsonl or without), or embedded: synthetic people, no photos needed."""
     output_dir: Annotated[Path, MAY_CHANGE] = Path("pairs")
     """Where the pair set goes. A build that was interrupted goes on there when the command is given again."""
+    anchors: Literal["file", "painted"] | None = None
+    """Honest retouches that degradations start from: file, the anchor_file_name of every photo; painted, the photos are clean portraits,
+    and blemishes are painted onto them. If not given, each photo has its file, or is painted where it has none."""
     generators: tuple[str, ...] = ("degradations",)
     """degradations, folder:PATH (finished retouches), pipeline:PATH_OR_HUB_ID (diffusers), my_file.py:GENERATOR; several at once."""
     pairs_per_photo: AtLeast1 = 2

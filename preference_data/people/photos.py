@@ -1,12 +1,13 @@
 """A folder of portraits: which photos it holds, who is in them, in which split they go, and the aligned face with its anchor.
 
-`metadata.jsonl`, where there is one, names the photos and what is known of them (`PHOTO_COLUMNS`); else every picture in the folder is
-taken. An anchor is a preferred retouch of a photo.
+An anchor is a preferred retouch of a photo. Each photo is looked at once, with its anchor; what was found is kept in a cache.
 """
 
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -17,15 +18,13 @@ from portraitkit.faces.align import align_face
 from portraitkit.faces.identity import SAME_PERSON, identity_embedding
 from portraitkit.faces.mesh import require_mesh
 from portraitkit.files.jsonl import Rejected, append_line, read_json_lines
-from portraitkit.pictures import list_images
 from portraitkit.pictures.images import read_image, resize
 from portraitkit.runs.shards import Growing, Shard
-from preference_data.pair_set import METADATA, check_inside
+from preference_data.pair_set import list_photos
 from preference_data.schema import CHOICES, SPLITS
-from preference_data.split import cluster_identities, identity_name, join_names, split_identities
+from preference_data.split import SHARES, cluster_identities, identity_name, join_names, split_identities
 
-PHOTO_COLUMNS = ("file_name", "anchor_file_name", "split", "identity", "consent", "licence", "source", *CHOICES)
-CACHE_COLUMNS = {"file", "embedding", "error"}
+CACHE_COLUMNS = {"file", "anchor", "stamp", "face", "error"}
 MIN_FACE = 48
 """Smallest face in pixels."""
 MAX_ASPECT_GAP = 0.01
@@ -35,75 +34,59 @@ EYE_CORNERS = (33, 263)
 
 
 @dataclass(frozen=True)
-class PhotoRow:
-    """One photo to be used.
+class PhotoFace:
+    """The face of a photo."""
 
-    Attributes:
-        id: unique, usable in file names.
-        split: "train", "validation" or "held_out".
-        identity: who it is.
-        facts: consent, licence, source and demographics, as `Pair` has them.
-        file: of the photo; None for the embedded people.
-        anchor: file of its preferred retouch, where there is one.
-        seed: of the embedded case, or of the blemishes painted onto the photo.
-        line: of the folder's `metadata.jsonl`, or position in the folder from 1.
-    """
+    frame: tuple[int, int]  # height and width of the photo
+    mesh: Float[Tensor, "468 3"]  # landmarks in pixels of the photo
+    embedding: Float[Tensor, " dim"]  # of the identity net
 
-    id: str
-    split: str
-    identity: str
-    facts: dict[str, Any]
-    file: Path | None
-    anchor: Path | None
-    seed: int
-    line: int = 0
+    def pack(self) -> list[Any]:
+        """JSON-able and exact, for the cache."""
+        return [*self.frame, *(b64encode(values.float().numpy().tobytes()).decode() for values in (self.mesh, self.embedding))]
+
+    @classmethod
+    def unpack(cls, packed: list[Any]) -> Self:
+        """The face that `pack` made this of."""
+        mesh, embedding = (torch.frombuffer(bytearray(b64decode(text)), dtype=torch.float32) for text in packed[2:])
+        return cls((packed[0], packed[1]), mesh.view(468, 3), embedding)
 
 
 @dataclass(frozen=True)
-class PhotoFace:
-    """The face of a photo.
+class PhotoRow:
+    """One photo to be used."""
 
-    Attributes:
-        frame: height and width of the photo.
-        mesh: landmarks in pixels of the photo.
-        embedding: of the identity net.
-    """
-
-    frame: tuple[int, int]
-    mesh: Float[Tensor, "468 3"]
-    embedding: Float[Tensor, " dim"]
+    id: str  # unique, usable in file names
+    split: str  # "train", "validation" or "held_out"
+    identity: str  # who it is
+    facts: dict[str, Any]  # consent, licence, source and demographics, as `Pair` has them
+    file: Path | None  # of the photo; None for the embedded people
+    anchor: Path | None  # file of its preferred retouch, where there is one
+    seed: int  # of the embedded case, or of the blemishes painted onto the photo
+    line: int = 0  # of the folder's `metadata.jsonl`, or position in the folder from 1
+    face: PhotoFace | None = None  # as it was found; None for the embedded people
 
 
 @dataclass(frozen=True, eq=False)
 class AlignedPhoto:
-    """A photo's face cut out, and its anchor cut by the same alignment.
-
-    Attributes:
-        pixels: RGB in [0, 1].
-        mesh: landmarks (x, y) in pixels of the crop.
-        anchor: RGB in [0, 1]; None where the photo has none.
-        matrix: photo -> crop in pixels, see `portraitkit.faces.align`.
-        face: in the whole photo.
-    """
+    """A photo's face cut out, and its anchor cut by the same alignment. Pixels are RGB in [0, 1]."""
 
     pixels: Float[Tensor, "3 size size"]
-    mesh: Float[Tensor, "468 2"]
-    anchor: Float[Tensor, "3 size size"] | None
-    matrix: Float[Tensor, "2 3"]
-    face: PhotoFace
-
-
-def photo_names(folder: Path) -> tuple[str, ...]:
-    """The photos of a folder as `folder_rows` takes them, relative to it; none of them is opened.
-
-    Raises:
-        DataError: no such folder, or nothing in it.
-    """
-    return tuple(row["file_name"] for row in _list_photos(folder)[0])
+    mesh: Float[Tensor, "468 2"]  # landmarks (x, y) in pixels of the crop
+    anchor: Float[Tensor, "3 size size"] | None  # None where the photo has none
+    matrix: Float[Tensor, "2 3"]  # photo -> crop in pixels, see `portraitkit.faces.align`
+    face: PhotoFace  # in the whole photo
 
 
 def folder_rows(
-    folder: Path, *, shares: tuple[float, ...], seed: int, cache: Path, facts: dict[str, Any], shard: Shard | None = None
+    folder: Path,
+    *,
+    shares: tuple[float, ...] = SHARES,
+    seed: int = 0,
+    cache: Path | None = None,
+    facts: dict[str, Any] | None = None,
+    shard: Shard | None = None,
+    track: Callable[[list[str]], Iterable[str]] = iter,
 ) -> tuple[list[PhotoRow], list[Rejected]]:
     """The photos of a folder, with who is in them and in which split they go.
 
@@ -115,9 +98,10 @@ def folder_rows(
         folder: of the photos.
         shares: of train, validation and held_out.
         seed: of the assignment.
-        cache: file in which embeddings are kept, so that a second run does not compute them again.
+        cache: file in which faces are kept, so that a second run does not look for them again; a photo that has changed is looked at anew.
         facts: consent, licence and source of photos that do not say.
-        shard: of this process; the processes make the embeddings together, and each has all of them in the end.
+        shard: of this process; the processes look at the photos together, and each has all faces in the end.
+        track: passes the names of the photos through, to show how far the work is.
 
     Returns:
         Good rows, and the photos that cannot be used with the reason (line number, or position in the folder from 1).
@@ -125,29 +109,30 @@ def folder_rows(
     Raises:
         DataError: no photos, or one person given two splits.
     """
-    listed, lines, rejected = _list_photos(folder)
-    embedded = _embed_photos(folder, [row["file_name"] for row in listed], cache, shard)
-    rows, row_lines, vectors = [], [], []
-    for row, line in zip(listed, lines, strict=True):
-        entry = embedded[row["file_name"]]
+    listed = list_photos(folder)
+    entries = _look_at_photos(folder, {row["file_name"]: row.get("anchor_file_name") for row in listed.rows}, cache, shard, track)
+    rows, row_lines, faces, rejected = [], [], [], list(listed.rejected)
+    for row, line in zip(listed.rows, listed.lines, strict=True):
+        entry = entries[row["file_name"]]
         if entry["error"] is not None:
             rejected.append(Rejected(line, entry["error"], row["file_name"]))
             continue
         rows.append(row)
         row_lines.append(line)
-        vectors.append(entry["embedding"])
+        faces.append(PhotoFace.unpack(entry["face"]))
     if not rows:
         first = f"; the first: {rejected[0].reason}" if rejected else ""
         raise DataError(f"{folder}: no photo can be used ({len(rejected)} were refused){first}")
-    names, persons = _name_people(rows, torch.tensor(vectors))
+    names, persons = _name_people(rows, torch.stack([face.embedding for face in faces]))
     splits = _deal_splits(rows, names, persons, shares, seed)
+    facts = {"source": folder.resolve().name} | (facts or {})
     photos = []
-    for index, (row, line, name) in enumerate(zip(rows, row_lines, names, strict=True)):
+    for index, (row, line, name, face) in enumerate(zip(rows, row_lines, names, faces, strict=True)):
         row_facts = facts | {key: row[key] for key in ("consent", "licence", *CHOICES) if key in row}
         row_facts["source"] = row.get("source") or f"{facts['source']}/{row['file_name']}"
         photo, anchor = folder / row["file_name"], folder / row["anchor_file_name"] if row.get("anchor_file_name") else None
         # Pictures are numbered: "test.jpg" would mean a split to datasets.
-        photos.append(PhotoRow(f"photo-{line:05d}", splits[name], name, row_facts, photo, anchor, seed * 100_003 + index, line))
+        photos.append(PhotoRow(f"photo-{line:05d}", splits[name], name, row_facts, photo, anchor, seed * 100_003 + index, line, face))
     return photos, rejected
 
 
@@ -161,44 +146,29 @@ def describe_rows(rows: list[PhotoRow]) -> str:
     return ", ".join(counts)
 
 
-def read_photo_row(row: dict[str, Any], root: Path) -> dict[str, Any]:
-    """Check a row of a photo folder's `metadata.jsonl`; other columns are ignored.
+def open_photo(photo: Path, anchor: Path | None, size: int, face: PhotoFace | None = None) -> AlignedPhoto:
+    """The aligned face of a photo, `size` pixels wide and high, and of its anchor.
 
     Args:
-        row: as read.
-        root: the folder, resolved.
-
-    Raises:
-        DataError: a column of ours has an impossible value, or a file is missing or outside the folder.
-    """
-    if not isinstance(row.get("file_name"), str) or not row["file_name"]:
-        raise DataError("file_name: missing or no text")
-    for key in PHOTO_COLUMNS:
-        if row.get(key) is not None and not isinstance(row[key], str):
-            raise DataError(f"{key} {row[key]!r}: must be text")
-    for key, choices in (*CHOICES.items(), ("split", SPLITS)):
-        if row.get(key) is not None and row[key] not in choices:
-            raise DataError(f"{key} {row[key]!r}: must be one of {', '.join(choices)}")
-    for key in ("file_name", "anchor_file_name"):
-        if row.get(key) is not None:
-            check_inside(root, row[key], key)
-    return row
-
-
-def open_photo(photo: Path, anchor: Path | None, size: int) -> AlignedPhoto:
-    """The aligned face of a photo, `size` pixels wide and high, and of its anchor.
+        photo: the file.
+        anchor: that of its preferred retouch, where there is one.
+        size: side of the crop in pixels.
+        face: as `folder_rows` found it: it is not looked for again, and the anchor is known to fit.
 
     Raises:
         ImageError: photo or anchor cannot be read.
         FaceError: no usable face.
         DataError: the anchor shows another frame, another person, or its face elsewhere.
     """
-    image = read_image(photo).pixels
-    face = find_face(image, photo)
-    aligned = align_face(image, face.mesh, size)
-    retouch = None
+    image, retouch = read_image(photo).pixels, None
     if anchor is not None:
-        retouch = align_face(fit_retouch(read_image(anchor).pixels, face, anchor, "anchor"), face.mesh, size).pixels
+        retouch = read_image(anchor).pixels
+    if face is None:
+        face = find_face(image, photo)
+        retouch = None if retouch is None or anchor is None else fit_retouch(retouch, face, anchor, "anchor")
+    aligned = align_face(image, face.mesh, size)
+    if retouch is not None:
+        retouch = align_face(resize(retouch, face.frame), face.mesh, size).pixels
     return AlignedPhoto(aligned.pixels, aligned.to_crop(face.mesh)[:, :2], retouch, aligned.matrix, face)
 
 
@@ -249,47 +219,54 @@ def fit_retouch(pixels: Float[Tensor, "3 h w"], photo: PhotoFace, path: Path, wh
     return pixels
 
 
-def _list_photos(folder: Path) -> tuple[list[dict[str, Any]], list[int], list[Rejected]]:
-    """Rows, their lines, and the rows that cannot be used."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; give a folder of photos, or embedded")
-    if not (folder / METADATA).is_file():
-        rows = [{"file_name": path.name} for path in list_images(folder)]
-        if not rows:
-            raise DataError(f"{folder}: holds no photos (and no {METADATA})")
-        return rows, list(range(1, len(rows) + 1)), []
-    root, seen = folder.resolve(), set()
+def _look_at_photos(
+    folder: Path,
+    anchors: dict[str, str | None],
+    cache: Path | None,
+    shard: Shard | None,
+    track: Callable[[list[str]], Iterable[str]],
+) -> dict[str, dict[str, Any]]:
+    """The face of each photo, or why it has none that can be used; those that neither an earlier run nor another process has looked at
+    are looked at here."""
+    shared = None if cache is None else Growing(cache.parent, "faces")
+    stamps = {name: [_stamp(folder / file) for file in (name, anchor) if file] for name, anchor in anchors.items()}
+    entries: dict[str, dict[str, Any]] = {}
 
-    def read(row: dict[str, Any]) -> dict[str, Any]:
-        read_photo_row(row, root)
-        if row["file_name"] in seen:
-            raise DataError(f"file_name {row['file_name']!r}: named by an earlier row")
-        seen.add(row["file_name"])
-        return row
+    def learn(rows: Iterable[dict[str, Any]]) -> None:
+        for row in rows:
+            name = row["file"] if row.keys() >= CACHE_COLUMNS else None
+            if name in anchors and (row["anchor"], row["stamp"]) == (anchors[name], stamps[name]):
+                entries[name] = row
 
-    row_set = read_json_lines(folder / METADATA, read)
-    return row_set.rows, row_set.lines, row_set.rejected
-
-
-def _embed_photos(folder: Path, names: list[str], cache: Path, shard: Shard | None) -> dict[str, dict[str, Any]]:
-    """The embedding of each photo, or why there is none; those that neither an earlier run nor another process has made are made here."""
-    shared = Growing(cache.parent, "faces")
-    rows = read_json_lines(cache, dict).rows if cache.is_file() else []
-    entries = {row["file"]: row for row in rows if row.keys() >= CACHE_COLUMNS}
-    for name in names if shard is None else shard.order(names):
-        entries |= {entry["file"]: entry for entry in shared.new() if entry.keys() >= CACHE_COLUMNS}
+    learn(read_json_lines(cache, dict).rows if cache is not None and cache.is_file() else [])
+    names = list(anchors)
+    for name in track(names if shard is None else shard.order(names)):
+        learn(shared.new() if shared is not None else [])
         if name not in entries:
-            entries[name] = {"file": name} | _embed(folder / name)
-            append_line(cache if shard is None else shared.own(shard), entries[name])
+            found = _look(folder / name, folder / anchor if (anchor := anchors[name]) else None)
+            entries[name] = {"file": name, "anchor": anchor, "stamp": stamps[name]} | found
+            if cache is not None:
+                append_line(cache if shared is None or shard is None else shared.own(shard), entries[name])
     return entries
 
 
-def _embed(path: Path) -> dict[str, Any]:
+def _stamp(path: Path) -> list[int]:
+    """What changes when a file does; nothing where there is none, which reading it will say."""
     try:
-        face = find_face(read_image(path).pixels, path)
+        status = path.stat()
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _look(photo: Path, anchor: Path | None) -> dict[str, Any]:
+    try:
+        face = find_face(read_image(photo).pixels, photo)
+        if anchor is not None:
+            fit_retouch(read_image(anchor).pixels, face, anchor, "anchor")
     except UserError as error:
-        return {"embedding": None, "error": str(error)}
-    return {"embedding": [round(x, 5) for x in face.embedding.tolist()], "error": None}
+        return {"face": None, "error": str(error)}
+    return {"face": face.pack(), "error": None}
 
 
 def _name_people(rows: list[dict[str, Any]], vectors: Float[Tensor, "n dim"]) -> tuple[list[str], dict[str, str]]:

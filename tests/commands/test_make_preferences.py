@@ -163,6 +163,17 @@ def test_an_anchor_of_another_person_is_quarantined_with_its_line(command, tmp_p
     assert [pair.source for pair in read_pairs(out)] == ["photos/anna/front.png"]
 
 
+def test_photos_are_taken_as_clean_or_by_their_anchors(command, tmp_path, two_people):
+    listed(two_people, {"file_name": "anna/front.png", "anchor_file_name": "anna-label.png"}, {"file_name": "grace/front.png"})
+    build = ("build", two_people, "--resolution", "64", "--pairs-per-photo", "1", "--output-dir")
+    assert command(make_preferences, *build, tmp_path / "each")[0] == 0
+    assert command(make_preferences, *build, tmp_path / "painted", "--anchors", "painted")[0] == 0
+    anchored = [[pair.source for pair in read_pairs(tmp_path / name) if pair.anchor is not None] for name in ("each", "painted")]
+    assert anchored == [["photos/anna/front.png"], []]
+    code, _, err = command(make_preferences, *build, tmp_path / "file", "--anchors", "file")
+    assert code == 2 and err.count("\n") == 1 and "--anchors file: grace/front.png has no anchor_file_name" in err
+
+
 def test_one_process_at_a_time_writes_a_set(command, tmp_path, monkeypatch):
     """The second one comes while the first is in the middle of its photos, and would replace them."""
     out, one, codes = tmp_path / "pairs", build_module._one, []

@@ -64,18 +64,14 @@ def test_photos_are_looked_at_by_all_shards_together(command, tmp_path, monkeypa
     """Each photo is opened by one of them only, and all deal out the same persons to the same splits."""
     from preference_data.people import photos as photo_folder
 
-    photos, seen, embed = tmp_path / "photos", [], photo_folder._embed
+    photos, seen, look = tmp_path / "photos", [], photo_folder._look
     photos.mkdir()
     portraits = bundled_portraits()
     for name, pixels in portraits.items():
         write_image(photos / f"{name}.png", pixels)
     write_image(photos / "grey.png", torch.full_like(next(iter(portraits.values())), 0.5))
 
-    def counted(path):
-        seen.append(path.name)
-        return embed(path)
-
-    monkeypatch.setattr(photo_folder, "_embed", counted)
+    monkeypatch.setattr(photo_folder, "_look", lambda photo, anchor: seen.append(photo.name) or look(photo, anchor))
     build = ("build", photos, "--resolution", "64", "--pairs-per-photo", "1", "--max-bad-share", "0.5", "--output-dir")
     for index in (3, 1, 2):
         assert command(make_preferences, *build, tmp_path / "shards", "--shard", f"{index}/3")[0] == 0

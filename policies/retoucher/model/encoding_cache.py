@@ -137,7 +137,8 @@ class CachedBackbone:
 
 def with_cache(backbone: Backbone, config: RetoucherConfig) -> Backbone:
     """The backbone with a cache, where a configuration wants one; see `--cache-dir`."""
-    wanted = config.cache_dir != "none" if config.cache_dir is not None else config.photos != "embedded"
+    endless = config.photos == "embedded" or config.anchors == "painted"  # hardly a photo is seen twice
+    wanted = config.cache_dir != "none" if config.cache_dir is not None else not endless
     return CachedBackbone(backbone) if wanted else backbone
 
 

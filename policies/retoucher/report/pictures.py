@@ -1,5 +1,6 @@
 """The photos of a report: which are shown first, and what is shown of each."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +8,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from policies.retoucher.evaluate import Evaluation, EvaluationSet
 from policies.retoucher.report.results import Photo
-from portraitkit.pictures.images import read_image, to_pil
+from portraitkit.pictures.images import read_image, to_pil, write_image
 from portraitkit.report.pictures import Tile, data_uri, in_percent, tile, zoom_box
 
 KINDS = {"input": "Input", "base": "Base", "aligned": "Aligned", "clean": "Clean reference"}
@@ -83,3 +85,22 @@ def _read(folder: Path, row: int) -> dict[str, Image.Image] | None:
     if not all(paths[kind].is_file() for kind in ("input", "base", "aligned")):
         return None
     return {kind: to_pil(read_image(path).pixels) for kind, path in paths.items() if path.is_file()}
+
+
+def write_pictures(folder: Path, data: EvaluationSet, base: Evaluation, aligned: Evaluation) -> None:
+    """Write the photos of an evaluation as `<row>_<kind>.png`, and what was measured on each as `values.jsonl`."""
+    folder.mkdir(exist_ok=True)
+    photos = data.batch.photos
+    lines = []
+    for row, name in enumerate(data.batch.ids):
+        pictures = {"input": photos.source[row], "base": base.pictures[row], "aligned": aligned.pictures[row]}
+        if not photos.clean[row].isnan().any():
+            pictures["clean"] = photos.clean[row]
+        for kind, pixels in pictures.items():
+            write_image(folder / f"{row:03d}_{kind}.png", pixels)
+        values = {
+            when: {key: None if math.isnan(v := float(value[row])) else v for key, value in evaluation.values.items()}
+            for when, evaluation in (("before", base), ("after", aligned))
+        }
+        lines.append(json.dumps({"id": name, "person": data.batch.people[row], **values}))
+    (folder / "values.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -25,11 +25,11 @@ from policies.retoucher.report.results import (
     warnings,
 )
 from portraitkit.errors import DataError
-from portraitkit.files.jsonl import read_objects
 from portraitkit.report.card import Card, Table, base_of, by_group, cell, counted, named_licence, write_card
 from portraitkit.report.charts import Series, curve_svg
 from portraitkit.report.page import number, plural, setup, signed, write_page
 from portraitkit.report.pictures import AMPLIFY
+from preference_data.pair_set import list_photos
 
 Plot = tuple[str, str, Markup]
 SIGNALS = (
@@ -261,9 +261,8 @@ def write_retoucher_card(folder: Path, base_model: str, licence: str) -> Path:
 
 def _photo_rows(run: Run) -> dict[str, Json]:
     """The rows of a user's photos, by file name; none of the embedded ones."""
-    path = Path(str(run.config.get("photos"))) / "metadata.jsonl"
     try:
-        return {str(row.get("file_name")): row for _, row in read_objects(path)} if path.is_file() else {}
+        return {row["file_name"]: row for row in list_photos(Path(str(run.config.get("photos")))).rows}
     except DataError:
         return {}  # it changed since the run began; the card then knows of no groups
 
@@ -278,9 +277,11 @@ def _provenance(run: Run, rows: dict[str, Json]) -> list[str]:
             f"Photos seen: {counts}. The held-out people were never trained on.",
         ]
     licences, consent = (counted(str(row.get(name) or "") for row in rows.values()) for name in ("licence", "consent"))
+    anchored = f"{sum(bool(row.get('anchor_file_name')) for row in rows.values())} of them with a retouch by hand as anchor"
+    kinds = {"painted": "taken as clean portraits, blemishes painted onto them", "best-of-n": "the policy's best rollouts as anchors"}
+    kind = kinds.get(str(run.config.get("anchors")), anchored)
     return [
-        f"The user's folder `{cell(Path(str(run.config.get('photos'))).name)}`: {len(rows)} photos, "
-        f"{sum('anchor_file_name' in row for row in rows.values())} of them with a retouch by hand as anchor.",
+        f"The user's folder `{cell(Path(str(run.config.get('photos'))).name)}`: {len(rows)} photos, {kind}.",
         f"Licences: {licences}. Consent: {consent}.",
         f"Photos seen: {counts}.",
     ]

@@ -282,6 +282,8 @@ def caveats(config: Mapping[str, object], summary: Mapping[str, object]) -> list
             "The photos are synthetic: morphs of two real portraits with painted blemishes, so that the clean face is "
             "known. The held-out people were never trained on, but they lie between the same two portraits."
         )
+    elif config.get("anchors") == "painted":
+        photos = "The photos are the user's own, taken as clean portraits; blemishes with known masks are painted onto them."
     else:
         photos = "The photos are the user's own: no clean portrait is known, so blemishes are found by a detector, which can err."
     kept = "the adapter that was best on separate validation photos" if config.get("keep_best") else "the last adapter"

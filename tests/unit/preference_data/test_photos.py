@@ -1,30 +1,32 @@
-"""Photos of a folder: who is in them, by name and by the identity net, and in which split they go. The embeddings are given."""
+"""Photos of a folder: who is in them, by name and by the identity net, and in which split they go; each is looked at once."""
 
 import json
 
 import pytest
+import torch
 
 from portraitkit.errors import DataError
-from preference_data.people.photos import folder_rows
+from portraitkit.faces.portraits import bundled_portraits
+from portraitkit.pictures.images import write_image
+from preference_data.people import photos
+from preference_data.people.photos import PhotoFace, folder_rows, open_photo
 
 ANNA, NEAR, GRACE, EVE = [0.0, 0.0], [0.1, 0.0], [5.0, 0.0], [9.0, 0.0]
 
 
 @pytest.fixture
-def rows_of(tmp_path):
-    """A function: photos as (embedding, columns) -> file name -> its row."""
+def rows_of(tmp_path, monkeypatch):
+    """A function: photos as (embedding, columns) -> their rows."""
+    faces = {}
+    monkeypatch.setattr(photos, "find_face", lambda pixels, path: PhotoFace((4, 4), torch.zeros(468, 3), torch.tensor(faces[path.name])))
 
-    def make(*photos, shares=(0.4, 0.3, 0.3)):
-        known, listed = [], []
-        for number, (embedding, columns) in enumerate(photos):
-            name = f"{number}.png"
-            (tmp_path / name).write_bytes(b"")
-            known.append({"file": name, "embedding": embedding, "error": None})
-            listed.append({"file_name": name} | columns)
-        for file, rows in (("faces", known), ("metadata.jsonl", listed)):
-            (tmp_path / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        facts = {"consent": "", "licence": "", "source": "s"}
-        return folder_rows(tmp_path, shares=shares, seed=0, cache=tmp_path / "faces", facts=facts)[0]
+    def make(*given, shares=(0.4, 0.3, 0.3)):
+        for number, (embedding, _) in enumerate(given):
+            faces[f"{number}.png"] = embedding
+            write_image(tmp_path / f"{number}.png", torch.zeros(3, 4, 4))
+        listed = [{"file_name": f"{number}.png"} | columns for number, (_, columns) in enumerate(given)]
+        (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listed))
+        return folder_rows(tmp_path, shares=shares)[0]
 
     return make
 
@@ -51,3 +53,25 @@ def test_splits_that_are_given_are_kept(rows_of):
     assert [row.split for row in rows] == ["train", "held_out"]  # the user says both: two people, two splits; lint lists them
     with pytest.raises(DataError, match="one split a person"):
         rows_of((ANNA, {"identity": "anna", "split": "train"}), (NEAR, {"split": "held_out"}))
+
+
+def test_faces_are_looked_for_once(tmp_path, monkeypatch):
+    """What is kept is what was found, to the bit; a photo that has changed is looked at again."""
+    portraits, folder, seen, look = bundled_portraits(), tmp_path / "photos", [], photos._look
+    folder.mkdir()
+    write_image(folder / "anna.png", portraits["astronaut"])
+    write_image(folder / "anna-retouched.png", portraits["astronaut"] * 0.98)
+    write_image(folder / "grey.png", torch.full((3, 64, 64), 0.5))
+    listed = [{"file_name": "anna.png", "anchor_file_name": "anna-retouched.png"}, {"file_name": "grey.png"}]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listed))
+    monkeypatch.setattr(photos, "_look", lambda photo, anchor: seen.append(photo.name) or look(photo, anchor))
+    given = {"cache": tmp_path / "faces.jsonl", "shares": (1.0, 0.0, 0.0)}
+    (row,), rejected = folder_rows(folder, **given)
+    (again,), rejected_again = folder_rows(folder, **given)
+    assert seen == ["anna.png", "grey.png"] and [bad.line for bad in rejected] == [2] and rejected_again == rejected
+    once, anew = open_photo(again.file, again.anchor, 64, again.face), open_photo(row.file, row.anchor, 64)
+    assert torch.equal(once.pixels, anew.pixels) and torch.equal(once.anchor, anew.anchor) and torch.equal(once.mesh, anew.mesh)
+    write_image(folder / "anna-retouched.png", portraits["grace_hopper"])
+    with pytest.raises(DataError, match=r"no photo can be used \(2 were refused\); the first: anchor .* aspect ratio"):
+        folder_rows(folder, **given)
+    assert seen == ["anna.png", "grey.png", "anna.png"]
