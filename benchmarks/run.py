@@ -2,7 +2,7 @@
 
 import shutil
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,12 @@ from benchmarks.suite import Results, Suite
 from benchmarks.weight_files import Digests, search_folders, weights_table, with_weights
 from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import RunFolderError, UserError
-from portraitkit.runs.folder import RunFolder, may_resume
+from portraitkit.runs.folder import Maker, RunFolder, may_resume
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.shards import Shard, ShardFile, clear_shards, current_shard, has_shards, join_run, merged_rows, wait_for_shards
 
 NOT_COMPARED = may_change(BenchmarkConfig)
-MAKER, MARK, HOLDS = "benchmark-portraits", "weights_dir", "a benchmark"
-"""How this command's run folders are told apart, see `portraitkit.runs.folder.may_resume`."""
+MAKER = Maker("benchmark-portraits", "weights_dir", "a benchmark", NOT_COMPARED)
 
 
 def run_benchmark(config: BenchmarkConfig, command: list[str]) -> int:
@@ -94,8 +93,8 @@ class _Run:
         """Measure one shard; the process that merges then waits for the others. 0, or 130 or 143 after a signal."""
         config, resolved, path = self.config, _resolved(self.config), self.config.output_dir
         check_readable(config)
-        free = NOT_COMPARED if (path / "results.json").is_file() else resolved
-        join_run(path, resolved, command=self.command, seed=config.seed, maker=MAKER, mark=MARK, holds=HOLDS, free=free)
+        maker = MAKER if (path / "results.json").is_file() else replace(MAKER, free=resolved)
+        join_run(path, resolved, maker, command=self.command, seed=config.seed)
         kept = config.cache.expanduser()
         kept = kept if (kept / FILE).is_file() else None  # the merging process makes it
         with ShardFile(path, shard, resolved) as file, Store(kept) as cache, Interruptible() as interrupt:
@@ -174,7 +173,7 @@ def _open_folder(config: BenchmarkConfig, command: list[str]) -> RunFolder:
         RunFolderError: it holds other files, another run, or the run of another command.
     """
     path, resolved = config.output_dir, _resolved(config)
-    ours = may_resume(path, resolved, maker=MAKER, mark=MARK, holds=HOLDS, free=resolved, overwrite=config.overwrite)
+    ours = may_resume(path, resolved, replace(MAKER, free=resolved), overwrite=config.overwrite)
     resume = "latest" if ours else None
     try:
         return RunFolder.open(

@@ -22,10 +22,9 @@ from policies.retoucher.photos import PhotoSource, open_photos, read_photos
 from policies.retoucher.report.ablation_plots import ablation_plot, ablation_table_markdown
 from policies.retoucher.run import open_rewards
 from policies.retoucher.trainer import Trainer, make_evaluation_sets
-from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import ConfigError
 from portraitkit.parallel import launched_processes
-from portraitkit.runs.folder import RunFolder
+from portraitkit.runs.folder import open_run
 from portraitkit.runs.interrupt import Interruptible
 from reward_models.reward_set import RewardSet
 
@@ -74,16 +73,7 @@ def _run_arms(
     source = open_photos(photos, backbone.resolution, config.anchors)
     resume = "latest" if (Path(config.output_dir) / "ablation.jsonl").is_file() and not config.overwrite else None
     with (
-        RunFolder.open(
-            Path(config.output_dir),
-            config_to_dict(config),
-            command=command,
-            seed=config.seed,
-            overwrite=config.overwrite,
-            resume=resume,
-            free=may_change(RetoucherConfig),
-            allow_changed=config.allow_changed,
-        ) as run,
+        open_run(config, command, resume=resume, report_to=[]) as run,
         Interruptible() as interrupt,
     ):
         kept = run.path / "ablation.jsonl"

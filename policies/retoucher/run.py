@@ -6,7 +6,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -28,12 +27,11 @@ from policies.retoucher.rank_groups import BestOfN
 from policies.retoucher.report.pictures import write_overview, write_pictures
 from policies.retoucher.report.report import FILES, write_report, write_retoucher_card
 from policies.retoucher.trainer import StepResult, Trainer, make_evaluation_sets
-from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import ConfigError, OutOfMemory, WorkersLost
 from portraitkit.hub import open_repo, push_folder
 from portraitkit.processor import describe_cpu_bf16, keep_freed_memory
 from portraitkit.runs.checkpoint import check_processes, find_checkpoint, load_checkpoint, save_checkpoint
-from portraitkit.runs.folder import RunFolder, SilentRunFolder
+from portraitkit.runs.folder import RunFolder, SilentRunFolder, open_run
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.stats import LEAST_PEOPLE, Change, person_interval
 from preference_data.pair_set import write_quarantine
@@ -56,7 +54,7 @@ def run_alignment(config: RetoucherConfig, command: list[str]) -> int:
         with ExitStack() as stack:
             rewards = processes.together(lambda: stack.enter_context(open_rewards(own, console)))
             try:
-                return _align(own, config_to_dict(config), command, rewards, console, processes)
+                return _align(own, config, command, rewards, console, processes)
             except torch.OutOfMemoryError as error:
                 raise OutOfMemory(f"{str(error).partition('. ')[0]}; {ADVICE}") from error
 
@@ -101,9 +99,9 @@ def _check(config: RetoucherConfig, processes: Processes) -> None:
 
 
 def _align(
-    config: RetoucherConfig, stored: dict[str, Any], command: list[str], rewards: RewardSet, console: Console, processes: Processes
+    config: RetoucherConfig, asked: RetoucherConfig, command: list[str], rewards: RewardSet, console: Console, processes: Processes
 ) -> int:
-    """Train and report; `stored` is the configuration as the run folder keeps it, the same in all processes."""
+    """Train and report; `asked` is the configuration as the run folder keeps it, the same in all processes."""
     started, folder = time.monotonic(), Path(config.output_dir)
     if config.device == "cpu":
         keep_freed_memory()
@@ -116,20 +114,7 @@ def _align(
     for line in _fewer(config, validation, held_out):
         say(line)
 
-    def open_run() -> RunFolder:
-        return RunFolder.open(
-            folder,
-            stored,
-            command=command,
-            seed=config.seed,
-            overwrite=config.overwrite,
-            resume=config.resume_from_checkpoint,
-            free=may_change(RetoucherConfig),
-            allow_changed=config.allow_changed,
-            report_to=list(config.report_to),
-        )
-
-    with processes.only_first(open_run) or SilentRunFolder(folder) as run:
+    with processes.only_first(lambda: open_run(asked, command)) or SilentRunFolder(folder) as run:
         processes.together(lambda: open_cache(backbone, config))
         processes.only_first(lambda: write_quarantine(run.path, photos.rejected if photos is not None else []))
         if bool(validation.batch.photos.clean.isnan().any()):

@@ -24,7 +24,7 @@ from portraitkit.endpoint import Endpoint, Question, Reply
 from portraitkit.errors import ConfigError, DataError, ImageError
 from portraitkit.files.jsonl import append_line, read_json_lines, write_lines
 from portraitkit.pictures.images import read_image
-from portraitkit.runs.folder import RunFolder, start_or_go_on
+from portraitkit.runs.folder import Maker, RunFolder, start_or_go_on
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import progress_bar
 from portraitkit.vlm.trainer_options import TuningOptions
@@ -140,17 +140,8 @@ def run_synthesis(config: SynthesizeConfig, command: list[str]) -> int:
             f"{source}: has no test.jsonl; --rounds fine-tunes with align-vlm, which needs held-out rows beside {config.path.name}"
         )
     endpoint = _open_endpoint(config)
-    with start_or_go_on(
-        config.output_dir,
-        config_to_dict(config),
-        command=command,
-        seed=0,
-        maker="synthesize-emotion",
-        mark="endpoint_model",
-        holds="a synthesis",
-        free=may_change(SynthesizeConfig),
-        overwrite=config.overwrite,
-    ) as run:
+    maker, options = Maker("synthesize-emotion", "endpoint_model", "a synthesis", may_change(SynthesizeConfig)), config_to_dict(config)
+    with start_or_go_on(config.output_dir, options, maker, command=command, seed=0, overwrite=config.overwrite) as run:
         done = _read_journal(run.path / "journal.jsonl")
         write_lines(run.path / "journal.jsonl", done.values())  # without a line that a killed process left unfinished
         if done:

@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import time
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import CheckpointError, RunFolderError
 from portraitkit.files.atomic import write_text
 from portraitkit.runs.locks import Lock
@@ -77,8 +79,12 @@ class RunFolder:
             raise RunFolderError(f"{path}: cannot be a run folder ({error.strerror}); choose another --output-dir") from error
         try:
             if resume is not None:
-                if not allow_changed:
-                    _compare(path, json.loads(stored.read_text(encoding="utf-8")), config, free)
+                before = json.loads(stored.read_text(encoding="utf-8"))
+                changed = differences(before, config, sorted((before.keys() | config.keys()) - set(free)))
+                if changed and not allow_changed:
+                    raise RunFolderError(
+                        f"{path}: the run to resume had another configuration ({'; '.join(changed)}); use --allow-changed to go on"
+                    )
             elif overwrite:
                 for item in path.iterdir():
                     if item.name != LOCK:
@@ -192,18 +198,40 @@ def check_run_folder(
                 raise RunFolderError(f"--overwrite would delete {option} {name}, which the run needs; choose another --output-dir")
 
 
-def may_resume(
-    path: Path, config: dict[str, Any], *, maker: str, mark: str, holds: str, free: Collection[str], overwrite: bool = False
-) -> bool:
+def open_run(config: Any, command: list[str], **changes: Any) -> RunFolder:
+    """Open the run folder that a command's options ask for; `changes` are arguments of `RunFolder.open` in place of theirs.
+
+    Args:
+        config: `CheckpointOptions` with a seed, and the folder as `folder` or `output_dir`.
+        command: as typed.
+        changes: see `RunFolder.open`.
+
+    Raises:
+        RunFolderError, CheckpointError, ConfigError: see `RunFolder.open`.
+    """
+    asked = {"overwrite": config.overwrite, "resume": config.resume_from_checkpoint, "allow_changed": config.allow_changed}
+    asked |= {"report_to": list(config.report_to), "seed": config.seed, "free": may_change(type(config))}
+    path = Path(getattr(config, "folder", None) or config.output_dir)
+    return RunFolder.open(path, config_to_dict(config), command=command, **(asked | changes))
+
+
+@dataclass(frozen=True)
+class Maker:
+    """How a command that goes on by itself where it was stopped tells its folders from others'."""
+
+    name: str  # of the command
+    mark: str  # an option that only this command stores
+    holds: str  # what it makes and how, as in "a set made"
+    free: Collection[str]  # options that may differ
+
+
+def may_resume(path: Path, config: dict[str, Any], maker: Maker, *, overwrite: bool = False) -> bool:
     """Whether a folder holds unfinished or finished work of the same command with the same options, to go on with.
 
     Args:
         path: the folder.
         config: resolved configuration, JSON-able.
-        maker: the command's name.
-        mark: an option that only this command stores.
-        holds: what it makes and how, as in "a set made", for the message.
-        free: options that may differ.
+        maker: the command.
         overwrite: what is there is to be replaced; only that this command made it is checked.
 
     Raises:
@@ -216,50 +244,30 @@ def may_resume(
         before = json.loads(stored.read_text(encoding="utf-8"))
     except ValueError:
         before = None
-    if not isinstance(before, dict) or mark not in before:
-        raise RunFolderError(f"{path}: holds something that {maker} did not make; choose another --output-dir")
-    if overwrite:
-        return False
-    changed = [f"{key} {before.get(key)!r} -> {config[key]!r}" for key in config if key not in free and before.get(key) != config[key]]
-    if changed:
-        raise RunFolderError(f"{path}: holds {holds} with other options ({'; '.join(changed)}); use --overwrite or another --output-dir")
-    return True
+    if not isinstance(before, dict) or maker.mark not in before:
+        raise RunFolderError(f"{path}: holds something that {maker.name} did not make; choose another --output-dir")
+    if changed := [] if overwrite else differences(before, config, [key for key in config if key not in maker.free]):
+        changes = "; ".join(changed)
+        raise RunFolderError(f"{path}: holds {maker.holds} with other options ({changes}); use --overwrite or another --output-dir")
+    return not overwrite
 
 
 def start_or_go_on(
-    path: Path,
-    config: dict[str, Any],
-    *,
-    command: list[str],
-    seed: int,
-    maker: str,
-    mark: str,
-    holds: str,
-    free: Collection[str],
-    overwrite: bool = False,
+    path: Path, config: dict[str, Any], maker: Maker, *, command: list[str], seed: int, overwrite: bool = False
 ) -> RunFolder:
-    """Open the folder of a command that goes on by itself where it was stopped, without being asked to resume.
-
-    Args:
-        path: the folder.
-        config: resolved configuration, JSON-able.
-        command: as typed, for the record.
-        seed: of the run.
-        maker: see `may_resume`, as for the other arguments.
-        mark: an option that only this command stores.
-        holds: what it makes and how.
-        free: options that may differ.
-        overwrite: replace what this command made there.
-
-    Returns:
-        The folder: with all its files where work goes on, empty where it starts.
+    """Open the folder of a command that goes on by itself, with all its files where work goes on, empty where it starts.
 
     Raises:
         RunFolderError: see `may_resume` and `RunFolder.open`.
     """
-    goes_on = may_resume(path, config, maker=maker, mark=mark, holds=holds, free=free, overwrite=overwrite)
-    resume = "latest" if goes_on else None
+    resume = "latest" if may_resume(path, config, maker, overwrite=overwrite) else None
     return RunFolder.open(path, config, command=command, seed=seed, overwrite=overwrite, resume=resume, allow_changed=True)
+
+
+def differences(stored: Mapping[str, Any], config: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """The options of these names that a stored configuration has otherwise, as `seed 0 -> 1`."""
+    now = _finite(json.loads(json.dumps(config)))
+    return [f"{name} {stored.get(name)!r} -> {now.get(name)!r}" for name in names if stored.get(name) != now.get(name)]
 
 
 def environment(command: list[str], seed: int) -> dict[str, Any]:
@@ -311,14 +319,6 @@ def _revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _compare(path: Path, stored: dict[str, Any], config: dict[str, Any], free: Collection[str]) -> None:
-    keys = sorted((stored.keys() | config.keys()) - set(free))
-    now = _finite(json.loads(json.dumps(config)))
-    changed = [f"{key} {stored.get(key)!r} -> {now.get(key)!r}" for key in keys if stored.get(key) != now.get(key)]
-    if changed:
-        raise RunFolderError(f"{path}: the run to resume had another configuration ({'; '.join(changed)}); use --allow-changed to go on")
 
 
 def _stays(line: str, step: int, stage: str | None) -> bool:

@@ -11,7 +11,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ from portraitkit.errors import ConfigError, RunFolderError, UserError
 from portraitkit.files.atomic import create, write_text
 from portraitkit.files.jsonl import append_line, read_json_lines
 from portraitkit.parallel import launched_processes
-from portraitkit.runs.folder import check_run_folder, environment, may_resume
+from portraitkit.runs.folder import Maker, check_run_folder, environment, may_resume
 from portraitkit.runs.locks import LOST, Lock, last_change
 
 SHARDS = "shards"
@@ -254,20 +254,8 @@ def create_whole(folder: Path, files: Mapping[str, str]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def join_run(
-    path: Path, config: dict[str, Any], *, command: list[str], seed: int, maker: str, mark: str, holds: str, free: Collection[str]
-) -> None:
+def join_run(path: Path, config: dict[str, Any], maker: Maker, *, command: list[str], seed: int) -> None:
     """Make a run folder for all shards, or check that the one there is theirs; the processes may come in any order, or at once.
-
-    Args:
-        path: see `portraitkit.runs.folder.start_or_go_on`, as for the others.
-        config: resolved configuration, JSON-able.
-        command: as typed.
-        seed: of the run.
-        maker: the command's name.
-        mark: an option that only this command stores.
-        holds: what it makes and how.
-        free: options that may differ.
 
     Raises:
         RunFolderError: the folder holds other files, or another run.
@@ -280,7 +268,7 @@ def join_run(
                 raise
         texts = {"config.json": config, "environment.json": environment(command, seed)}
         create_whole(path, {name: json.dumps(value, indent=2) + "\n" for name, value in texts.items()})
-    may_resume(path, config, maker=maker, mark=mark, holds=holds, free=free)
+    may_resume(path, config, maker)
 
 
 class Growing:

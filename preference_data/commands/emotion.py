@@ -25,7 +25,7 @@ from portraitkit.errors import DataError, ImageError
 from portraitkit.files.atomic import replacing
 from portraitkit.files.jsonl import write_lines
 from portraitkit.pictures.images import read_image, write_image
-from portraitkit.runs.folder import start_or_go_on
+from portraitkit.runs.folder import Maker, start_or_go_on
 from portraitkit.runs.interrupt import Interruptible
 from preference_data.commands.options import EmotionConfig
 from preference_data.emotion_rows import QUESTION, EmotionRow, normalise_label, unit_names
@@ -49,17 +49,8 @@ def build_emotion_rows(config: EmotionConfig) -> int:
     first = next(records, None)  # a folder that breaks the layout is refused before anything is written
     if first is None:
         raise DataError(f"{config.folder}: holds no rows; the folder must hold {adapter.layout}")
-    with start_or_go_on(
-        config.output_dir,
-        config_to_dict(config),
-        command=sys.argv,
-        seed=config.seed,
-        maker="make-preferences emotion",
-        mark="min_intensity",
-        holds="a set made",
-        free=may_change(EmotionConfig),
-        overwrite=config.overwrite,
-    ) as run:
+    maker, options = Maker("make-preferences emotion", "min_intensity", "a set made", may_change(EmotionConfig)), config_to_dict(config)
+    with start_or_go_on(config.output_dir, options, maker, command=sys.argv, seed=config.seed, overwrite=config.overwrite) as run:
         pictures = _Pictures(config, run.path)
         kept: list[Kept] = []
         aside: list[dict[str, str]] = []

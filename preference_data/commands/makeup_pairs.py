@@ -30,7 +30,7 @@ from portraitkit.faces.mesh import require_mesh
 from portraitkit.files.jsonl import append_line, read_json_lines, write_lines
 from portraitkit.pictures import list_images
 from portraitkit.pictures.images import luminance, read_image, resize, write_image
-from portraitkit.runs.folder import check_run_folder, may_resume, start_or_go_on
+from portraitkit.runs.folder import Maker, check_run_folder, may_resume, start_or_go_on
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import progress_bar
 from preference_data import makeup_prompts
@@ -124,17 +124,11 @@ def build_makeup_pairs(config: MakeupConfig) -> int:
     names = list_photos(config)
     fixed = {"count"} if config.embedded else set()  # the split of the embedded people depends on their count
     out, options = config.output_dir, config_to_dict(config)
-    resume_rules: dict[str, Any] = {
-        "maker": "make-preferences makeup",
-        "mark": "looks_per_face",
-        "holds": "a set made",
-        "free": may_change(MakeupConfig) - fixed,
-        "overwrite": config.overwrite,
-    }
-    goes_on = may_resume(out, options, **resume_rules)
+    maker = Maker("make-preferences makeup", "looks_per_face", "a set made", may_change(MakeupConfig) - fixed)
+    goes_on = may_resume(out, options, maker, overwrite=config.overwrite)
     check_run_folder(out, overwrite=config.overwrite, resume="latest" if goes_on else None)
     unusable = {} if goes_on or config.embedded else _look_for_a_face(config, names, console)
-    with start_or_go_on(out, options, command=sys.argv, seed=config.seed, **resume_rules) as run:
+    with start_or_go_on(out, options, maker, command=sys.argv, seed=config.seed, overwrite=config.overwrite) as run:
         (run.path / "images").mkdir(exist_ok=True)
         done = _read_journal(run.path / "faces.jsonl", config.looks_per_face)
         if done:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import RunFolderError
-from portraitkit.runs.folder import RunFolder, check_run_folder
+from portraitkit.runs.folder import Maker, check_run_folder, open_run
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import counting
 from portraitkit.runs.shards import Shard, ShardFile, check_shard, clear_shards, current_shard, join_run, merged_rows, wait_for_shards
@@ -51,9 +51,8 @@ def run_evaluation(config: RewardModelConfig, command: list[str]) -> int:
         code = _ask_share(config, shard, processor, view, pairs, command, console)
         if code or not shard.merges:
             return code
-    stored, seed, resume = config_to_dict(config), config.seed, "latest" if shard is not None else None
-    opened = RunFolder.open(folder, stored, command=command, seed=seed, overwrite=config.overwrite, resume=resume, free=MAY_DIFFER)
-    with opened as run, Interruptible() as interrupt:
+    resume = "latest" if shard is not None else None
+    with open_run(config, command, resume=resume, allow_changed=False, report_to=[]) as run, Interruptible() as interrupt:
         run.write_json("view.json", vars(view))
         pairs = pairs or _public(config, folder, console)
         if shard is not None:
@@ -109,8 +108,8 @@ def _ask_share(
     folder, stored = Path(config.folder), config_to_dict(config)
     if (folder / "summary.json").is_file():
         raise RunFolderError(f"{folder}: holds a finished run; give another --output-dir")
-    maker, holds = "train-reward-model --evaluate", "an evaluation"
-    join_run(folder, stored, command=command, seed=config.seed, maker=maker, mark="hack_cases", holds=holds, free=MAY_DIFFER)
+    maker = Maker("train-reward-model --evaluate", "hack_cases", "an evaluation", MAY_DIFFER)
+    join_run(folder, stored, maker, command=command, seed=config.seed)
     if config.device == "cuda":
         config = replace(config, device=f"cuda:{shard.local % torch.cuda.device_count()}")
     options = {name: value for name, value in stored.items() if name not in MAY_DIFFER}

@@ -8,12 +8,12 @@ from typing import Any
 
 from rich.console import Console
 
-from portraitkit.config import config_to_dict, may_change
+from portraitkit.config import config_to_dict
 from portraitkit.errors import CheckpointError, ConfigError, RunFolderError
 from portraitkit.hub import open_repo, push_folder
 from portraitkit.pictures.images import image_size
 from portraitkit.runs.checkpoint import check_processes
-from portraitkit.runs.folder import RunFolder, SilentRunFolder, check_run_folder
+from portraitkit.runs.folder import RunFolder, SilentRunFolder, check_run_folder, differences, open_run
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import counting
 from portraitkit.vlm.context import Lengths, check_lengths, context_of
@@ -52,7 +52,7 @@ def run_training(config: RewardModelConfig, command: list[str]) -> int:
     console.print(str(check_pair_lengths(config, processor, view, pairs, longest)), highlight=False)
     folder = Path(config.folder)
     repo = open_repo(config.push_to_hub) if config.push_to_hub is not None and first else None
-    run = open_run(config, command) if first else None
+    run = open_folder(config, command) if first else None
     processes.wait_for_everyone()
     with run or SilentRunFolder(folder) as run, Interruptible() as interrupt:
 
@@ -130,7 +130,7 @@ def check_stages(config: RewardModelConfig, count: int) -> list[str]:
     return [line for line in said if line is not None]
 
 
-def open_run(config: RewardModelConfig, command: list[str]) -> RunFolder:
+def open_folder(config: RewardModelConfig, command: list[str]) -> RunFolder:
     """A new run; the run to resume; or one whose later stages are to be done again from its earlier ones.
 
     Raises:
@@ -138,25 +138,14 @@ def open_run(config: RewardModelConfig, command: list[str]) -> RunFolder:
         CheckpointError: there is nothing to resume.
     """
     folder, again = Path(config.folder), check_folder(config)
-    if again:
-        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        now = config_to_dict(config)
-        changed = [f"{name} {stored.get(name)!r} -> {now[name]!r}" for name in SAME if stored.get(name) != now[name]]
-        if changed:
-            raise RunFolderError(f"{folder}: its stages were trained with other options ({'; '.join(changed)}); use another --output-dir")
-        for stage in config.stages:
-            forget(folder, stage)
-    return RunFolder.open(
-        folder,
-        config_to_dict(config),
-        command=command,
-        seed=config.seed,
-        overwrite=config.overwrite,
-        resume="latest" if again else config.resume_from_checkpoint,
-        free=may_change(RewardModelConfig),
-        allow_changed=config.allow_changed or again,
-        report_to=list(config.report_to),
-    )
+    if not again:
+        return open_run(config, command)
+    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if changed := differences(stored, config_to_dict(config), SAME):
+        raise RunFolderError(f"{folder}: its stages were trained with other options ({'; '.join(changed)}); use another --output-dir")
+    for stage in config.stages:
+        forget(folder, stage)
+    return open_run(config, command, resume="latest", allow_changed=True)
 
 
 def read_all(config: RewardModelConfig, console: Console) -> dict[str, list[JudgedPair]]:

@@ -17,12 +17,11 @@ from policies.vlm.align.align_stages import check_enough, find_start, forget_sta
 from policies.vlm.align.inputs import check_all_lengths, check_held_out, open_all_rows, prompt_of, readable_rows, write_aside
 from policies.vlm.export_reward import with_reward_file
 from policies.vlm.tasks import load_task
-from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import ConfigError
 from portraitkit.hub import open_repo, push_folder
 from portraitkit.report.card import by_group, counted, value_of
 from portraitkit.runs.checkpoint import check_processes
-from portraitkit.runs.folder import RunFolder, SilentRunFolder, check_run_folder
+from portraitkit.runs.folder import SilentRunFolder, check_run_folder, open_run
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import counting
 from portraitkit.stats import bootstrap_interval
@@ -74,7 +73,8 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
     console.print(str(check_all_lengths(config, processor, rows, prompt, longest)), highlight=False)
     repo = open_repo(config.push_to_hub) if config.push_to_hub is not None and first else None
     model = load_policy(config)
-    run = _open(config, command) if first else None
+    overwrite = config.overwrite or holds_probe_only(folder)
+    run = open_run(config, command, overwrite=overwrite) if first else None
     processes.wait_for_everyone()
     with run or SilentRunFolder(folder) as run, Interruptible() as interrupt:
         if first:
@@ -150,20 +150,6 @@ def holds_probe_only(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and config.get("probe") is True
-
-
-def _open(config: AlignVlmConfig, command: list[str]) -> RunFolder:
-    return RunFolder.open(
-        Path(config.folder),
-        config_to_dict(config),
-        command=command,
-        seed=config.seed,
-        overwrite=config.overwrite or holds_probe_only(Path(config.folder)),
-        resume=config.resume_from_checkpoint,
-        free=may_change(AlignVlmConfig),
-        allow_changed=config.allow_changed,
-        report_to=list(config.report_to),
-    )
 
 
 def _probe(config: AlignVlmConfig, task: Task, model: Any, rows: list[Row], decoding: Decoding, console: Console) -> Probe:

@@ -12,9 +12,10 @@ import pytest
 
 from portraitkit.errors import CheckpointError, ConfigError, RunFolderError
 from portraitkit.runs import locks
-from portraitkit.runs.folder import RunFolder, environment, may_resume, start_or_go_on
+from portraitkit.runs.folder import Maker, RunFolder, environment, may_resume, start_or_go_on
 
 CONFIG = {"output_dir": "runs/a", "seed": 3, "learning_rate": 1e-4, "rewards": ["identity", "skin"], "lam_max": math.nan}
+MAKER = Maker("make-it", "looks", "a set made", ("count",))
 
 
 @pytest.fixture
@@ -316,7 +317,7 @@ def test_a_disk_that_takes_no_more_is_one_line(path):
 
 def test_work_may_go_on_with_the_same_options_only(tmp_path):
     def may(config, **options):
-        return may_resume(tmp_path, config, maker="make-it", mark="looks", holds="a set made", free=("count",), **options)
+        return may_resume(tmp_path, config, MAKER, **options)
 
     config = {"looks": 2, "count": 3, "seed": 0}
     assert not may(config)
@@ -334,8 +335,7 @@ def test_a_maker_starts_goes_on_and_replaces(tmp_path):
     made = tmp_path / "made"
 
     def opened(config, **options):
-        words = {"maker": "make-it", "mark": "looks", "holds": "a set made", "free": ("count",)}
-        return start_or_go_on(made, config, command=["make-it"], seed=0, **words, **options)
+        return start_or_go_on(made, config, MAKER, command=["make-it"], seed=0, **options)
 
     with opened({"looks": 2, "count": 3}) as run:
         (run.path / "done.txt").touch()
