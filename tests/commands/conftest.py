@@ -21,6 +21,14 @@ def command(monkeypatch, capsys):
     return call
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder with a tiny random Qwen2.5-VL."""
+    from tiny_vlm import write_tiny_vlm
+
+    return write_tiny_vlm(tmp_path_factory.mktemp("model"))
+
+
 @pytest.fixture
 def stopped_at_the_second(monkeypatch):
     """The rows that `make-preferences build` has worked on, in order; while it is at the second one, Ctrl-C comes."""

@@ -7,7 +7,6 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_vlm import write_tiny_vlm
 
 from policies.vlm.align.align_config import AlignVlmConfig
 from policies.vlm.main import align_vlm
@@ -23,12 +22,6 @@ SMALL = (
     "--samples 2 --max-train-steps 2 --validation-steps 1 --sft-steps 1 --sft-batch 2"
 )
 OPTIONS = SMALL.split()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A folder with a tiny random Qwen2.5-VL."""
-    return write_tiny_vlm(tmp_path_factory.mktemp("model"))
 
 
 def lines(path):

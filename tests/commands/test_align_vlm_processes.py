@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from several_processes import several, torchrun
-from tiny_vlm import write_tiny_vlm
 
 from policies.vlm.main import align_vlm
 
@@ -17,12 +16,6 @@ SMALL = (
     "--samples 2 --max-train-steps 2 --warmup-steps 0 --checkpointing-steps 1 --validation-steps 1 --sft-steps 2 --sft-batch 1"
 )
 OPTIONS = SMALL.split()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A folder with a tiny random Qwen2.5-VL."""
-    return write_tiny_vlm(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

@@ -257,21 +257,19 @@ class Bounded(Options):
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    ("option", "rule"),
     [
-        (["--steps", "0"], "--steps 0: must be at least 1"),
-        (["--rate", "0"], "--rate 0: must be above 0 and below 1"),
-        (["--rate", "1"], "--rate 1: must be above 0 and below 1"),
-        (["--rate", "nan"], "--rate nan: must be above 0 and below 1"),
-        (["--limit", "1"], "--limit 1: at least 2, or there is no interval"),
-        (["--share", "1.5"], "--share 1.5: must be a share from 0 to 1"),
+        ("--steps 0", "must be at least 1"),
+        *((f"--rate {value}", "must be above 0 and below 1") for value in ("0", "1", "nan")),
+        ("--limit 1", "at least 2, or there is no interval"),
+        ("--share 1.5", "must be a share from 0 to 1"),
     ],
 )
-def test_bounds_stand_in_the_type(argv: list[str], message: str):
+def test_bounds_stand_in_the_type(option: str, rule: str):
     assert load_config(Bounded, [], prog="bounded") == Bounded(1, 0.5, None, 0.1)
     with pytest.raises(ConfigError) as caught:
-        load_config(Bounded, argv, prog="bounded")
-    assert str(caught.value) == message
+        load_config(Bounded, option.split(), prog="bounded")
+    assert str(caught.value) == f"{option}: {rule}"
 
 
 def test_the_bounds_cannot_be_skipped():
