@@ -73,6 +73,8 @@ def test_a_users_photos_with_anchors(command, folder, monkeypatch):
     assert all(reasons[row["line"] - 1] in row["reason"] for row in aside), aside
     assert json.loads((path / "run" / "summary.json").read_text())["people"] == {"train": 1, "validation": 1, "held_out": 1}
     assert len((path / "run" / "held_out" / "values.jsonl").read_text().splitlines()) == 2
+    for page in ("report.html", "README.md"):
+        assert "Too few people (1) for a verdict" in (path / "run" / page).read_text()
     monkeypatch.setattr(photo_folder, "find_face", None)  # faces are known from the first run
     assert command(align_retoucher, *options, "--output-dir", path / "again")[0] == 0
 

@@ -269,7 +269,7 @@ def _photo_rows(run: Run) -> dict[str, Json]:
 
 def _provenance(run: Run, rows: dict[str, Json]) -> list[str]:
     photos, people = run.summary.get("photos") or {}, run.summary.get("people") or {}
-    counts = ", ".join(f"{name.replace('_', '-')} {count} ({people.get(name, '?')} people)" for name, count in photos.items())
+    counts = ", ".join(f"{name.replace('_', '-')} {count} (people: {people.get(name, '?')})" for name, count in photos.items())
     if run.config.get("photos") == "embedded":
         return [
             "**Synthetic**: morphs of two public-domain portraits with painted blemishes, made by code, so that the clean face is known. "
