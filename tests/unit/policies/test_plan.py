@@ -145,7 +145,7 @@ def test_what_is_proposed_can_be_typed_and_is_what_a_run_takes(photos, of_eight)
             check_sharding(changed, changed.plan_devices)
             assert (changed.plan_devices > 1) == (change in MORE_DEVICES)
     assert {word.strip() for word in words[-2].split("--")} == {"", "sharding fsdp2", "validation-photos 4", "plan-devices 4"}
-    assert f"--photos-per-step {of_eight} " in words[-1] and "--validation-photos 8 " in words[-1]
+    assert f"--photos-per-step {of_eight} " in f"{words[-1]} " and "--validation-photos 8 " in f"{words[-1]} "
 
 
 def test_a_plan_refuses_what_the_run_refuses():
