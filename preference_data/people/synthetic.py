@@ -83,10 +83,6 @@ Faces = tuple[Float[Tensor, "2 3 s s"], Float[Tensor, "2 468 2"]]
 
 def make_person(split: str, generator: torch.Generator, *, size: int = 128, faces: Faces | None = None) -> Person:
     """Draw one person of `split` (a key of `SPLITS`): morph, shape, pose, skin tone, light, pores; from `faces`, the stage if not given."""
-
-    def uniform(low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand(1, generator=generator))
-
     morph = draw_morph(split, generator)
     images, meshes = faces or stage()
     landmarks = warps.random_shape(torch.lerp(meshes[0], meshes[1], morph), STAGE, generator)
@@ -104,6 +100,34 @@ def make_person(split: str, generator: torch.Generator, *, size: int = 128, face
     share = torch.where(torch.tensor(morph > 0.5), 1 - inside * (1 - morph), inside * morph)
     portrait = torch.lerp(matched[0], matched[1], share)
 
+    return photograph(portrait, landmarks, masks["skin"], generator, size=size, morph=morph)
+
+
+def photograph(
+    portrait: Float[Tensor, "3 s s"],
+    landmarks: Float[Tensor, "468 2"],
+    skin: Float[Tensor, "1 s s"],
+    generator: torch.Generator,
+    *,
+    size: int,
+    morph: float = float("nan"),
+    changed: bool = True,
+) -> Person:
+    """Photograph a face of the stage: from another distance and angle, mirrored or not, in another light.
+
+    Args:
+        portrait: on the stage, RGB in [0, 1].
+        landmarks: in pixels of the stage.
+        skin: soft mask in [0, 1].
+        generator: source of all randomness.
+        size: side of the photo in pixels.
+        morph: see `Person`.
+        changed: whether the skin gets another tone and pores, too.
+    """
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand(1, generator=generator))
+
     side = STAGE * uniform(0.88, 1.04)
     turn = torch.tensor(uniform(-0.14, 0.14))
     rotation = torch.stack([torch.cos(turn), -torch.sin(turn), torch.sin(turn), torch.cos(turn)]).view(2, 2)
@@ -116,19 +140,23 @@ def make_person(split: str, generator: torch.Generator, *, size: int = 128, face
     points = (landmarks - centre) @ torch.linalg.inv(linear).T + size / 2
     if mirrored:
         points = points[_mirror()]
-
-    skin = warps.sample_at(masks["skin"], view)
-    portrait = warps.random_tone(portrait, skin, generator)
-    pores = torch.randn(1, size, size, generator=generator)
-    pores = pores - gaussian_blur(pores, kernel_size=[7, 7], sigma=[1.2, 1.2])
-    portrait = (portrait * (1 + uniform(0.005, 0.035) * pores * skin)).clamp(0, 1)
+    skin = warps.sample_at(skin, view)
+    if changed:
+        portrait = warps.random_tone(portrait, skin, generator)
+        pores = torch.randn(1, size, size, generator=generator)
+        pores = pores - gaussian_blur(pores, kernel_size=[7, 7], sigma=[1.2, 1.2])
+        portrait = (portrait * (1 + uniform(0.005, 0.035) * pores * skin)).clamp(0, 1)
     return Person(portrait, points, skin, morph)
 
 
 def make_case(split: str, seed: int, *, size: int = 128, count: tuple[int, int] = (5, 14)) -> Case:
     """One blemished photo of one person; equal seeds give equal cases."""
     generator = torch.Generator().manual_seed(seed)
-    person = make_person(split, generator, size=size)
+    return blemished(make_person(split, generator, size=size), generator, count)
+
+
+def blemished(person: Person, generator: torch.Generator, count: tuple[int, int]) -> Case:
+    """The person with `count[0]` to `count[1]` spots painted on."""
     source, opacity = paint_blemishes(person.clean, person.skin, generator, count=count)
     return Case(source, person.clean, opacity, person.skin, person.mesh, person.morph)
 

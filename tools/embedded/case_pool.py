@@ -1,6 +1,9 @@
 """A pool of synthetic cases in memory, made once by all cores and then drawn from in random crops and label kinds."""
 
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -8,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from preference_data.people.blemishes import LABEL_SHARES, LABELS
-from preference_data.people.synthetic import make_case
+from preference_data.people.synthetic import Case
 
 
 @dataclass(frozen=True)
@@ -25,26 +28,31 @@ class LabelledBatch:
 
 
 class _Planes(Dataset[Tensor]):
-    """One case as 8 uint8 planes: source (3), clean (3), opacity, skin."""
+    """Cases as 8 uint8 planes each: source (3), clean (3), opacity, skin."""
 
-    def __init__(self, split: str, seed: int, count: int, size: int) -> None:
-        self.split, self.seed, self.count, self.size = split, seed, count, size
+    def __init__(self, draw: Callable[[int], Case], seeds: Sequence[int]) -> None:
+        self.draw, self.seeds = draw, seeds
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.seeds)
 
     def __getitem__(self, index: int) -> Tensor:
-        case = make_case(self.split, self.seed + index, size=self.size)
+        case = self.draw(self.seeds[index])
         planes = torch.cat([case.source, case.clean, case.opacity, case.skin])
         return (planes * 255).round().to(torch.uint8)
 
 
 class CasePool:
-    """`count` cases of one split, from seeds `seed .. seed + count - 1`, held as uint8."""
+    """The cases that `draw` makes of `seeds`, held as uint8."""
 
-    def __init__(self, split: str, count: int, *, seed: int, size: int = 128, workers: int = 2) -> None:
-        loader = DataLoader(_Planes(split, seed, count, size), batch_size=32, num_workers=workers)
-        self.planes = torch.cat(list(loader))
+    def __init__(self, draw: Callable[[int], Case], seeds: Sequence[int], *, workers: int = 2) -> None:
+        self.planes = torch.cat(list(DataLoader(_Planes(draw, seeds), batch_size=32, num_workers=workers)))
+
+    def __add__(self, other: Self) -> Self:
+        """The cases of both."""
+        both = copy(self)
+        both.planes = torch.cat([self.planes, other.planes])
+        return both
 
     def batch(self, size: int, generator: torch.Generator, *, crop: int | None = None, kind: str | None = None) -> LabelledBatch:
         """Random cases, each with a label of random (or given) kind, cropped to `crop` px where given."""

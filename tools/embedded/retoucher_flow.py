@@ -18,12 +18,17 @@ from portraitkit.processor import bf16_autocast
 from tools.embedded.case_pool import CasePool
 from tools.embedded.retoucher_codec import latents_of, pictures_of, psnr, residual_inside
 
+REFERENCE_SCALE = 2.0
+"""Brings the way to the clean portrait nearer to the size of a velocity."""
+
 
 @dataclass(frozen=True)
 class LatentPool:
-    """Latents of many photos and of several labels each, packed as Kontext's tokens, and how strongly each token is blemished."""
+    """Latents of many photos, of their clean portraits and of several labels each, packed as Kontext's tokens; and how strongly each
+    token is blemished."""
 
     source: Float[Tensor, "n tokens channels"]
+    clean: Float[Tensor, "n tokens channels"]
     labels: Float[Tensor, "n labels tokens channels"]
     blemished: Float[Tensor, "n tokens"]
 
@@ -44,19 +49,18 @@ def unpack(tokens: Float[Tensor, "b tokens channels"], side: int) -> Float[Tenso
 def encode_pool(vae: AutoencoderKL, pool: CasePool, *, labels: int, seed: int, kind: str | None = None) -> LatentPool:
     """Encode every case of the pool once, with `labels` random labels each (all of one `kind` where given)."""
     generator = torch.Generator().manual_seed(seed)
-    sources, targets, masks = [], [], []
+    sources, cleans, targets, masks = [], [], [], []
     for start in range(0, len(pool.planes), 32):
         index = torch.arange(start, min(start + 32, len(pool.planes)))
         batches = [pool.take(index, generator, kind=kind) for _ in range(labels)]
-        z = latents_of(
-            vae,
-            torch.cat([batches[0].source, *(batch.label for batch in batches)]).contiguous(memory_format=torch.channels_last),
-        )
-        z = pack(z).unflatten(0, (labels + 1, len(index)))
+        pictures = torch.cat([batches[0].source, batches[0].clean, *(batch.label for batch in batches)])
+        z = latents_of(vae, pictures.contiguous(memory_format=torch.channels_last))
+        z = pack(z).unflatten(0, (labels + 2, len(index)))
         sources.append(z[0].half())
-        targets.append(z[1:].transpose(0, 1).half())
+        cleans.append(z[1].half())
+        targets.append(z[2:].transpose(0, 1).half())
         masks.append(F.adaptive_max_pool2d(batches[0].opacity, int(math.isqrt(z.shape[2]))).flatten(1))
-    return LatentPool(torch.cat(sources), torch.cat(targets), torch.cat(masks))
+    return LatentPool(*(torch.cat(parts) for parts in (sources, cleans, targets, masks)))
 
 
 @torch.no_grad()
@@ -78,17 +82,18 @@ def pixel_metric(vae: AutoencoderKL, z: Float[Tensor, "n c h w"], *, seed: int =
     return metric / metric.diagonal().mean()
 
 
-def velocity(
+def predict(
     transformer: FluxTransformer2DModel,
     x: Float[Tensor, "b tokens channels"],
     source: Float[Tensor, "b tokens channels"],
     t: Float[Tensor, " b"],
     text: tuple[Tensor, Tensor],
     ids: tuple[Tensor, Tensor],
-) -> Float[Tensor, "b tokens channels"]:
-    """The model's velocity eps - x0 at time t in (0, 1], the reference tokens behind the target's, as Kontext has them."""
+) -> Float[Tensor, "b both channels"]:
+    """The model's output at time t in (0, 1]: the velocity eps - x0 at the target's tokens, and behind it what Kontext's pipeline
+    throws away, the output at the reference tokens."""
     prompt, pooled = text
-    out = transformer(
+    return transformer(
         hidden_states=torch.cat([x, source], dim=1),
         encoder_hidden_states=prompt.expand(len(x), -1, -1),
         pooled_projections=pooled.expand(len(x), -1),
@@ -97,7 +102,6 @@ def velocity(
         txt_ids=ids[1],
         return_dict=False,
     )[0]
-    return out[:, : x.shape[1]]
 
 
 def flow_gate(pipeline: FluxKontextPipeline, model: nn.Module, pool: CasePool, *, count: int = 32) -> dict[str, float]:
@@ -133,6 +137,8 @@ def train_flow(
     learning_rate: float,
     cooldown: float,
     seed: int,
+    reference_weight: float,
+    x0_loss: bool,
     seen_weight: float = 2.0,
     blemish_weight: float = 4.0,
     ema_decay: float = 0.999,
@@ -143,6 +149,10 @@ def train_flow(
 
     The loss is the squared velocity error, plus `seen_weight` times the same error as the decoder shows it (`pixel_metric`), more by
     `blemish_weight` on blemished tokens. All weights depend on the condition alone, so the optimum stays the conditional mean.
+    `x0_loss` multiplies the velocity error by 2 t, which makes it the error of the picture that is predicted: without, nearly all of the
+    loss comes from times that a sampler of a few steps never visits.
+    With `reference_weight` the same loss asks the output at the reference tokens, which sampling ignores, for the way to the clean
+    portrait: that says without noise where blemishes are, and target tokens can attend there.
     The learning rate is constant, then falls to zero over the last `cooldown` share of the steps.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -164,11 +174,20 @@ def train_flow(
         t = (t * 1.02).clamp(0.02, 1.0)
         x = torch.lerp(x0, noise, t[:, None, None])
         with bf16_autocast():
-            predicted = velocity(transformer, x, source, t, text, ids)
-        error = predicted.float() - (noise - x0)
-        shown = error.unflatten(2, (len(metric), 4)).transpose(2, 3) @ root
+            predicted = predict(transformer, x, source, t, text, ids).float()
         weight = 1 + blemish_weight * pool.blemished[rows]
-        loss = ((error.square().mean(2) + seen_weight * shown.square().mean((2, 3))) * weight).mean()
+
+        def error(found: Tensor, truth: Tensor, weight: Tensor = weight) -> Tensor:
+            difference = found - truth
+            shown = difference.unflatten(2, (len(metric), 4)).transpose(2, 3) @ root
+            return ((difference.square().mean(2) + seen_weight * shown.square().mean((2, 3))) * weight).mean()
+
+        tokens = x.shape[1]
+        scale = 2 * t[:, None, None] if x0_loss else 1.0
+        loss = error(scale * predicted[:, :tokens], scale * (noise - x0))
+        if reference_weight:
+            way = REFERENCE_SCALE * (pool.clean[rows].float() - source)
+            loss = loss + reference_weight * error(predicted[:, tokens:], way)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
