@@ -58,7 +58,7 @@ FLOW_ROUNDS = (
     FlowRound(800, 1.0e-3, 1.0),
     FlowRound(2000, 1.5e-3, 0.0),
     FlowRound(2250, 1.5e-3, 0.0, reference_weight=0.5, people=True),
-    FlowRound(3300, 1.5e-3, 0.4, reference_weight=0.1, x0_loss=True, people=True),
+    FlowRound(2780, 1.5e-3, 0.4, reference_weight=0.1, x0_loss=True, people=True),
 )
 """Each round starts from the moving average of the one before."""
 
