@@ -31,7 +31,7 @@ from portraitkit.errors import ConfigError, OutOfMemory, WorkersLost
 from portraitkit.hub import open_repo, push_folder
 from portraitkit.processor import describe_cpu_bf16, keep_freed_memory
 from portraitkit.runs.checkpoint import check_processes, find_checkpoint, load_checkpoint, save_checkpoint
-from portraitkit.runs.folder import RunFolder, SilentRunFolder, open_run
+from portraitkit.runs.folder import RunFolder, SilentRunFolder, check_run_folder, open_run
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.stats import LEAST_PEOPLE, Change, person_interval
 from preference_data.pair_set import write_quarantine
@@ -94,6 +94,8 @@ def _check(config: RetoucherConfig, processes: Processes) -> None:
     if config.init_adapter is not None:
         check_start(config.init_adapter, config.rank, config.lora_alpha)
     folder, which = Path(config.output_dir), config.resume_from_checkpoint
+    needed = {"--photos": config.photos, "--init-adapter": config.init_adapter}
+    check_run_folder(folder, overwrite=config.overwrite, resume=which, report_to=list(config.report_to), needed=needed)
     if which is not None and (folder / "config.json").is_file():
         check_processes(find_checkpoint(folder, which), processes.count, allow_changed=config.allow_changed)
 

@@ -194,7 +194,7 @@ def test_the_ablation_runs_six_arms_and_goes_on_where_it_stopped(command, tmp_pa
         (["--ablate", "--report-to", "tensorboard"], ["--ablate", "--report-to"]),
         (["--config", "dmo"], ["dmo", "demo"]),
         (["--rewards", "textur"], ["textur", "texture"]),
-        (["--reward-weights", "1"], ["--reward-weights", "5"]),
+        (["--reward-weights", "1"], ["--reward-weights", "1 values for 6 rewards"]),
         (["--backbone", "flux"], ["flux", "flux_kontext"]),
         (["--resolution", "512"], ["--resolution 512", "128"]),
         (["--model", "/nonexistent"], ["/nonexistent"]),
@@ -304,7 +304,7 @@ def test_a_judge_in_the_loop_and_resumed(command, judge_folder, tmp_path):
         (["--reward", "judge:embedded:scoer"], ["scoer", "did you mean 'score'"]),
         (["--reward", "judge:http://127.0.0.1:9/v1"], ["nothing answers there"]),
         (["--reward", "texture"], ["'texture' is named 2 times"]),
-        (["--reward", "judge:x/y", "--reward-weights", "1"], ["1 values for 6 rewards"]),
+        (["--reward", "judge:x/y", "--reward-weights", "1"], ["1 values for 7 rewards"]),
     ],
 )
 def test_mistakes_about_a_judge_are_one_line(command, tmp_path, options, words):
