@@ -18,11 +18,11 @@ from benchmarks.metric import Metric, Pictures, Range, Score
 from portraitkit.errors import FaceError
 from portraitkit.faces.align import align_face
 from portraitkit.faces.mesh import require_mesh
-from preference_data.people.photos import MIN_FACE
 from reward_models.photos import Photos
 
 Measure = Callable[[Float[Tensor, "n 3 h w"], Photos], Float[Tensor, " n"]]
 SIDE = 128
+MIN_FACE = 32  # Pixels; smaller than for training, where a face is learned from: benchmarks are asked about small pictures, too
 NOTHING = 0.02  # Largest difference of photo and reference that counts as no blemish: a level or two of rounding and compression
 UNIT = Range(0, 1)
 NO_FACE = "its photo shows no face that can be measured"
