@@ -99,5 +99,5 @@ def test_the_adapter_is_there_before_the_held_out_photos_are_looked_at(make_trai
     data = evaluation_set(trainer.backbone, trainer.source, "held_out", 2, prompt=config.prompt, noise_seed=7)
     trainer.backbone = Small(trainer.backbone, 0)
     with pytest.raises(OutOfMemory, match="sampling, one at a time"):
-        _finish(trainer, data, SilentRunFolder(tmp_path), Console(quiet=True), 0.0)
+        _finish(trainer, data, data, SilentRunFolder(tmp_path), Console(quiet=True), 0.0)
     assert (tmp_path / "pytorch_lora_weights.safetensors").is_file()
