@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxKontextPipeline
+from refusal import check_refusal
 from safetensors.torch import load_file
 
 from policies.retoucher.backbones import tiny
@@ -215,15 +216,6 @@ def test_mistakes_are_one_line(command, tmp_path, options, words):
     code, out, err = command(align_retoucher, "--output-dir", tmp_path / "run", *SMALL, *options)
     check_refusal(code, out, err, words)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-
-
-def check_refusal(code, out, err, words):
-    assert code == 2, err
-    assert out == ""
-    lines = [line for line in err.splitlines() if line.strip()]
-    assert len(lines) == 1 and lines[0].startswith("error: "), err
-    for word in words:
-        assert word in lines[0], lines[0]
 
 
 def test_another_run_is_never_overwritten(command, tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from refusal import check_refusal
 
 from policies.retoucher.main import align_retoucher
 from portraitkit.faces.portraits import bundled_portraits
@@ -13,15 +14,6 @@ from preference_data.people import photos as photo_folder
 
 TINY = {"photos-per-step": 1, "group-size": 2, "max-train-steps": 1, "validation-photos": 1, "held-out-photos": 2, "warmup-steps": 0}
 SHORT = [text for name, value in TINY.items() for text in (f"--{name}", str(value))] + ["--num-steps", "2", "--segments", "1"]
-
-
-def check_refusal(code, out, err, words):
-    assert code == 2, err
-    assert out == ""
-    lines = [line for line in err.splitlines() if line.strip()]
-    assert len(lines) == 1 and lines[0].startswith("error: "), err
-    for word in words:
-        assert word in lines[0], lines[0]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""`make embedded`: rebuild the committed embedded retoucher from its recipe. About four hours on two cores.
+"""`make embedded`: rebuild the committed embedded retoucher from its recipe. About three hours on two cores.
 
     python -m tools.embedded.retoucher --portraits FOLDER
 
