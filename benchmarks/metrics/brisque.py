@@ -1,8 +1,8 @@
 """BRISQUE (Mittal, Moorthy, Bovik, 2012): 36 statistics of the normalised luminance, read by a support vector machine.
 
-Bundled are the machine and the feature ranges of the package brisque 0.2.0, a training of its own on the same recipe: its values stand
-near those of pyiqa's `brisque` but are not the same. Computed in float64: with weights of up to 1024 the machine turns float32 rounding of
-the features, and single levels of luminance, into hundredths of the score.
+Bundled are the authors' own machine and feature ranges (allmodel and allrange of their release, trained on all of LIVE), the ones that
+pyiqa's `brisque` uses. Computed in float64: with weights of up to 1024 the machine turns float32 rounding of the features, and single
+levels of luminance, into hundredths of the score and more. A flat picture has no value.
 
 With brisque_svm_weights.pth the value is pyiqa's own, by pyiqa's own functions in its float32: one picture at a time on one core, since the
 order in which sums are rounded moves it, too. pyiqa on two cores differs from itself on one by up to a hundredth.
@@ -71,7 +71,10 @@ def read_machine(path: Path, ranges: Path) -> Machine:
         head, _, body = path.read_text(encoding="ascii").partition("\nSV\n")
         settings = dict(line.split(maxsplit=1) for line in head.splitlines())
         rows = [line.split() for line in body.splitlines()]
-        vectors = torch.tensor([[float(part.partition(":")[2]) for part in row[1:]] for row in rows], dtype=torch.float64)
+        vectors = torch.zeros(len(rows), 36, dtype=torch.float64)  # libsvm leaves zeros out
+        for vector, row in zip(vectors, rows, strict=True):
+            for index, _, value in (part.partition(":") for part in row[1:]):
+                vector[int(index) - 1] = float(value)
         coefficients = torch.tensor([float(row[0]) for row in rows], dtype=torch.float64)
         return Machine(*read_ranges(ranges), vectors, coefficients, float(settings["gamma"]), float(settings["rho"]))
     except (KeyError, ValueError, IndexError) as error:
@@ -138,7 +141,9 @@ def open_brisque(files: Mapping[str, Path]) -> Score:
     machine = read_machine(BUNDLED, RANGES)
 
     def score(pictures: Pictures) -> Float[Tensor, " n"]:
-        return machine(scene_features(pictures.once(luma).double()))
+        maps = pictures.once(luma).double()
+        flat = maps.amax((1, 2)) == maps.amin((1, 2))
+        return torch.where(flat, torch.nan, machine(scene_features(maps)))
 
     return score
 
@@ -149,12 +154,12 @@ METRIC = Metric(
     direction="lower",
     range=Range(0, 150),
     reference="none",
-    licence="own code; parameters: package brisque 0.2.0 (Apache-2.0)",
+    licence="own code; parameters: BRISQUE release of the University of Texas at Austin (free with its notice)",
     open=open_brisque,
     weights=(WeightFile(OFFICIAL, f"{IQA_WEIGHTS}/{OFFICIAL}", mib=0.1, optional=True),),
     bundled=(BUNDLED, RANGES),
-    revision="brisque 0.2.0",
-    version=2,
+    revision="BRISQUE release of 2011",
+    version=3,
     smallest=16,
     missing="it is flat",
 )

@@ -1,4 +1,8 @@
-"""PIQE (Venkatanath et al., 2015): the share of active blocks that look distorted or noisy. It has no trained parameters."""
+"""PIQE (Venkatanath et al., 2015): the share of active blocks that look distorted or noisy. It has no trained parameters.
+
+The values are those of pyiqa's `piqe`. MATLAB's differ where a side is no multiple of 16: with a remainder r it adds 16 - r mirrored
+lines, to whole blocks; pyiqa adds r, of which only what fills a block counts. A picture of 193 x 257 px has 32.16 here and 25.92 there.
+"""
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,7 +30,7 @@ def piqe(maps: Float[Tensor, "n h w"]) -> Float[Tensor, " n"]:
 
 
 def _filled(maps: Float[Tensor, "n h w"], dim: int) -> Float[Tensor, "n hh ww"]:
-    """As many mirrored lines at the end as the remainder of the length by 16 (which is what the reference does)."""
+    """As many mirrored lines at the end as the remainder of the length by 16 (which is what pyiqa does)."""
     length = maps.shape[dim]
     return torch.cat([maps, maps.narrow(dim, length - length % BLOCK, length % BLOCK).flip(dim)], dim)
 
