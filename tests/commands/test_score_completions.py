@@ -33,7 +33,7 @@ def test_one_line_a_row(command, tmp_path):
         (
             "makeup-lips",
             {"completion": '<answer>{"color": "#DC3813"}</answer>', "solution": [{"shape": "lip", "color": "#D63027"}]},
-            0.8906,
+            1.1906,  # .3 x form + colour score
         ),
         ("emotion", {"completion": "<think>AU4</think><answer>anger</answer>", "AUs": ["AU4"], "labels": ["anger"]}, 3.0),
     ],

@@ -1,8 +1,9 @@
 """Facial emotion with action units (RobitsG/Facial-R1, arXiv 2511.10254, v1; withdrawn since by its first author).
 
 `R = R_AU + R_acc + R_format`: F1 of the action units named inside `<think>`, 0 or 1 for the emotion, 0 or 1 for the structure.
-`paper` keeps what their code does beside the formula: the emotion is compared with its case, a row without an emotion earns a
-constant .5, and a row without action units earns 0 for them. `fixed`: case is folded, what a row does not label is not scored
+`paper` keeps what their code does beside the formula: the last answer counts (without tags the whole text) and is compared with its case,
+a unit is `AU` and digits on upper-cased text, a row without an emotion earns a constant .5, and a row without action units earns 0
+for them. `fixed`: case is folded, what a row does not label is not scored
 (None), and nothing counts unless the whole completion has the form that the prompt asks for.
 """
 
@@ -10,9 +11,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from policies.vlm.tasks.emotion_metrics import UNIT, WHOLE, Expression, headline, published_form
+from policies.vlm.tasks.emotion_metrics import UNIT, WHOLE, Expression, headline, published_form, read_rewarded
 from portraitkit.errors import ConfigError, DataError
-from portraitkit.vlm.task import Mode, Score, Task, inside
+from portraitkit.vlm.task import Mode, Score, Task
 from preference_data.emotion_rows import ACTION_UNITS, DEFINITIONS, parse_truth
 
 
@@ -32,17 +33,18 @@ def emotion_task(*, signed: bool = False, rarity: Mapping[int, int] | None = Non
     def score(completion: str, truth: Expression, mode: Mode) -> Score:
         if mode == "paper":
             formed = published_form(completion)
-            reasoning, word = inside(completion, "think") or "", (inside(completion, "answer") or "").strip()
+            named, word = read_rewarded(completion)
         else:
             whole = WHOLE.fullmatch(completion)
             formed = whole is not None
             reasoning, word = (whole[1], whole[2].lower()) if whole else ("", "")
-        named = frozenset(int(number) for number in UNIT.findall(reasoning))
+            named = frozenset(int(number) for number in UNIT.findall(reasoning))
         units = _units_reward(f1(named, truth.units or frozenset(), weights), truth.units, mode, readable=formed, signed=signed)
         unlabelled = 0.5 if mode == "paper" else None
         accuracy = unlabelled if truth.emotion is None else float(word == truth.emotion)
         parts = {"action_units": units, "emotion": accuracy, "format": float(formed)}
-        parsed = {"AUs": [f"AU{unit}" for unit in sorted(named)], "label": word} if word or named else None
+        said = [unit if isinstance(unit, str) else f"AU{unit}" for unit in sorted(named, key=_order)]
+        parsed = {"AUs": said, "label": word} if word or named else None
         return Score(sum(value for value in parts.values() if value is not None), parts, parsed)
 
     low = -1.0 if signed else 0.0
@@ -61,15 +63,19 @@ def emotion_task(*, signed: bool = False, rarity: Mapping[int, int] | None = Non
     )
 
 
-def f1(named: frozenset[int], truth: frozenset[int], weights: Mapping[int, float] | None = None) -> float:
+def f1(named: frozenset[int | str], truth: frozenset[int], weights: Mapping[int, float] | None = None) -> float:
     """F1 of two sets, in which units count by their weights if given; 1 where both are empty, 0 where one is."""
     if not named and not truth:
         return 1.0
 
-    def total(units: frozenset[int]) -> float:
-        return len(units) if weights is None else sum(weights.get(unit, max(weights.values())) for unit in sorted(units))
+    def total(units: frozenset[int | str]) -> float:
+        return len(units) if weights is None else sum(weights.get(unit, max(weights.values())) for unit in sorted(units, key=_order))
 
     return 2 * total(named & truth) / (total(named) + total(truth))
+
+
+def _order(unit: int | str) -> tuple[bool, int | str]:
+    return isinstance(unit, str), unit
 
 
 def rarity_weights(counts: Mapping[int, int]) -> dict[int, float]:

@@ -29,6 +29,8 @@ WHOLE = re.compile(rf"\s*<think>{BODY}</think>\s*<answer>\s*([^\W\d_]+)\s*</answ
 """What `fixed` asks for; an answer is one word."""
 TURN = re.compile(r"</think>\s*<answer>")
 UNIT = re.compile(r"\bAU\s?0*([1-9]\d?)\b", re.IGNORECASE)
+CODED_UNIT = re.compile(r"AU([1-9][0-9]?)(?!\d)")  # As the source's code reads a unit, one that a list can hold: AU4, not AU04
+CODED_THINK = re.compile(r"<(/?)think>", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -43,21 +45,44 @@ class Expression:
 class Answer:
     """What a completion says."""
 
-    units: frozenset[int]  # named inside `<think>`
-    emotion: str  # the answer in lower case, an emotion or not; empty where there is none
+    units: frozenset[int]  # named inside `<think>`; in `paper`, without such tags, anywhere
+    emotion: str  # the answer in lower case (in `paper` its first word as it stands), an emotion or not; empty where there is none
     reasoning: str  # the text inside `<think>`
     readable: bool  # it has the form that the prompt asks for
 
 
 def read_answer(completion: str, mode: Mode = "fixed") -> Answer:
-    """Read a completion: `fixed` takes it only in the form asked for, `paper` also tags anywhere in it, as the published code does."""
+    """Read a completion for the figures: `fixed` takes it only in the form asked for, `paper` as the source's evaluation does.
+
+    That (utils/eval_utils.py) takes the units inside the first `<think>` and the first word inside the first `<answer>`, each with its
+    case; without such tags it looks through the whole text.
+    """
     if mode == "fixed":
         whole = WHOLE.fullmatch(completion)
-        readable, think, word = whole is not None, whole[1] if whole else "", whole[2] if whole else ""
-    else:
-        readable, think, word = published_form(completion), inside(completion, "think") or "", inside(completion, "answer") or ""
-    units = frozenset(int(number) for number in UNIT.findall(think))
-    return Answer(units, word.strip().lower(), think.strip(), readable)
+        think, word = (whole[1], whole[2].lower()) if whole else ("", "")
+        return Answer(frozenset(int(number) for number in UNIT.findall(think)), word, think.strip(), whole is not None)
+    think, answer = inside(completion, "think"), inside(completion, "answer")
+    units = CODED_UNIT.findall(completion if think is None else think)
+    word = re.search(r"[^,;，；\s]+", completion if answer is None else answer)
+    return Answer(frozenset(int(number) for number in units), word[0] if word else "", (think or "").strip(), published_form(completion))
+
+
+def read_rewarded(completion: str) -> tuple[frozenset[int | str], str]:
+    """Units and emotion as the source's reward reads them (grpo_jsonl.py): another way than its evaluation's.
+
+    Returns:
+        What stands as `AU` and digits inside the first `<think>`, whatever the case: the number, or the text where no list has such a
+        unit, as AU04; and the text of the last `<answer>`, without tags the whole text, with its case.
+    """
+    tags = CODED_THINK.finditer(completion)
+    start = next((tag.end() for tag in tags if not tag[1]), None)
+    end = next((tag.start() for tag in tags if tag[1]), None)
+    named = re.findall(r"AU\d+", "" if start is None or end is None else completion[start:end].upper())
+    units = frozenset(int(found[1]) if (found := CODED_UNIT.fullmatch(text)) else text for text in named)
+    answer, place = completion, 0
+    while (opened := completion.find("<answer>", place)) >= 0 and (closed := completion.find("</answer>", opened)) >= 0:
+        answer, place = completion[opened + len("<answer>") : closed], closed
+    return units, answer.strip()
 
 
 def published_form(completion: str) -> bool:

@@ -3,11 +3,12 @@
 `TASK` reads `<answer>[{"shape": ..., "color": "#RRGGBB"}, ...]</answer>`, 1 to 3 items; `LIPS` reads
 `<answer>{"color": "#RRGGBB"}</answer>`.
 
-The colour score is `max(0, 1 - dE76 / 100)` in CIELAB. `paper` rewards as published (utils/reward.py and reward_lips.py of the source)
-but for two things: any string is a shape, and any text between the tags leaves them good. Three faults of theirs are repaired in
-`fixed`: F1 over matches of S >= .6 saturates (one colour matches everything), garbage outscores some answers, hex digits are
-never checked. There, accuracy is a soft F1 (matches weighted by S, optimal assignment), and it counts only where the answer is
-well formed throughout.
+The colour score is `max(0, 1 - dE76 / 100)` in CIELAB. `paper` rewards as published (utils/reward.py and reward_lips.py of the source):
+.3 for form (.3 tags, .3 JSON, .4 items or colour; each at least .2) + 1.0 for accuracy (.2 where unreadable). One thing differs: any
+string is a shape, since the renderer here has more than the source's three. Three faults of theirs are repaired in `fixed`: F1 over
+matches of S >= .6 saturates (one colour matches everything), garbage outscores some answers, hex digits are never checked. There,
+accuracy is a soft F1 (matches weighted by S, optimal assignment), and it counts only where the answer is well formed throughout; a
+lipstick earns its colour score alone.
 """
 
 import json
@@ -25,6 +26,7 @@ from policies.vlm.tasks.makeup_scores import (
     color_score,
     greedy_f1,
     look_metrics,
+    published_color_score,
     soft_f1,
 )
 from portraitkit.errors import DataError
@@ -40,26 +42,44 @@ def _score_look(completion: str, truth: list[Item], mode: Mode) -> Score:
 
 
 def _published_look(completion: str, truth: list[Item]) -> Score:
-    """Tags count around the whole answer only; what is no list of objects is unparseable; every object of a list is matched."""
-    body, tagged = _published_body(completion)
-    value = _read_json(body)[0] if body is not None else None
+    """Tags count around a list only; what is no list of objects is unparseable; every object of a list is matched."""
+    value, tagged = _read_published(completion, "[]")
     items: list[Any] = value if isinstance(value, list) and all(isinstance(item, dict) for item in value) else []
     good = [_has_color(item) and isinstance(item.get("shape"), str) for item in items]
-    schema = sum(1.0 if ok else PAPER_FLOOR for ok in good) / len(good) if good else PAPER_FLOOR
-    form = 0.3 * (1.0 if tagged else PAPER_FLOOR) + 0.3 * (1.0 if items else PAPER_FLOOR) + 0.4 * schema
-    named = [{"shape": str(item.get("shape", "")), "color": str(item.get("color", ""))} for item in items]
-    accuracy = greedy_f1(named, truth) if items else PAPER_FLOOR
-    return Score(0.3 * form + accuracy, {"format": 0.3 * form, "accuracy": accuracy}, _parsed(items, good))
+    form = _published_form(tagged, bool(items), sum(1.0 if ok else PAPER_FLOOR for ok in good) / len(good) if good else PAPER_FLOOR)
+    accuracy = greedy_f1(items, truth) if items else PAPER_FLOOR
+    return Score(form + accuracy, {"format": form, "accuracy": accuracy}, _parsed(items, good))
 
 
-def _published_body(completion: str) -> tuple[str | None, bool]:
-    """What stands in the tags, and whether they enclose the whole completion; those in a code fence are read, too."""
+def _published_lips(completion: str, truth: str) -> Score:
+    """The same around an object with a color; only a color with # is compared."""
+    value, tagged = _read_published(completion, "{}")
+    found = isinstance(value, dict) and "color" in value
+    good = found and _has_color(value)
+    form = _published_form(tagged, found, 1.0 if good else PAPER_FLOOR)
+    accuracy = published_color_score(value["color"], truth) if good else PAPER_FLOOR
+    return Score(form + accuracy, {"format": form, "color": accuracy}, {"color": value["color"]} if good else None)
+
+
+def _published_form(tagged: bool, found: bool, schema: float) -> float:
+    return 0.3 * (0.3 * (1.0 if tagged else PAPER_FLOOR) + 0.3 * (1.0 if found else PAPER_FLOOR) + 0.4 * schema)
+
+
+def _read_published(completion: str, brackets: str) -> tuple[Any, bool]:
+    """The JSON value in the tags, None where there is none, and whether tags with such brackets in them enclose the whole completion.
+
+    What stands in a code fence is read, too. NaN is read as Python reads it.
+    """
     text = completion.strip()
-    whole = re.fullmatch(r"<answer>(.*)</answer>", text, re.DOTALL)
-    if whole is None and text.startswith("```") and text.endswith("```"):
-        fenced = re.fullmatch(r"<answer>(.*)</answer>", "\n".join(text.split("\n")[1:-1]).strip(), re.DOTALL)
-        return fenced[1] if fenced else None, False
-    return (whole[1], True) if whole else (None, False)
+    fenced = text.startswith("```") and text.endswith("```")
+    if fenced:
+        text = "\n".join(text.split("\n")[1:-1]).strip()
+    if not (text.startswith("<answer>") and text.endswith("</answer>")):
+        return None, False
+    body = text.removeprefix("<answer>").removesuffix("</answer>").strip()
+    if not (body.startswith(brackets[0]) and body.endswith(brackets[1])):
+        return None, False
+    return _read_json(body, parse_constant=float)[0], not fenced
 
 
 def _has_color(item: dict[str, Any]) -> bool:
@@ -86,14 +106,12 @@ def _parsed(items: Sequence[Any], good: Sequence[bool]) -> list[Item] | None:
 
 def _score_lips(completion: str, truth: list[Item], mode: Mode) -> Score:
     if mode == "paper":
-        body, floor, rules = _published_body(completion)[0], PAPER_FLOOR, {}
-    else:
-        tagged = WHOLE.fullmatch(completion)
-        body, floor, rules = tagged[1] if tagged else None, 0.0, STRICT
-    answer = _read_json(body, **rules)[0] if body is not None else None
+        return _published_lips(completion, truth[0]["color"])
+    tagged = WHOLE.fullmatch(completion)
+    answer = _read_json(tagged[1], **STRICT)[0] if tagged else None
     color = answer.get("color") if isinstance(answer, dict) else None
     if not isinstance(color, str) or HEX.fullmatch(color) is None:
-        return Score(floor, {"color": floor}, None)
+        return Score(0.0, {"color": 0.0}, None)
     value = color_score(color, truth[0]["color"])
     return Score(value, {"color": value}, {"color": color})
 
@@ -146,9 +164,9 @@ def _write_look(items: Sequence[Item]) -> str:
 
 
 def _read_json(text: str, **strict: Any) -> tuple[Any, bool]:
-    """The JSON value in a text, and whether there is one; numbers that JSON does not know and deep nesting are not read."""
+    """The JSON value in a text, and whether there is one; NaN and Infinity (unless told otherwise) and deep nesting are not read."""
     try:
-        return json.loads(text, parse_constant=_refuse, **strict), True
+        return json.loads(text, **{"parse_constant": _refuse, **strict}), True
     except (ValueError, RecursionError):
         return None, False
 
@@ -203,7 +221,7 @@ LIPS = Task(
     prompt=prompts.LIPS,
     read_truth=_read_truth,
     score=_score_lips,
-    ranges={"paper": (0.0, 1.0), "fixed": (0.0, 1.0)},
+    ranges={"paper": (0.228, 1.3), "fixed": (0.0, 1.0)},
     perfect=lambda truth: f"<answer>{json.dumps({'color': truth[0]['color']})}</answer>",
     make_row=_make_lips_row,
     brief="Lipstick?",

@@ -48,6 +48,15 @@ def color_score(color: str, truth: str) -> float:
     return max(0.0, 1 - math.dist(hex_to_lab(color), hex_to_lab(truth)) / 100)
 
 
+def published_color_score(color: object, truth: str) -> float:
+    """`color_score` as published: any number of # before six digits, each two as Python's `int` reads them; .2 for anything else."""
+    digits = color.lstrip("#") if isinstance(color, str) else ""
+    try:
+        return color_score(f"#{digits}", truth) if len(digits) == 6 else 0.2
+    except ValueError:
+        return 0.2
+
+
 def similarity(item: Item, truth: Item) -> float:
     """S of two items: .7 colour + .3 shape, shape being 1 where equal and .2 where not; colour 0 where it is no hex colour."""
     shape = 1.0 if item["shape"] == truth["shape"] else 0.2
@@ -55,10 +64,17 @@ def similarity(item: Item, truth: Item) -> float:
     return 0.7 * color + 0.3 * shape
 
 
+def _published_similarity(item: Item, truth: Item) -> float:
+    """S as published, of whatever an answer holds: .2 for what is missing, empty or of another type."""
+    shape = 1.0 if truth["shape"] and item.get("shape") == truth["shape"] else 0.2
+    return 0.7 * published_color_score(item.get("color"), truth["color"]) + 0.3 * shape
+
+
 def greedy_f1(items: Sequence[Item], truth: Sequence[Item]) -> float:
     """The published accuracy: pairs of S >= .6, best first, one to one; then F1 of the counts."""
     pairs = sorted(
-        ((similarity(item, t), i, j) for i, item in enumerate(items) for j, t in enumerate(truth)), key=lambda pair: (-pair[0], *pair[1:])
+        ((_published_similarity(item, t), i, j) for i, item in enumerate(items) for j, t in enumerate(truth)),
+        key=lambda pair: (-pair[0], *pair[1:]),
     )
     used_items, used_truth = set(), set()
     for s, i, j in pairs:

@@ -31,11 +31,18 @@ def answer(think: str, word: str) -> str:
         (answer("(AU1)", "fear"), Expression(frozenset({1}), None), 2.5, 2.0),  # no label: .5 there, not scored here
         (answer("calm", "neutral"), Expression(frozenset(), "neutral"), 2.0, 3.0),  # nothing to name, nothing named
         (answer("(AU1)", "neutral"), Expression(None, "neutral"), 2.0, 2.0),
-        (answer("AU 4, au15 and AU01", "sadness"), SAD, 3.0, 3.0),
+        (answer("AU 4, au15 and AU01", "sadness"), SAD, 2.4, 3.0),  # theirs knows AU15, and a unit AU01 that nobody has
+        (answer("AU4AU15L LAU1", "sadness"), SAD, 3.0, 2.0),
+        (answer("(AU1) (AU4) (AU15) (AU150)", "sadness"), SAD, 2 + 6 / 7, 3.0),
+        ("<THINK>(AU1) (AU4) (AU15)</Think><answer>sadness</answer>", SAD, 2.0, 0.0),
         (answer("", "AU1 AU4 AU15"), SAD, 1.0, 0.0),  # named in the answer: not credited, and no one word
         ("<think></think><answer></answer>", Expression(frozenset(), "neutral"), 1.0, 0.0),  # an empty answer is none
         (answer("(AU1) <think>(AU4) (AU15)", "sadness"), SAD, 3.0, 0.0),  # theirs takes tags within tags
-        (answer("(AU1) (AU4) (AU15)", "sadness</answer><answer>fear"), SAD, 3.0, 0.0),
+        (answer("(AU1) (AU4) (AU15)", "sadness</answer><answer>fear"), SAD, 2.0, 0.0),  # theirs takes the last answer,
+        ("<think>AU4 so <answer>fear</answer> no</think><answer>anger</answer>", Expression(frozenset({4}), "anger"), 3.0, 0.0),
+        (answer("AU4", "anger") + " or <answer>fear</answer>", Expression(frozenset({4}), "anger"), 2.0, 0.0),
+        ("anger", Expression(frozenset({4}), "anger"), 1.0, 0.0),  # and without tags the whole text
+        ("<answer>fear</answer><answer>", Expression(None, "fear"), 1.0, 0.0),
         (answer("(AU1) (AU4) (AU15)", "sadness") + "\n", SAD, 2.0, 3.0),  # and no line break at the end
         ("<think>(AU1) (AU4) (AU15)</think><answer>", SAD, 1.0, 0.0),
         ("<answer>sadness</answer><think>(AU1) (AU4) (AU15)</think>", SAD, 2.0, 0.0),

@@ -56,11 +56,23 @@ def test_published_lists():
     assert metrics.rege(0.645, 31.7) == pytest.approx(96.2)  # EmoLA's own row
 
 
-def test_paper_mode_reads_tags_anywhere():
-    text = "Well: <think>(AU12)</think> so <answer> Happiness </answer> done"
+@pytest.mark.parametrize(
+    ("text", "units", "emotion"),
+    [
+        ("Well: <think>(AU12)</think> so <answer> happiness </answer> done", {12}, "happiness"),
+        ("<think>(AU12)</think><answer>Happiness, anger</answer>", {12}, "Happiness"),
+        ("<think>(AU12)</think><answer>；fear，anger</answer><answer>anger</answer>", {12}, "fear"),
+        ("sadness with AU4 and LAU10L", {4, 10}, "sadness"),
+        ("<THINK>AU4</THINK> au6", {4}, "<THINK>AU4</THINK>"),
+        ("<think>AU4AU12 AU07 AU 9 AU123 au1 AU4٣</think><answer></answer>", {4, 12}, ""),
+        ("", set(), ""),
+    ],
+)
+def test_paper_mode_reads_as_the_sources_evaluation_does(text, units, emotion):
+    """First word, with its case, the whole text where there are no tags: extract_au_pred_think and extract_label_pred_answer."""
     assert not metrics.read_answer(text).readable and metrics.read_answer(text).units == frozenset()
     read = metrics.read_answer(text, "paper")
-    assert (read.units, read.emotion, read.readable) == (frozenset({12}), "happiness", False)
+    assert (read.units, read.emotion) == (units, emotion)
 
 
 def test_confusion_has_a_column_for_what_is_no_emotion():

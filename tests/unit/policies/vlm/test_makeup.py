@@ -38,7 +38,8 @@ def test_colours_further_apart_than_100_earn_nothing():
     [
         ("no idea", 0.26),
         (tagged([{"shape": "x", "color": "#00FF00"}]), 0.30),  # valid but wrong
-        (tagged("[{broken"), 0.332),  # broken JSON in good tags outscores it: a proved fault
+        (tagged("[{broken]"), 0.332),  # broken JSON in good tags outscores it: a proved fault
+        (tagged("[{broken"), 0.26),  # their pattern of the tags asks for both brackets
         (tagged(TRUTH), 1.3),
         (tagged(TRUTH[:1]), 0.3 + 2 / 3),
         (tagged([TRUTH[1], TRUTH[0]]), 1.3),
@@ -60,7 +61,17 @@ def test_published_totals(completion, paper):
         (tagged([TRUTH[0], "x"]), 0.332),
         (tagged([TRUTH[0], {"color": "pink"}]), 0.3 * (0.6 + 0.4 * 0.6) + 0.5),  # one of two right, and both count
         (tagged([{"shape": "LIP_FULL_BASIC", "color": "#GGGGGG"}]), 0.3),  # hex digits are not checked
-        (tagged([{"shape": "LIP_FULL_BASIC", "color": "B03050"}]), 0.3 * (0.6 + 0.08)),
+        (tagged([{"shape": "LIP_FULL_BASIC", "color": "B03050"}]), 0.3 * (0.6 + 0.08) + 2 / 3),  # colours without # are compared
+        (tagged([{"shape": "LIP_FULL_BASIC", "color": "##B03050"}]), 0.3 * (0.6 + 0.08) + 2 / 3),
+        (tagged([{"shape": "LIP_FULL_BASIC", "color": "# F00 0"}]), 0.3),
+        (tagged([{"shape": ["LIP_FULL_BASIC"], "color": "#B03050"}]), 0.3 * (0.6 + 0.08) + 2 / 3),  # S = .7 + .06
+        (tagged([{"shape": "LIP_FULL_BASIC", "color": 7}]), 0.3 * (0.6 + 0.08)),
+        (tagged("\u00a0" + json.dumps(TRUTH) + "\u2003"), 1.3),
+        (tagged(json.dumps(TRUTH)[:-2] + ', "alpha": NaN}]'), 1.3),
+        (tagged(json.dumps(TRUTH)[:-2] + ', "alpha": 1' + "0" * 5000 + "}]"), 0.332),  # no int of Python's
+        (tagged(TRUTH[0]), 0.26),
+        ("``````", 0.26),
+        ("```" + tagged(TRUTH) + "```", 0.26),
         (tagged([{}]), 0.204),
         (tagged(TRUTH) * 2, 0.332),
     ],
@@ -71,11 +82,31 @@ def test_what_the_published_code_pays_for_answers_of_another_form(completion, pa
 
 
 @pytest.mark.parametrize(
-    "completion", ["pink", '{"color": "#B03050"}', tagged({"color": "B03050"}), tagged({"colour": "#B03050"}), tagged('{"color"')]
+    ("completion", "paper", "fixed"),
+    [
+        (tagged({"color": "#D63027"}), 1.1906, 0.8906),
+        (tagged({"color": "#DC3813"}), 1.3, 1.0),
+        (tagged('\u00a0{"color": "#DC3813", "why": NaN}'), 1.3, 0.0),
+        ("```\n" + tagged({"color": "#DC3813"}) + "\n```", 1.228, 0.0),
+        (tagged({"color": "#00FFFF"}), 0.3, 0.0),  # further away than 100
+        (tagged({"color": "#GGGGGG"}), 0.5, 0.0),
+        (tagged({"color": "DC3813"}), 0.404, 0.0),  # no #: nothing is compared
+        (tagged({"color": 7}), 0.404, 0.0),
+        (tagged({"colour": "#DC3813"}), 0.332, 0.0),
+        (tagged('{"color"}'), 0.332, 0.0),
+        (tagged('{"color"'), 0.26, 0.0),
+        (tagged([{"color": "#DC3813"}]), 0.26, 0.0),
+        ('{"color": "#DC3813"}', 0.26, 0.0),
+        ("pink", 0.26, 0.0),
+    ],
 )
-def test_lips_that_cannot_be_read_earn_the_published_floor_in_paper_only(completion):
-    assert LIPS.score(completion, TRUTH, "paper").reward == 0.2
-    assert LIPS.score(completion, TRUTH, "fixed").reward == 0
+def test_published_totals_of_lips(completion, paper, fixed):
+    """By hand from utils/reward_lips.py of the source: .3 FormatReward + AccuracyReward; the first two are its documented figures."""
+    truth = [{"shape": "LIP_FULL_BASIC", "color": "#DC3813"}]
+    assert LIPS.score(completion, truth, "paper").reward == pytest.approx(paper, abs=1e-4)
+    assert LIPS.score(completion, truth, "fixed").reward == pytest.approx(fixed, abs=1e-4)
+    low, high = LIPS.ranges["paper"]
+    assert low <= LIPS.score(completion, truth, "paper").reward <= high
 
 
 def test_what_was_parsed_is_json():
@@ -96,7 +127,7 @@ def test_what_rows_are_refused_for_makes_an_answer_malformed_in_fixed(junk, name
     assert TASK.score(tagged(look), TRUTH[:1], "paper").reward == pytest.approx(1.3)
     assert TASK.score(tagged(look), TRUTH[:1], "fixed").reward == pytest.approx(0.09) and read_look(tagged(look)) is None
     lips = f'{{{junk}"color": "#B03050"}}'
-    assert LIPS.score(tagged(lips), TRUTH, "paper").reward == pytest.approx(1.0)
+    assert LIPS.score(tagged(lips), TRUTH, "paper").reward == pytest.approx(1.3)
     if names != "shape":
         assert LIPS.score(tagged(lips), TRUTH, "fixed").reward == 0
 
