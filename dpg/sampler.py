@@ -158,6 +158,7 @@ class Sampler:
         std: float | Float[Tensor, "..."],
         noise: Float[Tensor, "..."],
         keep: int = 1,
+        gaussian: bool = False,
     ) -> Float[Tensor, " batch *kept"]:
         """See `dpg.sde.log_ratio`."""
         _check_sampler(self.name)
@@ -170,7 +171,7 @@ class Sampler:
             raise ValueError("std must be above 0: a deterministic step has no ratio")
         noise = noise.detach().to(work)
         shift = gap / scale
-        terms = -shift * (noise + shift / 2) * (2 * scale**2 if self.name == "cps" else 1)
+        terms = -shift * (noise + shift / 2) * (2 * scale**2 if self.name == "cps" and not gaussian else 1)
         return terms.flatten(keep).mean(-1)
 
 

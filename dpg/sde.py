@@ -152,6 +152,7 @@ def log_ratio(
     *,
     sampler: str = "flow_sde",
     keep: int = 1,
+    gaussian: bool = False,
 ) -> Float[Tensor, " batch *kept"]:
     """log p_new(x') - log p_old(x') of a taken step, in the form that does not know lam (I).
 
@@ -161,7 +162,7 @@ def log_ratio(
     is a function of the drawn step that does not depend on the policy, so the ratio of the step as drawn is the exact
     weight of all that follows from it, while rounding errors divided by sig_new would be noise in it.
 
-    `cps` keeps the normalisation of its `log_prob`: the same times `2 sig_step^2`.
+    `cps` keeps the normalisation of its `log_prob`: the same times `2 sig_step^2`, unless `gaussian`.
 
     All arguments broadcast over the batch: a first drawn step that a group shares may pass means of batch 1 with the
     noise of every member, and the gradient reaches the one mean summed.
@@ -173,6 +174,7 @@ def log_ratio(
         noise: the standard normal z that the step was taken with, `(batch, ...)`.
         sampler: one of `SAMPLERS`.
         keep: leading dimensions that are kept; 2 gives one ratio a token, whose mean over tokens is the sample's.
+        gaussian: that of the normal law whatever the sampler, as GRPO-Guard needs it, which adds a Gaussian KL.
 
     Returns:
         `(batch,)` or more, mean over all other dimensions, float32 or float64.
@@ -181,4 +183,4 @@ def log_ratio(
         ValueError: an unknown sampler.
         ValueError: std is not above 0; a deterministic step has no ratio.
     """
-    return Sampler(sampler).log_ratio(mean_new, mean_old, std, noise, keep)
+    return Sampler(sampler).log_ratio(mean_new, mean_old, std, noise, keep, gaussian)

@@ -81,7 +81,7 @@ class Options:
     """
 
     REMOVED: ClassVar[dict[str, str]] = {}
-    """Options that the command had once, and what to use in their place."""
+    """Options that the command had once, and values ("option value") that one had, with what to use in their place."""
 
     @classmethod
     def of(cls, **values: Any) -> Self:
@@ -258,8 +258,9 @@ def _types(cls: type) -> dict[str, Any]:
 def _read_recipe(path: Path, cls: type[Options]) -> dict[str, Any]:
     values, types = {}, _types(cls)
     for key, value in _read_toml(path).items():
-        if key in cls.REMOVED:
-            raise ConfigError(f"{path}: the option {key} is gone: {cls.REMOVED[key]}")
+        gone = key if key in cls.REMOVED else f"{key} {value}"
+        if gone in cls.REMOVED:
+            raise ConfigError(f"{path}: the option {gone} is gone: {cls.REMOVED[gone]}")
         if key not in types:
             raise ConfigError(f"{path}: unknown option {key!r}{nearest(key, types)}")
         try:
@@ -355,6 +356,9 @@ def _options_given(argv: list[str], cls: type[Options], prog: str) -> dict[str, 
         if name in given and get_origin(types.get(name)) is tuple:
             raise ConfigError(f"{flag} is given twice: give all its values after one {flag}")
         values = given[name] = [value] if equals else []
+    for name, words in given.items():
+        if words and (gone := f"{name} {words[0]}") in cls.REMOVED:
+            raise ConfigError(f"--{name.replace('_', '-')} {words[0]} is gone: {cls.REMOVED[gone]}")
     return given
 
 

@@ -3,7 +3,7 @@
 Log-probabilities are means over a sample's dimensions, as in Flow-GRPO (arXiv 2505.05470): clip ranges of 1e-4 to 1e-5 follow from that.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +19,7 @@ class Advantages(NamedTuple):
 
 
 def _by_group(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Centred values (0 where not finite), standard deviation and spread of each one's group, and the finite mask."""
+    """Centred values (0 where not finite), standard deviation (ddof 1) and spread of each one's group, and the finite mask."""
     finite = values.isfinite()
     _, index = torch.unique(groups, return_inverse=True)
     count_of = int(index.max()) + 1 if len(index) else 0
@@ -30,12 +30,12 @@ def _by_group(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, T
 
     count = total(finite.double())
     mean = total(known) / count.clamp_min(1)
-    centred = torch.where(finite, known - mean[index], 0.0)
-    std = (total(centred.square()) / (count - 1).clamp_min(1)).sqrt()
     extreme = torch.zeros(count_of, dtype=torch.float64, device=values.device)
     high = extreme.scatter_reduce(0, index, torch.where(finite, known, -torch.inf), "amax", include_self=False)
     low = extreme.scatter_reduce(0, index, torch.where(finite, known, torch.inf), "amin", include_self=False)
     spread = (high - low).clamp_min(0).nan_to_num(0.0)
+    centred = torch.where(finite & (spread[index] > 0), known - mean[index], 0.0)
+    std = (total(centred.square()) / (count - 1).clamp_min(1)).sqrt()
     return centred, std[index], spread, finite
 
 
@@ -54,11 +54,12 @@ def group_advantages(
         groups: equal numbers make a group, in any order.
         eps: added to the standard deviation.
         clip: largest magnitude.
-        global_std: divide by the standard deviation of all centred rewards instead of the group's.
+        global_std: divide by the standard deviation (ddof 0) of all rewards as they are, as Flow-GRPO's code does, instead of the group's
+            (ddof 1, as torch has it). TRL's `scale_rewards="batch"` takes ddof 1 there.
     """
     centred, std, spread, finite = _by_group(rewards, groups)
     if global_std:
-        std = centred[finite].std() if int(finite.sum()) > 1 else torch.zeros_like(centred[:1]).sum()
+        std = rewards[finite].double().std(correction=0) if bool(finite.any()) else torch.zeros_like(centred[:1]).sum()
     _, index = torch.unique(groups, return_inverse=True)
     alike = spread[index] == 0
     values = torch.where(alike | ~finite, 0.0, centred / (std + eps)).clamp(-clip, clip)
@@ -68,7 +69,7 @@ def group_advantages(
 def normalise_then_sum(
     parts: dict[str, Float[Tensor, " n"]], groups: Int[Tensor, " n"], weights: dict[str, float], *, eps: float = 1e-4
 ) -> Float[Tensor, " n"]:
-    """Each reward standardised in its group, then the weighted sum (GDPO, arXiv 2601.05242; MixGRPO, arXiv 2507.21802).
+    """Each reward standardised in its group (ddof 1), then the weighted sum: zero-mean in every group.
 
     A part that is not finite for a sample adds nothing to it; a sample without any finite part is NaN.
     """
@@ -81,6 +82,34 @@ def normalise_then_sum(
     if total is None or any_finite is None:
         raise ValueError("parts is empty: at least one reward is needed")
     return torch.where(any_finite, total, torch.nan).to(next(iter(parts.values())).dtype)
+
+
+def per_reward_advantages(
+    parts: dict[str, Float[Tensor, " n"]],
+    groups: Int[Tensor, " n"],
+    weights: dict[str, float],
+    scale: Literal["mixgrpo", "gdpo"],
+    *,
+    clip: float = 5.0,
+) -> Advantages:
+    """Advantages of several rewards that are standardised each on its own before they are summed, clipped.
+
+    The sum is not standardised in the group again: rewards that cancel out would be blown up to unit spread.
+
+    Args:
+        parts: of `normalise_then_sum`.
+        groups: equal numbers make a group.
+        weights: of the rewards.
+        scale: `mixgrpo` takes the sum as it is (arXiv 2507.21802 and its code, whose eps is 1e-8); `gdpo` divides by its standard deviation
+            (ddof 1) over the batch + 1e-4 (arXiv 2601.05242; TRL's `normalize_then_sum`, which adds 1e-4 in the groups, too).
+        clip: largest magnitude.
+    """
+    total = normalise_then_sum(parts, groups, weights, eps=1e-8 if scale == "mixgrpo" else 1e-4)
+    _, _, spread, finite = _by_group(total, groups)
+    if scale == "gdpo" and int(finite.sum()) > 1:
+        total = total / (total[finite].std() + 1e-4)
+    values = torch.where(finite, total, 0.0).clamp(-clip, clip)
+    return Advantages(values, int((spread == 0).sum()), int((~finite).sum()))
 
 
 def local_advantages(
@@ -131,6 +160,7 @@ def guard_log_ratio(
 ) -> Float[Tensor, " n"]:
     """GRPO-Guard's standardised log-ratio (arXiv 2510.22319): `(log r + mean(dmu^2) / (2 std^2)) std`.
 
-    The added term cancels the log-ratio's negative mean, the factor its dependence on the noise level of the step.
+    `log_ratio` is the Gaussian one, for `cps`, too: `Sampler.log_ratio(..., gaussian=True)`. The added term cancels its negative mean, the
+    factor its dependence on the noise level of the step.
     """
     return (log_ratio + gaussian_kl(mean_new, mean_old, std)) * std

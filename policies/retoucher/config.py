@@ -163,12 +163,13 @@ class RewardOptions(Options):
     """Seconds without any value from the workers after which the run saves a checkpoint and stops."""
     combine: Literal["product", "sum", "minimum"] = "product"
     """How the rewards of a candidate become one."""
-    advantage: Literal["combined", "per_reward"] = "combined"
-    """Normalise the combined reward in its group, or each reward on its own before they are summed (GDPO, MixGRPO)."""
+    advantage: Literal["combined", "mixgrpo", "gdpo"] = "combined"
+    """Standardise the combined reward in its group, or each reward on its own before they are summed: mixgrpo takes that sum as it is, gdpo
+    divides it by its deviation over the batch."""
     credit: Literal["photo", "local"] = "photo"
     """Credit every token of a candidate with the whole reward, or with what its own part of the picture added to it."""
     global_std: bool = False
-    """Divide by the standard deviation of the whole batch instead of the group's."""
+    """Divide by the standard deviation of all the step's rewards as they are (ddof 0, Flow-GRPO's), not by the group's own (ddof 1)."""
     max_unscorable: Share = 0.25
     """Stop when more than this share of a step's candidates could not be scored."""
 
@@ -260,6 +261,7 @@ class RetoucherConfig(
     REMOVED: ClassVar[dict[str, str]] = {
         "baseline_noise": "evaluations always start from the same noise",
         "adam_epsilon": "it is AdamW's own, 1e-8",
+        "advantage per_reward": "give mixgrpo (the sum of standardised rewards as it is) or gdpo (divided by its deviation over the batch)",
         "advantage_clip": "advantages are clipped to 5, as Flow-GRPO does",
         "max_bad_updates": "a run stops after more than 5 updates in a row that are not finite; lower --learning-rate or --max-grad-norm",
     }
@@ -291,6 +293,8 @@ class RetoucherConfig(
             raise ConfigError(f"--segments {self.segments}: at most --num-steps ({self.num_steps}), one drawn step a segment")
         if self.credit == "local" and (self.advantage, self.ratio, self.global_std) != ("combined", "ppo", False):
             raise ConfigError("--credit local: goes with --advantage combined, --ratio ppo and --no-global-std; leave those options out")
+        if self.global_std and self.advantage != "combined":
+            raise ConfigError(f"--global-std: goes with --advantage combined, not with {self.advantage}; leave one of them out")
         if self.reward_weights and len(self.reward_weights) != len(self.all_rewards):
             raise ConfigError(
                 f"--reward-weights has {len(self.reward_weights)} values for {len(self.all_rewards)} rewards: give one each, or none"

@@ -27,7 +27,7 @@ from policies.retoucher.rank_groups import NO_SCORES, GroupScores, RankGroups, g
 from policies.retoucher.rollout import mix
 from policies.retoucher.update import NO_FIGURES, UpdateFigures, accumulate_gradients, base_policy
 from portraitkit.errors import TrainingStopped
-from portraitkit.grpo import Advantages, group_advantages, local_advantages, normalise_then_sum
+from portraitkit.grpo import Advantages, group_advantages, local_advantages, per_reward_advantages
 from reward_models.credit import local_credit, to_tokens
 from reward_models.reward_set import RewardSet, agreement_in_groups, judged_reward
 
@@ -186,8 +186,9 @@ class Trainer:
 
     def _advantages(self, parts: dict[str, Tensor], rewards: Tensor, groups: Tensor) -> Advantages:
         config = self.config
-        if config.advantage == "per_reward":
-            rewards = self.rewards.drop_unscored(normalise_then_sum(parts, groups, self.rewards.weights), parts)
+        if config.advantage != "combined":
+            scored = {name: self.rewards.drop_unscored(part, parts) for name, part in parts.items()}
+            return per_reward_advantages(scored, groups, self.rewards.weights, config.advantage)
         return group_advantages(rewards, groups, global_std=config.global_std)
 
     def _rank_advantages(self, rolled: RankGroups, scores: GroupScores, rewards: Tensor, values: Tensor, groups: Tensor) -> Tensor:

@@ -139,8 +139,9 @@ def _step_terms(
     mean = mean_of_policy()
     evaluations = 3 * len(x) * backbone.forwards
     old = step.mean[rows]
-    ratio = step.sampler.log_ratio(mean[spread], old[spread], std, step.noise[members], keep=advantages.ndim)
-    if loss.ratio == "guard":
+    guard = loss.ratio == "guard"
+    ratio = step.sampler.log_ratio(mean[spread], old[spread], std, step.noise[members], keep=advantages.ndim, gaussian=guard)
+    if guard:
         ratio = guard_log_ratio(ratio, old[spread], mean[spread], std)
     surrogate = clipped_surrogate(ratio, advantages[members], loss.clip_range).reshape(len(members), -1).mean(1)
     kl = torch.zeros_like(surrogate)

@@ -25,3 +25,14 @@ def test_help_is_in_groups_and_shows_the_defaults_of_the_backbone(capsys):
 def test_an_option_that_is_gone_says_what_to_do():
     with pytest.raises(ConfigError, match="^--advantage-clip is gone: advantages are clipped to 5, as Flow-GRPO does$"):
         load_config(RetoucherConfig, ["--advantage-clip", "3"], prog="align-retoucher")
+
+
+def test_the_value_of_an_option_that_is_gone_names_the_new_ones(tmp_path):
+    with pytest.raises(ConfigError, match="^--advantage per_reward is gone: give mixgrpo .* or gdpo"):
+        load_config(RetoucherConfig, ["--advantage", "per_reward"], prog="align-retoucher")
+    recipe = tmp_path / "old.toml"
+    recipe.write_text('advantage = "per_reward"\n')
+    with pytest.raises(ConfigError, match="the option advantage per_reward is gone: give mixgrpo .* or gdpo"):
+        load_config(RetoucherConfig, ["--config", str(recipe)], prog="align-retoucher")
+    with pytest.raises(ConfigError, match="^--global-std: goes with --advantage combined, not with gdpo"):
+        load_config(RetoucherConfig, ["--advantage", "gdpo", "--global-std"], prog="align-retoucher")

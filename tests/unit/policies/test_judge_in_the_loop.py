@@ -70,7 +70,7 @@ def photos_of_two(source):
     return (photos.source + noise).clamp(0, 1), photos
 
 
-@pytest.mark.parametrize(("form", "advantage"), [("score", "combined"), ("win_rate", "per_reward")])
+@pytest.mark.parametrize(("form", "advantage"), [("score", "combined"), ("win_rate", "gdpo")])
 def test_a_step_counts_what_the_judge_said(config, source, form, advantage):
     from dataclasses import replace
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from policies.retoucher.rollout import Rollout, roll_out
-from policies.retoucher.update import accumulate_gradients, base_policy
+from policies.retoucher.update import Loss, _step_terms, accumulate_gradients, base_policy
 
 
 def prepared(trainer, config, seed=0):
@@ -51,6 +51,24 @@ def test_ratio_is_one_before_any_update(make_trainer, config, advantages, sample
     figures, _ = gradients(trainer, trainer.config, condition, rollout, advantages)
     assert figures.ratio_deviation < 1e-6
     assert figures.clipped == 0
+
+
+@pytest.mark.parametrize("sampler", ["flow_sde", "cps"])
+def test_the_guarded_ratio_of_an_update_is_the_noise_times_the_means_shift(make_trainer, config, advantages, sampler):
+    """For cps, too, whose own log-ratio has another unit than the KL that GRPO-Guard adds."""
+    trainer = make_trainer(config, sampler=sampler)
+    condition, rollout = prepared(trainer, trainer.config)
+    with torch.no_grad():
+        for parameter in trainer.adapter.values():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    step = unshare(rollout).steps[0]
+    rows = torch.arange(8)
+    terms = _step_terms(trainer.backbone, condition, rollout, step, advantages, rows, Loss(ratio="guard"))
+    with torch.no_grad():
+        v = trainer.backbone.velocity(step.x, float(step.sigma), condition.select(rollout.photo_of))
+    want = (step.noise * (step.mean_under(v) - step.mean)).flatten(1).mean(1)
+    assert want.abs().max() > 1e-5
+    torch.testing.assert_close(terms.log_ratio.detach(), want, rtol=1e-3, atol=1e-7)
 
 
 def test_the_shared_step_has_the_gradient_of_the_unshared_one(make_trainer, config, advantages):
