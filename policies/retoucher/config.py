@@ -207,6 +207,13 @@ class UpdateOptions(Options):
     """Of AdamW."""
     clip_range: Positive = 1e-4
     """Clip range of the ratio; small, because log-probabilities are means over the latent's dimensions. 1e-4 is Flow-GRPO's."""
+    loss: Literal["grpo", "nft"] = "grpo"
+    """grpo: the clipped likelihood ratio of the stochastic steps. nft: DiffusionNFT, the velocity regressed towards better and away from
+    worse candidates, whatever sampled them; with --no-dpg plain ODEs, each from its own noise (--no-shared-noise)."""
+    noise_levels: AtLeast1 = 2
+    """With --loss nft: noise levels of the sampler, drawn anew each training step, that candidates are learned from."""
+    anchor_weight: NotNegative = 0.0
+    """With --loss nft: weight of a photo's anchor, learned from as its best candidate, against all candidates of the photo."""
     ratio: Literal["ppo", "guard"] = "ppo"
     """Likelihood ratio as it is, or standardised per step as GRPO-Guard does."""
     kl_beta: NotNegative = 0.0
@@ -267,11 +274,7 @@ class RetoucherConfig(
     }
 
     def check(self) -> None:
-        """Refuse options that contradict each other, before any model is loaded.
-
-        Raises:
-            ConfigError: the first such pair, with the way out.
-        """
+        """Refuse options that contradict each other, before any model is loaded: ConfigError for the first, with the way out."""
         if self.updates_per_step > self.photos_per_step:
             raise ConfigError(f"--updates-per-step {self.updates_per_step}: at most --photos-per-step ({self.photos_per_step})")
         if not self.reward_worker_patience >= self.reward_worker_timeout:
@@ -295,24 +298,25 @@ class RetoucherConfig(
             raise ConfigError("--credit local: goes with --advantage combined, --ratio ppo and --no-global-std; leave those options out")
         if self.global_std and self.advantage != "combined":
             raise ConfigError(f"--global-std: goes with --advantage combined, not with {self.advantage}; leave one of them out")
+        if self.loss == "nft" and (self.sharding != "none" or (self.shared_noise and not self.dpg)):
+            raise ConfigError("--loss nft: goes with --no-shared-noise unless --dpg draws stochastic steps, and not with --sharding")
+        if self.anchor_weight > 0 and self.loss != "nft":
+            raise ConfigError(f"--anchor-weight {self.anchor_weight:g}: is of --loss nft; add that, or leave it out")
         if self.reward_weights and len(self.reward_weights) != len(self.all_rewards):
             raise ConfigError(
                 f"--reward-weights has {len(self.reward_weights)} values for {len(self.all_rewards)} rewards: give one each, or none"
             )
 
     def check_photos(self) -> None:
-        """Refuse a folder of photos by its list, before any is opened.
-
-        Raises:
-            DataError: no folder, nothing in it, or a photo without an anchor that needs one.
-        """
+        """DataError where the folder or all photos are missing, or a photo lacks an anchor that is needed, before any is opened."""
         if self.photos == "embedded":
             return
         from preference_data.pair_set import list_photos
 
         listed = list_photos(Path(self.photos))
         bare = [(line, row["file_name"]) for line, row in zip(listed.lines, listed.rows, strict=True) if not row.get("anchor_file_name")]
-        needed = self.anchors == "file" or (self.anchors is None and (self.ablate or (self.dpg and self.anchor != "none")))
+        guided = (self.dpg or self.anchor_weight > 0) and self.anchor != "none"
+        needed = self.anchors == "file" or (self.anchors is None and (self.ablate or guided))
         if bare and needed:
             first = f"the first: line {bare[0][0]}, {bare[0][1]}"
             raise DataError(
@@ -322,12 +326,7 @@ class RetoucherConfig(
             )
 
     def scheduler(self, sigmas: Sequence[float], iteration: int) -> "DPGScheduler":
-        """The scheduler that takes the steps of a rollout, its stochastic ones drawn: equal seed and iteration draw equal steps.
-
-        Args:
-            sigmas: noise levels from 1 to 0, one more than there are steps.
-            iteration: training step.
-        """
+        """The scheduler that takes the steps between `sigmas`, from 1 to 0; seed and training step draw its stochastic ones."""
         from dpg.scheduler import DPGScheduler
 
         scheduler = DPGScheduler(
@@ -344,15 +343,11 @@ class RetoucherConfig(
             lambda_target="mean" if self.anchor == "none" else "anchor",
         )
         scheduler.set_timesteps(sigmas=list(sigmas[:-1]))
-        scheduler.draw(self.seed, iteration=iteration, record=True)
+        scheduler.draw(self.seed, iteration=iteration, record=True, steps=[] if self.plain_rollouts else None)
         return scheduler
 
     def check_sampling(self) -> None:
-        """Refuse sampling settings that cannot train anything, before a model is loaded.
-
-        Raises:
-            ConfigError: the window does not fit, the sampler refuses eta, or no step can be stochastic.
-        """
+        """ConfigError where the window does not fit, the sampler refuses eta, or no step can be stochastic, before a model is loaded."""
         sigmas = [1 - step / self.num_steps for step in range(self.num_steps + 1)]
         try:
             scheduler = self.scheduler(sigmas, 0)
@@ -361,18 +356,23 @@ class RetoucherConfig(
                 scheduler.sampler.coefficients(sigmas[drawn[0]], sigmas[drawn[0] + 1])
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        if not drawn:
+        if not drawn and not self.plain_rollouts:
             raise ConfigError(
                 f"--num-steps {self.num_steps}, --window {self.window}, --lam-max {self.lam_max}: no step can be stochastic "
                 "(the last one never is, nor one with guidance 1); take more steps or less guidance"
             )
 
     @property
-    def loss(self) -> "Loss":
+    def plain_rollouts(self) -> bool:
+        """Whether candidates are drawn by the plain ODE, without a stochastic step."""
+        return self.loss == "nft" and not self.dpg
+
+    @property
+    def objective(self) -> "Loss":
         """What an update minimises."""
         from policies.retoucher.update import Loss
 
-        return Loss(self.clip_range, self.ratio, self.kl_beta, self.step_weight)
+        return Loss(self.clip_range, self.ratio, self.kl_beta, self.step_weight, anchor_weight=self.anchor_weight)
 
     @property
     def groups(self) -> "GroupSettings":
@@ -384,7 +384,7 @@ class RetoucherConfig(
             groups_per_step=self.photos_per_step,
             group_size=self.group_size,
             shared_noise=self.shared_noise,
-            anchor=self.anchor if self.dpg else "none",
+            anchor=self.anchor if self.dpg or self.anchor_weight > 0 else "none",
             seed=self.seed,
             micro_batch=self.micro_batch,
             bf16=self.bf16_rollouts,

@@ -114,6 +114,7 @@ class RankGroups:
     rollout: Rollout  # of all their candidates
     candidates: Float[Tensor, "members 3 h w"]  # RGB, [0, 1], one a member of the rollout
     photos: Photos  # one a group
+    anchors: Latents | None  # theirs, encoded; None where nothing needs them
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def roll_out_groups(
         {name: sum(count[name] for count in new) for name in new[0]} if new else {},
         verifiable_reward(rewards, scored.parts, scored.candidates, batch.photos, scored.rollout.photo_of).cpu() if new else None,
     )
-    return RankGroups(groups, condition, scored.rollout, scored.candidates, batch.photos), scores
+    return RankGroups(groups, condition, scored.rollout, scored.candidates, batch.photos, anchors), scores
 
 
 def gather_scores(processes: Processes, scores: GroupScores, group_size: int) -> GroupScores:

@@ -17,6 +17,7 @@ from torch import Tensor
 from policies.retoucher.alarms import Alarms
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.evaluate import Evaluation, EvaluationSet, evaluate_policy, evaluation_set
+from policies.retoucher.forward_loss import accumulate_forward_gradients, forward_noise
 from policies.retoucher.micro_batch import MicroBatch
 from policies.retoucher.model.adapter import load_lora, save_lora
 from policies.retoucher.model.backbone import Backbone, sample_ode
@@ -214,17 +215,32 @@ class Trainer:
         if rolled is not None and advantages is not None:
             rows = torch.tensor([row for row, group in enumerate(rolled.groups) if group in photos], dtype=torch.long)
             count = len(photos) * config.group_size
+            levels = {"seed": config.seed, "iteration": self.progress.step}
+            noise = forward_noise(self.backbone, self.sigmas, config.noise_levels, rolled.groups, **levels) if config.loss == "nft" else {}
             in_step = self.processes.largest if config.sharding == "fsdp2" else None
 
             def accumulate(batch: int) -> UpdateFigures:
                 self.optimizer.zero_grad(set_to_none=True)  # an attempt that ran out of memory has left some
+                if config.loss == "nft":
+                    return accumulate_forward_gradients(
+                        self.backbone,
+                        rolled.condition,
+                        rolled.rollout,
+                        advantages,
+                        rows,
+                        config.objective,
+                        noise=noise,
+                        anchors=rolled.anchors,
+                        micro_batch=batch,
+                        candidates=count,
+                    )
                 return accumulate_gradients(
                     self.backbone,
                     rolled.condition,
                     rolled.rollout,
                     advantages,
                     rows,
-                    config.loss,
+                    config.objective,
                     micro_batch=batch,
                     candidates=count,
                     in_step=in_step,

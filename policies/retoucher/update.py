@@ -24,6 +24,8 @@ class Loss:
     ratio: Literal["ppo", "guard"] = "ppo"  # the likelihood ratio as it is, or standardised per step as GRPO-Guard does
     kl_beta: float = 0.0  # weight of the Gaussian KL to the base policy
     step_weight: Literal["equal", "attenuation"] = "equal"  # of a guided step: 1, or "attenuation", 1 - lam
+    beta: float = 1.0  # of DiffusionNFT's implicit policies
+    anchor_weight: float = 0.0  # of an anchor against all candidates of its photo, with DiffusionNFT
 
 
 @dataclass(frozen=True)

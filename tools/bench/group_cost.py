@@ -80,7 +80,7 @@ def optimise_group(trainer: Trainer, config: RetoucherConfig, group: Group, numb
     advantages = group.advantages(rollout)
     judged = clock(config.device)
     trainer.optimizer.zero_grad(set_to_none=True)
-    unit = (trainer.backbone, group.condition, rollout, advantages, torch.arange(1), config.loss)
+    unit = (trainer.backbone, group.condition, rollout, advantages, torch.arange(1), config.objective)
     figures = accumulate_gradients(*unit, micro_batch=config.micro_batch)
     trainer.optimizer.step()
     done = clock(config.device)

@@ -68,7 +68,7 @@ def test_gradients_of_the_parts_add_up_to_that_of_the_whole(make_trainer, config
         own, _ = roll_out_groups(trainer.backbone, trainer.source, trainer.rewards, scheduler, config.groups, 0, groups)
         trainer.optimizer.zero_grad(set_to_none=True)
         mine = advantages.view(3, 4)[groups].flatten()
-        given = (trainer.backbone, own.condition, own.rollout, mine, torch.arange(len(groups)), config.loss)
+        given = (trainer.backbone, own.condition, own.rollout, mine, torch.arange(len(groups)), config.objective)
         in_step = (lambda calls: [count + 2 for count in calls]) if extra else None
         figures = accumulate_gradients(*given, micro_batch=config.micro_batch, candidates=12, in_step=in_step)
         return figures, {name: p.grad.clone() for name, p in trainer.adapter.items() if p.grad is not None}

@@ -29,7 +29,9 @@ def prepared(trainer, config, seed=0):
 def gradients(trainer, config, condition, rollout, advantages):
     trainer.optimizer.zero_grad(set_to_none=True)
     photos = torch.arange(len(condition))
-    figures = accumulate_gradients(trainer.backbone, condition, rollout, advantages, photos, config.loss, micro_batch=config.micro_batch)
+    figures = accumulate_gradients(
+        trainer.backbone, condition, rollout, advantages, photos, config.objective, micro_batch=config.micro_batch
+    )
     grads = {name: p.grad.clone() for name, p in trainer.adapter.items() if p.grad is not None}
     return figures, grads
 
