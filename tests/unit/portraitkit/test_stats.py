@@ -6,9 +6,20 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
-from portraitkit.stats import EXACT, _count, _estimate, bootstrap_interval, holm, paired_change, sign_flip_test, wilson_interval
+from portraitkit.stats import (
+    EXACT,
+    _count,
+    _estimate,
+    bootstrap_interval,
+    holm,
+    paired_change,
+    rank_correlation,
+    sign_flip_test,
+    wilson_interval,
+)
 
 NORMAL = (lambda n, g: torch.randn(n, generator=g, dtype=torch.float64), 0.0)
 EXPONENTIAL = (lambda n, g: torch.empty(n, dtype=torch.float64).exponential_(generator=g), 1.0)
@@ -119,3 +130,32 @@ def test_sign_flips_of_many_have_no_floor():
 def test_holm_leaves_out_what_is_unknown():
     corrected = holm([0.01, 0.04, math.nan, 0.03])
     assert corrected[:2] + corrected[3:] == pytest.approx([0.03, 0.06, 0.06]) and math.isnan(corrected[2])
+
+
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_wilson_intervals_are_scipys(level):
+    for wins, votes in itertools.product(range(0, 31, 3), (30, 31, 200)):
+        theirs = scipy.stats.binomtest(wins, votes).proportion_ci(level, method="wilson")
+        assert wilson_interval(wins, votes, level=level) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+def test_sign_flips_are_scipys_permutation_test_of_pairs():
+    for seed in range(8):
+        values = (10 * torch.randn(9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 3 * seed).round() / 10
+        theirs = scipy.stats.permutation_test((values.numpy(),), np.mean, permutation_type="samples", n_resamples=np.inf).pvalue
+        assert sign_flip_test(values) == pytest.approx(theirs, abs=1e-12)
+
+
+def test_bootstrap_intervals_are_scipys_percentiles():
+    values = torch.empty(60, dtype=torch.float64).exponential_(generator=torch.Generator().manual_seed(0))
+    theirs = scipy.stats.bootstrap((values.numpy(),), np.mean, n_resamples=9999, method="percentile", rng=0).confidence_interval
+    assert bootstrap_interval(values, draws=9999) == pytest.approx((theirs.low, theirs.high), abs=0.03 * (theirs.high - theirs.low))
+
+
+def test_rank_correlation_is_scipys_with_ties_and_without_what_is_not_finite():
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randint(6, (40,), generator=generator).double() for _ in range(2))
+    assert rank_correlation(first, second) == pytest.approx(scipy.stats.spearmanr(first, second).statistic)
+    holes = torch.cat([first, torch.tensor([math.nan, math.inf, 3.0])]), torch.cat([second, torch.tensor([1.0, 2.0, -math.inf])])
+    assert rank_correlation(*holes) == rank_correlation(first, second)
+    assert math.isnan(rank_correlation(first, torch.ones(40))) and math.isnan(rank_correlation(first[:0], second[:0]))
