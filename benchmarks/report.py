@@ -13,7 +13,7 @@ from PIL import Image, ImageChops
 from benchmarks.inputs import Item
 from benchmarks.metric import Metric
 from benchmarks.stats import Comparison
-from benchmarks.tables import BEAUTYGRPO, NOTE, Analysis, best_methods, decimals, figure, gained
+from benchmarks.tables import PUBLISHED, Analysis, best_methods, decimals, figure, gained
 from portraitkit.errors import ImageError
 from portraitkit.pictures.images import read_image, to_pil
 from portraitkit.report.charts import colour, distribution, matrix, radar
@@ -54,8 +54,8 @@ def _context(analysis: Analysis) -> dict[str, Any]:
         "spearman": matrix(analysis.names, analysis.spearman, low=-1, high=1, title="Spearman's correlation"),
         "agreement": matrix(analysis.names, analysis.agreement, low=0, high=1, title="Share of equal verdicts") if len(names) > 1 else "",
         "accuracy": analysis.accuracy,
-        "published": BEAUTYGRPO,
-        "note": NOTE,
+        "published": PUBLISHED,
+        "note": PUBLISHED["note"],
         "skipped": results.skipped,
         "failed": results.failed[:20],
         "failures": len(results.failed),

@@ -7,11 +7,11 @@ import torch
 from portraitkit.pictures.images import to_pil
 from portraitkit.vlm.model import vision_tower
 from portraitkit.vlm.rows import messages
-from portraitkit.vlm.tiny import build_model, build_processor
 from preference_data.contract import BRIEF_PROMPT, BRIEF_WORDS, Answer, write_brief
 from preference_data.schema import DIMENSIONS
 from preference_data.verdict import PLACES
 from reward_models.judge.settings import JudgeSettings, write_settings
+from tools.embedded.tiny_vlm import build_model, build_processor
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>", *BRIEF_WORDS.values())
 

@@ -18,7 +18,7 @@ def build_pipeline(seed: int = 0, *, plus: bool = False) -> Any:
         QwenImageTransformer2DModel,
     )
 
-    from portraitkit.vlm.tiny import build_model, build_processor
+    from tools.embedded.tiny_vlm import build_model, build_processor
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

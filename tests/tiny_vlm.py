@@ -7,7 +7,7 @@ import torch
 
 from portraitkit.files.jsonl import write_lines
 from portraitkit.pictures.images import write_image
-from portraitkit.vlm.tiny import build_model, build_processor
+from tools.embedded.tiny_vlm import build_model, build_processor
 
 ANSWER = ("<answer>", "</answer>")
 THINK_ANSWER = ("<think>", "</think>", *ANSWER)

@@ -11,9 +11,9 @@ from portraitkit.errors import ConfigError, nearest
 BUILT_IN = """
     niqe:METRIC brisque:METRIC piqe:METRIC
     quality_nets:NIMA quality_nets:MUSIQ quality_nets:AVA quality_nets:MANIQA quality_nets:TOPIQ topiq_nr_face:METRIC
-    clipiqa:METRIC laion_aes:METRIC nrqm:METRIC identity:IDENTITY_COSINE identity:ARCFACE
-    skin:BLEMISH_RESIDUAL skin:TEXTURE_ERROR skin:SDE_GRAIN skin:LIP_DE
-    fidelity:PSNR fidelity:SSIM perceptual:LPIPS perceptual:DISTS distribution:FID distribution:KID
+    quality_nets:CLIPIQA laion_aes:METRIC quality_nets:NRQM identity:IDENTITY_COSINE identity:ARCFACE
+    rewards:BLEMISH_RESIDUAL rewards:TEXTURE_ERROR rewards:SDE_GRAIN rewards:LIP_DE
+    fidelity:PSNR fidelity:SSIM quality_nets:LPIPS quality_nets:DISTS distribution:FID distribution:KID
     rewards:REWARD rewards:BLEMISH_REMOVAL rewards:TEXTURE rewards:SKIN_TONE rewards:IDENTITY rewards:CLARITY rewards:OWN_COLOR
 """
 """module:CONSTANT of this package, in the order of the tables."""

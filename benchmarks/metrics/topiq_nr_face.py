@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.metric import Metric, Pictures, Range, Score
-from benchmarks.nets.fast_topiq import FastTopiq
-from benchmarks.nets.pyiqa_nets import LICENCE, REVISION, empty_net, fill, iqa_file
+from benchmarks.metric import Pictures, Range, Score
+from benchmarks.nets.fast import FastTopiq
+from benchmarks.nets.pyiqa_nets import empty_net, fill, iqa_file, pyiqa_metric
 from portraitkit.errors import FaceError
 from portraitkit.faces.arcface import MOUTH_LEFT, MOUTH_RIGHT, NOSE_TIP
 from portraitkit.faces.mesh import require_mesh
@@ -55,17 +55,12 @@ def open_topiq_nr_face(files: Mapping[str, Path]) -> Score:
     return score
 
 
-METRIC = Metric(
-    name="topiq_nr-face",
-    title="quality of the face",
-    direction="higher",
-    range=Range(0, 1),
-    reference="none",
-    licence=LICENCE,
+METRIC = pyiqa_metric(
+    "topiq_nr-face",
+    "quality of the face",
+    Range(0, 1),
+    iqa_file(FILE, 180),
     open=open_topiq_nr_face,
-    weights=(iqa_file(FILE, 180),),
-    revision=REVISION,
     version=2,
-    smallest=32,
     missing="no face was found in it",
 )

@@ -48,7 +48,7 @@ def pyiqa_metric(
         values: their range.
         weights: the file.
         faster: from pyiqa's net to one with the same values in less time.
-        fields: further fields of `Metric`.
+        fields: further fields of `Metric`, or those that are otherwise than this says.
     """
 
     def open_net(files: Mapping[str, Path]) -> Score:
@@ -57,7 +57,8 @@ def pyiqa_metric(
         return column(faster(net))
 
     common: dict[str, Any] = {"direction": "higher", "reference": "none", "licence": LICENCE, "revision": REVISION, "smallest": 32}
-    return Metric(name=name, title=title, range=values, open=open_net, weights=(weights,), **(common | fields))
+    common |= {"open": open_net, "weights": (weights,)}
+    return Metric(name=name, title=title, range=values, **(common | fields))
 
 
 def empty_net(name: str, **options: Any) -> torch.nn.Module:

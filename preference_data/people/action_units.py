@@ -6,7 +6,9 @@ Coding System (Ekman and Friesen); the sizes are ours, set by looking at the res
 """
 
 import random
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 
 from preference_data.people.face_frame import Push
 
@@ -33,66 +35,16 @@ class Unit:
     folds: tuple[Fold, ...] = ()  # creases
 
 
-UNITS = {
-    1: Unit(
-        pushes=(Push(107, 0.0, -0.085, 0.10, 0.11),),
-        folds=(
-            Fold(((107, 0.02, -0.05), (9, 0.0, -0.075), (336, -0.02, -0.05)), 0.16, 0.018, central=True),
-            Fold(((107, 0.04, -0.10), (9, 0.0, -0.125), (336, -0.04, -0.10)), 0.12, 0.018, central=True),
-        ),
-    ),
-    2: Unit(
-        pushes=(Push(63, -0.005, -0.095, 0.13, 0.11),),
-        folds=(Fold(((63, -0.02, -0.07), (105, 0.0, -0.09), (66, 0.02, -0.075)), 0.14, 0.018),),
-    ),
-    4: Unit(
-        pushes=(Push(55, 0.04, 0.07, 0.11, 0.10), Push(52, 0.015, 0.04, 0.12, 0.08)),
-        folds=(Fold(((8, -0.05, 0.06), (8, -0.05, 0.02), (9, -0.065, 0.02)), 0.20, 0.020),),
-    ),
-    5: Unit(upper_lid=-0.5, pushes=(Push(27, 0.0, -0.012, 0.12, 0.05),)),
-    6: Unit(
-        pushes=(Push(50, 0.01, -0.075, 0.17, 0.12),),
-        upper_lid=0.06,
-        lower_lid=0.38,
-        folds=(
-            Fold(((33, -0.05, -0.01), (33, -0.13, -0.055)), 0.30, 0.011),
-            Fold(((33, -0.055, 0.015), (33, -0.14, 0.015)), 0.30, 0.011),
-            Fold(((33, -0.045, 0.04), (33, -0.12, 0.075)), 0.30, 0.011),
-            Fold(((31, 0.0, 0.01), (228, 0.02, 0.01), (230, 0.0, 0.01), (232, -0.02, 0.0)), 0.30, 0.015),
-        ),
-    ),
-    7: Unit(upper_lid=0.26, lower_lid=0.48, folds=(Fold(((25, 0.0, 0.015), (24, 0.0, 0.015), (22, 0.0, 0.015)), 0.2, 0.012),)),
-    9: Unit(
-        pushes=(Push(129, 0.0, -0.055, 0.09, 0.09), Push(55, 0.02, 0.035, 0.11, 0.08), Push(37, 0.0, -0.03, 0.10, 0.05)),
-        folds=(
-            Fold(((193, 0.02, 0.02), (168, 0.0, 0.035), (417, -0.02, 0.02)), 0.10, 0.022, central=True),
-            Fold(((193, 0.03, 0.07), (6, 0.0, 0.03), (417, -0.03, 0.07)), 0.12, 0.022, central=True),
-            Fold(((6, -0.06, 0.05), (174, 0.0, 0.0)), 0.24, 0.018),
-            Fold(((129, -0.01, -0.04), (203, 0.0, 0.0), (206, 0.03, 0.0)), 0.35, 0.016),
-        ),
-    ),
-    12: Unit(
-        pushes=(Push(61, -0.085, -0.085, 0.15, 0.13), Push(205, -0.01, -0.03, 0.14, 0.12)),
-        folds=(Fold(((129, -0.03, 0.0), (203, -0.02, 0.02), (206, -0.02, 0.02), (216, -0.03, 0.03)), 0.22, 0.018),),
-    ),
-    15: Unit(
-        pushes=(Push(61, 0.0, 0.085, 0.11, 0.10),),
-        folds=(Fold(((61, -0.03, 0.01), (61, -0.05, 0.06), (61, -0.05, 0.11)), 0.28, 0.018),),
-    ),
-    17: Unit(
-        pushes=(Push(199, 0.0, -0.045, 0.16, 0.09), Push(17, 0.0, -0.045, 0.16, 0.07), Push(61, 0.0, 0.02, 0.09, 0.08)),
-        folds=(Fold(((182, 0.0, 0.0), (18, 0.0, 0.0), (406, 0.0, 0.0)), 0.18, 0.022, central=True),),
-    ),
-    20: Unit(
-        pushes=(Push(61, -0.105, 0.015, 0.14, 0.10), Push(17, 0.0, -0.015, 0.12, 0.04), Push(0, 0.0, 0.01, 0.12, 0.03)),
-        folds=(Fold(((61, -0.06, -0.04), (61, -0.075, 0.01), (61, -0.06, 0.06)), 0.22, 0.014),),
-    ),
-    25: Unit(lips=0.075),
-    26: Unit(jaw=0.19, pushes=(Push(61, 0.035, 0.02, 0.10, 0.10),)),
-    43: Unit(upper_lid=0.9, lower_lid=0.1),
-}  # fmt: skip
+def _units() -> dict[int, Unit]:
+    units = {}
+    for number, unit in tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")).items():
+        pushes = tuple(Push(*push) for push in unit.pop("pushes", ()))
+        folds = tuple(Fold(tuple(tuple(point) for point in fold.pop("points")), **fold) for fold in unit.pop("folds", ()))
+        units[int(number)] = Unit(pushes, folds=folds, **unit)
+    return units
 
 
+UNITS = _units()
 COMBINATIONS = {
     "anger": ((4, 5, 7), (4, 7), (4, 7, 17), (4, 5, 7, 17), (4, 5, 7, 25)),
     "disgust": ((9,), (9, 17), (9, 15), (9, 15, 17), (4, 9, 17), (7, 9, 25)),

@@ -1,15 +1,13 @@
-"""Synthetic blemishes with a known mask, painted onto skin, and the retouches of them that real label sets mix.
+"""Synthetic blemishes with a known mask, painted onto skin.
 
 Every spot multiplies the skin under it by a tint, so that pores and shading stay visible through it, as they do on skin.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
 from preference_data.people.warps import pixel_grid
 
@@ -66,43 +64,3 @@ def paint_blemishes(
         opacity = torch.maximum(opacity, spot[None])
     opacity = torch.where(opacity > 0.05, opacity, 0.0)
     return torch.where(opacity > 0, out, clean).clamp(0.0, 1.0), opacity
-
-
-Image = Float[Tensor, "3 h w"]
-Mask = Float[Tensor, "1 h w"]
-
-
-def good(source: Image, clean: Image, skin: Mask, strength: float) -> Image:
-    """The honest retouch: every blemish gone, everything else as it was."""
-    return clean
-
-
-def half_done(source: Image, clean: Image, skin: Mask, strength: float) -> Image:
-    """Blemishes only faded: 45 % (strength 0) to 90 % (strength 1) of each is left."""
-    return torch.lerp(clean, source, 0.45 + 0.45 * strength)
-
-
-def over_smoothed(source: Image, clean: Image, skin: Mask, strength: float) -> Image:
-    """Plastic skin: blemishes mostly gone, and pores and shading blurred with them (Gaussian, 1.2 to 2.6 px at 128 px)."""
-    sigma = (1.2 + 1.4 * strength) * source.shape[-1] / 128
-    faded = torch.lerp(clean, source, 0.25)
-    width = 2 * int(3 * sigma + 0.5) + 1
-    blurred = gaussian_blur(faded, kernel_size=[width, width], sigma=[sigma, sigma])
-    return torch.lerp(faded, blurred, 0.9 * skin)
-
-
-def whitened(source: Image, clean: Image, skin: Mask, strength: float) -> Image:
-    """Blemishes half gone, skin brightened by 5 % to 12 % and slightly desaturated."""
-    faded = torch.lerp(clean, source, 0.4)
-    grey = faded.mean(0, keepdim=True)
-    bright = (grey + 0.92 * (faded - grey)) * (1.05 + 0.07 * strength)
-    return torch.lerp(faded, bright, skin).clamp(0.0, 1.0)
-
-
-LABELS: dict[str, Callable[[Image, Image, Mask, float], Image]] = {
-    "good": good,
-    "half_done": half_done,
-    "over_smoothed": over_smoothed,
-    "whitened": whitened,
-}
-LABEL_SHARES = {"good": 0.30, "half_done": 0.35, "over_smoothed": 0.20, "whitened": 0.15}

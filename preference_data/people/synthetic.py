@@ -20,7 +20,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from portraitkit.faces import align, detect, mesh, portraits, regions
 from preference_data.people import warps
-from preference_data.people.blemishes import LABEL_SHARES, LABELS, paint_blemishes
+from preference_data.people.blemishes import paint_blemishes
 
 STAGE = 192
 SEEDS = {"train": 0, "validation": 10_000_000, "held_out": 20_000_000}  # The first seed of each split in product runs
@@ -159,12 +159,3 @@ def blemished(person: Person, generator: torch.Generator, count: tuple[int, int]
     """The person with `count[0]` to `count[1]` spots painted on."""
     source, opacity = paint_blemishes(person.clean, person.skin, generator, count=count)
     return Case(source, person.clean, opacity, person.skin, person.mesh, person.morph)
-
-
-def make_label(case: Case, generator: torch.Generator, kind: str | None = None) -> Float[Tensor, "3 h w"]:
-    """A retouch of mixed quality, as label sets have them: kind drawn by `LABEL_SHARES` unless given."""
-    if kind is None:
-        shares = torch.tensor(list(LABEL_SHARES.values()))
-        kind = list(LABEL_SHARES)[int(torch.multinomial(shares, 1, generator=generator))]
-    strength = float(torch.rand(1, generator=generator))
-    return LABELS[kind](case.source, case.clean, case.skin, strength)

@@ -14,6 +14,7 @@ from policies.retoucher.rollout import roll_out
 from policies.retoucher.trainer import FIRST_RATIO, Trainer
 from policies.retoucher.update import accumulate_gradients
 from reward_models.reward_set import build_rewards
+from tools.embedded import tiny_kontext
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
@@ -37,7 +38,7 @@ def trainer_of(backbone, config) -> Trainer:
 
 
 def embedded(device: str):
-    return tiny.wrap(tiny.build_pipeline(0).to(device))
+    return tiny.wrap(tiny_kontext.build_pipeline(0).to(device))
 
 
 def stepped(trainer, condition, config, *, bf16=False):

@@ -26,6 +26,7 @@ from policies.retoucher.trainer import Trainer
 from portraitkit.grpo import group_advantages
 from reward_models.reward_set import build_rewards
 from tools.bench.group_cost import ALL_STEPS, ARMS, DPG, Cost, Group, optimise_group
+from tools.embedded import tiny_kontext
 
 
 class Bench:
@@ -34,7 +35,7 @@ class Bench:
     def __init__(self, arm: str, num_steps: int, group_size: int) -> None:
         config = RetoucherConfig.of(num_steps=num_steps, group_size=group_size, photos_per_step=1, micro_batch=group_size)
         self.config = replace(config, **ARMS[arm])
-        self.backbone = tiny.wrap(tiny.build_pipeline(0))
+        self.backbone = tiny.wrap(tiny_kontext.build_pipeline(0))
         self.rewards = build_rewards(self.config.rewards, (), self.config.combine)
         source = SyntheticSource(self.backbone.resolution)
         self.trainer = Trainer(self.config, self.backbone, source, self.rewards, Console(stderr=True))

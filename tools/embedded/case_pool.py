@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from preference_data.people.blemishes import LABEL_SHARES, LABELS
 from preference_data.people.synthetic import Case
+from tools.embedded.labels import LABEL_SHARES, LABELS
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def build(config: PretrainConfig) -> int:
     """Run every stage that is not yet in the work folder and write the embedded pipeline."""
     import torch
 
-    from policies.retoucher.backbones import tiny
+    from tools.embedded import tiny_kontext
     from tools.embedded.people import people_seen
 
     started = time.monotonic()
@@ -110,7 +110,7 @@ def build(config: PretrainConfig) -> int:
         log.write(line + "\n")
         log.flush()
 
-    pipeline = tiny.build_pipeline(config.seed)
+    pipeline = tiny_kontext.build_pipeline(config.seed)
     stages = (
         ("codec", pipeline.vae, lambda: teach_codec(pipeline, config, report)),
         ("flow", pipeline.transformer, lambda: teach_flow(pipeline, config, folder, work, report)),
@@ -143,15 +143,15 @@ def teach_codec(pipeline: "FluxKontextPipeline", config: PretrainConfig, report:
     """Train the autoencoder and whiten its latents."""
     import torch
 
-    from policies.retoucher.backbones import tiny
-    from preference_data.people.blemishes import LABELS
     from preference_data.people.synthetic import make_case
+    from tools.embedded import tiny_kontext
     from tools.embedded.case_pool import CasePool
+    from tools.embedded.labels import LABELS
     from tools.embedded.retoucher_codec import RetouchHead, codec_gate, train_codec, whiten_latents
 
     torch.manual_seed(config.seed)
     pool = CasePool(partial(make_case, "train"), range(config.seed, config.seed + config.codec_cases))
-    head = RetouchHead(tiny.LATENT_CHANNELS, len(LABELS))
+    head = RetouchHead(tiny_kontext.LATENT_CHANNELS, len(LABELS))
     for part in CODEC_ROUNDS:
         train_codec(
             pipeline.vae,

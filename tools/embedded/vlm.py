@@ -29,9 +29,9 @@ from portraitkit.processor import bf16_autocast
 from portraitkit.vlm.evaluate import score_all
 from portraitkit.vlm.generate import complete
 from portraitkit.vlm.rows import Row
-from portraitkit.vlm.tiny import build_model, build_processor
 from tools.embedded.judge import JudgePhase, calibrate_embedded, open_cells, teach_judge
 from tools.embedded.judge import make_heads as make_judge_heads
+from tools.embedded.tiny_vlm import build_model, build_processor
 from tools.embedded.vlm_read import Lesson, Phase, make_heads, make_lessons, teach_to_read
 
 ROWS = {

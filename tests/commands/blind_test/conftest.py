@@ -24,7 +24,8 @@ from benchmarks.blind_test.server import KEEP_ALIVE, build_app
 from benchmarks.blind_test.study import VOTES, read_study
 from benchmarks.blind_test.vote_store import VoteStore
 from portraitkit.pictures.images import write_image
-from preference_data.people.synthetic import make_case, make_label
+from preference_data.people.synthetic import make_case
+from tools.embedded.labels import make_label
 
 PHOTOS = 12
 METHODS = ("input", "ours", "other")

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.metric import Pictures
-from benchmarks.metrics import distribution, identity, laion_aes, nrqm
+from benchmarks.metrics import distribution, identity, laion_aes, quality_nets
 from benchmarks.nets.pyiqa_nets import quiet
 from portraitkit.errors import WeightsError
 from portraitkit.faces.arcface import CHIP, arcface_chips, open_arcface
@@ -118,12 +118,12 @@ def test_nrqm_is_pyiqas(tmp_path, batch):
         from pyiqa.archs.nrqm_arch import NRQM
 
     batch = batch[..., 80:176, 80:176].contiguous()
-    path = tmp_path / nrqm.FILE
+    path = tmp_path / quality_nets.NRQM_FILE
     write_forests(path)
     with quiet():
         net = NRQM(pretrained_model_path=str(path))
         expected = torch.stack([net(batch[row : row + 1]) for row in range(len(batch))])
-        values = nrqm.METRIC.open({nrqm.FILE: path})(Pictures(batch))
+        values = quality_nets.NRQM.open({quality_nets.NRQM_FILE: path})(Pictures(batch))
     assert expected[0] != expected[1]
     torch.testing.assert_close(values.double(), expected.double(), atol=1e-5, rtol=0)
 
@@ -131,7 +131,7 @@ def test_nrqm_is_pyiqas(tmp_path, batch):
 def test_a_damaged_nrqm_is_refused_in_one_line(tmp_path):
     with quiet():
         pytest.importorskip("pyiqa", exc_type=ImportError)
-    path = tmp_path / nrqm.FILE
+    path = tmp_path / quality_nets.NRQM_FILE
     write_forests(path)
     whole = path.read_bytes()
     scipy.io.savemat(path, {"other": np.ones(3)})
@@ -144,7 +144,7 @@ def test_a_damaged_nrqm_is_refused_in_one_line(tmp_path):
     for content in (b"", b"garbage", *noise, *cut, other, bytes(packed)):
         path.write_bytes(content)
         with pytest.raises(WeightsError, match="is not NRQM's model .*; download it again") as refused:
-            nrqm.METRIC.open({nrqm.FILE: path})
+            quality_nets.NRQM.open({quality_nets.NRQM_FILE: path})
         assert "\n" not in str(refused.value)
 
 

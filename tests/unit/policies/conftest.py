@@ -11,12 +11,13 @@ from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.photos import SyntheticSource
 from policies.retoucher.trainer import Trainer
 from reward_models.reward_set import build_rewards
+from tools.embedded import tiny_kontext
 
 
 @pytest.fixture
 def backbone():
     """The embedded architecture with random weights."""
-    return tiny.wrap(tiny.build_pipeline(0))
+    return tiny.wrap(tiny_kontext.build_pipeline(0))
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +41,7 @@ def make_trainer(source):
     def make(config: RetoucherConfig, **changes) -> Trainer:
         config = replace(config, **changes)
         rewards = build_rewards(config.rewards, config.reward_weights, config.combine)
-        fresh = tiny.wrap(tiny.build_pipeline(0))
+        fresh = tiny.wrap(tiny_kontext.build_pipeline(0))
         return Trainer(config, fresh, source, rewards, Console(quiet=True))
 
     return make

@@ -12,6 +12,7 @@ from policies.retoucher.backbones import tiny
 from policies.retoucher.model.adapter import FILE, METADATA, attach_adapter, read_adapter
 from policies.retoucher.model.backbone import sample_ode
 from portraitkit.errors import WeightsError
+from tools.embedded import tiny_kontext
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def folder(trained, tmp_path):
 
 
 def fresh():
-    return tiny.wrap(tiny.build_pipeline(0))
+    return tiny.wrap(tiny_kontext.build_pipeline(0))
 
 
 def picture(backbone):

@@ -20,6 +20,7 @@ from policies.retoucher.model.backbone import Backbone, sample_ode
 from policies.retoucher.rollout import roll_out
 from policies.retoucher.update import accumulate_gradients
 from portraitkit.pictures.images import to_pil
+from tools.embedded import tiny_kontext
 
 PROMPT = "soften the spots"
 
@@ -42,7 +43,9 @@ def kontext(pipeline):
 
 KINDS = {
     "flux_kontext": Kind(
-        lambda: tiny.build_pipeline(0), kontext, {"_auto_resize": False, "max_area": 128 * 128, "max_sequence_length": tiny.TEXT_TOKENS}
+        lambda: tiny_kontext.build_pipeline(0),
+        kontext,
+        {"_auto_resize": False, "max_area": 128 * 128, "max_sequence_length": tiny.TEXT_TOKENS},
     ),
     "qwen_image_edit": Kind(tiny_qwen.build_pipeline, tiny_qwen.wrap, {"true_cfg_scale": 4.0, "negative_prompt": " "}),
     "qwen_image_edit, no guidance": Kind(tiny_qwen.build_pipeline, lambda p: tiny_qwen.wrap(p, guidance=1.0), {"true_cfg_scale": 1.0}),

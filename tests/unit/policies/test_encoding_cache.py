@@ -10,9 +10,10 @@ from policies.retoucher.backbones import tiny
 from policies.retoucher.model.backbone import Backbone
 from policies.retoucher.model.encoding_cache import CachedBackbone, open_cache, with_cache
 from portraitkit.errors import RunFolderError
+from tools.embedded import tiny_kontext
 
 BUILDS = {
-    "kontext": lambda: tiny.wrap(tiny.build_pipeline(0)),
+    "kontext": lambda: tiny.wrap(tiny_kontext.build_pipeline(0)),
     "qwen": lambda: tiny_qwen.wrap(tiny_qwen.build_pipeline()),
 }
 
@@ -91,7 +92,7 @@ def test_what_is_encoded_before_there_is_a_folder_is_written_once_there_is(build
 
 
 def test_other_weights_and_other_settings_are_other_files(tmp_path):
-    keys = [tiny.wrap(tiny.build_pipeline(seed)).encoding_key() for seed in (0, 0, 1)]
+    keys = [tiny.wrap(tiny_kontext.build_pipeline(seed)).encoding_key() for seed in (0, 0, 1)]
     assert keys[0] == keys[1] != keys[2]
     pipeline = tiny_qwen.build_pipeline()
     variants = [tiny_qwen.wrap(pipeline, guidance=g, negative_prompt=n).encoding_key() for g, n in ((4, " "), (3, " "), (1, " "), (4, "x"))]
@@ -133,7 +134,7 @@ def test_training_is_the_same_with_a_cache(make_trainer, config, tmp_path):
     from policies.retoucher.trainer import Trainer
 
     plain = make_trainer(config)
-    cached = CachedBackbone(tiny.wrap(tiny.build_pipeline(0)))
+    cached = CachedBackbone(tiny.wrap(tiny_kontext.build_pipeline(0)))
     cached.keep_in(tmp_path)
     trainer = Trainer(config, cached, plain.source, plain.rewards, plain.console)
     for _ in range(2):

@@ -20,6 +20,7 @@ from reward_models.judge.judge import Judge
 from reward_models.judge.reward import JudgeReward
 from reward_models.judge.settings import JudgeSettings
 from reward_models.reward_set import RewardSet, build_rewards
+from tools.embedded import tiny_kontext
 
 
 class Brightness:
@@ -45,7 +46,7 @@ def with_judge(config, source, backend, form="score"):
     judge = JudgeReward(Judge(backend, JudgeSettings()), form)
     verifiable = build_rewards(("blemish_removal", "texture"), (), "product")
     rewards = RewardSet({**verifiable.functions, "judge:x": judge}, {**verifiable.weights, "judge:x": 0.2}, "product")
-    return Trainer(config, tiny.wrap(tiny.build_pipeline(0)), source, rewards, Console(quiet=True))
+    return Trainer(config, tiny.wrap(tiny_kontext.build_pipeline(0)), source, rewards, Console(quiet=True))
 
 
 def test_what_a_judge_cannot_score_is_out_of_its_group(photos_of_two):

@@ -21,6 +21,7 @@ from policies.retoucher.model.training import make_optimizer
 from policies.retoucher.retouch.command import RetouchConfig
 from portraitkit.errors import ConfigError, WeightsError
 from portraitkit.runs.checkpoint import flatten_optimizer, restore_optimizer
+from tools.embedded import tiny_kontext
 
 
 def targeted(transformer: nn.Module, targets: list[str]) -> list[str]:
@@ -49,7 +50,7 @@ def test_qwen_at_real_size_has_twelve_modules_a_block():
 
 def kontext() -> flux_kontext.KontextBackbone:
     """The published modules on the tiny transformer: 12 a double block, 3 a single one."""
-    backbone = tiny.wrap(tiny.build_pipeline(0))
+    backbone = tiny.wrap(tiny_kontext.build_pipeline(0))
     backbone.lora_targets = flux_kontext.LORA_TARGETS
     return backbone
 
@@ -107,7 +108,7 @@ def test_a_start_of_another_rank_or_scale_is_refused(released):
         check_start(released.parent, 32, 32)
 
 
-@pytest.mark.parametrize("build", [lambda: tiny.wrap(tiny.build_pipeline(0)), lambda: tiny_qwen.wrap(tiny_qwen.build_pipeline())])
+@pytest.mark.parametrize("build", [lambda: tiny.wrap(tiny_kontext.build_pipeline(0)), lambda: tiny_qwen.wrap(tiny_qwen.build_pipeline())])
 def test_activation_checkpointing_gives_the_same_gradients(build):
     from policies.retoucher.model.training import prepare_training
 
@@ -137,7 +138,7 @@ def test_a_backbone_whose_transformer_cannot_checkpoint_says_so():
 @pytest.fixture
 def saved(tmp_path):
     """A pipeline of the embedded make in a folder."""
-    tiny.build_pipeline(0).save_pretrained(tmp_path / "kontext")
+    tiny_kontext.build_pipeline(0).save_pretrained(tmp_path / "kontext")
     return str(tmp_path / "kontext")
 
 

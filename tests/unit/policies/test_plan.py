@@ -86,13 +86,13 @@ def test_the_embedded_parts_weigh_what_the_real_ones_do(backbone):
 
 
 def test_a_folder_of_ones_own_counts(tmp_path):
-    from policies.retoucher.backbones import tiny
+    from tools.embedded import tiny_kontext
 
-    tiny.build_pipeline(0).save_pretrained(tmp_path / "kontext")
+    tiny_kontext.build_pipeline(0).save_pretrained(tmp_path / "kontext")
     memory = plan_memory(
         RetoucherConfig.of(backbone="flux_kontext", model=str(tmp_path / "kontext"), resolution=64, group_size=2, micro_batch=2)
     )
-    assert memory.parameters == sum(p.numel() for p in tiny.build_pipeline(0).transformer.parameters())
+    assert memory.parameters == sum(p.numel() for p in tiny_kontext.build_pipeline(0).transformer.parameters())
     with pytest.raises(WeightsError, match="made for QwenImageEditPipeline"):
         plan_memory(RetoucherConfig.of(backbone="qwen_image_edit", model=str(tmp_path / "kontext")))
 

@@ -17,6 +17,7 @@ from portraitkit.faces.mesh import face_mesh
 from portraitkit.faces.portraits import bundled_portraits
 from portraitkit.faces.regions import region_masks
 from portraitkit.pictures.images import read_image, resize, write_image
+from tools.embedded import tiny_kontext
 
 PAINTER = '''
 """A backbone that makes every crop brighter by .2, less the prompt's length over 1000."""
@@ -219,7 +220,7 @@ def test_a_small_photo(portraits, painter, tmp_path):
 
 
 def test_model_folder_and_adapter(photos, tmp_path, monkeypatch, capsys):
-    tiny.build_pipeline(0).save_pretrained(tmp_path / "model")
+    tiny_kontext.build_pipeline(0).save_pretrained(tmp_path / "model")
     options = ["--model", tmp_path / "model", "--num-steps", 2]
     assert run(monkeypatch, photos / "one.png", tmp_path / "base.png", *options) == 0
     capsys.readouterr()

@@ -12,6 +12,7 @@ from policies.retoucher.backbones import tiny
 from policies.retoucher.rollout import mix
 from portraitkit.errors import TrainingStopped
 from portraitkit.runs.checkpoint import load_checkpoint, save_checkpoint
+from tools.embedded import tiny_kontext
 
 STOCK = {"prompt": tiny.PROMPT, "height": 128, "width": 128, "_auto_resize": False, "max_area": 128 * 128, "output_type": "pt"}
 STOCK |= {"max_sequence_length": tiny.TEXT_TOKENS}
@@ -96,7 +97,7 @@ def test_the_adapter_loads_in_the_stock_pipeline_and_changes_its_pictures(make_t
         for parameter in trainer.adapter.values():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     trainer.save_adapter(tmp_path)
-    pipeline = tiny.build_pipeline(0)
+    pipeline = tiny_kontext.build_pipeline(0)
     pipeline.set_progress_bar_config(disable=True)
     photo = trainer.source.load("train", [0]).photos.source
 
@@ -112,7 +113,7 @@ def test_the_adapter_loads_in_the_stock_pipeline_and_changes_its_pictures(make_t
 def test_the_ode_of_the_loop_is_the_stock_pipelines(make_trainer, config, source):
     from policies.retoucher.model.backbone import sample_ode
 
-    backbone = tiny.wrap(tiny.build_pipeline(0))
+    backbone = tiny.wrap(tiny_kontext.build_pipeline(0))
     photo = source.load("train", [0]).photos.source
     condition = backbone.condition(photo, tiny.PROMPT)
     noise = backbone.noise(1, torch.Generator().manual_seed(0))

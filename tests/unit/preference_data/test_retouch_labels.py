@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from portraitkit.pictures.images import luminance
-from preference_data.people.blemishes import LABEL_SHARES, LABELS
 from preference_data.people.synthetic import Case, make_case
 from reward_models.filters import blur
+from tools.embedded.labels import LABEL_SHARES, LABELS
 
 
 @pytest.fixture(scope="module", params=[0, 1, 2, 3])

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from portraitkit.faces.regions import region_masks
-from preference_data.people import synthetic
-from preference_data.people.blemishes import LABEL_SHARES, LABELS
-from preference_data.people.synthetic import SPLITS, Case, make_case, make_label, make_person
+from preference_data.people.synthetic import SPLITS, Case, make_case, make_person
+from tools.embedded.labels import LABEL_SHARES, LABELS, make_label
 
 SEEDS = range(8)
 
@@ -105,7 +104,7 @@ def test_labels_are_seeded_and_of_the_kind_asked_for(cases):
 def test_kinds_come_in_their_shares(cases, monkeypatch):
     drawn: list[str] = []
     for kind in LABELS:
-        monkeypatch.setitem(synthetic.LABELS, kind, lambda source, clean, skin, strength, kind=kind: drawn.append(kind) or source)
+        monkeypatch.setitem(LABELS, kind, lambda source, clean, skin, strength, kind=kind: drawn.append(kind) or source)
     generator = torch.Generator().manual_seed(0)
     for _ in range(2000):
         make_label(cases["train"][0], generator)

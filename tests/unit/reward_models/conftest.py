@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from policies.retoucher.photos import SyntheticSource
-from preference_data.people.blemishes import LABELS
 from reward_models.photos import Photos
+from tools.embedded.labels import LABELS
 
 
 @pytest.fixture(scope="session")

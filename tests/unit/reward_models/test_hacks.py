@@ -8,11 +8,11 @@ from torch import Tensor
 
 from portraitkit.faces.regions import region_masks
 from portraitkit.pictures.images import lab_to_srgb, srgb_to_lab
-from preference_data.people.blemishes import LABELS
 from preference_data.people.warps import landmark_field, pixel_grid, sample_at
 from reward_models.filters import blur
 from reward_models.photos import Photos
 from reward_models.reward_set import RewardSet, build_rewards
+from tools.embedded.labels import LABELS
 
 NAMES = ("blemish_removal", "texture", "skin_tone", "identity", "clarity", "own_color")
 MARGIN = 0.05

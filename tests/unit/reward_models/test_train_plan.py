@@ -15,9 +15,8 @@ from portraitkit.vlm.stages import RunContext
 from reward_models.judge.pairs import open_pairs
 from reward_models.judge.settings import view_of
 from reward_models.training.config import RewardModelConfig
-from reward_models.training.grpo_task import judge_task
 from reward_models.training.plan import planner_of
-from reward_models.training.stages import fit
+from reward_models.training.stages import fit, judge_task
 
 CONFIG = RewardModelConfig.of(
     sft_batch=8,

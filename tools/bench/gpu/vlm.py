@@ -23,7 +23,6 @@ from portraitkit.vlm.context import picture_tokens
 from portraitkit.vlm.model import VISION, be_quiet, load_processor, random_model
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import Score, Task
-from portraitkit.vlm.tiny import SPECIAL, build_processor
 from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments, start_processes
 from portraitkit.vlm.trainers import make_grpo_trainer
 from tools.bench.gpu.case import Case
@@ -32,6 +31,7 @@ from tools.bench.gpu.config import VLM_RECIPE, GpuBenchConfig
 from tools.bench.gpu.device import measured_memory
 from tools.bench.gpu.flops import vlm_flops
 from tools.bench.group_cost import clock
+from tools.embedded.tiny_vlm import SPECIAL, build_processor
 
 REAL = "Qwen/Qwen2.5-VL-7B-Instruct"
 METHOD = "GRPO by TRL"

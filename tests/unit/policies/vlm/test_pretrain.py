@@ -4,12 +4,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from portraitkit.vlm.tiny import build_model
 from preference_data.people.synthetic import make_case
 from preference_data.people.synthetic_pairs import SPOTS, make_pair
 from reward_models.judge.settings import EMBEDDED_FOLDER, read_settings
 from tools.embedded.judge import JudgePhase, blemish_cells, calibrate_embedded, open_cells, teach_judge
 from tools.embedded.judge import make_heads as make_judge_heads
+from tools.embedded.tiny_vlm import build_model
 from tools.embedded.vlm import (
     ROWS,
     PretrainConfig,

@@ -8,7 +8,7 @@ import torch
 from portraitkit.errors import DataError
 from portraitkit.vlm.rows import Row, make_rows
 from portraitkit.vlm.task import Mode, Score, Task
-from portraitkit.vlm.tiny import build_model, build_processor
+from tools.embedded.tiny_vlm import build_model, build_processor
 
 WORDS = ("dark", "light")
 

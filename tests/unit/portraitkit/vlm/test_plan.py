@@ -13,10 +13,10 @@ from portraitkit.memory.vlm_plan import Planner, changes, plan, refuse_if_too_la
 from portraitkit.memory.vlm_trace import ModelSpec, model_sizes, read_bytes
 from portraitkit.vlm.model import be_quiet, load_model, load_processor, meta_model
 from portraitkit.vlm.shared_prefix import tower_once
-from portraitkit.vlm.tiny import build_model, build_processor
 from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments, sft_arguments
 from portraitkit.vlm.trainer_options import TrainerOptions
 from portraitkit.vlm.trainers import make_grpo_trainer, make_sft_trainer
+from tools.embedded.tiny_vlm import build_model, build_processor
 
 OPTIONS = TrainerOptions(
     device="cpu",
