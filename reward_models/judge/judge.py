@@ -14,8 +14,8 @@ from preference_data.schema import DIMENSIONS
 from preference_data.verdict import ORDERS, Order, Verdict, in_order
 from reward_models.judge.backend import Backend, Certainty, Picture, Said, read_certainty
 from reward_models.judge.backends import HttpBackend, TransformersBackend, VllmBackend
+from reward_models.judge.preference_task import SHOWN
 from reward_models.judge.settings import JudgeSettings, fit_temperature, probability_of, read_settings, settings_from, source_of
-from reward_models.judge.views import SHOWN
 
 AT_ONCE = 256  # Questions handed to the backend together: bounds the memory that their pictures take
 

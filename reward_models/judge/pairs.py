@@ -19,8 +19,7 @@ from preference_data.pair_set import read_pairs, scan_pairs
 from preference_data.schema import CHOICES, DIMENSIONS, Pair
 from preference_data.verdict import ORDERS, Order, Verdict, about_files, turned, winner
 from reward_models.judge.coherence import reason
-from reward_models.judge.preference_task import Preference, answer_of, preference_of, said
-from reward_models.judge.views import SHOWN
+from reward_models.judge.preference_task import SHOWN, Preference, answer_of, preference_of, said
 
 Stored = UInt8[ndarray, "h w 3"] | Path
 
@@ -55,7 +54,7 @@ class JudgedPair:
 class View:
     """How pairs are shown to a judge and how it answers."""
 
-    shown: str = "as-taken"  # a key of `views.SHOWN`
+    shown: str = "as-taken"  # a key of `preference_task.SHOWN`
     form: str = "full"  # brief or full, see `preference_data.contract`
 
     @property

@@ -4,20 +4,30 @@
 scores; 1 for the right overall choice; 1 times the share of dimensions whose verdict is right. `paper` is the published sum without the
 dimensions: preference accuracy, coherence and form, each 0 or 1 (BeautyGRPO's and UnifiedReward-Think's reward; their coherence is
 an NLI model's, ours here is the deterministic check that the choice has not the lower average).
+
+A large model is shown the three pictures as they are. A tiny one cannot compare pictures that it reads one after the other, so the
+embedded judge is shown two: each candidate above its difference from the photo, amplified around grey.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from portraitkit.errors import DataError
+from portraitkit.pictures.images import resize
 from portraitkit.vlm.task import Mode, Score, Task
 from preference_data.contract import BRIEF_PROMPT, Answer, Unreadable, prompt, read_answer, read_brief, write_brief
 from preference_data.schema import DIMENSIONS
 from preference_data.verdict import EXCHANGED, Order, Place, Shown, Verdict, in_order, shown_as, winner
 
+Picture = Float[Tensor, "3 h w"]
+SIDE, CROP, GAIN = 128, 96, 2.5
 COLUMN: dict[Shown, str] = {"first": "x", "second": "y", "tie": "tie"}  # How a row's columns name the places
-SHOWN: dict[str, Shown] = {name: shown for shown, name in COLUMN.items()}
+PLACE_OF: dict[str, Shown] = {name: shown for shown, name in COLUMN.items()}
 INVENTED: dict[Shown | None, tuple[int, int]] = {"first": (5, 3), "second": (3, 5), "tie": (4, 4), None: (4, 4)}
 """Scores for a verdict, where the true ones are not known."""
 WIDE: dict[Shown, dict[Shown | None, tuple[int, int]]] = {
@@ -25,6 +35,32 @@ WIDE: dict[Shown, dict[Shown | None, tuple[int, int]]] = {
     "second": {"first": (5, 4), "second": (1, 5), "tie": (4, 4), None: (1, 5)},
 }
 """The same by the overall verdict, where the dimensions speak for the other side."""
+
+
+def as_taken(photo: Picture, first: Picture, second: Picture) -> list[Tensor]:
+    """Photo, Image1, Image2."""
+    return [photo, first, second]
+
+
+def beside_difference(photo: Picture, first: Picture, second: Picture) -> list[Tensor]:
+    """Image1 and Image2, each as `candidate_view` shows it."""
+    return [candidate_view(photo, candidate) for candidate in (first, second)]
+
+
+def candidate_view(photo: Picture, candidate: Picture) -> Float[Tensor, "3 192 96"]:
+    """The candidate's middle above `GAIN` times its difference from the photo."""
+    photo, candidate = _middle(photo), _middle(candidate)
+    return torch.cat([candidate, ((candidate - photo) * GAIN + 0.5).clamp(0, 1)], 1)
+
+
+def _middle(picture: Tensor) -> Tensor:
+    square = picture if picture.shape[-2:] == (SIDE, SIDE) else resize(picture, (SIDE, SIDE))
+    edge = (SIDE - CROP) // 2
+    return square[:, edge : edge + CROP, edge : edge + CROP]
+
+
+SHOWN: dict[str, Callable[[Picture, Picture, Picture], list[Tensor]]] = {"as-taken": as_taken, "beside-difference": beside_difference}
+"""Views by the name that a judge's configuration gives."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +96,14 @@ def read_truth(columns: Mapping[str, Any]) -> Preference:
     for name, value in verdict.items():
         if name not in ("overall", *DIMENSIONS):
             raise DataError(f"verdict {name!r}: unknown; use overall, {', '.join(DIMENSIONS)}")
-        if not isinstance(value, str) or value not in SHOWN:
+        if not isinstance(value, str) or value not in PLACE_OF:
             raise DataError(f"verdict of {name} {value!r}: must be x, y or tie")
     scores = columns.get("scores")
     if scores is not None:
         if not isinstance(scores, Mapping) or set(scores) != set(DIMENSIONS) or not all(map(_is_pair, scores.values())):
             raise DataError(f"scores {scores!r}: must give every dimension two whole numbers from 1 to 5")
         scores = {name: (int(scores[name][0]), int(scores[name][1])) for name in DIMENSIONS}
-    known: dict[str, Any] = {name: SHOWN[value] for name, value in verdict.items()}
+    known: dict[str, Any] = {name: PLACE_OF[value] for name, value in verdict.items()}
     return Preference(known.pop("overall", None), known, scores)
 
 
@@ -180,7 +216,6 @@ def said(answer: Answer, name: str) -> Shown:
 def make_row(split: str, seed: int) -> dict[str, Any]:
     """A synthetic pair as the embedded judge sees it; of every second pair, b is shown first."""
     from preference_data.people.synthetic_pairs import make_pair
-    from reward_models.judge.views import beside_difference
 
     pair = make_pair(split, seed)
     order: Order = "ab" if seed % 2 == 0 else "ba"

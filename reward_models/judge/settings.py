@@ -11,7 +11,7 @@ from portraitkit.errors import WeightsError
 from portraitkit.files.atomic import write_text
 from preference_data.verdict import Verdict
 from reward_models.judge.pairs import View
-from reward_models.judge.views import SHOWN
+from reward_models.judge.preference_task import SHOWN
 
 FILE = "judge.json"
 FORMS = {"full": 1024, "brief": 96}  # Forms of the answer, with the most tokens one takes
@@ -70,7 +70,7 @@ def view_of(model: str, shown: str = "auto", form: str = "auto") -> View:
 
     Args:
         model: embedded, a folder or a hub id.
-        shown: auto, or a key of `views.SHOWN`.
+        shown: auto, or a key of `preference_task.SHOWN`.
         form: auto, brief or full.
 
     Raises:

@@ -25,8 +25,8 @@ from preference_data.people.synthetic import make_case
 from preference_data.people.synthetic_pairs import SPOTS, draw_plan
 from reward_models.judge.judge import Comparison, calibrate, load_judge
 from reward_models.judge.pairs import synthetic_pair
+from reward_models.judge.preference_task import CROP, SIDE
 from reward_models.judge.settings import EMBEDDED, write_settings
-from reward_models.judge.views import CROP, SIDE
 from tools.embedded.muon import MuonAdamW
 from tools.embedded.vlm_facts import FACTS
 from tools.embedded.vlm_read import Lesson, read

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from portraitkit.errors import DataError, nearest
-from preference_data.people.action_units import draw_expression
 from preference_data.people.calm_faces import calm_stage
-from preference_data.people.expressions import perform
+from preference_data.people.expressions import draw_expression, perform
 from preference_data.people.synthetic import SPLITS, make_person
 
 SIZE = 128

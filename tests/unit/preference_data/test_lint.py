@@ -10,8 +10,7 @@ import torch
 from portraitkit.errors import DataError
 from portraitkit.faces.portraits import bundled_portraits
 from portraitkit.pictures.images import read_image, write_image
-from preference_data.commands.lint import lint_data, read_entries
-from preference_data.commands.lint_checks import KINDS
+from preference_data.commands.lint import KINDS, lint_data, read_entries
 from preference_data.commands.options import LintConfig
 from preference_data.pair_set import METADATA, read_pairs, write_pairs
 from preference_data.schema import Fault, Origin, Pair

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from portraitkit.pictures.images import from_pil, resize, to_pil
-from preference_data.commands.lint_checks import near_duplicates, perceptual_hash, small_copy
+from preference_data.commands.lint import near_duplicates, perceptual_hash, small_copy
 from preference_data.people.synthetic import make_case
 
 LIMITS = {"max_bits": 6, "min_correlation": 0.99}

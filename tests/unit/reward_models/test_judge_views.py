@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reward_models.judge.views import GAIN, SHOWN, as_taken, beside_difference, candidate_view
+from reward_models.judge.preference_task import GAIN, SHOWN, as_taken, beside_difference, candidate_view
 
 PHOTO = torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.25
 

@@ -10,7 +10,7 @@ from policies.vlm.tasks.emotion import TASK
 from policies.vlm.tasks.emotion_rows import make_row, make_target
 from portraitkit.errors import DataError
 from preference_data.emotion_rows import EMOTIONS
-from preference_data.people.action_units import COMBINATIONS, INTENSITY, UNITS, draw_expression
+from preference_data.people.expressions import COMBINATIONS, INTENSITY, UNITS, draw_expression
 from preference_data.people.synthetic import SPLITS
 
 
