@@ -61,7 +61,7 @@ def plan_batches(inputs: Inputs) -> Plan:
         return sizes[path]
 
     open_batches: dict[tuple[int, int, bool, bool], list[tuple[int, Item]]] = {}
-    batches: list[Batch] = []
+    batches: list[tuple[tuple[int, int, bool, bool], list[tuple[int, Item]]]] = []
     everything = [*enumerate(inputs.items), *((-1, Item(str(path), SET, path)) for path in inputs.sets)]
     for row, item in everything:
         frame = size(item.path)
@@ -73,13 +73,9 @@ def plan_batches(inputs: Inputs) -> Plan:
         members = open_batches.setdefault(key, [])
         members.append((row, replace(item, source=source, reference=reference)))
         if len(members) >= max(1, min(PICTURES, PIXELS // (frame[0] * frame[1]))):
-            batches.append(_closed(key, open_batches.pop(key)))
-    batches += [_closed(key, members) for key, members in open_batches.items()]
-    return Plan(batches, refused)
-
-
-def _closed(key: tuple[int, int, bool, bool], members: Sequence[tuple[int, Item]]) -> Batch:
-    return Batch(tuple(item for _, item in members), tuple(row for row, _ in members), key[0], key[1])
+            batches.append((key, open_batches.pop(key)))
+    batches += open_batches.items()
+    return Plan([Batch(tuple(item for _, item in some), tuple(row for row, _ in some), *key[:2]) for key, some in batches], refused)
 
 
 def _same_frame(frame: tuple[int, int], other: tuple[int, int] | None) -> bool:

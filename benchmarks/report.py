@@ -13,7 +13,7 @@ from PIL import Image, ImageChops
 from benchmarks.inputs import Item
 from benchmarks.metric import Metric
 from benchmarks.stats import Comparison
-from benchmarks.tables import PUBLISHED, Analysis, best_methods, decimals, figure, gained
+from benchmarks.tables import PUBLISHED, Analysis, cells, decimals, figure, gained
 from portraitkit.errors import ImageError
 from portraitkit.pictures.images import read_image, to_pil
 from portraitkit.report.charts import colour, distribution, matrix, radar
@@ -42,7 +42,7 @@ def _context(analysis: Analysis) -> dict[str, Any]:
         "photos": len(table.names),
         "verdicts": analysis.sides(),
         "too_few": analysis.too_few(),
-        "metrics": [_row(analysis, metric) for metric in results.metrics],
+        "metrics": [{"metric": metric, "cells": cells(analysis, metric)} for metric in results.metrics],
         "comparisons": [_compared(analysis, entry) for entry in analysis.comparisons],
         "radar": radar(_axes(analysis)),
         "plots": [(metric, _distribution(analysis, metric)) for metric in results.metrics if metric.name in table.values],
@@ -80,18 +80,6 @@ def _distribution(analysis: Analysis, metric: Metric) -> Markup:
     means = [(entry.mean, *entry.ci95) if entry and all(map(math.isfinite, entry.ci95)) else None for entry in entries]
     values = analysis.table.values[metric.name].numpy()
     return distribution(f"Distribution of {metric.name}", analysis.table.methods, values, means, decimals)
-
-
-def _row(analysis: Analysis, metric: Metric) -> dict[str, Any]:
-    best = best_methods(analysis, metric)
-    cells = []
-    for method in analysis.table.methods:
-        entry = analysis.mean(metric.name, method)
-        mean, half = figure(entry.mean, entry.ci95) if entry is not None else ("", "")
-        value = entry.mean if entry is not None and math.isfinite(entry.mean) else ""
-        missing = entry.missing if entry is not None else 0
-        cells.append({"mean": mean or "none", "half": half, "best": method in best, "value": value, "missing": missing})
-    return {"metric": metric, "cells": cells}
 
 
 def _compared(analysis: Analysis, entry: Comparison) -> dict[str, Any]:

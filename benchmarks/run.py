@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks.config import BenchmarkConfig
 from benchmarks.inputs import Inputs, check_places, check_readable, gather
@@ -22,6 +21,7 @@ from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import RunFolderError, UserError
 from portraitkit.runs.folder import Maker, RunFolder, may_resume
 from portraitkit.runs.interrupt import Interruptible
+from portraitkit.runs.progress import progress_bar
 from portraitkit.runs.shards import Shard, ShardFile, clear_shards, current_shard, has_shards, join_run, merged_rows, wait_for_shards
 
 NOT_COMPARED = may_change(BenchmarkConfig)
@@ -120,9 +120,8 @@ class _Run:
         """Run the suite under a progress bar, until a signal comes."""
         digest = Digests(store.digests())
         ready, lacking = with_weights(self.metrics, self.folders, digest)
-        columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as bar:
-            task = bar.add_task("", total=None)
+        with progress_bar(self.console, elapsed=True) as bar:
+            task = bar.add_task("measuring", total=None)
             suite = Suite(
                 ready,
                 store,

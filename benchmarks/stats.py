@@ -93,17 +93,20 @@ def means(results: Results, table: Grid, seed: int = 0) -> list[Mean]:
     out = []
     for metric in results.metrics:
         for place, method in enumerate(table.methods):
+            count = sum(item.method == method for item in results.inputs.items)
             if metric.name in results.pooled:
                 value = results.pooled[metric.name].get(method, math.nan)
-                count = sum(item.method == method for item in results.inputs.items)
                 out.append(Mean(method, metric.name, value, (math.nan, math.nan), count, 0))
-                continue
-            values = table.values[metric.name][:, place]
-            values = values[values.isfinite()]
-            count = sum(item.method == method for item in results.inputs.items)
-            mean = float(values.mean()) if len(values) else math.nan
-            out.append(Mean(method, metric.name, mean, interval(values, seed), len(values), count - len(values)))
+            else:
+                mean, bounds, known = _mean(table.values[metric.name][:, place], seed)
+                out.append(Mean(method, metric.name, mean, bounds, known, count - known))
     return out
+
+
+def _mean(values: Float[Tensor, " n"], seed: int) -> tuple[float, Interval, int]:
+    """Mean, interval and number of the values that are finite."""
+    values = values[values.isfinite()]
+    return float(values.mean()) if len(values) else math.nan, interval(values, seed), len(values)
 
 
 def comparisons(results: Results, table: Grid, seed: int = 0) -> list[Comparison]:
@@ -133,7 +136,7 @@ def comparisons(results: Results, table: Grid, seed: int = 0) -> list[Comparison
                     p=sign_flip_test(difference, seed=seed),
                     p_holm=math.nan,
                     wins=wins / count,
-                    wins_ci95=wilson_interval(wins, count) if count else (math.nan, math.nan),
+                    wins_ci95=wilson_interval(wins, count),
                     ties=ties,
                 )
             )
@@ -171,11 +174,9 @@ def group_tables(results: Results, table: Grid, seed: int = 0) -> list[dict[str,
                 rows = []
                 for kind in kinds:
                     mask = torch.tensor([groups_of.get(name, {}).get(group) == kind for name in table.names])
-                    values = table.values[metric.name][mask, place]
-                    values = values[values.isfinite()]
-                    if len(values):
-                        mean, bounds = float(values.mean()), interval(values, seed)
-                        row = {"group": group, "value": kind, "method": method, "metric": metric.name, "n": len(values), "mean": mean}
+                    mean, bounds, known = _mean(table.values[metric.name][mask, place], seed)
+                    if known:
+                        row = {"group": group, "value": kind, "method": method, "metric": metric.name, "n": known, "mean": mean}
                         rows.append(row | {"ci95": bounds, "worst": False})
                 groups = [row for row in rows if row["n"] > 1]  # one photo is no group
                 if len(groups) > 1:

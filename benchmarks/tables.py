@@ -220,23 +220,26 @@ def _photos(analysis: Analysis, metric: Metric, method: str) -> frozenset[str]:
     return frozenset(name for name, one in zip(table.names, known, strict=True) if one)
 
 
-def _lines(analysis: Analysis) -> Iterator[tuple[Metric, list[tuple[str, str, bool]]]]:
-    for metric in analysis.results.metrics:
-        best = best_methods(analysis, metric)
-        cells = []
-        for method in analysis.table.methods:
-            entry = analysis.mean(metric.name, method)
-            mean, half = figure(entry.mean, entry.ci95) if entry else ("", "")
-            cells.append((mean, half, method in best))
-        yield metric, cells
+def cells(analysis: Analysis, metric: Metric) -> list[dict[str, Any]]:
+    """A metric's row: of each method mean and half its interval as text, whether it is the best, its value and how many have none."""
+    best, row = best_methods(analysis, metric), []
+    for method in analysis.table.methods:
+        entry = analysis.mean(metric.name, method)
+        mean, half = figure(entry.mean, entry.ci95) if entry is not None else ("", "")
+        value, missing = (entry.mean, entry.missing) if entry is not None else (math.nan, 0)
+        row.append({"mean": mean, "half": half, "best": method in best, "value": value if mean else "", "missing": missing})
+    return row
 
 
 def markdown(analysis: Analysis) -> str:
     """Means with half the 95 % interval, best in bold; then what was skipped."""
     methods = analysis.table.methods
     out = ["| metric | " + " | ".join(markdown_text(method) for method in methods) + " |", "| --- |" + " ---: |" * len(methods)]
-    for metric, cells in _lines(analysis):
-        texts = [(f"**{mean}**" if best else mean) + (f" ± {half}" if half else "") for mean, half, best in cells]
+    for metric in analysis.results.metrics:
+        texts = [
+            (f"**{cell['mean']}**" if cell["best"] else cell["mean"]) + (f" ± {cell['half']}" if cell["half"] else "")
+            for cell in cells(analysis, metric)
+        ]
         out.append(f"| {markdown_text(metric.name)} {metric.arrow} | " + " | ".join(texts) + " |")
     out += ["", "± is half the 95 % bootstrap interval over photos; bold is the best where all methods have the same photos.", ""]
     out += [f"- {markdown_text(line)}" for line in analysis.verdicts()]
@@ -254,10 +257,12 @@ def latex(analysis: Analysis) -> str:
     """A booktabs table of the same means."""
     methods = analysis.table.methods
     out = [rf"\begin{{tabular}}{{l{'r' * len(methods)}}}", r"\toprule", " & ".join(["metric", *map(_tex, methods)]) + r" \\", r"\midrule"]
-    for metric, cells in _lines(analysis):
+    for metric in analysis.results.metrics:
         arrow = r"$\uparrow$" if metric.direction == "higher" else r"$\downarrow$"
         texts = [
-            (rf"\textbf{{{mean}}}" if best else mean) + (rf" {{\scriptsize$\pm${half}}}" if half else "") for mean, half, best in cells
+            (rf"\textbf{{{cell['mean']}}}" if cell["best"] else cell["mean"])
+            + (rf" {{\scriptsize$\pm${cell['half']}}}" if cell["half"] else "")
+            for cell in cells(analysis, metric)
         ]
         out.append(" & ".join([f"{_tex(metric.name)} {arrow}", *texts]) + r" \\")
     return "\n".join([*out, r"\bottomrule", r"\end{tabular}"]) + "\n"

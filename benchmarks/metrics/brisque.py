@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -62,7 +63,7 @@ def scene_features(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n 36"]:
 
 
 def read_machine(path: Path, ranges: Path) -> Machine:
-    """A machine in libsvm's text format.
+    """A machine in libsvm's text format; `ranges` holds the lower and the upper end of each feature, one pair a line.
 
     Raises:
         WeightsError: not such a file.
@@ -76,16 +77,10 @@ def read_machine(path: Path, ranges: Path) -> Machine:
             for index, _, value in (part.partition(":") for part in row[1:]):
                 vector[int(index) - 1] = float(value)
         coefficients = torch.tensor([float(row[0]) for row in rows], dtype=torch.float64)
-        return Machine(*read_ranges(ranges), vectors, coefficients, float(settings["gamma"]), float(settings["rho"]))
+        low, high = torch.from_numpy(np.loadtxt(ranges)).T
+        return Machine(low, high, vectors, coefficients, float(settings["gamma"]), float(settings["rho"]))
     except (KeyError, ValueError, IndexError) as error:
         raise WeightsError(f"{path}: is not a libsvm machine of 36 features ({error}); install portraitkit again") from error
-
-
-def read_ranges(path: Path) -> tuple[Float[Tensor, " 36"], Float[Tensor, " 36"]]:
-    """Lower and upper ends of the features, one pair a line."""
-    lines = [line.split() for line in path.read_text(encoding="ascii").splitlines() if not line.startswith("#")]
-    low, high = torch.tensor([[float(part) for part in line] for line in lines], dtype=torch.float64).T
-    return low, high
 
 
 def read_original(path: Path) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 36"]]:

@@ -3,15 +3,13 @@
 PSNR: over RGB, in dB, 80 for equal pictures. SSIM (Wang et al., 2004): on luminance, 11 x 11 Gaussian window, sigma 1.5.
 """
 
-from functools import cache
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.metric import Metric, Pictures, Range
-from benchmarks.nets.natural_scenes import luminance
+from benchmarks.nets.natural_scenes import gaussian, luminance
 
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -24,15 +22,8 @@ def psnr(pictures: Pictures) -> Float[Tensor, " n"]:
     return -10 * (error + 1e-8).log10()
 
 
-@cache
-def _gaussian() -> Float[Tensor, " 11"]:
-    offsets = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
-    weights = torch.exp(-offsets.square() / (2 * SIGMA**2))
-    return weights / weights.sum()
-
-
 def _local(maps: Float[Tensor, "k n h w"]) -> Float[Tensor, "k n hh ww"]:
-    weights = _gaussian()
+    weights = gaussian(WINDOW, SIGMA)
     flat = maps.flatten(0, 1)[:, None]
     flat = F.conv2d(F.conv2d(flat, weights.view(1, 1, 1, -1)), weights.view(1, 1, -1, 1))
     return flat[:, 0].unflatten(0, maps.shape[:2])

@@ -19,7 +19,7 @@ from unittest.mock import patch
 
 from benchmarks.metric import Metric, Range, Score, WeightFile
 from benchmarks.nets.fast import FastMusiq, FastTopiq, fold
-from benchmarks.nets.pyiqa_nets import LICENCE, against_reference, column, empty_net, fill, fill_backbone, iqa_file, pyiqa_metric, quiet
+from benchmarks.nets.pyiqa_nets import LICENCE, column, empty_net, fill, fill_backbone, iqa_file, pyiqa_metric, quiet
 from benchmarks.weight_files import read_state
 from portraitkit.errors import WeightsError
 
@@ -72,7 +72,7 @@ def open_distance(name: str, head: str, backbone: str, elsewhere: tuple[str, ...
     net = empty_net(name)
     fill_backbone(net, files[backbone])
     fill(net, files[head], missing=elsewhere)
-    return against_reference(net)
+    return column(net, reference=True)
 
 
 def _distance(name: str, title: str, head: WeightFile, backbone: WeightFile, elsewhere: tuple[str, ...], licence: str) -> Metric:

@@ -85,10 +85,15 @@ def _window() -> Float[Tensor, "7 7"]:
 @cache
 def _separated() -> tuple[Float[Tensor, " 7"], Float[Tensor, " 7"]]:
     """The window as a product of rows and columns, with the float32 window's sum: in flat places that sum decides the variance."""
-    offsets = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
-    weights = torch.exp(-offsets.square() / (2 * SIGMA**2))
-    weights = weights / weights.sum()
+    weights = gaussian(WINDOW, SIGMA)
     return weights * _window().double().sum(), weights
+
+
+def gaussian(size: int, sigma: float) -> Float[Tensor, " size"]:
+    """Weights of a window with an odd number of places, in float64; their sum is 1."""
+    offsets = torch.arange(size, dtype=torch.float64) - size // 2
+    weights = torch.exp(-offsets.square() / (2 * sigma**2))
+    return weights / weights.sum()
 
 
 @cache

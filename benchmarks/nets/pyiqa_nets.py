@@ -145,23 +145,13 @@ def inception_net(path: Path) -> torch.nn.Module:
         raise WeightsError(f"{path}: is of another net ({str(error).splitlines()[-1].strip()}); download the file named") from error
 
 
-def column(net: torch.nn.Module) -> Score:
-    """Score a batch by a net that takes pictures and gives one value each."""
+def column(net: torch.nn.Module, *, reference: bool = False) -> Score:
+    """Score a batch by a net that takes pictures, with `reference` beside them their references, and gives one value each."""
     net = net.to(memory_format=torch.channels_last)
 
     def score(pictures: Pictures) -> Float[Tensor, " n"]:
-        return _in_parts(net, pictures.pixels)
-
-    return score
-
-
-def against_reference(net: torch.nn.Module) -> Score:
-    """Score a batch by a net that takes pictures and references."""
-    net = net.to(memory_format=torch.channels_last)
-
-    def score(pictures: Pictures) -> Float[Tensor, " n"]:
-        assert pictures.reference is not None
-        return _in_parts(net, pictures.pixels, pictures.reference)
+        assert pictures.reference is not None or not reference
+        return _in_parts(net, pictures.pixels, *([pictures.reference] if reference and pictures.reference is not None else []))
 
     return score
 

@@ -98,7 +98,6 @@ class Pictures:
     size: dict[str, tuple[int, int]] = field(default_factory=dict)  # file -> height and width
     small: dict[str, np.ndarray] = field(default_factory=dict)  # photo -> small grey copy
     embedding: dict[str, Tensor] = field(default_factory=dict)  # photo, anchor or retouch -> identity embedding
-    lines: dict[str, list[int]] = field(default_factory=dict)  # file -> lines that name it
 
 
 def lint_data(config: LintConfig) -> int:
@@ -189,11 +188,12 @@ def look(folder: Path, entries: list[Entry], *, identity: bool, advance: Callabl
     """
     pictures, findings = Pictures(), []
     faces = {file for entry in entries for file in (entry.photo, entry.anchor, *entry.retouches)}
+    lines_of: dict[str, list[int]] = defaultdict(list)
     for entry in entries:
         for file in entry.files:
-            pictures.lines.setdefault(file, []).append(entry.line)
+            lines_of[file].append(entry.line)
     photos = {entry.photo for entry in entries}
-    for file, lines in pictures.lines.items():
+    for file, lines in lines_of.items():
         advance()
         try:
             pixels = read_image(folder / file).pixels
