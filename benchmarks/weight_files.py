@@ -17,7 +17,7 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks.metric import Metric, WeightFile
-from portraitkit.errors import WeightsError
+from portraitkit.errors import WeightsError, reason_of
 
 VARIABLE = "PORTRAITKIT_WEIGHTS"
 DEFAULT = Path("~/.cache/portraitkit/weights")
@@ -179,8 +179,7 @@ def read_state(path: Path, *, torchscript_sha256: str = "") -> dict[str, Any]:
             raise WeightsError(f"{path}: is damaged, no file of weights; download it again") from error
         raise WeightsError(f"{path}: holds more than tensors, and unpickling it could run code; convert it to safetensors") from error
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: cannot be read ({reason}); download it again") from error
+        raise WeightsError(f"{path}: cannot be read ({reason_of(error)}); download it again") from error
     for key in ("params", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

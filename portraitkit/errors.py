@@ -79,6 +79,15 @@ class WorkersLost(TrainingStopped):
     """No reward worker scores any more: none answers in time, or each refuses for good."""
 
 
+def reason_of(error: BaseException) -> str:
+    """The first line of what an error says; its type where it says nothing.
+
+    >>> reason_of(ValueError("no number\\nat line 3")), reason_of(EOFError())
+    ('no number', 'EOFError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"`, or nothing where no known name is near.
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from portraitkit.errors import ConfigError, HubError
+from portraitkit.errors import ConfigError, HubError, reason_of
 
 
 def check_repo_name(name: str) -> None:
@@ -21,7 +21,7 @@ def check_repo_name(name: str) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise ConfigError(f"--push-to-hub {name}: must be OWNER/NAME ({_first_line(error)})") from error
+        raise ConfigError(f"--push-to-hub {name}: must be OWNER/NAME ({reason_of(error)})") from error
 
 
 def open_repo(name: str) -> str:
@@ -40,7 +40,7 @@ def open_repo(name: str) -> str:
         return HfApi().create_repo(name, private=True, exist_ok=True).repo_id
     except (OSError, httpx.HTTPError) as error:
         raise HubError(
-            f"--push-to-hub {name}: the repository cannot be made or written to ({_first_line(error)}); check name, token and network, or "
+            f"--push-to-hub {name}: the repository cannot be made or written to ({reason_of(error)}); check name, token and network, or "
             "leave the option out and push later with hf upload"
         ) from error
 
@@ -71,11 +71,7 @@ def push_folder(folder: Path, name: str, *, files: Sequence[str] = ()) -> str:
     except (OSError, httpx.HTTPError) as error:
         only = "".join(f" --include {file}" for file in files)
         raise HubError(
-            f"--push-to-hub {name}: failed ({_first_line(error)}); the model is whole in {folder}, push it later: "
+            f"--push-to-hub {name}: failed ({reason_of(error)}); the model is whole in {folder}, push it later: "
             f"hf upload {name} {folder} .{only} --private"
         ) from error
     return f"https://huggingface.co/{name}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0]

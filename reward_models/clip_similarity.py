@@ -10,7 +10,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
-from portraitkit.errors import ConfigError, WeightsError, nearest
+from portraitkit.errors import ConfigError, WeightsError, nearest, reason_of
 from reward_models.photos import Photos
 from reward_models.reward import RewardFunction
 
@@ -117,5 +117,6 @@ def _create(name: str, path: Path, **options: object) -> torch.nn.Module:
     except pickle.UnpicklingError as error:
         raise WeightsError(f"clip_similarity: {path} holds more than tensors, and unpickling it could run code: use safetensors") from error
     except (SafetensorError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsError(f"clip_similarity: {path} cannot be loaded ({reason}): the file is damaged or of another model") from error
+        raise WeightsError(
+            f"clip_similarity: {path} cannot be loaded ({reason_of(error)}): the file is damaged or of another model"
+        ) from error

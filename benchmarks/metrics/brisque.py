@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.metric import Metric, Pictures, Range, Score, WeightFile
 from benchmarks.nets.natural_scenes import asymmetric_fit, gaussian_fit, halved, luma, normalised
 from benchmarks.nets.pyiqa_nets import IQA_WEIGHTS, NO_PYIQA, quiet
-from portraitkit.errors import WeightsError
+from portraitkit.errors import WeightsError, reason_of
 
 OFFICIAL = "brisque_svm_weights.pth"
 BUNDLED = Path(__file__).parents[1] / "weights" / "brisque_svm.txt"
@@ -94,8 +94,7 @@ def read_original(path: Path) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 36"
         vectors = vectors.float().reshape(-1, 36)
         return coefficients.float().reshape(len(vectors)), vectors
     except (ValueError, TypeError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: is not BRISQUE's machine ({reason}); download it again") from error
+        raise WeightsError(f"{path}: is not BRISQUE's machine ({reason_of(error)}); download it again") from error
 
 
 def open_original(path: Path) -> Score:

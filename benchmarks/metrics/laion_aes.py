@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks.metric import Metric, Pictures, Range, Score, WeightFile
 from benchmarks.nets.pyiqa_nets import fill
 from benchmarks.weight_files import read_state
-from portraitkit.errors import WeightsError
+from portraitkit.errors import WeightsError, reason_of
 
 HEAD, CLIP = "sac+logos+ava1-l14-linearMSE.pth", "ViT-L-14.pt"
 CLIP_SHA256 = "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"
@@ -55,7 +55,7 @@ def open_laion_aes(files: Mapping[str, Path]) -> Score:
     try:
         clip = build_model_from_openai_state_dict(state, quick_gelu=True, cast_dtype=torch.float32).float().eval().requires_grad_(False)
     except (KeyError, RuntimeError) as error:
-        raise WeightsError(f"{files[CLIP]}: is no CLIP ({str(error).splitlines()[0]}); download it again") from error
+        raise WeightsError(f"{files[CLIP]}: is no CLIP ({reason_of(error)}); download it again") from error
     head = Head(state["text_projection"].shape[1]).eval().requires_grad_(False)
     fill(head, files[HEAD])
 

@@ -21,7 +21,7 @@ from benchmarks.metric import Metric, Range, Score, WeightFile
 from benchmarks.nets.fast import FastMusiq, FastTopiq, fold
 from benchmarks.nets.pyiqa_nets import LICENCE, column, empty_net, fill, fill_backbone, iqa_file, pyiqa_metric, quiet
 from benchmarks.weight_files import read_state
-from portraitkit.errors import WeightsError
+from portraitkit.errors import WeightsError, reason_of
 
 CLIP, CLIP_SHA256 = "RN50.pt", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"
 NRQM_FILE = "NRQM_model.mat"
@@ -48,7 +48,7 @@ def open_clipiqa(files: Mapping[str, Path]) -> Score:
         with patch("pyiqa.archs.clipiqa_arch.load", lambda *_: clip):
             return column(empty_net("clipiqa"))
     except (KeyError, RuntimeError) as error:
-        raise WeightsError(f"{files[CLIP]}: is no CLIP ResNet-50 ({str(error).splitlines()[0]}); download it again") from error
+        raise WeightsError(f"{files[CLIP]}: is no CLIP ResNet-50 ({reason_of(error)}); download it again") from error
 
 
 def open_nrqm(files: Mapping[str, Path]) -> Score:
@@ -63,8 +63,7 @@ def open_nrqm(files: Mapping[str, Path]) -> Score:
     try:
         return column(empty_net("nrqm", pretrained_model_path=str(files[NRQM_FILE])))
     except damaged as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{files[NRQM_FILE]}: is not NRQM's model ({reason}); download it again") from error
+        raise WeightsError(f"{files[NRQM_FILE]}: is not NRQM's model ({reason_of(error)}); download it again") from error
 
 
 def open_distance(name: str, head: str, backbone: str, elsewhere: tuple[str, ...], files: Mapping[str, Path]) -> Score:

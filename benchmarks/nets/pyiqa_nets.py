@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.metric import Metric, Pictures, Range, Score, WeightFile
 from benchmarks.weight_files import read_state
-from portraitkit.errors import DataError, WeightsError
+from portraitkit.errors import DataError, WeightsError, reason_of
 
 IQA_WEIGHTS = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main"  # Where pyiqa's weights are published
 LICENCE = "pyiqa: PolyForm Noncommercial and NTU S-Lab"
@@ -172,8 +172,7 @@ def _in_parts(net: torch.nn.Module, *pixels: Float[Tensor, "n 3 h w"]) -> Float[
         try:
             out.append(net(*part).reshape(len(part[0])))
         except (RuntimeError, AssertionError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise DataError(f"pyiqa's net cannot measure it ({reason})") from error
+            raise DataError(f"pyiqa's net cannot measure it ({reason_of(error)})") from error
     return torch.cat(out)
 
 

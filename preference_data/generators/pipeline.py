@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from portraitkit.errors import ConfigError, WeightsError
+from portraitkit.errors import ConfigError, WeightsError, reason_of
 from portraitkit.pictures.images import from_pil, resize, to_pil
 from preference_data.generators import Candidate, GeneratorOptions, Subject
 from preference_data.schema import Origin
@@ -65,15 +65,14 @@ def open_pipeline(argument: str | None, options: GeneratorOptions) -> Pipeline:
     try:
         torch.empty(0, device=options.device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {options.device}: not available here ({str(error).splitlines()[0]}); use cpu") from error
+        raise ConfigError(f"--device {options.device}: not available here ({reason_of(error)}); use cpu") from error
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:
         dtype = torch.float32 if options.device == "cpu" else torch.bfloat16
         loaded = DiffusionPipeline.from_pretrained(argument, dtype=dtype, local_files_only=local, use_safetensors=True).to(options.device)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise WeightsError(f"pipeline:{argument}: cannot be loaded ({reason}); download it and give its folder") from error
+        raise WeightsError(f"pipeline:{argument}: cannot be loaded ({reason_of(error)}); download it and give its folder") from error
     loaded.set_progress_bar_config(disable=True)
     generator = Pipeline(loaded, folder.resolve().name if local else argument, argument, options)
     missing = {"image", "prompt", "num_inference_steps", "generator"} - generator.accepts

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from portraitkit.endpoint import Endpoint, Question, data_url
-from portraitkit.errors import ConfigError, WeightsError
+from portraitkit.errors import ConfigError, WeightsError, reason_of
 from portraitkit.vlm.generate import complete
 from portraitkit.vlm.model import load_model, load_processor
 from portraitkit.vlm.rows import Row
@@ -63,7 +63,7 @@ class TransformersBackend:
             try:
                 model = PeftModel.from_pretrained(model, source).merge_and_unload().eval()
             except (OSError, ValueError, RuntimeError) as error:
-                raise WeightsError(f"judge {source}: its LoRA does not fit {base} ({str(error).splitlines()[0]}); check both") from error
+                raise WeightsError(f"judge {source}: its LoRA does not fit {base} ({reason_of(error)}); check both") from error
         return cls(model, processor, name=source, batch_size=batch_size, form=form)
 
     def ask(self, prompt: str, shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Said]:
@@ -129,7 +129,7 @@ class VllmBackend:
         try:
             return cls(LLM(model=source, limit_mm_per_prompt={"image": MOST_PICTURES}, enable_prefix_caching=True), source)
         except (OSError, ValueError) as error:
-            raise WeightsError(f"judge vllm:{source}: could not be loaded ({str(error).splitlines()[0]}); check the id") from error
+            raise WeightsError(f"judge vllm:{source}: could not be loaded ({reason_of(error)}); check the id") from error
 
     def ask(self, prompt: str, shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Said]:
         """See `backend.Backend`."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from portraitkit.errors import ConfigError, WeightsError
+from portraitkit.errors import ConfigError, WeightsError, reason_of
 from preference_data.contract import Answer
 from preference_data.schema import DIMENSIONS, TITLES
 from preference_data.verdict import NUMBERS
@@ -117,8 +117,9 @@ class NliCoherence:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
             self.model: Any = AutoModelForSequenceClassification.from_pretrained(source).to(device).eval()
         except (OSError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise WeightsError(f"--coherence nli:{source}: could not be loaded ({reason}); give a local folder or a hub id") from error
+            raise WeightsError(
+                f"--coherence nli:{source}: could not be loaded ({reason_of(error)}); give a local folder or a hub id"
+            ) from error
         self.entailment = _entailment(source, self.model.config.id2label)
 
     @torch.inference_mode()
@@ -163,8 +164,9 @@ def check_coherence(which: str) -> None:
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise WeightsError(f"--coherence nli:{source}: could not be loaded ({reason}); give a local folder or a hub id") from error
+        raise WeightsError(
+            f"--coherence nli:{source}: could not be loaded ({reason_of(error)}); give a local folder or a hub id"
+        ) from error
     _entailment(source, config.id2label or {})
 
 
