@@ -82,21 +82,19 @@ def empty_net(name: str, **options: Any) -> torch.nn.Module:
         return build_network(settings).eval().requires_grad_(False)
 
 
-def fill(net: torch.nn.Module, path: Path, *, missing: tuple[str, ...] = (), unused: tuple[str, ...] = ()) -> None:
+def fill(net: torch.nn.Module, path: Path, *, missing: tuple[str, ...] = ()) -> None:
     """Load a file into a net; every parameter and buffer must come from it, and nothing may be left over.
 
     Args:
         net: to be filled.
         path: of the weights.
         missing: beginnings of names that another file gives.
-        unused: beginnings of names in the file that the net has no place for.
 
     Raises:
         WeightsError: the file is damaged or of another net; the first name that does not fit is given.
     """
-    state = {name: value for name, value in read_state(path).items() if not name.startswith(unused or ("\0",))}
     try:
-        result = net.load_state_dict(state, strict=False)
+        result = net.load_state_dict(read_state(path), strict=False)
     except RuntimeError as error:
         raise WeightsError(f"{path}: is of another net ({str(error).splitlines()[-1].strip()}); download the file named") from error
     lacking = [name for name in result.missing_keys if not name.startswith(missing or ("\0",))]

@@ -4,7 +4,7 @@ Both orders are asked. Where they agree, that is the verdict; where they do not,
 answer that breaks the contract in either order makes the comparison unreadable: it is counted and never scored.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -85,14 +85,8 @@ class Judge:
         self.backend, self.settings, self.orders = backend, settings, orders
         self.counts = Counts()
 
-    def judge(
-        self, comparisons: Sequence[Comparison], *, advance: Callable[[int], object] = lambda count: None
-    ) -> list[Judgement | Unreadable]:
-        """Judge comparisons; those of one photo are cheapest side by side.
-
-        Args:
-            comparisons: each with pictures of one size.
-            advance: called with the number of comparisons done.
+    def judge(self, comparisons: Sequence[Comparison]) -> list[Judgement | Unreadable]:
+        """Judge comparisons, each with pictures of one size; those of one photo are cheapest side by side.
 
         Raises:
             ValueError: pictures of one comparison differ in size.
@@ -103,12 +97,10 @@ class Judge:
         judged: list[Judgement | Unreadable] = []
         step = max(AT_ONCE // len(self.orders), 1)
         for start in range(0, len(comparisons), step):
-            part = comparisons[start : start + step]
-            shown = self._show(part)
+            shown = self._show(comparisons[start : start + step])
             said = self.backend.ask(self.settings.prompt, shown, self.settings.max_tokens)
             count = len(self.orders)
             judged += [self._conclude(said[place : place + count]) for place in range(0, len(said), count)]
-            advance(len(part))
         return judged
 
     def close(self) -> None:
