@@ -78,12 +78,8 @@ def _find_face(source: Float[Tensor, "3 h w"], reference: Float[Tensor, "3 h w"]
 def face_metric(name: str, title: str, load: Callable[[Mapping[str, Path]], Measure], values: Range = UNIT, **fields: Any) -> Metric:
     """A metric of the aligned faces of pictures and their photos; a reward or a judge is such a measure.
 
-    Args:
-        name: of the metric.
-        title: for people.
-        load: from the weight files to the measure: aligned candidates and their photos to values, NaN where it does not apply.
-        values: their range.
-        fields: further fields of `Metric`; higher is better and the code is the caller's own unless they say otherwise.
+    `load` makes the measure of the weight files: aligned candidates and their photos to values, NaN where it does not apply. Further
+    `fields` are those of `Metric`; higher is better and the code is the caller's own unless they say otherwise.
     """
     common: dict[str, Any] = {"direction": "higher", "licence": "own code", "missing": NO_FACE}
 

@@ -145,14 +145,8 @@ def _unpack(path: Path, target: Path) -> Path:
 def match(
     folders: Mapping[str, Folder], source: Folder | None, reference: Folder | None, sets: tuple[Path, ...] = (), limit: int | None = None
 ) -> Inputs:
-    """Pictures of all methods, matched by name.
-
-    Args:
-        folders: of each method.
-        source: the untouched photos; pictures without one are left out and counted.
-        reference: the known good retouches; where None, the anchors of the photos' data set.
-        sets: of the set metrics.
-        limit: photos at most, the first by name.
+    """The pictures of each method's folder, matched by name, of the first `limit` photos. Pictures without an untouched photo in `source`
+    are left out and counted. Without `reference`, the known good retouches are the anchors of the photos' data set.
 
     Raises:
         DataError: no picture is left.
@@ -219,13 +213,8 @@ def check_readable(config: BenchmarkConfig) -> None:
 
 
 def gather(config: BenchmarkConfig, work: Path, say: Callable[[str], None], shard: Shard | None = None) -> Inputs:
-    """The pictures of a run.
-
-    Args:
-        config: of the run.
-        work: folder for what is unpacked and retouched.
-        say: prints a line.
-        shard: of this process; the processes retouch together, and each has all pictures in the end.
+    """The pictures of a run; what is unpacked and retouched goes to `work`. The processes of a sharded run retouch together, and each has
+    all pictures in the end.
 
     Raises:
         UserError: see `read_folder`, `match` and `policies.retoucher.retouch.faces`.

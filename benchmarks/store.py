@@ -24,11 +24,7 @@ Known = TypeVar("Known")
 
 
 class Store:
-    """A cache of values and features in one SQLite file; in memory where the folder cannot be written.
-
-    Args:
-        folder: where the file lies; None keeps everything in memory.
-    """
+    """A cache of values and features in one SQLite file of a folder; in memory where there is none, or where it cannot be written."""
 
     def __init__(self, folder: Path | None) -> None:
         self.note = ""

@@ -44,15 +44,8 @@ class Results:
 
 
 class Suite:
-    """One run over given inputs.
-
-    Args:
-        metrics: with their weights, found and checked.
-        store: known values.
-        digest: of files.
-        max_failed: share of pictures that may be unreadable.
-        progress: called with (done, total) pictures times metrics.
-        stop: asked between batches whether to end.
+    """One run over given inputs, by metrics whose weights were found and checked. `max_failed` is the share of pictures that may be
+    unreadable; `progress` is called with (done, total) pictures times metrics, `stop` asked between batches whether to end.
     """
 
     def __init__(
@@ -70,11 +63,8 @@ class Suite:
         self._seconds: dict[str, float] = {}
 
     def run(self, inputs: Inputs, shard: Shard | None = None) -> Results:
-        """Measure.
-
-        Args:
-            inputs: everything, whatever the shard: who is measured with whom does not depend on it.
-            shard: measure only this share of the batches, and gather nothing.
+        """Measure all inputs, or a shard's share of their batches; who is measured with whom does not depend on it. A shard gathers
+        nothing.
 
         Raises:
             DataError: more pictures than allowed cannot be read.

@@ -100,10 +100,8 @@ def _check(wanted: WeightFile, path: Path, sha256: str) -> list[str]:
 
 
 class Digests:
-    """sha256 of files, each computed once while size and time of change stay the same.
-
-    Args:
-        known: what an earlier run computed, by path, size and time of change; new ones are added.
+    """sha256 of files, each computed once while size and time of change stay the same. `known` is what an earlier run computed, by path,
+    size and time of change; new ones are added.
     """
 
     def __init__(self, known: dict[str, str] | None = None) -> None:

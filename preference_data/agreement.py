@@ -42,14 +42,10 @@ def agreement(judgements: Judgements) -> dict[str, Agreement]:
 
 
 def bradley_terry(duels: list[tuple[str, str, Verdict]], *, prior: float = 0.5) -> dict[str, float]:
-    """Strengths of systems from duels; a tie is half a win for each.
+    """Strengths of systems from duels (system of a, system of b, verdict); a tie is half a win for each, a duel of a system with itself
+    counts for nothing. For `prior` see `portraitkit.votes.bradley_terry`.
 
-    Args:
-        duels: system of a, system of b, verdict. Duels of a system with itself count for nothing.
-        prior: see `portraitkit.votes.bradley_terry`.
-
-    Returns:
-        System -> log-odds strength, mean 0: P(x beats y) = sigmoid(strength of x - strength of y).
+    Returns system -> log-odds strength, mean 0: P(x beats y) = sigmoid(strength of x - strength of y).
     """
     duels = [duel for duel in duels if duel[0] != duel[1]]
     names = sorted({name for duel in duels for name in duel[:2]})

@@ -79,11 +79,8 @@ def append_judgement(folder: Path, judgement: Judgement) -> None:
 
 
 def read_judgements(folder: Path, extra: tuple[Path, ...] = ()) -> tuple[list[Judgement], list[tuple[Path, Rejected]]]:
-    """The counting judgements of all annotators, and the rows that cannot be read.
-
-    Args:
-        folder: of the pair set.
-        extra: further files, of annotators who worked elsewhere.
+    """The counting judgements of all annotators of a pair set, those in `extra` files of people who worked elsewhere among them, and the
+    rows that cannot be read.
 
     Raises:
         DataError: an extra file cannot be opened.

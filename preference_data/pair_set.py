@@ -138,11 +138,7 @@ def list_photos(folder: Path) -> RowSet[dict[str, Any]]:
 
 
 def read_photo_row(row: dict[str, Any], root: Path) -> dict[str, Any]:
-    """Check a row of a photo folder's `metadata.jsonl`; other columns are ignored.
-
-    Args:
-        row: as read.
-        root: the folder, resolved.
+    """Check a row of a photo folder's `metadata.jsonl`, the folder resolved to `root`; other columns are ignored.
 
     Raises:
         DataError: a column of ours has an impossible value, or a file is missing or outside the folder.

@@ -69,13 +69,8 @@ def serve_study(config: ServeConfig) -> int:
 
 
 def build_app(study: Study, store: VoteStore, *, allowed_hosts: Sequence[str] = ("*",), max_raters: int = 10_000) -> Starlette:
-    """The application.
-
-    Args:
-        study: what is shown.
-        store: where votes go; used from the event loop's thread only.
-        allowed_hosts: values of the Host header that are answered.
-        max_raters: no more raters are let in than this.
+    """The application; votes go to `store`, which is used from the event loop's thread only. Only `allowed_hosts` in the Host header are
+    answered.
     """
     pages = _Pages(study, store, max_raters)
     routes = [

@@ -133,16 +133,8 @@ class VoteStore:
         self._shown.setdefault(trial.token, time.monotonic())
 
     def vote(self, rater: int, token: str, choice: str, *, revise: bool = False) -> str | None:
-        """VoteStore an answer; a second one changes nothing unless it says that it revises the first.
-
-        Args:
-            rater: who answers.
-            token: of the comparison.
-            choice: one of CHOICES.
-            revise: whether the rater went back to change the answer.
-
-        Returns:
-            The answer that stands, or None if the rater has no such comparison.
+        """Store a rater's answer (one of `CHOICES`) to the comparison with this token; a second one changes nothing unless it says that it
+        revises the first. Returns the answer that stands, or None if the rater has no such comparison.
         """
         now, shown = time.monotonic(), self._shown.get(token)
         seconds = None if shown is None else now - shown

@@ -26,10 +26,7 @@ def built_in_metrics() -> dict[str, Metric]:
 
 
 def load_metrics(names: tuple[str, ...]) -> list[Metric]:
-    """Metrics by name or by place; every built-in one for no names.
-
-    Args:
-        names: built-in names, `judge:PATH[:FORM]`, or `my_file.py:METRIC`; `all` stands for every built-in one.
+    """Metrics by name: a built-in one's, `judge:PATH[:FORM]`, or `my_file.py:METRIC`; `all`, or no name, stands for every built-in one.
 
     Raises:
         ConfigError: an unknown name, an object that is no metric, or two metrics of one name.

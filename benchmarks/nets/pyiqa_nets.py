@@ -40,15 +40,8 @@ def iqa_file(name: str, mib: float) -> WeightFile:
 def pyiqa_metric(
     name: str, title: str, values: Range, weights: WeightFile, *, faster: Callable[[Any], Any] = lambda net: net, **fields: Any
 ) -> Metric:
-    """A metric without a reference that is one of pyiqa's nets, filled from one file; higher is better.
-
-    Args:
-        name: pyiqa's.
-        title: for people.
-        values: their range.
-        weights: the file.
-        faster: from pyiqa's net to one with the same values in less time.
-        fields: further fields of `Metric`, or those that are otherwise than this says.
+    """A metric without a reference that is one of pyiqa's nets, filled from one file; higher is better. `faster` makes of pyiqa's net one
+    with the same values in less time; `fields` are further ones of `Metric`, or those that are otherwise than this says.
     """
 
     def open_net(files: Mapping[str, Path]) -> Score:
@@ -83,12 +76,8 @@ def empty_net(name: str, **options: Any) -> torch.nn.Module:
 
 
 def fill(net: torch.nn.Module, path: Path, *, missing: tuple[str, ...] = ()) -> None:
-    """Load a file into a net; every parameter and buffer must come from it, and nothing may be left over.
-
-    Args:
-        net: to be filled.
-        path: of the weights.
-        missing: beginnings of names that another file gives.
+    """Load a file into a net; every parameter and buffer must come from it, but for those whose names begin as in `missing`, and nothing
+    may be left over.
 
     Raises:
         WeightsError: the file is damaged or of another net; the first name that does not fit is given.

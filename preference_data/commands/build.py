@@ -174,13 +174,8 @@ def _device(config: BuildConfig, shard: Shard | None) -> str:
 def pair_candidates(
     candidates: list[Candidate], label: Candidate | None, *, pairs: int, generator: torch.Generator
 ) -> list[tuple[Candidate, Candidate]]:
-    """Who is compared with whom, and who is a: every group within itself; the others with each other and with the label.
-
-    Args:
-        candidates: of one subject.
-        label: the preferred retouch as a candidate, where there is one and it is to be compared.
-        pairs: most pairs of candidates without a group; comparisons with the label and among candidates take turns.
-        generator: source of all randomness.
+    """Who is compared with whom, and who is a: every group within itself; the others with each other and with the label, where it is to be
+    compared, by turns: at most `pairs` of these.
     """
     groups: dict[str, list[Candidate]] = {}
     free = []

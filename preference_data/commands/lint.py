@@ -175,16 +175,8 @@ def _write(path: Path, report: dict[str, Any]) -> None:
 
 
 def look(folder: Path, entries: list[Entry], *, identity: bool, advance: Callable[[], None]) -> tuple[Pictures, list[Finding]]:
-    """Open every file once.
-
-    Args:
-        folder: of the set.
-        entries: its rows.
-        identity: whether to look for faces in photos, anchors and retouches.
-        advance: called after each file.
-
-    Returns:
-        What is known, and the findings "bad_image" and "no_face".
+    """Open every file of a set once, call `advance` after each, and look for faces in photos, anchors and retouches where `identity` is
+    asked for. Returns what is known, and the findings "bad_image" and "no_face".
     """
     pictures, findings = Pictures(), []
     faces = {file for entry in entries for file in (entry.photo, entry.anchor, *entry.retouches)}
@@ -362,17 +354,8 @@ def perceptual_hash(small: Float[ndarray, "32 32"]) -> Bool[ndarray, " 64"]:
 def near_duplicates(
     hashes: Bool[ndarray, "n 64"], smalls: Float[ndarray, "n 32 32"], groups: list[str], *, max_bits: int, min_correlation: float
 ) -> list[tuple[int, int]]:
-    """Pairs of pictures of different groups that look the same.
-
-    Args:
-        hashes: from `perceptual_hash`.
-        smalls: from `small_copy`.
-        groups: pictures of one group are not compared (a split, for instance).
-        max_bits: most bits in which hashes differ.
-        min_correlation: least correlation of the small copies, with their means removed.
-
-    Returns:
-        Indices (i, j), i < j.
+    """Pairs of pictures of different groups that look the same: their hashes differ in at most `max_bits` bits, and their small copies,
+    less their means, correlate by `min_correlation` at least. Returns indices (i, j), i < j.
     """
     signs = np.where(hashes, 1.0, -1.0).astype(np.float32)
     flat = smalls.reshape(len(smalls), -1).astype(np.float32)

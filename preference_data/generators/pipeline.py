@@ -13,13 +13,8 @@ from preference_data.schema import Origin
 
 
 class Pipeline:
-    """One candidate a seed.
-
-    Args:
-        pipeline: takes `image`, `prompt`, `num_inference_steps` and `generator`, and returns an object with `images` (PIL).
-        name: as recorded.
-        model: hub id or path, as recorded.
-        options: prompt, steps and device.
+    """One candidate a seed, by a pipeline that takes `image`, `prompt`, `num_inference_steps` and `generator`, and returns an object with
+    `images` (PIL). Name and model (hub id or path) are as recorded.
     """
 
     def __init__(self, pipeline: Any, name: str, model: str, options: GeneratorOptions) -> None:

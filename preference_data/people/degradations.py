@@ -182,12 +182,8 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 
 def degrade(stage: Stage, faults: dict[str, float], variant: int) -> Picture:
-    """The candidate with several faults, in the order of `DEGRADATIONS`; rounded to 8 bits, as files are.
-
-    Args:
-        stage: its `picture` is where degradations start from, usually the clean portrait.
-        faults: kind -> strength above 0.
-        variant: see the module.
+    """The candidate with several faults (kind -> strength above 0), in the order of `DEGRADATIONS`, starting from the stage's picture,
+    usually the clean portrait; rounded to 8 bits, as files are.
     """
     for kind, function in DEGRADATIONS.items():
         if faults.get(kind, 0.0) > 0:

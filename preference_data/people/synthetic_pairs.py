@@ -60,12 +60,8 @@ def verdicts_of(scores: dict[str, tuple[int, int]]) -> tuple[dict[str, Verdict],
 
 
 def draw_plan(split: str, generator: torch.Generator, mode: str | None = None) -> PairPlan:
-    """Draw the faults of one pair; no plan is an overall tie.
-
-    Args:
-        split: gives the offsets' range, see `OFFSETS`.
-        generator: source of all randomness.
-        mode: see `PairPlan`; drawn by `MODES` if not given.
+    """Draw the faults of one pair, offsets from the split's range; no plan is an overall tie. The mode (see `PairPlan`) is drawn by `MODES`
+    if not given.
     """
 
     def integer(low: int, high: int) -> int:

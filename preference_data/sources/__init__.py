@@ -89,11 +89,8 @@ def read_table(path: Path, columns: int, separator: str | None = None) -> Iterat
 
 
 def read_csv(path: Path, *needed: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Rows of a CSV file by the names in its header, with where they stand; blank lines are skipped.
-
-    Args:
-        path: of the file.
-        needed: names that the header must have; it may have others.
+    """Rows of a CSV file by the names in its header, which must have those `needed` and may have others, with where they stand; blank lines
+    are skipped.
 
     Raises:
         DataError: the file cannot be read, the header lacks a name or has one twice, or a row has not as many fields as the header.

@@ -38,14 +38,8 @@ class TransformersBackend:
     def load(
         cls, source: str, *, device: str = "cpu", dtype: str | None = None, batch_size: int = 32, form: Sequence[str] = ()
     ) -> "TransformersBackend":
-        """The embedded judge, a folder or a hub id; a folder with a LoRA is loaded onto the base that it names.
-
-        Args:
-            source: see `portraitkit.vlm.model`.
-            device: as torch names it.
-            dtype: float32 or bfloat16; bfloat16 where the device is not the CPU, if not given.
-            batch_size: questions answered at once.
-            form: of the answers.
+        """The embedded judge, a folder or a hub id (see `portraitkit.vlm.model`); a folder with a LoRA is loaded onto the base that it
+        names. `dtype` is bfloat16 where the device is not the CPU, if not given.
 
         Raises:
             WeightsError: nothing can be loaded from there.
@@ -105,12 +99,7 @@ def _base_of(folder: Path) -> str | None:
 
 
 class VllmBackend:
-    """A model in vLLM's engine, which batches and caches pictures itself (`enable_prefix_caching`).
-
-    Args:
-        engine: a `vllm.LLM`.
-        name: of the model.
-    """
+    """A model in vLLM's engine (`vllm.LLM`), which batches and caches pictures itself (`enable_prefix_caching`)."""
 
     def __init__(self, engine: Any, name: str) -> None:
         self.engine, self.name = engine, name
@@ -159,27 +148,15 @@ def _said(output: Any) -> Said:
 
 
 class HttpBackend:
-    """A model behind an endpoint.
-
-    Args:
-        endpoint: asks greedily; with `top_logprobs` where the server tells them.
-    """
+    """A model behind an endpoint, which asks greedily; with `top_logprobs` where the server tells them."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint, self.name = endpoint, endpoint.model
 
     @classmethod
     def connect(cls, url: str, *, timeout: float = 120.0, retries: int = 3, workers: int = 16) -> tuple["HttpBackend", dict[str, Any]]:
-        """Connect to the first model of `URL/models`; the key, if one is needed, is in JUDGE_API_KEY.
-
-        Args:
-            url: up to and including the version.
-            timeout: seconds for one request.
-            retries: further requests after one that failed for a reason that may pass.
-            workers: requests under way at once.
-
-        Returns:
-            The backend, and what the server says of the model: `serve-judge` tells its `judge` settings there.
+        """Connect to the first model of `URL/models`, the URL up to and including the version; the key, if one is needed, is in
+        JUDGE_API_KEY. Returns the backend, and what the server says of the model: `serve-judge` tells its `judge` settings there.
 
         Raises:
             ConfigError: the URL is none.

@@ -71,12 +71,8 @@ class Counts:
 
 
 class Judge:
-    """A model that compares retouches.
-
-    Args:
-        backend: the model.
-        settings: how it is shown pictures and how its answers are read.
-        orders: in which each comparison is asked; both, unless the position's effect is what is measured.
+    """A model that compares retouches, in both orders unless the position's effect is what is measured; `settings` say how it is shown and
+    read.
     """
 
     def __init__(self, backend: Backend, settings: JudgeSettings, *, orders: tuple[Order, ...] = ORDERS) -> None:
@@ -177,12 +173,8 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def calibrate(judge: Judge, comparisons: Sequence[Comparison], truths: Sequence[Verdict]) -> JudgeSettings:
-    """The judge's settings with a temperature fitted on validation pairs; unreadable ones are left out.
-
-    Args:
-        judge: whose settings; it uses the new ones from now on.
-        comparisons: validation pairs, never held-out ones.
-        truths: their overall verdicts.
+    """The judge's settings, which it uses from now on, with a temperature fitted on the overall verdicts of validation pairs, never of
+    held-out ones; unreadable ones are left out.
 
     Raises:
         ConfigError: no comparison could be read.
@@ -196,13 +188,8 @@ def calibrate(judge: Judge, comparisons: Sequence[Comparison], truths: Sequence[
 
 
 def load_judge(source: str, *, device: str = "cpu", dtype: str | None = None, batch_size: int = 32) -> Judge:
-    """A judge by name.
-
-    Args:
-        source: embedded; a folder or hub id of a vision-language model; vllm:FOLDER-OR-ID; http://host:port/v1.
-        device: of a model that transformers runs.
-        dtype: float32 or bfloat16; bfloat16 where the device is not the CPU, if not given.
-        batch_size: questions that transformers answers at once.
+    """A judge by name: embedded; a folder or hub id of a vision-language model; vllm:FOLDER-OR-ID; http://host:port/v1. Device, dtype and
+    batch size are those of a model that transformers runs; see `TransformersBackend.load`.
 
     Raises:
         ConfigError: no source, or a URL that is none.

@@ -239,11 +239,8 @@ def identity_hash(name: str) -> str:
 
 
 def exchanged(pairs: Sequence[JudgedPair], seed: int) -> list[JudgedPair]:
-    """Every pair with the pictures of another person's pair: what a judge earns that cannot look.
-
-    Args:
-        pairs: of at least two people, see `check_several_people`; a pair that nobody else's could replace keeps its own.
-        seed: of the exchange.
+    """Every pair with the pictures of another person's pair: what a judge earns that cannot look. The pairs are of at least two people, see
+    `check_several_people`; one that nobody else's could replace keeps its own.
     """
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed)).tolist()
     found = list(pairs)

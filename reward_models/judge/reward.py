@@ -127,12 +127,8 @@ class JudgeReward:
 
 
 def judge_reward(argument: str, *, device: str = "cpu", load: Callable[..., Judge] = load_judge) -> JudgeReward:
-    """The reward that `judge:PATH[:FORM]` names.
-
-    Args:
-        argument: what follows `judge:`; PATH is what `load_judge` takes, FORM one of `FORMS`, `score` if not given.
-        device: of a model that transformers runs.
-        load: opens the judge.
+    """The reward that `judge:PATH[:FORM]` names; `argument` is what follows `judge:`, PATH what `load_judge` takes, FORM one of `FORMS`,
+    `score` if not given.
 
     Raises:
         ConfigError: the form is unknown, or no judge is named.

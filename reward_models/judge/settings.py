@@ -66,12 +66,7 @@ def read_settings(folder: Path) -> JudgeSettings | None:
 
 
 def view_of(model: str, shown: str = "auto", form: str = "auto") -> View:
-    """The view for a model: what is given, else what its folder says, else the embedded judge's or a large model's.
-
-    Args:
-        model: embedded, a folder or a hub id.
-        shown: auto, or a key of `preference_task.SHOWN`.
-        form: auto, brief or full.
+    """The view for a model: what is given, unless it is auto, else what its folder says, else the embedded judge's or a large model's.
 
     Raises:
         WeightsError: its `judge.json` is none.
