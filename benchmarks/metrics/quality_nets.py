@@ -76,8 +76,8 @@ def open_distance(name: str, head: str, backbone: str, elsewhere: tuple[str, ...
 
 def _distance(name: str, title: str, head: WeightFile, backbone: WeightFile, elsewhere: tuple[str, ...], licence: str) -> Metric:
     opened = partial(open_distance, name, head.name, backbone.name, elsewhere)
-    fields: dict[str, Any] = {"weights": (head, backbone), "licence": f"{LICENCE}; {licence}"}
-    return pyiqa_metric(name, title, Range(0, 1), head, open=opened, direction="lower", reference="full", **fields)
+    fields: dict[str, Any] = {"direction": "lower", "reference": "full", "licence": f"{LICENCE}; {licence}"}
+    return pyiqa_metric(name, title, Range(0, 1), head, backbone, open=opened, **fields)
 
 
 def _torchvision(name: str, digits: str, mib: float) -> WeightFile:

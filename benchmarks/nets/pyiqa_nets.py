@@ -38,7 +38,7 @@ def iqa_file(name: str, mib: float) -> WeightFile:
 
 
 def pyiqa_metric(
-    name: str, title: str, values: Range, weights: WeightFile, *, faster: Callable[[Any], Any] = lambda net: net, **fields: Any
+    name: str, title: str, values: Range, *weights: WeightFile, faster: Callable[[Any], Any] = lambda net: net, **fields: Any
 ) -> Metric:
     """A metric without a reference that is one of pyiqa's nets, filled from one file; higher is better. `faster` makes of pyiqa's net one
     with the same values in less time; `fields` are further ones of `Metric`, or those that are otherwise than this says.
@@ -46,12 +46,12 @@ def pyiqa_metric(
 
     def open_net(files: Mapping[str, Path]) -> Score:
         net = empty_net(name)
-        fill(net, files[weights.name])
+        fill(net, files[weights[0].name])
         return column(faster(net))
 
     common: dict[str, Any] = {"direction": "higher", "reference": "none", "licence": LICENCE, "revision": REVISION, "smallest": 32}
-    common |= {"open": open_net, "weights": (weights,)}
-    return Metric(name=name, title=title, range=values, **(common | fields))
+    common["open"] = open_net
+    return Metric(name=name, title=title, range=values, weights=weights, **(common | fields))
 
 
 def empty_net(name: str, **options: Any) -> torch.nn.Module:

@@ -161,12 +161,8 @@ def write_card(folder: Path, card: Card) -> Path:
 
 
 def write_readme(folder: Path, metadata: "CardData", *blocks: str | list[str] | Table) -> Path:
-    """Write a card as `README.md`; returns its path.
-
-    Args:
-        folder: of the model or the data set.
-        metadata: for the hub.
-        blocks: Markdown, with an empty line between; a list has a point each.
+    """Write a card of a model or a data set as `README.md` in its folder; returns its path. `metadata` is for the hub; between the
+    `blocks`, which are Markdown, is an empty line, and a list has a point each.
     """
     parts = ["\n".join(f"- {line}" for line in block) if isinstance(block, list) else str(block) for block in blocks]
     path = folder / "README.md"

@@ -203,10 +203,8 @@ def colour(place: int) -> str:
 
 
 def radar(axes: Sequence[tuple[str, Sequence[float]]]) -> Markup:
-    """Every measure an axis: the worst method's value lies on the inner ring, the best one's on the outer.
-
-    Args:
-        axes: (label, one value a method: higher is better, not all equal); empty below three axes or two methods.
+    """Every measure an axis (label, one value a method: higher is better, not all equal): the worst method's value lies on the inner ring,
+    the best one's on the outer. Empty below three axes or two methods.
     """
     if len(axes) < 3 or len(axes[0][1]) < 2:
         return Markup("")
@@ -234,14 +232,11 @@ def radar(axes: Sequence[tuple[str, Sequence[float]]]) -> Markup:
 def distribution(
     label: str, methods: Sequence[str], values: np.ndarray, means: Sequence[tuple[float, float, float] | None], digits: Callable[..., int]
 ) -> Markup:
-    """One row a method: every photo a tick, the middle half a bar, the mean and its interval above it.
+    """One row a method: every photo a tick, the middle half a bar, the mean and its interval above it; `label` is for those who cannot see
+    it.
 
-    Args:
-        label: for those who cannot see it.
-        methods: their names.
-        values: (photos, methods), NaN where there is none.
-        means: (mean, low, high) of each method; None where it has no interval.
-        digits: decimals of a value, and of what is small beside it.
+    `values` are (photos, methods), NaN where there is none; `means` (mean, low, high) of each method, None where it has no interval;
+    `digits` gives the decimals of a value, and of what is small beside it.
     """
     finite = values[np.isfinite(values)]
     low, high = float(finite.min()), float(finite.max())
@@ -299,13 +294,8 @@ def matrix(names: Sequence[str], values: np.ndarray, *, low: float, high: float,
 
 
 def interval_plot(rows: Sequence[Interval], *, ticks: Sequence[tuple[float, str]], middle: float, title: str) -> Markup:
-    """Points with their intervals, one below the other.
-
-    Args:
-        rows: from top to bottom.
-        ticks: (position, label), in order; the first and the last are the ends of the axis.
-        middle: where a dashed line stands: no preference.
-        title: for those who cannot see it.
+    """Points with their intervals, one below the other; `title` is for those who cannot see it. The ticks are (position, label), in order,
+    the first and the last of them the ends of the axis; at `middle`, where there is no preference, stands a dashed line.
     """
     start, end = ticks[0][0], ticks[-1][0]
 

@@ -20,13 +20,8 @@ TEMPLATES = Path(__file__).parent / "templates"  # Of what all pages share: `pag
 
 
 def write_page(path: Path, template: Path, context: Mapping[str, Any], **filters: Any) -> Path:
-    """Write a report: no outside requests, everything escaped, the home folder as `~`; returns its path.
-
-    Args:
-        path: of the report.
-        template: extends `page.html.j2`.
-        context: of the template; the base page needs a `title`.
-        filters: of this page.
+    """Write a report: no outside requests, everything escaped, the home folder as `~`; returns its path. The template extends
+    `page.html.j2`, which needs a `title` in the context; `filters` are those of this page.
     """
     environment = page_environment(template.parent)
     environment.finalize = _without_home
@@ -111,12 +106,8 @@ def _csp_hash(script: str) -> str:
 
 
 def setup(environment: Mapping[str, Any], config: Mapping[str, Any], kind: type[Options]) -> dict[str, Any]:
-    """What `page.html.j2` shows of how a run was made: the command, its settings and the environment.
-
-    Args:
-        environment: the run's environment.json.
-        config: its config.json.
-        kind: the dataclass of the configuration, which has the defaults that go with the model.
+    """What `page.html.j2` shows of how a run was made, from its environment.json and its config.json: the command, its settings and the
+    environment. `kind` is the dataclass of the configuration, which has the defaults that go with the model.
     """
     defaults = kind.chosen(kind.revise({}, {name: [str(value)] for name, value in config.items()}), {})
     settings = []

@@ -96,10 +96,8 @@ def check_shard(shard: str | None, overwrite: bool) -> None:
 
 
 def current_shard(option: str | None) -> Shard | None:
-    """The share of this process: as `--shard` says, or as torchrun or accelerate launch started it; None where it does everything.
-
-    Args:
-        option: of the command line, checked by `check_shard`.
+    """The share of this process: as `--shard` says (checked by `check_shard`), or as torchrun or accelerate launch started it; None where
+    it does everything.
     """
     if option is not None:
         return parse_shard(option)
@@ -272,12 +270,7 @@ def join_run(path: Path, config: dict[str, Any], maker: Maker, *, command: list[
 
 
 class Growing:
-    """JSON lines that several processes append to files of one folder, read as they grow.
-
-    Args:
-        folder: the output's.
-        what: the files are `shards/<what>-<shard>.jsonl`.
-    """
+    """JSON lines that several processes append to files `shards/<what>-<shard>.jsonl` of one folder, read as they grow."""
 
     def __init__(self, folder: Path, what: str) -> None:
         self.folder, self.what, self._read = folder / SHARDS, what, dict[Path, int]()
