@@ -119,16 +119,11 @@ def held_out_summary(
     checks: Mapping[str, Any],
     blind: Sequence[Judged] | None,
 ) -> dict[str, Any]:
-    """The part of the summary on held-out pairs, see the issue: figures of each stage, and what needs no eyes.
+    """The part of the summary on held-out pairs: figures of each stage, and what needs no eyes.
 
-    Args:
-        pairs: of the splits validation and held_out.
-        stages: base, sft ... -> split -> answers.
-        checks: from `checks_summary`.
-        blind: answers of the blind copy to exchanged pictures, or None.
-
-    Returns:
-        `held_out`, `unreadable`, `tie_thresholds` and `baselines` (all figures of the blind copy and of exchanged pictures).
+    Of the pairs and answers of the splits validation and held_out, by stage (base, sft ...), what `checks_summary` found, and the answers
+    of the blind copy to exchanged pictures, it returns `held_out`, `unreadable`, `tie_thresholds` and `baselines` (all figures of the blind
+    copy and of exchanged pictures).
     """
     validation = pairs.get("validation", [])
     thresholds = {name: fit_thresholds(validation, judged.get("validation", [])) for name, judged in stages.items()}

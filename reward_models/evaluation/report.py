@@ -96,11 +96,8 @@ def warnings(summary: Mapping[str, Any]) -> list[str]:
 
 
 def write_report(folder: Path, pairs: Sequence[JudgedPair]) -> Path:
-    """Write `report.html` into a finished run's folder; returns its path.
-
-    Args:
-        folder: with config.json, environment.json, summary.json, metrics.jsonl and the answers.
-        pairs: the held-out ones, for the examples.
+    """Write `report.html` into a finished run's folder, which has config.json, environment.json, summary.json, metrics.jsonl and the
+    answers; returns its path. The held-out pairs are for the examples.
     """
     config, environment, summary = (_read(folder / name) for name in ("config.json", "environment.json", "summary.json"))
     metrics = [row for _, row in read_objects(folder / "metrics.jsonl")]
@@ -190,11 +187,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def write_judge_card(folder: Path) -> Path | None:
-    """Write `model/README.md` of a finished run; None where nothing was trained.
-
-    Args:
-        folder: with config.json, summary.json, environment.json and model/.
-    """
+    """Write `model/README.md` of a finished run, from config.json, summary.json and environment.json; None where nothing was trained."""
     if not (folder / "model").is_dir():
         return None
     config, environment, summary = (_read(folder / name) for name in ("config.json", "environment.json", "summary.json"))

@@ -42,15 +42,9 @@ class Kept:
 def verdict_on(text: str, truth: Preference, view: View, coherence: Coherence, least: float) -> tuple[str, float]:
     """(why a trajectory is kept or not, the share of its dimensions that are right).
 
-    The rule: it can be read; its overall choice is right; no dimension's winner is named as the loser; at least `least` of the known
-    dimensions are right, ties included; its reasoning is coherent with its answer. Why is "kept", or the first that fails.
-
-    Args:
-        text: of the trajectory.
-        truth: in the order in which the pair was shown; a pair without an overall winner teaches nothing here.
-        view: gives the form.
-        coherence: of an answer, .5 or more being enough.
-        least: share from 0 to 1.
+    The rule: it can be read; its overall choice is right; no dimension's winner is named as the loser; at least the share `least` of the
+    known dimensions is right, ties included; its reasoning is coherent with its answer, by .5 or more. Why is "kept", or the first that
+    fails. The truth is in the order in which the pair was shown; a pair without an overall winner teaches nothing here.
     """
     answer = view.read(text)
     if isinstance(answer, Unreadable):
@@ -72,15 +66,8 @@ def verdict_on(text: str, truth: Preference, view: View, coherence: Coherence, l
 def keep(
     rows: Sequence[Row], trajectories: Sequence[Sequence[Completion]], view: View, coherence: Coherence, *, least: float, most: int
 ) -> Kept:
-    """Sort the trajectories of each row.
-
-    Args:
-        rows: as they were asked.
-        trajectories: of each row.
-        view: gives the form.
-        coherence: see `verdict_on`.
-        least: see `verdict_on`.
-        most: different trajectories kept of one row, those with the most right dimensions first.
+    """Sort the trajectories of each row by `verdict_on`, and keep at most `most` different ones of a row, those with the most right
+    dimensions first.
     """
     kept = Kept(asked=len(rows))
     for row, some in zip(rows, trajectories, strict=True):

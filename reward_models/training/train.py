@@ -248,15 +248,8 @@ def check_pair_lengths(
 ) -> Lengths:
     """Refuse pairs that leave no room for an answer; both orders are equally long, so that one of them is counted.
 
-    Pictures that are shown as they were taken are all counted, from their files' heads. Views that are drawn are counted once for each
-    size of the photo.
-
-    Args:
-        config: of the training.
-        processor: of the model.
-        view: how pairs are shown.
-        pairs: of all splits; one or more.
-        longest: tokens that the engine takes which generates, or None.
+    Pictures that are shown as they were taken are all counted, from their files' heads. Views that are drawn are counted once for each size
+    of the photo. `longest` are the tokens that the engine takes which generates, if there is one.
 
     Raises:
         DataError: a pair does not fit; it is named.

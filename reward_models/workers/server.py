@@ -56,12 +56,8 @@ def _app(routes: Sequence[Route], say: Callable[[int, str], object], lifespan: L
 
 
 class Batcher:
-    """Gathers requests for a few milliseconds and asks the model about them together.
-
-    Args:
-        backend: that answers; it is used by one thread only.
-        wait: seconds that the first request of a batch waits for others.
-        most: requests in a batch.
+    """Gathers requests and asks the backend, which is used by one thread only, about at most `most` of them together; the first one of a
+    batch waits for others `wait` seconds.
     """
 
     def __init__(self, backend: Backend, *, wait: float, most: int) -> None:
@@ -123,11 +119,8 @@ def _alike(batch: Sequence[tuple[ChatRequest, Any]]) -> list[list[tuple[ChatRequ
 
 
 def judge_app(judge: Judge, config: ServeJudgeConfig) -> Starlette:
-    """The application of `serve-judge`.
-
-    Args:
-        judge: whose backend answers; its settings are told under /v1/models.
-        config: limits.
+    """The application of `serve-judge`: the judge's backend answers within the limits of the configuration; its settings are told under
+    /v1/models.
     """
     batcher = Batcher(judge.backend, wait=config.wait_ms / 1000, most=config.batch_size)
     name = judge.backend.name

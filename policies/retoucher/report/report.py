@@ -49,14 +49,8 @@ SETTINGS += ("photos_per_step", "rewards", "combine", "max_train_steps", "learni
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html` into a run folder: one file, no outside requests, everything escaped.
-
-    Args:
-        folder: of a finished run: config.json, environment.json, summary.json, metrics.jsonl, and held_out/ where there
-            are pictures.
-
-    Returns:
-        The path of the report.
+    """Write `report.html` into the folder of a finished run: one file, no outside requests, everything escaped; returns its path. It reads
+    config.json, environment.json, summary.json, metrics.jsonl, and held_out/ where there are pictures.
 
     Raises:
         RunFolderError: a file is missing or is not valid JSON.
@@ -206,13 +200,7 @@ def _best_step(run: Run) -> float | None:
 
 
 def write_retoucher_card(folder: Path, base_model: str, licence: str) -> Path:
-    """Write `README.md` beside the LoRA; returns its path.
-
-    Args:
-        folder: of the finished run.
-        base_model: of the backbone: a hub id, a folder, or a name of ours.
-        licence: of the base.
-    """
+    """Write `README.md` beside the LoRA of a finished run; returns its path. The base model is a hub id, a folder, or a name of ours."""
     run = read_run(folder)
     measures, base, rows = read_measures(run), base_of(base_model, named_licence(licence)), _photo_rows(run)
     columns = [rows.get(photo.name, {}) for photo in run.photos]

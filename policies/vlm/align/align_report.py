@@ -24,10 +24,8 @@ NO_DECISIONS = "Not for decisions about people: what a face shows is not what a 
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html` into the folder of a finished run; returns its path.
-
-    Args:
-        folder: with config.json, environment.json, probe.json, floors.json, summary.json, metrics.jsonl and answers.jsonl.
+    """Write `report.html` into the folder of a finished run, which has config.json, environment.json, probe.json, floors.json,
+    summary.json, metrics.jsonl and answers.jsonl; returns its path.
     """
     config, summary, floors = (_read(folder / f"{name}.json") for name in ("config", "summary", "floors"))
     metrics, held_out = _read_lines(folder / "metrics.jsonl"), summary["held_out"]
@@ -53,10 +51,8 @@ def write_report(folder: Path) -> Path:
 
 
 def write_probe_report(folder: Path) -> Path:
-    """Write `report.html` into the folder of a probe that no training followed; returns its path.
-
-    Args:
-        folder: with config.json, environment.json and probe.json.
+    """Write `report.html` into the folder of a probe that no training followed, from its config.json, environment.json and probe.json;
+    returns its path.
     """
     context = {"title": f"align-vlm {_read(folder / 'probe.json')['task']}: probe", "held_out": False}
     return write_page(folder / "report.html", TEMPLATE, context | _origin(folder, _read(folder / "config.json")))
@@ -177,11 +173,7 @@ def _read_lines(path: Path) -> list[Json]:
 
 
 def write_align_card(folder: Path) -> Path:
-    """Write `model/README.md` of a finished run; returns its path.
-
-    Args:
-        folder: with config.json, summary.json, environment.json and model/.
-    """
+    """Write `model/README.md` of a finished run from its config.json, summary.json and environment.json; returns its path."""
     config, summary, environment = (_read(folder / f"{name}.json") for name in ("config", "summary", "environment"))
     task, stages, adapter = summary["task"], ", ".join(config["stages"]), bool(config["rank"])
     card = Card(
