@@ -141,6 +141,16 @@ def test_rewards_that_cancel_out_earn_next_to_nothing(scale, values):
     torch.testing.assert_close(found.values, total if scale == "mixgrpo" else total / total.std(), rtol=3e-4, atol=1e-6)
 
 
+def test_what_is_added_to_a_deviation_is_1e_4_and_with_mixgrpo_1e_8():
+    rewards, groups = reals(0, 1e-4 * math.sqrt(2)), ints(0, 0)  # whose deviation is 1e-4
+    close(group_advantages(rewards, groups).values, reals(-HALF, HALF) / 2)
+    close(local_advantages(rewards[:, None], rewards, groups)[:, 0], reals(-HALF, HALF) / 2)
+    close(normalise_then_sum({"a": rewards}, groups, {"a": 1.0}), reals(-HALF, HALF) / 2)
+    close(group_advantages(rewards, groups, global_std=True).values, reals(-HALF, HALF) / (HALF + 1))
+    close(per_reward_advantages({"a": rewards}, groups, {"a": 1.0}, "gdpo").values, reals(-HALF, HALF) / 2 / (0.5 + 1e-4))
+    close(per_reward_advantages({"a": rewards}, groups, {"a": 1.0}, "mixgrpo").values, reals(-HALF, HALF) / (1 + 1e-4))
+
+
 @pytest.mark.parametrize("scale", ["mixgrpo", "gdpo"])
 def test_what_cannot_be_scored_or_does_not_differ_gets_nothing_from_any_reward(scale):
     parts = {"a": reals(0.1, 0.1, 0.1, 0, 1, NAN), "b": reals(0.7, 0.7, 0.7, 5, NAN, NAN)}

@@ -60,9 +60,26 @@ def test_everything_else_is_unreadable_and_kept(before, after):
     assert isinstance(answer, Unreadable) and answer.text == text and answer.reason
 
 
+@pytest.mark.parametrize("side", [1, 2])
+@pytest.mark.parametrize("score", [0, 6, 9])
+def test_scores_outside_1_to_5_are_refused_where_the_averages_fit_them(side, score):
+    text = GOOD.replace(f"Image{side} = {(4, 2)[side - 1]}", f"Image{side} = {score}")
+    answer = read_answer(text)
+    assert isinstance(answer, Unreadable) and answer.reason.startswith("a score outside 1 to 5")
+
+
+@pytest.mark.parametrize("average", ["Image1 = 4.1", "Image1 = 3.9", "Image2 = 2.1", "Image2 = 1.9"])
+def test_averages_are_those_of_the_scores_to_their_one_decimal(average):
+    before = f"{average[:6]} = {(4.0, 2.0)[int(average[5]) - 1]}"
+    answer = read_answer(GOOD.replace(before, average))
+    assert isinstance(answer, Unreadable) and "are not the averages" in answer.reason
+
+
 def test_an_answer_against_its_own_scores_is_readable_and_says_so():
     answer = read_answer(GOOD.replace("Image1 is", "Image2 is"))
     assert isinstance(answer, Answer) and not answer.coherent
+    equal = [Answer({name: (3, 3) for name in DIMENSIONS}, better, "") for better in ("first", "second")]
+    assert all(answer.coherent for answer in equal)
 
 
 def test_orders_are_undone():

@@ -77,6 +77,17 @@ def test_the_perfect_answer_earns_the_maximum(cents):
         assert TASK.score(TASK.perfect(truth), truth, mode).reward == pytest.approx(TASK.ranges[mode][1])
 
 
+@pytest.mark.parametrize("mode", ["paper", "fixed"])
+def test_the_ranges_are_reached_at_both_ends(mode):
+    assert (TASK.score("", 400.0, mode).reward, TASK.score(answer("400.00"), 400.0, mode).reward) == TASK.ranges[mode]
+
+
+def test_the_answer_to_imitate_says_the_share_and_the_area():
+    assert TASK.make_row is not None
+    row = TASK.make_row("train", 0)
+    assert row["target"] == answer(f"{row['area']:.2f}", f"it covers {row['area'] / 25:.1f} % of 50 x 50")
+
+
 def test_a_number_beyond_all_others_is_wrong_and_no_json_value():
     score = TASK.score(answer("9" * 400 + ".00"), 400.0, "fixed")
     assert score.reward == -2 and score.parsed is None
