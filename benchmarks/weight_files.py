@@ -158,20 +158,23 @@ def read_state(path: Path, *, torchscript_sha256: str = "") -> dict[str, Any]:
         torchscript_sha256: the one TorchScript archive that may be opened, by its published hash ("" for none).
 
     Raises:
-        WeightsError: the file is damaged, or holds more than tensors.
+        WeightsError: the file is damaged, holds more than tensors, or one that is not finite.
     """
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from portraitkit.runs.checkpoint import check_weights
+
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        if torchscript_sha256 and _is_torchscript(path):
+            state = load_file(path)
+        elif torchscript_sha256 and _is_torchscript(path):
             if Digests()(path) != torchscript_sha256:
                 raise WeightsError(f"{path}: a TorchScript archive that is not the published one; convert its state dict to safetensors")
-            return dict(torch.jit.load(path, map_location="cpu").state_dict())
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            state = dict(torch.jit.load(path, map_location="cpu").state_dict())
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not _is_pickle(path):
             raise WeightsError(f"{path}: is damaged, no file of weights; download it again") from error
@@ -183,6 +186,7 @@ def read_state(path: Path, *, torchscript_sha256: str = "") -> dict[str, Any]:
             state = state[key]
     if not isinstance(state, dict):
         raise WeightsError(f"{path}: holds no state dict; download it again")
+    check_weights(path, state)
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from portraitkit.errors import ConfigError, WeightsError, nearest, reason_of
+from portraitkit.runs.checkpoint import check_weights
 from reward_models.photos import Photos
 from reward_models.reward import RewardFunction
 
@@ -113,7 +114,9 @@ def _create(name: str, path: Path, **options: object) -> torch.nn.Module:
     import open_clip
 
     try:
-        return open_clip.create_model(name, require_pretrained=True, weights_only=True, **options)
+        model = open_clip.create_model(name, require_pretrained=True, weights_only=True, **options)
+        check_weights(f"clip_similarity: {path}", model)
+        return model
     except pickle.UnpicklingError as error:
         raise WeightsError(f"clip_similarity: {path} holds more than tensors, and unpickling it could run code: use safetensors") from error
     except (SafetensorError, RuntimeError, ValueError) as error:

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from portraitkit.errors import ConfigError, WeightsError, nearest
+from portraitkit.runs.checkpoint import check_weights
 from reward_models.photos import Photos
 from reward_models.reward import RewardFunction
 
@@ -107,7 +108,9 @@ def _build(name: str) -> torch.nn.Module:
     try:
         with _offline(name), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return pyiqa.create_metric(name, device="cpu").requires_grad_(False)
+            metric = pyiqa.create_metric(name, device="cpu").requires_grad_(False)
+        check_weights(f"iqa:{name}", metric)
+        return metric
     except ImportError as error:
         raise ConfigError(f"iqa:{name}: the metric needs a package that is not installed: {error}") from error
     except pickle.UnpicklingError as error:

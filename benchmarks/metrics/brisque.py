@@ -22,6 +22,7 @@ from benchmarks.metric import Metric, Pictures, Range, Score, WeightFile
 from benchmarks.nets.natural_scenes import asymmetric_fit, gaussian_fit, halved, luma, normalised
 from benchmarks.nets.pyiqa_nets import IQA_WEIGHTS, NO_PYIQA, quiet
 from portraitkit.errors import WeightsError, reason_of
+from portraitkit.runs.checkpoint import check_weights
 
 OFFICIAL = "brisque_svm_weights.pth"
 BUNDLED = Path(__file__).parents[1] / "weights" / "brisque_svm.txt"
@@ -92,6 +93,7 @@ def read_original(path: Path) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 36"
     try:
         coefficients, vectors = torch.load(path, weights_only=True)
         vectors = vectors.float().reshape(-1, 36)
+        check_weights(path, {"coefficients": coefficients, "vectors": vectors})
         return coefficients.float().reshape(len(vectors)), vectors
     except (ValueError, TypeError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise WeightsError(f"{path}: is not BRISQUE's machine ({reason_of(error)}); download it again") from error

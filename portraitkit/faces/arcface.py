@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -83,4 +84,7 @@ def open_arcface(path: Path | None = None) -> ArcFaceIdentity:
     shapes = [tensor.shape for tensor in (*session.get_inputs(), *session.get_outputs())]
     if len(shapes) != 2 or shapes[0][1:] != [3, CHIP, CHIP] or len(shapes[1]) != 2:
         raise WeightsError(f"{file}: shapes {shapes}, an ArcFace net maps [batch, 3, {CHIP}, {CHIP}] to [batch, n]")
+    (features,) = session.run(None, {session.get_inputs()[0].name: np.zeros((1, 3, CHIP, CHIP), np.float32)})
+    if not np.isfinite(np.asarray(features)).all():
+        raise WeightsError(f"{file}: its weights are not finite (they hold NaN or infinity); download it again")
     return ArcFaceIdentity(session)

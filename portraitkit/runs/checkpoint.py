@@ -9,6 +9,7 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from portraitkit.errors import CheckpointError
+from portraitkit.errors import CheckpointError, WeightsError
 
 MARKER = "COMPLETE"
 
@@ -193,6 +194,25 @@ def load_checkpoint(folder: Path, which: str = "latest") -> Checkpoint:
     tensors = {Path(name).stem: load_file(path / name) for name in sums if name.endswith(".safetensors")}
     set_rng_state(tensors.pop("rng"))
     return Checkpoint(stored["step"], tensors, stored["state"], path, note)
+
+
+def check_weights(where: str | Path, weights: torch.nn.Module | Mapping[str, Any]) -> None:
+    """Refuse weights with NaN or infinity: what they make looks like a mistake of the picture.
+
+    Args:
+        where: they come from, for the message.
+        weights: a network, or tensors by name; what is no tensor of floats, or has no data here, is passed over.
+
+    Raises:
+        WeightsError: a tensor is not finite; it is named.
+    """
+    for name, value in (weights.state_dict() if isinstance(weights, torch.nn.Module) else weights).items():
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel() and not value.is_meta:
+            ends = torch.stack(torch.aminmax(value if value.element_size() > 1 else value.float()))
+            if not ends.isfinite().all():
+                raise WeightsError(
+                    f"{where}: tensor {name} is not finite (it holds NaN or infinity); download the weights again, or train anew"
+                )
 
 
 def rng_state() -> dict[str, Tensor]:

@@ -105,7 +105,9 @@ def context_of(source: str) -> int | None:
     """Tokens that a model takes, by its configuration alone; None where that does not say."""
     from transformers import AutoConfig
 
-    return getattr(AutoConfig.from_pretrained(model_path(source)).get_text_config(), "max_position_embeddings", None)
+    return getattr(
+        AutoConfig.from_pretrained(model_path(source), trust_remote_code=False).get_text_config(), "max_position_embeddings", None
+    )
 
 
 def check_lengths(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from portraitkit.errors import ConfigError, WeightsError
+from portraitkit.runs.checkpoint import check_weights
 
 EMBEDDED = Path(__file__).parent / "embedded"  # The tiny Qwen2.5-VL that ships with the package; `tools.embedded.vlm` builds it
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -62,7 +63,7 @@ def load_processor(source: str, *, max_pixels: int | None = None) -> Any:
 
     _check_files(source)
     try:
-        processor = AutoProcessor.from_pretrained(model_path(source), padding_side="left")
+        processor = AutoProcessor.from_pretrained(model_path(source), padding_side="left", trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise WeightsError(f"--model {source}: no processor could be loaded ({_first_line(error)}); {_where(source)}") from error
     if not hasattr(processor, "image_processor"):
@@ -81,15 +82,16 @@ def load_model(source: str, *, dtype: str = "float32", device: str = "cpu", free
     """The model (see `model_path`) in evaluation mode; with `freeze_vision` no parameter of the vision tower is trained.
 
     Raises:
-        WeightsError: nothing can be loaded from there.
+        WeightsError: nothing can be loaded from there, or a weight is not finite.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
 
     try:
-        model: Any = AutoModelForImageTextToText.from_pretrained(model_path(source), dtype=DTYPES[dtype])
+        model: Any = AutoModelForImageTextToText.from_pretrained(model_path(source), dtype=DTYPES[dtype], trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsError(f"--model {source}: could not be loaded ({_first_line(error)}); {_where(source)}") from error
+    check_weights(f"--model {source}", model)
     model = model.to(device).eval()
     if freeze_vision:
         vision_tower(model).requires_grad_(False)
@@ -131,20 +133,22 @@ def attach_adapter(model: Any, folder: str, *, upcast: bool = True) -> Any:
 
     Raises:
         ConfigError: the folder holds no adapter.
-        WeightsError: the adapter is damaged or of another model.
+        WeightsError: the adapter is damaged, not finite or of another model.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError
 
     check_adapter(folder)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys", category=UserWarning)
-            return PeftModel.from_pretrained(model, folder, is_trainable=True, autocast_adapter_dtype=upcast).eval()
+            adapted = PeftModel.from_pretrained(model, folder, is_trainable=True, autocast_adapter_dtype=upcast).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError, UserWarning) as error:
         raise WeightsError(
             f"--adapter {folder}: does not fit the model ({_first_line(error)}); give the --model that the adapter was trained on"
         ) from error
+    check_weights(f"--adapter {folder}", get_peft_model_state_dict(adapted))
+    return adapted
 
 
 def check_device(device: str) -> None:
@@ -327,7 +331,7 @@ def _configuration(source: str) -> Any:
         )
     path = model_path(source)
     try:
-        return AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError):
         if source == "embedded" or path == str(EMBEDDED):
             raise

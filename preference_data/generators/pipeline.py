@@ -8,6 +8,7 @@ import torch
 
 from portraitkit.errors import ConfigError, WeightsError, reason_of
 from portraitkit.pictures.images import from_pil, resize, to_pil
+from portraitkit.runs.checkpoint import check_weights
 from preference_data.generators import Candidate, GeneratorOptions, Subject
 from preference_data.schema import Origin
 
@@ -68,6 +69,9 @@ def open_pipeline(argument: str | None, options: GeneratorOptions) -> Pipeline:
         loaded = DiffusionPipeline.from_pretrained(argument, dtype=dtype, local_files_only=local, use_safetensors=True).to(options.device)
     except (OSError, ValueError) as error:
         raise WeightsError(f"pipeline:{argument}: cannot be loaded ({reason_of(error)}); download it and give its folder") from error
+    for part, network in loaded.components.items():
+        if isinstance(network, torch.nn.Module):
+            check_weights(f"pipeline:{argument}, {part}", network)
     loaded.set_progress_bar_config(disable=True)
     generator = Pipeline(loaded, folder.resolve().name if local else argument, argument, options)
     missing = {"image", "prompt", "num_inference_steps", "generator"} - generator.accepts

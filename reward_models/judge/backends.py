@@ -6,6 +6,7 @@ from typing import Any
 
 from portraitkit.endpoint import Endpoint, Question, data_url
 from portraitkit.errors import ConfigError, WeightsError, reason_of
+from portraitkit.runs.checkpoint import check_weights
 from portraitkit.vlm.generate import complete
 from portraitkit.vlm.model import load_model, load_processor
 from portraitkit.vlm.rows import Row
@@ -58,6 +59,7 @@ class TransformersBackend:
                 model = PeftModel.from_pretrained(model, source).merge_and_unload().eval()
             except (OSError, ValueError, RuntimeError) as error:
                 raise WeightsError(f"judge {source}: its LoRA does not fit {base} ({reason_of(error)}); check both") from error
+            check_weights(f"judge {source}", model)
         return cls(model, processor, name=source, batch_size=batch_size, form=form)
 
     def ask(self, prompt: str, shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Said]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from portraitkit.errors import ConfigError, WeightsError, reason_of
+from portraitkit.runs.checkpoint import check_weights
 from preference_data.contract import Answer
 from preference_data.schema import DIMENSIONS, TITLES
 from preference_data.verdict import NUMBERS
@@ -114,12 +115,13 @@ class NliCoherence:
 
         check_coherence(f"nli:{source}")
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
-            self.model: Any = AutoModelForSequenceClassification.from_pretrained(source).to(device).eval()
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            self.model: Any = AutoModelForSequenceClassification.from_pretrained(source, trust_remote_code=False).to(device).eval()
         except (OSError, ValueError) as error:
             raise WeightsError(
                 f"--coherence nli:{source}: could not be loaded ({reason_of(error)}); give a local folder or a hub id"
             ) from error
+        check_weights(f"--coherence nli:{source}", self.model)
         self.entailment = _entailment(source, self.model.config.id2label)
 
     @torch.inference_mode()
@@ -162,7 +164,7 @@ def check_coherence(which: str) -> None:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise WeightsError(
             f"--coherence nli:{source}: could not be loaded ({reason_of(error)}); give a local folder or a hub id"

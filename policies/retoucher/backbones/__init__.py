@@ -55,13 +55,14 @@ def load_backbone(name: str, model: str | None, resolution: int | None, device: 
     Raises:
         ConfigError: the name is unknown, the file exports no such object, the device is not there, or the backbone lacks the option or
             a part of the contract.
-        WeightsError: its weights are not there, or another backbone's.
+        WeightsError: its weights are not there, another backbone's, or not finite.
     """
     check_backbone(name, model)
 
     import torch
 
     from portraitkit.discover import load_object
+    from portraitkit.runs.checkpoint import check_weights
 
     try:
         torch.empty(0, device=device)
@@ -76,6 +77,10 @@ def load_backbone(name: str, model: str | None, resolution: int | None, device: 
     made = make(model, resolution, device, **options)
     if lacking := _lacking(made):
         raise ConfigError(f"--backbone {name}: its {type(made).__name__} lacks {', '.join(lacking)}; docs/backbones.md has the contract")
+    parts = getattr(getattr(made, "pipeline", None), "components", {}) | {"transformer": made.transformer}
+    for part, network in parts.items():
+        if isinstance(network, torch.nn.Module):
+            check_weights(f"{model or f'--backbone {name}'}, {part}", network)
     return made
 
 

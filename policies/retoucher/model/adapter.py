@@ -1,6 +1,8 @@
 """A trained LoRA put onto a backbone, its rank and alpha read from the file. The file is checked without importing torch."""
 
 import json
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,12 @@ from portraitkit.errors import WeightsError
 
 FILE = "pytorch_lora_weights.safetensors"
 PREFIX = "transformer."
+LAYOUTS = {"base_model.model.": "peft's", "diffusion_model.": "ComfyUI's", "lora_unet_": "kohya's", "lora_transformer_": "kohya's"}
+"""How names begin in the files of other trainers, and whose layout that is; what follows may be the module's own name all the same."""
+PARTS = {".lora_down.weight": ".lora_A.weight", ".lora_up.weight": ".lora_B.weight"}
+PARTS |= {".lora_A.default.weight": ".lora_A.weight", ".lora_B.default.weight": ".lora_B.weight"}
+ALPHA = ".alpha"
+DORA = (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight")
 METADATA = "lora_adapter_metadata"  # where diffusers' `save_lora_weights` keeps peft's configuration, as JSON
 
 
@@ -25,12 +33,32 @@ class AdapterFile:
     @property
     def ranks(self) -> list[int]:
         """Ranks of its modules; a LoRA of one rank has one."""
-        return sorted({shape[0] for key, shape in self.shapes.items() if key.endswith(".lora_A.weight") and len(shape) == 2})
+        ends = (".lora_A.weight", *(theirs for theirs, ours in PARTS.items() if ours == ".lora_A.weight"))
+        return sorted({shape[0] for key, shape in self.shapes.items() if key.endswith(ends) and len(shape) == 2})
+
+    @property
+    def layout(self) -> str:
+        """Whose layout it is in, in words; diffusers' own needs none."""
+        return next((f" ({whose} layout)" for begin, whose in LAYOUTS.items() if any(key.startswith(begin) for key in self.shapes)), "")
 
 
-def without_prefix(items: dict[str, Any]) -> dict[str, Any]:
-    """The entries of a LoRA file by the names of the transformer's own modules."""
-    return {key.removeprefix(PREFIX): value for key, value in items.items()}
+def own_names(keys: Iterable[str], modules: Iterable[str]) -> dict[str, str]:
+    """The keys of a LoRA file by the names of the transformer's own modules, whichever trainer's layout it is in.
+
+    >>> own_names(["lora_unet_blocks_0_to_q.lora_down.weight"], ["blocks.0.to_q"])
+    {'lora_unet_blocks_0_to_q.lora_down.weight': 'blocks.0.to_q.lora_A.weight'}
+    """
+    flat = {module.replace(".", "_"): module for module in modules}
+    names = {}
+    for key in keys:
+        name = key
+        for begin in (*LAYOUTS, PREFIX):
+            name = name.removeprefix(begin)
+        end = next((end for end in PARTS if name.endswith(end)), "")
+        name = name.removesuffix(end) + PARTS.get(end, "")
+        module, dot, part = name.partition(".")
+        names[key] = flat.get(module, module) + dot + part
+    return names
 
 
 def save_lora(transformer: Any, folder: str | Path) -> None:
@@ -49,32 +77,52 @@ def load_lora(transformer: Any, folder: str | Path) -> None:
     """Load a LoRA file into the LoRA layers of a transformer.
 
     Raises:
-        WeightsError: no LoRA there, or one of other modules or another rank; the keys are named.
+        WeightsError: no LoRA there, one of other modules or another rank, or one that is not finite; the keys are named.
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
-    from safetensors.torch import load_file
 
     file = read_adapter(folder)
-    shapes = without_prefix(file.shapes)
     own = get_peft_model_state_dict(transformer)
-    wrong = sorted(own.keys() ^ shapes.keys()) or [key for key in own if tuple(own[key].shape) != shapes[key]]
+    tensors = read_tensors(file, {key.removesuffix(".lora_A.weight") for key in own})
+    wrong = sorted(own.keys() ^ tensors.keys()) or [key for key in own if own[key].shape != tensors[key].shape]
     if wrong:
-        raise WeightsError(f"{file.path}: {len(wrong)} tensors do not fit this backbone and --rank, first {wrong[0]!r}")
-    set_peft_model_state_dict(transformer, without_prefix(load_file(file.path)))
+        raise WeightsError(f"{file.path}: {len(wrong)} tensors do not fit this backbone and --rank, first {wrong[0]!r}{file.layout}")
+    set_peft_model_state_dict(transformer, tensors)
+
+
+def read_tensors(file: AdapterFile, modules: Iterable[str]) -> dict[str, Any]:
+    """The tensors of a LoRA file by the transformer's own modules; an alpha that has a tensor of its own is multiplied in.
+
+    Raises:
+        WeightsError: a tensor is not finite.
+    """
+    from safetensors.torch import load_file
+
+    from portraitkit.runs.checkpoint import check_weights
+
+    stored = load_file(file.path)
+    check_weights(file.path, stored)
+    names = own_names(stored, modules)
+    tensors = {names[key]: value for key, value in stored.items()}
+    for name in [name for name in tensors if name.endswith(ALPHA) and f"{name.removesuffix(ALPHA)}.lora_B.weight" in tensors]:
+        up = tensors[f"{name.removesuffix(ALPHA)}.lora_B.weight"]
+        up *= float(tensors.pop(name)) / up.shape[1]
+    return tensors
 
 
 def attach_adapter(backbone: Any, folder: str | Path) -> None:
     """Add LoRA layers to a backbone and load a trained LoRA into them.
 
-    The rank is that of the file's tensors; alpha is what the file's metadata says, or else the rank, as in diffusers.
-    Everything is checked before the first layer is added: an error leaves the backbone as it was.
+    The rank is that of the file's tensors; alpha is what the file's metadata or its own tensors of alpha say, or else the rank, as in
+    diffusers. Everything is checked before the first layer is added: an error leaves the backbone as it was.
 
     Args:
         backbone: a `Backbone` without LoRA layers.
-        folder: holds `pytorch_lora_weights.safetensors`, as align-retoucher and diffusers write it; or the file.
+        folder: holds `pytorch_lora_weights.safetensors`, as align-retoucher and diffusers write it; or the file. Names may begin as
+            other trainers have them (`LAYOUTS`), if modules are called as in diffusers after that.
 
     Raises:
-        WeightsError: no LoRA there, an unreadable file, or one made for another base; the keys are named.
+        WeightsError: no LoRA there, an unreadable file, one that is not finite, or one made for another base; the keys are named.
     """
     from peft import LoraConfig
     from torch import nn
@@ -92,11 +140,13 @@ def attach_adapter(backbone: Any, folder: str | Path) -> None:
     for name, module in linear.items():
         expected[f"{PREFIX}{name}.lora_A.weight"] = (rank, module.in_features)
         expected[f"{PREFIX}{name}.lora_B.weight"] = (module.out_features, rank)
-    _compare(file, expected, backbone.name)
+    _compare(file, linear, expected, backbone.name)
+    read_tensors(file, linear)
+    scaled = any(key.endswith(ALPHA) for key in file.shapes)
     settings = LoraConfig(
         r=rank,
-        lora_alpha=file.settings.get("lora_alpha", rank),
-        use_rslora=file.settings.get("use_rslora", False),
+        lora_alpha=rank if scaled else file.settings.get("lora_alpha", rank),
+        use_rslora=not scaled and file.settings.get("use_rslora", False),
         target_modules=backbone.lora_targets,
     )
     backbone.transformer.add_adapter(settings)
@@ -111,7 +161,7 @@ def read_adapter(folder: str | Path) -> AdapterFile:
         folder: holds `pytorch_lora_weights.safetensors`; or a safetensors file.
 
     Raises:
-        WeightsError: no such file, or it is no safetensors file.
+        WeightsError: no such file, it is no safetensors file, or a DoRA.
     """
     path = Path(folder) / FILE if Path(folder).is_dir() else Path(folder)
     if path.suffix != ".safetensors" or not path.is_file():
@@ -124,6 +174,8 @@ def read_adapter(folder: str | Path) -> AdapterFile:
         raise WeightsError(f"{path}: not a readable safetensors file ({error}); copy or train it again") from error
     try:
         settings = {key.removeprefix(PREFIX): value for key, value in json.loads(metadata.get(METADATA, "{}")).items()}
+        if magnitudes := [key for key in shapes if key.endswith(DORA)]:
+            raise WeightsError(f"{path}: is a DoRA ({_some(magnitudes, 1)}), whose magnitudes are not read here; train a LoRA without them")
     except (json.JSONDecodeError, AttributeError) as error:
         raise WeightsError(f"{path}: its {METADATA} is no JSON object ({error}); save the LoRA again") from error
     return AdapterFile(path, shapes, settings)
@@ -145,15 +197,23 @@ def check_start(folder: str | Path, rank: int, alpha: int) -> None:
         )
 
 
-def _compare(file: AdapterFile, expected: dict[str, tuple[int, ...]], name: str) -> None:
+def _compare(file: AdapterFile, modules: Iterable[str], expected: dict[str, tuple[int, ...]], name: str) -> None:
+    names = {key: PREFIX + own for key, own in own_names(file.shapes, modules).items()}
+    counts = Counter(names.values())
+    alphas = {f"{PREFIX}{module}{ALPHA}" for module in modules}
+    shapes = {names[key]: shape for key, shape in file.shapes.items() if names[key] in expected}
     complaints = {
-        "missing": sorted(expected.keys() - file.shapes.keys()),
-        "foreign": sorted(file.shapes.keys() - expected.keys()),
-        "of another shape": [key for key, shape in file.shapes.items() if expected.get(key, shape) != shape],
+        "missing": sorted(expected.keys() - shapes.keys()),
+        "foreign": sorted(key for key, own in names.items() if own not in expected and own not in alphas),
+        "given twice": sorted(key for key, own in names.items() if counts[own] > 1),
+        "of another shape": [key for key, shape in shapes.items() if expected[key] != shape],
     }
     found = [f"{len(keys)} {what} ({_some(keys)})" for what, keys in complaints.items() if keys]
     if found:
-        raise WeightsError(f"{file.path}: not a LoRA for backbone {name!r}, tensors {' and '.join(found)}: use the base of that LoRA")
+        raise WeightsError(
+            f"{file.path}: not a LoRA for backbone {name!r}{file.layout}, tensors {' and '.join(found)}: use the base of that LoRA, and "
+            "names of diffusers' modules"
+        )
 
 
 def _some(keys: list[str], count: int = 3) -> str:

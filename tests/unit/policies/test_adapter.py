@@ -107,3 +107,48 @@ def test_what_is_no_lora_file(folder, tmp_path):
         save_file({"a": torch.zeros(1)}, folder / FILE, metadata={METADATA: text})
         with pytest.raises(WeightsError, match="no JSON object"):
             read_adapter(folder)
+
+
+def kohya(tensors):
+    """Names as kohya's scripts write them, flat, with an alpha of twice the rank beside each."""
+    named = {}
+    for key, value in tensors.items():
+        module, _, part = key.removeprefix("transformer.").rpartition(".lora_")
+        flat = "lora_unet_" + module.replace(".", "_")
+        named[f"{flat}.{'lora_down' if part.startswith('A') else 'lora_up'}.weight"] = value
+        named[f"{flat}.alpha"] = torch.tensor(6.0)
+    return named
+
+
+LAYOUTS = {
+    "ComfyUI": lambda tensors: {key.replace("transformer.", "diffusion_model.", 1): value for key, value in tensors.items()},
+    "peft": lambda tensors: {f"base_model.model.{key.removeprefix('transformer.')}": value for key, value in tensors.items()},
+    "peft in training": lambda tensors: {f"base_model.model.{k}".replace("_A.", "_A.default."): v for k, v in tensors.items()},
+    "alpha": lambda tensors: tensors | {k.replace("lora_A.weight", "alpha"): torch.tensor(6.0) for k in tensors if "lora_A" in k},
+    "kohya": kohya,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_other_trainers_layouts_are_taken_where_the_names_are_ours(trained, folder, layout):
+    settings = json.dumps({"transformer.lora_alpha": 6}) if layout in ("ComfyUI", "peft", "peft in training") else "{}"
+    changed = LAYOUTS[layout](load_file(folder / FILE))
+    save_file({key: value.contiguous() for key, value in changed.items()}, folder / FILE, metadata={METADATA: settings})
+    backbone = fresh()
+    attach_adapter(backbone, folder)
+    assert torch.allclose(picture(backbone), picture(trained), atol=1e-6)
+
+
+@pytest.mark.parametrize("part", ["dora_scale", "lora_magnitude_vector"])
+def test_a_dora_is_named(folder, part):
+    tensors = load_file(folder / FILE)
+    save_file(tensors | {f"{sorted(tensors)[0].rpartition('.lora_')[0]}.{part}": torch.ones(3)}, folder / FILE)
+    with pytest.raises(WeightsError, match="is a DoRA"):
+        attach_adapter(fresh(), folder)
+
+
+def test_a_layout_that_is_not_ours_is_named(folder):
+    tensors = {key.replace("transformer.", "diffusion_model.double_", 1): value for key, value in load_file(folder / FILE).items()}
+    save_file(tensors, folder / FILE)
+    with pytest.raises(WeightsError, match=r"ComfyUI's layout\), .* missing .* foreign \(diffusion_model.double_"):
+        attach_adapter(fresh(), folder)
