@@ -170,6 +170,27 @@ def parse_truth(row: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, tuple[s
     return units, _labels(row.get("labels"))
 
 
+def unknown_units(row: Mapping[str, Any]) -> frozenset[int]:
+    """The units that nobody coded on a row, which are neither present nor absent: those of `meta_info.unknown`, and where the data set is
+    DISFA or BP4D, those that its coders do not code at all. What `AUs` lists is known.
+
+    Raises:
+        DataError: `meta_info.unknown` is no list of units, or names one that `AUs` lists.
+    """
+    present = parse_truth(row)[0]
+    if present is None:
+        return frozenset()
+    dataset, meta = str(row.get("dataset")).lower(), row.get("meta_info")
+    named = meta.get("unknown") if isinstance(meta, Mapping) else None
+    digits = [str(unit).removeprefix("AU") for unit in named] if isinstance(named, list) else []
+    if named is not None and (not isinstance(named, list) or not all(number.isdecimal() for number in digits)):
+        raise DataError(f'meta_info.unknown {named!r}: must be a list such as ["AU6", "AU12"]')
+    if both := next((f"AU{number}" for number in digits if f"AU{number}" in present), None):
+        raise DataError(f"meta_info.unknown names {both}, which AUs lists as present; keep one of the two")
+    uncoded = set(ACTION_UNITS) - set(AU_LISTS[dataset]) if dataset in ("disfa", "bp4d") else set[int]()
+    return frozenset({*map(int, digits), *(unit for unit in uncoded if f"AU{unit}" not in present)})
+
+
 def read_emotion_rows(path: Path) -> list[EmotionRow]:
     """Every row of a file.
 

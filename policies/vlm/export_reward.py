@@ -99,7 +99,7 @@ def with_reward_file(task: Task, where: str) -> Task:
             raise DataError(f"--reward-file {where}: gave {found!r}; must give a finite number, or an object with one as score")
         return Score(float(value), {"reward": float(value)}, None)
 
-    metrics, most, constants = task.metrics, task.most, task.constants
+    metrics, most, constants, whole = task.metrics, task.most, task.constants, task.whole
     return replace(
         task,
         read_truth=read_truth,
@@ -108,4 +108,5 @@ def with_reward_file(task: Task, where: str) -> Task:
         metrics=None if metrics is None else lambda completions, truths: metrics(completions, [truth.truth for truth in truths]),
         most=None if most is None else lambda truth, mode: most(truth.truth, mode),
         constants=None if constants is None else lambda truths, mode: constants([truth.truth for truth in truths], mode),
+        whole=None if whole is None else lambda truth: whole(truth.truth),
     )

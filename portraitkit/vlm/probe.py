@@ -70,6 +70,19 @@ class Probe:
             table.add_row(name, value, note)
         return table
 
+    def advice(self) -> str:
+        """One line: whether to train with GRPO, and why not, or what to beware of."""
+        against = [
+            (self.zero_variance >= 0.9, f"{self.zero_variance:.0%} of the groups have one reward and teach nothing: begin with sft"),
+            (self.inversions > 0.05, f"{self.inversions:.0%} of the malformed answers earn more than a wrong one: mend the reward"),
+            (self.cut > 0.5, f"{self.cut:.0%} of the answers are cut: raise --max-tokens"),
+        ]
+        if reasons := [reason for found, reason in against if found]:
+            return f"do not train yet: {'; '.join(reasons)}"
+        below = self.mean_reward < self.constant_reward
+        beware = f"; what needs no eyes earns {self.constant_reward:.3f}, more than the model now: only what is above it is a gain" * below
+        return f"train: {1 - self.zero_variance:.0%} of the groups have a spread to learn from{beware}"
+
     def lines(self) -> list[tuple[str, str, str]]:
         """(name, value, meaning) of each figure."""
         low, high = self.declared_range

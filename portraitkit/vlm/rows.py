@@ -29,7 +29,7 @@ class Row:
     # shown before the prompt, in this order: RGB in [0, 1], or the files that hold them
     pictures: tuple[Float[Tensor, "3 h w"] | Path, ...]
     truth: Any  # what `Task.read_truth` made of the columns
-    target: str  # the completion to imitate
+    target: str  # the completion to imitate; empty where the row has none and its truth leaves a part of the answer open
     columns: Mapping[str, Any]  # everything else the row says, for tables by group
     name: str = ""  # where it stands, for messages; empty where nobody said
 
@@ -144,7 +144,22 @@ FILES = {"train": ("train.jsonl",), "validation": ("validation.jsonl",), "held_o
 def _row(task: Task, pictures: tuple[Any, ...], columns: dict[str, Any], name: str) -> Row:
     target = columns.pop("target", None)
     truth = task.read_truth(columns)
-    return Row(pictures, truth, target if isinstance(target, str) else task.perfect(truth), columns, name)
+    perfect = task.perfect(truth) if task.whole is None or task.whole(truth) else ""
+    return Row(pictures, truth, target if isinstance(target, str) else perfect, columns, name)
+
+
+def imitable(rows: Sequence[Row]) -> list[Row]:
+    """The rows with a target.
+
+    Raises:
+        DataError: none has.
+    """
+    if not (found := [row for row in rows if row.target]):
+        raise DataError(
+            f"{rows[0].name}: labels only a part of what an answer says, as does every training row, so that sft would teach what nobody "
+            "labelled; give rows a target, or leave sft out of --stages"
+        )
+    return found
 
 
 def messages(prompt: str, target: str | None = None, *, pictures: int = 1) -> list[dict[str, Any]]:

@@ -44,6 +44,8 @@ class Task:
             label only part of what the task asks for. The probe holds perfect answers against it. None: each allows the maximum.
         constants: (truths, mode) -> answers among which the best constant one is looked for, beside the perfect answers to the rows.
             For tasks where a compromise that is right for no row may earn more than any of those. None: those are enough.
+        whole: truth -> whether it labels all that an answer says. Where it does not, a perfect answer says what nobody labelled, and is no
+            target to imitate. None: every truth does.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Task:
     metrics: Callable[[Sequence[str], Sequence[Any]], dict[str, float]] | None = None
     most: Callable[[Any, Mode], float] | None = None
     constants: Callable[[Sequence[Any], Mode], Sequence[str]] | None = None
+    whole: Callable[[Any], bool] | None = None
 
 
 def inside(text: str, tag: str) -> str | None:

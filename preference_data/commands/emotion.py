@@ -24,6 +24,7 @@ from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import DataError, ImageError
 from portraitkit.files.atomic import replacing
 from portraitkit.files.jsonl import write_lines
+from portraitkit.pictures import list_images
 from portraitkit.pictures.images import read_image, write_image
 from portraitkit.runs.folder import Maker, start_or_go_on
 from portraitkit.runs.interrupt import Interruptible
@@ -45,7 +46,7 @@ def build_emotion_rows(config: EmotionConfig) -> int:
     """
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     adapter = load_adapter(config.dataset)
-    records = adapter.read(config.folder, ReadOptions(config.every, config.min_intensity))
+    records = adapter.read(config.folder, ReadOptions(config.every, config.min_intensity, lambda text: console.print(f"note: {text}")))
     first = next(records, None)  # a folder that breaks the layout is refused before anything is written
     if first is None:
         raise DataError(f"{config.folder}: holds no rows; the folder must hold {adapter.layout}")
@@ -55,6 +56,7 @@ def build_emotion_rows(config: EmotionConfig) -> int:
         kept: list[Kept] = []
         aside: list[dict[str, str]] = []
         seen: set[str] = set()
+        labelled: set[Path] = set()
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         with Interruptible() as interrupt, Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task(adapter.name)
@@ -62,6 +64,8 @@ def build_emotion_rows(config: EmotionConfig) -> int:
                 if record.key in seen:
                     raise DataError(f"{config.folder}: {record.key} comes twice; the labels of one picture must stand together")
                 seen.add(record.key)
+                if isinstance(record.picture, Path):
+                    labelled.add(record.picture)
                 row = _to_row(adapter, record, pictures)
                 kept.append((record, row)) if isinstance(row, EmotionRow) else aside.append({"id": record.key, "reason": row})
                 bar.update(task, description=f"{adapter.name}: {len(kept)} rows, {len(aside)} set aside")
@@ -89,7 +93,15 @@ def build_emotion_rows(config: EmotionConfig) -> int:
         console.print(f"units that the prompt does not define stand in meta_info.other_AUs: {', '.join(summary['other_units'])}")
     if not splits["test"]:
         console.print("test.jsonl is empty: --split subject draws one")
+    if bare := [] if config.every > 1 else _without_label(labelled):
+        console.print(f"note: {len(bare)} pictures beside the labelled ones have no label and are left out, for example {bare[0]}")
     return 0
+
+
+def _without_label(labelled: set[Path]) -> list[Path]:
+    """Pictures in the folders of labelled ones that no label names."""
+    folders = sorted({picture.parent for picture in labelled})
+    return [path for folder in folders if folder.is_dir() for path in list_images(folder) if path not in labelled]
 
 
 class _Pictures:

@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -50,6 +50,7 @@ class ReadOptions:
 
     every: int = 1  # take every n-th frame of a video
     min_intensity: int = 2  # action units count as present from this intensity on, 1 to 5, where intensities are labelled
+    note: Callable[[str], object] = lambda text: None  # told in a line what is left out without a record of its own
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,12 @@ def coded(where: str, codes: Mapping[str, str], code: str) -> str:
     if code not in codes:
         raise DataError(f"{where}: code {code!r} is none of {', '.join(codes)}")
     return codes[code]
+
+
+def some_of(numbers: Iterable[int]) -> str:
+    """Numbers for a message: how many, and the first ones."""
+    ordered = sorted(numbers)
+    return f"{len(ordered)} ({', '.join(map(str, ordered[:3]))}{', ..' if ordered[3:] else ''})"
 
 
 def first_file(*paths: Path) -> Path:

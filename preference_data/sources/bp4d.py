@@ -2,9 +2,10 @@
 
 Layout relied on (as several public loaders read it): `AUCoding/AU_OCC/F001_T1.csv`, whose header names the columns 0 (the frame)
 and 1 to 99 (the units), with 1 present, 0 absent, 9 unknown; pictures `Sequences(2D+3D)/F001/T1/<frame>.jpg`, or `F001/T1/` in
-the folder itself, numbered with up to five digits. An unknown unit is not listed as present, and `meta_info.unknown` names those of
-the 27 that are evaluated. There is no official split: the 13 subjects of the third fold that most publications share are the test
-set. Unsure: the name of the pictures' folder differs between deliveries; make a link named as above.
+the folder itself, numbered with up to five digits. An unknown unit, or one without a column, is not listed as present, and
+`meta_info.unknown` names those of the 27 that are evaluated: neither rewards nor figures look at them. There is no official split: the
+13 subjects of the third fold that most publications share are the test set. Unsure: the name of the pictures' folder differs between
+deliveries; make a link named as above.
 """
 
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ def _rows(table: Path) -> Iterator[tuple[int, frozenset[int], list[int]]]:
             raise DataError(f"{where}: code {bad!r} is none of 0 (absent), 1 (present), 9 (unknown)")
         codes = {int(unit): code for unit, code in row.items()}
         present = frozenset(unit for unit, code in codes.items() if code == "1")
-        yield int(frame), present, sorted(unit for unit, code in codes.items() if code == "9" and unit in EVALUATED)
+        yield int(frame), present, sorted(unit for unit in EVALUATED if codes.get(unit, "9") == "9")
 
 
 ADAPTER = Adapter("bp4d", LAYOUT, _read)

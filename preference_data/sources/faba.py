@@ -65,10 +65,10 @@ def _annotations(folder: Path, part: str, kind: str) -> dict[str, tuple[str, dic
     return found
 
 
-def _units(where: str, item: dict[str, Any]) -> frozenset[int]:
+def _units(where: str, item: dict[str, Any]) -> frozenset[int] | None:
     label = item.get("label")
     if label is None:
-        return frozenset(int(number) for number in NAMED.findall(_text(item)))
+        return frozenset(int(number) for number in NAMED.findall(_text(item))) or None
     numbers = [part.strip().removeprefix("AU") for part in str(label).split(",") if part.strip()]
     if not all(number.isdecimal() for number in numbers):
         raise DataError(f'{where}: label {label!r} must be units such as "1, 2, 4"')

@@ -253,4 +253,5 @@ TASK = Task(
     metrics=metrics,
     most=most,
     constants=constants,
+    whole=lambda truth: truth.overall is not None and (truth.scores is not None or set(DIMENSIONS) <= set(truth.verdicts)),
 )

@@ -29,7 +29,7 @@ from portraitkit.vlm.evaluate import Evaluation, best_constant, compare, evaluat
 from portraitkit.vlm.generate import Decoding
 from portraitkit.vlm.model import load_processor
 from portraitkit.vlm.probe import Probe, probe
-from portraitkit.vlm.rows import Row
+from portraitkit.vlm.rows import Row, imitable
 from portraitkit.vlm.stages import Interrupted, RunContext, start_run
 from portraitkit.vlm.task import Task
 from portraitkit.vlm.trainer_arguments import check_continued, taken
@@ -68,7 +68,11 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
     if config.reward_weights and len(config.reward_weights) != len(parts := part_names(task, rows["train"][0], config.mode)):
         raise ConfigError(f"--reward-weights has {len(config.reward_weights)} values for the parts {', '.join(parts)}: give one each")
     for stage in config.stages:
-        console.print(f"{stage}: {taken(stage, config, processes.num_processes, len(rows['train']))}", highlight=False)
+        used, every = len(rows["train"] if stage == "grpo" else imitable(rows["train"])), len(rows["train"])
+        console.print(f"{stage}: {taken(stage, config, processes.num_processes, used)}", highlight=False)
+        if used < every:
+            partly = f"{stage}: {every - used} of {every} rows left out: they have no target and label only a part of what an answer says"
+            console.print(partly, highlight=False)
     prompt = prompt_of(config, task)
     console.print(str(check_all_lengths(config, processor, rows, prompt, longest)), highlight=False)
     repo = open_repo(config.push_to_hub) if config.push_to_hub is not None and first else None
@@ -157,6 +161,7 @@ def _probe(config: AlignVlmConfig, task: Task, model: Any, rows: list[Row], deco
     with counting(console, "probing the reward", len(some)) as advance:
         found = probe(model, decoding, task, some, config.mode, advance=advance)
     console.print(found.table())
+    console.print(found.advice(), highlight=False, soft_wrap=True)
     return found
 
 

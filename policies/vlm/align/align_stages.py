@@ -10,7 +10,7 @@ from policies.vlm.align.align_config import AlignVlmConfig
 from portraitkit.errors import CheckpointError, DataError
 from portraitkit.runs.checkpoint import find_checkpoint
 from portraitkit.vlm.model import attach_adapter, check_frozen, load_model, merge_adapter
-from portraitkit.vlm.rows import Row
+from portraitkit.vlm.rows import Row, imitable
 from portraitkit.vlm.stages import Interrupted, RunContext, Stage, newest_checkpoint, release, store, train
 from portraitkit.vlm.task import ASKED, Task
 from portraitkit.vlm.trainer_arguments import lora_arguments
@@ -76,7 +76,7 @@ def train_stages(context: RunContext, config: AlignVlmConfig, task: Task, rows: 
         model = load_policy(config) if model is None else model
         lora = None if name != stages[0] else lora  # a later stage trains the same LoRA on: merged, its saved part would lack this one's
         if name == "sft":
-            stage = Stage(name, folder / "sft", rows, config.sft_steps)
+            stage = Stage(name, folder / "sft", imitable(rows), config.sft_steps)
         else:
             stage = Stage(name, folder, rows, config.max_train_steps, task, config.mode)
         trainer = train(context, stage, model, lora, start.checkpoint if name == start.stage else None)

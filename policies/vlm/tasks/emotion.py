@@ -4,7 +4,8 @@
 `paper` keeps what their code does beside the formula: the last answer counts (without tags the whole text) and is compared with its case,
 a unit is `AU` and digits on upper-cased text, a row without an emotion earns a constant .5, and a row without action units earns 0
 for them. `fixed`: case is folded, what a row does not label is not scored
-(None), and nothing counts unless the whole completion has the form that the prompt asks for.
+(None; a unit that nobody coded is neither right nor wrong), and nothing counts unless the whole completion has the form that the
+prompt asks for.
 """
 
 from collections import Counter
@@ -14,7 +15,7 @@ from typing import Any
 from policies.vlm.tasks.emotion_metrics import UNIT, WHOLE, Expression, headline, published_form, read_rewarded
 from portraitkit.errors import ConfigError, DataError
 from portraitkit.vlm.task import Mode, Score, Task
-from preference_data.emotion_rows import ACTION_UNITS, DEFINITIONS, parse_truth
+from preference_data.emotion_rows import ACTION_UNITS, DEFINITIONS, parse_truth, unknown_units
 
 
 def emotion_task(*, signed: bool = False, rarity: Mapping[int, int] | None = None) -> Task:
@@ -39,7 +40,8 @@ def emotion_task(*, signed: bool = False, rarity: Mapping[int, int] | None = Non
             formed = whole is not None
             reasoning, word = (whole[1], whole[2].lower()) if whole else ("", "")
             named = frozenset(int(number) for number in UNIT.findall(reasoning))
-        units = _units_reward(f1(named, truth.units or frozenset(), weights), truth.units, mode, readable=formed, signed=signed)
+        scored = named if mode == "paper" else named - truth.unknown
+        units = _units_reward(f1(scored, truth.units or frozenset(), weights), truth.units, mode, readable=formed, signed=signed)
         unlabelled = 0.5 if mode == "paper" else None
         accuracy = unlabelled if truth.emotion is None else float(word == truth.emotion)
         parts = {"action_units": units, "emotion": accuracy, "format": float(formed)}
@@ -60,6 +62,7 @@ def emotion_task(*, signed: bool = False, rarity: Mapping[int, int] | None = Non
         brief="Emotion?",
         most=_most,
         constants=_constants,
+        whole=lambda truth: truth.units is not None and truth.emotion is not None,
     )
 
 
@@ -106,7 +109,7 @@ def _read_truth(row: Mapping[str, Any]) -> Expression:
         raise DataError("needs AUs, labels or both")
     units, labels = parse_truth(row)
     numbers = None if units is None else frozenset(int(unit.removeprefix("AU")) for unit in units)
-    return Expression(numbers, labels[0] if labels else None)
+    return Expression(numbers, labels[0] if labels else None, unknown_units(row))
 
 
 def _prompt() -> str:

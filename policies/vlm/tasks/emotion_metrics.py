@@ -39,6 +39,7 @@ class Expression:
 
     units: frozenset[int] | None
     emotion: str | None
+    unknown: frozenset[int] = frozenset()  # units that nobody coded on it: an answer may name them or not
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,9 @@ def au_list(name: str) -> tuple[int, ...]:
 
 
 def count_units(answers: Sequence[Answer], truths: Sequence[Expression], units: Sequence[int]) -> np.ndarray:
-    """Hits, false alarms and misses: integers of shape (rows with units, 3, units)."""
-    named = [(answer.units, truth.units) for answer, truth in zip(answers, truths, strict=True) if truth.units is not None]
+    """Hits, false alarms and misses: integers of shape (rows with units, 3, units). What nobody coded on a row is none of them."""
+    both = zip(answers, truths, strict=True)
+    named = [(answer.units - truth.unknown, truth.units) for answer, truth in both if truth.units is not None]
     said = np.array([[unit in given for unit in units] for given, _ in named], dtype=bool).reshape(len(named), len(units))
     true = np.array([[unit in wanted for unit in units] for _, wanted in named], dtype=bool).reshape(len(named), len(units))
     return np.stack([said & true, said & ~true, ~said & true], axis=1).astype(np.int64)

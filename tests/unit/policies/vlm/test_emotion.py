@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from policies.vlm.tasks.emotion import TASK, Expression, emotion_task, published_form
 from portraitkit.errors import ConfigError, DataError
-from preference_data.emotion_rows import ACTION_UNITS, EMOTIONS
+from preference_data.emotion_rows import ACTION_UNITS, AU_LISTS, EMOTIONS
 
 SAD = Expression(frozenset({1, 4, 15}), "sadness")
 UNITS = st.frozensets(st.sampled_from(sorted(ACTION_UNITS)), max_size=6)
@@ -146,7 +146,7 @@ def test_rows_that_break_the_schema_are_refused(row):
         ({"AUs": [], "labels": ["happy"]}, Expression(frozenset(), "happiness")),
         ({"dataset": "fer2013", "AUs": [], "labels": ["anger"]}, Expression(None, "anger")),
         ({"dataset": "RAF-DB", "AUs": ["AU4"], "labels": ["anger"]}, Expression(frozenset({4}), "anger")),
-        ({"dataset": "DISFA", "AUs": [], "labels": []}, Expression(frozenset(), None)),
+        ({"dataset": "DISFA", "AUs": [], "labels": []}, Expression(frozenset(), None, frozenset(ACTION_UNITS) - {*AU_LISTS["disfa"]})),
     ],
 )
 def test_rows_are_read_as_the_data_format_says(row, truth):
