@@ -26,8 +26,8 @@ from preference_data.people.synthetic import SEEDS, make_case
 from preference_data.schema import SPLITS
 from reward_models.photos import Photos
 
-FACES_VERSION = 1
-"""Of the cache of faces: raised when the detector, the mesh or the identity net changes."""
+FACES_VERSION = 2
+"""Of the cache of faces: raised when the detector, the mesh, the identity net or what an anchor must meet changes."""
 SHOWN = 3
 """Photos that cannot be used, named one by one."""
 

@@ -1,5 +1,6 @@
 """Face detection: BlazeFace (back model, 256 px), by Bazarevsky et al., 2019, https://arxiv.org/abs/1907.05047."""
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,14 +13,17 @@ from torchvision.ops import batched_nms, box_iou, nms
 
 from portraitkit.errors import FaceError
 from portraitkit.faces.tfjs import load_graph
+from portraitkit.faces.warp import sample
 
 INPUT = 256
 MIN_SCORE = 0.5
 MIN_SECOND_SCORE = 0.65
 MAX_OVERLAP = 0.3
 MAX_SHARED = 0.6
-MAX_CANDIDATES = 16
+BATCH = 64  # Windows that the net looks at together
 SECOND_LOOK = 2.5
+WINDOW = 12  # Sides of a face that a window may have at most, for the face to be seen in it
+LEAST = 32  # Pixels; for smaller faces no window is made
 MAX_SIDE = 1536
 KEYPOINTS = ("right_eye", "left_eye", "nose", "mouth", "right_ear", "left_ear")
 Box = tuple[float, float, float, float]
@@ -71,12 +75,15 @@ def _look(image: Float[Tensor, "3 h w"], windows: list[tuple[float, float, float
     """
     height, width = image.shape[1:]
     squares = [(round(x0), round(y0), max(round(side), 1)) for x0, y0, side in windows]
-    cuts = []
-    for x0, y0, side in squares:
+
+    def cut(x0: int, y0: int, side: int) -> Tensor:
         inner = image[:, max(y0, 0) : max(y0 + side, 0), max(x0, 0) : max(x0 + side, 0)]
         padding = (max(-x0, 0), max(x0 + side - width, 0), max(-y0, 0), max(y0 + side - height, 0))
-        cuts.append(F.interpolate(F.pad(inner, padding)[None], (INPUT, INPUT), mode="bilinear", antialias=True))
-    scores, points = _predict(torch.cat(cuts))
+        return F.interpolate(F.pad(inner, padding)[None], (INPUT, INPUT), mode="bilinear", antialias=True)
+
+    batches = [squares[start : start + BATCH] for start in range(0, len(squares), BATCH)]
+    seen = [_predict(torch.cat([cut(*square) for square in batch])) for batch in batches]
+    scores, points = (torch.cat(parts) for parts in zip(*seen, strict=True))
     place = torch.tensor(squares).to(points)[:, None, None]
     points = points * place[..., 2:] / INPUT + place[..., :2]
     window, anchor = (scores > MIN_SCORE).nonzero(as_tuple=True)
@@ -87,22 +94,35 @@ def _look(image: Float[Tensor, "3 h w"], windows: list[tuple[float, float, float
     return scores[window, anchor], points[window, anchor], window
 
 
+def best_score(image: Float[Tensor, "3 h w"], window: Float[Tensor, "1 2 3"]) -> float:
+    """The highest score in a window of the picture, in [0, 1]; it may be turned: `window` maps the picture onto the net's 256 px."""
+    return float(_predict(sample(image[None], window, INPUT))[0].max())
+
+
 def _confirm(image: Float[Tensor, "3 h w"], windows: list[tuple[float, float, float]]) -> list[Face]:
     """Look for candidates, look at each again at the net's favourite size, and keep those that are seen both times."""
     scores, points, _ = _look(image, windows)
-    seen = points[nms(points[:, :2].flatten(1), scores, MAX_OVERLAP)][:MAX_CANDIDATES]
+    seen = points[nms(points[:, :2].flatten(1), scores, MAX_OVERLAP)]
     if not len(seen):
         return []
     middle, size = seen[:, :2].mean(1), (seen[:, 1] - seen[:, 0]).amax(-1)
     near = torch.cat([middle - size[:, None] * SECOND_LOOK / 2, size[:, None] * SECOND_LOOK], 1)
     scores, points, window = _look(image, [tuple(row) for row in near.tolist()])
     overlap = box_iou(points[:, :2].flatten(1), seen[:, :2].flatten(1)).gather(1, window[:, None])[:, 0]
-    faces: list[Face] = []
-    for score, face, shared in zip(scores.tolist(), points.cpu(), overlap.tolist(), strict=True):
-        if score > MIN_SECOND_SCORE and shared > MAX_OVERLAP:
-            candidate = Face(tuple(face[:2].flatten().tolist()), score, face[2:])
-            if all(_shared_area(candidate.box, other.box) < MAX_SHARED for other in faces):
-                faces.append(candidate)
+    found = [
+        Face(tuple(face[:2].flatten().tolist()), score, face[2:])
+        for score, face, shared in zip(scores.tolist(), points.cpu(), overlap.tolist(), strict=True)
+        if score > MIN_SECOND_SCORE and shared > MAX_OVERLAP
+    ]
+    return _joined([], found)
+
+
+def _joined(faces: list[Face], more: list[Face]) -> list[Face]:
+    """Faces and those of others that are not seen in them already, largest first."""
+    faces = list(faces)
+    for candidate in more:
+        if all(_shared_area(candidate.box, other.box) < MAX_SHARED for other in faces):
+            faces.append(candidate)
     return sorted(faces, key=lambda face: -face.size)
 
 
@@ -119,12 +139,17 @@ def _scaled(box: Box, factor: float) -> Box:
 
 
 @torch.no_grad()
-def detect_faces(image: Float[Tensor, "3 h w"]) -> list[Face]:
+def detect_faces(image: Float[Tensor, "3 h w"], smallest: int | None = None) -> list[Face]:
     """Find faces in an RGB picture in [0, 1].
 
     The picture is looked at as a whole and from further away (a face may fill it); if that shows no face, in nine
     overlapping tiles of half its size (small faces). Every candidate is looked at a second time. Pictures larger than
     1536 px are reduced to that first.
+
+    Args:
+        image: of any size.
+        smallest: side in pixels down to which faces beside larger ones are looked for, too, in ever smaller windows of the
+            picture at its full size; the large ones are enough if not given.
 
     Returns:
         Faces, largest first; empty if there is none. A detector alone takes some things for faces: `mesh.require_mesh`
@@ -132,6 +157,13 @@ def detect_faces(image: Float[Tensor, "3 h w"]) -> list[Face]:
     """
     height, width = image.shape[1:]
     side = float(max(height, width))
+    if smallest is not None:
+        windows, window = [], side / 2
+        while window >= WINDOW * max(smallest, LEAST):
+            across, down = (max(math.ceil(2 * length / window) - 1, 1) for length in (width, height))
+            windows += [(x * window / 2, y * window / 2, window) for y in range(down) for x in range(across)]
+            window /= 2
+        return _joined(detect_faces(image), _confirm(image, windows) if windows else [])
     if side > MAX_SIDE:
         factor = MAX_SIDE / side
         small = (max(round(height * factor), 1), max(round(width * factor), 1))
@@ -153,7 +185,7 @@ def no_face(path: Path | None) -> FaceError:
 def check_size(face: Face, path: Path | None, min_size: int) -> None:
     """Raise FaceError if a face is smaller than `min_size` pixels."""
     if face.size < min_size:
-        raise FaceError(f"{prefix(path)}face of {face.size:.0f} px: at least {min_size} needed, use a larger picture")
+        raise FaceError(f"{prefix(path)}face of {int(face.size)} px: at least {min_size} needed, use a larger picture")
 
 
 def prefix(path: Path | None) -> str:

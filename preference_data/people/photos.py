@@ -30,6 +30,8 @@ MIN_FACE = 48
 MAX_ASPECT_GAP = 0.01
 MAX_MISFIT = 0.06
 """Largest mean distance of landmarks, in distances between the outer eye corners."""
+MAX_ZOOM = 0.03
+"""Largest difference of 1 to how much larger a face is than its photo's: of that the eye's corners alone tell too little."""
 EYE_CORNERS = (33, 263)
 
 
@@ -209,14 +211,24 @@ def fit_retouch(pixels: Float[Tensor, "3 h w"], photo: PhotoFace, path: Path, wh
         raise DataError(f"{what} {error}; it must show the photo's face") from error
     distance = float((face.embedding - photo.embedding).norm())
     if distance > SAME_PERSON:
-        raise DataError(f"{what} {path}: shows another person than its photo (identity distance {distance:.2f}, at most {SAME_PERSON:g})")
+        raise DataError(f"{what} {path}: shows another person than its photo (identity distance {distance:.4g}, at most {SAME_PERSON:g})")
     span = (photo.mesh[EYE_CORNERS[0], :2] - photo.mesh[EYE_CORNERS[1], :2]).norm()
     misfit = float((face.mesh - photo.mesh)[:, :2].norm(dim=1).mean() / span)
     if misfit > MAX_MISFIT:
         raise DataError(
-            f"{what} {path}: its face is off by {misfit:.2f} of the eyes' distance (at most {MAX_MISFIT:g}); align it to its photo"
+            f"{what} {path}: its face is off by {misfit:.4g} of the eyes' distance (at most {MAX_MISFIT:g}); align it to its photo"
+        )
+    zoom = _spread(face.mesh) / _spread(photo.mesh)
+    if abs(zoom - 1) > MAX_ZOOM:
+        raise DataError(
+            f"{what} {path}: its face is {zoom:.4g} times as large as its photo's ({1 - MAX_ZOOM:g} to {1 + MAX_ZOOM:g} pass); align it"
         )
     return pixels
+
+
+def _spread(mesh: Float[Tensor, "468 3"]) -> float:
+    """How far the landmarks lie from their middle (root mean square), in pixels."""
+    return float((mesh[:, :2] - mesh[:, :2].mean(0)).square().sum(1).mean().sqrt())
 
 
 def _look_at_photos(

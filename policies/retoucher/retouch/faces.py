@@ -9,10 +9,10 @@ from torch import Tensor
 
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.model.backbone import Backbone, sample_ode
-from portraitkit.errors import FaceError
+from portraitkit.errors import FaceError, ImageError
 from portraitkit.faces.align import align_face
-from portraitkit.faces.detect import check_size, detect_faces, no_face
-from portraitkit.faces.mesh import MIN_SCORE, mesh_and_score
+from portraitkit.faces.detect import check_size, no_face
+from portraitkit.faces.mesh import MIN_SCORE, faces_and_meshes, shown_score
 from portraitkit.faces.paste import face_edit, paste_edits
 
 BATCH = 8
@@ -42,22 +42,21 @@ def find_faces(pixels: Float[Tensor, "3 h w"], min_face: int = 32, path: Path | 
     Raises:
         FaceError: no face, or none that is large enough and seen well enough.
     """
-    faces = detect_faces(pixels)
+    faces = faces_and_meshes(pixels, min_face)
     if not faces:
         raise no_face(path)
     meshes, skipped = [], []
-    for face in faces:
+    for face, mesh, score in faces:
         where = f"face at ({face.box[0]:.0f}, {face.box[1]:.0f})"
         if face.size < min_face:
-            skipped.append(f"{where} is {face.size:.0f} px, below --min-face {min_face}")
+            skipped.append(f"{where} is {int(face.size)} px, below --min-face {min_face}")
             continue
-        mesh, score = mesh_and_score(pixels, face)
         if score < MIN_SCORE:
-            skipped.append(f"{where} has landmark score {score:.2f}, below {MIN_SCORE}")
+            skipped.append(f"{where} has landmark score {shown_score(score)}, below {MIN_SCORE}")
             continue
         meshes.append(mesh)
     if not meshes:
-        check_size(faces[0], path, min_face)
+        check_size(faces[0][0], path, min_face)
         raise FaceError(f"{path or 'picture'}: {'; '.join(skipped)}: use a picture in which the face is not hidden or turned away")
     return Faces(meshes, tuple(skipped))
 
@@ -83,6 +82,9 @@ def retouch_faces(
         num_steps: sampling steps.
         seed: of the initial noise, the same for every face.
         strength: share of the edit that is applied, [0, 1].
+
+    Raises:
+        ImageError: an edit has a pixel that is not finite.
     """
     crops = [align_face(pixels, mesh, backbone.resolution) for mesh in faces.meshes]
     noise = backbone.noise(1, torch.Generator().manual_seed(seed))
@@ -92,6 +94,10 @@ def retouch_faces(
         before = torch.stack([crop.pixels for crop in batch])
         condition = backbone.condition(before, prompt)
         edited = sample_ode(backbone, condition, noise.repeat(len(batch), 1, 1), num_steps).to(before)
+        if not edited.isfinite().all():
+            raise ImageError(
+                f"the retouch by backbone {backbone.name} is not finite (NaN or infinity) and is not written; check its weights"
+            )
         for crop, after, mesh in zip(batch, edited, faces.meshes[start : start + BATCH], strict=True):
             edits.append(face_edit(crop, after, mesh, *pixels.shape[1:]))
     return RetouchedPicture(paste_edits(pixels, edits, strength=strength), len(edits), faces.skipped)
