@@ -18,7 +18,7 @@ from benchmarks.weight_files import Digests
 from portraitkit.errors import ConfigError, DataError, FaceError, ImageError
 from portraitkit.files.atomic import write_text
 from portraitkit.files.jsonl import read_objects
-from portraitkit.pictures import SUFFIXES, list_images
+from portraitkit.pictures import OTHERS, READABLE, list_images, matched_name, pick_images
 from portraitkit.pictures.images import read_image, write_image
 from portraitkit.runs.shards import Shard
 from preference_data.pair_set import check_inside
@@ -79,19 +79,23 @@ def read_folder(path: Path, unpack: Path) -> Folder:
     if metadata.is_file():
         return _data_set(path, metadata)
     pictures: dict[str, Path] = {}
-    for file in sorted(path.rglob("*")):
-        inside = file.relative_to(path)
-        if file.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in inside.parts) and file.is_file():
-            _add(pictures, inside.with_suffix("").as_posix(), file)
+    shown = [file for file in sorted(path.rglob("*")) if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    for file in pick_images(shown):
+        _add(pictures, file.relative_to(path).with_suffix("").as_posix(), file)
     if not pictures:
-        raise DataError(f"{path}: holds no pictures; give a folder with {', '.join(SUFFIXES)}")
+        raise DataError(f"{path}: holds no pictures; give a folder with {', '.join(READABLE)}")
     return Folder(pictures)
 
 
-def _add(pictures: dict[str, Path], name: str, file: Path) -> None:
+def _add(pictures: dict[str, Path], name: str, file: Path) -> str:
+    name = matched_name(name)
     if name in pictures:
-        raise DataError(f"{file}: {pictures[name].name} has the same name without its suffix; pictures are matched by it: rename one")
+        raise DataError(
+            f"{file}: {pictures[name].name} has the same name without its suffix, perhaps in another Unicode form; pictures are matched by "
+            "it: rename one"
+        )
     pictures[name] = file
+    return name
 
 
 def _data_set(folder: Path, metadata: Path) -> Folder:
@@ -103,8 +107,7 @@ def _data_set(folder: Path, metadata: Path) -> Folder:
         if not isinstance(row.get("file_name"), str):
             raise DataError(f"{where}: needs a string file_name")
         picture = _inside(folder, row["file_name"], where)
-        name = PurePosixPath(row["file_name"]).with_suffix("").as_posix()
-        _add(pictures, name, picture)
+        name = _add(pictures, PurePosixPath(row["file_name"]).with_suffix("").as_posix(), picture)
         if isinstance(row.get("anchor_file_name"), str):
             anchors[name] = _inside(folder, row["anchor_file_name"], where)
         groups[name] = {group: str(row[group]) for group in GROUPS if row.get(group) not in (None, "")}
@@ -115,10 +118,10 @@ def _data_set(folder: Path, metadata: Path) -> Folder:
 
 def _inside(folder: Path, name: str, where: str) -> Path:
     try:
-        check_inside(folder.resolve(), name, "file_name")
+        found = check_inside(folder.resolve(), name, "file_name")
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
-    return folder / name
+    return folder / name if (folder / name).exists() else found
 
 
 def _unpack(path: Path, target: Path) -> Path:
@@ -134,7 +137,7 @@ def _unpack(path: Path, target: Path) -> Path:
                 inside = PurePosixPath(entry.filename)
                 if inside.is_absolute() or ".." in inside.parts or "\\" in entry.filename or stat.S_ISLNK(entry.external_attr >> 16):
                     raise DataError(f"{path}: entry {entry.filename!r} leaves the archive's folder; such archives are refused")
-                if inside.suffix.lower() in SUFFIXES or inside.name == "metadata.jsonl":
+                if inside.suffix.lower() in (*READABLE, *OTHERS) or inside.name == "metadata.jsonl":
                     archive.extract(entry, target)
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError) as error:
         raise DataError(f"{path}: cannot be unpacked ({error}); make the archive again") from error

@@ -6,7 +6,7 @@ from typing import Any
 
 from portraitkit.errors import DataError
 from portraitkit.files.jsonl import Rejected, RowSet, read_json_lines, write_lines
-from portraitkit.pictures import list_images
+from portraitkit.pictures import list_images, matched_name
 from preference_data.schema import CHOICES, FILES, SPLITS, Pair, pair_of, row_of
 
 METADATA = "metadata.jsonl"
@@ -72,7 +72,7 @@ def metadata_of(folder: Path, needed: str) -> Path:
 
 
 def check_inside(root: Path, name: str, column: str) -> Path:
-    """The file `name` below `root`.
+    """The file `name` below `root`, its last part in whichever Unicode form the disk has it.
 
     Raises:
         DataError: an address, a path that leaves the folder (by .., a symlink or a root), or no such file.
@@ -89,7 +89,11 @@ def check_inside(root: Path, name: str, column: str) -> Path:
     if not inside:
         raise DataError(f"{column} {shown}: leaves the data folder; use paths below it")
     if not exists:
-        raise DataError(f"{column} {shown}: no such file in the data folder")
+        near = resolved.parent.iterdir() if resolved.parent.is_dir() else ()
+        twin = next((path for path in near if matched_name(path.name) == matched_name(resolved.name)), None)
+        if twin is None or not twin.is_file() or not twin.resolve().is_relative_to(root):
+            raise DataError(f"{column} {shown}: no such file in the data folder")
+        return twin
     return resolved
 
 
@@ -121,7 +125,7 @@ def list_photos(folder: Path) -> RowSet[dict[str, Any]]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give a folder of photos, or embedded")
     if not (folder / METADATA).is_file():
-        rows = [{"file_name": path.name} for path in list_images(folder)]
+        rows = [{"file_name": path.name} for path in list_images(folder, flat=True)]
         if not rows:
             raise DataError(f"{folder}: holds no photos (and no {METADATA})")
         return RowSet(rows, list(range(1, len(rows) + 1)), [])
@@ -153,5 +157,6 @@ def read_photo_row(row: dict[str, Any], root: Path) -> dict[str, Any]:
             raise DataError(f"{key} {row[key]!r}: must be one of {', '.join(choices)}")
     for key in ("file_name", "anchor_file_name"):
         if row.get(key) is not None:
-            check_inside(root, row[key], key)
+            found = check_inside(root, row[key], key)
+            row[key] = row[key] if (root / row[key]).exists() else found.relative_to(root).as_posix()
     return row

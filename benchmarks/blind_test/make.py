@@ -20,7 +20,7 @@ from portraitkit.config import config_to_dict
 from portraitkit.errors import DataError, ImageError, RunFolderError
 from portraitkit.files.atomic import replacing_folder
 from portraitkit.files.jsonl import read_objects, write_lines
-from portraitkit.pictures import list_images
+from portraitkit.pictures import list_images, matched_name
 from portraitkit.pictures.images import read_image, resize, write_image
 from portraitkit.report.page import plural
 
@@ -35,6 +35,8 @@ time and go on later.
 We store the pairs that you are shown, your answers, how long each took, and a number in place of your name. We store no name, no address, \
 no date, no time of day and nothing else about you. A random key is kept in a cookie so that you can go on where you stopped; we store \
 only a checksum of it.
+
+To ask something, or to have your answers removed, write to whoever sent you here; tell them your own link, which "Go on later" shows.
 
 Please look at the pictures on a screen that is bright enough, and look closely: you can zoom into both at once.
 """
@@ -107,10 +109,11 @@ def _check_target(out: Path, overwrite: bool) -> None:
 
 def _by_stem(folder: Path) -> dict[str, Path]:
     out: dict[str, Path] = {}
-    for path in list_images(folder):
-        if path.stem in out:
-            raise DataError(f"{folder}: {out[path.stem].name} and {path.name} have one name; keep one of them")
-        out[path.stem] = path
+    for path in list_images(folder, flat=True):
+        name = matched_name(path.stem)
+        if name in out:
+            raise DataError(f"{folder}: {out[name].name} and {path.name} have one name; keep one of them")
+        out[name] = path
     if not out:
         raise DataError(f"{folder}: holds no pictures")
     return out
@@ -150,7 +153,7 @@ def read_groups(path: Path | None, folders: Iterable[Path], columns: tuple[str, 
         where = f"{path} line {number}"
         if not isinstance(row.get("file_name"), str):
             raise DataError(f"{where}: needs a text file_name")
-        name = Path(row["file_name"]).stem
+        name = matched_name(Path(row["file_name"]).stem)
         if name in out:
             raise DataError(f"{where}: {name} was described before; keep one row a photo")
         values = {column: row[column] for column in columns if row.get(column) is not None}
@@ -163,8 +166,8 @@ def read_groups(path: Path | None, folders: Iterable[Path], columns: tuple[str, 
 
 def _check_skipped(skipped: list[dict[str, str]], photos: int, config: MakeConfig) -> None:
     if not photos or len(skipped) > config.max_unusable * (photos + len(skipped)):
-        allowed, last = f"more than --max-unusable {config.max_unusable:g} allows", skipped[-1]
-        raise DataError(f"{len(skipped)} photos had to be set aside, {allowed}; the last: {last['photo']}: {last['reason']}")
+        named = "; ".join(f"{row['photo']}: {row['reason']}" for row in skipped[:5]) + ("; .." if skipped[5:] else "")
+        raise DataError(f"{len(skipped)} photos had to be set aside, more than --max-unusable {config.max_unusable:g} allows: {named}")
 
 
 def _write_photo(folder: Path, name: str, files: Mapping[str, Path], groups: dict[str, str], config: MakeConfig) -> Photo:

@@ -11,6 +11,7 @@ import os
 import struct
 import warnings
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ MAX_PIXELS = 120_000_000
 MAX_ASPECT = 100.0
 WHITE = (1.0, 1.0, 1.0)
 ORIENTATION = 0x0112
+SRGB_PRIMARIES = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)  # x and y of white, red, green and blue
 # What Pillow raises for damaged files, beside OSError: its parsers let these through.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, OverflowError, struct.error, zlib.error)
 
@@ -100,6 +102,7 @@ def _decode(source: Path | io.BytesIO, path: Path, background: tuple[float, floa
                 exif = opened.getexif()
                 upright = ImageOps.exif_transpose(opened)
                 profile = opened.info.get("icc_profile")
+                notes += [f"{path}: {tag} is not followed; read as sRGB, convert it" for tag in _other_colours(opened, source, profile)]
                 array = _to_rgb(upright, profile, background, notes, path)
                 if ORIENTATION in exif:
                     exif[ORIENTATION] = 1
@@ -169,6 +172,41 @@ def _to_rgb(
     if alpha is not None:
         array = array * alpha + np.asarray(background, dtype=np.float32) * (1 - alpha)
     return array
+
+
+def _other_colours(picture: PilImage.Image, source: Path | io.BytesIO, profile: bytes | None) -> list[str]:
+    """Tags that say that a picture without a profile is not in sRGB, in words: PNG's cICP, gAMA and cHRM, EXIF's colour space."""
+    found = []
+    if picture.format == "PNG":
+        chunks = _png_chunks(source)
+        if (code := chunks.get(b"cICP", b"")) and code[:3] != b"\x01\x0d\x00":
+            found.append(f"colour tag cICP ({', '.join(map(str, code))}: primaries, transfer, matrix, range)")
+        elif not profile and b"sRGB" not in chunks:
+            gamma = picture.info.get("gamma")
+            if gamma and abs(gamma - 1 / 2.2) > 0.01:
+                found.append(f"gamma {gamma:g} (gAMA; {1 / 2.2:.4f} is sRGB's)")
+            whites = picture.info.get("chromaticity")
+            if whites and max(abs(one - other) for one, other in zip(whites, SRGB_PRIMARIES, strict=True)) > 0.01:
+                found.append("primaries (cHRM) other than sRGB's")
+    with suppress(*DAMAGED):  # a block of EXIF that cannot be read says nothing
+        exif = picture.getexif()
+        if not profile and (exif.get_ifd(0x8769).get(0xA001) == 2 or exif.get_ifd(0xA005).get(1) == "R03"):
+            found.append("EXIF's colour space Adobe RGB")
+    return found
+
+
+def _png_chunks(source: Path | io.BytesIO) -> dict[bytes, bytes]:
+    """The small chunks of a PNG before its pixels."""
+    data = source.getvalue() if isinstance(source, io.BytesIO) else source.open("rb")
+    stream = io.BytesIO(data) if isinstance(data, bytes) else data
+    chunks: dict[bytes, bytes] = {}
+    with stream:
+        stream.seek(8)
+        while len(head := stream.read(8)) == 8 and head[4:] != b"IDAT":
+            size = int.from_bytes(head[:4], "big")
+            chunks[head[4:]] = stream.read(min(size, 64))
+            stream.seek(size - min(size, 64) + 4, io.SEEK_CUR)
+    return chunks
 
 
 def _through_profile(image: PilImage.Image, profile: bytes, notes: list[str], path: Path) -> PilImage.Image:
@@ -241,7 +279,13 @@ def write_image(
 
 
 def to_uint8(pixels: Float[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Round to 8 bits; values outside [0, 1] are clipped."""
+    """Round to 8 bits; values outside [0, 1] are clipped.
+
+    Raises:
+        ImageError: a value is not finite: such a picture is not written, shown or judged.
+    """
+    if not pixels.isfinite().all():
+        raise ImageError("a picture with pixels that are not finite (NaN or infinity) cannot be written or judged; check what made it")
     return (pixels.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
 

@@ -10,7 +10,7 @@ import torch
 
 from portraitkit.errors import ConfigError, DataError, ImageError
 from portraitkit.faces.warp import sample
-from portraitkit.pictures import list_images
+from portraitkit.pictures import list_images, matched_name
 from portraitkit.pictures.images import read_image
 from preference_data.generators import Candidate, GeneratorOptions, Subject
 from preference_data.people.photos import fit_retouch
@@ -68,14 +68,14 @@ def match_retouches(folder: Path, names: Sequence[str]) -> dict[str, list[Path]]
     """
     places, stems = defaultdict[PurePath, list[str]](list), defaultdict[str, list[str]](list)
     for name in dict.fromkeys(map(os.path.normpath, names)):
-        photo = PurePath(name)
+        photo = PurePath(matched_name(name))
         places[photo.parent / photo.stem].append(name)
         stems[photo.stem].append(name)
     matched = defaultdict[str, list[tuple[int, Path]]](list)
     for file in _pictures(folder):
-        place = file.relative_to(folder)
+        place = PurePath(matched_name(str(file.relative_to(folder))))
         owners: dict[str, int] = {}
-        for stem, number in _readings(file.stem):
+        for stem, number in _readings(place.stem):
             photos = places.get(place.parent / stem) or (stems.get(stem, []) if place.parent == PurePath() else [])
             owners |= dict.fromkeys(photos, number)
         if len(owners) > 1:

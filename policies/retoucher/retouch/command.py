@@ -74,14 +74,14 @@ def plan_jobs(source: Path, target: Path, *, overwrite: bool = False) -> list[Jo
         overwrite: whether a target may exist already.
 
     Returns:
-        Pairs of photo and target, sorted by name. Targets keep their photo's name; a GIF becomes a PNG.
+        Pairs of photo and target, sorted by name. Targets keep their photo's name; what is read but not written, as a GIF, becomes a PNG.
 
     Raises:
         ImageError: no such photo, or a folder without photos.
         ConfigError: IN is OUT, OUT exists, OUT is a file where a folder is needed, or its suffix cannot be written.
     """
     if source.is_dir():
-        photos = list_images(source)
+        photos = list_images(source, flat=True)
         if not photos:
             raise ImageError(f"{source}: no photos in this folder; give a photo, or a folder that holds some")
         if target.exists() and not target.is_dir():
@@ -113,7 +113,7 @@ def _check_targets(jobs: list[Job], *, overwrite: bool) -> None:
 
 
 def _file_name(photo: Path) -> str:
-    return photo.with_suffix(".png").name if photo.suffix.lower() == ".gif" else photo.name
+    return photo.name if photo.suffix.lower() in WRITABLE else photo.with_suffix(".png").name
 
 
 def _retoucher(config: RetouchConfig) -> Callable[[Path, Path], str]:
