@@ -5,6 +5,7 @@ import os
 import sys
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -106,19 +107,26 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
     """Append one row, on the disk when this returns; a line that a killed process left unfinished is closed first.
 
+    On a full disk nothing of the row stays.
+
     Raises:
         RunFolderError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as file:
-            if file.seek(0, os.SEEK_END):
+        with path.open("a+b", buffering=0) as file:
+            data, end = _dump(row), file.seek(0, os.SEEK_END)
+            if end:
                 file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")
-            file.write(_dump(row))
-            file.flush()
-            os.fsync(file.fileno())
+                data = data if file.read(1) == b"\n" else b"\n" + data
+            try:
+                while data:
+                    data = data[file.write(data) or 0 :]
+                os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(end)
+                raise
     except OSError as error:
         raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error
 

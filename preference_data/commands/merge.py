@@ -8,7 +8,7 @@ from portraitkit.errors import DataError
 from portraitkit.runs.locks import only_writer
 from preference_data import hub
 from preference_data.agreement import print_agreement
-from preference_data.annotations import Judgement, append_judgement, both_orders, consensus, read_judgements
+from preference_data.annotations import Judgement, append_judgement, both_orders, conflicts, consensus, read_judgements
 from preference_data.commands.options import ExportConfig, MergeConfig
 from preference_data.pair_set import metadata_of, read_pairs, write_pairs
 from preference_data.schema import Pair
@@ -47,10 +47,13 @@ def _merge(config: MergeConfig) -> int:
     merged, counts = merge_pairs(pairs, judgements, relabel=config.relabel)
     print_agreement(judgements, pairs)
     unjudged = counts["open"] - counts["conflict"]
+    disputed = len(conflicts(judgements))
     print(
-        f"{config.data}: {counts['new']} pairs given verdicts, {counts['kept']} kept theirs, {counts['conflict']} in conflict, "
-        f"{unjudged} unjudged"
+        f"{config.data}: {counts['new']} pairs given verdicts, {counts['kept']} kept theirs, {disputed} in conflict "
+        f"({counts['conflict']} of them are left open), {unjudged} unjudged"
     )
+    if counts["unused"]:
+        print(f"{counts['unused']} pairs that were judged had a verdict already and keep it: --relabel gives them the annotators'")
     if not config.dry_run:
         for row in judgements:
             if row not in before:
@@ -60,18 +63,20 @@ def _merge(config: MergeConfig) -> int:
 
 
 def merge_pairs(pairs: list[Pair], judgements: list[Judgement], *, relabel: bool) -> tuple[list[Pair], dict[str, int]]:
-    """The pairs with their annotators' consensus, and how many are new, kept, open, and open because of a conflict.
+    """The pairs with their annotators' consensus, and how many are new, kept, kept in spite of judgements, open, and open because of a
+    conflict.
 
     A pair in conflict is open, whatever it said before, if verdicts are to be replaced.
     """
     joined = both_orders(judgements)
     judged = {row.pair for row in joined}
-    counts: dict[str, int] = dict.fromkeys(("new", "kept", "open", "conflict"), 0)
+    counts: dict[str, int] = dict.fromkeys(("new", "kept", "unused", "open", "conflict"), 0)
     merged = []
     for pair in pairs:
         asked = pair.id in judged and (pair.verdicts is None or relabel)
         if not asked:
             counts["open" if pair.verdicts is None else "kept"] += 1
+            counts["unused"] += pair.id in judged
             merged.append(pair)
         elif (agreed := consensus(pair, joined)) is not None:
             counts["new"] += 1

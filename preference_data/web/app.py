@@ -1,5 +1,6 @@
 """The annotation page's server: loopback, no accounts, opaque names for pairs and pictures, judgements on disk at once."""
 
+import errno
 import hashlib
 import json
 import secrets
@@ -16,8 +17,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from portraitkit.errors import DataError, ImageError
-from portraitkit.pictures.images import read_image, to_pil
+from portraitkit.errors import DataError, ImageError, RunFolderError
+from portraitkit.pictures.images import image_size, read_image, resize, to_pil
 from portraitkit.serving import hosts_of, is_loopback, listen, page_app, read_body, server_of, url_of
 from preference_data.annotations import FOLDER, Judgement, append_judgement, both_orders, conflicts, file_of, judgement_of, read_judgements
 from preference_data.commands.options import AnnotateConfig
@@ -26,6 +27,8 @@ from preference_data.verdict import Order
 
 HERE = Path(__file__).parent
 MAX_BODY, MAX_NAME = 64 * 1024, 60
+SCREEN = 1280
+"""Longest side in pixels of a picture as the page shows it first; it fetches larger ones whole when they are zoomed."""
 Shown = dict[str, str]  # dimension (and "overall") -> "1", "2" or "tie": what is on the screen, not what the file is called
 
 
@@ -63,8 +66,12 @@ class Desk:
         order = self.order(pair, name)
         first, second = (pair.a, pair.b) if order == "ab" else (pair.b, pair.a)
         mine = self.judgements.get((pair.id, name, role))
-        pictures = {kind: f"/picture/{self._token('file', file)}" for kind, file in (("photo", pair.input), ("1", first), ("2", second))}
-        return {"pair": token, "pictures": pictures, "answers": _shown(mine, order) if mine else {}, "note": mine.reasoning if mine else ""}
+        files = {"photo": pair.input, "1": first, "2": second}
+        pictures = {kind: f"/picture/{self._token('file', file)}" for kind, file in files.items()}
+        large = any(_is_large(self.folder / file) for file in files.values())
+        whole = {kind: f"{url}?whole=1" for kind, url in pictures.items()} if large else pictures
+        said = {"answers": _shown(mine, order) if mine else {}, "note": mine.reasoning if mine else ""}
+        return {"pair": token, "pictures": pictures, "whole": whole, **said}
 
     def save(self, token: str, name: str, role: str, answers: Shown, note: str, seconds: float | None) -> bool:
         """Store a judgement; returns whether it was new. The same judgement again changes nothing.
@@ -130,8 +137,10 @@ def make_app(desk: Desk, *, hosts: tuple[str, ...] = ("127.0.0.1", "localhost"))
         if file is None:
             raise HTTPException(404, "no such picture")
         try:
-            out = BytesIO()
-            to_pil(read_image(desk.folder / file).pixels).save(out, "PNG", compress_level=1)
+            out, pixels = BytesIO(), read_image(desk.folder / file).pixels
+            scale = 1.0 if "whole" in request.query_params else min(1.0, SCREEN / max(pixels.shape[1:]))
+            size = (max(round(pixels.shape[1] * scale), 1), max(round(pixels.shape[2] * scale), 1))
+            to_pil(resize(pixels, size)).save(out, "PNG", compress_level=1)
         except ImageError as error:
             raise HTTPException(410, str(error).replace(str(desk.folder), "")) from error
         return Response(out.getvalue(), media_type="image/png", headers={"cache-control": "private, max-age=3600"})
@@ -147,6 +156,11 @@ def make_app(desk: Desk, *, hosts: tuple[str, ...] = ("127.0.0.1", "localhost"))
         status, words = (error.status_code, error.detail) if isinstance(error, HTTPException) else (400, str(error))
         return JSONResponse({"error": words}, status)
 
+    def not_stored(request: Request, error: Exception) -> Response:
+        cause = error.__cause__
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        return JSONResponse({"error": f"not stored: {'disk full' if full else getattr(cause, 'strerror', None) or 'cannot write'}"}, 507)
+
     def static(request: Request) -> Response:
         return FileResponse(HERE / (request.url.path[1:] or "page.html"))
 
@@ -159,7 +173,14 @@ def make_app(desk: Desk, *, hosts: tuple[str, ...] = ("127.0.0.1", "localhost"))
         Route("/export", export),
         Route("/favicon.ico", lambda request: Response(status_code=204)),
     ]
-    return page_app(routes, hosts, {DataError: refused, HTTPException: refused})
+    return page_app(routes, hosts, {DataError: refused, HTTPException: refused, RunFolderError: not_stored})
+
+
+def _is_large(path: Path) -> bool:
+    try:
+        return max(image_size(path)) > SCREEN
+    except ImageError:
+        return False
 
 
 def _who(values: Any) -> tuple[str, str]:

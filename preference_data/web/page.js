@@ -1,6 +1,7 @@
 "use strict";
 const $ = id => document.getElementById(id);
 const me = { name: "", role: "annotator" };
+const RETRY = 3000;  // milliseconds until an answer for which the disk had no room is sent again
 let facts = null, at = -1, pair = null, answers = {}, current = 0, shown = 0, saving = false, loading = false;
 // While a pair is saved or the next one is on its way, what is on the screen is no longer asked about: nothing is answered then.
 const busy = () => saving || loading;
@@ -17,7 +18,7 @@ const stored = (key, value) => {
 async function ask(path, options) {
   const reply = await fetch(path, options);
   const value = await reply.json();
-  if (!reply.ok) throw new Error(value.error || reply.statusText);
+  if (!reply.ok) throw Object.assign(new Error(value.error || reply.statusText), { status: reply.status });
   return value;
 }
 const query = () => `name=${encodeURIComponent(me.name)}&role=${me.role}`;
@@ -76,8 +77,8 @@ async function open(index) {
   answers = draft ? JSON.parse(draft) : { ...pair.answers };
   current = Math.max(0, facts.dimensions.findIndex(name => !(name in answers)));
   if (!facts.dimensions.some(name => !(name in answers))) current = facts.dimensions.length - 1;
-  peek(false);
   View.reset();
+  peek(false);
   shown = performance.now();
   draw();
   const next = facts.queue[at + 1];  // the browser fetches the next pictures while this pair is judged
@@ -86,12 +87,16 @@ async function open(index) {
 
 function step(by) { if (!busy()) open(at + by); }
 
+let peeking = false;
 function peek(photo) {
+  peeking = photo;
+  const urls = View.zoomed() ? pair.whole : pair.pictures;  // large pictures come reduced, and whole once there is more to see
   for (const figure of document.querySelectorAll("figure")) {
-    const image = figure.querySelector("img"), src = pair.pictures[photo ? "photo" : figure.dataset.side];
+    const image = figure.querySelector("img"), src = urls[photo ? "photo" : figure.dataset.side];
     if (image.getAttribute("src") !== src) image.src = src;
   }
 }
+View.onzoom = () => { if (pair) peek(peeking); };
 
 function answer(value) {
   if (busy()) return;
@@ -130,7 +135,9 @@ async function save() {
     if (later >= 0 || any >= 0) await open(later >= 0 ? later : any);
     else draw("All judged. Thank you. Export holds your judgements; Back goes through them again.");
   } catch (error) {
-    draw(`Not saved (${error.message}); your answers are kept here, try again.`);
+    const again = error.status === 507, token = pair.pair;
+    draw(`Not saved (${error.message}); your answers are kept here, ${again ? "trying again every few seconds." : "try again."}`);
+    if (again) setTimeout(() => { if (pair.pair === token) save(); }, RETRY);
   } finally { saving = false; }
 }
 

@@ -4,6 +4,8 @@ const View = (() => {
   const frames = [...document.querySelectorAll(".frame")];
   const view = { zoom: 1, x: .5, y: .5 };
   const fingers = new Map();
+  let zoomed = false;
+  const api = { zoomBy, moveBy, reset, draw, zoomed: () => zoomed, onzoom() {} };
 
   function fitted(frame) {  // size of the whole picture in the frame, at zoom 1
     const image = frame.firstElementChild, { clientWidth: width, clientHeight: height } = frame;
@@ -23,6 +25,7 @@ const View = (() => {
       frame.firstElementChild.classList.toggle("crisp", fit * view.zoom > 6);
     }
     document.getElementById("zoom").textContent = view.zoom > 1 ? `${Math.round(view.zoom * 100)} %` : "";
+    if (zoomed !== view.zoom > 1) { zoomed = view.zoom > 1; api.onzoom(); }
     document.body.dataset.view = [view.zoom, view.x, view.y].map(v => v.toFixed(4)).join(" ");
   }
   // The point (x, y), in shares of `frame` from its middle, stays where it is.
@@ -72,5 +75,5 @@ const View = (() => {
     frame.firstElementChild.addEventListener("load", draw);
   }
   addEventListener("resize", draw);
-  return { zoomBy, moveBy, reset, draw };
+  return api;
 })();

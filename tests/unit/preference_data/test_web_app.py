@@ -1,10 +1,15 @@
 """The annotation page's server, without a browser: blind, idempotent, and closed to whatever is not the page."""
 
 import json
+import subprocess
+from io import BytesIO
 
 import pytest
+import torch
+from PIL import Image
 from starlette.testclient import TestClient
 
+from portraitkit.pictures.images import write_image
 from preference_data.annotations import FOLDER, Judgement, append_judgement, read_judgements
 from preference_data.pair_set import read_pairs
 from preference_data.schema import DIMENSIONS
@@ -17,8 +22,9 @@ ANSWERS = dict.fromkeys([*DIMENSIONS, "overall"], "1")
 def client(pair_set):
     (pair_set / FOLDER).mkdir(exist_ok=True)
     (pair_set / FOLDER / ".salt").write_text("0" * 32, encoding="utf-8")  # whose pairs come in both orders: one salt in 128 shows one alone
-    with TestClient(make_app(Desk(pair_set, read_pairs(pair_set))), base_url="http://127.0.0.1:1") as client:
-        client.folder = pair_set
+    desk = Desk(pair_set, read_pairs(pair_set))
+    with TestClient(make_app(desk), base_url="http://127.0.0.1:1") as client:
+        client.folder, client.desk = pair_set, desk
         yield client
 
 
@@ -154,3 +160,46 @@ def test_a_damaged_picture_is_an_answer_not_a_crash(client):
         (client.folder / pair.input).write_bytes(b"x")
     reply = client.get(pictures["photo"])
     assert reply.status_code == 410 and str(client.folder) not in reply.text
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder with 300 KiB of room."""
+    (tmp_path / "disk").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", tmp_path / "disk"], capture_output=True, check=False).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    yield tmp_path / "disk"
+    subprocess.run(["umount", "-l", tmp_path / "disk"], check=True)
+
+
+def test_a_full_disk_is_said_and_loses_nothing(client, small_disk):
+    tokens = [row["pair"] for row in queue(client)]
+    (client.folder / FOLDER).rename(client.folder / "before")
+    (client.folder / FOLDER).symlink_to(small_disk, target_is_directory=True)
+    assert judge(client, tokens[0]).status_code == 200
+    (small_disk / "ballast").write_bytes(b"0" * (300 * 1024 - 4096 - 4096))  # the rows' last page holds a few more
+    statuses = [200]
+    while statuses[-1] == 200 and len(statuses) < 60:
+        statuses.append(judge(client, tokens[1], note=f"{len(statuses):03}" * 200).status_code)
+    assert statuses[-1] == 507 and len(statuses) > 2
+    reply = judge(client, tokens[2], note="y" * 900)
+    assert reply.json() == {"error": "not stored: disk full"} and str(client.folder) not in reply.text
+    rows, rejected = read_judgements(client.folder)
+    assert {row.pair for row in rows} == {client.desk.pairs[token].id for token in tokens[:2]} and not rejected
+    (small_disk / "ballast").unlink()
+    assert judge(client, tokens[2], note="y" * 900).json() == {"saved": True, "new": True}
+    rows, rejected = read_judgements(client.folder)
+    assert len(rows) == 3 and not rejected
+
+
+def test_large_pictures_come_reduced_and_whole_on_demand(client):
+    pair = read_pairs(client.folder)[0]
+    write_image(client.folder / pair.input, torch.rand(3, 1000, 1500))
+    views = [client.get(f"/api/pair/{row['pair']}", params={"name": "anna"}).json() for row in queue(client)]
+    views = [next(view for view in views if (view["pictures"] == view["whole"]) == small) for small in (True, False)]
+    sizes = set()
+    for view in views:
+        shown, whole = (Image.open(BytesIO(client.get(view[key]["photo"]).content)).size for key in ("pictures", "whole"))
+        sizes.add((shown, whole))
+        assert (view["pictures"] == view["whole"]) == (shown == whole)
+    assert sizes == {((64, 64), (64, 64)), ((1280, 853), (1500, 1000))}

@@ -1,18 +1,23 @@
 """The annotation page in a real headless Chromium: keyboard alone, reload, senior, merge."""
 
+import errno
 import shutil
 import threading
 from types import SimpleNamespace
 
 import pytest
+import torch
 import uvicorn
 
+from portraitkit.errors import RunFolderError
+from portraitkit.pictures.images import write_image
 from portraitkit.serving import listen
 from preference_data.annotations import Judgement, append_judgement, read_judgements
 from preference_data.commands.merge import merge
 from preference_data.commands.options import MergeConfig
 from preference_data.pair_set import read_pairs
 from preference_data.schema import DIMENSIONS
+from preference_data.web import app
 from preference_data.web.app import Desk, make_app
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -208,6 +213,34 @@ def test_a_lost_server_loses_no_answers(page, served):
     press(page, ["Enter"])
     until(page, "document.getElementById('count').textContent.includes('1 judged')")
     page.troubles.clear()  # Chromium reports the request that was aborted
+
+
+def test_a_full_disk_is_tried_again_until_there_is_room(page, served, monkeypatch):
+    def full(*_):
+        raise RunFolderError("full") from OSError(errno.ENOSPC, "No space left on device")
+
+    enter(page, served.start(), "anna")
+    press(page, ["1", "1", "1", "1", "1", "2"])
+    with monkeypatch.context() as patch:
+        patch.setattr(app, "append_judgement", full)
+        press(page, ["Enter"])
+        until(page, "document.getElementById('hint').textContent.includes('not stored: disk full')")
+        assert answers(page) == "111112" and "trying again" in page.locator("#hint").text_content()
+    until(page, "document.getElementById('count').textContent.includes('1 judged')")
+    assert len(read_judgements(served.folder)[0]) == 1
+    page.troubles.clear()  # Chromium reports the answer 507
+
+
+def test_large_pictures_are_fetched_whole_when_there_is_more_to_see(page, served):
+    for pair in read_pairs(served.folder):
+        write_image(served.folder / pair.a, torch.rand(3, 1500, 1500))
+    enter(page, served.start(), "anna")
+    widths = "[...document.querySelectorAll('figure img')].map(image => image.naturalWidth).sort((a, b) => a - b).join()"
+    until(page, f"{widths} === '64,64,1280'")
+    press(page, ["+"])
+    until(page, f"{widths} === '64,64,1500'")
+    press(page, ["z"])
+    until(page, f"{widths} === '64,64,1280'")
 
 
 @pytest.mark.parametrize("late", ["**/api/pair/*", "**/picture/*"])
