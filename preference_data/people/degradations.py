@@ -22,6 +22,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from portraitkit.pictures.images import from_pil, to_pil
 from preference_data.people import warps
+from preference_data.schema import DIMENSIONS
 
 Picture = Float[Tensor, "3 h w"]
 Mask = Float[Tensor, "1 h w"]
@@ -171,13 +172,7 @@ EFFECTS: dict[str, dict[str, float]] = {
     "jpeg": {"clarity": 1.0, "texture": 0.5},
 }
 """kind -> dimension -> share of the kind's level that the dimension loses, rounded down to whole levels."""
-KINDS: dict[str, tuple[str, ...]] = {
-    "skin_smoothing": ("over_smoothing",),
-    "blemish_removal": ("left_blemishes",),
-    "texture": ("over_whitening", "grid"),
-    "clarity": ("blur", "noise", "jpeg"),
-    "identity": ("identity_warp",),
-}
+KINDS = {name: tuple(kind for kind, costs in EFFECTS.items() if next(iter(costs)) == name) for name in DIMENSIONS}
 """dimension -> the kinds whose first effect it is."""
 
 

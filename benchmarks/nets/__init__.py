@@ -1,0 +1,1 @@
+"""Nets and statistics that metrics are made of."""
