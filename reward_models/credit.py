@@ -39,7 +39,7 @@ def local_credit(
         parts: `rewards.parts(candidates, photos, photo_of)`.
 
     Returns:
-        `CELLS * CELLS` values a candidate, row by row.
+        `CELLS * CELLS` values a candidate, row by row; on the CPU, as `parts` are.
     """
     errors = {name: _cells(candidates, photos, photo_of, local, rewards.batch) for name in parts if (local := _local(rewards, name))}
     _, index = torch.unique(photo_of, return_inverse=True)
@@ -50,7 +50,7 @@ def local_credit(
         combined = rewards.combined(values)
         slopes = torch.autograd.grad(combined[combined.isfinite()].sum(), [*totals.values(), *others.values()])
     slope = {name: s.nan_to_num(0.0, 0.0, 0.0) for name, s in zip([*totals, *others], slopes, strict=True)}
-    credit = candidates.new_zeros(len(candidates), CELLS * CELLS)
+    credit = torch.zeros(len(candidates), CELLS * CELLS)
     for name, cells in errors.items():
         local = _local(rewards, name)
         assert local is not None
@@ -76,12 +76,12 @@ def _local(rewards: RewardSet, name: str) -> LocalError | None:
 def _cells(candidates: Tensor, photos: Photos, photo_of: Tensor, local: LocalError, batch: int) -> Float[Tensor, "n cells"]:
     """Sums of the error map over the cells."""
     height, width = candidates.shape[-2:]
-    sums = candidates.new_empty(len(candidates), CELLS**2)
+    sums = torch.empty(len(candidates), CELLS**2)
     for index in photo_of.unique().tolist():
         photo = photos.select(slice(index, index + 1))
         for rows in (photo_of == index).nonzero()[:, 0].split(batch):
             error = local.map(candidates[rows], photo)
-            sums[rows] = F.adaptive_avg_pool2d(error, CELLS).flatten(1) * (height * width / CELLS**2)
+            sums[rows] = (F.adaptive_avg_pool2d(error, CELLS).flatten(1) * (height * width / CELLS**2)).cpu()  # 64 numbers a candidate
     return sums
 
 

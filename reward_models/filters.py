@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @cache
-def _gaussian_matrix(length: int, sigma: float) -> Float[Tensor, "length length"]:
+def _gaussian_matrix(length: int, sigma: float, device: torch.device) -> Float[Tensor, "length length"]:
     """Row i holds the Gaussian weights with which pixel i sees a line of pixels, the ends replicated; the kernel ends at 3 sigma."""
     reach = max(1, int(3 * sigma + 0.5))
     offsets = torch.arange(-reach, reach + 1)
@@ -16,7 +16,7 @@ def _gaussian_matrix(length: int, sigma: float) -> Float[Tensor, "length length"
     weights = weights / weights.sum()
     columns = (torch.arange(length)[:, None] + offsets).clamp(0, length - 1)
     matrix = torch.zeros(length, length, dtype=torch.float64)
-    return matrix.scatter_add_(1, columns, weights.expand(length, -1)).float()
+    return matrix.scatter_add_(1, columns, weights.expand(length, -1)).float().to(device)
 
 
 def blur(image: Float[Tensor, "n c h w"], sigma: float) -> Float[Tensor, "n c h w"]:
@@ -24,7 +24,7 @@ def blur(image: Float[Tensor, "n c h w"], sigma: float) -> Float[Tensor, "n c h 
 
     Two matrix products: at the sizes of a face crop several times faster on a CPU than a depthwise convolution.
     """
-    rows, columns = (_gaussian_matrix(length, sigma).to(image) for length in image.shape[-2:])
+    rows, columns = (_gaussian_matrix(length, sigma, image.device).to(image) for length in image.shape[-2:])
     along = image.reshape(-1, image.shape[-1]) @ columns.T
     upright = along.view(image.shape).transpose(-1, -2).reshape(-1, image.shape[-2]) @ rows.T
     return upright.view(*image.shape[:-2], image.shape[-1], image.shape[-2]).transpose(-1, -2)

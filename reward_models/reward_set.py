@@ -10,6 +10,7 @@ from torch import Tensor
 
 from portraitkit.errors import ConfigError, nearest
 from portraitkit.stats import rank_correlation
+from reward_models.arcface import arcface_reward
 from reward_models.clip_similarity import clip_similarity
 from reward_models.iqa import iqa_reward
 from reward_models.judge.reward import judge_reward
@@ -19,7 +20,7 @@ from reward_models.verifiable import REWARDS
 from reward_models.workers.client import RewardWorkers, stand_in
 
 LEARNED_WEIGHT = 0.2
-LEARNED = ("clip_similarity", "iqa", "judge")  # Kinds of rewards that have weights; what follows the colon says which
+LEARNED = ("clip_similarity", "iqa", "arcface", "judge")  # Kinds of rewards that have weights; what follows the colon says which
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Scoring:
     units: Sequence[Unit]  # together all candidates
 
     def result(self) -> Parts:
-        """Every reward of every candidate, once all are there.
+        """Every reward of every candidate, once all are there: a number each, on the CPU, wherever it was scored.
 
         Raises:
             WorkersLost: a reward that is scored elsewhere never came.
@@ -48,8 +49,8 @@ class Scoring:
         done = [unit.here | {name: values for part in unit.there for name, values in part.result().items()} for unit in self.units]
         parts = {}
         for name in self.names:
-            values = torch.cat([unit[name] for unit in done])
-            parts[name] = torch.empty_like(values).index_copy_(0, order.to(values.device), values)
+            values = torch.cat([unit[name].cpu() for unit in done])  # a number a candidate
+            parts[name] = torch.empty_like(values).index_copy_(0, order, values)
         return parts
 
 
@@ -142,20 +143,20 @@ def check_names(names: Sequence[str]) -> None:
             raise ConfigError(f"reward {name!r} is named {names.count(name)} times: give it once, with a larger weight")
         kind, _, argument = name.partition(":")
         if not (kind in REWARDS and not argument) and kind not in LEARNED:
-            known = [*REWARDS, "clip_similarity:PATH", "iqa:NAME", "judge:PATH"]
+            known = [*REWARDS, "clip_similarity:PATH", "iqa:NAME", "arcface", "judge:PATH"]
             raise ConfigError(f"reward {name!r} is unknown{nearest(name, known)}; known: {', '.join(known)}")
 
 
 def build_rewards(
     names: tuple[str, ...], weights: tuple[float, ...], how: How, device: str = "cpu", *, workers: RewardWorkers | None = None
 ) -> RewardSet:
-    """Rewards by name: a verifiable one, `clip_similarity:PATH`, `iqa:NAME` or `judge:PATH[:FORM]`.
+    """Rewards by name: a verifiable one, `clip_similarity:PATH`, `iqa:NAME`, `arcface[:PATH]` or `judge:PATH[:FORM]`.
 
     Args:
         names: at least one.
         weights: one a name, or empty for each reward's own.
         how: see `reward.combine`.
-        device: of a judge that transformers runs.
+        device: of the candidates, and so of all that scores them here.
         workers: score what they serve; its weights are not loaded here.
 
     Raises:
@@ -181,6 +182,8 @@ def _load(name: str, device: str) -> RewardFunction | GroupReward:
         return clip_similarity(argument)
     if kind == "iqa":
         return iqa_reward(argument)
+    if kind == "arcface":
+        return arcface_reward(argument, device)
     if kind == "judge":
         return judge_reward(argument, device=device)
     return REWARDS[kind]

@@ -49,21 +49,21 @@ class MyBackbone:
 
     def encode(self, images):
         """(n, 3, resolution, resolution) in [0, 1] -> latents (n, tokens, channels), row by row, of about unit variance."""
-        return nn.functional.pixel_unshuffle(images * 2 - 1, PATCH).flatten(2).mT
+        return nn.functional.pixel_unshuffle(images.to(self.device) * 2 - 1, PATCH).flatten(2).mT
 
     def condition(self, images, prompt):
         """What the network is told about each photo. This one reads no prompt; `residual` is what `encode` and `decode` lose."""
-        nothing = torch.zeros(1, 1, 1)  # one row for all photos
+        images = images.to(self.device)  # all that a backbone returns lives on its device
+        nothing = torch.zeros(1, 1, 1, device=self.device)  # one row for all photos
         return Condition(reference=self.encode(images), residual=torch.zeros_like(images), prompt=nothing, pooled=nothing[0])
 
     def noise(self, count, generator):
         """Standard normal latents, from this generator and no other."""
-        return torch.randn(count, (self.resolution // PATCH) ** 2, CHANNELS, generator=generator)
+        return torch.randn(count, (self.resolution // PATCH) ** 2, CHANNELS, generator=generator).to(self.device)
 
     def velocity(self, x, sigma, condition):
-        """`eps - x0` at `x`, float32, on the device of `x`. Gradients must reach the transformer's LoRA."""
-        change = self.transformer(x.to(self.device), condition.reference.to(self.device), sigma)
-        return (x - condition.reference - change.to(x.device)) / sigma
+        """`eps - x0` at `x`, float32. Gradients must reach the transformer's LoRA."""
+        return (x - condition.reference - self.transformer(x, condition.reference, sigma)) / sigma
 
     def decode(self, x, condition):
         """Latents -> pictures in [0, 1]."""

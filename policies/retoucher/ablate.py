@@ -70,7 +70,7 @@ def _run_arms(
     photos = read_photos(config.photos, config.cache_dir, console)
     loaded = load_backbone(config.backbone, config.model, config.resolution, config.device, **loading_options(config))
     backbone = with_cache(loaded, config)
-    source = open_photos(photos, backbone.resolution, config.anchors)
+    source = open_photos(photos, backbone.resolution, config.anchors, config.device)
     resume = "latest" if (Path(config.output_dir) / "ablation.jsonl").is_file() and not config.overwrite else None
     with (
         open_run(config, command, resume=resume, report_to=[]) as run,

@@ -27,7 +27,7 @@ class BackboneOptions(Options):
     """Model."""
 
     backbone: str = "tiny"
-    """tiny (embedded, CPU), flux_kontext, qwen_image_edit, qwen_image_edit_plus, or my_file.py:BACKBONE."""
+    """tiny (embedded, CPU), flux_kontext, flux2_klein, qwen_image_edit, qwen_image_edit_plus, or my_file.py:BACKBONE."""
     model: str | None = None
     """Hub id or local folder of the backbone's weights; the backbone's own default if not given."""
     resolution: int | None = None
@@ -35,10 +35,10 @@ class BackboneOptions(Options):
     prompt: str = "Beautify this person's face while maintaining a natural and realistic appearance"
     """Editing instruction; the default is the one BeautyGRPO released."""
     guidance: Annotated[float | None, Range(ge=1, rule="at least 1 (no guidance)")] = None
-    """Guidance scale; the backbone's own if not given. On qwen_image_edit it is true classifier-free guidance: at 1 it is off,
+    """Guidance scale; the backbone's own if not given. On qwen_image_edit and flux2_klein it is classifier-free guidance: at 1 it is off,
     at half the cost."""
     negative_prompt: str = " "
-    """What true classifier-free guidance leads away from."""
+    """What classifier-free guidance leads away from."""
     device: str = "cuda"
     """cpu, cuda, cuda:1 ...; several processes take a GPU each with cuda."""
     quantize: Literal["none", "nf4"] = "none"
@@ -148,7 +148,8 @@ class RewardOptions(Options):
     """Rewards."""
 
     rewards: tuple[str, ...] = ("blemish_removal", "texture", "skin_tone", "identity", "clarity", "own_color")
-    """Rewards in use: the verifiable ones, clip_similarity:PATH (open_clip weights), iqa:NAME (a pyiqa metric), judge:PATH[:FORM]."""
+    """Rewards in use: the verifiable ones, clip_similarity:PATH (open_clip weights), iqa:NAME (a pyiqa metric), arcface[:PATH]
+    (insightface's net), judge:PATH[:FORM]."""
     reward: tuple[str, ...] = ()
     """Further rewards beside --rewards, such as judge:PATH: embedded, a folder, a hub id, vllm:ID or http://host:port/v1, with :score (the
     default), :score_beside_anchor, :versus_anchor or :win_rate behind it (docs/judge.md)."""

@@ -27,7 +27,7 @@ from reward_models.judge.reward import split_argument
 from reward_models.judge.settings import JudgeSettings, read_settings, source_of
 
 PICTURE, PHOTO = 3, 3 + 1 + 1 + 1 + 3 + 3
-"""Channels of a picture; and of a photo on the host: itself, skin, features, opacity, anchor, residual."""
+"""Channels of a picture; and of a photo: itself, skin, features, opacity, anchor, residual."""
 JUDGE_BATCH = 32  # Questions that a judge answers at once (`reward_models.judge.judge.load_judge`)
 ASSUMED_JUDGE = "Qwen/Qwen2.5-VL-7B-Instruct"
 """In place of a judge whose architecture is not known yet: a folder that is still to be trained, or a LoRA."""
@@ -125,7 +125,7 @@ MORE_DEVICES = tuple(_fsdp2(devices) for devices in (2, 4, 8))
 def plan_memory(config: RetoucherConfig) -> Memory:
     """What one device holds and needs.
 
-    Pictures and latents count where the run is on the CPU; with a GPU they stay on the host. Offloaded text encoders stand beside the
+    Pictures and latents are where the policy is; only what reports show is on the CPU. Offloaded text encoders stand beside the
     transformer while they encode. A judge on the same device stays there all the time. FSDP2 divides the transformer alone.
 
     Raises:
@@ -140,7 +140,7 @@ def plan_memory(config: RetoucherConfig) -> Memory:
     photos = max(config.validation_photos, config.held_out_photos)  # of the larger evaluation
     rolled_out, updated, evaluated = _rollout_rows(config), _update_rows(config), min(config.micro_batch, photos)
     first = min(photos, batch)  # that an evaluation encodes at once, before anything is trained
-    host = dict.fromkeys(("at rest", "training", "update", "evaluation"), 0) if gpu else _host_bytes(config, updated)
+    beside = _picture_bytes(config, updated)
     judges, judging, said = plan_judges(config, planned.backbone.resolution)
     held = {
         "weights of the transformer": (planned.quantised if nf4 else parts["transformer"]) // shards.of_weights + gathered,
@@ -150,21 +150,21 @@ def plan_memory(config: RetoucherConfig) -> Memory:
         "LoRA, moving average and best": 2 * trained.size,
         "gradients": trained.size,
         "optimiser states": trained.states(config.optimizer, Shards()),
-        "photos and latents": host["at rest"] + host["training"],
+        "photos and latents": beside["at rest"] + beside["training"],
         **judges,
     }
     unpacked = planned.largest_linear if nf4 else 0
-    beside = ", the encoders beside the transformer" if offloaded else ""
+    together = ", the encoders beside the transformer" if offloaded else ""
     phases = {
-        f"encoding text{beside}": text_bytes(spec) + (parts["text encoders"] if offloaded else 0),
-        f"encoding {first} photos for evaluations": max(condition_bytes(spec, first) - host["training"], 0),
+        f"encoding text{together}": text_bytes(spec) + (parts["text encoders"] if offloaded else 0),
+        f"encoding {first} photos for evaluations": max(condition_bytes(spec, first) - beside["training"], 0),
         "encoding photos": condition_bytes(spec, min(config.photos_per_step, batch)),
         f"rollout, {rolled_out} candidates at once": rollout_bytes(spec, rolled_out) + unpacked,
         "decoding": decode_bytes(spec, min(max(rolled_out, evaluated), batch)),
         **judging,
-        f"update, {updated} candidates at once": update_bytes(spec, updated, config.kl_beta > 0) + unpacked + host["update"],
+        f"update, {updated} candidates at once": update_bytes(spec, updated, config.kl_beta > 0) + unpacked + beside["update"],
         "optimiser step": trained.size if gpu else trained.largest,
-        f"evaluation, {evaluated} photos at once": rollout_bytes(spec, evaluated) + unpacked + host["evaluation"],
+        f"evaluation, {evaluated} photos at once": rollout_bytes(spec, evaluated) + unpacked + beside["evaluation"],
     }
     notes = {"activations, checkpointing": "on" if config.gradient_checkpointing else "off", "attention": "fused (SDPA), no score matrix"}
     notes |= said
@@ -193,13 +193,13 @@ def _rollout_rows(config: RetoucherConfig) -> int:
     return min(config.micro_batch, photos * config.group_size)
 
 
-def _host_bytes(config: RetoucherConfig, updated: int) -> dict[str, int]:
-    """Bytes of pictures and latents that stay on the CPU: at rest, and what an update and an evaluation add.
+def _picture_bytes(config: RetoucherConfig, updated: int) -> dict[str, int]:
+    """Bytes of pictures and latents: at rest, and what an update and an evaluation add.
 
     At rest: the evaluations' photos with what rewards know of them, their noise and reference. Training adds the same of its photos, and
     each candidate's latents: the last ones, and of each drawn step those before and after it, its noise and its mean. An update keeps
     every candidate's picture, which local credit may ask for, and the residuals of the rows that go through the network. An evaluation
-    keeps the pictures of before and after training, and the parts that they are joined of.
+    keeps its pictures and the parts that they are joined of, and on the CPU those of before training, too.
     """
     latent, channel = 4 * planned_backbone(_spec(config)).latents(1).numel(), 4 * _resolution(config) ** 2
     candidates, photos = config.photos_per_step * config.group_size, config.validation_photos + config.held_out_photos
@@ -208,7 +208,7 @@ def _host_bytes(config: RetoucherConfig, updated: int) -> dict[str, int]:
         "at rest": photos * (PHOTO * channel + 2 * latent),
         "training": config.photos_per_step * PHOTO * channel + latents * latent,
         "update": (candidates + updated) * PICTURE * channel,
-        "evaluation": 3 * config.held_out_photos * PICTURE * channel,
+        "evaluation": (3 if config.device == "cpu" else 2) * config.held_out_photos * PICTURE * channel,
     }
 
 
@@ -308,7 +308,11 @@ def _read_prompt(module: nn.Module, backbone: Any) -> Any:
     """One prompt through a text encoder; of one that sees, the language part."""
     if hasattr(backbone, "text_tokens"):
         longest = getattr(module.config, "max_position_embeddings", backbone.text_tokens)
-        return module(torch.empty(1, min(longest, backbone.text_tokens), dtype=torch.long))
+        length, how = min(longest, backbone.text_tokens), {}
+        if hasattr(module, "lm_head"):  # as FLUX.2's pipeline calls Qwen3; the mask is made ready, since making it looks at values
+            mask = torch.empty(1, 1, length, length, dtype=torch.bool)
+            how = {"output_hidden_states": True, "use_cache": False, "attention_mask": mask}
+        return module(torch.empty(1, length, dtype=torch.long), **how)
     language: Any = module.get_submodule("model.language_model")
     length = WORDS + (backbone.prompt_side // 28) ** 2
     embedded = torch.empty(1, length, language.config.hidden_size, dtype=next(module.parameters()).dtype)
@@ -321,7 +325,7 @@ def _read_prompt(module: nn.Module, backbone: Any) -> Any:
 def rollout_bytes(spec: Spec, rows: int) -> int:
     """One evaluation of the transformer without gradients."""
     planned = planned_backbone(spec)
-    backbone, condition = planned.backbone, stand_in_condition(planned.backbone, rows, "meta")
+    backbone, condition = planned.backbone, stand_in_condition(planned.backbone, rows)
     return planned.added(lambda: backbone.velocity(planned.latents(rows), 0.5, condition), backbone.transformer)
 
 
@@ -332,7 +336,7 @@ def update_bytes(spec: Spec, rows: int, kl: bool) -> int:
     backbone = planned.backbone
 
     def compute() -> None:
-        condition = stand_in_condition(backbone, rows, "meta")
+        condition = stand_in_condition(backbone, rows)
         x, noise, old = (planned.latents(rows) for _ in range(3))
         mean = x - backbone.velocity(x, 0.5, condition)
         loss = ((mean - old) * noise).flatten(1).mean(1).exp().sum()

@@ -12,6 +12,7 @@ from policies.retoucher.model.backbone import Backbone, Condition, sample_ode
 from policies.retoucher.photos import PhotoSource, TrainingPhotos
 from policies.retoucher.processes import Processes
 from portraitkit.stats import Change, mean_by, paired_change
+from reward_models.arcface import arcface_change, has_arcface
 from reward_models.reward_set import RewardSet, verifiable_reward
 from reward_models.verifiable import blemish_residual, clarity_error, identity_change, lip_change, residual_grain, texture_error, tone_error
 
@@ -24,7 +25,7 @@ MEASURES = {
     "lip_dE": lip_change,
     "residual_grain": residual_grain,
 }
-"""What is measured beside the rewards. All are errors: lower is better."""
+"""What is measured beside the rewards, and `arcface_distance` where its weights are. All are errors: lower is better."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Retouched photos and what was measured on each: `reward`, every reward's part, every measure; `verifiable`, the verifiable rewards
-    combined, where a judge is in use. Rows with one id are draws of one photo, which counts once."""
+    """Retouched photos and what was measured on each, on the CPU for reports: `reward`, every reward's part, every measure; `verifiable`,
+    the verifiable rewards combined, where a judge is in use. Rows with one id are draws of one photo, which counts once."""
 
     pictures: Float[Tensor, "n 3 h w"]
     values: dict[str, Float[Tensor, " n"]]
@@ -135,9 +136,9 @@ def measure(pictures: Float[Tensor, "n 3 h w"], data: EvaluationSet, rewards: Re
     if rewards.group_rewards:
         values["verifiable"] = verifiable_reward(rewards, parts, pictures, photos)
     rows = [slice(start, start + 32) for start in range(0, len(pictures), 32)]
-    for name, function in MEASURES.items():
-        values[name] = torch.cat([function(pictures[part], photos.select(part)) for part in rows])
-    return Evaluation(pictures, values, data.batch.ids, data.batch.people)
+    for name, function in (MEASURES | ({"arcface_distance": arcface_change} if has_arcface() else {})).items():
+        values[name] = torch.cat([function(pictures[part], photos.select(part)) for part in rows]).cpu()  # a number a picture
+    return Evaluation(pictures.cpu(), values, data.batch.ids, data.batch.people)  # for the report
 
 
 def compare(before: Evaluation, after: Evaluation) -> dict[str, Change]:

@@ -112,7 +112,7 @@ def _terms(
     x = torch.lerp(x0, noise, level)
     v = backbone.velocity(x, level, condition)
     old = v.detach()
-    r = standing.reshape(len(x), -1)
+    r = standing.to(x).reshape(len(x), -1)
 
     def error(sign: int) -> Float[Tensor, "n tokens"]:
         implicit = (1 - sign * loss.beta) * old + sign * loss.beta * v

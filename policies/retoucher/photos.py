@@ -45,7 +45,7 @@ class TrainingPhotos:
 
 @runtime_checkable
 class PhotoSource(Protocol):
-    """An indexed set of photos; `train` may be endless."""
+    """An indexed set of photos; `train` may be endless. They come on the device of the policy, their indices' draws from the CPU."""
 
     @property
     def people(self) -> dict[str, int]:
@@ -68,19 +68,16 @@ class PhotoSource(Protocol):
 class SyntheticSource:
     """The embedded portraits: endless, known blemishes, the clean portrait as anchor; see `preference_data.people.synthetic`."""
 
-    def __init__(self, size: int) -> None:
-        self.size, self.people = size, dict[str, int]()
+    def __init__(self, size: int, device: str = "cpu") -> None:
+        self.size, self.device, self.people = size, device, dict[str, int]()
 
     def load(self, split: str, indices: list[int]) -> TrainingPhotos:
         """See `PhotoSource.load`."""
         cases = [make_case(split, SEEDS[split] + index, size=self.size) for index in indices]
-        clean = torch.stack([case.clean for case in cases])
-        photos = Photos.build(
-            torch.stack([case.source for case in cases]),
-            torch.stack([case.mesh for case in cases]),
-            opacity=torch.stack([case.opacity for case in cases]),
-            clean=clean,
+        source, mesh, opacity, clean = (
+            torch.stack([getattr(case, part) for case in cases]).to(self.device) for part in ("source", "mesh", "opacity", "clean")
         )
+        photos = Photos.build(source, mesh, opacity=opacity, clean=clean)
         ids = [f"synthetic-{split}-{index}" for index in indices]
         return TrainingPhotos(photos, clean, ids, ids)
 
@@ -114,10 +111,11 @@ class FolderSource:
         size: side of the aligned faces in pixels.
         painted: take the photos as clean portraits and paint blemishes onto them: new ones whenever training comes to a photo again, always
             the same in the other splits.
+        device: of the photos that are loaded.
     """
 
-    def __init__(self, folder: PhotoFolder, size: int, *, painted: bool = False) -> None:
-        self.folder, self.size, self.painted = folder, size, painted
+    def __init__(self, folder: PhotoFolder, size: int, *, painted: bool = False, device: str = "cpu") -> None:
+        self.folder, self.size, self.painted, self.device = folder, size, painted, device
         mixed = sorted(folder.rows, key=lambda row: zlib.crc32(folder.name(row).encode()))
         self.rows = {split: [row for row in mixed if row.split == split] for split in SPLITS}
         self.people = {split: len({row.identity for row in rows}) for split, rows in self.rows.items()}
@@ -133,9 +131,11 @@ class FolderSource:
         names = [self.folder.name(row) for row in rows]
         seeds = indices if split == "train" else [zlib.crc32(name.encode()) for name in names]
         opened = [self._open(row, SEEDS[split] + seed) for row, seed in zip(rows, seeds, strict=True)]
-        pixels, meshes, opacity, anchors = ([value for value in values if value is not None] for values in zip(*opened, strict=True))
-        preferred, mask = torch.stack(anchors) if self.anchored else None, torch.stack(opacity) if self.painted else None
-        photos = Photos.build(torch.stack(pixels), torch.stack(meshes), opacity=mask, clean=preferred)
+        parts = ([value for value in values if value is not None] for values in zip(*opened, strict=True))
+        pixels, meshes, opacity, anchors = (torch.stack(part).to(self.device) if part else None for part in parts)
+        assert pixels is not None and meshes is not None
+        preferred = anchors if self.anchored else None
+        photos = Photos.build(pixels, meshes, opacity=opacity, clean=preferred)
         return TrainingPhotos(photos, preferred, names, [row.identity for row in rows])
 
     def _open(self, row: PhotoRow, seed: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -189,9 +189,9 @@ def read_photos(photos: str, cache_dir: str | None, console: Console) -> PhotoFo
     return PhotoFolder(folder, rows, rejected)
 
 
-def open_photos(folder: PhotoFolder | None, size: int, anchors: str | None = None) -> PhotoSource:
+def open_photos(folder: PhotoFolder | None, size: int, anchors: str | None = None, device: str = "cpu") -> PhotoSource:
     """The source of a folder's photos, or of the embedded ones, as faces of `size` pixels a side; `anchors` as `--anchors` says."""
-    return SyntheticSource(size) if folder is None else FolderSource(folder, size, painted=anchors == "painted")
+    return SyntheticSource(size, device) if folder is None else FolderSource(folder, size, painted=anchors == "painted", device=device)
 
 
 def _faces(folder: Path, cache_dir: str | None) -> Path | None:

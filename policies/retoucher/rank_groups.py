@@ -87,7 +87,7 @@ class BestOfN:
                 self._make(path, batch.photos.select(slice(row, row + 1)), photo_id, step, torch.Generator().manual_seed(seed))
                 evaluations += self.settings.best_of * self.num_steps * self.backbone.forwards
             anchors.append(read_image(path).pixels)
-        return replace(batch, anchors=torch.stack(anchors), evaluations=evaluations)
+        return replace(batch, anchors=torch.stack(anchors).to(batch.photos.source), evaluations=evaluations)
 
     def _make(self, path: Path, photo: Photos, photo_id: str, step: int, generator: torch.Generator) -> None:
         count = self.settings.best_of
@@ -98,7 +98,7 @@ class BestOfN:
         values = self.rewards.combined(self.rewards.parts(pictures, photo, photo_of)).nan_to_num(-torch.inf)
         reward, untouched = float(values.max()), float(self.rewards.combined(self.rewards.parts(photo.source, photo)))
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_image(path, pictures[int(values.argmax())].cpu())
+        write_image(path, pictures[int(values.argmax())])
         worth = {key: value if math.isfinite(value) else None for key, value in (("reward", reward), ("untouched", untouched))}
         append_line(self.folder / "anchors.jsonl", {"photo": photo_id, "step": step, "file": path.name, **worth})
         if not reward >= untouched:
@@ -177,12 +177,12 @@ def roll_out_groups(
     scored = roll_out_and_score(backbone, condition, anchors, scheduler, batch.photos, rewards, noise, **options)
     new = [judge.counts.since(count) for judge, count in zip(judges, before, strict=True)]
     scores = GroupScores(
-        {name: values.cpu() for name, values in scored.parts.items()},
+        scored.parts,
         batch.ids,
         scored.rollout.evaluations + batch.evaluations,
         scored.waited,
         {name: sum(count[name] for count in new) for name in new[0]} if new else {},
-        verifiable_reward(rewards, scored.parts, scored.candidates, batch.photos, scored.rollout.photo_of).cpu() if new else None,
+        verifiable_reward(rewards, scored.parts, scored.candidates, batch.photos, scored.rollout.photo_of) if new else None,
     )
     return RankGroups(groups, condition, scored.rollout, scored.candidates, batch.photos, anchors), scores
 

@@ -22,7 +22,7 @@ class Rollout:
     """Candidates of a batch of photos: member m belongs to photo `photo_of[m]`; groups are contiguous."""
 
     latents: Latents  # final latents, one row a candidate
-    photo_of: Int[Tensor, " members"]  # index of each candidate's photo
+    photo_of: Int[Tensor, " members"]  # index of each candidate's photo; on the CPU, as all indices are
     steps: list[TakenStep]  # the drawn steps as taken
     evaluations: int  # network evaluations spent (rows through the transformer)
 
@@ -41,7 +41,7 @@ def draw_noise(
 ) -> Noise:
     """The noise of `photos` groups: the initial one first, then that of each drawn step."""
     start = backbone.noise(photos if shared_noise else photos * group_size, generator)
-    steps = {index: torch.randn(photos * group_size, *start.shape[1:], generator=generator) for index in drawn}
+    steps = {index: torch.randn(photos * group_size, *start.shape[1:], generator=generator).to(start) for index in drawn}
     return Noise(start, steps, group_size)
 
 
@@ -51,7 +51,7 @@ def noise_of_groups(
     """The noise of some groups of a training step, each candidate's from its own generator.
 
     Its seed is made of the run's seed, the step, the group's number in the step and the candidate's in the group: a group has the same
-    noise whichever process rolls it out and whatever other groups that one has, and no two candidates share any.
+    noise whichever process rolls it out, on whatever device, and whatever other groups that one has; no two candidates share any.
 
     Args:
         backbone: the policy.
@@ -72,7 +72,8 @@ def noise_of_groups(
             if member >= 0:
                 for index in drawn:
                     steps[index].append(torch.randn(1, *starts[0].shape[1:], generator=generator))
-    return Noise(torch.cat(starts), {index: torch.cat(rows) for index, rows in steps.items()}, group_size)
+    start = torch.cat(starts)
+    return Noise(start, {index: torch.cat(rows).to(start) for index, rows in steps.items()}, group_size)
 
 
 def roll_out(

@@ -160,7 +160,7 @@ def _load(
     if config.sharding != "none":
         divide_base(loaded, config.device)
     backbone = with_cache(loaded, config)
-    source = open_photos(photos, backbone.resolution, config.anchors)
+    source = open_photos(photos, backbone.resolution, config.anchors, config.device)
     validation, held_out = make_evaluation_sets(config, backbone, source)
     _check_anchors(rewards, validation)
     return backbone, source, validation, held_out

@@ -335,7 +335,7 @@ class Trainer:
             condition = self.backbone.condition(batch.photos.source, self.config.prompt)
             steps = self.config.num_steps
             pictures = self.sampling_batch.fit(len(rows), lambda batch: sample_ode(self.backbone, condition, noise, steps, batch))
-            return self.rewards.combined(self.rewards.parts(pictures, batch.photos)).cpu()
+            return self.rewards.combined(self.rewards.parts(pictures, batch.photos))
 
         return float(self.processes.in_order(self.processes.gather(self.processes.together(rank_rewards))).nanmean())
 

@@ -79,7 +79,8 @@ def accumulate_gradients(
     `in_step` makes this process evaluate as often as the others must: it takes the backwards of each drawn step and returns those of the
     process with most.
 
-    Advantages are one a candidate, or one a token of it (`--credit local`): then ratio and clipping are a token's, too.
+    Advantages are one a candidate, or one a token of it (`--credit local`): then ratio and clipping are a token's, too. They, and all
+    indices, are on the CPU.
     Groups whose advantages are all 0 are left out of the computation; they count in the mean, as they would with loss 0.
     At most `micro_batch` candidates (photos, where their candidates share a step) go forward and backward at once: the loss is a sum
     over candidates, so how it is cut changes nothing but rounding.
@@ -145,7 +146,7 @@ def _step_terms(
     ratio = step.sampler.log_ratio(mean[spread], old[spread], std, step.noise[members], keep=advantages.ndim, gaussian=guard)
     if guard:
         ratio = guard_log_ratio(ratio, old[spread], mean[spread], std)
-    surrogate = clipped_surrogate(ratio, advantages[members], loss.clip_range).reshape(len(members), -1).mean(1)
+    surrogate = clipped_surrogate(ratio, advantages[members].to(ratio), loss.clip_range).reshape(len(members), -1).mean(1)
     kl = torch.zeros_like(surrogate)
     if loss.kl_beta > 0:
         with torch.no_grad(), base_policy(backbone):

@@ -36,10 +36,10 @@ class ArcFaceIdentity:
     def embedding(self, pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "batch 468 dim"]) -> Float[Tensor, "batch dim2"]:
         """Embed faces: (batch, 512), unit length, no gradient; see `identity.identity_embedding`."""
         chips = (arcface_chips(pixels.detach(), meshes) * 255 - 127.5) / 127.5
-        (features,) = self.session.run(None, {self.session.get_inputs()[0].name: chips.cpu().numpy()})
+        (features,) = self.session.run(None, {self.session.get_inputs()[0].name: chips.cpu().numpy()})  # onnxruntime takes them from there
         return F.normalize(torch.from_numpy(features).to(pixels), dim=-1)
 
-    def distance(self, a: Float[Tensor, "batch dim"], b: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
+    def distance(self, a: Float[Tensor, "batch dim"], b: Float[Tensor, "#batch dim"]) -> Float[Tensor, " batch"]:
         """1 - cosine, in [0, 2]."""
         return 1 - F.cosine_similarity(a, b, dim=-1)
 
@@ -53,12 +53,13 @@ def arcface_chips(pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "b
     return sample(pixels, similarity(five, target.expand_as(five)), CHIP, outside="zeros")
 
 
-def open_arcface(path: Path | None = None) -> ArcFaceIdentity:
+def open_arcface(path: Path | None = None, device: str = "cpu") -> ArcFaceIdentity:
     """Open the recognition net of an insightface model pack.
 
     Args:
         path: the pack's folder or the ONNX file itself; None is insightface's own place,
             `~/.insightface/models/buffalo_l`.
+        device: cpu, cuda, cuda:1 ..; a GPU is used where this onnxruntime has CUDA (package onnxruntime-gpu), else the CPU.
 
     Raises:
         WeightsError: onnxruntime is not installed, no net lies there, or it is not an ArcFace net.
@@ -78,7 +79,7 @@ def open_arcface(path: Path | None = None) -> ArcFaceIdentity:
             f"and put its {FILES[0]} there"
         )
     try:
-        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(file), providers=_providers(device, onnxruntime.get_available_providers()))
     except (Fail, InvalidGraph, InvalidProtobuf) as error:
         raise WeightsError(f"{file}: not a readable ONNX model, download it again") from error
     shapes = [tensor.shape for tensor in (*session.get_inputs(), *session.get_outputs())]
@@ -88,3 +89,10 @@ def open_arcface(path: Path | None = None) -> ArcFaceIdentity:
     if not np.isfinite(np.asarray(features)).all():
         raise WeightsError(f"{file}: its weights are not finite (they hold NaN or infinity); download it again")
     return ArcFaceIdentity(session)
+
+
+def _providers(device: str, available: list[str]) -> list[str | tuple[str, dict[str, int]]]:
+    """Where a net runs, the first that can: the GPU that is asked for, then the CPU."""
+    kind, _, index = device.partition(":")
+    gpu = [("CUDAExecutionProvider", {"device_id": int(index or 0)})] if kind == "cuda" and "CUDAExecutionProvider" in available else []
+    return [*gpu, "CPUExecutionProvider"]

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 FLUX = "https://huggingface.co/black-forest-labs/FLUX.1-Kontext-dev/blob/main/LICENSE.md"
 QWEN = "https://huggingface.co/Qwen/Qwen2.5-VL-{size}-Instruct/blob/main/LICENSE"
-NAMED = {"flux-1-dev-non-commercial-license": FLUX}  # Licences that the hub files under `other`, and where their text is
+FLUX_2 = "https://huggingface.co/black-forest-labs/FLUX.2-klein-base-9B/blob/main/LICENSE.md"
+NAMED = {
+    "flux-1-dev-non-commercial-license": FLUX,
+    "flux-non-commercial-license": FLUX_2,
+}  # Licences that the hub files under `other`, and where their text is
 GROUPS = ("age_band", "age", "gender", "sex", "skin_tone", "race", "ethnicity")  # Columns, or keys of meta_info, that tell people apart
 MOST_GROUPS = 12
 FEW = 20  # Groups of fewer rows are marked
@@ -48,6 +52,7 @@ class Licence:
 KNOWN = {
     "Qwen/Qwen2.5-VL-3B-Instruct": Licence("other", "qwen-research", QWEN.format(size="3B")),
     "Qwen/Qwen2.5-VL-7B-Instruct": Licence("apache-2.0"),
+    "Qwen/Qwen3-VL-8B-Instruct": Licence("apache-2.0"),
     "Qwen/Qwen2.5-VL-32B-Instruct": Licence("apache-2.0"),
     "Qwen/Qwen2.5-VL-72B-Instruct": Licence("other", "qwen", QWEN.format(size="72B")),
 }

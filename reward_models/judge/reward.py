@@ -81,15 +81,14 @@ class JudgeReward:
             photo_of: index of each candidate's photo; those of one photo are a group.
         """
         values = torch.full((len(candidates),), torch.nan)
-        pictures = list(candidates.detach().float().cpu())
+        pictures = list(candidates.detach().float().cpu())  # processors and endpoints take them from there
         good = [bool(picture.isfinite().all()) for picture in pictures]
         plan: list[tuple[Comparison, int, int | None]] = []
         for index in dict.fromkeys(photo_of.tolist()):
             members = [row for row, other in enumerate(photo_of.tolist()) if other == index and good[row]]
             if not members:
                 continue
-            photo = photos.source[index].float().cpu()
-            clean = photos.clean[index].float().cpu()
+            photo, clean = (some[index].float().cpu() for some in (photos.source, photos.clean))  # as the candidates
             anchor = None if bool(clean.isnan().any()) else clean
             plan += self._games(members, pictures, photo, anchor)
         judged = self.judge.judge([comparison for comparison, _, _ in plan])

@@ -219,7 +219,7 @@ class Desk:
         counts = {name: judge.counts.since(before[name]) for name, judge in judges.items()}
         seconds = time.monotonic() - started
         self.scored, self.seconds = self.scored + 1, self.seconds + seconds
-        return pack_answer({name: part.cpu() for name, part in parts.items()}, counts, seconds)
+        return pack_answer({name: part.cpu() for name, part in parts.items()}, counts, seconds)  # to be sent
 
     def _check(self, asked: Asked) -> None:
         for name, expected in asked.rewards.items():

@@ -70,7 +70,8 @@ def pack(rewards: Mapping[str, str], candidates: Float[Tensor, "n 3 h w"], photo
     """The body of a request; the arguments are the fields of `Asked`."""
     tensors = {f"photos.{name}": getattr(photos, name) for name in FIELDS} | {"candidates": candidates}
     head = json.dumps({"protocol": PROTOCOL, "rewards": dict(rewards)})  # clones: safetensors refuses tensors that share memory
-    return head.encode() + b"\n" + save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()})
+    whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}  # to be sent
+    return head.encode() + b"\n" + save(whole)
 
 
 def unpack(body: bytes) -> Asked:

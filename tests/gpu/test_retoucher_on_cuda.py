@@ -31,7 +31,7 @@ def whole_float32(monkeypatch):
 def trainer_of(backbone, config) -> Trainer:
     """A policy with a LoRA that does something: the same numbers on every device."""
     rewards = build_rewards(("texture",), (), "product")
-    trainer = Trainer(config, backbone, SyntheticSource(128), rewards, Console(quiet=True))
+    trainer = Trainer(config, backbone, SyntheticSource(128, config.device), rewards, Console(quiet=True))
     generator = torch.Generator().manual_seed(1)
     trainer.use({name: 0.1 * torch.randn(p.shape, generator=generator) for name, p in trainer.adapter.items()})
     return trainer
@@ -47,19 +47,22 @@ def stepped(trainer, condition, config, *, bf16=False):
     scheduler = config.scheduler(trainer.sigmas, 0)
     noise = {"group_size": config.group_size, "shared_noise": True, "generator": torch.Generator().manual_seed(3)}
     rollout = roll_out(backbone, condition, condition.reference.flip(1), scheduler, **noise, batch=4, bf16=bf16)
-    figures = accumulate_gradients(backbone, condition, rollout, ADVANTAGES, torch.arange(1), config.loss, micro_batch=config.micro_batch)
+    figures = accumulate_gradients(
+        backbone, condition, rollout, ADVANTAGES, torch.arange(1), config.objective, micro_batch=config.micro_batch
+    )
     return rollout, figures, {name: p.grad.cpu() for name, p in trainer.adapter.items()}
 
 
 def test_a_group_is_the_one_of_the_cpu():
-    given = stand_in_condition(embedded("cpu"), 1, "cpu")
+    given = stand_in_condition(embedded("cpu"), 1)
     results = []
     for device in ("cpu", DEVICE):
         config = replace(CONFIG, device=device)
-        condition = replace(given, prompt=given.prompt.to(device), pooled=given.pooled.to(device))
+        parts = {name: getattr(given, name).to(device) for name in ("reference", "residual", "prompt", "pooled")}
+        condition = replace(given, **parts)
         results.append(stepped(trainer_of(embedded(device), config), condition, config))
     (here, here_figures, ours), (there, there_figures, theirs) = results
-    assert torch.allclose(here.latents, there.latents, atol=1e-3)
+    assert torch.allclose(here.latents, there.latents.cpu(), atol=1e-3)
     assert there.evaluations == here.evaluations and there_figures.loss == pytest.approx(here_figures.loss, abs=1e-5)
     for name, gradient in ours.items():
         assert (gradient - theirs[name]).norm() <= 1e-2 * gradient.norm() + 1e-9, name
@@ -71,15 +74,15 @@ def test_pictures_are_encoded_and_decoded_as_on_the_cpu():
     for device in ("cpu", DEVICE):
         backbone = embedded(device)
         condition = backbone.condition(images, "retouch")
-        latents.append(condition.reference)
-        pictures.append(backbone.decode(condition.reference, condition))
+        latents.append(condition.reference.cpu())
+        pictures.append(backbone.decode(condition.reference, condition).cpu())
     assert torch.allclose(*latents, atol=1e-3) and torch.allclose(*pictures, atol=1e-3)
 
 
 def test_bfloat16_rollouts_leave_the_ratio_exact():
     config = replace(CONFIG, device=DEVICE)
     trainer = trainer_of(embedded(DEVICE), config)
-    condition = stand_in_condition(trainer.backbone, 1, "cpu")
+    condition = stand_in_condition(trainer.backbone, 1)
     exact, _, _ = stepped(trainer, condition, config)
     fast, figures, _ = stepped(trainer, condition, config, bf16=True)
     assert not torch.equal(fast.latents, exact.latents)
@@ -93,7 +96,7 @@ def test_a_bfloat16_base_with_checkpointing_trains_a_float32_lora():
     base = trainer.backbone.transformer.proj_out.weight
     assert base.dtype == torch.bfloat16 and base.device.type == DEVICE
     assert {(p.dtype, p.device.type) for p in trainer.adapter.values()} == {(torch.float32, DEVICE)}
-    condition = stand_in_condition(trainer.backbone, 1, "cpu")
+    condition = stand_in_condition(trainer.backbone, 1)
     before = trainer.current()
     rollout, figures, gradients = stepped(trainer, condition, config)
     assert figures.ratio_deviation < FIRST_RATIO and rollout.latents.isfinite().all()

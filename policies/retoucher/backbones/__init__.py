@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 PIPELINES = {
     "tiny": "FluxKontextPipeline",
     "flux_kontext": "FluxKontextPipeline",
+    "flux2_klein": "Flux2KleinPipeline",
     "qwen_image_edit": "QwenImageEditPipeline",
     "qwen_image_edit_plus": "QwenImageEditPlusPipeline",
 }

@@ -69,7 +69,7 @@ class KontextBackbone(PipelineBackbone):
         count = len(x)
         guidance = torch.full((count,), self.guidance, device=self.device) if self.transformer.config.guidance_embeds else None
         out = self.transformer(
-            hidden_states=torch.cat([x, condition.reference], dim=1).to(self.device, dtype),
+            hidden_states=torch.cat([x, condition.reference], dim=1).to(dtype),
             encoder_hidden_states=condition.prompt.expand(count, -1, -1),
             pooled_projections=condition.pooled.expand(count, -1),
             timestep=torch.full((count,), sigma, device=self.device, dtype=dtype),
@@ -78,7 +78,7 @@ class KontextBackbone(PipelineBackbone):
             txt_ids=torch.zeros(condition.prompt.shape[1], 3, device=self.device),
             return_dict=False,
         )[0]
-        return out[:, : x.shape[1]].float().to(x.device)
+        return out[:, : x.shape[1]].float()
 
 
 def load_flux_kontext(

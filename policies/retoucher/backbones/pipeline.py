@@ -23,7 +23,7 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "ad
 class PipelineBackbone:
     """Wraps a stock pipeline; a subclass says how to encode, decode and evaluate. See `policies.retoucher.model.backbone.Backbone`.
 
-    Latents and pictures stay where the caller has them (they are small); the networks live on the transformer's device.
+    What it returns lives on the transformer's device, wherever the pictures that it is given are.
 
     Args:
         pipeline: the stock pipeline; its transformer is aligned, the rest frozen.
@@ -105,25 +105,31 @@ class PipelineBackbone:
     def sigmas(self, num_steps: int) -> list[float]:
         """See `Backbone.sigmas`; the resolution-dependent shift of the pipeline's scheduler included."""
         scheduler = copy.deepcopy(self.pipeline.scheduler)
-        mu = calculate_shift(self.side**2, *(scheduler.config.get(name, default) for name, default in SHIFT.items()))
-        retrieve_timesteps(scheduler, num_steps, "cpu", sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=mu)
+        sigmas = np.linspace(1.0, 1 / num_steps, num_steps)
+        retrieve_timesteps(scheduler, num_steps, "cpu", sigmas=sigmas, mu=self._mu(num_steps))  # numbers for Python
         return scheduler.sigmas.tolist()
+
+    def _mu(self, num_steps: int) -> float:
+        """The pipeline's own shift of the noise levels."""
+        config = self.pipeline.scheduler.config
+        return calculate_shift(self.side**2, *(config.get(name, default) for name, default in SHIFT.items()))
 
     @torch.no_grad()
     def encode(self, images: Images) -> Latents:
         """See `Backbone.encode`."""
         parts = [self._encode((part * 2 - 1).to(self.device, self.pipeline.vae.dtype)) for part in images.split(self.batch)]
-        return torch.cat([part.float().to(images.device) for part in parts])
+        return torch.cat([part.float() for part in parts])
 
     @torch.no_grad()
     def _pictures(self, x: Latents) -> Images:
-        parts = [self._decode(part.to(self.device)).float().contiguous().to(x.device) / 2 + 0.5 for part in x.split(self.batch)]
+        parts = [self._decode(part).float().contiguous() / 2 + 0.5 for part in x.split(self.batch)]
         return torch.cat(parts)
 
     @torch.no_grad()
     def condition(self, images: Images, prompt: str) -> Condition:
         """See `Backbone.condition`."""
         reference = self.encode(images)
+        images = images.to(self.device)
         residual = images - self._pictures(reference) if self.add_residual else torch.zeros_like(images)
         with self._text_encoders_at_work():
             return Condition(reference, residual, **self._text(images, prompt))
@@ -139,11 +145,11 @@ class PipelineBackbone:
             yield
         finally:
             for part in self.text_encoders:
-                part.to("cpu")
+                part.to("cpu")  # which is what was asked for: room on the device
 
     def noise(self, count: int, generator: torch.Generator) -> Latents:
         """See `Backbone.noise`."""
-        return torch.randn(count, self.side**2, self.transformer.config.in_channels, generator=generator)
+        return torch.randn(count, self.side**2, self.transformer.config.in_channels, generator=generator).to(self.device)
 
     @torch.no_grad()
     def decode(self, x: Latents, condition: Condition) -> Images:
@@ -159,5 +165,5 @@ def fingerprint(modules: list[nn.Module]) -> str:
         for name, value in module.state_dict().items():
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
             flat = value.detach().reshape(-1)
-            digest.update(flat[:: max(1, len(flat) // 16)][:16].float().cpu().numpy().tobytes())
+            digest.update(flat[:: max(1, len(flat) // 16)][:16].float().cpu().numpy().tobytes())  # 16 numbers, to be hashed
     return digest.hexdigest()

@@ -69,29 +69,29 @@ class QwenEditBackbone(PipelineBackbone):
         return {"prompt": words, "pooled": words.new_zeros(len(words), 0), "negative": negative, "own_text": True}
 
     def _words(self, images: Images, prompt: str) -> Tensor:
-        """One row a photo, each photo encoded on its own, as the stock pipeline does; kept where the photos are, for each is some MB."""
+        """One row a photo, each photo encoded on its own, as the stock pipeline does."""
         rows = []
         for image in images:
-            shown = self.pipeline.image_processor.resize(to_pil(image.cpu()), self.prompt_side, self.prompt_side)
+            shown = self.pipeline.image_processor.resize(to_pil(image), self.prompt_side, self.prompt_side)
             rows.append(self.pipeline.encode_prompt(prompt=prompt, image=[shown], device=self.device)[0])
-        return torch.cat(rows).to(images.device)
+        return torch.cat(rows)
 
     def velocity(self, x: Latents, sigma: float, condition: Condition) -> Latents:
         """See `Backbone.velocity`; the guided velocity is scaled to the unguided one's length token by token, as in the pipeline."""
         v = self._evaluate(x, sigma, condition.reference, condition.prompt)
         if condition.negative is None:
-            return v.to(x.device)
+            return v
         negative = self._evaluate(x, sigma, condition.reference, condition.negative)
         guided = negative + self.guidance * (v - negative)
-        return (guided * (v.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))).to(x.device)
+        return guided * (v.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
 
     def _evaluate(self, x: Latents, sigma: float, reference: Latents, words: Tensor) -> Tensor:
         dtype = self.transformer.dtype
         grid = (1, self.side, self.side)
         out = self.transformer(
-            hidden_states=torch.cat([x, reference], dim=1).to(self.device, dtype),
+            hidden_states=torch.cat([x, reference], dim=1).to(dtype),
             timestep=torch.full((len(x),), sigma, device=self.device, dtype=dtype),
-            encoder_hidden_states=words.to(self.device, dtype),
+            encoder_hidden_states=words.to(dtype),
             img_shapes=[[grid, grid]] * len(x),
             return_dict=False,
         )[0]

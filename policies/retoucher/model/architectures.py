@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from policies.retoucher.backbones import BUILT_IN
+from policies.retoucher.backbones import BUILT_IN, PIPELINES
 from policies.retoucher.backbones.pipeline import PipelineBackbone
 from policies.retoucher.model.backbone import Condition
 from portraitkit.errors import ConfigError, WeightsError
@@ -40,6 +40,24 @@ T5_XXL = {
     "feed_forward_proj": "gated-gelu",
 }
 CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "projection_dim": 768}
+# FLUX.2 [klein] 4B as its authors' code has it (`Klein4BParams` of github.com/black-forest-labs/flux2), its text encoder Qwen3-4B's.
+KLEIN_4B: dict[str, Any] = {
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 3 * 2560,
+    "guidance_embeds": False,
+}
+QWEN3_4B: dict[str, Any] = {
+    "vocab_size": 151936,
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "tie_word_embeddings": True,
+}
 WORDS = 96  # Tokens of the edit instruction with its template, where the text encoder reads the photo, too (assumed)
 TEXT_PARTS = ("text_encoder", "text_encoder_2")
 
@@ -79,31 +97,32 @@ def random_backbone(name: str, model: str | None, resolution: int | None, device
     return _assembled(name, model, resolution, device, None, False)
 
 
-def stand_in_condition(backbone: Any, photos: int, host: str) -> Condition:
+def stand_in_condition(backbone: Any, photos: int) -> Condition:
     """What `backbone.condition` gives, by shape and type, with normal random numbers in its place; residuals are one 0 a channel.
 
     Args:
         backbone: of this file.
         photos: how many.
-        host: device of what a run keeps beside the networks.
     """
     transformer = backbone.transformer
-    own = hasattr(backbone, "negative_prompt")
+    own = hasattr(backbone, "prompt_side")
     text = WORDS + (backbone.prompt_side // 28) ** 2 if own else backbone.text_tokens
     kind: dict[str, Any] = {"dtype": transformer.dtype, "device": backbone.device}
     prompt = torch.randn(photos if own else 1, text, transformer.config.joint_attention_dim, **kind)
-    pooled = torch.randn(len(prompt), 0 if own else transformer.config.pooled_projection_dim, **kind)
-    negative = torch.randn_like(prompt) if own and backbone.forwards == 2 else None
-    reference = torch.randn(photos, backbone.side**2, transformer.config.in_channels, device=host)
-    return Condition(reference, torch.zeros(photos, 3, 1, 1, device=host), prompt, pooled, negative, own)
+    pooled = torch.randn(len(prompt), 0 if own else transformer.config.get("pooled_projection_dim", 0), **kind)
+    negative = torch.randn_like(prompt) if backbone.forwards == 2 else None
+    reference = torch.randn(photos, backbone.side**2, transformer.config.in_channels, device=backbone.device)
+    return Condition(reference, torch.zeros(photos, 3, 1, 1, device=backbone.device), prompt, pooled, negative, own)
 
 
 def _assembled(name: str, model: str | None, resolution: int | None, device: str, guidance: float | None, vae_tiling: bool) -> Any:
-    from diffusers import FluxKontextPipeline, QwenImageEditPipeline, QwenImageEditPlusPipeline
+    import diffusers
 
     from policies.retoucher.backbones import tiny
+    from policies.retoucher.backbones.flux2_klein import KleinBackbone
     from policies.retoucher.backbones.flux_kontext import KontextBackbone
     from policies.retoucher.backbones.qwen_image_edit import QwenEditBackbone
+    from policies.retoucher.backbones.qwen_image_edit_plus import PROMPT_SIDE
     from policies.retoucher.model.loading import check_multiple, check_pipeline
 
     if name not in BUILT_IN:
@@ -112,29 +131,31 @@ def _assembled(name: str, model: str | None, resolution: int | None, device: str
     from_folder = model is not None and folder.is_dir() or name == "tiny"
     if model is not None and not folder.is_dir() and (name == "tiny" or folder.is_absolute() or model.startswith(".")):
         raise WeightsError(f"--model {model}: no such folder; give a local folder or leave --model out")
-    kinds = {"tiny": FluxKontextPipeline, "flux_kontext": FluxKontextPipeline, "qwen_image_edit": QwenImageEditPipeline}
-    kind = kinds.get(name, QwenImageEditPlusPipeline)
+    kind: Any = getattr(diffusers, PIPELINES[name])
+    published, missing, wrap, options = {
+        "flux_kontext": (_flux_parts, ("tokenizer", "tokenizer_2"), KontextBackbone, {"text_tokens": 512, "guidance": guidance or 2.5}),
+        "flux2_klein": (_klein_parts, ("tokenizer",), KleinBackbone, {"guidance": guidance or 4.0}),
+        "qwen_image_edit": (_qwen_parts, ("tokenizer", "processor"), QwenEditBackbone, {"guidance": guidance or 4.0}),
+    }[{"tiny": "flux_kontext", "qwen_image_edit_plus": "qwen_image_edit"}.get(name, name)]
+    if name == "qwen_image_edit_plus":
+        options["prompt_side"] = PROMPT_SIDE
     if from_folder:
         check_pipeline(kind.__name__, folder)
     dtype = torch.float32 if name == "tiny" else torch.bfloat16
-    makers = _parts_of_folder(folder) if from_folder else _flux_parts() if kind is FluxKontextPipeline else _qwen_parts()
+    makers = _parts_of_folder(folder) if from_folder else published()
     parts = {}
     for part, make in makers.items():
         with torch.device("meta" if part in TEXT_PARTS else device), _default(dtype):
             parts[part] = make()
     for part in parts.values():
         torch.nn.Module.to(part, dtype)  # not diffusers' own, which warns of data that is not there
-    missing = ("tokenizer", "tokenizer_2") if kind is FluxKontextPipeline else ("tokenizer", "processor")
     pipeline = kind(scheduler=_scheduler(), **dict.fromkeys(missing), **parts)
     if name == "tiny":
         return tiny.wrap(pipeline)
     if vae_tiling:
         pipeline.vae.enable_tiling()
     facts: dict[str, Any] = {"name": name, "resolution": check_multiple(resolution or 512, 16), "base_model": model or name}
-    facts |= {"licence": "", "batch": 4}
-    if kind is FluxKontextPipeline:
-        return KontextBackbone(pipeline, text_tokens=512, guidance=guidance or 2.5, **facts)
-    return QwenEditBackbone(pipeline, guidance=guidance or 4.0, prompt_side=384 if kind is QwenImageEditPlusPipeline else None, **facts)
+    return wrap(pipeline, licence="", batch=4, **facts, **options)
 
 
 def parts_of(backbone: PipelineBackbone) -> dict[str, list[torch.nn.Module]]:
@@ -168,6 +189,17 @@ def _flux_parts() -> dict[str, Callable[[], Any]]:
         "vae": lambda: AutoencoderKL(**FLUX_VAE),
         "text_encoder": lambda: CLIPTextModel(CLIPTextConfig(**CLIP_L)),
         "text_encoder_2": lambda: T5EncoderModel(T5Config(**T5_XXL)),
+    }
+
+
+def _klein_parts() -> dict[str, Callable[[], Any]]:
+    from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return {
+        "transformer": lambda: Flux2Transformer2DModel(**KLEIN_4B),
+        "vae": AutoencoderKLFlux2,
+        "text_encoder": lambda: Qwen3ForCausalLM(Qwen3Config(**QWEN3_4B)),
     }
 
 

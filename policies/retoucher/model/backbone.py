@@ -42,7 +42,8 @@ class Condition:
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A diffusion image editor as the alignment loop sees it."""
+    """A diffusion image editor as the alignment loop sees it. All that it returns lives on its device, and so does all that it is given
+    but pictures to encode."""
 
     name: str  # as logged
     resolution: int  # side of the square pictures it works on, in pixels
@@ -69,7 +70,7 @@ class Backbone(Protocol):
         ...
 
     def noise(self, count: int, generator: torch.Generator) -> Latents:
-        """Standard normal latents of `count` pictures."""
+        """Standard normal latents of `count` pictures; a generator on the CPU draws the same ones for every device."""
         ...
 
     def velocity(self, x: Latents, sigma: float, condition: Condition) -> Latents:

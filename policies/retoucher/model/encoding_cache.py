@@ -62,7 +62,7 @@ class CachedBackbone:
         if missing:
             for index, latents in zip(missing, self.backbone.encode(images[missing]), strict=True):
                 entries[keys[index]] = self._keep(keys[index], {"latents": latents})
-        return torch.stack([_entry(entries[key])["latents"] for key in keys]).to(images.device)
+        return torch.stack([_entry(entries[key])["latents"] for key in keys]).to(self._device())
 
     def condition(self, images: Images, prompt: str) -> Condition:
         """See `Backbone.condition`."""
@@ -81,17 +81,17 @@ class CachedBackbone:
         rows = [_entry(entries[key]) for key in keys]
         own_text = "prompt" in rows[0]
         texts = {name: torch.cat([row[name] for row in rows]) for name in TEXT if name in rows[0]} if own_text else _entry(text)
-        residual = torch.stack([row["residual"] if "residual" in row else torch.zeros_like(images[0]) for row in rows])
-        device = images.device if own_text else self._transformer_device()
+        residual = torch.stack([row["residual"] if "residual" in row else torch.zeros(images.shape[1:]) for row in rows])
+        device = self._device()
         return Condition(
-            torch.stack([row["reference"] for row in rows]).to(images.device),
-            residual.to(images.device),
+            torch.stack([row["reference"] for row in rows]).to(device),
+            residual.to(device),
             own_text=own_text,
             **{name: value.to(device) for name, value in texts.items()},
         )
 
-    def _transformer_device(self) -> torch.device:
-        """Where text that all photos share is wanted."""
+    def _device(self) -> torch.device:
+        """Where encodings are wanted; in memory and in files they wait on the CPU."""
         parameter = next(self.transformer.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
 
@@ -100,7 +100,7 @@ class CachedBackbone:
     def _name(self, what: str, image: Float[Tensor, "3 h w"] | None, prompt: str = "") -> str:
         digest = hashlib.sha256(f"{what}\0{self._key}\0{self.base_model}\0{self.resolution}\0{prompt}\0".encode())
         if image is not None:
-            digest.update(image.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(image.detach().cpu().contiguous().numpy().tobytes())  # to be hashed
         return digest.hexdigest()
 
     def _path(self, folder: Path, key: str) -> Path:
@@ -117,7 +117,7 @@ class CachedBackbone:
             raise RunFolderError(f"{path}: a damaged encoding ({error}); delete it, it is made again") from error
 
     def _keep(self, key: str, entry: Entry) -> Entry:
-        entry = {name: value.detach().cpu().contiguous().clone() for name, value in entry.items()}
+        entry = {name: value.detach().cpu().contiguous().clone() for name, value in entry.items()}  # to wait in memory or a file
         if self.folder is None:
             self.waiting[key] = entry
         else:

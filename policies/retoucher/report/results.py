@@ -33,6 +33,8 @@ MEANINGS = {
     "identity": Meaning("Identity", "1 = clearly the same person"),
     "clarity": Meaning("Clarity", "1 = eyes, brows and lips exactly as sharp"),
     "own_color": Meaning("Own colour", "1 = lips, lipstick and the person's own redness as they were"),
+    "arcface": Meaning("Identity (ArcFace)", "cosine of its embeddings; photos of one person have 0.5 and more"),
+    "arcface_distance": Meaning("ArcFace distance", "1 - cosine of its embeddings, a second opinion on who it is", 0.01),
     "identity_distance": Meaning("Identity distance", "between face embeddings; two people are about 0.6 apart", 0.01),
     "blemish_residual": Meaning("Blemish error left", "share of the squared error, 1 = as in the photo", 0.02),
     "texture_error": Meaning("Texture error", "change of fine detail on healthy skin, 0 = pores exactly kept", 0.01),

@@ -36,7 +36,7 @@ def by_layers(config: RetoucherConfig) -> int:
     """Linear layers, LoRA's among them, and attention's two products in each block."""
     backbone = meta_backbone(config.backbone, config.model, config.resolution)
     backbone.transformer.add_adapter(LoraConfig(r=config.rank, target_modules=backbone.lora_targets))
-    condition = stand_in_condition(backbone, 1, "meta")
+    condition = stand_in_condition(backbone, 1)
     linear = in_linear_layers(backbone.transformer, lambda: backbone.velocity(condition.reference, 0.5, condition))
     made = backbone.transformer.config
     tokens = 2 * backbone.side**2 + backbone.text_tokens

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
+import tiny_klein
 import tiny_qwen
 import torch
 from diffusers import FluxKontextPipeline, FluxTransformer2DModel, QwenImageTransformer2DModel
@@ -16,6 +17,7 @@ from torch import nn
 from policies.retoucher.backbones import flux_kontext, load_backbone, qwen_image_edit, tiny
 from policies.retoucher.model import loading
 from policies.retoucher.model.adapter import check_start
+from policies.retoucher.model.architectures import meta_backbone, parts_of
 from policies.retoucher.model.loading import load_pipeline, loading_options
 from policies.retoucher.model.training import make_optimizer
 from policies.retoucher.retouch.command import RetouchConfig
@@ -46,6 +48,14 @@ def test_qwen_at_real_size_has_twelve_modules_a_block():
         transformer = QwenImageTransformer2DModel()
     assert sum(p.numel() for p in transformer.parameters()) == pytest.approx(20.4e9, rel=0.01)
     assert len(targeted(transformer, qwen_image_edit.LORA_TARGETS)) == 60 * 12
+
+
+def test_klein_at_real_size_has_the_published_parameters_and_a_hundred_modules():
+    backbone = meta_backbone("flux2_klein", None, None)
+    count = {name: sum(p.numel() for part in parts for p in part.parameters()) for name, parts in parts_of(backbone).items()}
+    assert count["transformer"] == pytest.approx(3.9e9, rel=0.01) and count["text encoders"] == pytest.approx(4.02e9, rel=0.01)
+    names = targeted(backbone.transformer, backbone.lora_targets)
+    assert len(names) == 5 * 12 + 20 * 2 and len([name for name in names if name.startswith("single_")]) == 20 * 2
 
 
 def kontext() -> flux_kontext.KontextBackbone:
@@ -108,7 +118,14 @@ def test_a_start_of_another_rank_or_scale_is_refused(released):
         check_start(released.parent, 32, 32)
 
 
-@pytest.mark.parametrize("build", [lambda: tiny.wrap(tiny_kontext.build_pipeline(0)), lambda: tiny_qwen.wrap(tiny_qwen.build_pipeline())])
+BUILDS = {
+    "kontext": lambda: tiny.wrap(tiny_kontext.build_pipeline(0)),
+    "klein": lambda: tiny_klein.wrap(tiny_klein.build_pipeline()),
+    "qwen": lambda: tiny_qwen.wrap(tiny_qwen.build_pipeline()),
+}
+
+
+@pytest.mark.parametrize("build", BUILDS.values(), ids=list(BUILDS))
 def test_activation_checkpointing_gives_the_same_gradients(build):
     from policies.retoucher.model.training import prepare_training
 
@@ -262,4 +279,13 @@ def test_a_qwen_folder_loads_in_bf16(tmp_path, plus, name):
     tiny_qwen.build_pipeline(plus=plus).save_pretrained(tmp_path / "qwen")
     backbone = load_backbone(name, str(tmp_path / "qwen"), 64, "cpu", guidance=1.0, offload_text_encoder=True)
     assert (backbone.transformer.dtype, backbone.forwards, backbone.resolution) == (torch.bfloat16, 1, 64)
+    assert picture(backbone).isfinite().all()
+
+
+def test_a_klein_folder_loads_in_bf16_with_the_licence_of_its_size(tmp_path):
+    pipeline = tiny_klein.build_pipeline()
+    pipeline.save_pretrained(tmp_path / "klein")
+    backbone = load_backbone("flux2_klein", str(tmp_path / "klein"), 64, "cpu", guidance=1.0, offload_text_encoder=True)
+    assert (backbone.transformer.dtype, backbone.forwards, backbone.licence) == (torch.bfloat16, 1, "apache-2.0")
+    backbone.text_layers = tiny_klein.TEXT_LAYERS
     assert picture(backbone).isfinite().all()

@@ -39,7 +39,7 @@ def retoucher_flops(config: RetoucherConfig) -> Flops:
     """
     backbone = meta_backbone(config.backbone, config.model, config.resolution, guidance=config.guidance)
     backbone.transformer.add_adapter(LoraConfig(r=config.rank, target_modules=backbone.lora_targets))
-    condition = stand_in_condition(backbone, 1, "meta")
+    condition = stand_in_condition(backbone, 1)
     x = torch.empty_like(condition.reference)
     stacks = stacks_of(backbone.transformer)
 

@@ -115,8 +115,8 @@ def _measure(bench: GpuBenchConfig, config: RetoucherConfig, row: Any, interrupt
 
 def _group(backbone: Any) -> Group:
     """A photo of noise and its anchor, encoded; candidates are decoded, as in a run, and then judged by chance."""
-    photos, anchors = torch.rand(2, 1, 3, backbone.resolution, backbone.resolution)
-    stand_in = stand_in_condition(backbone, 1, "cpu")
+    photos, anchors = torch.rand(2, 1, 3, backbone.resolution, backbone.resolution)  # drawn on the CPU, encoded where the backbone is
+    stand_in = stand_in_condition(backbone, 1)
     condition = replace(stand_in, reference=backbone.encode(photos))
     chance = torch.Generator().manual_seed(0)
 

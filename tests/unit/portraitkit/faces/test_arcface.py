@@ -1,34 +1,11 @@
-import numpy as np
 import pytest
 import torch
+from onnx_nets import write_arcface
 
 from portraitkit.errors import WeightsError
-from portraitkit.faces.arcface import arcface_chips, open_arcface
+from portraitkit.faces.arcface import _providers, arcface_chips, open_arcface
 
 pytest.importorskip("onnxruntime", reason="the arcface judge is optional and runs on onnxruntime")
-
-
-def _write_net(path, shape=(None, 3, 112, 112), width=512):
-    """A net of ArcFace's shape: block means, then a random matrix. For wiring only, never for scores."""
-    onnx = pytest.importorskip("onnx", reason="writing a small ONNX net needs the onnx package")
-    from onnx import TensorProto, helper, numpy_helper
-
-    blocks = 3 * (shape[2] // 16) * (shape[3] // 16)
-    matrix = np.random.default_rng(0).standard_normal((blocks, width)).astype(np.float32)
-    nodes = [
-        helper.make_node("AveragePool", ["input.1"], ["pooled"], kernel_shape=[16, 16], strides=[16, 16]),
-        helper.make_node("Flatten", ["pooled"], ["flat"], axis=1),
-        helper.make_node("MatMul", ["flat", "matrix"], ["683"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "tiny",
-        [helper.make_tensor_value_info("input.1", TensorProto.FLOAT, list(shape))],
-        [helper.make_tensor_value_info("683", TensorProto.FLOAT, [shape[0], width])],
-        [numpy_helper.from_array(matrix, "matrix")],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
-    return matrix
 
 
 def test_missing_weights_say_what_to_get_and_where_to_put_it(tmp_path):
@@ -52,13 +29,13 @@ def test_a_damaged_file_is_refused(tmp_path):
 
 
 def test_another_net_is_refused(tmp_path):
-    _write_net(tmp_path / "other.onnx", shape=(None, 3, 192, 192))
+    write_arcface(tmp_path / "other.onnx", shape=(None, 3, 192, 192))
     with pytest.raises(WeightsError, match=r"an ArcFace net maps \[batch, 3, 112, 112\]"):
         open_arcface(tmp_path / "other.onnx")
 
 
 def test_pixels_arrive_as_arcface_wants_them(tmp_path, portraits, meshes):
-    matrix = torch.from_numpy(_write_net(tmp_path / "w600k_r50.onnx"))
+    matrix = torch.from_numpy(write_arcface(tmp_path / "w600k_r50.onnx"))
     judge = open_arcface(tmp_path)
     images = torch.stack([portraits["astronaut"], portraits["grace_hopper"][:, :512]])
     batch = torch.stack(list(meshes.values()))
@@ -79,3 +56,9 @@ def test_chips_put_the_features_on_the_template(portraits, meshes):
     redness = chip[0] - chip[1]
     mouth, forehead = redness[88:97, 44:68].mean(), redness[20:30, 44:68].mean()
     assert mouth > forehead
+
+
+def test_a_gpu_is_used_where_onnxruntime_has_it():
+    here, cpu = ["CUDAExecutionProvider", "CPUExecutionProvider"], ["CPUExecutionProvider"]
+    assert _providers("cpu", here) == cpu and _providers("cuda:1", cpu) == cpu
+    assert _providers("cuda:1", here) == [("CUDAExecutionProvider", {"device_id": 1}), *cpu]

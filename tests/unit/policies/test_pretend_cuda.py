@@ -1,0 +1,122 @@
+"""`align-retoucher --device cuda` on a device that is none (`pretend_cuda`): what is left on the CPU fails here as it would on a GPU.
+
+The device computes on the CPU, so that a step on it gives the CPU's own numbers: the noise of a seed is the same, too.
+"""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny_klein
+import tiny_qwen
+import torch
+from pretend_cuda import PLACES, pretend_cuda
+from rich.console import Console
+
+from policies.retoucher.backbones import tiny
+from policies.retoucher.backbones.pipeline import PipelineBackbone
+from policies.retoucher.config import RetoucherConfig
+from policies.retoucher.evaluate import evaluation_set
+from policies.retoucher.model.encoding_cache import CachedBackbone
+from policies.retoucher.photos import SyntheticSource
+from policies.retoucher.retouch.faces import Faces, retouch_faces
+from policies.retoucher.trainer import Trainer
+from reward_models.photos import Photos
+from reward_models.reward_set import build_rewards
+from reward_models.verifiable import REWARDS
+from tools.embedded import tiny_kontext
+
+BUILDS = {
+    "flux_kontext": lambda: tiny.wrap(tiny_kontext.build_pipeline(0)),
+    "flux2_klein": lambda: tiny_klein.wrap(tiny_klein.build_pipeline()),
+    "qwen_image_edit": lambda: tiny_qwen.wrap(tiny_qwen.build_pipeline()),
+}
+SIZES = {"num_steps": 3, "photos_per_step": 1, "group_size": 2, "rank": 2, "eval_num_steps": 2, "validation_photos": 1}
+CONFIG = RetoucherConfig.of(**SIZES, kl_beta=0.1, credit="local", ema_decay=0.5, rewards=tuple(REWARDS))
+
+
+def trainer_on(device: str, build, config: RetoucherConfig = CONFIG) -> Trainer:
+    """As `align-retoucher` makes one."""
+    config, backbone = replace(config, device=device), build()
+    if device != "cpu":
+        for part in (backbone.transformer, backbone.pipeline.vae, *backbone.text_encoders):
+            part.to(device)
+    rewards = build_rewards(config.all_rewards, (), config.combine, device)
+    return Trainer(config, CachedBackbone(backbone), SyntheticSource(backbone.resolution, device), rewards, Console(quiet=True))
+
+
+def run(device: str, build) -> tuple[Trainer, dict[str, float]]:
+    """An evaluation, a training step and another evaluation; the trainer and what was measured."""
+    trainer = trainer_on(device, build)
+    photos = evaluation_set(trainer.backbone, trainer.source, "validation", 1, prompt=CONFIG.prompt, noise_seed=7)
+    before, result, ode = trainer.validate(photos), trainer.train_step(), trainer.ode_reward([0])
+    assert before.pictures.device.type == "cpu" and result.gradient_norm > 0
+    rewards = {f"reward {row}": float(value) for row, value in enumerate(result.rewards)}
+    return trainer, before.means() | rewards | {"norm": result.gradient_norm, "kl": result.figures[0].kl, "ode": ode}
+
+
+@pytest.mark.parametrize(("place", "times"), PLACES)
+@pytest.mark.parametrize("name", BUILDS)
+def test_a_step_on_the_device_is_the_cpus(name, place, times):
+    _, expected = run("cpu", BUILDS[name])
+    with place():
+        there, found = run("cuda", BUILDS[name])
+        assert {p.device.type for p in there.adapter.values()} == {"cuda"}
+        assert found == pytest.approx(expected, rel=1e-3 * times, abs=1e-5 * times, nan_ok=True)
+        assert all(value.isfinite().all() for value in there.adapter.values())
+        tensors = there.tensors()["adapter"]
+        assert {value.device.type for value in tensors.values()} == {"cuda"}
+
+
+def left_behind(monkeypatch, what: str) -> None:
+    """Leave one thing of a step on the CPU."""
+    if what in ("noise", "encode"):
+        make = getattr(PipelineBackbone, what)
+        monkeypatch.setattr(PipelineBackbone, what, lambda self, *given: make(self, *given).cpu())
+    elif what == "photos":
+        build = Photos.build
+        monkeypatch.setattr(Photos, "build", lambda source, meshes, **known: build(source.cpu(), meshes.cpu(), **_on_cpu(known)))
+    else:
+        monkeypatch.setattr(Trainer, "__init__", _leaving_an_adapter(Trainer.__init__))
+
+
+def _on_cpu(tensors):
+    return {name: value.cpu() for name, value in tensors.items()}
+
+
+def _leaving_an_adapter(make):
+    def init(self, *given, **more):
+        make(self, *given, **more)
+        module = next(m for m in self.backbone.transformer.modules() if hasattr(m, "lora_A"))
+        module.lora_A["default"].to("cpu")
+
+    return init
+
+
+@pytest.mark.parametrize("what", ["noise", "encode", "photos", "an adapter"])
+def test_one_tensor_left_on_the_cpu_fails(monkeypatch, what):
+    left_behind(monkeypatch, what)
+    with pretend_cuda(), pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
+        run("cuda", BUILDS["flux_kontext"])
+
+
+def test_retouching_takes_and_gives_pictures_of_the_cpu():
+    case = SyntheticSource(128).load("validation", [0]).photos
+    pixels, faces = case.source[0], Faces([torch.cat([case.meshes[0], torch.zeros(468, 1)], 1)], ())
+    backbone = BUILDS["flux_kontext"]()
+    expected = retouch_faces(pixels, faces, backbone, num_steps=1)
+    with pretend_cuda():
+        backbone.pipeline.to("cuda")
+        found = retouch_faces(pixels, faces, backbone, num_steps=1)
+        assert found.pixels.device.type == "cpu" and torch.allclose(found.pixels, expected.pixels, atol=1e-4)
+
+
+def test_what_comes_back_to_the_cpu_has_a_reason():
+    """In rollout, update and rewards every line that moves something there says why."""
+    root, without = Path(__file__).parents[3], []
+    for package in ("policies/retoucher", "reward_models"):
+        for path in (root / package).rglob("*.py"):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            without += [f"{path}: {line}" for line in lines if re.search(r"\.cpu\(\)|\.to\(.cpu.\)", line) and "  # " not in line]
+    assert not without
