@@ -15,6 +15,7 @@ GIB = 2**30
 CONTEXT = int(0.6 * GIB)  # Assumed of a GPU: CUDA's context and cuBLAS's workspace
 FRAGMENTS = 0.05  # Assumed of a GPU: what the allocator holds in pieces too small to use, as a share of all else
 NF4 = 0.5 + 4 / 64  # Bytes of a value in NF4: 4 bits, and a float32 scale for each 64 values (bitsandbytes without double quantisation)
+DEVICES = (24, 48, 80, 141)  # GiB of GPUs that are sold, of each of which a little less is free
 EIGHT_BIT_FROM, EIGHT_BIT_BLOCK = 4096, 256
 """bitsandbytes keeps the states of smaller tensors in float32; larger ones have a float32 scale for each block."""
 Config = TypeVar("Config")
@@ -148,13 +149,20 @@ def check_fits(
     Args:
         config: the run.
         memory: its plan.
-        limit: bytes of the device; None: unknown, nothing is refused.
+        limit: bytes of the device; None: unknown. Then a run on a GPU is refused that none of `DEVICES` holds, and else is told which do.
         plan: plans a changed run.
         rounds: changes, the least painful first; those of a further round (more devices) only where all before them do not help.
 
     Raises:
         ConfigError: it cannot fit; what would make it fit is named, or that nothing here does.
     """
+    if limit is None and memory.gpu:
+        if memory.peak <= DEVICES[-1] * GIB:
+            from rich.console import Console
+
+            Console().print(where_it_fits(config, memory, plan, rounds[0] if rounds else ()), highlight=False)
+            return
+        limit = DEVICES[-1] * GIB
     if limit is None or memory.peak <= limit:
         return
     problem = f"--device-memory: the run needs {human(memory.peak)} on a device (while: {memory.at_peak}), which has {human(limit)}"
@@ -166,6 +174,19 @@ def check_fits(
             raise ConfigError(f"{problem}; {typed(config, _with(config, chosen))} makes it fit: {human(peak)}")
         smallest = min(smallest, peak)
     raise ConfigError(f"{problem}; no change that is known here makes it fit: with all of them it needs {human(smallest)}")
+
+
+def where_it_fits(config: Config, memory: Memory, plan: Callable[[Config], Memory], changes: Sequence[Change[Config]]) -> str:
+    """The smallest of `DEVICES` that a run fits as it is, and the smallest with options, as a line; the run fits the largest."""
+    smallest = next(size for size in DEVICES if memory.peak <= size * GIB)
+    line = f"no GPU here; of {', '.join(map(str, DEVICES))} GiB the smallest that it fits: {smallest} GiB as it is"
+    candidates = [change for change in changes if change(config) is not None]
+    least = plan(_with(config, candidates)).peak
+    for size in DEVICES[: DEVICES.index(smallest)]:
+        if least <= size * GIB:
+            chosen, peak = _choose(config, candidates, size * GIB, plan)
+            return f"{line}, {size} GiB with {typed(config, _with(config, chosen))} ({human(peak)})"
+    return line
 
 
 def _choose(

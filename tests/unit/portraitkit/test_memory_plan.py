@@ -107,3 +107,16 @@ def test_a_gpu_takes_more_than_its_tensors():
 def test_sizes_of_devices():
     assert device_limit(24, "cuda") == 24 * GIB and device_limit(None, "cpu") is None
     assert human(3 * GIB) == "3.00 GiB" and human(2**20) == "1.0 MiB"
+
+
+def test_without_a_gpu_a_plan_says_which_ones_it_fits(capsys):
+    def on_gpu(run: Run) -> Memory:
+        return replace(plan(run), gpu=True)
+
+    check_fits(large := Run(base=30, rows=20), on_gpu(large), None, on_gpu, CHANGES, MORE_DEVICES)
+    told = "no GPU here; of 24, 48, 80, 141 GiB the smallest that it fits: "
+    assert " ".join(capsys.readouterr().out.split()) == f"{told}80 GiB as it is, 24 GiB with --base 3 --rows 4 (7.95 GiB)"
+    check_fits(Run(), on_gpu(Run()), None, on_gpu, CHANGES)
+    assert " ".join(capsys.readouterr().out.split()) == f"{told}24 GiB as it is"
+    with pytest.raises(ConfigError, match="has 141.00 GiB; --base 3 makes it fit"):
+        check_fits(huge := Run(base=200), on_gpu(huge), None, on_gpu, CHANGES)
