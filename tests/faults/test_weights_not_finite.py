@@ -18,6 +18,7 @@ from portraitkit.faces.portraits import bundled_portraits
 from portraitkit.pictures.images import write_image
 from portraitkit.vlm.model import load_model
 from reward_models.judge.backends import TransformersBackend
+from tools.embedded import tiny_kontext
 
 BAD = [torch.nan, torch.inf, -torch.inf]
 
@@ -33,7 +34,7 @@ def spoil(path, value, match=""):
 
 @pytest.fixture
 def backbone():
-    return tiny.wrap(tiny.build_pipeline(0))
+    return tiny.wrap(tiny_kontext.build_pipeline(0))
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def adapter(backbone, tmp_path):
 @pytest.mark.parametrize("value", BAD)
 def test_an_adapter(adapter, backbone, value, tmp_path):
     name = spoil(adapter / FILE, value, "lora_B").removeprefix("transformer.")
-    fresh = tiny.wrap(tiny.build_pipeline(0))
+    fresh = tiny.wrap(tiny_kontext.build_pipeline(0))
     names = [key for key, _ in fresh.transformer.named_parameters()]
     with pytest.raises(WeightsError, match=f"{FILE}: tensor .*{name} is not finite"):
         attach_adapter(fresh, adapter)
@@ -67,7 +68,7 @@ def test_retouch_portrait_writes_nothing(adapter, tmp_path):
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
 def test_a_base(tmp_path, part):
-    tiny.build_pipeline(0).save_pretrained(tmp_path)
+    tiny_kontext.build_pipeline(0).save_pretrained(tmp_path)
     name = spoil(next((tmp_path / part).glob("*.safetensors")), torch.nan)
     with pytest.raises(WeightsError, match=rf"{part}: tensor .*{name} is not finite"):
         load_backbone("tiny", str(tmp_path), None, "cpu")
