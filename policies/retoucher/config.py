@@ -293,7 +293,7 @@ class RetoucherConfig(
             raise ConfigError("--anchors best-of-n: needs --dpg and --anchor label, and goes with neither --ablate nor --sharding")
         if self.sharding != "none" and (self.quantize != "none" or self.ablate):
             raise ConfigError(f"--sharding {self.sharding}: goes with neither --quantize nor --ablate; leave those out")
-        if self.window == "segments" and self.segments > self.num_steps:
+        if self.window == "segments" and self.segments > self.num_steps and not self.plain_rollouts:
             raise ConfigError(f"--segments {self.segments}: at most --num-steps ({self.num_steps}), one drawn step a segment")
         if self.credit == "local" and (self.advantage, self.ratio, self.global_std) != ("combined", "ppo", False):
             raise ConfigError("--credit local: goes with --advantage combined, --ratio ppo and --no-global-std; leave those options out")

@@ -1,7 +1,7 @@
 """The command `retouch-portrait IN OUT`. What needs torch is imported once the arguments, and the files they name, are known to be good."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,10 @@ from portraitkit.config import AtLeast1, Range, Seed, load_config
 from portraitkit.errors import ConfigError, FaceError, ImageError
 from portraitkit.pictures import list_images
 
+ALIGNED = Path(__file__).parents[1] / "backbones/embedded/lora"
+"""The embedded retoucher's own adapter; recipe.json there says how it was aligned."""
+EMBEDDED_STEPS = 1
+"""Sampling steps of the embedded retoucher: more of them remove less and change more (docs/measurements/retoucher.md)."""
 WRITABLE = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 Job = tuple[Path, Path]
 
@@ -28,9 +32,10 @@ class RetouchConfig(BackboneOptions):
     target: Positional[Annotated[Path, arg(metavar="OUT")]]
     """Where to write: a file or a folder; a folder if IN is one."""
     adapter: str | None = None
-    """Folder with the pytorch_lora_weights.safetensors that align-retoucher wrote, such as runs/demo; the base if not given."""
+    """Folder with the pytorch_lora_weights.safetensors that align-retoucher wrote, such as runs/demo; none: the base. If not given, the
+    embedded retoucher has its own, any other model none."""
     num_steps: AtLeast1 = 28
-    """Sampling steps."""
+    """Sampling steps; 1 with the embedded retoucher."""
     seed: Seed = 0
     """Of the initial noise, the same for every face."""
     strength: Annotated[float, Range(ge=0, le=1, rule="must be in [0, 1], the share of the edit that is applied")] = 1.0
@@ -39,6 +44,19 @@ class RetouchConfig(BackboneOptions):
     """Smallest side of a face in pixels; smaller ones are left as they are."""
     overwrite: bool = False
     """Replace files that are there already."""
+
+    @classmethod
+    def revise(cls, values: dict[str, Any], typed: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """With the embedded retoucher, its own number of steps."""
+        tiny = cls.chosen(values, typed)["backbone"] == "tiny" and "num_steps" not in values
+        return super().revise(values, typed) | ({"num_steps": EMBEDDED_STEPS} if tiny else {})
+
+    @property
+    def lora(self) -> Path | None:
+        """Where the adapter is; None for the base alone."""
+        if self.adapter is None:
+            return ALIGNED if self.backbone == "tiny" and self.model is None else None
+        return None if self.adapter == "none" else Path(self.adapter)
 
 
 def retouch_main(argv: list[str]) -> int:
@@ -50,13 +68,13 @@ def retouch_main(argv: list[str]) -> int:
     Raises:
         UserError: see `portraitkit.errors`.
     """
-    config = load_config(RetouchConfig, argv, prog="retouch-portrait", example="me.jpg retouched.jpg --adapter runs/demo")
+    config = load_config(RetouchConfig, argv, prog="retouch-portrait", example="me.jpg retouched.jpg")
     jobs = plan_jobs(config.source, config.target, overwrite=config.overwrite)
     check_backbone(config.backbone, config.model)
-    if config.adapter is not None:
+    if config.lora is not None:
         from policies.retoucher.model.adapter import read_adapter
 
-        read_adapter(config.adapter)
+        read_adapter(config.lora)
     print(f"loading the retoucher {config.backbone} ...", file=sys.stderr, flush=True)
     retouch = _retoucher(config)
     if not config.source.is_dir():
@@ -132,8 +150,8 @@ def _retoucher(config: RetouchConfig) -> Callable[[Path, Path], str]:
     @cache
     def backbone() -> Any:
         loaded = load_backbone(config.backbone, config.model, config.resolution, config.device, **loading_options(config))
-        if config.adapter is not None:
-            attach_adapter(loaded, config.adapter)
+        if config.lora is not None:
+            attach_adapter(loaded, config.lora)
         return loaded
 
     def retouch(photo: Path, target: Path) -> str:

@@ -1,6 +1,9 @@
 """`retouch-portrait`: every face of a photo or a folder, nothing else; what is wrong is said in one line."""
 
+import hashlib
+import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +11,10 @@ import torch
 from PIL import Image as PilImage
 
 from policies.retoucher.backbones import tiny
+from policies.retoucher.backbones.tiny import EMBEDDED
 from policies.retoucher.main import retouch_portrait
-from policies.retoucher.retouch.command import plan_jobs, retouch_main
+from policies.retoucher.model.adapter import FILE
+from policies.retoucher.retouch.command import ALIGNED, EMBEDDED_STEPS, RetouchConfig, plan_jobs, retouch_main
 from policies.retoucher.retouch.faces import find_faces, retouch_faces
 from portraitkit.errors import ConfigError, FaceError, ImageError, WeightsError
 from portraitkit.faces.detect import detect_faces
@@ -228,6 +233,30 @@ def test_model_folder_and_adapter(photos, tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and "no LoRA there" in error
     assert not (tmp_path / "out.png").exists()
+
+
+def test_the_embedded_retoucher_has_an_adapter_of_its_own(photos, tmp_path, monkeypatch):
+    def retouched(name, *options):
+        assert run(monkeypatch, photos / "one.png", tmp_path / name, *options) == 0
+        return array(tmp_path / name)
+
+    own = retouched("own.png")
+    assert np.array_equal(own, retouched("named.png", "--adapter", ALIGNED, "--num-steps", EMBEDDED_STEPS))
+    assert not np.array_equal(own, retouched("base.png", "--adapter", "none"))
+    assert (ALIGNED / FILE).stat().st_size < 3e6
+    recipe = json.loads((ALIGNED / "recipe.json").read_text())
+    assert recipe["sha256"] == hashlib.sha256((ALIGNED / FILE).read_bytes()).hexdigest()
+    weights = EMBEDDED / "transformer/diffusion_pytorch_model.safetensors"
+    assert recipe["base_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest(), "the adapter belongs to other weights: align it again"
+
+
+def test_other_models_have_no_adapter_unless_one_is_given():
+    places = {"source": Path("in.png"), "target": Path("out.png")}
+    assert RetouchConfig(**places).lora == ALIGNED
+    assert RetouchConfig(**places, adapter="none").lora is None
+    assert RetouchConfig(**places, model="my/weights").lora is None
+    assert RetouchConfig(**places, backbone="flux_kontext").lora is None
+    assert RetouchConfig(**places, backbone="flux_kontext", adapter="runs/demo").lora == Path("runs/demo")
 
 
 def test_targets(photos, tmp_path):
