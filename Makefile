@@ -33,6 +33,7 @@ bench: $(SETUP)
 embedded: $(SETUP)
 	$(BIN)/python -m tools.embedded.retoucher
 	$(BIN)/python -m tools.embedded.vlm
+	$(BIN)/python -m tools.embedded.judge
 
 gpu-check: $(SETUP)
 	$(BIN)/python -m pytest -m gpu

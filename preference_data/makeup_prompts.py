@@ -7,8 +7,8 @@ SHAPES = (
 )
 """Names of the renderer's shapes (`preference_data.people.makeup_shapes.SHAPES`, not imported here: that one imports torch)."""
 MAKEUP = (
-    "Which makeup does this face wear? Answer with a JSON list of one to three items, one for each kind of makeup you see, and nothing "
-    'else: <answer>[{"shape": "...", "color": "#RRGGBB"}, ...]</answer>. The shape is one of '
+    "Which makeup does this face wear? Answer with a JSON list of up to three items, one for each kind of makeup you see, and nothing "
+    'else: <answer>[{"shape": "...", "color": "#RRGGBB"}, ...]</answer>, or <answer>[]</answer> for a bare face. The shape is one of '
     f"{', '.join(SHAPES)}. The color is that of the product, not of the skin beneath it."
 )
 LIPS = (

@@ -169,7 +169,7 @@ def read_photos(photos: str, cache_dir: str | None, console: Console) -> PhotoFo
     with progress_bar(console) as bar:
         track = partial(bar.track, description="looking at the photos")
         try:
-            rows, rejected = folder_rows(folder, cache=_faces(folder, cache_dir), track=track)
+            rows, rejected = folder_rows(folder, cache=faces_file(folder, cache_dir), track=track)
         except RunFolderError as error:
             raise RunFolderError(f"faces cannot be kept in {error}, or give another --cache-dir (none keeps nothing)") from error
     aside = [f"line {bad.line}: {bad.reason}" for bad in rejected]
@@ -194,7 +194,7 @@ def open_photos(folder: PhotoFolder | None, size: int, anchors: str | None = Non
     return SyntheticSource(size, device) if folder is None else FolderSource(folder, size, painted=anchors == "painted", device=device)
 
 
-def _faces(folder: Path, cache_dir: str | None) -> Path | None:
+def faces_file(folder: Path, cache_dir: str | None = None) -> Path | None:
     """The file in which the faces of a folder are kept from run to run."""
     if cache_dir == "none":
         return None

@@ -102,6 +102,8 @@ def run_extraction(config: ExtractConfig, command: list[str]) -> int:
     }
     write_result(config, found, photo, other, look)
     print(json.dumps(look))
+    if not look:
+        console.print(f"no makeup was found on {config.photo}")
     console.print(f"{config.folder / FILES[1]}: photo, the other face, the other face with this makeup")
     return 0
 
@@ -171,7 +173,7 @@ def read_answer(config: ExtractConfig, answer: Completion) -> Look | str:
     shape = shapes_of("lips")[0]
     look = read_lips(answer.text, [{"shape": shape, "color": "#000000"}]) if config.lips_only else read_look(answer.text)
     if look is None:
-        wanted = '{"color": "#RRGGBB"}' if config.lips_only else 'a list of 1 to 3 {"shape": .., "color": "#RRGGBB"}'
+        wanted = '{"color": "#RRGGBB"}' if config.lips_only else 'a list of up to 3 {"shape": .., "color": "#RRGGBB"}'
         cut = f"; it was cut at --max-tokens {config.max_tokens}" if answer.cut else ""
         return f"not {wanted} between <answer> and </answer>{cut}"
     look = [{"shape": item["shape"], "color": item["color"].upper()} for item in look]

@@ -88,6 +88,22 @@ def test_the_makeup_is_printed_and_tried_on_another_face(command, model, photos,
     assert sorted(path.name for path in out.iterdir()) == ["makeup.json", "try_on.png"]
 
 
+def test_a_bare_face_is_said_to_be_one(command, model, photos, scripted, tmp_path):
+    scripted("<answer>[]</answer>")
+    code, printed, err = command(extract_makeup, photos / "hopper.png", "--model", model, "--output-dir", tmp_path / "out")
+    assert code == 0 and json.loads(printed) == [] and f"no makeup was found on {photos / 'hopper.png'}" in err
+    assert json.loads((tmp_path / "out" / "makeup.json").read_text())["look"] == []
+
+
+@pytest.mark.parametrize("text", ["52 texture 5274.4 %", "<think>(AU6) show happiness</think><answer>happiness</answer>"])
+def test_an_answer_of_another_task_is_refused_in_one_line(command, model, photos, scripted, tmp_path, text):
+    scripted(text)
+    code, printed, err = command(extract_makeup, photos / "hopper.png", "--model", model, "--output-dir", tmp_path / "out")
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 1 and printed == "" and len(errors) == 1 and text in errors[0] and "a list of up to 3" in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
 def test_lips_alone_on_a_face_of_the_users(command, model, photos, scripted, tmp_path):
     scripted('<answer>{"color": "#b01e36"}</answer>')
     code, printed, err = command(
@@ -122,11 +138,10 @@ def test_what_a_model_with_random_weights_says_is_shown_and_nothing_is_written(c
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("lips are\nred", ["1 to 3", '"lips are\\nred"']),
-        (answered([{"shape": "LIP_FULL_BASIC", "color": "#B01E3G"}]), ["1 to 3", "#B01E3G"]),
+        ("lips are\nred", ["up to 3", '"lips are\\nred"']),
+        (answered([{"shape": "LIP_FULL_BASIC", "color": "#B01E3G"}]), ["up to 3", "#B01E3G"]),
         (answered([{"shape": "LIP_FUL_BASIC", "color": "#B01E36"}]), ["no such shape", "LIP_FULL_BASIC"]),
-        (answered(LOOK + LOOK[:1]), ["1 to 3"]),
-        (answered([]), ["1 to 3"]),
+        (answered(LOOK + LOOK[:1]), ["up to 3"]),
     ],
 )
 def test_an_answer_that_is_no_makeup(command, model, photos, scripted, tmp_path, text, words):

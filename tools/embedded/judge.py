@@ -1,14 +1,17 @@
-"""The embedded judge: the embedded model, its language part taught further on pairs alone.
+"""The embedded judge: the embedded model, its language part taught further on pairs alone. About half an hour on one core.
+
+    python -m tools.embedded.judge
 
 Of the five dimensions, blemishes are the hardest to see: marks of a few pixels, whose number alone decides. The score of a pair says
 nothing of where they are. So, beside the answer and its scores, a linear head on the tokens of each difference picture is taught how much
 blemish was removed and how much is left there.
 """
 
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,6 +23,9 @@ from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor
 
+from portraitkit.cli import run_command
+from portraitkit.config import Options, load_config
+from portraitkit.vlm.model import load_model, load_processor
 from preference_data.people.degradations import share_left
 from preference_data.people.synthetic import make_case
 from preference_data.people.synthetic_pairs import SPOTS, draw_plan
@@ -28,9 +34,12 @@ from reward_models.judge.pairs import synthetic_pair
 from reward_models.judge.preference_task import CROP, SIDE
 from reward_models.judge.settings import EMBEDDED, write_settings
 from tools.embedded.muon import MuonAdamW
+from tools.embedded.vlm import open_rows, share, tokens_of, validate, write
 from tools.embedded.vlm_facts import FACTS
-from tools.embedded.vlm_read import Lesson, read
+from tools.embedded.vlm_read import Lesson, make_lessons, read
 
+PAIRS = 16_000
+"""Training pairs; with 4000, what is learned of blemishes holds for these alone."""
 CELL = 16
 """Pixels of a token's side."""
 GRID = CROP // CELL
@@ -61,6 +70,63 @@ class JudgePhase:
     mirrored: bool = False
     noise: float = 0.0
     batch: int = 64
+
+
+JUDGE = (
+    JudgePhase(400, 1e-3, 6e-3, until=0.6),
+    JudgePhase(800, 8e-4, 4.8e-3, mirrored=True, noise=0.1),
+)
+"""Two seconds an update on one core."""
+WITH_CELLS = 8000
+"""Pairs, the first ones, that say where their blemishes are."""
+
+
+@dataclass(frozen=True)
+class JudgeConfig(Options):
+    """Teach the embedded judge."""
+
+    model_dir: str = "portraitkit/vlm/embedded"
+    """The model that it is made from."""
+    output_dir: str = "reward_models/embedded"
+    """Where the judge goes."""
+    work_dir: str = "runs/embedded-vlm"
+    """Rows and states."""
+    seed: int = 0
+    """Of pairs and batches."""
+    validation_rows: int = 100
+    """Validation pairs."""
+    scale: float = 1.0
+    """Share of the pairs and updates; below 1 only to try the recipe."""
+
+
+def main(argv: list[str]) -> int:
+    """Teach the phases that are missing and write the judge; returns the exit code."""
+    config = load_config(JudgeConfig, argv, prog="python -m tools.embedded.judge")
+    console, work = Console(stderr=True), Path(config.work_dir)
+    work.mkdir(parents=True, exist_ok=True)
+    model, processor = load_model(config.model_dir), load_processor(config.model_dir)
+    torch.manual_seed(config.seed + 1)
+    seeds = share(PAIRS, config.seed, config.scale)
+    rows = open_rows(work, "preference", "train", seeds, console)
+    cells = open_cells(work / "cells.pt", int(WITH_CELLS * config.scale) or 1, seeds.start, console)
+    lesson = make_lessons(model, processor, {"preference": rows}, lambda some: tokens_of(model, processor, some))["preference"]
+    lessons = (lesson, mirrored_pairs(model, processor, rows))
+    width = model.config.text_config.hidden_size
+    heads = make_heads(width, torch.nn.Linear(width, FACTS["preference"].outputs))
+    for number, phase in enumerate(JUDGE):
+        part = replace(phase, steps=max(int(phase.steps * config.scale), 1))
+        teach_judge(model, heads, lessons, cells, part, work / f"judge_{number}.pt", console)
+    known = open_rows(work, "preference", "validation", share(config.validation_rows, config.seed, config.scale), console)
+    recipe = {**asdict(config), "pairs": PAIRS, "judge": [asdict(phase) for phase in JUDGE], "with_cells": WITH_CELLS}
+    write(model, processor, Path(config.output_dir), recipe | {"validation": validate(model, processor, {"preference": known})}, console)
+    calibrate_embedded(Path(config.output_dir), console)
+    return 0
+
+
+def mirrored_pairs(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> Lesson:
+    """A judge's lesson from pictures in a mirror."""
+    turned = [{**row, "pictures": [picture.flip(1) for picture in row["pictures"]]} for row in rows]
+    return make_lessons(model, processor, {"preference": turned}, lambda some: tokens_of(model, processor, some))["preference"]
 
 
 def blemish_cells(split: str, seed: int) -> Float[Tensor, "2 2 cells"]:
@@ -94,7 +160,7 @@ def open_cells(keep: Path, count: int, first: int, console: Console) -> Float[Te
 
 
 def make_heads(width: int, scores: torch.nn.Linear) -> torch.nn.ModuleDict:
-    """The head of the scores, as the shared phases left it, and a new one that finds blemishes."""
+    """The head of the scores, and a new one that finds blemishes."""
     return torch.nn.ModuleDict({"scores": scores, "spots": torch.nn.Linear(width, 2)})
 
 
@@ -162,3 +228,8 @@ def calibrate_embedded(folder: Path, console: Console) -> None:
     settings = calibrate(load_judge(str(folder)), comparisons, [pair.overall or "tie" for pair in pairs])
     write_settings(folder, settings)
     console.print(f"calibrated: temperature {settings.temperature:.2f}", highlight=False)
+
+
+if __name__ == "__main__":
+    sys.argv[0] = "judge"
+    run_command(main)

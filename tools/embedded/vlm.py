@@ -1,11 +1,18 @@
-"""`make embedded`: rebuild the committed tiny Qwen2.5-VL, and the judge made from it, from their recipe. Under three hours on two cores.
+"""`make embedded`: rebuild the committed tiny Qwen2.5-VL from its recipe. About an hour on one core.
+
+    python -m tools.embedded.vlm --portraits FOLDER
 
 Rows of every task's training split; what of the tower has a closed form; then the language part alone learns to read what the tower
-sees (`pretrain_read`). Rows and phases are kept in the work folder and gone on from. Validation rows alone are looked at; the
-held-out split is never touched.
+sees (`vlm_read`), each task until it does fairly well: what is left is for reinforcement learning. With a folder of portraits, makeup and
+expressions are rendered on its training people, too; without, the weights know two faces. Rows and states are kept in the work folder
+and gone on from. Validation people alone are looked at; the held-out ones are never touched.
+
+Every 100 updates the weights are kept and the greedy rewards on validation rows written to `read.jsonl`. Which of them ships is said by
+`READ.stop`; run again with it, the command takes those weights and writes them.
 """
 
 import json
+import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +28,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from policies.vlm.tasks import load_task
+from policies.vlm.tasks import emotion_rows, load_task, makeup_rows
 from portraitkit.cli import run_command
 from portraitkit.config import Options, load_config
 from portraitkit.pictures.images import from_uint8, to_uint8
@@ -29,36 +36,42 @@ from portraitkit.processor import bf16_autocast
 from portraitkit.vlm.evaluate import score_all
 from portraitkit.vlm.generate import complete
 from portraitkit.vlm.rows import Row
-from tools.embedded.judge import JudgePhase, calibrate_embedded, open_cells, teach_judge
-from tools.embedded.judge import make_heads as make_judge_heads
+from preference_data.people.synthetic import Person
+from tools.embedded.people import WANTED, draw_person, people_seen, read_faces, those
 from tools.embedded.tiny_vlm import build_model, build_processor
-from tools.embedded.vlm_read import Lesson, Phase, make_heads, make_lessons, teach_to_read
+from tools.embedded.vlm_read import Phase, make_heads, make_lessons, teach_to_read
 
 ROWS = {
-    "area": 3000,
-    "area-rotated": 1500,
-    "area-5-35": 1500,
-    "makeup-lips": 8000,
-    "makeup": 12000,
-    "emotion": 12000,
-    "preference": 16000,
+    "area": 1200,
+    "area-rotated": 600,
+    "area-5-35": 600,
+    "makeup-lips": 2000,
+    "makeup": 2500,
+    "emotion": 2500,
+    "preference": 1000,
 }
-"""Training rows of each task; with 4000 of each, what is learned of emotions, colours and blemishes holds for these rows only."""
-EARLY = 4000
-"""Rows of each task, the first ones, that the tower's start and the first phases take."""
-READ = (
-    Phase(900, 3e-3, 0.02, 0.4, {"area": 24, "makeup": 64, "emotion": 32, "preference": 40}, rows=EARLY),
-    Phase(800, 1.2e-3, 0.008, 0.7, {"area": 12, "makeup": 96, "emotion": 12, "preference": 40}, rows=EARLY),
-    Phase(900, 2e-3, 0.012, 0.8, {"area": 8, "makeup": 48, "emotion": 24, "preference": 64}),
+"""Training rows of each task on morphs of two people, or with no people at all."""
+ON_PEOPLE: dict[str, tuple[int, Callable[..., Mapping[str, Any]]]] = {
+    "makeup-lips": (2000, partial(makeup_rows.make_row, lips_only=True)),
+    "makeup": (2500, makeup_rows.make_row),
+    "emotion": (2500, emotion_rows.make_row),
+}
+"""How many are made on the folder's people beside them, and by what."""
+FIRST_ON_PEOPLE = 500_000
+"""Seed of the first of these, so that no row repeats what another shows."""
+READ = Phase(
+    1000,
+    3e-3,
+    0.02,
+    0.6,
+    {"area": 12, "makeup": 48, "emotion": 24, "preference": 8},
+    enough={"area": 2.5, "makeup-lips": 0.82, "makeup": 0.95, "emotion": 1.9},
 )
-"""Of the language part alone, two seconds an update. The last one, on all rows, is for what the others leave: marks of a few pixels."""
-JUDGE = (
-    JudgePhase(400, 1e-3, 6e-3, until=0.6),
-    JudgePhase(800, 8e-4, 4.8e-3, mirrored=True, noise=0.1),
-)
-"""Of the judge, on pairs alone, two seconds an update on one core."""
-WITH_CELLS = 8000
-"""Pairs, the first ones, that say where their blemishes are."""
+"""Of the language part alone, a second or two an update. Rewards of `makeup-lips` are 1 - dE76 / 100."""
+EXAMINED = 64
+"""Validation rows of each task that are looked at every 100 updates."""
+METRICS = ("de76_missing_100", "bare_as_bare", "made_up_as_bare")
+"""Of `policies.vlm.tasks.makeup_scores`, told beside the rewards."""
 WORTH_A_POOL = 500
 """Rows from which on processes are started for them."""
 WORDS = ("<think>", "</think>", "<answer>", "</answer>", "<reasoning>", "</reasoning>")
@@ -70,10 +83,10 @@ class PretrainConfig(Options):
 
     output_dir: str = "portraitkit/vlm/embedded"
     """Where the model and its processor go."""
-    judge_dir: str = "reward_models/embedded"
-    """Where the judge made from it goes."""
     work_dir: str = "runs/embedded-vlm"
     """Stages and logs."""
+    portraits: str = ""
+    """Folder of portraits whose training people are made up and perform expressions, as `make-preferences build` takes it; none without."""
     seed: int = 0
     """Of weights, rows and batches."""
     validation_rows: int = 100
@@ -86,40 +99,23 @@ def main(argv: list[str]) -> int:
     """Run the stages that are missing and write the model; returns the exit code."""
     config = load_config(PretrainConfig, argv, prog="python -m tools.embedded.vlm")
     console = Console(stderr=True)
-    work = Path(config.work_dir)
+    work, folder = Path(config.work_dir), Path(config.portraits) if config.portraits else None
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    rows = {split: {name: open_rows(config, work, name, split, console) for name in ROWS} for split in ("train", "validation")}
-    processor = make_processor(rows["train"])
+    train, validation = training_rows(config, folder, work, console), validation_rows(config, folder, work, console)
+    processor = make_processor(train)
     model = build_model(processor)
-    start(model, processor, rows["train"])
+    start(model, processor, train)
     heads = make_heads(model.config.text_config.hidden_size)
-    lessons = cache(lambda: make_lessons(model, processor, rows["train"], lambda some: tokens_of(model, processor, some)))
-    mirrored = cache(lambda: mirrored_pairs(model, processor, rows["train"]["preference"]))
-    for number, phase in enumerate(READ):
-        part = replace(phase, steps=max(int(phase.steps * config.scale), 1))
-        teach_to_read(model, heads, lessons, part, work / f"read_{number}.pt", console)
-    found = validate(model, processor, rows["validation"])
-    recipe = {**asdict(config), "rows": ROWS, "read": [asdict(phase) for phase in READ]}
-    write(model, processor, Path(config.output_dir), {**recipe, "validation": found}, console)
-    torch.manual_seed(config.seed + 1)
-    pairs = rows["train"]["preference"]
-    cells = open_cells(work / "cells.pt", int(WITH_CELLS * config.scale) or 1, config.seed * len(pairs), console)
-    heads = make_judge_heads(model.config.text_config.hidden_size, heads["preference"])
-    for number, phase in enumerate(JUDGE):
-        part = replace(phase, steps=max(int(phase.steps * config.scale), 1))
-        teach_judge(model, heads, (lessons()["preference"], mirrored()), cells, part, work / f"judge_{number}.pt", console)
-    found = validate(model, processor, {"preference": rows["validation"]["preference"]})
-    recipe |= {"judge": [asdict(phase) for phase in JUDGE], "with_cells": WITH_CELLS, "validation": found}
-    write(model, processor, Path(config.judge_dir), recipe, console)
-    calibrate_embedded(Path(config.judge_dir), console)
+    lessons = cache(lambda: make_lessons(model, processor, train, lambda some: tokens_of(model, processor, some)))
+    some = {name: rows[:EXAMINED] for name, rows in validation.items() if name.split(",")[0] in READ.enough}
+    phase = replace(READ, steps=max(int(READ.steps * config.scale), 1), stop=READ.stop and max(int(READ.stop * config.scale), 1))
+    teach_to_read(model, heads, lessons, phase, lambda: validate(model, processor, some), work / "read.pt", console)
+    recipe = {name: value for name, value in asdict(config).items() if name != "portraits"}
+    recipe |= {"rows": ROWS, "rows_on_people": {name: count for name, (count, _) in ON_PEOPLE.items()} if folder else {}}
+    recipe |= {"read": asdict(READ), "validation": validate(model, processor, validation), "people": people_seen(folder, work)}
+    write(model, processor, Path(config.output_dir), recipe, console)
     return 0
-
-
-def mirrored_pairs(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> Lesson:
-    """A judge's lesson from pictures in a mirror."""
-    turned = [{**row, "pictures": [picture.flip(1) for picture in row["pictures"]]} for row in rows]
-    return make_lessons(model, processor, {"preference": turned}, lambda some: tokens_of(model, processor, some))["preference"]
 
 
 def write(model: Any, processor: Any, folder: Path, recipe: Mapping[str, Any], console: Console) -> None:
@@ -130,34 +126,73 @@ def write(model: Any, processor: Any, folder: Path, recipe: Mapping[str, Any], c
     (folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
 
 
-def open_rows(config: PretrainConfig, work: Path, name: str, split: str, console: Console) -> list[dict[str, Any]]:
-    """Rows with 8-bit pictures, kept in the work folder."""
-    path = work / f"{name}_{split}.pt"
+Rows = dict[str, list[dict[str, Any]]]
+
+
+def training_rows(config: PretrainConfig, folder: Path | None, work: Path, console: Console) -> Rows:
+    """Rows of each task; those on people, where there is a folder, among those on morphs."""
+    rows = {}
+    for name, count in ROWS.items():
+        rows[name] = open_rows(work, name, "train", share(count, config.seed, config.scale), console)
+        if folder and name in ON_PEOPLE:
+            seeds = share(ON_PEOPLE[name][0], config.seed, config.scale, first=FIRST_ON_PEOPLE)
+            rows[name] += open_rows(work, name, "train", seeds, console, folder=folder)
+            random.Random(config.seed).shuffle(rows[name])
+    return rows
+
+
+def validation_rows(config: PretrainConfig, folder: Path | None, work: Path, console: Console) -> Rows:
+    """Rows of each task on validation morphs; under "TASK, people" those on the folder's validation people."""
+    seeds = share(config.validation_rows, config.seed, config.scale)
+    rows = {name: open_rows(work, name, "validation", seeds, console) for name in ROWS}
+    if folder:
+        rows |= {f"{name}, people": open_rows(work, name, "validation", seeds, console, folder=folder) for name in ON_PEOPLE}
+    return rows
+
+
+def share(count: int, seed: int, scale: float, *, first: int = 0) -> range:
+    """The seeds of `count` rows, or of as many of them as a scale below 1 leaves."""
+    count = int(count * scale) or 1
+    return range(first + seed * count, first + (seed + 1) * count)
+
+
+def open_rows(work: Path, name: str, split: str, seeds: range, console: Console, *, folder: Path | None = None) -> list[dict[str, Any]]:
+    """A task's rows of these seeds with 8-bit pictures, kept in the work folder; on people of a folder, if one is given."""
+    path = work / f"{name}{'_people' if folder else ''}_{split}_{len(seeds)}.pt"
     if path.is_file():
         return torch.load(path, weights_only=False)
-    count = int((ROWS[name] if split == "train" else config.validation_rows) * config.scale) or 1
     started = time.monotonic()
-    seeds, make = range(config.seed * count, config.seed * count + count), partial(_make_row, name, split)
-    if count < WORTH_A_POOL:
+    if folder:
+        read_faces(folder, split, work)  # once, before the processes do
+    make = partial(_make_row, name, split, folder, work)
+    if len(seeds) < WORTH_A_POOL:
         rows = list(map(make, seeds))
     else:
         with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             rows = list(pool.map(make, seeds, chunksize=20))
     for row in rows:
         row["pictures"] = [torch.from_numpy(picture) for picture in row["pictures"]]
-    console.print(f"{name} {split}: {count} rows in {time.monotonic() - started:.0f} s", highlight=False)
+    where = "on people" if folder else "on morphs"
+    console.print(f"{name} {where}, {split}: {len(rows)} rows in {time.monotonic() - started:.0f} s", highlight=False)
     torch.save(rows, path)
     return rows
 
 
-def _make_row(name: str, split: str, seed: int) -> dict[str, Any]:
+def _make_row(name: str, split: str, folder: Path | None, work: Path, seed: int) -> dict[str, Any]:
     """A row with its pictures as 8-bit arrays."""
     task = load_task(name)
     assert task.make_row is not None
-    columns = dict(task.make_row(split, seed))
+    columns = dict(ON_PEOPLE[name][1](split, seed, draw=_draw(name, split, folder, work)) if folder else task.make_row(split, seed))
     pictures = [to_uint8(picture) for picture in columns.pop("images", None) or [columns.pop("image")]]
     target = columns.pop("target", None) or task.perfect(task.read_truth(columns))
     return {"pictures": pictures, "target": target, "columns": columns}
+
+
+@cache
+def _draw(name: str, split: str, folder: Path, work: Path) -> Callable[[torch.Generator], Person]:
+    """Gives people of a folder's split whose photos suit the task."""
+    faces = read_faces(folder, split, work)
+    return partial(draw_person, those(faces, folder, WANTED[name]) if name in WANTED else faces)
 
 
 def make_processor(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
@@ -200,8 +235,8 @@ def tokens_of(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> 
 
 @torch.no_grad()
 def start(model: Any, processor: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]], *, every: int = 60) -> None:
-    """Set what has a closed form, from every 60th of each task's early rows."""
-    some = [pixels_of(processor, part[:EARLY:every]) for part in rows.values()]
+    """Set what has a closed form, from every 60th of each task's rows."""
+    some = [pixels_of(processor, part[::every]) for part in rows.values()]
     patches = torch.cat([pixels.flatten(0, 1)[::3] for pixels, _ in some])
     see_from_the_start(
         model, patches[:: len(patches) // 40_000 + 1], lambda: torch.cat([look(model, *found).flatten(0, 1) for found in some])
@@ -241,13 +276,15 @@ def _pictures(row: Mapping[str, Any]) -> tuple[Tensor, ...]:
 
 
 def validate(model: Any, processor: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
-    """Greedy reward (fixed) on each task's validation rows."""
+    """Greedy reward (fixed) on rows of each task, whose name stands before the comma if there is one; and makeup's main metrics."""
     found = {}
     for name, some in rows.items():
-        task = load_task(name)
+        task = load_task(name.split(",")[0])
         examples = [Row(_pictures(row), task.read_truth(row["columns"]), row["target"], row["columns"]) for row in some]
-        answers = complete(model, processor, task.brief or task.prompt, examples, max_tokens=128)
-        found[name] = round(float(score_all(task, [group[0] for group in answers], examples, "fixed").mean()), 4)
+        answers = [group[0] for group in complete(model, processor, task.brief or task.prompt, examples, max_tokens=96)]
+        found[name] = round(float(score_all(task, answers, examples, "fixed").mean()), 4)
+        metrics = task.metrics([answer.text for answer in answers], [row.truth for row in examples]) if task.metrics else {}
+        found |= {f"{name}, {metric}": round(metrics[metric], 4) for metric in METRICS if metric in metrics}
     return found
 
 

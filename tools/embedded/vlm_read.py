@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from policies.vlm.tasks import load_task
+from portraitkit.files.jsonl import append_line
 from portraitkit.processor import bf16_autocast
 from portraitkit.vlm.rows import messages
 from reward_models.judge.preference_task import TASK, columns_of
@@ -53,7 +54,9 @@ class Phase:
         muon_learning_rate: of the matrices.
         decay: share of the updates, at the end, over which both fall to 0 in a straight line. Most is learned there.
         shares: rows of each kind of facts in one update.
-        rows: how many of each task's rows, the first ones; all if None.
+        enough: greedy reward of a task from which on its rows are left out, until it falls below again: imitation stops there, so that
+            reinforcement learning has something left to teach. A task that is not named goes by the first of its kind.
+        stop: the update after which the model is taken; the last one if None.
     """
 
     steps: int
@@ -61,11 +64,18 @@ class Phase:
     muon_learning_rate: float
     decay: float
     shares: Mapping[str, int]
-    rows: int | None = None
+    enough: Mapping[str, float]
+    stop: int | None = None
 
 
 def teach_to_read(
-    model: Any, heads: torch.nn.ModuleDict, lessons: Callable[[], Mapping[str, Lesson]], phase: Phase, keep: Path, console: Console
+    model: Any,
+    heads: torch.nn.ModuleDict,
+    lessons: Callable[[], Mapping[str, Lesson]],
+    phase: Phase,
+    examine: Callable[[], Mapping[str, float]],
+    keep: Path,
+    console: Console,
 ) -> None:
     """Train everything but the tower on all tasks' answers, and on their facts by linear heads.
 
@@ -74,15 +84,19 @@ def teach_to_read(
         heads: from `make_heads`.
         lessons: gives what `make_lessons` made, if there is anything left to do.
         phase: how long and how fast.
-        keep: file that the state is written to every 100 updates, and gone on from.
-        console: for a line every 50 updates: losses of the answers and of the facts of each kind.
+        examine: gives greedy rewards by task; asked every 100 updates.
+        keep: file that the state is written to every 100 updates, and gone on from; beside it the weights in half precision, as in
+            read_0300.pt, and what `examine` found, in read.jsonl.
+        console: for a line every 50 updates, losses of the answers and of the facts of each kind; and for what `examine` found.
     """
-    state = torch.load(keep, weights_only=True) if keep.is_file() else {"done": 0}
+    last = phase.stop or phase.steps
+    if (chosen := keep.with_name(f"{keep.stem}_{last:04d}.pt")).is_file():
+        model.load_state_dict(torch.load(chosen, weights_only=True))
+        return
+    state = torch.load(keep, weights_only=True) if keep.is_file() else {"done": 0, "resting": []}
     if state["done"]:
         model.load_state_dict(state["model"])
         heads.load_state_dict(state["heads"])
-    if state["done"] >= phase.steps:
-        return
     named = [(name, value) for name, value in model.named_parameters() if "visual" not in name]
     named += [(f"head.{name}", value) for name, value in heads.named_parameters()]
     optimizer = MuonAdamW(named, muon_learning_rate=phase.muon_learning_rate, learning_rate=phase.learning_rate)
@@ -93,12 +107,15 @@ def teach_to_read(
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
     found = lessons()
-    started, sums = time.monotonic(), dict.fromkeys(FACTS, torch.zeros(2))
-    for step in range(state["done"] + 1, phase.steps + 1):
+    started, sums, resting = time.monotonic(), dict.fromkeys(FACTS, torch.zeros(2)), set(state["resting"])
+    for step in range(state["done"] + 1, last + 1):
         optimizer.zero_grad()
         for kind, facts in FACTS.items():
-            task = facts.tasks[int(torch.randint(len(facts.tasks), ()))]
-            losses = torch.stack(_losses(model, found[task], phase, heads[kind], facts, phase.shares[kind]))
+            tasks = [task for task in facts.tasks if (task if task in phase.enough else facts.tasks[0]) not in resting]
+            if not tasks:
+                continue
+            task = tasks[int(torch.randint(len(tasks), ()))]
+            losses = torch.stack(_losses(model, found[task], heads[kind], facts, phase.shares[kind]))
             losses.sum().backward()
             sums[kind] = sums[kind] + losses.detach() / 50
         torch.nn.utils.clip_grad_norm_([value for _, value in named], 1.0)
@@ -108,9 +125,15 @@ def teach_to_read(
             figures = "  ".join(f"{kind} {float(both[0]):.3f} {float(both[1]):.3f}" for kind, both in sums.items())
             console.print(f"read {step}/{phase.steps}, {time.monotonic() - started:.0f} s  {figures}", highlight=False, soft_wrap=True)
             sums = dict.fromkeys(FACTS, torch.zeros(2))
-        if step % 100 == 0 or step == phase.steps:
-            reached = {"done": step, "model": model.state_dict(), "heads": heads.state_dict()}
+        if step % 100 == 0 or step == last:
+            earned = examine()
+            resting = {name for name, enough in phase.enough.items() if earned[name] >= enough}
+            console.print(f"{step}: {earned}; resting: {', '.join(sorted(resting)) or 'none'}", highlight=False, soft_wrap=True)
+            append_line(keep.with_suffix(".jsonl"), {"step": step, "seconds": round(time.monotonic() - started), **earned})
+            reached = {"done": step, "resting": sorted(resting), "model": model.state_dict(), "heads": heads.state_dict()}
             torch.save(reached | {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, keep)
+            half = {name: value.half() for name, value in model.state_dict().items()}
+            torch.save(half, keep.with_name(f"{keep.stem}_{step:04d}.pt"))
 
 
 def make_heads(width: int) -> torch.nn.ModuleDict:
@@ -161,9 +184,9 @@ def _both_orders(lesson: Lesson, rows: Sequence[Mapping[str, Any]], processor: A
     )
 
 
-def _losses(model: Any, lesson: Lesson, phase: Phase, head: torch.nn.Linear, facts: Facts, count: int) -> tuple[Tensor, Tensor]:
+def _losses(model: Any, lesson: Lesson, head: torch.nn.Linear, facts: Facts, count: int) -> tuple[Tensor, Tensor]:
     """Loss of the answers of random rows, and of the facts read at the prompt's last token."""
-    index = torch.randint(min(len(lesson.answers), phase.rows or len(lesson.answers)), (count,))
+    index = torch.randint(len(lesson.answers), (count,))
     loss, states = read(model, lesson, index)
     return loss, facts.loss(head(states[:, len(lesson.prompt) - 1]), lesson.facts[index])
 

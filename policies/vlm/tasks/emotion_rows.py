@@ -1,7 +1,7 @@
 """Embedded rows of the emotion task: action units performed by synthetic people (`preference_data.people.expressions`)."""
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from typing import Any
 
@@ -10,16 +10,16 @@ import torch
 from portraitkit.errors import DataError, nearest
 from preference_data.people.calm_faces import calm_stage
 from preference_data.people.expressions import draw_expression, perform
-from preference_data.people.synthetic import SPLITS, make_person
+from preference_data.people.synthetic import SPLITS, Person, make_person
 
 SIZE = 128
 
 
-def make_row(split: str, seed: int) -> dict[str, Any]:
+def make_row(split: str, seed: int, *, draw: Callable[[torch.Generator], Person] | None = None) -> dict[str, Any]:
     """One face with an expression and the truth about it: what was rendered on a face at rest.
 
     People are not shared between splits; a seed's person and expression have nothing to do with those of the same seed in another
-    split.
+    split. `draw` gives a person at rest, `SIZE` pixels wide, in place of a synthetic one.
 
     Returns:
         `image` (RGB, 3 x 128 x 128, [0, 1]), `AUs` (such as ["AU6", "AU12"]), `labels` (one emotion), `target` (the completion to
@@ -32,7 +32,8 @@ def make_row(split: str, seed: int) -> dict[str, Any]:
     if split not in SPLITS:
         raise DataError(f"split {split!r}: unknown{nearest(split, SPLITS)}; use {', '.join(SPLITS)}")
     digest = int.from_bytes(sha256(f"emotion {split} {seed}".encode()).digest()[:7])
-    person = make_person(split, torch.Generator().manual_seed(digest), size=SIZE, faces=calm_stage())
+    generator = torch.Generator().manual_seed(digest)
+    person = draw(generator) if draw else make_person(split, generator, size=SIZE, faces=calm_stage())
     emotion, units = draw_expression(random.Random(digest))
     image, _ = perform(person.clean, person.mesh, units)
     return {

@@ -1,20 +1,22 @@
 """Makeup extraction: the colours (and shapes) of a look as JSON (JuneJe0n/MakeupExtractor).
 
-`TASK` reads `<answer>[{"shape": ..., "color": "#RRGGBB"}, ...]</answer>`, 1 to 3 items; `LIPS` reads
+`TASK` reads `<answer>[{"shape": ..., "color": "#RRGGBB"}, ...]</answer>`, up to 3 items, none for a bare face; `LIPS` reads
 `<answer>{"color": "#RRGGBB"}</answer>`.
 
 The colour score is `max(0, 1 - dE76 / 100)` in CIELAB. `paper` rewards as published (utils/reward.py and reward_lips.py of the source):
-.3 for form (.3 tags, .3 JSON, .4 items or colour; each at least .2) + 1.0 for accuracy (.2 where unreadable). One thing differs: any
-string is a shape, since the renderer here has more than the source's three. Three faults of theirs are repaired in `fixed`: F1 over
-matches of S >= .6 saturates (one colour matches everything), garbage outscores some answers, hex digits are never checked. There,
-accuracy is a soft F1 (matches weighted by S, optimal assignment), and it counts only where the answer is well formed throughout; a
-lipstick earns its colour score alone.
+.3 for form (.3 tags, .3 JSON, .4 items or colour; each at least .2) + 1.0 for accuracy (.2 where unreadable). Two things differ: any
+string is a shape, since the renderer here has more than the source's three; and a truth may be empty. Bare faces are unknown to the source:
+there, an empty list is unparseable (.332 in all), whatever the truth, and makeup named on a bare face earns its form alone (.3). Three
+faults of theirs are repaired in `fixed`: F1 over matches of S >= .6 saturates (one colour matches everything), garbage outscores some
+answers, hex digits are never checked. There, accuracy is a soft F1 (matches weighted by S, optimal assignment), and it counts only where
+the answer is well formed throughout; a lipstick earns its colour score alone.
 """
 
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from policies.vlm.tasks.makeup_scores import (
@@ -93,10 +95,12 @@ def _repaired_look(completion: str, truth: list[Item]) -> Score:
     answer, is_json = _read_json(tagged[1] if tagged else completion, **STRICT)
     items: list[Any] = answer if isinstance(answer, list) else []
     good = [_is_item(item) for item in items]
-    schema = sum(good) / len(good) if 1 <= len(good) <= 3 else 0.0
+    fits = isinstance(answer, list) and len(answer) <= 3
+    schema = (sum(good) / len(good) if good else 1.0) if fits else 0.0
     form = 0.3 * bool(tagged) + 0.3 * is_json + 0.4 * schema
-    accuracy = soft_f1(items, truth) if tagged and 1 <= len(items) <= 3 and all(good) else 0.0
-    return Score(0.3 * form + accuracy, {"format": 0.3 * form, "accuracy": accuracy}, _parsed(items, good))
+    accuracy = soft_f1(items, truth) if tagged and fits and all(good) else 0.0
+    parsed = _parsed(items, good) if items or not fits else []
+    return Score(0.3 * form + accuracy, {"format": 0.3 * form, "accuracy": accuracy}, parsed)
 
 
 def _parsed(items: Sequence[Any], good: Sequence[bool]) -> list[Item] | None:
@@ -117,10 +121,10 @@ def _score_lips(completion: str, truth: list[Item], mode: Mode) -> Score:
 
 
 def read_look(completion: str) -> list[Item] | None:
-    """The items of an answer to `TASK` as `fixed` reads it: the form is kept throughout, with 1 to 3 items; None where it is not."""
+    """The items of an answer to `TASK` as `fixed` reads it: the form is kept throughout, with up to 3 items; None where it is not."""
     tagged = WHOLE.fullmatch(completion)
     items = _read_json(tagged[1], **STRICT)[0] if tagged else None
-    if not isinstance(items, list) or not 1 <= len(items) <= 3:
+    if not isinstance(items, list) or len(items) > 3:
         return None
     return items if all(_is_item(item) for item in items) else None
 
@@ -152,7 +156,7 @@ def _lips_metrics(completions: Sequence[str], truths: Sequence[Any]) -> dict[str
 
 
 def _constant_looks(truths: Sequence[list[Item]], mode: Mode) -> list[str]:
-    return [_write_look(look) for look in best_looks(truths, mode)]
+    return [_write_look(look) for look in ([], *best_looks(truths, mode))]
 
 
 def _constant_lips(truths: Sequence[list[Item]], mode: Mode) -> list[str]:
@@ -193,10 +197,14 @@ def _is_item(item: object) -> bool:
     return HEX.fullmatch(item["color"]) is not None
 
 
-def _read_truth(row: Mapping[str, Any]) -> list[Item]:
+def _most(truth: list[Item], mode: Mode) -> float:
+    return TASK.ranges[mode][1] if truth else _score_look(_write_look([]), truth, mode).reward
+
+
+def _read_truth(row: Mapping[str, Any], *, least: int = 0) -> list[Item]:
     solution = row.get("solution")
-    if not isinstance(solution, list) or not 1 <= len(solution) <= 3:
-        raise DataError('solution: must be a list of 1 to 3 items such as {"shape": "LIP_FULL_BASIC", "color": "#B03050"}')
+    if not isinstance(solution, list) or not least <= len(solution) <= 3:
+        raise DataError(f'solution: must be a list of {least} to 3 items such as {{"shape": "LIP_FULL_BASIC", "color": "#B03050"}}')
     for item in solution:
         if not _is_item(item):
             raise DataError(f"solution item {item!r}: needs a string shape and a color of the form #RRGGBB")
@@ -213,13 +221,14 @@ TASK = Task(
     make_row=_make_row,
     brief="Makeup?",
     metrics=_metrics,
+    most=_most,
     constants=_constant_looks,
 )
 
 LIPS = Task(
     name="makeup-lips",
     prompt=prompts.LIPS,
-    read_truth=_read_truth,
+    read_truth=partial(_read_truth, least=1),
     score=_score_lips,
     ranges={"paper": (0.228, 1.3), "fixed": (0.0, 1.0)},
     perfect=lambda truth: f"<answer>{json.dumps({'color': truth[0]['color']})}</answer>",

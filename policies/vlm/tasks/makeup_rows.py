@@ -1,6 +1,7 @@
 """Embedded rows of the two makeup tasks: looks rendered on synthetic people (`preference_data.people.synthetic`)."""
 
 import random
+from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
 
@@ -8,13 +9,15 @@ import torch
 
 from portraitkit.errors import DataError, nearest
 from preference_data.people.makeup import draw_lips, draw_look, render_makeup
-from preference_data.people.synthetic import SPLITS, make_person
+from preference_data.people.synthetic import SPLITS, Person, make_person
 
 SIZE = 128
+BARE = 0.15
+"""Share of the faces that wear nothing, where all makeup is asked for."""
 
 
-def make_row(split: str, seed: int, *, lips_only: bool = False) -> dict[str, Any]:
-    """One face with makeup and the truth about it.
+def make_row(split: str, seed: int, *, lips_only: bool = False, draw: Callable[[torch.Generator], Person] | None = None) -> dict[str, Any]:
+    """One face with makeup, or bare, and the truth about it.
 
     Neither people nor product colours are shared between splits; a seed's person and look have nothing to do with those of the
     same seed in another split.
@@ -23,6 +26,7 @@ def make_row(split: str, seed: int, *, lips_only: bool = False) -> dict[str, Any
         split: train, validation or held_out.
         seed: equal ones give equal rows.
         lips_only: a lipstick of the published shape and nothing else.
+        draw: gives the person, `SIZE` pixels wide; if not given, a synthetic one of the split.
 
     Returns:
         `image` (RGB, 3 x 128 x 128, [0, 1]), `solution` (items, in the order lips, blush, eyeshadow), and where it comes from:
@@ -34,8 +38,10 @@ def make_row(split: str, seed: int, *, lips_only: bool = False) -> dict[str, Any
     if split not in SPLITS:
         raise DataError(f"split {split!r}: unknown{nearest(split, SPLITS)}; use {', '.join(SPLITS)}")
     digest = int.from_bytes(sha256(f"makeup {split} {seed}".encode()).digest()[:7])
-    person = make_person(split, torch.Generator().manual_seed(digest), size=SIZE)
-    rng = random.Random(digest)
+    generator, rng = torch.Generator().manual_seed(digest), random.Random(digest)
+    person = draw(generator) if draw else make_person(split, generator, size=SIZE)
     look = draw_lips(rng, split=split) if lips_only else draw_look(rng, split=split)
+    if not lips_only and rng.random() < BARE:
+        look = []
     image = render_makeup(person.clean, person.mesh, look)
     return {"image": image, "solution": look, "synthetic": True, "split": split, "seed": seed, "morph": person.morph}

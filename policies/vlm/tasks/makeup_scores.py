@@ -6,8 +6,9 @@ difference at which the colour score is 0. F1 counts unreadable answers as 0, sh
 
 Names: `unreadable`, `set_f1` (published: greedy pairs of S >= .6), `soft_f1`, `shape_accuracy`, `missing`, `de76`, `de2000`,
 `de76_missing_100`; the last five also per region, as in `lips_de76`; and `lips_extra`: items of a region, per row, that the
-truth has not got. `unknown_region` counts items per row whose shape names no region. Lower is better for all but F1 and
-shape_accuracy. A region that no truth holds has no figures but `extra`."""
+truth has not got. `unknown_region` counts items per row whose shape names no region. `bare_as_bare` and
+`made_up_as_bare` are the shares of bare faces and of others that were answered with an empty list, where some faces are bare. Lower is
+better for all but F1, shape_accuracy and bare_as_bare. A region that no truth holds has no figures but `extra`."""
 
 import math
 import re
@@ -71,7 +72,7 @@ def _published_similarity(item: Item, truth: Item) -> float:
 
 
 def greedy_f1(items: Sequence[Item], truth: Sequence[Item]) -> float:
-    """The published accuracy: pairs of S >= .6, best first, one to one; then F1 of the counts."""
+    """The published accuracy: pairs of S >= .6, best first, one to one; then F1 of the counts; two empty looks agree."""
     pairs = sorted(
         ((_published_similarity(item, t), i, j) for i, item in enumerate(items) for j, t in enumerate(truth)),
         key=lambda pair: (-pair[0], *pair[1:]),
@@ -81,11 +82,13 @@ def greedy_f1(items: Sequence[Item], truth: Sequence[Item]) -> float:
         if s >= MATCH and i not in used_items and j not in used_truth:
             used_items.add(i)
             used_truth.add(j)
-    return 2 * len(used_items) / (len(items) + len(truth)) if items else 0.0
+    return 2 * len(used_items) / (len(items) + len(truth)) if items or truth else 1.0
 
 
 def soft_f1(items: Sequence[Item], truth: Sequence[Item]) -> float:
     """`2 sum S / (items + truths)` over the optimal one-to-one assignment: 1 only for the truth itself, in any order."""
+    if not items or not truth:
+        return float(len(items) == len(truth))
     table = np.array([[similarity(item, t) for t in truth] for item in items])
     rows, columns = linear_sum_assignment(table, maximize=True)
     return float(2 * table[rows, columns].sum() / (len(items) + len(truth)))
@@ -157,15 +160,18 @@ def look_metrics(answers: Sequence[list[Item] | None], truths: Sequence[Sequence
     paired = [pair_items(answer, truth) for answer, truth in zip(answers, truths, strict=True)]
     pairs = [pair for row, _ in paired for pair in row]
     left = [region_of(item["shape"]) for _, row in paired for item in row]
-    both = [(answer or [], truth) for answer, truth in zip(answers, truths, strict=True)]
+    both = list(zip(answers, truths, strict=True))
     out = {
         "unreadable": _share(answer is None for answer in answers),
-        "set_f1": float(np.mean([greedy_f1(answer, truth) for answer, truth in both])),
-        "soft_f1": float(np.mean([soft_f1(answer, truth) if answer else 0.0 for answer, truth in both])),
-        "shape_accuracy": _shape_accuracy(pairs),
-        **_colors(pairs),
+        "set_f1": _share(0.0 if answer is None else greedy_f1(answer, truth) for answer, truth in both),
+        "soft_f1": _share(0.0 if answer is None else soft_f1(answer, truth) for answer, truth in both),
+        **({"shape_accuracy": _shape_accuracy(pairs), **_colors(pairs)} if pairs else {}),
         "unknown_region": left.count("unknown") / len(truths),
     }
+    for name, bare in (("bare_as_bare", True), ("made_up_as_bare", False)):
+        own = [answer for answer, truth in both if (not truth) == bare]
+        if own and not all(truths):
+            out[name] = _share(answer == [] for answer in own)
     for region in REGIONS.values():
         own = [pair for pair in pairs if pair.region == region]
         if own:
@@ -212,6 +218,9 @@ def best_looks(truths: Sequence[Sequence[Item]], mode: Mode) -> list[list[Item]]
     The ascent alternates: each row's items are matched with the look's, then each colour of the look is searched anew for the items that
     it was matched with. Neither step lowers the mean in `fixed`; what `paper` pays for matches is searched in the same way.
     """
+    truths = [truth for truth in truths if truth]  # on a bare face, no look earns anything
+    if not truths:
+        return []
     rows = _Rows(truths, mode)
     shapes = [shape for shape, _ in Counter(item["shape"] for truth in truths for item in truth).most_common(SHAPES)]
     colors = {shape: rows.best_color(shape, np.where(rows.shapes == shape, rows.weights(1), 0.0)) for shape in shapes}

@@ -151,7 +151,9 @@ def test_one_colour_matches_what_it_should_not_in_paper_and_not_in_fixed():
         tagged([*TRUTH, {"shape": "lip"}]),
         tagged([{"shape": "LIP_FULL_BASIC", "color": "#B0305G"}]),
         tagged([{"shape": "LIP_FULL_BASIC", "color": "B03050"}]),
-        tagged([]),
+        "[]",
+        tagged("[[]]"),
+        "52 texture 5274.4 %",
         tagged(TRUTH * 2),
         tagged(TRUTH[0]),
         tagged("NaN"),
@@ -192,6 +194,25 @@ def test_lips_rise_as_the_colour_comes_nearer(one, two, truth):
     near_score, far_score = (LIPS.score(tagged({"color": color}), wanted, "fixed").reward for color in (near, far))
     assert near_score >= far_score
     assert LIPS.score(LIPS.perfect(wanted), wanted, "fixed").reward == pytest.approx(1)
+
+
+def test_a_bare_face_is_answered_with_an_empty_list_in_fixed():
+    for look in (TRUTH, TRUTH[:1]):
+        assert TASK.score(tagged(look), [], "fixed").reward == pytest.approx(0.3)
+        assert TASK.score(tagged([]), look, "fixed").reward == pytest.approx(0.3)
+    right = TASK.score(tagged([]), [], "fixed")
+    assert right.reward == pytest.approx(1.3) and right.parsed == [] and TASK.perfect([]) == tagged([])
+    assert read_look(tagged([])) == [] and read_look("[]") is None and read_look("52 texture 5274.4 %") is None
+    assert TASK.read_truth({"solution": []}) == []
+    with pytest.raises(DataError, match="list of 1 to 3"):
+        LIPS.read_truth({"solution": []})
+
+
+def test_the_published_code_knows_no_bare_face():
+    """An empty list is unparseable there, makeup on a bare face matches nothing: neither earns what a right answer does."""
+    assert TASK.score(tagged([]), [], "paper").reward == TASK.score(tagged([]), TRUTH, "paper").reward == pytest.approx(0.332)
+    assert TASK.score(tagged(TRUTH), [], "paper").reward == pytest.approx(0.3)
+    assert TASK.most is not None and TASK.most([], "paper") == pytest.approx(0.332) and TASK.most([], "fixed") == 1.3
 
 
 REGIONS = ("LIP_FULL_BASIC", "BLUSHER_CENTER_WIDE_BASIC", "EYESHADOW_OVEREYE_FULL_BASIC")
@@ -261,7 +282,7 @@ def test_a_look_earns_more_as_any_of_its_colours_comes_nearer(data, truth, one, 
         assert near_score > far_score
 
 
-@pytest.mark.parametrize("solution", [None, [], "x", [{"shape": "a"}], [{"shape": "a", "color": "red"}], TRUTH * 2])
+@pytest.mark.parametrize("solution", [None, "x", [{"shape": "a"}], [{"shape": "a", "color": "red"}], TRUTH * 2])
 def test_a_solution_that_breaks_the_schema_is_refused(solution):
     with pytest.raises(DataError, match="solution"):
         TASK.read_truth({"solution": solution})

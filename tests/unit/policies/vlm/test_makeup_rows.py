@@ -12,8 +12,8 @@ from policies.vlm.tasks.makeup_rows import make_row
 from policies.vlm.tasks.makeup_scores import hex_to_lab, pair_items, region_of
 from portraitkit.errors import DataError
 from portraitkit.faces.regions import LIPS_OUTER
-from preference_data.people.makeup import split_of
-from preference_data.people.synthetic import SPLITS
+from preference_data.people.makeup import render_makeup, split_of
+from preference_data.people.synthetic import SPLITS, make_person
 
 LIP = {"shape": "LIP_FULL_BASIC", "color": "#B03050"}
 BLUSH = {"shape": "BLUSHER_CENTER_WIDE_BASIC", "color": "#E8909C"}
@@ -47,6 +47,29 @@ def test_splits_share_neither_people_nor_colours():
     for split, made in rows.items():
         assert all(any(low <= row["morph"] <= high for low, high in SPLITS[split]) for row in made)
         assert all(split_of(item["color"]) == split for row in made for item in row["solution"])
+
+
+def test_some_faces_are_bare_where_all_makeup_is_asked_for():
+    rows = [make_row("train", seed) for seed in range(40)]
+    bare = [row for row in rows if not row["solution"]]
+    assert 1 <= len(bare) <= 15 and all(TASK.perfect(TASK.read_truth(row)) == tagged() for row in bare)
+    assert all(make_row("train", row["seed"], lips_only=True)["solution"] for row in bare[:2])
+
+
+def test_a_face_of_the_callers_is_made_up():
+    person = make_person("train", torch.Generator().manual_seed(5))
+    row = make_row("train", 1, lips_only=True, draw=lambda generator: person)
+    assert torch.equal(row["image"], render_makeup(person.clean, person.mesh, row["solution"]))
+
+
+def test_bare_faces_and_empty_answers_have_figures():
+    figures = figures_of(TASK, [tagged(), tagged(LIP), tagged(), "?"], [[], [], [LIP], []])
+    assert figures["bare_as_bare"] == pytest.approx(1 / 3) and figures["made_up_as_bare"] == 1
+    assert figures["set_f1"] == figures["soft_f1"] == 1 / 4 and figures["unreadable"] == 1 / 4
+    assert figures["missing"] == 1 and figures["lips_extra"] == 1 / 4 and "de76" not in figures
+    only = figures_of(TASK, [tagged()], [[]])
+    assert only["soft_f1"] == 1 and "missing" not in only and "made_up_as_bare" not in only
+    assert "bare_as_bare" not in figures_of(TASK, [tagged(LIP)], [[LIP]])
 
 
 def test_lips_alone_change_only_the_mouth(monkeypatch):
@@ -97,7 +120,7 @@ def test_what_is_missing_unreadable_or_too_much_is_counted():
     assert figures["set_f1"] == pytest.approx((2 / 3 + 0 + 2 / 3 + 0) / 4)
 
 
-@pytest.mark.parametrize("broken", ["", "[]", tagged(), tagged(*[LIP] * 4), tagged(LIP | {"color": "#GGGGGG"}), "x" + tagged(LIP)])
+@pytest.mark.parametrize("broken", ["", "[]", tagged([]), tagged(*[LIP] * 4), tagged(LIP | {"color": "#GGGGGG"}), "x" + tagged(LIP)])
 def test_unreadable_is_what_earns_no_accuracy(broken):
     assert figures_of(TASK, [broken], [[LIP]])["unreadable"] == 1
     assert TASK.score(broken, [LIP], "fixed").parts["accuracy"] == 0
