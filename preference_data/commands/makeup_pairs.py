@@ -10,6 +10,7 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import progress_bar
 from preference_data import makeup_prompts
 from preference_data.commands.options import MakeupConfig
-from preference_data.people.makeup import PARAMETERS, draw_lips, draw_look, render_makeup
+from preference_data.people.makeup import BARE, PARAMETERS, draw_lips, draw_look, render_makeup
 from preference_data.people.makeup_shapes import SHAPES
 from preference_data.people.synthetic import make_person
 
@@ -212,12 +213,14 @@ def _make_pairs(config: MakeupConfig, folder: Path, name: str) -> Row:
     write_image(folder / bare, face.pixels)
     split = split_of_person(name)
     rows: list[Row] = []
+    draw = draw_lips if config.lips_only else partial(draw_look, bare=BARE if config.bare_share is None else config.bare_share)
     for number in range(config.looks_per_face):
         rng = random.Random(sha256(f"{config.seed} {name} {number}".encode()).digest())
-        look = (draw_lips if config.lips_only else draw_look)(rng, wide=config.wide_colors, split=split)
-        image = f"images/{stem}_look{number}.{config.image_format}"
-        with torch.no_grad():
-            write_image(folder / image, render_makeup(face.pixels, face.mesh, look))
+        look = draw(rng, wide=config.wide_colors, split=split)
+        image = f"images/{stem}_look{number}.{config.image_format}" if look else bare
+        if look:
+            with torch.no_grad():
+                write_image(folder / image, render_makeup(face.pixels, face.mesh, look))
         rows.append(_row(config, name, face, image, bare, look))
     notes = {"notes": list(face.warnings)} if face.warnings else {}
     return {"photo": name, "look_alike": face.look_alike, "rows": rows, **notes}
@@ -230,7 +233,7 @@ def _row(config: MakeupConfig, name: str, face: BareFace, image: str, bare: str,
         "solution": look,
         "prompt": makeup_prompts.LIPS if config.lips_only else makeup_prompts.MAKEUP,
         "parameters": [{key: getattr(SHAPES[item["shape"]], key) for key in PARAMETERS} for item in look],
-        "synthetic_makeup": True,
+        "synthetic_makeup": bool(look),
         "synthetic_face": config.embedded,
         "source_photo": name,
         "source_sha256": face.digest,

@@ -248,6 +248,8 @@ class MakeupConfig(Options):
     """Lipstick alone, of the published shape, and the prompt of makeup-lips."""
     wide_colors: Share = 0.25
     """Share of colours drawn evenly from sRGB; the others are such as makeup is sold in."""
+    bare_share: Annotated[float | None, Range(ge=0, le=1, rule="must be a share from 0 to 1")] = None
+    """Share of the looks that are none: the bare picture, with an empty list as its truth. 0.15 if not given, none with --lips-only."""
     size: Annotated[int, Range(ge=64, le=4096)] = 512
     """Side of the square, aligned face crops in pixels."""
     crop: bool = True
@@ -269,10 +271,12 @@ class MakeupConfig(Options):
         """Refuse impossible values before a picture is read.
 
         Raises:
-            ConfigError: the folder does not exist, or --no-crop for embedded people.
+            ConfigError: the folder does not exist, --no-crop for embedded people, or bare faces with --lips-only.
         """
         if self.embedded and not self.crop:
             raise ConfigError("--no-crop: embedded people are made as crops; leave it out")
+        if self.lips_only and self.bare_share:
+            raise ConfigError(f"--bare-share {self.bare_share:g}: an answer with --lips-only is one colour, never none; leave out either")
         if not self.embedded and not self.faces.is_dir():
             raise ConfigError(f"FACES {self.faces}: no such folder; give a folder of photos, or the word embedded")
 

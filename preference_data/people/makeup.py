@@ -37,6 +37,7 @@ PARAMETERS = ("alpha", "sigma", "gamma", "split")
 LIGHT = (0.2, 1.35)  # the light on a pixel over the region's mean, as cube roots: beyond it lies something else than skin
 SPLIT_OF_TENTH = ("train",) * 8 + ("validation", "held_out")
 BASIC_SHARE = 0.5  # of the published shape; the region's others share the rest
+BARE = 0.15  # of the faces that wear nothing, where all makeup is asked for
 ORDER = ("lips", "blush", "eyeshadow")  # of the items in a solution
 Item = Mapping[str, Any]
 Range = tuple[float, float]
@@ -206,15 +207,18 @@ def draw_lips(rng: random.Random, *, wide: float = 0.25, split: str | None = Non
     return [{"shape": shapes_of("lips")[0], "color": draw_color("lips", rng, wide=wide, split=split)}]
 
 
-def draw_look(rng: random.Random, *, wide: float = 0.25, split: str | None = None) -> list[dict[str, str]]:
-    """A look of 1 to 3 items of different regions, evenly; makeup that is absent is left out. Half of the shapes are the published ones."""
+def draw_look(rng: random.Random, *, wide: float = 0.25, split: str | None = None, bare: float = 0.0) -> list[dict[str, str]]:
+    """A look of 1 to 3 items of different regions, evenly; makeup that is absent is left out. Half of the shapes are the published ones.
+
+    A share of the looks, `bare`, is empty; which, is drawn last, so that it changes nothing of the others.
+    """
     regions = rng.sample(REGIONS, rng.randint(1, 3))
     look: list[dict[str, str]] = []
     for region in sorted(regions, key=ORDER.index):
         basic, *others = shapes_of(region)
         shape = basic if rng.random() < BASIC_SHARE else rng.choice(others)
         look.append({"shape": shape, "color": draw_color(region, rng, wide=wide, split=split)})
-    return look
+    return [] if bare and rng.random() < bare else look
 
 
 def _any_color(rng: random.Random) -> str:

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from policies.vlm.tasks import load_task
 from portraitkit.faces.portraits import bundled_portraits
 from portraitkit.pictures.images import read_image, write_image
 from preference_data.commands import makeup_pairs
@@ -39,7 +40,8 @@ def rows_of(path):
 
 def test_a_folder_of_photos(command, photos, tmp_path):
     out = tmp_path / "set"
-    code, _, err = command(make_preferences, "makeup", photos, "--output-dir", out, "--looks-per-face", 2, "--min-face", 48, *SMALL)
+    options = ("--output-dir", out, "--looks-per-face", 2, "--min-face", 48, "--bare-share", 0)
+    code, _, err = command(make_preferences, "makeup", photos, *options, *SMALL)
     assert code == 0 and "2 photos set aside" in err
     train, test = rows_of(out / "train.jsonl"), rows_of(out / "test.jsonl")
     by_split = [{row["source_photo"] for row in rows} for rows in (train, test)]
@@ -65,13 +67,29 @@ def test_the_truth_makes_the_picture(command, photos, tmp_path):
     from portraitkit.faces.mesh import require_mesh
 
     out = tmp_path / "set"
-    command(make_preferences, "makeup", photos, "--output-dir", out, *SMALL)
+    command(make_preferences, "makeup", photos, "--output-dir", out, "--bare-share", 0, *SMALL)
     row = next(row for row in rows_of(out / "train.jsonl") + rows_of(out / "test.jsonl") if row["source_photo"] == "astronaut.png")
     photo = read_image(photos / "astronaut.png").pixels
     mesh = require_mesh(photo)[1].detach()
     aligned = align_face(photo, mesh, 96)
     expected = render_makeup(aligned.pixels, aligned.to_crop(mesh), row["solution"])
     assert (expected - read_image(out / row["image"]).pixels).abs().max() <= 0.51 / 255
+
+
+def test_some_faces_are_bare_and_the_others_stay_as_they_are(command, tmp_path):
+    sets = {}
+    for share in (None, 0, 0.5, 1):
+        out = tmp_path / str(share)
+        options = ("--output-dir", out, "--count", 8, "--image-format", "jpg", *SMALL, *(() if share is None else ("--bare-share", share)))
+        assert command(make_preferences, "makeup", "embedded", *options)[0] == 0
+        sets[share] = {row["source_photo"]: row for row in rows_of(out / "train.jsonl") + rows_of(out / "test.jsonl")}
+        for row in sets[share].values():
+            made_up = bool(row["solution"])
+            assert (row["image"] != row["bare_image"]) == row["synthetic_makeup"] == bool(row["parameters"]) == made_up
+            assert load_task("makeup").read_truth(row) == row["solution"] and (out / row["image"]).is_file()
+    bare = {share: {name for name, row in rows.items() if not row["solution"]} for share, rows in sets.items()}
+    assert not bare[0] and bare[None] <= bare[0.5] < bare[1] == set(sets[1]) and 1 <= len(bare[0.5]) <= 7
+    assert all(sets[0][name] == row for name, row in sets[0.5].items() if row["solution"])
 
 
 def test_without_cropping_photos_keep_their_size(command, photos, tmp_path):
@@ -100,7 +118,7 @@ def test_embedded_people_and_the_same_again(command, tmp_path):
 
 
 def test_interrupted_and_continued_is_as_if_never_interrupted(command, tmp_path, monkeypatch):
-    options = ("--count", 4, *SMALL)
+    options = ("--count", 4, "--bare-share", 0, *SMALL)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     command(make_preferences, "makeup", "embedded", "--output-dir", whole, *options)
     calls = []
@@ -137,6 +155,8 @@ def test_mistakes_are_one_line_and_leave_nothing(command, photos, tmp_path):
         ((photos, "--test-share", 1.0), ["--test-share 1: must be a share from 0 to below 1"]),
         ((photos, "--lipsonly"), ["--lips-only"]),
         (("embedded", "--no-crop"), ["--no-crop"]),
+        ((photos, "--bare-share", 1.5), ["--bare-share 1.5", "from 0 to 1"]),
+        ((photos, "--lips-only", "--bare-share", 0.1), ["--bare-share 0.1", "--lips-only"]),
     ):
         code, stdout, err = command(make_preferences, "makeup", *argv, "--output-dir", out)
         assert code == 2 and stdout == "" and len(err.splitlines()) == 1 and all(word in err for word in words), err

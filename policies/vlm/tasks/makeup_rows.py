@@ -8,12 +8,10 @@ from typing import Any
 import torch
 
 from portraitkit.errors import DataError, nearest
-from preference_data.people.makeup import draw_lips, draw_look, render_makeup
+from preference_data.people.makeup import BARE, draw_lips, draw_look, render_makeup
 from preference_data.people.synthetic import SPLITS, Person, make_person
 
 SIZE = 128
-BARE = 0.15
-"""Share of the faces that wear nothing, where all makeup is asked for."""
 
 
 def make_row(split: str, seed: int, *, lips_only: bool = False, draw: Callable[[torch.Generator], Person] | None = None) -> dict[str, Any]:
@@ -40,8 +38,6 @@ def make_row(split: str, seed: int, *, lips_only: bool = False, draw: Callable[[
     digest = int.from_bytes(sha256(f"makeup {split} {seed}".encode()).digest()[:7])
     generator, rng = torch.Generator().manual_seed(digest), random.Random(digest)
     person = draw(generator) if draw else make_person(split, generator, size=SIZE)
-    look = draw_lips(rng, split=split) if lips_only else draw_look(rng, split=split)
-    if not lips_only and rng.random() < BARE:
-        look = []
+    look = draw_lips(rng, split=split) if lips_only else draw_look(rng, split=split, bare=BARE)
     image = render_makeup(person.clean, person.mesh, look)
     return {"image": image, "solution": look, "synthetic": True, "split": split, "seed": seed, "morph": person.morph}

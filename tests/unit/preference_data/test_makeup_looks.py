@@ -23,6 +23,12 @@ def test_looks_are_seeded_and_of_their_split(seed, split):
     assert regions == [region for region in ("lips", "blush", "eyeshadow") if region in regions]
 
 
+def test_a_share_of_the_looks_is_empty_and_the_others_are_the_same():
+    looks = [(draw_look(random.Random(seed)), draw_look(random.Random(seed), bare=0.15)) for seed in range(2000)]
+    assert sum(not bare for _, bare in looks) / 2000 == pytest.approx(0.15, abs=0.025)
+    assert all(look == bare for look, bare in looks if bare)
+
+
 def test_numbers_and_shapes_come_in_their_shares():
     rng = random.Random(0)
     looks = [draw_look(rng) for _ in range(3000)]
