@@ -1,15 +1,16 @@
 import json
 import shutil
-from functools import partial
 from hashlib import sha256
 
 import pytest
 import torch
 from rich.console import Console
 
+from portraitkit.vlm.generate import complete
 from preference_data.people.synthetic import make_case, stage
 from preference_data.people.synthetic_pairs import SPOTS, make_pair
 from reward_models.judge.settings import EMBEDDED_FOLDER, read_settings
+from tools.embedded import vlm
 from tools.embedded.judge import JudgePhase, blemish_cells, calibrate_embedded, mirrored_pairs, open_cells, teach_judge
 from tools.embedded.judge import make_heads as make_judge_heads
 from tools.embedded.people import WANTED, Faces, those
@@ -28,7 +29,7 @@ from tools.embedded.vlm import (
     validation_rows,
 )
 from tools.embedded.vlm_facts import FACTS
-from tools.embedded.vlm_read import Phase, make_heads, make_lessons, teach_to_read
+from tools.embedded.vlm_read import Phase, make_heads, make_lessons, read, teach_to_read
 
 CONFIG = PretrainConfig(scale=0.003, validation_rows=1000)
 
@@ -42,7 +43,7 @@ def rows(tmp_path_factory):
 def started(rows):
     torch.manual_seed(0)
     processor = make_processor(rows)
-    model = build_model(processor)
+    model = build_model(processor, hidden_size=96, layers=2, vision_size=64, vision_layers=2)
     start(model, processor, rows, every=1)
     return model, processor
 
@@ -67,31 +68,38 @@ def test_every_row_has_facts_of_one_size(rows):
         assert len(found) == 1
 
 
-def test_reading_is_learned_kept_and_not_done_twice(rows, started, tmp_path):
+@torch.no_grad()
+def losses(model, lessons):
+    """Of the answers of each task's first rows."""
+    return {name: float(read(model, lesson, torch.arange(min(4, len(lesson.answers))))[0]) for name, lesson in lessons.items()}
+
+
+def test_reading_is_learned_kept_and_not_done_twice(rows, started, tmp_path, monkeypatch):
     model, processor = started
     tower = [value.clone() for value in model.model.visual.parameters()]
-    console = Console(record=True, quiet=True)
+    lessons = make_lessons(model, processor, rows, lambda some: tokens_of(model, processor, some))
+    before = losses(model, lessons)
 
-    def teach(steps, **options):
-        phase = Phase(steps, 3e-3, 0.02, 0.5, dict.fromkeys(FACTS, 4), enough={"area": 2.5, "emotion": 1.9}, **options)
+    def teach(steps, lessons, **options):
+        phase = Phase(steps, 3e-2, 0.05, 0.5, dict.fromkeys(FACTS, 2), enough={"area": 2.5, "emotion": 1.9}, **options)
         heads = make_heads(model.config.text_config.hidden_size)
-        lessons = partial(make_lessons, model, processor, rows, tokens)
-        teach_to_read(model, heads, lessons, phase, lambda: {"area": 2.4, "emotion": 2.0}, tmp_path / "read.pt", console)
+        earned = {"area": 2.4, "emotion": 2.0}
+        teach_to_read(model, heads, lambda: lessons, phase, lambda: earned, tmp_path / "read.pt", Console(quiet=True))
 
-    def tokens(some):
-        return tokens_of(model, processor, some)
-
-    teach(50)
+    teach(12, lessons)
     state = torch.load(tmp_path / "read.pt", weights_only=True)
-    assert state["done"] == 50 and all(torch.equal(a, b) for a, b in zip(tower, model.model.visual.parameters(), strict=True))
+    assert state["done"] == 12 and all(torch.equal(a, b) for a, b in zip(tower, model.model.visual.parameters(), strict=True))
+    after = losses(model, lessons)
+    assert all(after[name] < before[name] - 1 for name in ROWS), (before, after)
     with torch.no_grad():
         model.lm_head.weight.zero_()
-    teach(50)
+    teach(12, {})  # no rows are needed: nothing is left to do
     assert torch.equal(model.lm_head.weight, state["model"]["lm_head.weight"].half().float())
     assert state["resting"] == ["emotion"]
-    assert [json.loads(line)["step"] for line in (tmp_path / "read.jsonl").read_text().splitlines()] == [50]
-    teach(80, stop=60)
-    assert torch.load(tmp_path / "read.pt", weights_only=True)["done"] == 60 and (tmp_path / "read_0060.pt").is_file()
+    assert [json.loads(line)["step"] for line in (tmp_path / "read.jsonl").read_text().splitlines()] == [12]
+    teach(20, {name: lesson for name, lesson in lessons.items() if name != "emotion"}, stop=14)  # which rests
+    assert torch.load(tmp_path / "read.pt", weights_only=True)["done"] == 14 and (tmp_path / "read_0014.pt").is_file()
+    monkeypatch.setattr(vlm, "complete", lambda *given, max_tokens: complete(*given, max_tokens=max_tokens // 12))
     assert {name.split(",")[0] for name in validate(model, processor, rows)} == set(ROWS)
 
 
@@ -134,7 +142,8 @@ def test_the_judge_is_taught_on_pairs_and_kept(rows, started, tmp_path):
     model, processor = started
     console, rows = Console(quiet=True), {"preference": rows["preference"]}
     lesson = make_lessons(model, processor, rows, lambda some: tokens_of(model, processor, some))["preference"]
-    heads = make_judge_heads(192, make_heads(192)["preference"])
+    width = model.config.text_config.hidden_size
+    heads = make_judge_heads(width, make_heads(width)["preference"])
     phase = JudgePhase(2, 1e-3, 6e-3, mirrored=True, noise=0.1, batch=4)
     cells = open_cells(tmp_path / "cells.pt", 4, 0, console)
     assert torch.equal(cells, open_cells(tmp_path / "cells.pt", 4, 0, console))
