@@ -229,12 +229,19 @@ def hidden_states(model: Any, load: Load, *, cache: bool = False) -> Tensor:
         mask = torch.empty(load.rows, 1, length, length, dtype=torch.bool)
         places = torch.empty(load.rows, length, 1, dtype=torch.bool)
         spots = torch.empty(count * patches, 2, dtype=torch.long)
+        near = {"interp_indices": torch.empty(count * patches, 4, dtype=torch.long), "interp_weights": torch.empty(count * patches, 4)}
     grid = torch.tensor([[1, high * merge, wide * merge]] * count)
-    seen = core.visual(pixels, grid_thw=grid, position_ids=spots).pooler_output
+    learned = near if hasattr(core.visual, "pos_embed") else {}  # places of Qwen3-VL's patches, between those that were learned
+    seen = core.visual(pixels, grid_thw=grid, position_ids=spots, **learned).pooler_output
     embedded = core.language_model.embed_tokens(words)
     embedded = embedded.masked_scatter(places.expand_as(embedded), seen.to(embedded.dtype))
+    seen_by = mask if learned else {"full_attention": mask}
     out = core.language_model(
-        inputs_embeds=embedded, position_ids=positions, attention_mask={"full_attention": mask}, use_cache=cache, return_dict=True
+        inputs_embeds=embedded,
+        position_ids=positions,
+        attention_mask=seen_by,
+        use_cache=cache,
+        return_dict=True,
     )
     return out.last_hidden_state
 

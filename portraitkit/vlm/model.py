@@ -277,6 +277,23 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
 }
 """Of the language part, as the published config.json files say, for machines that cannot read them."""
+QWEN3_VL: dict[str, Any] = {
+    "Qwen/Qwen3-VL-8B-Instruct": {
+        "vision_config": {"out_hidden_size": 4096},
+        "text_config": {
+            "vocab_size": 151936,
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "max_position_embeddings": 262144,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20], "mrope_interleaved": True},
+        },
+    }
+}
+"""The same of Qwen3-VL, whose other values are the configuration's own defaults."""
 
 
 def meta_model(source: str) -> Any:
@@ -320,7 +337,7 @@ def random_model(source: str, processor: Any, *, dtype: str, device: str) -> Any
 
 def _configuration(source: str) -> Any:
     """transformers' configuration, or None where the model is not known."""
-    from transformers import AutoConfig, Qwen2_5_VLConfig
+    from transformers import AutoConfig, Qwen2_5_VLConfig, Qwen3VLConfig
 
     if source in PUBLISHED:
         text = PUBLISHED[source]
@@ -329,6 +346,8 @@ def _configuration(source: str) -> Any:
             text_config={**TEXT, **text, "rope_parameters": ROPE},
             tie_word_embeddings=text["tie_word_embeddings"],
         )
+    if source in QWEN3_VL:
+        return Qwen3VLConfig(**QWEN3_VL[source], tie_word_embeddings=False)
     path = model_path(source)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)

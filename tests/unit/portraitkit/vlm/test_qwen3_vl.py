@@ -1,0 +1,96 @@
+"""What was made for Qwen2-VL, with a tiny Qwen3-VL: prompts read once, the frozen tower, tokens of pictures, `--max-pixels`, GRPO."""
+
+import zlib
+
+import pytest
+import torch
+from tiny_qwen3_vl import build_qwen3_vl
+from transformers import TrainerCallback
+
+from portraitkit.memory.vlm_trace import Load, ModelSpec, generation_bytes, model_sizes
+from portraitkit.vlm import generate
+from portraitkit.vlm.context import limit_of, picture_tokens
+from portraitkit.vlm.generate import complete
+from portraitkit.vlm.model import be_quiet, check_frozen, load_model, load_processor, train_last_norm, vision_tower
+from portraitkit.vlm.probe import count_tokens
+from portraitkit.vlm.rows import Row
+from portraitkit.vlm.shared_prefix import other_forward
+from portraitkit.vlm.task import Score, Task
+from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments, start_processes
+from portraitkit.vlm.trainer_options import TrainerOptions
+from portraitkit.vlm.trainers import make_grpo_trainer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("qwen3")
+    for part in build_qwen3_vl(["Area? one two three"] * 3):
+        part.save_pretrained(path)
+    return str(path)
+
+
+def rows(*sides: int) -> list[Row]:
+    generator = torch.Generator().manual_seed(1)
+    return [Row((torch.rand(3, side, side, generator=generator),), None, "", {}) for side in sides]
+
+
+def test_answers_are_the_same_with_and_without_reading_once(folder, monkeypatch):
+    """Its tower adds features of deeper layers, and its language model takes them: nothing is shared, and nothing changes."""
+    model, processor = load_model(folder), load_processor(folder)
+    same = rows(64)[0]
+    asked = {"max_tokens": 6, "samples": 3, "temperature": 1.0, "batch_size": 6}
+    found = complete(model, processor, "Area?", [same, same], **asked)
+    monkeypatch.setattr(generate, "read_once", lambda model: other_forward(model, (), lambda part, forward: forward))
+    plain = complete(model, processor, "Area?", [same, same], **asked)
+    assert [[one.text for one in group] for group in found] == [[one.text for one in group] for group in plain]
+
+
+def test_pictures_take_the_tokens_that_are_planned(folder):
+    processor = load_processor(folder)
+    limit = limit_of(processor)
+    assert limit is not None and limit.factor == 16
+    for side in (64, 100, 150):
+        counted, _ = count_tokens(processor, "Area?", rows(side))
+        assert counted == [picture_tokens(processor, [(side, side)])]
+    small = load_processor(folder, max_pixels=64 * 64)
+    assert picture_tokens(small, [(150, 150)]) <= 16
+
+
+def test_the_frozen_tower_includes_its_deeper_mergers(folder):
+    model = load_model(folder, freeze_vision=True)
+    check_frozen(model)
+    tower = dict(vision_tower(model).named_parameters())
+    assert any("deepstack" in name for name in tower) and not any(value.requires_grad for value in tower.values())
+    train_last_norm(model)
+    assert [name for name, value in model.named_parameters() if value.requires_grad] == ["model.language_model.norm.weight"]
+
+
+def by_chance(completion, truth, mode) -> Score:
+    value = zlib.crc32(completion.encode()) / 2**32
+    return Score(value, {"chance": value}, None)
+
+
+CHANCE = Task("chance", "Area?", lambda columns: None, by_chance, {"paper": (0.0, 1.0), "fixed": (0.0, 1.0)}, lambda truth: "")
+
+
+def test_grpo_trains_a_lora_and_leaves_the_tower(folder, tmp_path):
+    be_quiet()
+    sizes = {"prompts_per_step": 2, "group_size": 4, "max_tokens": 6, "max_train_steps": 1, "warmup_steps": 0, "temperature": 2.0}
+    options = TrainerOptions(device="cpu", dtype="float32", rank=4, **sizes)
+    start_processes(options)
+    model, processor = load_model(folder, freeze_vision=True), load_processor(folder)
+    arguments = grpo_arguments(options, str(tmp_path))
+    arguments.save_strategy = "no"
+    given = (model, processor, CHANCE.prompt, rows(64, 64, 64, 64), arguments, TrainerCallback(), CHANCE, "fixed", lora_arguments(options))
+    trainer = make_grpo_trainer(*given, frozen=True)
+    before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    trainer.train()
+    changed = {name for name, value in trainer.model.named_parameters() if not torch.equal(before[name], value)}
+    assert changed and all("lora_" in name and "visual" not in name for name in changed)
+
+
+def test_the_published_model_is_planned():
+    spec = ModelSpec("Qwen/Qwen3-VL-8B-Instruct", "bfloat16", gpu=True)
+    known = model_sizes(spec)
+    assert known is not None and known.parameters == 8_767_123_696 and known.token_side == 32
+    assert generation_bytes(spec, Load(1, 1, 64, 20, 8)) > 0
