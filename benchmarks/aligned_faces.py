@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.metric import Metric, Pictures, Range, Score
+from benchmarks.metric import Metric, Pictures, Range, Score, with_known
 from portraitkit.errors import FaceError
 from portraitkit.faces.align import align_face
 from portraitkit.faces.mesh import require_mesh
@@ -75,16 +75,16 @@ def _find_face(source: Float[Tensor, "3 h w"], reference: Float[Tensor, "3 h w"]
     return mesh, Photos.build(face.pixels[None], photo.meshes, opacity=opacity, clean=clean)
 
 
-def face_metric(name: str, title: str, load: Callable[[Mapping[str, Path]], Measure], values: Range = UNIT, **fields: Any) -> Metric:
+def face_metric(name: str, title: str, load: Callable[..., Measure], values: Range = UNIT, **fields: Any) -> Metric:
     """A metric of the aligned faces of pictures and their photos; a reward or a judge is such a measure.
 
-    `load` makes the measure of the weight files: aligned candidates and their photos to values, NaN where it does not apply. Further
-    `fields` are those of `Metric`; higher is better and the code is the caller's own unless they say otherwise.
+    `load` makes the measure of the weight files, as `Metric.open` does: aligned candidates and their photos to values, NaN where it does
+    not apply. Further `fields` are those of `Metric`; higher is better and the code is the caller's own unless they say otherwise.
     """
     common: dict[str, Any] = {"direction": "higher", "licence": "own code", "missing": NO_FACE}
 
-    def open_faces(files: Mapping[str, Path]) -> Score:
-        return partial(on_faces, load(files))
+    def open_faces(files: Mapping[str, Path], device: str = "cpu", dtype: str | None = None) -> Score:
+        return partial(on_faces, with_known(load, device=device, dtype=dtype)(files))
 
     return Metric(name=name, title=title, range=values, reference="source", open=open_faces, smallest=MIN_FACE, **(common | fields))
 
@@ -94,5 +94,5 @@ def on_faces(function: Measure, pictures: Pictures) -> Float[Tensor, " n"]:
     faces = pictures.once(aligned_faces)
     values = torch.full((len(pictures),), torch.nan)
     if faces is not None:
-        values[faces.rows] = function(faces.candidates, faces.photos).float()
+        values[faces.rows] = function(faces.candidates, faces.photos).float().cpu()  # a number a face
     return values

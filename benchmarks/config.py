@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import arg
 
@@ -63,8 +63,13 @@ class BenchmarkConfig(Options):
     """Share of pictures that may be unreadable; they are named in failed.jsonl. Above it the run ends."""
     cache: Annotated[Path, MAY_CHANGE] = Path("~/.cache/portraitkit/benchmark")
     """Folder of the values that are known already."""
+    device: Annotated[str, MAY_CHANGE] = "cpu"
+    """Where metrics, judges and retouchers compute: cpu, cuda, cuda:1 ...; several processes take a GPU each with cuda. Values of a GPU are
+    kept apart from those of the CPU, from which they differ by rounding."""
+    dtype: Annotated[Literal["float32", "bfloat16"] | None, MAY_CHANGE] = None
+    """Of networks on a GPU; float32 for metrics and bfloat16 for judges if not given."""
     threads: Annotated[int | None, Range(ge=1), MAY_CHANGE] = None
-    """Threads that compute; all cores if not given."""
+    """Threads that compute on the CPU; all cores if not given."""
     output_dir: Annotated[Path, MAY_CHANGE] = Path("runs/benchmark")
     """Where results.json, the tables and report.html go. The same run again goes on where it was interrupted."""
     overwrite: Annotated[bool, MAY_CHANGE] = False
@@ -80,6 +85,8 @@ class BenchmarkConfig(Options):
             ConfigError: a value is out of range, or a method has no name or place.
         """
         check_shard(self.shard, self.overwrite)
+        if self.device == "cpu" and self.dtype == "bfloat16":
+            raise ConfigError("--dtype bfloat16: for networks on a GPU; give --device cuda, or leave it out")
         methods = self.methods
         if self.source is None and any(place.startswith("retoucher:") for place in methods.values()):
             raise ConfigError("--method .. =retoucher: needs --source, the photos to retouch")

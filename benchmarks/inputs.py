@@ -232,13 +232,13 @@ def gather(config: BenchmarkConfig, work: Path, say: Callable[[str], None], shar
         if place.startswith("retoucher:"):
             assert source is not None
             photos = dict(sorted(source.pictures.items())[: config.limit])
-            folders[name] = _retouched(place.removeprefix("retoucher:"), photos, work / "retouched", say, shard)
+            folders[name] = _retouched(place.removeprefix("retoucher:"), photos, work / "retouched", say, shard, config.device)
         else:
             folders[name] = read_folder(Path(place), work / "unpacked" / _short(name))
     return match(folders, source, reference, sets, config.limit)
 
 
-def _retouched(place: str, photos: dict[str, Path], target: Path, say: Callable[[str], None], shard: Shard | None) -> Folder:
+def _retouched(place: str, photos: dict[str, Path], target: Path, say: Callable[[str], None], shard: Shard | None, device: str) -> Folder:
     """Run a retoucher on the photos. A photo without a usable face has no picture, but a text with the reason.
 
     What an interrupted run or another process left is kept: it lies under the hash of backbone, adapter and photo.
@@ -262,7 +262,7 @@ def _retouched(place: str, photos: dict[str, Path], target: Path, say: Callable[
             continue
         if not out.is_file():
             if backbone is None:
-                backbone = load_backbone(backbone_name, None, None, "cpu")
+                backbone = load_backbone(backbone_name, None, None, device)
                 if adapter:
                     attach_adapter(backbone, adapter)
                 say(f"retouching {len(photos)} photos by {place}")
@@ -294,14 +294,14 @@ def _embedded(config: BenchmarkConfig, work: Path, sets: tuple[Path, ...], say: 
         say(f"the embedded retoucher on the held-out photos of {config.demo}")
         return match(folders, folders["input"], Folder(pictures["clean"]) if pictures["clean"] else None, sets, config.limit)
     say(f"{config.demo} holds no aligned retoucher (make demo trains one): input and base only")
-    return _synthetic(work / "embedded", config.limit or EMBEDDED, sets, say, shard)
+    return _synthetic(work / "embedded", config.limit or EMBEDDED, sets, say, shard, config.device)
 
 
 def _of_kind(folder: Path, kind: str) -> dict[str, Path]:
     return {path.stem.removesuffix(f"_{kind}"): path for path in list_images(folder) if path.stem.endswith(f"_{kind}")}
 
 
-def _synthetic(work: Path, count: int, sets: tuple[Path, ...], say: Callable[[str], None], shard: Shard | None) -> Inputs:
+def _synthetic(work: Path, count: int, sets: tuple[Path, ...], say: Callable[[str], None], shard: Shard | None, device: str) -> Inputs:
     from preference_data.people.synthetic import make_case
 
     for kind in ("input", "clean"):
@@ -313,6 +313,6 @@ def _synthetic(work: Path, count: int, sets: tuple[Path, ...], say: Callable[[st
             for path, pixels in zip(paths, (case.source, case.clean), strict=True):
                 write_image(path, pixels)
     photos = Folder({path.stem: path for path in list_images(work / "input")[:count]})
-    base = _retouched("tiny", dict(photos.pictures), work / "retouched", say, shard)
+    base = _retouched("tiny", dict(photos.pictures), work / "retouched", say, shard, device)
     clean = Folder({path.stem: path for path in list_images(work / "clean")})
     return match({"input": photos, "base": base}, photos, clean, sets)

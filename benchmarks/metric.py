@@ -3,12 +3,14 @@
 A metric is one file with one constant METRIC (docs/add_a_metric.md). Built-in metrics load by the same road as `my_file.py:METRIC`.
 """
 
+import inspect
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -49,8 +51,21 @@ class Pictures:
         assert parts[0] is not None
         return Pictures(parts[0], parts[1], parts[2], tuple(self.sources[row] for row in rows) if self.sources else ())
 
+    def to(self, device: str) -> "Pictures":
+        """The pictures on a device."""
+        if torch.device(device) == self.pixels.device:
+            return self
+        source, reference = (None if part is None else part.to(device) for part in (self.source, self.reference))
+        return Pictures(self.pixels.to(device), source, reference, self.sources)
+
 
 Score = Callable[[Pictures], Float[Tensor, "..."]]
+
+
+def with_known(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """The function with those of the options that it has a parameter for."""
+    known = inspect.signature(function).parameters
+    return partial(function, **{name: value for name, value in options.items() if name in known})
 
 
 @dataclass(frozen=True)
@@ -90,9 +105,10 @@ class Metric:
     # pictures, with one value a method
     reference: Literal["none", "full", "source", "set"]
     licence: str  # of code and weights
-    # from the found weight files by name (empty for a metric without) to the scoring function. That takes a batch and returns one value a
-    # picture, NaN where the metric does not apply, or one row of features a picture for a "set" metric
-    open: Callable[[Mapping[str, Path]], Score]
+    # from the found weight files by name (empty for a metric without) to the scoring function, with keywords `device` and `dtype` (None:
+    # its own choice) where it asks for them. The function takes a batch, computes where its pictures are and returns one value a picture,
+    # NaN where the metric does not apply, or one row of features a picture for a "set" metric
+    open: Callable[..., Score]
     weights: tuple[WeightFile, ...] = ()  # files it needs beside the package
     # files of this package with parameters; their hash is part of the cache's key. So is that of a user's own file, which `load_metrics`
     # adds

@@ -23,6 +23,7 @@ from portraitkit.runs.folder import Maker, RunFolder, may_resume
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import progress_bar
 from portraitkit.runs.shards import Shard, ShardFile, clear_shards, current_shard, has_shards, join_run, merged_rows, wait_for_shards
+from portraitkit.vlm.model import check_device
 
 NOT_COMPARED = may_change(BenchmarkConfig)
 MAKER = Maker("benchmark-portraits", "weights_dir", "a benchmark", NOT_COMPARED)
@@ -46,6 +47,9 @@ def run_benchmark(config: BenchmarkConfig, command: list[str]) -> int:
     pairs = read_pairs(config.pairs) if config.pairs else []
     if config.pairs and config.method:
         check_pairs(config.pairs, pairs, None, config.methods)
+    check_device(config.device)
+    if config.device == "cuda" and shard is not None:
+        config = replace(config, device=f"cuda:{shard.local % torch.cuda.device_count()}")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     run = _Run(config, command, metrics, folders, pairs, console)
@@ -129,6 +133,8 @@ class _Run:
                 max_failed=self.config.max_failed,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
                 stop=lambda: interrupt.requested is not None,
+                device=self.config.device,
+                dtype=self.config.dtype,
             )
             results = suite.run(inputs, shard)
         skipped = lacking | results.skipped

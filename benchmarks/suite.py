@@ -1,7 +1,7 @@
 """The suite: every metric on every picture, each picture decoded once, every value kept for the next run.
 
-Metrics run beside each other, each on one core: convolutions and matrix products of this size gain less from a second core than two of
-them do from one each, and a value does not depend on how many cores there are.
+On a CPU metrics run beside each other, each on one core: convolutions and matrix products of this size gain less from a second core than
+two of them do from one each, and a value does not depend on how many cores there are. On a GPU they follow one another.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.batches import SET, Batch, Plan, applies, decoded, keys, plan_batches
 from benchmarks.inputs import Inputs, Item
-from benchmarks.metric import Metric, Pictures, Score
+from benchmarks.metric import Metric, Pictures, Score, with_known
 from benchmarks.store import Store
 from benchmarks.weight_files import Digests, MetricWeights
 from portraitkit.errors import ConfigError, DataError, WeightsError
@@ -45,7 +45,8 @@ class Results:
 
 class Suite:
     """One run over given inputs, by metrics whose weights were found and checked. `max_failed` is the share of pictures that may be
-    unreadable; `progress` is called with (done, total) pictures times metrics, `stop` asked between batches whether to end.
+    unreadable; `progress` is called with (done, total) pictures times metrics, `stop` asked between batches whether to end; metrics
+    compute on `device`, networks on a GPU in `dtype` or, if None, their own choice.
     """
 
     def __init__(
@@ -57,8 +58,13 @@ class Suite:
         max_failed: float = 0.1,
         progress: Callable[[int, int], None] = lambda done, total: None,
         stop: Callable[[], bool] = lambda: False,
+        device: str = "cpu",
+        dtype: str | None = None,
     ) -> None:
-        self.metrics, self.store, self.digest = list(metrics), store, digest
+        self.metrics, self.store, self.digest, self.device, self.dtype = list(metrics), store, digest, device, dtype
+        if device != "cpu":
+            where = f" on {device.partition(':')[0]}, {dtype or 'own type'}"
+            self.metrics = [(metric, replace(weights, where=where)) for metric, weights in metrics]
         self.max_failed, self.progress, self.stop = max_failed, progress, stop
         self._seconds: dict[str, float] = {}
 
@@ -70,7 +76,7 @@ class Suite:
             DataError: more pictures than allowed cannot be read.
         """
         results = Results(inputs, weights={metric.name: weights for metric, weights in self.metrics})
-        plan = plan_batches(inputs)
+        plan = plan_batches(inputs, self.device)
         if shard is not None:
             plan = Plan(shard.share(plan.batches), plan.refused)
         results.failed += [(str(path), "", reason) for path, reason in plan.refused.items()]
@@ -102,7 +108,7 @@ class Suite:
                 done += len(batch.items)
                 self.progress(done, total)
 
-        with one_core_each() as (pool, cores):
+        with one_core_each() if self.device == "cpu" else one_at_a_time() as (pool, cores):
             ahead = 1 + math.ceil(cores / max(1, len(scores)))
             for pictures, batch, wanted, problems in decoded(todo):
                 if self.stop():
@@ -110,7 +116,8 @@ class Suite:
                     break
                 results.failed += problems
                 self._check_failed(results)
-                flying.append((batch, wanted, {} if pictures is None else self._start(pool, wanted, scores, pictures, batch, results)))
+                jobs = {} if pictures is None else self._start(pool, wanted, scores, pictures.to(self.device), batch, results)
+                flying.append((batch, wanted, jobs))
                 while len(flying) >= ahead:
                     land()
             if results.stopped:
@@ -133,7 +140,7 @@ class Suite:
         for metric, weights in self.metrics:
             if metric.name in names:
                 try:
-                    scores[metric.name] = metric.open(weights.files)
+                    scores[metric.name] = with_known(metric.open, device=self.device, dtype=self.dtype)(weights.files)
                 except WeightsError as error:
                     results.skipped[metric.name] = str(error)
         return scores
@@ -262,6 +269,13 @@ def one_core_each() -> Iterator[tuple[ThreadPoolExecutor, int]]:
         torch.set_num_threads(cores)
 
 
+@contextmanager
+def one_at_a_time() -> Iterator[tuple[ThreadPoolExecutor, int]]:
+    """One thread, which keeps a GPU busy; batches are read beside it."""
+    with ThreadPoolExecutor(1, thread_name_prefix="metric") as pool:
+        yield pool, 1
+
+
 def _measured(
     metric: str, score: Score, pictures: Pictures, paths: list[str]
 ) -> tuple[list[Tensor | None], list[tuple[str, str, str]], float]:
@@ -270,20 +284,20 @@ def _measured(
     failed: list[tuple[str, str, str]] = []
     try:
         values: list[Tensor | None] = [*_call(metric, score, pictures)]
-    except DataError:
+    except (DataError, torch.OutOfMemoryError):
         values = []
         for row, path in enumerate(paths):
             try:
                 values += _call(metric, score, pictures.select([row]))
-            except DataError as error:
+            except (DataError, torch.OutOfMemoryError) as error:
                 values.append(None)
-                failed.append((path, metric, str(error)))
+                failed.append((path, metric, str(error).partition("\n")[0]))
     return values, failed, time.perf_counter() - start
 
 
 def _call(metric: str, score: Score, pictures: Pictures) -> list[Tensor]:
     with torch.inference_mode():
-        values = score(pictures)
+        values = score(pictures).cpu()  # a number, or some features, a picture
     if values.dim() not in (1, 2) or len(values) != len(pictures):
         rule = "must be one value a picture, or one row of features for a set"
         raise ConfigError(f"metric {metric}: returned {tuple(values.shape)} for {len(pictures)} pictures; {rule}")

@@ -30,12 +30,13 @@ class MetricWeights:
     files: Mapping[str, Path]  # by the name the metric knows them by
     sha256: Mapping[str, str]  # of each
     notes: tuple[str, ...]  # what a reader of the values should know about the files, one line each
+    where: str = ""  # device and type of a GPU, whose values are kept apart; empty on a CPU
 
     @property
     def key(self) -> str:
         """One hash of all files, for the cache."""
         text = "\n".join(f"{name} {digest}" for name, digest in sorted(self.sha256.items()))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{text}{self.where}".encode()).hexdigest()[:16]
 
 
 def weights_folder(option: Path | None) -> Path:

@@ -43,9 +43,10 @@ class Machine:
 
     def __call__(self, features: Float[Tensor, "n 36"]) -> Float[Tensor, " n"]:
         """The regressed score."""
-        scaled = 2 * (features - self.low) / (self.high - self.low) - 1
-        distance = (scaled[:, None] - self.vectors).square().sum(-1)
-        return (-self.gamma * distance).exp() @ self.coefficients - self.rho
+        low, high, vectors, coefficients = (part.to(features) for part in (self.low, self.high, self.vectors, self.coefficients))
+        scaled = 2 * (features - low) / (high - low) - 1
+        distance = (scaled[:, None] - vectors).square().sum(-1)
+        return (-self.gamma * distance).exp() @ coefficients - self.rho
 
 
 def scene_features(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n 36"]:
@@ -120,7 +121,7 @@ def open_original(path: Path) -> Score:
 
     def score(pictures: Pictures) -> Float[Tensor, " n"]:
         out = []
-        for luminance in pictures.once(luma):
+        for luminance in pictures.once(luma).cpu():  # whose roundings are what pyiqa's values are made of
             try:
                 out.append(single(luminance[None, None]))
             except AssertionError:  # flat: pyiqa refuses it

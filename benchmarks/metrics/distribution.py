@@ -23,7 +23,7 @@ SUBSETS, SUBSET = 100, 1000
 
 def prepare(pixels: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 299 299"]:
     """Clean-fid's input, in [-1, 1]."""
-    channels = [Image.fromarray(channel, mode="F") for channel in (pixels * 255).round().numpy()]
+    channels = [Image.fromarray(channel, mode="F") for channel in (pixels * 255).round().cpu().numpy()]  # for Pillow
     small = [np.asarray(channel.resize((SIDE, SIDE), Image.Resampling.BICUBIC)).clip(0, 255) for channel in channels]
     return (torch.from_numpy(np.stack(small)) - 128) / 128
 
@@ -33,7 +33,8 @@ def open_inception(files: Mapping[str, Path]) -> Score:
     net = inception_net(files[FILE])
 
     def features(pictures: Pictures) -> Float[Tensor, "n 2048"]:
-        return net(torch.stack([prepare(pixels) for pixels in pictures.pixels]), False, False)[0].flatten(1)
+        device = pictures.pixels.device
+        return net.to(device)(torch.stack([prepare(pixels) for pixels in pictures.pixels]).to(device), False, False)[0].flatten(1)
 
     return features
 

@@ -23,7 +23,7 @@ def psnr(pictures: Pictures) -> Float[Tensor, " n"]:
 
 
 def _local(maps: Float[Tensor, "k n h w"]) -> Float[Tensor, "k n hh ww"]:
-    weights = gaussian(WINDOW, SIGMA)
+    weights = gaussian(WINDOW, SIGMA).to(maps.device)
     flat = maps.flatten(0, 1)[:, None]
     flat = F.conv2d(F.conv2d(flat, weights.view(1, 1, 1, -1)), weights.view(1, 1, -1, 1))
     return flat[:, 0].unflatten(0, maps.shape[:2])

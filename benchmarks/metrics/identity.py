@@ -26,13 +26,13 @@ def same_person(candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> Float[T
     return identity_cosine(*both)
 
 
-def load_cosine(files: Mapping[str, Path]) -> Measure:
+def load_cosine(files: Mapping[str, Path], device: str = "cpu") -> Measure:
     """The measure.
 
     Raises:
         WeightsError: onnxruntime is missing, or the file is no ArcFace net.
     """
-    judge = open_arcface(files[NET])
+    judge = open_arcface(files[NET], device)
 
     def cosine(candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> Float[Tensor, " n"]:
         after, before = (judge.embedding(pixels, photos.meshes) for pixels in (candidates, photos.source))

@@ -6,6 +6,7 @@ methods' pictures of one photo side by side: judge those as pairs instead (`--pa
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from benchmarks.aligned_faces import NO_FACE, Measure, face_metric
 from benchmarks.metric import Metric
 from portraitkit.errors import ConfigError, WeightsError
 from portraitkit.vlm.model import model_path
+from reward_models.judge.judge import load_judge
 from reward_models.judge.reward import FORMS, judge_reward, split_argument
 from reward_models.judge.settings import source_of
 from reward_models.photos import Photos
@@ -40,8 +42,9 @@ def judge_metric(name: str) -> Metric:
         except WeightsError as error:
             raise WeightsError(str(error).replace("--model", "--metrics judge", 1)) from error
 
-    def load_judge(files: Mapping[str, Path]) -> Measure:
-        reward = judge_reward(path if form == "score" else f"{path}:{form}")
+    def open_judge(files: Mapping[str, Path], device: str = "cpu", dtype: str | None = None) -> Measure:
+        named = path if form == "score" else f"{path}:{form}"
+        reward = judge_reward(named, device=device, load=partial(load_judge, dtype=dtype))
 
         def measure(candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> Float[Tensor, " n"]:
             return reward.of_groups(candidates, photos, torch.arange(len(candidates)))
@@ -53,7 +56,7 @@ def judge_metric(name: str) -> Metric:
     return face_metric(
         f"judge_{short}" if form == "score" else f"judge_{short}_{form}",
         f"judge: {FORMS[form]}",
-        load_judge,
+        open_judge,
         licence="that of the judge's model",
         bundled=tuple(parameters),
         revision=path,

@@ -60,8 +60,9 @@ def open_laion_aes(files: Mapping[str, Path]) -> Score:
     fill(head, files[HEAD])
 
     def score(pictures: Pictures) -> Float[Tensor, " n"]:
-        embedding = clip.encode_image(prepare(pictures.pixels))
-        return head(F.normalize(embedding, dim=-1)).flatten()
+        device = pictures.pixels.device
+        embedding = clip.to(device).encode_image(prepare(pictures.pixels))
+        return head.to(device)(F.normalize(embedding, dim=-1)).flatten()
 
     return score
 

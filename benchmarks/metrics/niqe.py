@@ -63,7 +63,8 @@ def open_niqe(files: Mapping[str, Path]) -> Score:
     mean, covariance = read_parameters()
 
     def score(pictures: Pictures) -> Float[Tensor, " n"]:
-        return torch.stack([naturalness(part, mean, covariance) for part in block_features(pictures.once(luma).double())])
+        features = block_features(pictures.once(luma).double())
+        return torch.stack([naturalness(part, mean.to(part), covariance.to(part)) for part in features])
 
     return score
 

@@ -49,7 +49,7 @@ def open_topiq_nr_face(files: Mapping[str, Path]) -> Score:
         values = torch.full((len(pictures),), torch.nan)
         faces = {row: face for row, pixels in enumerate(pictures.pixels) if (face := cut_face(pixels)) is not None}
         if faces:
-            values[list(faces)] = net(torch.stack(list(faces.values()))).flatten()
+            values[list(faces)] = net.to(pictures.pixels.device)(torch.stack(list(faces.values()))).flatten().cpu()  # a number a face
         return values
 
     return score

@@ -51,7 +51,7 @@ class FusedConv(nn.Module):
         self._packed: Tensor | None = None
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d hh ww"]:
-        reorder = _reorder()
+        reorder = _reorder() if x.device.type == "cpu" else None
         if reorder is None:
             out = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
             return ACTIVATIONS[self.activation](out)
@@ -139,7 +139,7 @@ class FastMusiq(nn.Module):
         state = self.layers[-1](state[:, :1], state)
         values = self.net.head(encoder.encoder_norm(state)[:, 0])
         classes = values.shape[1]
-        return values if classes == 1 else values @ torch.arange(1.0, classes + 1)[:, None]
+        return values if classes == 1 else values @ torch.arange(1.0, classes + 1)[:, None].to(values)
 
     def _tokens(self, pixels: Float[Tensor, "n 3 h w"], scale: int) -> Float[Tensor, "n k dim"]:
         """Embedded patches of one size of the pictures, with what tells their places and their scale."""
@@ -255,7 +255,7 @@ class FastTopiq(nn.Module):
         net = self.net
         if net.test_img_size is not None:
             x = resize(x, net.test_img_size, antialias=True)
-        levels = net.semantic_model(((x - net.default_mean) / net.default_std).contiguous(memory_format=torch.channels_last))
+        levels = net.semantic_model(((x - net.default_mean.to(x)) / net.default_std.to(x)).contiguous(memory_format=torch.channels_last))
         cells = levels[-1].shape[-2:]
         tokens = []
         for level in reversed(range(len(levels))):

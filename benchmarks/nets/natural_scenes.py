@@ -43,7 +43,7 @@ def normalised(maps: Maps, *, padding: str) -> Maps:
     """
     both = F.pad(torch.stack([maps, maps.square()]), (WINDOW // 2,) * 4, mode=padding)
     if maps.dtype == torch.float32:
-        mean, square = F.conv2d(both.flatten(0, 1)[:, None], _window()[None, None]).view(2, *maps.shape)
+        mean, square = F.conv2d(both.flatten(0, 1)[:, None], _window()[None, None].to(both)).view(2, *maps.shape)
     else:
         rows, columns = _separated()
         mean, square = _filtered(_filtered(both, columns, 1, -1), rows, 1, -2)
@@ -58,7 +58,7 @@ def halved(maps: Maps) -> Float[Tensor, "n hh ww"]:
         index = torch.arange(-3, 2 * ((length + 1) // 2) + 3)
         index = torch.where(index < 0, -1 - index, index)
         index = torch.where(index >= length, 2 * length - 1 - index, index).clamp(0, length - 1)
-        maps = _filtered(maps.index_select(dim, index), _cubic(), 2, dim)
+        maps = _filtered(maps.index_select(dim, index.to(maps.device)), _cubic(), 2, dim)
     return maps
 
 
@@ -117,10 +117,11 @@ class Shapes:
 
 
 @cache
-def _shapes(dtype: torch.dtype) -> Shapes:
+def _shapes(dtype: torch.dtype, device: torch.device) -> Shapes:
     alpha = torch.arange(0.2, 10.001, 0.001).to(dtype)
     one, two, three = (torch.lgamma(order / alpha) for order in (1.0, 2.0, 3.0))
-    return Shapes(alpha, (2 * two - one - three).exp(), ((one - three) / 2).exp(), (two - one).exp())
+    tables = alpha, (2 * two - one - three).exp(), ((one - three) / 2).exp(), (two - one).exp()
+    return Shapes(*(table.to(device) for table in tables))
 
 
 def _nearest(ratio: Float[Tensor, " n"], table: Float[Tensor, " k"]) -> Int[Tensor, " n"]:
@@ -133,7 +134,7 @@ def gaussian_fit(values: Float[Tensor, "n k"]) -> tuple[Float[Tensor, " n"], Flo
     """Shape and deviation of the generalised Gaussian (zero mean) with the values' moments."""
     square = values.square().mean(-1)
     inverse = -square / values.abs().mean(-1).square()
-    shapes = _shapes(values.dtype)
+    shapes = _shapes(values.dtype, values.device)
     return shapes.alpha[_nearest(inverse, -1 / shapes.ratio)], square.sqrt()
 
 
@@ -159,7 +160,7 @@ def asymmetric_fit(values: Float[Tensor, "n k"]) -> Asymmetric:
     gamma = left / right
     ratio = values.abs().mean(-1).square() / (total / values.shape[-1])
     ratio = ratio * (gamma**3 + 1) * (gamma + 1) / (gamma**2 + 1).square()
-    shapes = _shapes(values.dtype)
+    shapes = _shapes(values.dtype, values.device)
     index = _nearest(ratio, shapes.ratio)
     width = shapes.width[index]
     return Asymmetric(shapes.alpha[index], left, right, left * width, right * width, (right - left) * width * shapes.skew[index])

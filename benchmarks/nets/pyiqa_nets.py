@@ -27,7 +27,7 @@ from portraitkit.errors import DataError, WeightsError, reason_of
 IQA_WEIGHTS = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main"  # Where pyiqa's weights are published
 LICENCE = "pyiqa: PolyForm Noncommercial and NTU S-Lab"
 REVISION = "IQA-PyTorch-Weights, main (not pinned)"
-AT_ONCE = 2**18  # Pixels in one call of a net
+AT_ONCE = {"cpu": 2**18, "cuda": 2**22}  # Pixels in one call of a net: as many as stay in a processor's cache, or keep a GPU busy
 NO_PYIQA = "needs pyiqa: pip install 'portraitkit[iqa]' (its licence is non-commercial)"
 
 
@@ -44,10 +44,10 @@ def pyiqa_metric(
     with the same values in less time; `fields` are further ones of `Metric`, or those that are otherwise than this says.
     """
 
-    def open_net(files: Mapping[str, Path]) -> Score:
+    def open_net(files: Mapping[str, Path], dtype: str | None = None) -> Score:
         net = empty_net(name)
         fill(net, files[weights[0].name])
-        return column(faster(net))
+        return column(faster(net), dtype=dtype)
 
     common: dict[str, Any] = {"direction": "higher", "reference": "none", "licence": LICENCE, "revision": REVISION, "smallest": 32}
     common["open"] = open_net
@@ -132,19 +132,23 @@ def inception_net(path: Path) -> torch.nn.Module:
         raise WeightsError(f"{path}: is of another net ({str(error).splitlines()[-1].strip()}); download the file named") from error
 
 
-def column(net: torch.nn.Module, *, reference: bool = False) -> Score:
-    """Score a batch by a net that takes pictures, with `reference` beside them their references, and gives one value each."""
+def column(net: torch.nn.Module, *, reference: bool = False, dtype: str | None = None) -> Score:
+    """Score a batch by a net that takes pictures, with `reference` beside them their references, and gives one value each; with dtype
+    bfloat16 under autocast."""
     net = net.to(memory_format=torch.channels_last)
 
     def score(pictures: Pictures) -> Float[Tensor, " n"]:
         assert pictures.reference is not None or not reference
-        return _in_parts(net, pictures.pixels, *([pictures.reference] if reference and pictures.reference is not None else []))
+        beside = [pictures.reference] if reference and pictures.reference is not None else []
+        with torch.autocast(pictures.pixels.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+            values = _in_parts(net, pictures.pixels, *beside)
+        return values.float() if dtype == "bfloat16" else values
 
     return score
 
 
 def _in_parts(net: torch.nn.Module, *pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
-    """Values of a batch, as many pictures at once as stay in a processor's cache; channels last, which convolutions on a CPU like best.
+    """Values of a batch, where its pictures are, `AT_ONCE` at a time; channels last, which convolutions like best.
 
     pyiqa's nets refuse pictures by assertions and by what torch raises.
 
@@ -152,7 +156,8 @@ def _in_parts(net: torch.nn.Module, *pixels: Float[Tensor, "n 3 h w"]) -> Float[
         DataError: the net cannot measure these pictures.
     """
     count, height, width = len(pixels[0]), *pixels[0].shape[-2:]
-    at_once = max(1, AT_ONCE // (height * width))
+    device = pixels[0].device
+    net, at_once = net.to(device), max(1, AT_ONCE[device.type] // (height * width))
     out = []
     for start in range(0, count, at_once):
         part = [whole[start : start + at_once].contiguous(memory_format=torch.channels_last) for whole in pixels]

@@ -1,0 +1,103 @@
+"""Metrics on a CUDA device that is none (`pretend_cuda`): each computes where its pictures are, and its values are the CPU's."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from onnx_nets import write_arcface
+from pretend_cuda import PLACES, pretend_cuda
+from safetensors.torch import save_file
+
+from benchmarks import suite
+from benchmarks.inputs import match, read_folder
+from benchmarks.metric import Pictures
+from benchmarks.metrics import built_in_metrics, load_metrics
+from benchmarks.nets.pyiqa_nets import empty_net, quiet
+from benchmarks.store import Store
+from benchmarks.suite import Suite
+from benchmarks.weight_files import Digests, find_weights
+
+BY_WEIGHTS = ("nima", "musiq", "musiq-ava", "topiq_nr", "topiq_nr-face", "arcface")
+SLOW = ("maniqa",)
+NOT_RUN = {
+    "clipiqa": "its CLIP is 100 million values; pyiqa moves it to its pictures",
+    "laion_aes": "its CLIP is 430 million values; both of its nets are moved to the pictures",
+    "nrqm": "random forests in numpy",
+    "lpips": "as the other nets of `against_reference`: none is small",
+    "dists": "as lpips",
+    "fid": "its Inception net is moved to the pictures",
+    "kid": "as fid",
+}
+PLAIN = [name for name, metric in built_in_metrics().items() if not [w for w in metric.weights if not w.optional]]
+
+
+@pytest.fixture
+def pictures(portrait) -> Pictures:
+    pixels = portrait[..., 20:276, 100:356]
+    return Pictures(torch.cat([pixels, pixels * 0.8]), pixels.repeat(2, 1, 1, 1), (pixels * 0.95).repeat(2, 1, 1, 1), ("a", "b"))
+
+
+def weights_of(name: str, folder: Path) -> dict[str, Path]:
+    """A file of random weights."""
+    metric = built_in_metrics()[name]
+    if not metric.weights or metric.weights[0].optional:
+        return {}
+    if name == "arcface":
+        write_arcface(folder / metric.weights[0].name)
+        return {metric.weights[0].name: folder / metric.weights[0].name}
+    with quiet():
+        pytest.importorskip("pyiqa", exc_type=ImportError)
+    torch.manual_seed(0)
+    state = empty_net("topiq_nr" if name == "topiq_nr-face" else name).state_dict()
+    path = (folder / metric.weights[0].name).with_suffix(".safetensors")
+    save_file({key: value.contiguous().clone() for key, value in state.items()}, path)
+    return {metric.weights[0].name: path}
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *BY_WEIGHTS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.parametrize(("place", "times"), PLACES)
+@torch.no_grad()
+def test_a_metric_on_the_device_is_the_cpus(name, place, times, tmp_path, pictures):
+    metric, files = built_in_metrics()[name], weights_of(name, tmp_path)
+    expected = metric.open(files)(pictures)
+    with place():
+        found = metric.open(files)(pictures.to("cuda")).cpu()
+    near = {"rtol": 1e-3 * times, "atol": 1e-4 * times}
+    assert torch.allclose(found.double(), expected.double(), **near, equal_nan=True) and not found.isnan().all()
+
+
+def test_every_metric_is_run_or_named():
+    assert set(built_in_metrics()) == {*PLAIN, *BY_WEIGHTS, *SLOW, *NOT_RUN}
+
+
+class InThisThread(ThreadPoolExecutor):
+    """What is pretended is so in one thread alone."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future:
+        done: Future = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
+@contextmanager
+def in_this_thread() -> Iterator[tuple[ThreadPoolExecutor, int]]:
+    """As the suite's own for a GPU."""
+    yield InThisThread(1), 1
+
+
+def test_the_suite_measures_on_the_device_and_keeps_its_values_apart(folders, monkeypatch):
+    monkeypatch.setattr(suite, "one_at_a_time", in_this_thread)
+    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # which what is pretended does not know
+    parts = {name: read_folder(path, path) for name, path in folders.items()}
+    inputs = match({name: parts[name] for name in ("photos", "soft")}, parts["photos"], parts["photos"])
+    chosen = [(metric, find_weights(metric, [Path("/nowhere")], Digests())) for metric in load_metrics(("piqe", "psnr"))]
+    with Store(None) as store:
+        here = Suite(chosen, store, Digests()).run(inputs)
+        with pretend_cuda():
+            there = Suite(chosen, store, Digests(), device="cuda").run(inputs)
+    assert here.computed == there.computed == 12
+    assert all(torch.allclose(here.values[name], there.values[name], rtol=1e-4) for name in ("piqe", "psnr"))
