@@ -26,7 +26,7 @@ OF_OTHERS = {
     "SLURM": "--nodes --array",
     "portraitkit.ray_shards": "--gpus --cpus",
     "hf and uv": "--private --extra",
-    "pytest, make and tools": "--run-slow --tiny --answers",
+    "pytest, make and tools": "--run-slow --tiny --answers --only",
 }
 """Options that the guides name, by whose they are."""
 

@@ -102,7 +102,7 @@ def test_merging_keeps_known_truth_unless_told():
     truth = replace(PAIR, id="q", verdicts=dict.fromkeys(DIMENSIONS, "b"), overall="b", annotator="degradation")
     rows = [says("a"), says("a", pair="q")]
     merged, counts = merge_pairs([PAIR, truth], rows, relabel=False)
-    assert [pair.overall for pair in merged] == ["a", "b"] and counts == {"new": 1, "kept": 1, "open": 0, "conflict": 0}
+    assert [pair.overall for pair in merged] == ["a", "b"] and counts == {"new": 1, "kept": 1, "unused": 1, "open": 0, "conflict": 0}
     merged, counts = merge_pairs([PAIR, truth], [*rows, says("b", "max")], relabel=True)
     assert [pair.overall for pair in merged] == [None, "a"] and counts["conflict"] == 1
 
@@ -111,8 +111,8 @@ def test_known_truth_that_people_dispute_is_open_when_they_are_to_decide():
     truth = replace(PAIR, verdicts=dict.fromkeys(DIMENSIONS, "b"), overall="b", scores=dict.fromkeys(DIMENSIONS, (3.0, 5.0)))
     truth = replace(truth, annotator="degradation", reasoning="faults")
     disputed, unseen = [says("a"), says("b", "max")], replace(truth, id="q")
-    assert merge_pairs([truth], disputed, relabel=False) == ([truth], {"new": 0, "kept": 1, "open": 0, "conflict": 0})
-    assert merge_pairs([truth, unseen], disputed, relabel=True) == ([PAIR, unseen], {"new": 0, "kept": 1, "open": 1, "conflict": 1})
+    assert merge_pairs([truth], disputed, relabel=False) == ([truth], {"new": 0, "kept": 1, "unused": 1, "open": 0, "conflict": 0})
+    assert merge_pairs([truth, unseen], disputed, relabel=True) == ([PAIR, unseen], {"new": 0, "kept": 1, "unused": 0, "open": 1, "conflict": 1})
 
 
 def test_the_report_has_flips_and_standings():

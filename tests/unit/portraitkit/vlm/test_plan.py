@@ -98,7 +98,7 @@ def test_published_models_have_their_published_sizes(name, parameters):
 
 
 def test_a_model_that_is_not_known_is_said_to_be(monkeypatch):
-    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda path: (_ for _ in ()).throw(OSError(path)))
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda path, **options: (_ for _ in ()).throw(OSError(path)))
     assert meta_model("nobody/nothing-of-this-name") is None
     assert Planner("nobody/nothing-of-this-name", ("grpo",), picture_tokens=64).memory(OPTIONS) is None
 
