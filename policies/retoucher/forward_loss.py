@@ -8,9 +8,9 @@ which drew the candidates, make an implicit positive and an implicit negative po
 and with `r` in [0, 1], the candidate's standing in its group, the loss is `r |x0+ - x0|^2 + (1 - r) |x0- - x0|^2`, `x0+ = x_t - t v+`.
 No likelihood, no noise in the pictures, and no trajectory is kept.
 
-Here the old policy is the policy before the update, which drew the candidates (the paper's eta 0), and the candidates of a group are noised
-alike: what they have in common then falls out of the gradient. The code of the paper divides each term by its own mean absolute error,
-which would bring that back; ours does not.
+Here the old policy is the policy as an update begins (the paper's eta 0), which drew the candidates where a step has one update, and the
+candidates of a group are noised alike: what they have in common then falls out of the gradient, wholly at t = 1. The code of the paper
+divides each term by its own mean absolute error, which would bring that back; ours does not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from policies.retoucher.model.backbone import Backbone, Condition, Latents
 from policies.retoucher.rollout import Rollout, mix
-from policies.retoucher.update import Loss, UpdateFigures, base_policy
+from policies.retoucher.update import NO_FIGURES, Loss, UpdateFigures, base_policy
 
 LARGEST = 5.0
 """Advantage at which a candidate is as good as can be, r = 1; DiffusionNFT's code has this bound."""
@@ -82,6 +82,8 @@ def accumulate_forward_gradients(
         candidates: those of the whole update, of which other processes have some; gradients and figures of all processes then add up.
     """
     members = torch.isin(rollout.photo_of, photos).nonzero()[:, 0]
+    if not len(members):  # all candidates of the update are in other processes
+        return NO_FIGURES
     live = members[advantages[members].reshape(len(members), -1).abs().sum(1) > 0]
     terms = (candidates or len(members)) * max(1, len(noise))
     total = kl = 0.0

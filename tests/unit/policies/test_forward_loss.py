@@ -7,7 +7,7 @@ import torch
 
 from policies.retoucher.forward_loss import ANCHOR_DRAWS, accumulate_forward_gradients, forward_noise
 from policies.retoucher.rollout import roll_out
-from policies.retoucher.update import Loss
+from policies.retoucher.update import NO_FIGURES, Loss
 
 ADVANTAGES = torch.tensor([1.0, -1.0, 0.5, -0.5, 0.3, -0.9, 0.9, -0.3])
 PLAIN = Loss()
@@ -32,7 +32,9 @@ def gradients(rolled, advantages=ADVANTAGES, loss=PLAIN, photos=(0, 1), micro_ba
     trainer, condition, rollout = rolled
     trainer.optimizer.zero_grad(set_to_none=True)
     options = {"noise": noise_of(trainer), "micro_batch": micro_batch, "candidates": candidates, "anchors": anchors}
-    figures = accumulate_forward_gradients(trainer.backbone, condition, rollout, advantages, torch.tensor(photos), loss, **options)
+    figures = accumulate_forward_gradients(
+        trainer.backbone, condition, rollout, advantages, torch.tensor(photos, dtype=torch.long), loss, **options
+    )
     return figures, {name: p.grad.clone() for name, p in trainer.adapter.items() if p.grad is not None}
 
 
@@ -101,6 +103,15 @@ def test_parts_add_up_and_micro_batches_change_nothing(rolled):
     alike({name: parts[0][1][name] + parts[1][1][name] for name in whole}, whole)
     assert sum(part.loss for part, _ in parts) == pytest.approx(figures.loss, rel=1e-4)
     assert sum(part.evaluations for part, _ in parts) == figures.evaluations == 8 * 2 * 4
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_a_process_that_has_no_candidate_of_an_update_adds_nothing(rolled, local):
+    """As with more processes than groups in an update (`--updates-per-step`)."""
+    anchors = torch.zeros(2, *noise_of(rolled[0])[1.0].shape[2:])
+    advantages = ADVANTAGES[:, None].expand(-1, rolled[2].latents.shape[1]) if local else ADVANTAGES
+    figures, grads = gradients(rolled, advantages, Loss(kl_beta=0.1, anchor_weight=0.5), photos=(), candidates=8, anchors=anchors)
+    assert (figures, grads) == (NO_FIGURES, {})
 
 
 def test_groups_without_advantage_cost_nothing(rolled):

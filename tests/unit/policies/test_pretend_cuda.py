@@ -46,9 +46,9 @@ def trainer_on(device: str, build, config: RetoucherConfig = CONFIG) -> Trainer:
     return Trainer(config, CachedBackbone(backbone), SyntheticSource(backbone.resolution, device), rewards, Console(quiet=True))
 
 
-def run(device: str, build) -> tuple[Trainer, dict[str, float]]:
+def run(device: str, build, config: RetoucherConfig = CONFIG) -> tuple[Trainer, dict[str, float]]:
     """An evaluation, a training step and another evaluation; the trainer and what was measured."""
-    trainer = trainer_on(device, build)
+    trainer = trainer_on(device, build, config)
     photos = evaluation_set(trainer.backbone, trainer.source, "validation", 1, prompt=CONFIG.prompt, noise_seed=7)
     before, result, ode = trainer.validate(photos), trainer.train_step(), trainer.ode_reward([0])
     assert before.pictures.device.type == "cpu" and result.gradient_norm > 0
@@ -67,6 +67,15 @@ def test_a_step_on_the_device_is_the_cpus(name, place, times):
         assert all(value.isfinite().all() for value in there.adapter.values())
         tensors = there.tensors()["adapter"]
         assert {value.device.type for value in tensors.values()} == {"cuda"}
+
+
+@pytest.mark.parametrize(("place", "times"), PLACES)
+def test_a_step_of_nft_on_the_device_is_the_cpus(place, times):
+    config = replace(CONFIG, loss="nft", dpg=False, shared_noise=False, anchor_weight=0.5)
+    _, expected = run("cpu", BUILDS["flux_kontext"], config)
+    with place():
+        _, found = run("cuda", BUILDS["flux_kontext"], config)
+    assert found == pytest.approx(expected, rel=1e-3 * times, abs=1e-5 * times, nan_ok=True)
 
 
 def left_behind(monkeypatch, what: str) -> None:
