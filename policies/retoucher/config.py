@@ -138,7 +138,8 @@ class GuidanceOptions(Options):
     best_of_steps: AtLeast1 = 20
     """With --anchors best-of-n: training steps after which an anchor is made again."""
     anchor: Literal["label", "wrong", "none"] = "label"
-    """With --dpg: the photo's own anchor; another photo's (ablation); none: the noise is attenuated and nothing pulls (ablation)."""
+    """With --dpg or --anchor-weight: the photo's own anchor; another photo's (ablation); none: the noise is attenuated and nothing pulls
+    (ablation)."""
     step_weight: Literal["equal", "attenuation"] = "equal"
     """Loss weight of a guided step: 1, or 1 - lam, since at lam near 1 the outcome hardly depends on the noise."""
 
@@ -218,7 +219,8 @@ class UpdateOptions(Options):
     ratio: Literal["ppo", "guard"] = "ppo"
     """Likelihood ratio as it is, or standardised per step as GRPO-Guard does."""
     kl_beta: NotNegative = 0.0
-    """Weight of the Gaussian KL to the base policy (adapters off); 0 is Flow-GRPO's on FLUX.1 Kontext."""
+    """Weight of the Gaussian KL to the base policy (adapters off), with --loss nft of the squared distance of their answers; 0 is
+    Flow-GRPO's on FLUX.1 Kontext."""
     max_grad_norm: Positive = 1.0
     """Gradient clipping."""
     ema_decay: Annotated[float, Range(ge=0, lt=1)] = 0.0
@@ -285,7 +287,7 @@ class RetoucherConfig(
             )
         if self.push_to_hub is not None and self.ablate:
             raise ConfigError("--push-to-hub: an ablation has many models; leave one of --push-to-hub and --ablate out")
-        if self.dpg and self.anchor == "wrong" and self.photos_per_step < 2:
+        if (self.dpg or self.anchor_weight > 0) and self.anchor == "wrong" and self.photos_per_step < 2:
             raise ConfigError(f"--anchor wrong: takes another photo's anchor; --photos-per-step {self.photos_per_step} must be 2 or more")
         if self.anchors == "file" and self.photos == "embedded":
             raise ConfigError("--anchors file: the embedded photos have no files; leave --anchors out, or give --photos FOLDER")
@@ -301,8 +303,10 @@ class RetoucherConfig(
             raise ConfigError(f"--global-std: goes with --advantage combined, not with {self.advantage}; leave one of them out")
         if self.loss == "nft" and (self.sharding != "none" or (self.shared_noise and not self.dpg)):
             raise ConfigError("--loss nft: goes with --no-shared-noise unless --dpg draws stochastic steps, and not with --sharding")
-        if self.anchor_weight > 0 and self.loss != "nft":
-            raise ConfigError(f"--anchor-weight {self.anchor_weight:g}: is of --loss nft; add that, or leave it out")
+        if self.loss == "nft" and (self.ratio, self.step_weight, self.ablate) != ("ppo", "equal", False):
+            raise ConfigError("--loss nft: goes with neither --ratio guard, --step-weight attenuation nor --ablate; leave those out")
+        if self.anchor_weight > 0 and (self.loss != "nft" or self.anchor == "none"):
+            raise ConfigError(f"--anchor-weight {self.anchor_weight:g}: needs --loss nft and an --anchor; add those, or leave it out")
         if self.reward_weights and len(self.reward_weights) != len(self.all_rewards):
             raise ConfigError(
                 f"--reward-weights has {len(self.reward_weights)} values for {len(self.all_rewards)} rewards: give one each, or none"
@@ -320,10 +324,13 @@ class RetoucherConfig(
         needed = self.anchors == "file" or (self.anchors is None and (self.ablate or guided))
         if bare and needed:
             first = f"the first: line {bare[0][0]}, {bare[0][1]}"
+            asks, own, without = ("DPG", " or --anchors best-of-n (the policy's own best)", "train with --no-dpg")
+            if not self.dpg and self.anchor_weight > 0:
+                asks, own, without = "--anchor-weight", "", "train with --anchor-weight 0"
             raise DataError(
-                f"{self.photos}: {len(bare)} of {len(listed.rows)} photos have no anchor_file_name ({first}), and DPG needs a preferred "
-                "retouch of each: give --anchors painted (blemishes are painted onto clean portraits) or --anchors best-of-n (the "
-                "policy's own best), add them to metadata.jsonl, or train with --no-dpg"
+                f"{self.photos}: {len(bare)} of {len(listed.rows)} photos have no anchor_file_name ({first}), and {asks} needs a preferred "
+                f"retouch of each: give --anchors painted (blemishes are painted onto clean portraits){own}, add them to metadata.jsonl, "
+                f"or {without}"
             )
 
     def scheduler(self, sigmas: Sequence[float], iteration: int) -> "DPGScheduler":

@@ -44,7 +44,7 @@ SIGNALS = (
 """Logged values of training, their titles, and how to read them."""
 FILES = ("README.md", FILE)  # What of a run folder is pushed: no picture of anybody
 SETTINGS = ("backbone", "resolution", "num_steps", "eval_num_steps", "guidance", "sampler", "eta", "window", "dpg", "group_size")
-SETTINGS += ("photos_per_step", "rewards", "combine", "max_train_steps", "learning_rate", "rank", "lora_alpha", "keep_best", "seed")
+SETTINGS += ("photos_per_step", "rewards", "combine", "loss", "max_train_steps", "learning_rate", "rank", "lora_alpha", "keep_best", "seed")
 """Options that the card names."""
 
 

@@ -1,10 +1,14 @@
 """The options of `align-retoucher`: in groups, with the defaults of their backbone."""
 
 import pytest
+import torch
 
 from policies.retoucher.config import RetoucherConfig
 from portraitkit.config import load_config
-from portraitkit.errors import ConfigError
+from portraitkit.errors import ConfigError, DataError
+from portraitkit.pictures.images import write_image
+
+NFT = {"loss": "nft", "dpg": False, "shared_noise": False}
 
 
 def shown(capsys, *options: str) -> str:
@@ -36,3 +40,36 @@ def test_the_value_of_an_option_that_is_gone_names_the_new_ones(tmp_path):
         load_config(RetoucherConfig, ["--config", str(recipe)], prog="align-retoucher")
     with pytest.raises(ConfigError, match="^--global-std: goes with --advantage combined, not with gdpo"):
         load_config(RetoucherConfig, ["--advantage", "gdpo", "--global-std"], prog="align-retoucher")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"ratio": "guard"}, "--loss nft: goes with neither --ratio guard"),
+        ({"step_weight": "attenuation"}, "--loss nft: goes with neither .* --step-weight attenuation"),
+        ({"ablate": True}, "--loss nft: goes with neither .* --ablate"),
+        ({"shared_noise": True}, "--loss nft: goes with --no-shared-noise"),
+        ({"anchor_weight": 0.5, "anchor": "none"}, "--anchor-weight 0.5: needs --loss nft and an --anchor"),
+        ({"anchor_weight": 0.5, "loss": "grpo"}, "--anchor-weight 0.5: needs --loss nft and an --anchor"),
+        ({"anchor_weight": 0.5, "anchor": "wrong", "photos_per_step": 1}, "--anchor wrong: takes another photo's anchor"),
+    ],
+)
+def test_what_nft_has_no_use_for_is_refused(options, words):
+    with pytest.raises(ConfigError, match=words):
+        RetoucherConfig.of(**{**NFT, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({**NFT, "anchor_weight": 0.5}, "--anchor-weight needs .* or train with --anchor-weight 0$"),
+        ({}, "DPG needs .* or train with --no-dpg$"),
+    ],
+)
+def test_photos_without_anchors_are_refused_with_a_way_out_that_is_one(tmp_path, options, words):
+    write_image(tmp_path / "p.png", torch.zeros(3, 8, 8))
+    config = RetoucherConfig.of(photos=str(tmp_path), **options)
+    with pytest.raises(DataError, match=words):
+        config.check_photos()
+    if options:
+        RetoucherConfig.of(photos=str(tmp_path), **NFT).check_photos()
