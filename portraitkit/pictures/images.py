@@ -102,11 +102,11 @@ def _decode(source: Path | io.BytesIO, path: Path, background: tuple[float, floa
                 exif = opened.getexif()
                 upright = ImageOps.exif_transpose(opened)
                 profile = opened.info.get("icc_profile")
-                notes += [f"{path}: {tag} is not followed; read as sRGB, convert it" for tag in _other_colours(opened, source, profile)]
                 array = _to_rgb(upright, profile, background, notes, path)
                 if ORIENTATION in exif:
                     exif[ORIENTATION] = 1
-                kept = exif.tobytes() if len(exif) else None
+                kept = exif.tobytes() if len(exif) else None  # before its parts are looked at, of which Pillow then writes some twice
+                notes += [f"{path}: {tag} is not followed; read as sRGB, convert it" for tag in _other_colours(opened, source, profile)]
     except PilImage.DecompressionBombError as error:
         raise ImageError(f"{path}: at most {max_pixels / 1e6:.0f} million pixels are read; make it smaller") from error
     except DAMAGED as error:

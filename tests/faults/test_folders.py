@@ -157,3 +157,19 @@ def test_a_jpeg_in_adobe_rgb_without_its_profile_has_a_note(tmp_path):
     assert "Adobe RGB" in note
     write_image(tmp_path / "q.png", torch.zeros(3, 8, 8))
     assert read_image(tmp_path / "q.png").warnings == ()
+
+
+def test_exif_with_an_interoperability_block_is_kept_as_it_was(tmp_path):
+    """Most cameras write one; Pillow writes it a second time once it has been looked at."""
+    from struct import pack
+
+    def directory(*entries):
+        return pack("<H", len(entries)) + b"".join(pack("<HHI4s", *entry) for entry in entries) + bytes(4)
+
+    first = directory((0x010F, 2, 4, b"cam\0"), (0x8769, 4, 1, pack("<I", 38)))
+    second = directory((0xA001, 3, 1, b"\1\0\0\0"), (0xA005, 4, 1, pack("<I", 68)))
+    exif = b"Exif\0\0II*\0" + pack("<I", 8) + first + second + directory((1, 2, 4, b"R98\0"))
+    Image.new("RGB", (8, 8)).save(tmp_path / "p.jpg", exif=exif)
+    kept = Image.Exif()
+    kept.load(read_image(tmp_path / "p.jpg").exif)
+    assert set(kept) == {0x010F, 0x8769} and kept.get_ifd(0x8769)[0xA001] == 1 and kept.get_ifd(0xA005)[1] == "R98"
