@@ -67,7 +67,7 @@ class BenchmarkConfig(Options):
     """Where metrics, judges and retouchers compute: cpu, cuda, cuda:1 ...; several processes take a GPU each with cuda. Values of a GPU are
     kept apart from those of the CPU, from which they differ by rounding."""
     dtype: Annotated[Literal["float32", "bfloat16"] | None, MAY_CHANGE] = None
-    """Of networks on a GPU; float32 for metrics and bfloat16 for judges if not given."""
+    """On a GPU, of judges and of nima, musiq, musiq-ava, maniqa and topiq_nr; bfloat16 for judges and float32 for metrics if not given."""
     threads: Annotated[int | None, Range(ge=1), MAY_CHANGE] = None
     """Threads that compute on the CPU; all cores if not given."""
     output_dir: Annotated[Path, MAY_CHANGE] = Path("runs/benchmark")

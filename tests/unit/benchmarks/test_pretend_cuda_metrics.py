@@ -27,7 +27,7 @@ NOT_RUN = {
     "clipiqa": "its CLIP is 100 million values; pyiqa moves it to its pictures",
     "laion_aes": "its CLIP is 430 million values; both of its nets are moved to the pictures",
     "nrqm": "random forests in numpy",
-    "lpips": "as the other nets of `against_reference`: none is small",
+    "lpips": "as the other nets of `column`, with a reference: none is small",
     "dists": "as lpips",
     "fid": "its Inception net is moved to the pictures",
     "kid": "as fid",
