@@ -29,7 +29,7 @@ bench: $(SETUP)
 	$(BIN)/python -m tools.bench.suite_speed
 	$(BIN)/python -m tools.bench.processors
 
-# Train the weights of the embedded models again, from their recipes (hours).
+# Train embedded models anew, in place of the committed ones (hours); the recipe of the vision-language model does not reach those yet.
 embedded: $(SETUP)
 	$(BIN)/python -m tools.embedded.retoucher
 	$(BIN)/python -m tools.embedded.vlm
