@@ -48,8 +48,9 @@ class RetouchConfig(BackboneOptions):
     @classmethod
     def revise(cls, values: dict[str, Any], typed: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         """With the embedded retoucher, its own number of steps."""
-        tiny = cls.chosen(values, typed)["backbone"] == "tiny" and "num_steps" not in values
-        return super().revise(values, typed) | ({"num_steps": EMBEDDED_STEPS} if tiny else {})
+        chosen = cls.chosen(values, typed)
+        embedded = chosen["backbone"] == "tiny" and chosen["model"] is None and "num_steps" not in values
+        return super().revise(values, typed) | ({"num_steps": EMBEDDED_STEPS} if embedded else {})
 
     @property
     def lora(self) -> Path | None:

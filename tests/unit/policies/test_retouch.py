@@ -16,6 +16,7 @@ from policies.retoucher.main import retouch_portrait
 from policies.retoucher.model.adapter import FILE
 from policies.retoucher.retouch.command import ALIGNED, EMBEDDED_STEPS, RetouchConfig, plan_jobs, retouch_main
 from policies.retoucher.retouch.faces import find_faces, retouch_faces
+from portraitkit.config import load_config
 from portraitkit.errors import ConfigError, FaceError, ImageError, WeightsError
 from portraitkit.faces.detect import detect_faces
 from portraitkit.faces.mesh import face_mesh
@@ -257,6 +258,14 @@ def test_other_models_have_no_adapter_unless_one_is_given():
     assert RetouchConfig(**places, model="my/weights").lora is None
     assert RetouchConfig(**places, backbone="flux_kontext").lora is None
     assert RetouchConfig(**places, backbone="flux_kontext", adapter="runs/demo").lora == Path("runs/demo")
+
+
+def test_one_step_is_the_embedded_retouchers_alone():
+    def steps(*options):
+        return load_config(RetouchConfig, ["in.png", "out.png", *options], prog="retouch-portrait").num_steps
+
+    assert steps() == steps("--adapter", "none") == EMBEDDED_STEPS == 1 and steps("--num-steps", "5") == 5
+    assert steps("--model", "my/weights") == 8 and steps("--backbone", "flux_kontext") == 28
 
 
 def test_targets(photos, tmp_path):
