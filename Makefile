@@ -29,7 +29,7 @@ bench: $(SETUP)
 	$(BIN)/python -m tools.bench.suite_speed
 	$(BIN)/python -m tools.bench.processors
 
-# Train embedded models anew, in place of the committed ones (hours); the recipe of the vision-language model does not reach those yet.
+# Train embedded models anew (hours). Retoucher and judge replace the committed ones; the vision-language model goes to runs/embedded-vlm/model.
 embedded: $(SETUP)
 	$(BIN)/python -m tools.embedded.retoucher
 	$(BIN)/python -m tools.embedded.vlm

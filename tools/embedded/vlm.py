@@ -85,8 +85,8 @@ WORDS = ("<think>", "</think>", "<answer>", "</answer>", "<reasoning>", "</reaso
 class PretrainConfig(Options):
     """Rebuild the embedded vision-language model."""
 
-    output_dir: str = "portraitkit/vlm/embedded"
-    """Where the model and its processor go."""
+    output_dir: str = "runs/embedded-vlm/model"
+    """Where the model and its processor go; to portraitkit/vlm/embedded once they are better than what is committed there."""
     work_dir: str = "runs/embedded-vlm"
     """Stages and logs."""
     portraits: str = ""

@@ -62,7 +62,7 @@ def emotion_task(*, signed: bool = False, rarity: Mapping[int, int] | None = Non
         brief="Emotion?",
         most=_most,
         constants=_constants,
-        whole=lambda truth: truth.units is not None and truth.emotion is not None,
+        whole=lambda truth: truth.units is not None and truth.emotion is not None and not truth.unknown,
     )
 
 
