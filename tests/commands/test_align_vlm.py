@@ -287,7 +287,9 @@ def test_a_damaged_model_leaves_no_folder(command, model, tmp_path, name):
 
 
 def test_dry_run_prints_the_plan_and_trls_arguments(command):
-    code, out, _ = command(align_vlm, "--dry-run", "--model", "Qwen/Qwen2.5-VL-7B-Instruct", "--rank", 8, "--dtype", "bfloat16", "--gradient-checkpointing")
+    code, out, _ = command(
+        align_vlm, "--dry-run", "--model", "Qwen/Qwen2.5-VL-7B-Instruct", "--rank", 8, "--dtype", "bfloat16", "--gradient-checkpointing"
+    )
     assert code == 0 and "peak, estimated" in out and "8,292,166,656" in out
     assert '"num_generations": 8' in out and '"loss_type"' in out and "LoraConfig" in out
 

@@ -70,8 +70,8 @@ READ = Phase(
     {"area": 12, "makeup": 48, "emotion": 24, "preference": 8},
     enough={"area": 2.5, "makeup-lips": 0.82, "makeup": 0.95, "emotion": 1.9},
 )
-"""Of the language part alone, a second or two an update. Rewards of `makeup-lips` are 1 - dE76 / 100. Tried once, for 800 updates: too few for
-lips and emotions (docs/measurements/vlm.md); the committed weights are those of the recipe before, which had 2,600."""
+"""Of the language part alone, a second or two an update. Rewards of `makeup-lips` are 1 - dE76 / 100. Tried once, for 800 updates: too
+few for lips and emotions (docs/measurements/vlm.md); the committed weights are those of the recipe before, which had 2,600."""
 EXAMINED = 64
 """Validation rows of each task that are looked at every 100 updates."""
 METRICS = ("de76_missing_100", "bare_as_bare", "made_up_as_bare")

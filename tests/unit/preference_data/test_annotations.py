@@ -112,7 +112,10 @@ def test_known_truth_that_people_dispute_is_open_when_they_are_to_decide():
     truth = replace(truth, annotator="degradation", reasoning="faults")
     disputed, unseen = [says("a"), says("b", "max")], replace(truth, id="q")
     assert merge_pairs([truth], disputed, relabel=False) == ([truth], {"new": 0, "kept": 1, "unused": 1, "open": 0, "conflict": 0})
-    assert merge_pairs([truth, unseen], disputed, relabel=True) == ([PAIR, unseen], {"new": 0, "kept": 1, "unused": 0, "open": 1, "conflict": 1})
+    assert merge_pairs([truth, unseen], disputed, relabel=True) == (
+        [PAIR, unseen],
+        {"new": 0, "kept": 1, "unused": 0, "open": 1, "conflict": 1},
+    )
 
 
 def test_the_report_has_flips_and_standings():
