@@ -35,8 +35,7 @@ class BackboneOptions(Options):
     prompt: str = "Beautify this person's face while maintaining a natural and realistic appearance"
     """Editing instruction; the default is the one BeautyGRPO released."""
     guidance: Annotated[float | None, Range(ge=1, rule="at least 1 (no guidance)")] = None
-    """Guidance scale; the backbone's own if not given. On qwen_image_edit and flux2_klein it is classifier-free guidance: at 1 it is off,
-    at half the cost."""
+    """Guidance scale; the backbone's own if not given. On qwen_image_edit and flux2_klein classifier-free: off at 1, at half the cost."""
     negative_prompt: str = " "
     """What classifier-free guidance leads away from."""
     device: str = "cuda"
@@ -50,11 +49,7 @@ class BackboneOptions(Options):
 
     @classmethod
     def revise(cls, values: dict[str, Any], typed: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-        """With the embedded retoucher the recipe tiny_retoucher lies beneath, and a recipe for another model says nothing of that model.
-
-        So one recipe runs on a large model and on the embedded one, where only the backbone and the launcher change. What is left out is
-        said in one line; what was typed is never left out.
-        """
+        """With the embedded retoucher: tiny_retoucher beneath, without what a recipe says of another model, but all that was typed."""
         if cls.chosen(values, typed)["backbone"] != "tiny":
             return values
         if values.get("backbone", "tiny") != "tiny":
@@ -112,9 +107,8 @@ class RolloutOptions(Options):
     shared_noise: bool = True
     """One initial noise per group: the steps before the first stochastic one, and that step's own gradient, are computed once a group."""
     bf16_rollouts: bool = False
-    """A candidate's own ODE steps and its decoding in bfloat16, on a CPU only if it multiplies bfloat16 natively (twice as fast
-    there; PORTRAITKIT_CPU_BF16=on or off overrules the measurement). The stochastic steps, the updates and every evaluation stay in the
-    backbone's own type, so that the ratio is exact."""
+    """A candidate's own ODE steps and its decoding in bfloat16, on a CPU only if it multiplies that natively (PORTRAITKIT_CPU_BF16=on or
+    off overrules). Stochastic steps, updates and evaluations stay in the backbone's own type, so that the ratio is exact."""
     micro_batch: AtLeast1 = 4
     """Candidates (in evaluations, photos) in one forward, and in one forward and backward, of a process; halved where memory runs out.
     Photos whose groups fit into it are rolled out together, at least one; while the next ones are rolled out, reward workers score."""
@@ -138,8 +132,7 @@ class GuidanceOptions(Options):
     best_of_steps: AtLeast1 = 20
     """With --anchors best-of-n: training steps after which an anchor is made again."""
     anchor: Literal["label", "wrong", "none"] = "label"
-    """With --dpg or --anchor-weight: the photo's own anchor; another photo's (ablation); none: the noise is attenuated and nothing pulls
-    (ablation)."""
+    """The photo's own anchor; for ablations another photo's, or none: the noise is attenuated and nothing pulls."""
     step_weight: Literal["equal", "attenuation"] = "equal"
     """Loss weight of a guided step: 1, or 1 - lam, since at lam near 1 the outcome hardly depends on the noise."""
 
@@ -158,7 +151,7 @@ class RewardOptions(Options):
     """One weight a reward, in the order of --rewards and then --reward; each reward's own if empty."""
     reward_worker: Annotated[tuple[str, ...], MAY_CHANGE] = ()
     """Workers that score what they serve, each http://host:port of a serve-rewards: learned rewards must be served by one, verifiable ones
-    may be. The token, if they want one, is in REWARD_WORKER_TOKEN. Where rewards are scored changes none of them (docs/rewards.md)."""
+    may be; no value changes (docs/rewards.md). The token, if they want one, is in REWARD_WORKER_TOKEN."""
     reward_worker_timeout: Annotated[Positive, MAY_CHANGE] = 120.0
     """Seconds for one group's rewards, its wait in the worker's queue included; then the group is sent again."""
     reward_worker_patience: Annotated[float, MAY_CHANGE] = 600.0
@@ -219,8 +212,7 @@ class UpdateOptions(Options):
     ratio: Literal["ppo", "guard"] = "ppo"
     """Likelihood ratio as it is, or standardised per step as GRPO-Guard does."""
     kl_beta: NotNegative = 0.0
-    """Weight of the Gaussian KL to the base policy (adapters off), with --loss nft of the squared distance of their answers; 0 is
-    Flow-GRPO's on FLUX.1 Kontext."""
+    """Weight of the Gaussian KL to the base policy (adapters off), with --loss nft of the squared distance of their answers."""
     max_grad_norm: Positive = 1.0
     """Gradient clipping."""
     ema_decay: Annotated[float, Range(ge=0, lt=1)] = 0.0
