@@ -24,7 +24,7 @@ SMALL = {
 }
 """Three groups among two processes, in updates of two groups and of one: neither is divided evenly, and in one a process has nothing."""
 OPTIONS = [text for name, value in SMALL.items() for text in (f"--{name}", str(value))]
-OPTIONS += ["--rewards", "blemish_removal", "texture", "--global-std"]
+OPTIONS += ["--rewards", "blemish_removal", "texture", "--learning-rate", "1e-2"]
 Align = Callable[..., list[int]]
 
 
@@ -93,8 +93,8 @@ def test_two_processes_train_what_one_trains(align, runs, two):
     assert align("one", 1, "one") == [0], said(runs, "one")
     assert_same(two, runs / "one")
     assert [row["step"] for row in rows(two, "train")] == [1, 2]
-    assert min(row["gradient_norm"] for row in rows(two, "train")) > 1e-4
-    assert max(abs(row["loss"]) for row in rows(two, "train")) > 1e-7  # the second update of a step is off-policy
+    assert min(row["gradient_norm"] for row in rows(two, "train")) > 5e-3
+    assert max(abs(row["loss"]) for row in rows(two, "train")) > 1e-5  # the second update of a step is off-policy
     summary = json.loads((two / "summary.json").read_text())
     single = json.loads((runs / "one" / "summary.json").read_text())
     assert summary["processes"] == 2
