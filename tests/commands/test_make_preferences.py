@@ -9,6 +9,7 @@ import sys
 import urllib.request
 
 import pytest
+from patience import LONGEST
 
 from portraitkit.faces.portraits import bundled_portraits
 from portraitkit.pictures.images import write_image
@@ -104,9 +105,9 @@ def test_the_page_is_served_until_interrupted(pair_set_path):
         line = process.stdout.readline()
         address = re.search(r"http://127\.0\.0\.1:\d+/", line)
         assert address, line + process.stderr.read()
-        assert b"Judge retouches" in urllib.request.urlopen(address[0], timeout=20).read()
+        assert b"Judge retouches" in urllib.request.urlopen(address[0], timeout=LONGEST).read()
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) in (0, 130) and "Traceback" not in process.stderr.read()
+        assert process.wait(LONGEST) in (0, 130) and "Traceback" not in process.stderr.read()
     finally:
         process.kill()
         process.communicate()

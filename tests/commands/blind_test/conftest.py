@@ -9,7 +9,6 @@ import sqlite3
 import ssl
 import sys
 import threading
-import time
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import httpx
 import pytest
 import torch
 import uvicorn
+from patience import LONGEST, wait_until
 from scipy.special import softmax
 
 from benchmarks.blind_test.commands import blind_test
@@ -77,13 +77,12 @@ def running(folder: Path, **options):
     interval = sys.getswitchinterval()
     sys.setswitchinterval(0.0002)  # client and server take turns in one process: the usual 5 ms would be most of the time
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
+    wait_until(lambda: server.started, "the server")
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(LONGEST)
         sys.setswitchinterval(interval)
         store.close()
 
@@ -127,7 +126,7 @@ class Crowd:
     @staticmethod
     async def take_part(address: str, cookie: str, answer) -> None:
         """One rater, on a connection of their own; `answer` is called with the comparison's token."""
-        async with httpx.AsyncClient(base_url=address, timeout=60, verify=TLS, trust_env=False, cookies={"rater": cookie}) as client:
+        async with httpx.AsyncClient(base_url=address, timeout=LONGEST, verify=TLS, trust_env=False, cookies={"rater": cookie}) as client:
             state = (await client.get("/api/trial")).json()
             while state["trial"]:
                 token = state["trial"]["token"]
@@ -137,7 +136,7 @@ class Crowd:
 
     def vote(self, address: str, answers) -> None:
         """As many raters at once as there are functions that answer."""
-        cookies = [httpx.post(f"{address}/start", data={"agree": "yes"}, verify=TLS).cookies["rater"] for _ in answers]
+        cookies = [httpx.post(f"{address}/start", data={"agree": "yes"}, verify=TLS, timeout=LONGEST).cookies["rater"] for _ in answers]
 
         async def everyone() -> None:
             await asyncio.gather(*(self.take_part(address, cookie, answer) for cookie, answer in zip(cookies, answers, strict=True)))

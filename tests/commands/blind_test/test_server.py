@@ -11,16 +11,20 @@ import struct
 import subprocess
 import sys
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
+from patience import LONGEST, wait_until
 from scipy.special import softmax
 
 from benchmarks.blind_test.commands import blind_test
 from benchmarks.blind_test.study import VOTES, draw_session, read_study
 from benchmarks.blind_test.vote_store import PATIENCE, VoteStore, read_votes
+
+get, post = partial(httpx.get, timeout=LONGEST), partial(httpx.post, timeout=LONGEST)
 
 
 @pytest.fixture
@@ -34,16 +38,16 @@ def study(make, serve):
 @contextlib.contextmanager
 def enter(address: str):
     """The client of one more rater."""
-    with httpx.Client(base_url=address, follow_redirects=True) as client:
+    with httpx.Client(base_url=address, follow_redirects=True, timeout=LONGEST) as client:
         assert client.post("/start", data={"agree": "yes"}).status_code == 200
         yield client
 
 
 def test_consent_comes_first_and_answers_are_idempotent(study):
     folder, address = study
-    assert httpx.get(f"{address}/vote").headers["location"] == "/"
-    assert httpx.get(f"{address}/api/trial").status_code == 401
-    assert httpx.post(f"{address}/start", data={}).status_code == 400
+    assert get(f"{address}/vote").headers["location"] == "/"
+    assert get(f"{address}/api/trial").status_code == 401
+    assert post(f"{address}/start", data={}).status_code == 400
     with enter(address) as client:
         first = client.get("/api/trial").json()
         assert (first["total"], first["answered"], first["trial"]["position"]) == (22, 0, 0)
@@ -64,7 +68,7 @@ def test_the_link_resumes_elsewhere_and_forged_ones_do_not(study):
         trial = client.get("/api/trial").json()["trial"]
         client.post("/api/vote", json={"trial": trial["token"], "choice": "tie"})
         link = re.search(r'value="(http[^"]+/r/[^"]+)"', client.get("/later").text)[1]
-    with httpx.Client(base_url=address, follow_redirects=True) as other:
+    with httpx.Client(base_url=address, follow_redirects=True, timeout=LONGEST) as other:
         assert other.get(link).status_code == 200
         assert other.get("/api/trial").json()["answered"] == 1
         assert "1 of 22 answered" in other.get("/").text
@@ -105,7 +109,7 @@ def test_paths_lead_nowhere_else(study):
     host, port = address.removeprefix("http://").split(":")
     for path in ("/picture/../study.json", "/picture/..%2fstudy.json", "/static/../server.py", "/static/%2e%2e/server.py", "/study.json",
                  "/votes.sqlite", "/picture/%00", "/static//etc/passwd", "/picture/....//study.json"):  # fmt: skip
-        with socket.create_connection((host, int(port)), timeout=5) as raw:  # httpx would tidy the path up
+        with socket.create_connection((host, int(port)), timeout=LONGEST) as raw:  # httpx would tidy the path up
             raw.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
             answer = b"".join(iter(lambda raw=raw: raw.recv(65536), b""))
         assert answer.split()[1] == b"404", path
@@ -127,7 +131,7 @@ def test_every_answer_is_guarded_and_tells_no_name(study):
             if not path.startswith(("/static", "/picture")):
                 assert not [name for name in names if name in answer.text], path
                 assert not re.search(r"\b(ours|input=|other=)\b", answer.text), path
-        cookie = httpx.post(f"{address}/start", data={"agree": "yes"}).headers["set-cookie"].lower()
+        cookie = post(f"{address}/start", data={"agree": "yes"}).headers["set-cookie"].lower()
         assert "httponly" in cookie and "samesite=lax" in cookie
         token = client.cookies["rater"]
     assert token.encode() not in b"".join(path.read_bytes() for path in folder.glob("votes.sqlite*"))
@@ -141,7 +145,7 @@ def test_a_picture_address_is_the_raters_own_and_tells_nothing(study):
         first, again = state["trial"], one.get("/api/trial").json()["trial"]
         assert first == again and one.get(first["left"]).content == one.get(again["left"]).content != one.get(first["right"]).content
         assert one.get(first["reference"]).status_code == 200
-        assert two.get(first["left"]).status_code == 404 and httpx.get(address + first["left"]).status_code == 404
+        assert two.get(first["left"]).status_code == 404 and get(address + first["left"]).status_code == 404
         assert one.get(first["left"].replace("left", "middle")).status_code == 404
         seen = set(re.findall(r"[\w-]{20,}", json.dumps([state, two.get("/api/trial").json()])))
         assert seen and not seen & read_study(folder).pictures.keys()
@@ -150,7 +154,7 @@ def test_a_picture_address_is_the_raters_own_and_tells_nothing(study):
 def test_a_connection_stays_open_between_answers(study):
     _, address = study
     host, port = address.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=5) as raw:
+    with socket.create_connection((host, int(port)), timeout=LONGEST) as raw:
         for _ in range(3):
             raw.sendall(f"GET /static/icon.svg HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
             data = b""
@@ -165,7 +169,7 @@ def test_a_connection_stays_open_between_answers(study):
 def test_consent_text_is_the_experimenters_and_is_escaped(study):
     folder, address = study
     (folder / "consent.txt").write_text("Hello <script>alert(1)</script>\n\nSecond paragraph")
-    page = httpx.get(address).text
+    page = get(address).text
     assert "&lt;script&gt;" in page and "<script" not in page and "<p>Second paragraph</p>" in page
 
 
@@ -233,9 +237,9 @@ def test_cells_of_a_rater_who_left_are_free_again_after_two_hours(make, monkeypa
 
 def test_other_host_names_and_too_many_raters_are_refused(make, serve):
     with serve(make(), allowed_hosts=("127.0.0.1",), max_raters=1) as address:
-        assert httpx.get(address, headers={"host": "evil.example"}).status_code == 400
+        assert get(address, headers={"host": "evil.example"}).status_code == 400
         with enter(address):
-            assert httpx.post(f"{address}/start", data={"agree": "yes"}).status_code == 503
+            assert post(f"{address}/start", data={"agree": "yes"}).status_code == 503
 
 
 def test_a_crowd_of_100_gives_back_the_planted_preference(monkeypatch, request, command, crowd):
@@ -270,6 +274,14 @@ def test_200_raters_at_once_lose_no_vote(make, serve, crowd):
     assert {rater: sum(vote.rater == rater for vote in votes) for rater in range(1, 201)} == dict.fromkeys(range(1, 201), 5)
 
 
+def answers(client) -> bool:
+    try:
+        client.get("/")
+    except httpx.TransportError:
+        return False
+    return True
+
+
 def _heeds_interrupts():
     """A shell's background jobs, and what they start, ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -294,13 +306,9 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(make, command):
         running = contextlib.ExitStack()
         server = subprocess.Popen(entry, stderr=subprocess.PIPE, text=True, env=os.environ, preexec_fn=_heeds_interrupts)
         try:
-            client = running.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", cookies=cookies, follow_redirects=True))
-            for _ in range(400):
-                try:
-                    client.get("/")
-                    break
-                except httpx.TransportError:
-                    time.sleep(0.05)
+            options = {"cookies": cookies, "follow_redirects": True, "timeout": LONGEST}
+            client = running.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", **options))
+            wait_until(lambda client=client: answers(client), "the server")
             if not cookies:
                 client.post("/start", data={"agree": "yes"})
                 cookies = dict(client.cookies)
@@ -314,7 +322,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(make, command):
         finally:
             running.close()
             server.send_signal(end)
-            _, said = server.communicate(timeout=20)
+            _, said = server.communicate(timeout=LONGEST)
         assert "warning" not in said and (end == signal.SIGKILL or "Traceback" not in said), said
         assert server.returncode == {signal.SIGKILL: -9, signal.SIGTERM: -15, signal.SIGINT: 130}[end]
     assert len(read_votes(folder / VOTES)) == 15

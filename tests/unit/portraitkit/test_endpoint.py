@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from patience import LONGEST
 from PIL import Image
 
 from portraitkit.endpoint import Endpoint, Pace, Question, Reply, data_url
@@ -170,10 +171,10 @@ def test_closing_ends_the_waiting(monkeypatch):
         endpoint, replies = Endpoint(server.url, "m"), []
         thread = threading.Thread(target=lambda: replies.append(endpoint.ask_one(ONE)))
         thread.start()
-        assert came.wait(5)
+        assert came.wait(LONGEST)
         time.sleep(0.05)
         endpoint.close()
-        thread.join(5)
+        thread.join(LONGEST)
         assert "stopped" in endpoint.ask_one(ONE).error
     assert not thread.is_alive() and replies[0].text is None and "stopped" in replies[0].error
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from patience import LONGEST
 
 from portraitkit.runs.interrupt import Interruptible
 
@@ -34,18 +35,18 @@ def test_one_signal_lets_the_step_finish(number, code):
     with start("time.sleep(0.1)") as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=LONGEST)
     assert (out, err, process.returncode) == ("asked\nsaved\n", "", code)
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS, ids=NAMES)
 def test_a_second_signal_ends_the_process_at_once(number, code):
-    with start("time.sleep(60)") as process:
+    with start("time.sleep(600)") as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "asked\n"
         process.send_signal(number)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=LONGEST)
     assert (out, err, process.returncode) == ("", "", code)
 
 

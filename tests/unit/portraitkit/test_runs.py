@@ -6,9 +6,9 @@ import os
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
+from patience import wait_until
 
 from portraitkit.errors import CheckpointError, ConfigError, RunFolderError
 from portraitkit.runs import locks
@@ -264,10 +264,7 @@ def test_a_run_shows_life_and_leaves_a_lock_that_another_has_taken(path, monkeyp
     monkeypatch.setattr(locks, "BEAT", 0.01)
     with start(path):
         os.utime(path / ".lock", (1, 1))
-        deadline = time.monotonic() + 20
-        while (path / ".lock").stat().st_mtime == 1 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert (path / ".lock").stat().st_mtime > 1
+        wait_until(lambda: (path / ".lock").stat().st_mtime > 1, "a sign of life")
         (path / ".lock").unlink()
         (path / ".lock").write_text(marker(1, "elsewhere"))
     assert (path / ".lock").is_file()

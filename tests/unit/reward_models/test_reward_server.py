@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from patience import LONGEST
 from safetensors.torch import load, save
 from starlette.testclient import TestClient
 
@@ -149,7 +150,7 @@ def test_a_worker_that_loads_says_so_and_one_that_cannot_ends():
     begin, ended = threading.Event(), threading.Event()
 
     def load():
-        begin.wait(30)
+        begin.wait(LONGEST)
         raise WeightsError("iqa:x needs y")
 
     desk = Desk(load, on_failure=ended.set)
@@ -159,7 +160,7 @@ def test_a_worker_that_loads_says_so_and_one_that_cannot_ends():
         answer = post(client, b"")
         assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
         begin.set()
-        assert ended.wait(30)
+        assert ended.wait(LONGEST)
     assert str(desk.failure) == "iqa:x needs y"
 
 
