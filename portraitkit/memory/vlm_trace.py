@@ -13,7 +13,6 @@ from portraitkit.memory.trace import SHALLOW, added_bytes, by_depth, size_of, st
 from portraitkit.vlm.model import DTYPES, meta_model, train_last_norm, vision_tower
 
 HEAD_TOKENS, HEAD_WORDS = 4096, 32768  # TRL's fused head projects so many tokens onto so many words of the vocabulary at once
-EXACT_ROWS = 8  # Most rows that a forward without gradients is run with; a vision tower's windows make more of them slow
 
 
 @dataclass(frozen=True)
@@ -146,10 +145,17 @@ def _ready(spec: ModelSpec) -> tuple[Any, Any, list[Tensor], int]:
         for parameter in trained:  # under autocast, their inputs and products are in bfloat16
             parameter.data = parameter.data.bfloat16()
     base.train()
+    for block in base.model.visual.blocks:
+        block.attn.register_forward_pre_hook(_all_at_once, with_kwargs=True)
     if spec.checkpointing:
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable  # the old name before 5.20
         enable({"use_reentrant": False})
     return model, base, trained, size
+
+
+def _all_at_once(attention: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    """A vision tower's attention in one call, not window by window: fused, both hold as much, and windows are most of a trace's time."""
+    return args, {**kwargs, "cu_seqlens": torch.tensor([0, len(args[0])])}
 
 
 def _drop(parameter: Tensor) -> None:
@@ -160,16 +166,11 @@ def _drop(parameter: Tensor) -> None:
 def read_bytes(spec: ModelSpec, load: Load, *, scored: bool) -> int:
     """Bytes that a forward without gradients adds.
 
-    Rows beyond `EXACT_ROWS` are not run: without gradients all that is alive grows with the rows, so that they are extended like the depth.
-
     Args:
         spec: the model.
         load: its input.
         scored: for the log-probabilities of answers; if not, to begin an answer, with keys and values kept.
     """
-    if load.rows > EXACT_ROWS:
-        few, more = (read_bytes(spec, replace(load, rows=rows), scored=scored) for rows in (EXACT_ROWS // 2, EXACT_ROWS))
-        return more + (more - few) * (load.rows - EXACT_ROWS) // (EXACT_ROWS - EXACT_ROWS // 2)
     model, *_ = _ready(ModelSpec(spec.source, spec.dtype))
 
     def read() -> Tensor:

@@ -10,7 +10,7 @@ from portraitkit.errors import ConfigError
 from portraitkit.memory.plan import typed
 from portraitkit.memory.trace import LiveBytes, tensors_of
 from portraitkit.memory.vlm_plan import Planner, changes, plan, refuse_if_too_large
-from portraitkit.memory.vlm_trace import ModelSpec, model_sizes, read_bytes
+from portraitkit.memory.vlm_trace import Load, ModelSpec, _ready, model_sizes, read_bytes, update_bytes
 from portraitkit.vlm.model import be_quiet, load_model, load_processor, meta_model
 from portraitkit.vlm.shared_prefix import tower_once
 from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments, sft_arguments
@@ -154,10 +154,19 @@ def test_the_plan_says_what_all_devices_take_together(folder):
     assert alone and shared and shared.peak < alone.peak, "what --trl says is planned"
 
 
-@pytest.mark.parametrize("scored", [False, True])
-def test_many_rows_are_planned_as_if_they_were_run(folder, monkeypatch, scored):
-    many = Planner(str(folder), ("grpo",), picture_tokens=64).load(OPTIONS, 20)
-    made = ModelSpec(str(folder), "float32", gpu=False)
-    extended = read_bytes(made, many, scored=scored)
-    monkeypatch.setattr("portraitkit.memory.vlm_trace.EXACT_ROWS", 20)
-    assert extended == pytest.approx(read_bytes.__wrapped__(made, many, scored=scored), rel=0.01)
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("lora", [None, (4, 8, 0.0, ("q_proj",))])
+def test_a_vision_tower_at_once_holds_as_much_as_window_by_window(folder, monkeypatch, lora, checkpointing):
+    many = Load(rows=6, pictures=2, picture_tokens=150, words=20, answer=24)
+    made = ModelSpec(str(folder), "float32", lora, checkpointing=checkpointing)
+
+    def planned() -> list[int]:
+        update = update_bytes.__wrapped__(made, many, accumulated=False)
+        return [update, *(read_bytes.__wrapped__(made, many, scored=scored) for scored in (False, True))]
+
+    at_once = planned()
+    calls = []
+    monkeypatch.setattr("portraitkit.memory.vlm_trace._all_at_once", lambda attention, args, kwargs: calls.append(kwargs["cu_seqlens"]))
+    _ready.cache_clear()
+    assert planned() == pytest.approx(at_once, rel=1e-3)
+    assert max(len(ends) for ends in calls) > 2 * 6 * 4, "no windows"
