@@ -1,19 +1,51 @@
 """Options and skips shared by all tests: slow ones need --run-slow, gpu ones need a device."""
 
+import functools
+import gc
 from collections.abc import Iterator
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
+from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import settings
+from jaxtyping import _import_hook
 
 # No time limit an example: a busy machine is not a mistake of the code.
 settings.register_profile("portraitkit", deadline=None)
 settings.load_profile("portraitkit")
 
 
+class _Checked(_import_hook._JaxtypingLoader):
+    """Bytecode with jaxtyping's checks has names of its own; the original gives these names to all that such a module imports, too, so
+    that torch and transformers are compiled anew."""
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        marked = functools.partial(_import_hook._optimized_cache_from_source, self._typechecker.get_hash())
+        with patch("importlib._bootstrap_external.cache_from_source", marked):
+            return super().get_code(fullname)
+
+    exec_module = SourceFileLoader.exec_module
+
+
+_import_hook._JaxtypingLoader = _Checked
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection of garbage looks at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Compiled modules complain at the end of what was not collected."""
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
