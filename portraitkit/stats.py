@@ -131,6 +131,42 @@ def rank_correlation(first: Float[Tensor, " n"], second: Float[Tensor, " n"]) ->
     return float(np.corrcoef(*ranks)[0, 1]) if all(rank.std() > 0 for rank in ranks) else math.nan
 
 
+@dataclass(frozen=True)
+class GroupRank:
+    """How far one score ranks the members of a group as another does: mean of the groups' Spearman correlations, in [-1, 1], NaN for no
+    group; `ci95` is its bootstrap interval over groups, NaN below `LEAST_PEOPLE` of them."""
+
+    rank: float
+    ci95: tuple[float, float]
+    groups: int
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-able."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        sure = f", 95 % interval {self.ci95[0]:.2f} to {self.ci95[1]:.2f}" if self.groups >= LEAST_PEOPLE else ""
+        return f"{self.rank:.2f} ({self.groups} groups{sure})"
+
+
+def ranks_in_groups(scores: Float[Tensor, " n"], truth: Float[Tensor, " n"], groups: Sequence[Hashable]) -> list[float]:
+    """`rank_correlation` inside each group whose truth varies: 0 where the scores do not, which then say nothing about it."""
+    found = []
+    for group in dict.fromkeys(groups):
+        rows = torch.tensor([other == group for other in groups]) & scores.isfinite() & truth.isfinite()
+        if len(truth[rows].unique()) > 1:
+            rank = rank_correlation(scores[rows], truth[rows])
+            found.append(rank if math.isfinite(rank) else 0.0)
+    return found
+
+
+def group_rank(ranks: Sequence[float]) -> GroupRank:
+    """The mean of `ranks_in_groups`."""
+    values = torch.tensor(ranks, dtype=torch.float64)
+    ends = bootstrap_interval(values) if len(ranks) >= LEAST_PEOPLE else (math.nan, math.nan)
+    return GroupRank(float(values.mean()), ends, len(ranks))
+
+
 def sign_flip_test(differences: Float[Tensor, " n"], *, draws: int = DRAWS, seed: int = 0) -> float:
     """Two-sided p of the mean of paired differences under random signs (Fisher 1935); NaN for none.
 

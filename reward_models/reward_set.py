@@ -9,11 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from portraitkit.errors import ConfigError, nearest
-from portraitkit.stats import rank_correlation
 from reward_models.arcface import arcface_reward
 from reward_models.clip_similarity import clip_similarity
 from reward_models.iqa import iqa_reward
-from reward_models.judge.reward import judge_reward
+from reward_models.judge.reward import JudgeReward, judge_reward
 from reward_models.photos import Photos
 from reward_models.reward import Elsewhere, GroupReward, How, Parts, RewardFunction, combine
 from reward_models.verifiable import REWARDS
@@ -191,6 +190,15 @@ def _load(name: str, device: str) -> RewardFunction | GroupReward:
 
 # ---- the verifiable rewards as an independent check of a judge, whether or not they are part of what is maximised
 
+CHECKS: dict[str, tuple[str, ...]] = {
+    "skin_smoothing": ("texture",),
+    "blemish_removal": ("blemish_removal",),
+    "texture": ("texture", "skin_tone"),
+    "clarity": ("clarity",),
+    "identity": ("identity", "own_color"),
+}
+"""The verifiable rewards that say what a judge's dimension asks (`preference_data.schema.QUESTIONS`)."""
+
 
 @torch.no_grad()
 def verifiable_reward(
@@ -214,7 +222,22 @@ def judged_reward(rewards: RewardSet, parts: Parts) -> Float[Tensor, " n"]:
     return torch.stack([parts[name] for name in rewards.group_rewards]).nanmean(0)
 
 
-def agreement_in_groups(judged: Float[Tensor, " n"], checked: Float[Tensor, " n"], groups: Int[Tensor, " n"]) -> float:
-    """Mean over the groups of the rank correlation (Spearman) between judge and check; NaN where no group has a spread in both."""
-    found = torch.tensor([rank_correlation(judged[groups == group], checked[groups == group]) for group in groups.unique()])
-    return float(found.nanmean())
+def verifiable_dimensions(
+    candidates: Float[Tensor, "n 3 h w"], photos: Photos, photo_of: Int[Tensor, " n"] | None = None
+) -> dict[str, Float[Tensor, " n"]]:
+    """What is verifiable on each dimension of a judge, and overall (all verifiable rewards), combined by `product`, in [0, 1].
+
+    Candidates, photos and photo_of are as in `RewardSet.parts`.
+    """
+    weights = {name: reward.weight for name, reward in REWARDS.items()}
+    parts = RewardSet(dict(REWARDS), weights, "product").parts(candidates, photos, photo_of)
+    of = {"overall": tuple(REWARDS)} | CHECKS
+    return {name: combine({part: parts[part] for part in some}, weights) for name, some in of.items()}
+
+
+def judged_dimensions(
+    rewards: RewardSet, candidates: Float[Tensor, "n 3 h w"], photos: Photos, photo_of: Int[Tensor, " n"]
+) -> dict[str, Float[Tensor, " n"]]:
+    """Expected scores of the first judge in this process, by dimension; empty where judges are elsewhere."""
+    judge = next((function for function in rewards.functions.values() if isinstance(function, JudgeReward)), None)
+    return {} if judge is None else judge.dimensions(candidates, photos, photo_of)

@@ -4,13 +4,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from portraitkit.stats import rank_correlation
+from portraitkit.stats import GroupRank, rank_correlation
 
 RATIO_TOLERANCE = 1e-3
 SPREAD_FLOOR = 5e-4
 GAP = 0.15
 WINDOW = 5  # Validations over which a judge and the verifiable rewards are followed
 STEPS = 10  # Training steps over which their agreement inside groups is averaged
+RANKS = 0.5  # Rank correlation inside groups from which on a judge is worth asking about a policy's own rollouts
 APART = -0.5  # Rank correlation over the window from which on the two go opposite ways
 
 
@@ -80,6 +81,20 @@ class Alarms:
                     f"{STEPS} steps): lower its weight or train it on such pairs",
                 )
         return out
+
+    def after_first_groups(self, step: int, rank: GroupRank) -> list[Alarm]:
+        """Check how the judge ranked the first groups of the run, overall; returns the alarm if it is newly raised."""
+        if not rank.rank < RANKS:
+            return []
+        low, high = rank.ci95
+        how = "the wrong way round" if high < 0 else "too weakly" if low > 0 else "at random"
+        return self._raise(
+            step,
+            "judge's rank",
+            f"the judge ranks this policy's rollouts {how}: not to be trusted as a reward. Rank correlation with the verifiable rewards "
+            f"inside groups {rank}, at least {RANKS:g} is wanted; lower its weight, or train it on pairs of make-preferences build "
+            "--generators rollout",
+        )
 
     def after_validation(
         self,

@@ -8,7 +8,7 @@ import math
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,9 +25,14 @@ from policies.retoucher.rollout import Noise, Rollout, join, mix, noise_of_group
 from portraitkit.files.jsonl import append_line
 from portraitkit.pictures.images import read_image, write_image
 from portraitkit.processor import bf16_autocast
+from portraitkit.stats import group_rank, ranks_in_groups
+from preference_data.schema import DIMENSIONS
 from reward_models.judge.reward import CountedJudge
 from reward_models.photos import Photos
-from reward_models.reward_set import RewardSet, verifiable_reward
+from reward_models.reward_set import RewardSet, judged_dimensions, judged_reward, verifiable_dimensions, verifiable_reward
+
+RANKED_GROUPS = 8
+"""First groups of a run in which a judge is compared with what is verifiable, dimension by dimension: it is asked once more about them."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,8 @@ class GroupScores:
     waited: float  # seconds between the last candidate and the last reward
     judged: dict[str, int]  # what judges were asked, by the names of `Counts`
     checked: Float[Tensor, " members"] | None  # all verifiable rewards combined, one a candidate; None without a judge
+    # in the first groups of a run with a judge here: "judged/DIMENSION", its expected score, and "checked/DIMENSION", what is verifiable
+    dimensions: dict[str, Float[Tensor, " members"]] = field(default_factory=dict)
 
 
 NO_SCORES = GroupScores({}, [], 0, 0.0, {}, None)
@@ -183,8 +190,16 @@ def roll_out_groups(
         scored.waited,
         {name: sum(count[name] for count in new) for name in new[0]} if new else {},
         verifiable_reward(rewards, scored.parts, scored.candidates, batch.photos, scored.rollout.photo_of) if new else None,
+        _dimensions(rewards, scored.candidates, batch.photos, scored.rollout.photo_of) if new and start < RANKED_GROUPS else {},
     )
     return RankGroups(groups, condition, scored.rollout, scored.candidates, batch.photos, anchors), scores
+
+
+def _dimensions(rewards: RewardSet, candidates: Tensor, photos: Photos, photo_of: Tensor) -> dict[str, Tensor]:
+    judged = judged_dimensions(rewards, candidates, photos, photo_of)
+    checked = verifiable_dimensions(candidates, photos, photo_of) if judged else {}
+    kinds = (("judged", judged), ("checked", checked))
+    return {f"{kind}/{name}": values[name].cpu() for kind, values in kinds for name in judged}
 
 
 def gather_scores(processes: Processes, scores: GroupScores, group_size: int) -> GroupScores:
@@ -201,7 +216,26 @@ def gather_scores(processes: Processes, scores: GroupScores, group_size: int) ->
         max(some.waited for some in ranks),
         {name: sum(some.judged[name] for some in ranks) for name in ranks[0].judged},
         None if ranks[0].checked is None else processes.in_order([_values(some.checked) for some in ranks], group_size),
+        {name: processes.in_order([some.dimensions[name] for some in ranks], group_size) for name in ranks[0].dimensions},
     )
+
+
+def judge_figures(rewards: RewardSet, scores: GroupScores, groups: Tensor) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """What the judges did in a step: how far they agree with the verifiable rewards, what was unreadable. And the rank correlations behind
+    that, group by group, overall and by dimension where these are known. Both empty without a judge."""
+    if scores.checked is None:
+        return {}, {}
+    of, names = scores.dimensions, groups.tolist()
+    ranks = {"overall": ranks_in_groups(judged_reward(rewards, scores.parts), scores.checked, names)}
+    ranks |= {name: ranks_in_groups(of[f"judged/{name}"], of[f"checked/{name}"], names) for name in DIMENSIONS if f"judged/{name}" in of}
+    figures = {
+        "judge_asked": scores.judged["asked"],
+        "judge_unreadable": scores.judged["unreadable"] + scores.judged["failed"],
+        "judge_flips": scores.judged["flips"],
+        "verifiable": float(scores.checked.nanmean()),
+        "judge_agreement": group_rank(ranks["overall"]).rank,
+    }
+    return figures, ranks
 
 
 def _anchors_of_others(

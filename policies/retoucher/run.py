@@ -23,7 +23,7 @@ from policies.retoucher.model.loading import loading_options
 from policies.retoucher.model.training import check_sharding, divide_base
 from policies.retoucher.photos import PhotoFolder, PhotoSource, open_photos, read_photos
 from policies.retoucher.processes import Processes, open_processes
-from policies.retoucher.rank_groups import BestOfN
+from policies.retoucher.rank_groups import RANKED_GROUPS, BestOfN
 from policies.retoucher.report.pictures import write_overview, write_pictures
 from policies.retoucher.report.report import FILES, write_report, write_retoucher_card
 from policies.retoucher.trainer import StepResult, Trainer, make_evaluation_sets
@@ -33,7 +33,7 @@ from portraitkit.processor import describe_cpu_bf16, keep_freed_memory
 from portraitkit.runs.checkpoint import check_processes, find_checkpoint, load_checkpoint, save_checkpoint
 from portraitkit.runs.folder import RunFolder, SilentRunFolder, check_run_folder, open_run
 from portraitkit.runs.interrupt import Interruptible
-from portraitkit.stats import LEAST_PEOPLE, Change, person_interval
+from portraitkit.stats import LEAST_PEOPLE, Change, GroupRank, group_rank, person_interval
 from preference_data.pair_set import write_quarantine
 from reward_models.judge.reward import CountedJudge
 from reward_models.reward_set import RewardSet, build_rewards, judged_reward
@@ -238,6 +238,7 @@ def _train(trainer: Trainer, validation: EvaluationSet, run: RunFolder, console:
             result = trainer.train_step()
             _log_step(run, trainer, result)
             _warn(console, trainer.alarms.after_step(progress.step, **_ratio_facts(result, config)))
+            _rank_judge(trainer, run, console)
             progress.rollout_reward = float(result.rewards.nanmean())
             bar.update(task, completed=progress.step, description=_describe(result, progress.rollout_reward, progress.best_reward))
             if progress.step % config.validation_steps == 0 or trainer.out_of_budget():
@@ -245,6 +246,25 @@ def _train(trainer: Trainer, validation: EvaluationSet, run: RunFolder, console:
                 _validate(trainer, validation, run, console)
             if config.checkpointing_steps and progress.step % config.checkpointing_steps == 0:
                 _checkpoint(trainer, run)
+
+
+def _rank_judge(trainer: Trainer, run: RunFolder, console: Console) -> None:
+    """Once, after the first groups of a run with a judge: say how it ranks the policy's own rollouts."""
+    step, ranks = trainer.progress.step, judge_ranks(trainer)
+    done, count = step * trainer.config.photos_per_step, trainer.config.photos_per_step
+    last = done < RANKED_GROUPS and trainer.out_of_budget()
+    if not ranks or not (last or RANKED_GROUPS <= done < RANKED_GROUPS + count):
+        return
+    by_name = ", ".join(f"{name.replace('_', ' ')} {rank.rank:.2f}" for name, rank in ranks.items() if name != "overall")
+    found = f"judge: inside groups of this policy's rollouts its rank correlation with the verifiable rewards is {ranks['overall']}"
+    console.print(f"{found}; {by_name}" if by_name else found, highlight=False, soft_wrap=True)
+    run.log(step, kind="judge_rank", **{name: rank.to_dict() for name, rank in ranks.items()})
+    _warn(console, trainer.alarms.after_first_groups(step, ranks["overall"]))
+
+
+def judge_ranks(trainer: Trainer) -> dict[str, GroupRank]:
+    """How far the judge ranked the first groups as the verifiable rewards do, overall and by dimension; empty without a judge."""
+    return {name: group_rank(ranks) for name, ranks in trainer.progress.judge_ranks.items()}
 
 
 def _validate(trainer: Trainer, validation: EvaluationSet, run: RunFolder, console: Console) -> None:
@@ -335,6 +355,7 @@ def _summary(trainer: Trainer, changes: dict[str, Change], untouched: Evaluation
         "zero_groups": progress.zero_groups,
         "unscorable": progress.unscorable,
         **({"judge_asked": progress.judge_asked, "judge_unreadable": progress.judge_unreadable} if trainer.rewards.group_rewards else {}),
+        "judge_rank": {name: rank.to_dict() for name, rank in judge_ranks(trainer).items()},
         "skipped_updates": progress.skipped_updates,
         "alarms": [asdict(alarm) for alarm in trainer.alarms.raised],
         **({"reward_workers": workers.figures()} if (workers := workers_of(trainer.rewards)) else {}),

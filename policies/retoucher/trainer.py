@@ -4,7 +4,7 @@ import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ from policies.retoucher.model.backbone import Backbone, sample_ode
 from policies.retoucher.model.training import make_optimizer, prepare_training
 from policies.retoucher.photos import PhotoSource
 from policies.retoucher.processes import Processes
-from policies.retoucher.rank_groups import NO_SCORES, GroupScores, RankGroups, gather_scores, roll_out_groups
+from policies.retoucher.rank_groups import NO_SCORES, RANKED_GROUPS, GroupScores, RankGroups, gather_scores, judge_figures, roll_out_groups
 from policies.retoucher.rollout import mix
 from policies.retoucher.update import NO_FIGURES, UpdateFigures, accumulate_gradients, base_policy
 from portraitkit.errors import TrainingStopped
 from portraitkit.grpo import Advantages, group_advantages, local_advantages, per_reward_advantages
 from reward_models.credit import local_credit, to_tokens
-from reward_models.reward_set import RewardSet, agreement_in_groups, judged_reward
+from reward_models.reward_set import RewardSet
 
 FIRST_RATIO = 1e-2  # Largest |ratio - 1| before the first update; rounding alone stays far below
 
@@ -53,6 +53,8 @@ class Progress:
     unscorable: int = 0  # candidates that could not be scored so far
     judge_asked: int = 0  # answers that training asked of judges
     judge_unreadable: int = 0  # of them, those that broke the contract or never came
+    # rank correlations of judge and verifiable rewards inside the first groups, overall and by dimension
+    judge_ranks: dict[str, list[float]] = field(default_factory=dict)
     owes_validation: bool = False  # the validation after this step is not done yet
     rollout_reward: float = 0.0  # of this step, while that is so
 
@@ -171,19 +173,14 @@ class Trainer:
         return StepResult(scores.parts, rewards, float(spread), figures, norm, advantages.zero_groups, judged, scores.waited)
 
     def _judged(self, scores: GroupScores, groups: Tensor) -> dict[str, float]:
-        """What the judges did in this step: how far they agree with the verifiable rewards, what was unreadable; empty without one."""
-        if scores.checked is None:
-            return {}
-        unreadable = scores.judged["unreadable"] + scores.judged["failed"]
-        self.progress.judge_asked += scores.judged["asked"]
-        self.progress.judge_unreadable += unreadable
-        return {
-            "judge_asked": scores.judged["asked"],
-            "judge_unreadable": unreadable,
-            "judge_flips": scores.judged["flips"],
-            "verifiable": float(scores.checked.nanmean()),
-            "judge_agreement": agreement_in_groups(judged_reward(self.rewards, scores.parts), scores.checked, groups),
-        }
+        """What the judges did in this step, see `judge_figures`; the ranks of the first groups are kept."""
+        figures, ranks = judge_figures(self.rewards, scores, groups)
+        self.progress.judge_asked += int(figures.get("judge_asked", 0))
+        self.progress.judge_unreadable += int(figures.get("judge_unreadable", 0))
+        if self.progress.step * self.config.photos_per_step < RANKED_GROUPS:
+            for name, some in ranks.items():
+                self.progress.judge_ranks.setdefault(name, []).extend(some)
+        return figures
 
     def _advantages(self, parts: dict[str, Tensor], rewards: Tensor, groups: Tensor) -> Advantages:
         config = self.config

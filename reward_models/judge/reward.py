@@ -4,6 +4,7 @@ All are in [0, 1], higher is better, and NaN for a candidate whose comparisons c
 statistics, never scored 0, and counted (`Judge.counts`). Comparisons are asked photo by photo, so that the model reads a photo once.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -13,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from portraitkit.errors import ConfigError, nearest
+from preference_data.schema import DIMENSIONS
 from reward_models.judge.judge import Comparison, Counts, Judge, Judgement, load_judge
 from reward_models.photos import Photos
 
@@ -100,6 +102,17 @@ class JudgeReward:
         for row, some in points.items():
             values[row] = sum(some) / len(some)
         return values.to(candidates.device)
+
+    @torch.no_grad()
+    def dimensions(
+        self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, photo_of: Int[Tensor, " n"]
+    ) -> dict[str, Float[Tensor, " n"]]:
+        """Expected score of every candidate on each dimension, 1 to 5, judged beside the photo itself; NaN where it cannot be read."""
+        sources = list(photos.source.float().cpu())  # one object a photo: the model reads it once
+        pairs = zip(candidates.detach().float().cpu(), photo_of.tolist(), strict=True)
+        judged = self.judge.judge([Comparison(sources[photo], picture.nan_to_num(), sources[photo]) for picture, photo in pairs])
+        rows = [one.scores if isinstance(one, Judgement) else None for one in judged]
+        return {name: torch.tensor([math.nan if row is None else row[name][0] for row in rows]) for name in DIMENSIONS}
 
     def _games(
         self, members: Sequence[int], pictures: Pictures, photo: Tensor, anchor: Tensor | None

@@ -30,6 +30,7 @@ from portraitkit.report.charts import Series, curve_svg
 from portraitkit.report.page import number, plural, setup, signed, write_page
 from portraitkit.report.pictures import AMPLIFY
 from preference_data.pair_set import list_photos
+from preference_data.schema import TITLES
 
 Plot = tuple[str, str, Markup]
 SIGNALS = (
@@ -42,6 +43,7 @@ SIGNALS = (
     ("kl", "KL to the base", "per latent dimension"),
 )
 """Logged values of training, their titles, and how to read them."""
+RANK_TITLES = {"overall": "Overall", **TITLES}
 FILES = ("README.md", FILE)  # What of a run folder is pushed: no picture of anybody
 SETTINGS = ("backbone", "resolution", "num_steps", "eval_num_steps", "guidance", "sampler", "eta", "window", "dpg", "group_size")
 SETTINGS += ("photos_per_step", "rewards", "combine", "loss", "max_train_steps", "learning_rate", "rank", "lora_alpha", "keep_best", "seed")
@@ -87,6 +89,7 @@ def _context(run: Run) -> dict[str, object]:
         "amplify": AMPLIFY,
         "validation_plots": _validation_plots(run, list(measures)),
         "judge_plots": _judge_plots(run),
+        "judge_rank": [(RANK_TITLES[name], row) for name, row in (run.summary.get("judge_rank") or {}).items()],
         "rollout_plot": _rollout_plot(run),
         "training_plots": _training_plots(run),
         "alarms": run.summary.get("alarms") or [],

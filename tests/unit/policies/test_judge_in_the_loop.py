@@ -1,5 +1,7 @@
 """A judge among the rewards of the loop: unreadable candidates, resume, the check by verifiable rewards, and its alarms."""
 
+import copy
+import json
 import math
 
 import pytest
@@ -8,11 +10,12 @@ from rich.console import Console
 
 from policies.retoucher.alarms import STEPS, WINDOW, Alarms
 from policies.retoucher.backbones import tiny
-from policies.retoucher.trainer import Trainer
+from policies.retoucher.rank_groups import RANKED_GROUPS
+from policies.retoucher.trainer import Progress, Trainer
 from portraitkit.errors import TrainingStopped
 from portraitkit.grpo import group_advantages
 from portraitkit.runs.checkpoint import load_checkpoint, save_checkpoint
-from portraitkit.stats import rank_correlation
+from portraitkit.stats import group_rank, rank_correlation
 from preference_data.contract import Answer, write_answer
 from preference_data.schema import DIMENSIONS
 from reward_models.judge.backend import Said
@@ -81,6 +84,35 @@ def test_a_step_counts_what_the_judge_said(config, source, form, advantage):
     assert trainer.progress.judge_asked == result.judged["judge_asked"] == asked
     assert result.judged["judge_unreadable"] == 0 and -1 <= result.judged["judge_agreement"] <= 1
     assert 0 <= result.judged["verifiable"] <= 1 and result.parts["judge:x"].isfinite().all()
+
+
+def test_the_first_groups_say_how_the_judge_ranks(config, source):
+    trainer = with_judge(config, source, Brightness())
+    assert trainer.train_step().judged["judge_asked"] == 16  # what ranks are asked for is not counted as training
+    ranks = trainer.progress.judge_ranks
+    assert list(ranks) == ["overall", *DIMENSIONS] and len(ranks["overall"]) == len(ranks["clarity"]) == 2
+    assert all(len(some) <= 2 and all(abs(rank) <= 1 for rank in some) for some in ranks.values())
+    before = copy.deepcopy(ranks)
+    trainer.progress.step = RANKED_GROUPS  # that is long past
+    trainer.train_step()
+    assert trainer.progress.judge_ranks == before
+    assert Progress(**json.loads(json.dumps(trainer.state()))["progress"]).judge_ranks == ranks
+
+
+@pytest.mark.parametrize(
+    ("ranks", "said"),
+    [
+        ([0.9] * 8, None),
+        ([0.4, 0.2] * 4, "too weakly"),
+        ([0.4, -0.4] * 4, "at random"),
+        ([-0.4] * 8, "the wrong way"),
+        ([0.1], "at random"),
+    ],
+)
+def test_a_judge_that_does_not_rank_the_rollouts_is_an_alarm(ranks, said):
+    raised = Alarms().after_first_groups(2, group_rank(ranks))
+    assert [alarm.name for alarm in raised] == ([] if said is None else ["judge's rank"])
+    assert said is None or (said in raised[0].message and "not to be trusted as a reward" in raised[0].message)
 
 
 def test_a_resumed_run_with_a_judge_equals_an_uninterrupted_one(config, source, tmp_path):

@@ -14,9 +14,11 @@ from portraitkit.stats import (
     _count,
     _estimate,
     bootstrap_interval,
+    group_rank,
     holm,
     paired_change,
     rank_correlation,
+    ranks_in_groups,
     sign_flip_test,
     wilson_interval,
 )
@@ -159,3 +161,15 @@ def test_rank_correlation_is_scipys_with_ties_and_without_what_is_not_finite():
     holes = torch.cat([first, torch.tensor([math.nan, math.inf, 3.0])]), torch.cat([second, torch.tensor([1.0, 2.0, -math.inf])])
     assert rank_correlation(*holes) == rank_correlation(first, second)
     assert math.isnan(rank_correlation(first, torch.ones(40))) and math.isnan(rank_correlation(first[:0], second[:0]))
+
+
+def test_ranks_are_taken_inside_groups_and_a_score_that_says_nothing_counts_as_chance():
+    truth = torch.tensor([1.0, 2.0, 3.0, 10.0, 20.0, 30.0, 5.0, 5.0, 5.0, 7.0, 8.0, math.nan])
+    scores = torch.tensor([1.0, 2.0, 3.0, 3.0, 2.0, 1.0, 1.0, 2.0, 3.0, 4.0, 4.0, 9.0])
+    groups = [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    assert ranks_in_groups(scores, truth, groups) == pytest.approx([1.0, -1.0, 0.0])  # the third group's truth does not vary
+    few = group_rank([1.0, -1.0, 0.0])
+    assert (few.rank, few.groups) == (0.0, 3) and math.isnan(few.ci95[0]) and str(few) == "0.00 (3 groups)"
+    many = group_rank([0.2, 0.4, 0.6] * 4)
+    assert many.rank == pytest.approx(0.4) and 0.2 < many.ci95[0] < 0.4 < many.ci95[1] < 0.6 and many.groups == 12
+    assert math.isnan(group_rank([]).rank) and group_rank([]).groups == 0
