@@ -56,7 +56,7 @@ def write_data_card(folder: Path, pairs: Sequence[Pair], record: Mapping[str, An
         pretty_name="Preference pairs of portrait retouches",
         size_categories=next((name for most, name in SIZES if len(pairs) < most), "n>1M"),
         task_categories=["image-text-to-text", "image-to-image"],
-        annotations_creators=["machine-generated"] if all(pair.annotator == "degradation" for pair in pairs) else ["other"],
+        annotations_creators=["machine-generated"] if all(pair.annotator in ("degradation", "verifiable") for pair in pairs) else ["other"],
         tags=["portraitkit", "preference", *(["synthetic"] if synthetic else [])],
     )
     made = f"**{synthetic or 'None'} of them are synthetic** (column `synthetic`): code altered what is compared."

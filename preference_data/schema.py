@@ -66,7 +66,7 @@ class Pair:
     overall: Verdict | None = None  # who wins; None where nobody has judged yet
     scores: dict[str, tuple[float, float]] | None = None  # for each dimension the scores of a and b in [1, 5], or None
     reasoning: str = ""  # in words
-    annotator: str = ""  # who judged; "degradation" where the truth follows from the known degradations
+    annotator: str = ""  # who judged; "degradation": the truth follows from known degradations; "verifiable": from the verifiable rewards
     source: str = ""  # what the photo belongs to: a data set's name, a folder
     origin_a: Origin = field(default_factory=lambda: Origin("unknown"))  # of candidate a
     origin_b: Origin = field(default_factory=lambda: Origin("unknown"))  # of candidate b

@@ -20,9 +20,9 @@ EXCHANGED: dict[Shown, Shown] = {"first": "second", "second": "first", "tie": "t
 T = TypeVar("T")
 
 
-def winner(a: float, b: float) -> Verdict:
-    """The file with the higher score."""
-    return "tie" if a == b else "a" if a > b else "b"
+def winner(a: float, b: float, near: float = 0.0) -> Verdict:
+    """The file with the higher score; a tie up to a difference of `near`."""
+    return "tie" if abs(a - b) <= near else "a" if a > b else "b"
 
 
 def place_of(file: Literal["a", "b"], order: Order) -> Place:

@@ -39,6 +39,8 @@ from preference_data.annotations import FOLDER as ANNOTATIONS
 from preference_data.card import BUILT, build_record
 from preference_data.commands.options import BuildConfig
 from preference_data.generators import (
+    NEAR,
+    TRUTH_OF,
     Candidate,
     Generator,
     GeneratorOptions,
@@ -51,7 +53,8 @@ from preference_data.generators import (
 from preference_data.pair_set import METADATA, QUARANTINE, holds_pairs, list_photos, write_quarantine
 from preference_data.people.photos import PhotoRow, describe_rows, folder_rows
 from preference_data.people.synthetic_pairs import verdicts_of
-from preference_data.schema import Origin, Pair, row_of
+from preference_data.schema import DIMENSIONS, Origin, Pair, row_of
+from preference_data.verdict import Verdict, winner
 
 STATE, FACES, DONE = ".building.json", ".faces.jsonl", ".built.jsonl"
 
@@ -200,8 +203,8 @@ def _one(row: PhotoRow, generators: list[Generator], config: BuildConfig) -> dic
         subject, identity = open_subject(row, config.side)
         seed = int.from_bytes(hashlib.sha256(f"{config.seed} {row.id}".encode()).digest()[:4], "big")
         made: list[dict[str, Any]] = []
-        synthetic = [generator for generator in generators if generator.name == "degradations"]
-        real = [generator for generator in generators if generator.name != "degradations"]
+        synthetic = [generator for generator in generators if generator.name in TRUTH_OF]
+        real = [generator for generator in generators if generator.name not in TRUTH_OF]
         for group, own in ((synthetic, subject), (real, without_paint(subject))):
             if not group:
                 continue
@@ -220,6 +223,22 @@ def _one(row: PhotoRow, generators: list[Generator], config: BuildConfig) -> dic
     return {"subject": row.id, "pairs": made, "error": error}
 
 
+def known_truth(a: Candidate, b: Candidate) -> tuple[dict[str, Verdict] | None, Verdict | None, dict[str, tuple[float, float]] | None]:
+    """Verdicts, overall verdict and scores of two candidates, None where they are not known. Of verifiable ones, what lies within `NEAR` is
+    a tie, and so is an overall lead that no dimension shows.
+    """
+    if a.truth is not None and b.truth is not None:
+        both = {name: (a.truth[name], b.truth[name]) for name in DIMENSIONS}
+        verdicts: dict[str, Verdict] = {name: winner(x, y, NEAR) for name, (x, y) in both.items()}
+        overall = winner(a.truth["overall"], b.truth["overall"], NEAR)
+        scores = {name: (round(1 + 4 * x, 3), round(1 + 4 * y, 3)) for name, (x, y) in both.items()}
+        return verdicts, overall if overall in verdicts.values() else "tie", scores
+    if a.scores is None or b.scores is None:
+        return None, None, None
+    whole = {name: (a.scores[name], b.scores[name]) for name in a.scores}
+    return *verdicts_of(whole), {name: (float(x), float(y)) for name, (x, y) in whole.items()}
+
+
 def _write(
     subject: Subject, couples: list[tuple[Candidate, Candidate]], tag: str, row: PhotoRow, identity: str, out: Path
 ) -> list[dict[str, Any]]:
@@ -234,10 +253,7 @@ def _write(
 
     rows = []
     for index, (a, b) in enumerate(couples):
-        verdicts = overall = scores = None
-        if a.scores is not None and b.scores is not None:
-            scores = {name: (a.scores[name], b.scores[name]) for name in a.scores}
-            verdicts, overall = verdicts_of(scores)
+        verdicts, overall, scores = known_truth(a, b)
         pair = Pair(
             id=f"{subject.id}-{tag}{index}",
             input=stored(subject.case.source, f"{tag}-input"),
@@ -245,8 +261,8 @@ def _write(
             b=stored(b.pixels, f"{tag}{index}-b"),
             verdicts=verdicts,
             overall=overall,
-            scores={name: (float(x), float(y)) for name, (x, y) in scores.items()} if scores else None,
-            annotator="degradation" if verdicts else "",
+            scores=scores,
+            annotator=TRUTH_OF.get(a.origin.generator, "degradation") if verdicts else "",
             reasoning="",
             origin_a=a.origin,
             origin_b=b.origin,

@@ -17,8 +17,13 @@ from preference_data.people.synthetic import SEEDS, Case, make_case
 from preference_data.people.synthetic_pairs import SPOTS, identity_of
 from preference_data.schema import SPLITS, Origin
 
-BUILT_IN = {"degradations": "degraded", "folder": "folder", "pipeline": "pipeline"}  # Name -> module of this package
-USAGE = "degradations, folder:PATH, pipeline:PATH_OR_HUB_ID or my_file.py:GENERATOR"
+BUILT_IN = {name: f"preference_data.generators.{module}" for name, module in (("degradations", "degraded"), ("folder", "folder"))}
+BUILT_IN |= {"pipeline": "preference_data.generators.pipeline", "rollout": "policies.retoucher.retouch.rollouts"}
+"""Name -> module; the retoucher is a floor above this one, and found as a user's file is."""
+TRUTH_OF = {"degradations": "degradation", "rollout": "verifiable"}
+"""Generators that know the truth of their candidates, on photos with painted blemishes, too -> `Pair.annotator` of their pairs."""
+NEAR = 0.02  # Of what is verifiable, in [0, 1]: differences up to it are ties
+USAGE = "degradations, rollout, folder:PATH, pipeline:PATH_OR_HUB_ID or my_file.py:GENERATOR"
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Candidate:
     origin: Origin  # where it comes from
     scores: dict[str, int] | None = None  # true scores of the dimensions, 1 to 5, where the faults are known
     group: str | None = None  # candidates of one group are compared with each other only; None is compared with any other None
+    # what is verifiable, in [0, 1], of each dimension and "overall"; of two candidates those within `NEAR` tie
+    truth: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ def open_generators(names: tuple[str, ...], options: GeneratorOptions) -> list[G
     for name in names:
         head, _, argument = name.partition(":")
         if head in BUILT_IN:
-            generator = load_object(f"preference_data.generators.{BUILT_IN[head]}:GENERATOR")(argument or None, options)
+            generator = load_object(f"{BUILT_IN[head]}:GENERATOR")(argument or None, options)
         elif ":" in name:
             generator = load_object(name)(None, options)
         else:

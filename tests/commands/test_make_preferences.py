@@ -15,6 +15,7 @@ from portraitkit.faces.portraits import bundled_portraits
 from portraitkit.pictures.images import write_image
 from portraitkit.runs.locks import WRITING, only_writer
 from preference_data.commands import build as build_module
+from preference_data.generators import NEAR
 from preference_data.main import make_preferences
 from preference_data.pair_set import QUARANTINE, read_pairs
 
@@ -325,3 +326,15 @@ def test_help_tells_the_options_without_heavy_imports(subcommand):
     )
     done = subprocess.run([sys.executable, "-c", script, subcommand], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "--help" in done.stdout, done.stderr
+
+
+def test_rollouts_go_through_schema_and_disk(command, tmp_path):
+    options = ("--generators", "rollout", "--count", "3", "--pairs-per-photo", "1", "--output-dir", tmp_path / "pairs")
+    assert command(make_preferences, "build", "embedded", *options)[0] == 0
+    assert command(make_preferences, "lint", tmp_path / "pairs", "--no-identity")[0] == 0
+    pairs = read_pairs(tmp_path / "pairs")
+    assert sorted(pair.split for pair in pairs) == ["held_out", "train", "validation"] and all(pair.synthetic for pair in pairs)
+    for pair in pairs:
+        assert pair.annotator == "verifiable" and pair.origin_a == pair.origin_b and pair.origin_a.generator == "rollout"
+        for name, (a, b) in pair.scores.items():  # rounded to .001
+            assert abs(abs(a - b) - 4 * NEAR) < 0.002 or (pair.verdicts[name] == "tie") == (abs(a - b) < 4 * NEAR)

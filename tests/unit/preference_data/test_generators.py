@@ -10,12 +10,12 @@ import torch
 from portraitkit.errors import ConfigError, DataError, WeightsError
 from portraitkit.faces.portraits import bundled_portraits
 from portraitkit.pictures.images import write_image
-from preference_data.commands.build import pair_candidates
+from preference_data.commands.build import known_truth, pair_candidates
 from preference_data.generators import Candidate, GeneratorOptions, open_generators, open_subject, without_paint
 from preference_data.generators.folder import match_retouches
 from preference_data.generators.pipeline import Pipeline
 from preference_data.people.photos import PhotoRow
-from preference_data.schema import DIMENSIONS, Origin
+from preference_data.schema import DIMENSIONS, Origin, Pair, contradictions
 
 OPTIONS = GeneratorOptions("retouch", 2, "cpu")
 
@@ -58,6 +58,40 @@ def test_degradations_come_in_couples_with_truth(subject):
     assert set(one.scores) == set(DIMENSIONS) and one.origin.generator == "degradations" and one.origin.seed == 11
     again = generator.candidates(subject, 3, 11)
     assert torch.equal(again[3].pixels, four.pixels) and again[3].origin == four.origin
+
+
+def test_rollouts_come_in_groups_of_one_policy_with_what_is_verifiable(subject):
+    (generator,) = open_generators(("rollout:4",), OPTIONS)
+    group = generator.candidates(subject, 4, 7)
+    assert len(group) == 4 and len({one.group for one in group}) == 1 and group[0].origin.model.startswith("embedded, ")
+    assert all(set(one.truth) == {"overall", *DIMENSIONS} and all(0 <= value <= 1 for value in one.truth.values()) for one in group)
+    changes = [(one.pixels - subject.case.source).abs().mean() for one in group]
+    apart = [(one.pixels - group[0].pixels).abs().mean() for one in group[1:]]
+    assert min(apart) > 0 and max(apart) < 0.05 and min(changes) > 0.001
+    more = generator.candidates(subject, 8, 7)
+    assert (
+        torch.equal(more[3].pixels, group[3].pixels) and more[4].group != group[0].group and more[4].origin.model != group[0].origin.model
+    )
+    with pytest.raises(ConfigError, match="works at 128 px; add --resolution 128"):
+        generator.candidates(open_subject(PhotoRow("x", "train", "", {}, None, None, 3), 64)[0], 2, 0)
+    with pytest.raises(ConfigError, match="rollout:1: the group's size"):
+        open_generators(("rollout:1",), OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "overall"),
+    [({"clarity": 0.015, "overall": 0.015}, "tie"), ({"clarity": -0.03, "overall": 0.4}, "tie"), ({"clarity": 0.03, "overall": 0.03}, "a")],
+)
+def test_near_ties_of_what_is_verifiable_are_ties(changes, overall):
+    truth = dict.fromkeys(("overall", *DIMENSIONS), 0.5)
+    a, b = (
+        Candidate(torch.zeros(3, 8, 8), Origin("rollout"), truth=one)
+        for one in ({k: v + changes.get(k, 0) for k, v in truth.items()}, truth)
+    )
+    verdicts, found, scores = known_truth(a, b)
+    assert found == overall and verdicts["identity"] == "tie" and scores["identity"] == (3.0, 3.0)
+    assert verdicts["clarity"] == ("tie" if abs(changes["clarity"]) < 0.02 else "a" if changes["clarity"] > 0 else "b")
+    assert not contradictions(Pair("p", "i", "a", "b", verdicts, found, scores))
 
 
 def test_finished_retouches_are_cut_as_their_photo(photo, subject, tmp_path):
