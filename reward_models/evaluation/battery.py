@@ -1,7 +1,7 @@
 """Everything that is measured of one judge: held-out pairs in both orders, exchanged pictures, hacks, stability."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,13 @@ from portraitkit.runs.shards import ShardFile
 from portraitkit.vlm.generate import Decoding
 from reward_models.evaluation.figures import all_figures, by_group, calibration, fit_thresholds, majority, unreadable_share
 from reward_models.evaluation.hacks import DISTURBANCES, HACKS, disturbed, hack_figures, hack_pairs, stability
+from reward_models.evaluation.rollouts import FILE, rank_rollouts, rollout_figures
+from reward_models.judge.judge import load_judge
 from reward_models.judge.pairs import Judged, JudgedPair, View, exchanged, judged_from, judged_of
 from reward_models.training.config import RewardModelConfig
 
 EXCHANGE = 7  # Seed by which pictures are exchanged among held-out pairs, the same for every run
+KEPT = ("hacks", "stability", "rollouts", "groups", "calibration")  # Of `checks_summary`, what `summary.json` has as it is
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,17 @@ class Asking:
                 own.append({"file": name, "start": start, "answers": [one.to_row() for one in self.ask(model, some, advance)]})
 
 
+def ask_about_rollouts(asking: Asking, model: str, folder: Path) -> None:
+    """Ask the judge in the folder `model` about groups of rollouts, once, in the process that writes files."""
+    config, people = asking.config, asking.config.hack_cases // 2
+    if not people or not asking.write or (folder / FILE).is_file():
+        return
+    with counting(asking.console, "ranking rollouts", people, stop=asking.stop) as advance:
+        judge = load_judge(model, device=config.device, dtype=config.dtype, batch_size=config.generation_batch)
+        judge.settings = replace(judge.settings, shown=asking.view.shown, form=asking.view.form)
+        rank_rollouts(judge, folder, people, advance=advance)
+
+
 def write_answers(folder: Path, shards: Sequence[Sequence[Mapping[str, Any]]]) -> None:
     """Write the answers of all shards to the files that one process writes, in its order."""
     rows = sorted((row for shard in shards for row in shard), key=lambda row: (row["file"], row["start"]))
@@ -96,7 +110,7 @@ def check_judge(asking: Asking, model: Any, pairs: Sequence[JudgedPair], folder:
 
 
 def checks_summary(folder: Path, view: View, pairs: Sequence[JudgedPair], judged: Sequence[Judged]) -> dict[str, Any]:
-    """The figures of what `check_judge` left: exchanged, hacks, stability, groups, calibration."""
+    """The figures of what `check_judge` and `ask_about_rollouts` left: exchanged, hacks, stability, rollouts, groups, calibration."""
 
     def kept(name: str) -> list[Judged]:
         path = folder / f"{name}.jsonl"
@@ -108,6 +122,7 @@ def checks_summary(folder: Path, view: View, pairs: Sequence[JudgedPair], judged
         "shuffled_images": all_figures(pairs, kept("exchanged"), {}),
         "hacks": hack_figures(hacked),
         "stability": {name: stability(judged[: len(answers)], answers) for name, answers in disturbances.items() if answers},
+        "rollouts": rollout_figures(folder),
         "groups": by_group(pairs, judged),
         "calibration": calibration(pairs, judged),
     }

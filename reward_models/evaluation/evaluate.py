@@ -18,7 +18,16 @@ from portraitkit.runs.progress import counting
 from portraitkit.runs.shards import Shard, ShardFile, check_shard, clear_shards, current_shard, join_run, merged_rows, wait_for_shards
 from portraitkit.vlm.model import be_quiet, check_device, load_model, load_processor
 from portraitkit.vlm.stages import Interrupted
-from reward_models.evaluation.battery import Asking, check_judge, checks_summary, held_out_summary, read_judged, write_answers
+from reward_models.evaluation.battery import (
+    KEPT,
+    Asking,
+    ask_about_rollouts,
+    check_judge,
+    checks_summary,
+    held_out_summary,
+    read_judged,
+    write_answers,
+)
 from reward_models.evaluation.public_pairs import benchmark_files, read_benchmark
 from reward_models.evaluation.report import print_result, write_report
 from reward_models.judge.pairs import JudgedPair, View, open_pairs
@@ -55,19 +64,21 @@ def run_evaluation(config: RewardModelConfig, command: list[str]) -> int:
     with open_run(config, command, resume=resume, allow_changed=False, report_to=[]) as run, Interruptible() as interrupt:
         run.write_json("view.json", vars(view))
         pairs = pairs or _public(config, folder, console)
-        if shard is not None:
-            write_answers(folder, merged_rows(folder))
-        else:
-            try:
-                _ask_all(Asking(config, processor, view, console, partial(_stop, interrupt)), pairs, folder)
-            except Interrupted:
-                console.print("stopped; evaluate again with --overwrite", highlight=False)
-                return interrupt.exit_code
+        asking = Asking(config, processor, view, console, partial(_stop, interrupt))
+        try:
+            if shard is not None:
+                write_answers(folder, merged_rows(folder))
+            else:
+                _ask_all(asking, pairs, folder)
+            ask_about_rollouts(asking, config.model, folder / "checks")
+        except Interrupted:
+            console.print("stopped; evaluate again with --overwrite", highlight=False)
+            return interrupt.exit_code
         judged = {split: read_judged(folder / "base" / f"{split}.jsonl", view) for split in pairs}
         checks = checks_summary(folder / "checks", view, pairs["held_out"], judged["held_out"])
         summary: dict[str, Any] = {
             **held_out_summary(pairs, {"base": judged}, checks, None),
-            **{name: checks[name] for name in ("hacks", "stability", "groups", "calibration")},
+            **{name: checks[name] for name in KEPT},
             "final": "base",
             "benchmark": config.benchmark,
             "seconds": time.monotonic() - started,

@@ -72,6 +72,12 @@ def headline(summary: Mapping[str, Any]) -> str:
         f"{row['acc_consistent']:.1%} of the held-out pairs are judged rightly in both orders ({row['ci95'][0]:.1%} to "
         f"{row['ci95'][1]:.1%}). {looks}: {max(floors):.1%} of single answers are right without eyes."
     ]
+    if rank := summary.get("rollouts", {}).get("rank", {}).get("overall"):
+        worth = "worth asking" if rank["rank"] is not None and rank["rank"] >= 0.5 else "not to be trusted"
+        words.append(
+            f"Inside groups of 16 rollouts of one policy its rank correlation with the verifiable rewards is {number(rank['rank'], 2)} "
+            f"({interval(rank['ci95'])}, {rank['groups']} groups): as a reward it is {worth}."
+        )
     if "grpo_gain" in held_out:
         change = held_out["grpo_gain"]
         low, high = change["ci95"]

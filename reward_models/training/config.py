@@ -72,7 +72,8 @@ class StageOptions(Options):
     held_out_pairs: AtLeast0 = 0
     """Held-out pairs, in both orders: people whom no training pair shows; 0 takes all that a folder has (of the embedded ones, 250)."""
     hack_cases: AtLeast0 = 24
-    """Held-out synthetic people whose honest retouch must win against over-smoothed, sharpened ... versions of it; 0: none."""
+    """Held-out synthetic people whose honest retouch must win against over-smoothed, sharpened ... versions of it; of half as many, 16
+    rollouts of the embedded retoucher each are ranked; 0: none."""
     stability_pairs: AtLeast0 = 100
     """Held-out pairs judged again after JPEG and after resizing; 0: none."""
     blind: bool = True

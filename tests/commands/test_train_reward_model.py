@@ -45,7 +45,7 @@ def finished(model, tmp_path_factory):
     import sys
 
     run = tmp_path_factory.mktemp("runs") / "run"
-    before, sys.argv = sys.argv, ["train-reward-model", "--model", str(model), "--output-dir", str(run), *OPTIONS]
+    before, sys.argv = sys.argv, ["train-reward-model", "--model", str(model), "--output-dir", str(run), *OPTIONS, "--hack-cases", "2"]
     try:
         with pytest.raises(SystemExit) as stopped:
             train_reward_model()
@@ -71,6 +71,8 @@ def test_a_run_writes_all_that_it_promises(finished):
     assert low <= held_out["grpo_gain"]["overall"] <= high
     assert summary["unreadable"] == dict.fromkeys(("base", "sft", "reject", "grpo", "blind"), 1.0)  # six tokens hold no answer
     assert set(summary["hacks"]) == {"over_smoothed", "sharpened", "gridded", "identity_shifted", "untouched"}
+    ranks = summary["rollouts"]["rank"]
+    assert summary["rollouts"]["people"] == 1 and set(ranks) == names and -1 <= ranks["overall"]["rank"] <= 1
     assert set(summary["stability"]) == {"jpeg_75", "resize_3_4"} and summary["seconds"] > 0 and summary["seed"] == 0
     assert summary["pairs"] == {"train": 4, "validation": 2, "held_out": 3}
     assert {"sft", "grpo", "validation", "blind"} <= {row["kind"] for row in lines(finished / "metrics.jsonl")}
