@@ -14,6 +14,7 @@ A tiny judge with few tokens answers in a short form, two numbers for each dimen
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from preference_data.schema import DIMENSIONS, QUESTIONS, TITLES
@@ -42,6 +43,25 @@ def prompt() -> str:
         "where in the face you see it. Then answer between <answer> and </answer> with exactly these lines, each s a whole number from "
         f"1 (bad) to 5 (as a careful professional would do it):\n{lines}\n"
         "Average: Image1 = m, Image2 = m\n"
+        "and as the last line either 'Image1 is better' or 'Image2 is better'."
+    )
+
+
+MAKEUP_TITLES = {"identity": "Makeup"}
+"""The one line of an answer about a makeup pair: two attempts at a made-up photo differ in nothing else, and makeup is among the personal
+features that `identity` asks for."""
+
+
+def makeup_prompt() -> str:
+    """What a judge is asked about a makeup pair; the pictures are sent before it in the order photo, Image1, Image2."""
+    title = MAKEUP_TITLES["identity"]
+    return (
+        "You see three pictures of one face: a photo, then two attempts, Image1 and Image2, to put the makeup of the photo on the bare "
+        "face. Which attempt comes nearer to the photo? Look at lips, cheeks and eyelids: is there makeup where the photo has it and none "
+        "where it has none, in the same shape and the same colour? Nothing else counts, and more makeup is not better.\n"
+        "First think between <think> and </think>: name what the photo wears and how each attempt departs from it. Then answer between "
+        "<answer> and </answer> with exactly these two lines, s a whole number from 1 (other makeup) to 5 (the same makeup):\n"
+        f"{title}: Image1 = s, Image2 = s\n"
         "and as the last line either 'Image1 is better' or 'Image2 is better'."
     )
 
@@ -80,40 +100,41 @@ class Unreadable:
     text: str
 
 
-def write_answer(answer: Answer) -> str:
-    """The answer as the contract wants it; `read_answer` gives it back."""
-    lines = [f"{TITLES[name]}: Image1 = {answer.scores[name][0]}, Image2 = {answer.scores[name][1]}" for name in DIMENSIONS]
+def write_answer(answer: Answer, titles: Mapping[str, str] = TITLES) -> str:
+    """The answer as the contract wants it; `read_answer` gives it back. One dimension alone has no line of averages."""
+    lines = [f"{title}: Image1 = {answer.scores[name][0]}, Image2 = {answer.scores[name][1]}" for name, title in titles.items()]
     first, second = answer.averages
-    lines += [f"Average: Image1 = {first:.1f}, Image2 = {second:.1f}", f"Image{NUMBERS[answer.better]} is better"]
+    lines += [f"Average: Image1 = {first:.1f}, Image2 = {second:.1f}"] * (len(titles) > 1) + [f"Image{NUMBERS[answer.better]} is better"]
     return f"<think>{answer.reasoning}</think>\n<answer>\n" + "\n".join(lines) + "\n</answer>"
 
 
-def read_answer(text: str) -> Answer | Unreadable:
+def read_answer(text: str, titles: Mapping[str, str] = TITLES) -> Answer | Unreadable:
     """Read an answer, strictly: every part once, in its place, every number in range, averages that are the averages.
 
-    Blank lines and spaces around lines are allowed, nothing else.
+    Blank lines and spaces around lines are allowed, nothing else. `titles`: dimension -> the title of its line, in order.
     """
     once = all(text.count(tag) == 1 for tag in ("<think>", "</think>", "<answer>", "</answer>"))
     match = SHAPE.fullmatch(text) if once else None
     if match is None:
         return Unreadable("not one <think>..</think> followed by one <answer>..</answer> and nothing else", text)
     lines = [line.strip() for line in match[2].splitlines() if line.strip()]
-    if len(lines) != len(DIMENSIONS) + 2:
-        return Unreadable(f"{len(lines)} lines in the answer, {len(DIMENSIONS) + 2} expected", text)
+    expected = len(titles) + (2 if len(titles) > 1 else 1)
+    if len(lines) != expected:
+        return Unreadable(f"{len(lines)} lines in the answer, {expected} expected", text)
     scores: dict[str, tuple[int, int]] = {}
-    for name, line in zip(DIMENSIONS, lines, strict=False):
+    for (name, title), line in zip(titles.items(), lines, strict=False):
         fields = LINE.fullmatch(line)
-        if fields is None or fields[1].casefold() != TITLES[name].casefold():
-            return Unreadable(f"expected '{TITLES[name]}: Image1 = s, Image2 = s', found {line[:80]!r}", text)
+        if fields is None or fields[1].casefold() != title.casefold():
+            return Unreadable(f"expected '{title}: Image1 = s, Image2 = s', found {line[:80]!r}", text)
         first, second = int(fields[2]), int(fields[3])
         if not (1 <= first <= 5 and 1 <= second <= 5):
             return Unreadable(f"a score outside 1 to 5: {line[:80]!r}", text)
         scores[name] = (first, second)
     averages, better = AVERAGES.fullmatch(lines[-2]), BETTER.fullmatch(lines[-1])
-    if averages is None or better is None:
+    if better is None or (averages is None and len(titles) > 1):
         return Unreadable("the last two lines must be the averages and 'Image1 is better' or 'Image2 is better'", text)
     answer = Answer(scores, PLACES[int(better[1])], match[1].strip())
-    if any(abs(float(averages[side + 1]) - mean) > 0.051 for side, mean in enumerate(answer.averages)):
+    if averages is not None and any(abs(float(averages[side + 1]) - mean) > 0.051 for side, mean in enumerate(answer.averages)):
         return Unreadable(f"{lines[-2]!r} are not the averages of the scores", text)
     return answer
 

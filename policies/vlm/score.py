@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from policies.vlm.config import ScoreConfig
-from portraitkit.endpoint import Endpoint, Question, Reply
+from portraitkit.endpoint import Endpoint, Question
 from portraitkit.errors import ConfigError, DataError
 from portraitkit.files.atomic import check_writable, write_text
 from portraitkit.files.jsonl import read_objects
@@ -164,13 +164,13 @@ JUDGE_SCORE = re.compile(r"<score>\s*(10|[1-9])\s*</score>")
 BATCH = 32
 
 
-def read_score(reply: Reply) -> tuple[int | None, str]:
-    """The score of a judge's reply, and why there is none."""
-    if reply.text is None:
-        return None, reply.error
-    found = JUDGE_SCORE.findall(reply.text)
+def read_score(text: str | None, error: str = "") -> tuple[int | None, str]:
+    """The score in a judge's answer, and why there is none: the error, where there is no answer."""
+    if text is None:
+        return None, error
+    found = JUDGE_SCORE.findall(text)
     if len(found) != 1:
-        return None, f"no single score from 1 to 10 in {reply.text[:200]!r}"
+        return None, f"no single score from 1 to 10 in {text[:200]!r}"
     return int(found[0]), ""
 
 
@@ -188,7 +188,7 @@ def judge_analyses(
     texts = [JUDGE_PROMPT.format(reference=reference, analysis=analysis) for analysis, reference in zip(analyses, references, strict=True)]
     for start in range(0, len(texts), BATCH):
         for reply in endpoint.ask([Question(text) for text in texts[start : start + BATCH]]):
-            score, reason = read_score(reply)
+            score, reason = read_score(reply.text, reply.error)
             if score is None:
                 failures.append({"row": len(scores) + 1, "reason": reason})
             scores.append(score)

@@ -35,8 +35,9 @@ class Backend(Protocol):
 
     name: str
 
-    def ask(self, prompt: str, shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Said]:
-        """Greedy answers to the prompt about each tuple of pictures (RGB in [0, 1]), which are shown before it, in order."""
+    def ask(self, prompt: str | Sequence[str], shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Said]:
+        """Greedy answers to the prompt, the same for all or one each, about each tuple of pictures (RGB in [0, 1]), which are shown before
+        it, in order."""
         ...
 
 
@@ -48,19 +49,20 @@ class Certainty:
     scores: dict[str, tuple[float, float]]  # dimension -> expected scores of the pictures shown first and second, in [1, 5]
 
 
-def read_certainty(text: str, choices: Sequence[Choice]) -> Certainty | None:
+def read_certainty(text: str, choices: Sequence[Choice], names: Sequence[str] = DIMENSIONS) -> Certainty | None:
     """The probabilities behind the digits of a readable answer.
 
     Args:
-        text: that one of the two contracts can read.
+        text: that one of the contracts can read.
         choices: tokens of the text that hold a digit, at least; others are ignored.
+        names: of the dimensions that it scores, in order.
 
     Returns:
         None where the tokens are not there, hold several digits each, or are not those of the text.
     """
     tokens = [token for token in choices for char in token[0] if char.isdecimal()]
     places = [place for place, char in enumerate(text) if char.isdecimal()]
-    wanted = _digits_of(text)
+    wanted = _digits_of(text, len(names))
     found: list[Choice] = []
     for place in wanted:
         behind = len(places) - places.index(place)
@@ -71,19 +73,19 @@ def read_certainty(text: str, choices: Sequence[Choice]) -> Certainty | None:
             return None
         found.append((text[place], _by_digit(token, text[place])))
     expected = [_expected(chances) for _, chances in found[:-1]]
-    scores = {name: (expected[2 * place], expected[2 * place + 1]) for place, name in enumerate(DIMENSIONS)}
+    scores = {name: (expected[2 * place], expected[2 * place + 1]) for place, name in enumerate(names)}
     first, second = (found[-1][1].get(digit, -math.inf) for digit in "12")
     odds = 0.0 if math.isinf(first) and math.isinf(second) else first - second
     return Certainty(max(-MOST_SURE, min(MOST_SURE, odds)), scores)
 
 
-def _digits_of(text: str) -> list[int]:
-    """Places in a readable answer of its ten scores, dimension by dimension, and of the 1 or 2 that it chooses."""
+def _digits_of(text: str, count: int) -> list[int]:
+    """Places in a readable answer of its two scores on each of `count` dimensions, and of the 1 or 2 that it chooses."""
     brief = BRIEF_SHAPE.fullmatch(text)
     if brief is not None:
         return [brief.start(group) for group in range(1, 2 * len(DIMENSIONS) + 2)]
     start = text.index("<answer>")
-    pairs = list(re.finditer(r"Image1 = (\d), Image2 = (\d)", text[start:]))[: len(DIMENSIONS)]
+    pairs = list(re.finditer(r"Image1 = (\d), Image2 = (\d)", text[start:]))[:count]
     chosen = list(re.finditer(r"Image([12]) is better", text[start:]))[-1]
     return [start + pair.start(group) for pair in pairs for group in (1, 2)] + [start + chosen.start(1)]
 

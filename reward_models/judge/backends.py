@@ -62,15 +62,15 @@ class TransformersBackend:
             check_weights(f"judge {source}", model)
         return cls(model, processor, name=source, batch_size=batch_size, form=form)
 
-    def ask(self, prompt: str, shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Said]:
+    def ask(self, prompt: str | Sequence[str], shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Said]:
         """See `backend.Backend`."""
-        rows = [Row(pictures, None, "", {}) for pictures in shown]
+        rows, prompts = [Row(pictures, None, "", {}) for pictures in shown], each(prompt, len(shown))
         said: list[Said] = [Said(None)] * len(rows)
         for places in by_size(shown, key=lambda pictures: tuple(tuple(picture.shape) for picture in pictures)):
             answers = complete(
                 self.model,
                 self.processor,
-                prompt,
+                [prompts[place] for place in places],
                 [rows[place] for place in places],
                 max_tokens=max_tokens,
                 batch_size=self.batch_size,
@@ -80,6 +80,11 @@ class TransformersBackend:
             for place, (answer,) in zip(places, answers, strict=True):
                 said[place] = Said(answer.text, "", answer.choices, answer.cut, (answer.asked, answer.tokens))
         return said
+
+
+def each(prompt: str | Sequence[str], count: int) -> list[str]:
+    """One prompt a question."""
+    return [prompt] * count if isinstance(prompt, str) else list(prompt)
 
 
 def by_size(shown: Sequence[tuple[Picture, ...]], key: Callable[[tuple[Picture, ...]], Any]) -> list[list[int]]:
@@ -122,18 +127,18 @@ class VllmBackend:
         except (OSError, ValueError) as error:
             raise WeightsError(f"judge vllm:{source}: could not be loaded ({reason_of(error)}); check the id") from error
 
-    def ask(self, prompt: str, shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Said]:
+    def ask(self, prompt: str | Sequence[str], shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Said]:
         """See `backend.Backend`."""
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
         urls: dict[int, str] = {}
         chats = []
-        for pictures in shown:
+        for text, pictures in zip(each(prompt, len(shown)), shown, strict=True):
             for picture in pictures:
                 if id(picture) not in urls:
                     urls[id(picture)] = data_url(picture)
             content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": urls[id(picture)]}} for picture in pictures]
-            chats.append([{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}])
+            chats.append([{"role": "user", "content": [*content, {"type": "text", "text": text}]}])
         sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, logprobs=TOP, repetition_penalty=1.0)
         outputs = self.engine.chat(chats, sampling, use_tqdm=False)
         return [_said(output.outputs[0]) for output in outputs]
@@ -182,10 +187,10 @@ class HttpBackend:
         options = {"timeout": timeout, "retries": retries, "workers": workers, "top_logprobs": TOP}
         return cls(Endpoint(url, name, key_env=KEY_ENV, key_optional=True, **options)), card
 
-    def ask(self, prompt: str, shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Said]:
+    def ask(self, prompt: str | Sequence[str], shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Said]:
         """See `backend.Backend`; a request that failed for good is an answer without a text."""
         self.endpoint.max_tokens = max_tokens
-        replies = self.endpoint.ask([Question(prompt, pictures) for pictures in shown])
+        replies = self.endpoint.ask([Question(text, pictures) for text, pictures in zip(each(prompt, len(shown)), shown, strict=True)])
         return [Said(reply.text, reply.error, reply.choices) for reply in replies]
 
     def close(self) -> None:

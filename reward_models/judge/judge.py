@@ -10,7 +10,6 @@ from pathlib import Path
 
 from portraitkit.errors import ConfigError
 from preference_data.contract import Answer, Unreadable, every_digit, verdicts_in_files
-from preference_data.schema import DIMENSIONS
 from preference_data.verdict import ORDERS, Order, Verdict, in_order
 from reward_models.judge.backend import Backend, Certainty, Picture, Said, read_certainty
 from reward_models.judge.backends import HttpBackend, TransformersBackend, VllmBackend
@@ -137,7 +136,7 @@ class Judge:
                 answers.append(answer)
         if trouble is not None:
             return trouble
-        certain = [read_certainty(one.text or "", one.choices) for one in said]
+        certain = [read_certainty(one.text or "", one.choices, list(answers[0].scores)) for one in said]
         judgement = self._merge(answers, certain)
         self.counts.comparisons += 1
         self.counts.flips += judgement.flipped
@@ -145,15 +144,15 @@ class Judge:
 
     def _merge(self, answers: Sequence[Answer], certain: Sequence[Certainty | None]) -> Judgement:
         read = [verdicts_in_files(answer, order) for answer, order in zip(answers, self.orders, strict=True)]
-        scores, odds = [], []
+        names, scores, odds = list(answers[0].scores), [], []
         for order, (_, overall, whole), sure in zip(self.orders, read, certain, strict=True):
-            scores.append(whole if sure is None else {name: in_order(sure.scores[name], order) for name in DIMENSIONS})
+            scores.append(whole if sure is None else {name: in_order(sure.scores[name], order) for name in names})
             odds.append({"a": 1.0, "b": -1.0}[overall] if sure is None else sure.log_odds * (1 if order == "ab" else -1))
         overalls = [overall for _, overall, _ in read]
         log_odds = sum(odds) / len(odds)
         return Judgement(
-            verdicts={name: _agreed([verdicts[name] for verdicts, _, _ in read]) for name in DIMENSIONS},
-            scores={name: (_mean([one[name][0] for one in scores]), _mean([one[name][1] for one in scores])) for name in DIMENSIONS},
+            verdicts={name: _agreed([verdicts[name] for verdicts, _, _ in read]) for name in names},
+            scores={name: (_mean([one[name][0] for one in scores]), _mean([one[name][1] for one in scores])) for name in names},
             overall=_agreed(overalls),
             probability=probability_of(log_odds, self.settings.temperature),
             log_odds=log_odds,
@@ -187,9 +186,17 @@ def calibrate(judge: Judge, comparisons: Sequence[Comparison], truths: Sequence[
     return judge.settings
 
 
-def load_judge(source: str, *, device: str = "cpu", dtype: str | None = None, batch_size: int = 32) -> Judge:
+def load_judge(
+    source: str,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    batch_size: int = 32,
+    untaught: type[JudgeSettings] = JudgeSettings,
+) -> Judge:
     """A judge by name: embedded; a folder or hub id of a vision-language model; vllm:FOLDER-OR-ID; http://host:port/v1. Device, dtype and
-    batch size are those of a model that transformers runs; see `TransformersBackend.load`.
+    batch size are those of a model that transformers runs; see `TransformersBackend.load`. A model without a judge.json is asked as
+    `untaught` asks.
 
     Raises:
         ConfigError: no source, or a URL that is none.
@@ -199,11 +206,11 @@ def load_judge(source: str, *, device: str = "cpu", dtype: str | None = None, ba
         raise ConfigError("judge: names no model; give embedded, a folder, a hub id, vllm:ID or http://host:port/v1")
     if source.startswith(("http://", "https://")):
         backend, card = HttpBackend.connect(source)
-        settings = settings_from(card["judge"], f"judge {source}") if "judge" in card else JudgeSettings(model=backend.name)
+        settings = settings_from(card["judge"], f"judge {source}") if "judge" in card else untaught(model=backend.name)
         return Judge(backend, settings)
     name = source.removeprefix("vllm:")
     if source != name:
-        return Judge(VllmBackend.load(name), read_settings(Path(name)) or JudgeSettings(model=name))
-    settings = read_settings(Path(source_of(name))) or JudgeSettings(model=name)
+        return Judge(VllmBackend.load(name), read_settings(Path(name)) or untaught(model=name))
+    settings = read_settings(Path(source_of(name))) or untaught(model=name)
     form = every_digit() if settings.form == "brief" else ()  # a judge that answers in short cannot break its form
     return Judge(TransformersBackend.load(name, device=device, dtype=dtype, batch_size=batch_size, form=form), settings)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from portraitkit.errors import ConfigError, nearest
 from preference_data.schema import DIMENSIONS
+from preference_data.verdict import winner
 from reward_models.judge.judge import Comparison, Counts, Judge, Judgement, load_judge
 from reward_models.photos import Photos
 
@@ -49,6 +50,15 @@ class CountedJudge(Protocol):
 
 
 @dataclass(frozen=True)
+class Rivals:
+    """Candidates of one photo, RGB in [0, 1], all of one size. One that is there twice, as the same object, is asked about once."""
+
+    photo: Float[Tensor, "3 h w"]
+    candidates: Pictures
+    anchor: Float[Tensor, "3 h w"] | None = None  # the preferred one, where it is known
+
+
+@dataclass(frozen=True)
 class JudgeReward:
     """A judge as a reward.
 
@@ -62,6 +72,7 @@ class JudgeReward:
     # (G - 1) / 2 comparisons for G candidates, each in both orders. A candidate that is alone in its group plays its anchor, or the photo
     # where there is none
     form: Form
+    dimension: str = ""  # the one of `preference_data.schema.DIMENSIONS` that counts, where the judge is asked about more; all if empty
 
     @property
     def needs_anchors(self) -> bool:
@@ -85,22 +96,16 @@ class JudgeReward:
         values = torch.full((len(candidates),), torch.nan)
         pictures = list(candidates.detach().float().cpu())  # processors and endpoints take them from there
         good = [bool(picture.isfinite().all()) for picture in pictures]
-        plan: list[tuple[Comparison, int, int | None]] = []
+        rows, rivals = [], []
         for index in dict.fromkeys(photo_of.tolist()):
             members = [row for row, other in enumerate(photo_of.tolist()) if other == index and good[row]]
             if not members:
                 continue
             photo, clean = (some[index].float().cpu() for some in (photos.source, photos.clean))  # as the candidates
-            anchor = None if bool(clean.isnan().any()) else clean
-            plan += self._games(members, pictures, photo, anchor)
-        judged = self.judge.judge([comparison for comparison, _, _ in plan])
-        points: dict[int, list[float]] = {}
-        for (_, row, other), judgement in zip(plan, judged, strict=True):
-            if isinstance(judgement, Judgement):
-                for place, value in self._points(judgement, row, other):
-                    points.setdefault(place, []).append(value)
-        for row, some in points.items():
-            values[row] = sum(some) / len(some)
+            rows += members
+            rivals.append(Rivals(photo, [pictures[row] for row in members], None if bool(clean.isnan().any()) else clean))
+        found = [value for group in self.of_rivals(rivals) for value in group]
+        values[rows] = torch.tensor(found)
         return values.to(candidates.device)
 
     @torch.no_grad()
@@ -114,28 +119,50 @@ class JudgeReward:
         rows = [one.scores if isinstance(one, Judgement) else None for one in judged]
         return {name: torch.tensor([math.nan if row is None else row[name][0] for row in rows]) for name in DIMENSIONS}
 
-    def _games(
-        self, members: Sequence[int], pictures: Pictures, photo: Tensor, anchor: Tensor | None
-    ) -> list[tuple[Comparison, int, int | None]]:
-        """Comparisons of a group's members with the rows of a and b; b is None where it is no candidate."""
-        if self.form == "win_rate" and len(members) > 1:
-            return [
-                (Comparison(photo, pictures[row], pictures[other]), row, other)
-                for place, row in enumerate(members)
-                for other in members[place + 1 :]
-            ]
-        if self.needs_anchors and anchor is None:
-            return []
-        beside = photo if anchor is None or self.form == "score" else anchor
-        return [(Comparison(photo, pictures[row], beside), row, None) for row in members]
+    def of_rivals(self, groups: Sequence[Rivals]) -> list[list[float]]:
+        """The reward of every candidate of every group, NaN where none of its comparisons could be read."""
+        asked: dict[tuple[int, int, int], Comparison] = {}
+        plan: list[tuple[tuple[int, int, int], tuple[int, int], tuple[int, int] | None]] = []
+        points: dict[tuple[int, int], list[float]] = {}
+        for number, rivals in enumerate(groups):
+            for first, second, row, other in self._games(rivals):
+                one, two = (number, row), None if other is None else (number, other)
+                if first is second and two is not None:
+                    points.setdefault(one, []).append(0.5)
+                    points.setdefault(two, []).append(0.5)
+                    continue
+                key = (number, id(first), id(second))
+                if two is not None and (number, key[2], key[1]) in asked:
+                    key, one, two = (number, key[2], key[1]), two, one
+                asked.setdefault(key, Comparison(rivals.photo, first, second))
+                plan.append((key, one, two))
+        judged = dict(zip(asked, self.judge.judge(list(asked.values())), strict=True))
+        for key, one, two in plan:
+            if isinstance(judgement := judged[key], Judgement):
+                for place, value in self._points(judgement, one, two):
+                    points.setdefault(place, []).append(value)
+        found = [[points.get((number, row)) for row in range(len(rivals.candidates))] for number, rivals in enumerate(groups)]
+        return [[sum(some) / len(some) if some else math.nan for some in group] for group in found]
 
-    def _points(self, judgement: Judgement, row: int, other: int | None) -> list[tuple[int, float]]:
+    def _games(self, rivals: Rivals) -> list[tuple[Tensor, Tensor, int, int | None]]:
+        """Comparisons of a group: a and b, and their rows; the row of b is None where it is no candidate."""
+        some = rivals.candidates
+        if self.form == "win_rate" and len(some) > 1:
+            return [(first, some[other], row, other) for row, first in enumerate(some) for other in range(row + 1, len(some))]
+        if self.needs_anchors and rivals.anchor is None:
+            return []
+        beside = rivals.photo if rivals.anchor is None or self.form == "score" else rivals.anchor
+        return [(candidate, beside, row, None) for row, candidate in enumerate(some)]
+
+    def _points(self, judgement: Judgement, row: tuple[int, int], other: tuple[int, int] | None) -> list[tuple[tuple[int, int], float]]:
+        scores = judgement.scores[self.dimension] if self.dimension else judgement.means
         if self.form == "versus_anchor":
             return [(row, judgement.probability)]
         if self.form == "win_rate":
-            won = {"a": 1.0, "b": 0.0, "tie": 0.5}[judgement.overall]
+            verdict = winner(*scores) if self.dimension else judgement.overall
+            won = {"a": 1.0, "b": 0.0, "tie": 0.5}[verdict]
             return [(row, won)] if other is None else [(row, won), (other, 1 - won)]
-        return [(row, (judgement.means[0] - 1) / 4)]
+        return [(row, (scores[0] - 1) / 4)]
 
 
 def judge_reward(argument: str, *, device: str = "cpu", load: Callable[..., Judge] = load_judge) -> JudgeReward:
@@ -150,15 +177,15 @@ def judge_reward(argument: str, *, device: str = "cpu", load: Callable[..., Judg
     return JudgeReward(load(path, device=device), form)
 
 
-def split_argument(argument: str) -> tuple[str, Form]:
-    """PATH and FORM of `PATH[:FORM]`; colons of URLs and of `vllm:` belong to the path.
+def split_argument(argument: str, default: Form = "score") -> tuple[str, Form]:
+    """PATH and FORM of `PATH[:FORM]`, the default if not given; colons of URLs and of `vllm:` belong to the path.
 
     Raises:
         ConfigError: no path, or an unknown form.
     """
     path, colon, last = argument.rpartition(":")
     if not colon or last.isdecimal() or "/" in last or path == "vllm":
-        path, last = argument, "score"
+        path, last = argument, default
     if last not in FORMS:
         raise ConfigError(f"reward judge:{argument}: form {last!r} is unknown{nearest(last, list(FORMS))}; known: {', '.join(FORMS)}")
     if not path:

@@ -9,6 +9,7 @@ from typing import Any
 
 from portraitkit.errors import WeightsError
 from portraitkit.files.atomic import write_text
+from preference_data.contract import MAKEUP_TITLES, Answer, Unreadable, makeup_prompt, read_answer
 from preference_data.verdict import Verdict
 from reward_models.judge.pairs import View
 from reward_models.judge.preference_task import SHOWN
@@ -31,6 +32,20 @@ class JudgeSettings(View):
     def max_tokens(self) -> int:
         """Of an answer."""
         return FORMS[self.form]
+
+
+@dataclass(frozen=True)
+class MakeupSettings(JudgeSettings):
+    """How a model without a `judge.json` is asked about a makeup pair: which of two attempts is nearer to a made-up photo."""
+
+    @property
+    def prompt(self) -> str:
+        """The user turn's text."""
+        return makeup_prompt()
+
+    def read(self, text: str) -> Answer | Unreadable:
+        """Read an answer that has the one line of `preference_data.contract.MAKEUP_TITLES`."""
+        return read_answer(text, MAKEUP_TITLES)
 
 
 EMBEDDED = JudgeSettings("beside-difference", "brief", model="embedded")

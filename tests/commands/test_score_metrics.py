@@ -7,7 +7,6 @@ import pytest
 
 from policies.vlm.main import score_completions
 from policies.vlm.score import read_score
-from portraitkit.endpoint import Reply
 from portraitkit.scripted_endpoint import ScriptedEndpoint
 
 SAD = "<think>The brows come down (AU4).</think><answer>sadness</answer>"
@@ -77,7 +76,7 @@ def test_a_judge_whose_failures_are_not_zero(score, tmp_path, monkeypatch):
     + [("<score>7.5</score>", None), ("<score>3</score><score>4</score>", None), (None, None)],
 )
 def test_only_one_whole_number_is_a_score(text, score):
-    found, reason = read_score(Reply(text, "down" if text is None else ""))
+    found, reason = read_score(text, "down" if text is None else "")
     assert found == score and bool(reason) == (score is None)
 
 
