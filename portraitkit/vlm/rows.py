@@ -81,7 +81,7 @@ def read_rows(path: Path, task: Task) -> list[Row]:
         if not isinstance(names, list):
             raise DataError(f'{where}: images {names!r:.80}: must be a list of files, such as ["photo.png", "a.png"]')
         for name in names:
-            _check_name(path, name, where)
+            check_picture(path, name, where)
         if rows and len(names) != len(rows[0].pictures):
             raise DataError(f"{where}: {len(names)} pictures where the first row has {len(rows[0].pictures)}: all rows show as many")
         try:
@@ -93,8 +93,17 @@ def read_rows(path: Path, task: Task) -> list[Row]:
     return rows
 
 
-def _check_name(path: Path, name: object, where: str) -> None:
-    """A picture lies below the folder of its rows; links in the folder are the user's own, as make-preferences emotion makes them."""
+def check_picture(path: Path, name: object, where: str) -> None:
+    """A picture lies below the folder of its rows; links in the folder are the user's own, as make-preferences emotion makes them.
+
+    Args:
+        path: of the rows' file.
+        name: of the picture, relative to its folder.
+        where: for messages.
+
+    Raises:
+        DataError: it does not, or is not there.
+    """
     if isinstance(name, str) and (Path(name).is_absolute() or ".." in Path(name).parts):
         raise DataError(f"{where}: image {name!r}: leaves the folder of {path.name}; copy or link it into it")
     try:

@@ -22,7 +22,7 @@ from portraitkit.vlm.shared_prefix import read_once
 from portraitkit.vlm.task import Mode, Task
 from portraitkit.vlm.trainer_arguments import grpo_arguments, sft_arguments, start_processes
 from portraitkit.vlm.trainer_options import TrainerOptions
-from portraitkit.vlm.trainers import Follow, make_grpo_trainer, make_sft_trainer
+from portraitkit.vlm.trainers import Follow, RewardFunction, make_grpo_trainer, make_sft_trainer
 
 
 class Interrupted(Exception):
@@ -54,6 +54,7 @@ class Stage:
     task: Task | None = None  # None: supervised
     mode: Mode = "fixed"  # of the task's rewards
     validated: bool = True  # log validation figures as the options say
+    more: Sequence[RewardFunction] = ()  # rewards beside the task's
 
 
 def start_run(options: TrainerOptions, folder: str) -> tuple[Any, Console, Any]:
@@ -99,8 +100,8 @@ def train(context: RunContext, stage: Stage, model: Any, lora: Any, checkpoint: 
             trainer = make_sft_trainer(*data, arguments, follow, lora, frozen=frozen)
         else:
             arguments = grpo_arguments(options, str(stage.folder))
-            last_norm = options.last_norm
-            trainer = make_grpo_trainer(*data, arguments, follow, stage.task, stage.mode, lora, frozen=frozen, last_norm=last_norm)
+            how: dict[str, Any] = {"frozen": frozen, "last_norm": options.last_norm, "more": stage.more}
+            trainer = make_grpo_trainer(*data, arguments, follow, stage.task, stage.mode, lora, **how)
         everything, trained = count_parameters(trainer.model)
         context.console.print(f"{stage.name}: {trained:,} of {everything:,} weights are trained", highlight=False)
         if checkpoint is not None and step_of(checkpoint) >= arguments.max_steps and options.deepspeed is None:

@@ -79,7 +79,7 @@ class GrpoOptions(Options):
     aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
     """Add the task's parts and then normalise in the group, or normalise each part first (GDPO)."""
     reward_weights: tuple[float, ...] = ()
-    """One weight for each part of the task's reward; all 1 if empty."""
+    """One weight for each part of the task's reward, that of a judge last; 1 each, .2 for the judge, if empty."""
     temperature: Positive = 1.0
     """Of the sampling, in training and wherever else answers are sampled."""
     top_p: Annotated[float, Range(gt=0, le=1)] = 1.0

@@ -69,8 +69,9 @@ def make_grpo_trainer(
     *,
     frozen: bool = False,
     last_norm: bool = False,
+    more: Sequence["RewardFunction"] = (),
 ) -> Any:
-    """TRL's GRPOTrainer with the task's rewards, one function for each part; `arguments` are a `trl.GRPOConfig`.
+    """TRL's GRPOTrainer with the task's rewards, one function for each part, and `more`; `arguments` are a `trl.GRPOConfig`.
 
     The rest is as for `make_sft_trainer`. With `last_norm` the gains of the language part's last norm alone are trained, unless there is
     a LoRA.
@@ -85,7 +86,7 @@ def make_grpo_trainer(
         train_last_norm(model)
     given: dict[str, Any] = {"model": model, "args": arguments, "processing_class": processor, "callbacks": [callback], "peft_config": lora}
     data = _dataset(rows, prompt, limit_of(processor))
-    return _quiet(GRPOTrainer(train_dataset=data, reward_funcs=[*reward_functions(task, rows, mode)], **given), frozen)
+    return _quiet(GRPOTrainer(train_dataset=data, reward_funcs=[*reward_functions(task, rows, mode), *more], **given), frozen)
 
 
 def _dataset(rows: Sequence[Row], prompt: str | Sequence[str], limit: Limit | None, *, target: bool = False) -> Dataset:

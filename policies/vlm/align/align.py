@@ -1,6 +1,7 @@
 """One run of `align-vlm`: probe the reward, evaluate, train by TRL, evaluate again, report."""
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,23 +9,35 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from policies.vlm.align.align_config import AlignVlmConfig
 from policies.vlm.align.align_report import write_align_card, write_probe_report, write_report
 from policies.vlm.align.align_stages import check_enough, find_start, forget_stages, load_policy, train_stages
-from policies.vlm.align.inputs import check_all_lengths, check_held_out, open_all_rows, prompt_of, readable_rows, write_aside
+from policies.vlm.align.inputs import (
+    check_all_lengths,
+    check_groups,
+    check_held_out,
+    open_all_rows,
+    prompt_of,
+    readable_rows,
+    weights_of,
+    write_aside,
+)
 from policies.vlm.export_reward import with_reward_file
+from policies.vlm.judge_probe import JudgeProbe, probe_judge
+from policies.vlm.judged import AnswerJudge, UnitCheck, close_judge, judge_function, open_judge, split_name
 from policies.vlm.tasks import load_task
-from portraitkit.errors import ConfigError
 from portraitkit.hub import open_repo, push_folder
+from portraitkit.parallel import divided
 from portraitkit.report.card import by_group, counted, value_of
 from portraitkit.runs.checkpoint import check_processes
 from portraitkit.runs.folder import SilentRunFolder, check_run_folder, open_run
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import counting
-from portraitkit.stats import bootstrap_interval
+from portraitkit.stats import bootstrap_interval, paired_change
 from portraitkit.vlm.evaluate import Evaluation, best_constant, compare, evaluate, finite, score_all
 from portraitkit.vlm.generate import Decoding
 from portraitkit.vlm.model import load_processor
@@ -36,7 +49,8 @@ from portraitkit.vlm.trainer_arguments import check_continued, taken
 from portraitkit.vlm.trainers import check_vllm, part_names
 
 QUARANTINE = "quarantine.jsonl"  # Rows that were set aside, with their reasons
-PROBE_FILES = {"config.json", "environment.json", "metrics.jsonl", "probe.json", "report.html", QUARANTINE}  # What --probe leaves behind
+PROBE_FILES = {"config.json", "environment.json", "metrics.jsonl", "probe.json", "judge_probe.json", "report.html", QUARANTINE}
+"""What --probe leaves behind."""
 
 
 def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
@@ -45,6 +59,8 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
     task = load_task(config.task)
     if config.reward_file is not None:
         task = with_reward_file(task, config.reward_file)
+    if config.reward is not None:
+        split_name(config.reward, task)
     processes, console, grpo = start_run(config, config.folder)
     first = processes.is_main_process
     folder = Path(config.folder)
@@ -65,8 +81,14 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
     rows, aside = readable_rows(config, open_all_rows(config, task, console), console, folder / QUARANTINE)
     check_enough(config, len(rows["train"]), processes.num_processes)
     check_held_out(config, rows["held_out"])
-    if config.reward_weights and len(config.reward_weights) != len(parts := part_names(task, rows["train"][0], config.mode)):
-        raise ConfigError(f"--reward-weights has {len(config.reward_weights)} values for the parts {', '.join(parts)}: give one each")
+    judge, parts = None, part_names(task, rows["train"][0], config.mode)
+    if config.reward is not None:
+        check_groups(config)
+        asked = [*rows["train"], *rows["held_out"]]
+        judge = open_judge(config.reward, task, asked, data=config.data, device=config.device)
+        config = replace(config, reward_weights=weights_of(config.reward_weights, [*parts, judge.name]))
+    elif config.reward_weights:
+        weights_of(config.reward_weights, parts)
     for stage in config.stages:
         used, every = len(rows["train"] if stage == "grpo" else imitable(rows["train"])), len(rows["train"])
         console.print(f"{stage}: {taken(stage, config, processes.num_processes, used)}", highlight=False)
@@ -87,6 +109,9 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
         decoding = Decoding(processor, prompt, *sampling)
         found = _probe(config, task, model, rows["train"], decoding, console)
         run.write_json("probe.json", found.to_dict())
+        judged = None if judge is None else _probe_judge(config, judge, task, rows["train"], found.constant_answer, console)
+        if judged is not None:
+            run.write_json("judge_probe.json", judged.to_dict())
         if config.probe:
             if first:
                 console.print(f"report: {write_probe_report(folder)}", highlight=False, soft_wrap=True)
@@ -103,7 +128,8 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
         if config.deepspeed is not None:
             model = None  # what DeepSpeed shares out must not be held here, whole
         try:
-            model = train_stages(context, config, task, rows["train"], model, start)
+            more = [] if judge is None else [judge_function(judge, task, rows["train"], config.mode)]
+            model = train_stages(context, config, task, rows["train"], model, start, more)
         except Interrupted:
             console.print(f"stopped and saved; go on with --resume-from-checkpoint latest --output-dir {config.folder}", highlight=False)
             return interrupt.exit_code
@@ -132,6 +158,9 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
             "seed": config.seed,
             "synthetic": config.data == "embedded",
         }
+        if judge is not None:
+            summary["judge"] = _judge_held_out(config, judge, rows["held_out"], before, after)
+            close_judge(judge)
         if first:
             run.write_json("summary.json", summary)
             _write_answers(folder, rows["held_out"], before, after, task, config)
@@ -163,6 +192,32 @@ def _probe(config: AlignVlmConfig, task: Task, model: Any, rows: list[Row], deco
     console.print(found.table())
     console.print(found.advice(), highlight=False, soft_wrap=True)
     return found
+
+
+def _probe_judge(
+    config: AlignVlmConfig, judge: AnswerJudge, task: Task, rows: Sequence[Row], constant: str, console: Console
+) -> JudgeProbe:
+    if isinstance(judge, UnitCheck):
+        console.print(f"--reward {config.reward}: no judge, a check of the action units that a reasoning names", highlight=False)
+    found = probe_judge(judge, task, rows[: config.probe_rows], constant, config.mode, config.reward_weights)
+    console.print(found.table())
+    console.print(found.advice(), highlight=False, soft_wrap=True)
+    return found
+
+
+def _judge_held_out(
+    config: AlignVlmConfig, judge: AnswerJudge, rows: Sequence[Row], before: Evaluation, after: Evaluation
+) -> dict[str, Any]:
+    """What the judge says of the greedy answers before and after training, side by side; rows that it could not judge are counted."""
+    pairs = [(row, [one.text, two.text]) for row, one, two in zip(rows, before.answers, after.answers, strict=True)]
+    values = [(one, two) for one, two in divided(pairs, judge.values) if math.isfinite(one + two)]
+    summary = {"reward": config.reward, "part": judge.name, "weight": config.reward_weights[-1], "n": len(values)}
+    summary["unjudged"] = len(rows) - len(values)
+    if len(values) > 1:
+        one, two = torch.tensor(values).T
+        change = paired_change(one, two)
+        summary |= {"before": change.before, "after": change.after, "gain": change.gain, "gain_ci95": change.ci95}
+    return summary
 
 
 def _measure(

@@ -44,6 +44,10 @@ class WhatToAlign(Options):
     """Probe the reward, write runs/.../probe.json and stop; every run does it before it trains."""
     probe_rows: Annotated[int, Range(ge=2, rule="must be 2 or more")] = 32
     """Training rows probed."""
+    reward: str | None = None
+    """A judge beside the task's rewards: judge:SOURCE, which is embedded, a folder, a hub id, vllm:ID or http://host:port/v1. Makeup: it
+    compares renderings of a group's answers (with :score behind SOURCE: each with the photo). Emotion: it rates the reasoning; embedded is
+    no judge there but a check of the action units named. Other tasks take none (docs/align_vlm.md)."""
     reward_file: str | None = None
     """my_file.py:compute_score, a reward function in verl's form, in place of the task's own reward."""
     export: Annotated[Literal["none", "verl", "easyr1"], MAY_CHANGE] = "none"
@@ -77,8 +81,13 @@ class AlignVlmConfig(WhatToAlign, TrainerOptions):
             raise ConfigError("--stages: name sft, grpo or both")
         if self.push_to_hub is not None and (self.export != "none" or self.probe):
             raise ConfigError("--push-to-hub: nothing is trained with --export or --probe; leave one of them out")
-        if self.export != "none" and self.reward_file is not None:
-            raise ConfigError("--reward-file: --export writes the task's own reward; leave one of them out")
+        for option, value in (("reward", self.reward), ("reward-file", self.reward_file)):
+            if self.export != "none" and value is not None:
+                raise ConfigError(f"--{option}: --export writes the task's own reward; leave one of them out")
+        if self.reward is not None and self.reward_file is not None:
+            raise ConfigError("--reward: a judge stands beside the task's own reward, which --reward-file replaces; leave one of them out")
+        if self.reward is not None and "grpo" not in self.stages:
+            raise ConfigError(f"--reward {self.reward}: only grpo has rewards; add it to --stages, or leave --reward out")
 
     @classmethod
     def is_tiny(cls, config: Mapping[str, Any]) -> bool:

@@ -1,10 +1,17 @@
 """`align-vlm --dry-run`: devices, memory, steps, tokens and TRL's exact arguments, without weights and without training."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from policies.vlm.align.align_config import AlignVlmConfig
+from policies.vlm.align.inputs import check_groups
+from policies.vlm.judged import split_name
+from policies.vlm.tasks import load_task
 from portraitkit.config import load_config, recipe_names
+from portraitkit.errors import WeightsError
 from portraitkit.memory.vlm_plan import Planner, plan, print_plan, refuse_if_too_large
+from portraitkit.memory.vlm_trace import ModelSpec, model_sizes
+from reward_models.judge.settings import source_of
 
 
 def dry_run(config: AlignVlmConfig) -> int:
@@ -17,12 +24,29 @@ def dry_run(config: AlignVlmConfig) -> int:
     made = [("model", f"{config.model}, which --config {maker[0]} makes from {maker[1]}")] if maker else []
     if config.data != "embedded" and not Path(config.data).is_dir():
         made.append(("data", f"{config.data}, which is not there yet"))
+    if config.reward is not None:
+        check_groups(config)
+        source, _ = split_name(config.reward, load_task(config.task))
+        made.append(("judge", f"{config.reward}, {_room_of(config, source)}"))
     planner = planner_of(config)
     lines = [*made, *plan(config, planner)]
     title = f"align-vlm --task {config.task}"
     print_plan(title, lines, config, planner, sft_folder=f"{config.folder}/sft", grpo_folder=config.folder)
     refuse_if_too_large(config, planner)
     return 0
+
+
+def _room_of(config: AlignVlmConfig, source: str) -> str:
+    """What a judge takes of a device beside what the plan counts."""
+    if source.startswith(("http://", "https://")) or (config.task == "emotion" and source == "embedded"):
+        return "no room on a device"
+    if source.startswith("vllm:"):
+        return "in vLLM, which takes 9 tenths of a device: better behind an address; not counted below"
+    with suppress(WeightsError):
+        gpu = config.device != "cpu"
+        if (sizes := model_sizes(ModelSpec(source_of(source), "bfloat16" if gpu else "float32", gpu=gpu))) is not None:
+            return f"{sizes.weights / 2**30:.1f} GiB of weights on each device, not counted below"
+    return "not known here, its weights on each device are not counted below"
 
 
 def planner_of(config: AlignVlmConfig) -> Planner:

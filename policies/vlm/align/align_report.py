@@ -5,12 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from policies.vlm.align.align_config import AlignVlmConfig
+from policies.vlm.judge_probe import HEADS, JudgeProbe, Kind
 from policies.vlm.tasks.shape_area import PUBLISHED_CURVES
 from portraitkit.report.card import Card, Table, base_of, cell, write_card
 from portraitkit.report.charts import Reference, Series, curve_svg
 from portraitkit.report.page import interval, number, setup, signed, write_page
 from portraitkit.report.pictures import data_uri
+from portraitkit.stats import bootstrap_interval
 
 TEMPLATE = Path(__file__).parents[1] / "templates" / "align.html.j2"
 SHOWN = 4
@@ -46,6 +50,7 @@ def write_report(folder: Path) -> Path:
         "plots": _plots(metrics, floors, _published(summary)),
         "metric_rows": [(name, value, summary["metrics"]["after"].get(name)) for name, value in summary["metrics"]["before"].items()],
         "examples": _examples(folder),
+        "judged": _judged(summary.get("judge"), metrics),
     }
     return write_page(folder / "report.html", TEMPLATE, context | _origin(folder, config))
 
@@ -54,14 +59,16 @@ def write_probe_report(folder: Path) -> Path:
     """Write `report.html` into the folder of a probe that no training followed, from its config.json, environment.json and probe.json;
     returns its path.
     """
-    context = {"title": f"align-vlm {_read(folder / 'probe.json')['task']}: probe", "held_out": False}
+    context = {"title": f"align-vlm {_read(folder / 'probe.json')['task']}: probe", "held_out": False, "judged": []}
     return write_page(folder / "report.html", TEMPLATE, context | _origin(folder, _read(folder / "config.json")))
 
 
 def _origin(folder: Path, config: Json) -> Json:
     """How a run was made, and what its probe found."""
     probe = _probe_lines(_read(folder / "probe.json"))
-    return {"probe": probe, **setup(_read(folder / "environment.json"), config, AlignVlmConfig)}
+    judge = _read(path) if (path := folder / "judge_probe.json").is_file() else None
+    judged = {"judge": judge and judge_lines(judge), "judge_heads": HEADS}
+    return {"probe": probe, **judged, **setup(_read(folder / "environment.json"), config, AlignVlmConfig)}
 
 
 def _rewards(held_out: Json) -> list[Json]:
@@ -145,6 +152,36 @@ def _probe_lines(found: Json) -> list[tuple[str, str, str]]:
     example = found.pop("inversion_example")
     found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}  # JSON knows no tuples
     return Probe(**found, inversion_example=Inversion(**example) if example else None).lines()
+
+
+def judge_lines(found: Json) -> list[tuple[str, ...]]:
+    """Lines of the table of a judge's probe."""
+    kinds = tuple(Kind(**(kind | {"ci95": tuple(kind["ci95"])})) for kind in found["kinds"])  # JSON knows no tuples
+    return JudgeProbe(found["part"], found["judge"], found["total"], kinds).lines()
+
+
+def _judged(found: Json | None, metrics: Sequence[Json]) -> list[str]:
+    """What a judge said of the run, a sentence each; none without one."""
+    if found is None:
+        return []
+    part = "check of action units (no judge)" if found["part"] == "unit_check" else "judge"
+    words = [f"`{found['reward']}`, a {part}, was added to the reward with weight {found['weight']:g}."]
+    if "gain" in found:
+        words.append(
+            f"It gives the greedy answers to {found['n']} held-out rows {number(found['before'])} before and {number(found['after'])} "
+            f"after training, a gain of {signed(found['gain'])} ({interval(found['gain_ci95'])}); {found['unjudged']} rows could not be "
+            "judged."
+        )
+    steps = [row["judge_agreement"] for row in metrics if isinstance(row.get("judge_agreement"), float)]
+    if len(steps) > 1:
+        low, high = bootstrap_interval(torch.tensor(steps))
+        mean = sum(steps) / len(steps)
+        trust = "" if low > 0 else " It is not shown to rank answers as the verifiable reward does: look at what it prefers."
+        words.append(
+            f"Inside groups its rank correlation with the verifiable reward was {mean:.2f} ({low:.2f} to {high:.2f}) over {len(steps)} "
+            f"updates.{trust}"
+        )
+    return words
 
 
 def _examples(folder: Path) -> list[tuple[str, list[Json]]]:
@@ -234,6 +271,8 @@ def _provenance(config: Json, summary: Json) -> list[str]:
     ]
     if summary.get("reward_file"):
         lines.append(f"The reward is a function of the user's own (`{cell(summary['reward_file'])}`), not the task's.")
+    if summary.get("judge"):
+        lines += _judged(summary["judge"], [])
     if config.get("adapter"):
         lines.append("Training went on from a LoRA of an earlier run, whose data are described in that run's card.")
     return lines

@@ -14,6 +14,7 @@ from portraitkit.vlm.rows import Row, imitable
 from portraitkit.vlm.stages import Interrupted, RunContext, Stage, newest_checkpoint, release, store, train
 from portraitkit.vlm.task import ASKED, Task
 from portraitkit.vlm.trainer_arguments import lora_arguments
+from portraitkit.vlm.trainers import RewardFunction
 
 
 def check_enough(config: AlignVlmConfig, rows: int, processes: int) -> None:
@@ -47,7 +48,15 @@ def load_policy(config: AlignVlmConfig) -> Any:
     return model
 
 
-def train_stages(context: RunContext, config: AlignVlmConfig, task: Task, rows: Sequence[Row], model: Any, start: "Start") -> Any:
+def train_stages(
+    context: RunContext,
+    config: AlignVlmConfig,
+    task: Task,
+    rows: Sequence[Row],
+    model: Any,
+    start: "Start",
+    more: Sequence[RewardFunction] = (),
+) -> Any:
     """Train the stages and leave the model in the run folder; `forget_stages` removes what the stages before the last have left.
 
     With DeepSpeed, whose processes may hold a share of each weight, it is gathered, written and read again, whole, in every process.
@@ -59,6 +68,7 @@ def train_stages(context: RunContext, config: AlignVlmConfig, task: Task, rows: 
         rows: to train on.
         model: to train; None to load it here, so that nobody else holds what DeepSpeed shares out.
         start: what is left to train.
+        more: rewards beside the task's.
 
     Returns:
         The trained model.
@@ -78,7 +88,7 @@ def train_stages(context: RunContext, config: AlignVlmConfig, task: Task, rows: 
         if name == "sft":
             stage = Stage(name, folder / "sft", imitable(rows), config.sft_steps)
         else:
-            stage = Stage(name, folder, rows, config.max_train_steps, task, config.mode)
+            stage = Stage(name, folder, rows, config.max_train_steps, task, config.mode, more=more)
         trainer = train(context, stage, model, lora, start.checkpoint if name == start.stage else None)
         model, target = trainer.model, stage_model(folder, name, stages)
         setattr(trainer.accelerator.unwrap_model(model).config, ASKED, "full" if context.prompt == task.prompt else "brief")

@@ -7,13 +7,15 @@ from typing import Any
 from rich.console import Console
 
 from policies.vlm.align.align_config import AlignVlmConfig
-from portraitkit.errors import DataError
+from portraitkit.errors import ConfigError, DataError
 from portraitkit.files.jsonl import write_lines
 from portraitkit.parallel import processes
 from portraitkit.runs.progress import counting
 from portraitkit.vlm.context import Lengths, check_lengths, context_of
 from portraitkit.vlm.rows import Row, files_of, make_rows, open_rows, set_aside_unreadable
 from portraitkit.vlm.task import Task, asked_briefly
+from portraitkit.vlm.trainer_arguments import batch_of
+from reward_models.reward_set import LEARNED_WEIGHT
 
 
 def prompt_of(config: AlignVlmConfig, task: Task) -> str:
@@ -96,3 +98,28 @@ def check_all_lengths(
     every = [row for some in rows.values() for row in some]
     targets = "sft" in config.stages
     return check_lengths(processor, every, prompt, max_tokens=config.max_tokens, context=context, limit=limit, targets=targets)
+
+
+def weights_of(given: Sequence[float], parts: Sequence[str]) -> tuple[float, ...]:
+    """A weight for each part of the task's reward and the judge's behind them: those given, or 1 each and .2.
+
+    Raises:
+        ConfigError: there are not as many as parts.
+    """
+    if given and len(given) != len(parts):
+        raise ConfigError(f"--reward-weights has {len(given)} values for the parts {', '.join(parts)}: give one each")
+    return tuple(given) or (*[1.0] * (len(parts) - 1), LEARNED_WEIGHT)
+
+
+def check_groups(config: AlignVlmConfig) -> None:
+    """Refuse groups that are split over devices: a judge compares the answers of a whole one.
+
+    Raises:
+        ConfigError: a device takes a part of a group.
+    """
+    batch = batch_of(config)
+    if batch.answers % batch.group:
+        raise ConfigError(
+            f"--reward {config.reward}: a judge compares all {batch.group} answers of a group, but a device would take {batch.answers}; "
+            "leave out the --trl per_device_train_batch_size that splits groups"
+        )

@@ -35,9 +35,17 @@ def make_row(split: str, seed: int, *, lips_only: bool = False, draw: Callable[[
     """
     if split not in SPLITS:
         raise DataError(f"split {split!r}: unknown{nearest(split, SPLITS)}; use {', '.join(SPLITS)}")
-    digest = int.from_bytes(sha256(f"makeup {split} {seed}".encode()).digest()[:7])
-    generator, rng = torch.Generator().manual_seed(digest), random.Random(digest)
-    person = draw(generator) if draw else make_person(split, generator, size=SIZE)
+    rng = random.Random(_digest(split, seed))
+    person = draw(torch.Generator().manual_seed(_digest(split, seed))) if draw else bare_person(split, seed)
     look = draw_lips(rng, split=split) if lips_only else draw_look(rng, split=split, bare=BARE)
     image = render_makeup(person.clean, person.mesh, look)
     return {"image": image, "solution": look, "synthetic": True, "split": split, "seed": seed, "morph": person.morph}
+
+
+def bare_person(split: str, seed: int) -> Person:
+    """The synthetic person that such a row shows; `clean` is the face without makeup."""
+    return make_person(split, torch.Generator().manual_seed(_digest(split, seed)), size=SIZE)
+
+
+def _digest(split: str, seed: int) -> int:
+    return int.from_bytes(sha256(f"makeup {split} {seed}".encode()).digest()[:7])
