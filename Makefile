@@ -13,7 +13,7 @@ demo: $(SETUP)
 	$(BIN)/align-retoucher --config demo --overwrite
 
 test: $(SETUP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --durations 5
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal --durations 5
 
 check: $(SETUP)
 	$(BIN)/ruff check

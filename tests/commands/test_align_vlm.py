@@ -183,13 +183,22 @@ def interrupt_after(monkeypatch, stage, step):
     monkeypatch.setattr(Follow, "on_step_end", on_step_end)
 
 
+@pytest.fixture(scope="module")
+def uninterrupted():
+    """LoRA rank -> the folder of a run that nothing stopped."""
+    return {}
+
+
 @pytest.mark.parametrize("stopped", [("sft", 1), ("sft", 3), ("grpo", 2), ("grpo", 3)])
 @pytest.mark.parametrize("rank", [0, 2])
-def test_an_interrupted_run_goes_on_and_ends_as_the_uninterrupted_one(command, model, tmp_path, rank, stopped, monkeypatch):
+def test_an_interrupted_run_goes_on_and_ends_as_the_uninterrupted_one(command, model, tmp_path, rank, stopped, monkeypatch, uninterrupted):
     options = ["--model", model, *OPTIONS, "--stages", "sft", "grpo", "--sft-steps", 3, "--max-train-steps", 3, "--rank", rank]
     options += ["--checkpointing-steps", 0]
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert command(align_vlm, "--output-dir", whole, *options)[0] == 0
+    parts = tmp_path / "parts"
+    if rank not in uninterrupted:
+        assert command(align_vlm, "--output-dir", tmp_path / "whole", *options)[0] == 0
+        uninterrupted[rank] = tmp_path / "whole"
+    whole = uninterrupted[rank]
     with monkeypatch.context() as patch:
         interrupt_after(patch, *stopped)
         code, _, err = command(align_vlm, "--output-dir", parts, *options)
