@@ -107,7 +107,7 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
     """Append one row, on the disk when this returns; a line that a killed process left unfinished is closed first.
 
-    On a full disk nothing of the row stays.
+    On a full disk nothing of the row stays, unless another process has appended since.
 
     Raises:
         RunFolderError: the file cannot be written.
@@ -115,17 +115,18 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b", buffering=0) as file:
-            data, end = _dump(row), file.seek(0, os.SEEK_END)
+            data, end, written = _dump(row), file.seek(0, os.SEEK_END), 0
             if end:
                 file.seek(-1, os.SEEK_END)
                 data = data if file.read(1) == b"\n" else b"\n" + data
             try:
-                while data:
-                    data = data[file.write(data) or 0 :]
+                while written < len(data):
+                    written += file.write(data[written:]) or 0
                 os.fsync(file.fileno())
             except OSError:
                 with suppress(OSError):
-                    file.truncate(end)
+                    if file.seek(0, os.SEEK_END) == end + written:  # else another's row would go, too; it closes this one
+                        file.truncate(end)
                 raise
     except OSError as error:
         raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error

@@ -165,7 +165,9 @@ def check_fits(
         limit = DEVICES[-1] * GIB
     if limit is None or memory.peak <= limit:
         return
-    problem = f"--device-memory: the run needs {human(memory.peak)} on a device (while: {memory.at_peak}), which has {human(limit)}"
+    asked = getattr(config, "device_memory", None)
+    named = "" if asked is None else f"--device-memory {asked:g}: "
+    problem = f"{named}the run needs {human(memory.peak)} on a device (while: {memory.at_peak}), which has {human(limit)}"
     smallest, candidates = memory.peak, []
     for changes in rounds:
         candidates = [*(change for change in changes if change(config) is not None), *candidates]

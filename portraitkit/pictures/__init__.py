@@ -1,5 +1,6 @@
 """The one decoder and encoder of pictures, and colour spaces. This module imports nothing heavy."""
 
+import os
 import sys
 from collections.abc import Iterable
 from functools import cache
@@ -30,7 +31,7 @@ def list_images(folder: str | Path, *, flat: bool = False) -> list[Path]:
     if not folder.is_dir():
         raise ImageError(f"{folder}: no such folder")
     inside = sorted(folder.iterdir())
-    if flat and (below := [path.name for path in inside if path.is_dir() and any(map(_is_image, path.rglob("*")))]):
+    if flat and (below := [path.name for path in inside if path.is_dir() and not path.name.startswith(".") and _holds_pictures(path)]):
         _say(f"note: {folder}: subfolders are not looked into, and {_some(below)} holds pictures; give a subfolder by itself")
     return pick_images(inside)
 
@@ -53,6 +54,14 @@ def pick_images(paths: Iterable[Path]) -> list[Path]:
 def matched_name(name: str) -> str:
     """What a file's name is matched by: its letters in Unicode's composed form (NFC), since macOS writes them decomposed."""
     return normalize("NFC", name)
+
+
+def _holds_pictures(folder: Path) -> bool:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if any(_is_image(Path(parent, name)) for name in files):
+            return True
+    return False
 
 
 def _is_image(path: Path) -> bool:

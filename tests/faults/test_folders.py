@@ -67,6 +67,13 @@ def test_what_can_be_read_is_taken_everywhere_and_the_rest_is_named(mixed, capsy
         assert "subfolders are not looked into, and more holds pictures" in said
 
 
+def test_hidden_folders_are_not_looked_into(tmp_path, capsys):
+    for name in (".thumbnails/a.png", "notes/.cache/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        write_image(tmp_path / name, torch.rand(3, 8, 8))
+    assert list_images(tmp_path, flat=True) == [] and capsys.readouterr().err == ""
+
+
 def test_what_cannot_be_written_becomes_a_png(mixed):
     targets = {source.suffix: target.suffix for source, target in plan_jobs(mixed, mixed.parent / "out")}
     assert targets[".jfif"] == targets[".gif"] == targets[".tga"] == ".png" and targets[".webp"] == ".webp"

@@ -1,5 +1,6 @@
 """JSON lines: the reader that sets bad lines aside, the one that stops at the first, and what a crash leaves behind."""
 
+import errno
 import io
 import json
 
@@ -17,6 +18,23 @@ def test_a_line_after_one_that_was_cut_off_stays_whole(tmp_path):
     append_line(path, {"n": 3})
     found = read_json_lines(path, dict)
     assert [row["n"] for row in found.rows] == [1, 3] and [bad.line for bad in found.rejected] == [2]
+
+
+@pytest.mark.parametrize("another", [False, True])
+def test_a_row_that_cannot_be_stored_takes_no_other_with_it(tmp_path, monkeypatch, another):
+    path = tmp_path / "rows.jsonl"
+    append_line(path, {"n": 1})
+
+    def full(_):
+        monkeypatch.undo()
+        if another:  # of another process, in between
+            append_line(path, {"n": 3})
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("portraitkit.files.jsonl.os.fsync", full)
+    with pytest.raises(RunFolderError, match="No space left on device"):
+        append_line(path, {"n": 2})
+    assert [row["n"] for row in read_json_lines(path, dict).rows] == ([1, 2, 3] if another else [1])
 
 
 def test_every_text_comes_back(tmp_path):
