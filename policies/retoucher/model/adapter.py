@@ -37,6 +37,12 @@ class AdapterFile:
         return sorted({shape[0] for key, shape in self.shapes.items() if key.endswith(ends) and len(shape) == 2})
 
     @property
+    def alpha(self) -> float | None:
+        """Its alpha, None where the file says nothing; the rank where alphas are tensors, which `read_tensors` multiplies in."""
+        ranks, scaled = self.ranks, any(key.endswith(ALPHA) for key in self.shapes)
+        return max(ranks, default=0) if scaled else self.settings.get("lora_alpha")
+
+    @property
     def layout(self) -> str:
         """Whose layout it is in, in words; diffusers' own needs none."""
         return next((f" ({whose} layout)" for begin, whose in LAYOUTS.items() if any(key.startswith(begin) for key in self.shapes)), "")
@@ -145,7 +151,7 @@ def attach_adapter(backbone: Any, folder: str | Path) -> None:
     scaled = any(key.endswith(ALPHA) for key in file.shapes)
     settings = LoraConfig(
         r=rank,
-        lora_alpha=rank if scaled else file.settings.get("lora_alpha", rank),
+        lora_alpha=rank if file.alpha is None else file.alpha,
         use_rslora=not scaled and file.settings.get("use_rslora", False),
         target_modules=backbone.lora_targets,
     )
@@ -189,7 +195,7 @@ def check_start(folder: str | Path, rank: int, alpha: int) -> None:
     """
     file = read_adapter(folder)
     have = max(file.ranks, default=0)
-    has_alpha = file.settings.get("lora_alpha", have)
+    has_alpha = have if file.alpha is None else file.alpha
     if file.ranks != [rank] or has_alpha != alpha:
         raise WeightsError(
             f"--init-adapter {file.path}: has rank {', '.join(map(str, file.ranks)) or '0'} and alpha {has_alpha:g}, the run {rank} and "

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from policies.retoucher.backbones import tiny
-from policies.retoucher.model.adapter import FILE, METADATA, attach_adapter, read_adapter
+from policies.retoucher.model.adapter import FILE, METADATA, attach_adapter, check_start, read_adapter
 from policies.retoucher.model.backbone import sample_ode
 from portraitkit.errors import WeightsError
 from tools.embedded import tiny_kontext
@@ -152,3 +152,15 @@ def test_a_layout_that_is_not_ours_is_named(folder):
     save_file(tensors, folder / FILE)
     with pytest.raises(WeightsError, match=r"ComfyUI's layout\), .* missing .* foreign \(diffusion_model.double_"):
         attach_adapter(fresh(), folder)
+
+
+def test_an_alpha_of_its_own_is_applied_once(trained, folder):
+    """Multiplied in as it is read: beside it, lora_alpha of the metadata says nothing, and a run's alpha must be the rank."""
+    changed = {key: value.contiguous() for key, value in LAYOUTS["alpha"](load_file(folder / FILE)).items()}
+    save_file(changed, folder / FILE, metadata={METADATA: json.dumps({"transformer.lora_alpha": 6})})
+    check_start(folder, 3, 3)
+    with pytest.raises(WeightsError, match="has rank 3 and alpha 3, the run 3 and 6; use --rank 3 --lora-alpha 3"):
+        check_start(folder, 3, 6)
+    backbone = fresh()
+    attach_adapter(backbone, folder)
+    assert torch.allclose(picture(backbone), picture(trained), atol=1e-6)
