@@ -40,6 +40,12 @@ def has_arcface() -> bool:
     return find_spec("onnxruntime") is not None and any((DEFAULT_FOLDER.expanduser() / name).is_file() for name in FILES)
 
 
+def check_arcface() -> None:
+    """WeightsError where the net in insightface's own place cannot be opened, at a run's start and not at its first evaluation."""
+    if has_arcface():
+        open_arcface()
+
+
 def arcface_change(candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> Float[Tensor, " n"]:
     """1 - cosine of the embeddings of candidate and person, in [0, 2], by the net in insightface's own place.
 

@@ -273,18 +273,17 @@ class RetoucherConfig(
         if self.updates_per_step > self.photos_per_step:
             raise ConfigError(f"--updates-per-step {self.updates_per_step}: at most --photos-per-step ({self.photos_per_step})")
         if not self.reward_worker_patience >= self.reward_worker_timeout:
-            raise ConfigError(
-                f"--reward-worker-patience {self.reward_worker_patience:g}: at least --reward-worker-timeout, or the first slow answer "
-                "ends the run"
-            )
+            patience = f"--reward-worker-patience {self.reward_worker_patience:g}"
+            raise ConfigError(f"{patience}: at least --reward-worker-timeout, or the first slow answer ends the run")
         if self.push_to_hub is not None and self.ablate:
             raise ConfigError("--push-to-hub: an ablation has many models; leave one of --push-to-hub and --ablate out")
         if (self.dpg or self.anchor_weight > 0) and self.anchor == "wrong" and self.photos_per_step < 2:
             raise ConfigError(f"--anchor wrong: takes another photo's anchor; --photos-per-step {self.photos_per_step} must be 2 or more")
         if self.anchors == "file" and self.photos == "embedded":
             raise ConfigError("--anchors file: the embedded photos have no files; leave --anchors out, or give --photos FOLDER")
-        if self.anchors == "best-of-n" and (not self.dpg or self.anchor != "label" or self.ablate or self.sharding != "none"):
-            raise ConfigError("--anchors best-of-n: needs --dpg and --anchor label, and goes with neither --ablate nor --sharding")
+        learned = (self.dpg or self.anchor_weight > 0) and self.anchor == "label"
+        if self.anchors == "best-of-n" and (not learned or self.ablate or self.sharding != "none"):
+            raise ConfigError("--anchors best-of-n: needs --dpg or --anchor-weight, --anchor label, and neither --ablate nor --sharding")
         if self.sharding != "none" and (self.quantize != "none" or self.ablate):
             raise ConfigError(f"--sharding {self.sharding}: goes with neither --quantize nor --ablate; leave those out")
         if self.window == "segments" and self.segments > self.num_steps and not self.plain_rollouts:
@@ -297,6 +296,10 @@ class RetoucherConfig(
             raise ConfigError("--loss nft: goes with --no-shared-noise unless --dpg draws stochastic steps, and not with --sharding")
         if self.loss == "nft" and (self.ratio, self.step_weight, self.ablate) != ("ppo", "equal", False):
             raise ConfigError("--loss nft: goes with neither --ratio guard, --step-weight attenuation nor --ablate; leave those out")
+        idle = {"grpo": ("noise_levels",), "nft": ("clip_range", *(() if self.dpg else ("sampler", "eta", "window")))}
+        for name in (name for name in idle[self.loss] if getattr(self, name) != getattr(RetoucherConfig, name)):
+            given = f"--{name.replace('_', '-')} {getattr(self, name)}"
+            raise ConfigError(f"{given}: does nothing with --loss {self.loss} {'--dpg' if self.dpg else '--no-dpg'}; leave it out")
         if self.anchor_weight > 0 and (self.loss != "nft" or self.anchor == "none"):
             raise ConfigError(f"--anchor-weight {self.anchor_weight:g}: needs --loss nft and an --anchor; add those, or leave it out")
         if self.reward_weights and len(self.reward_weights) != len(self.all_rewards):
@@ -316,13 +319,11 @@ class RetoucherConfig(
         needed = self.anchors == "file" or (self.anchors is None and (self.ablate or guided))
         if bare and needed:
             first = f"the first: line {bare[0][0]}, {bare[0][1]}"
-            asks, own, without = ("DPG", " or --anchors best-of-n (the policy's own best)", "train with --no-dpg")
-            if not self.dpg and self.anchor_weight > 0:
-                asks, own, without = "--anchor-weight", "", "train with --anchor-weight 0"
+            asks, without = ("--anchor-weight", "--anchor-weight 0") if not self.dpg and self.anchor_weight > 0 else ("DPG", "--no-dpg")
             raise DataError(
                 f"{self.photos}: {len(bare)} of {len(listed.rows)} photos have no anchor_file_name ({first}), and {asks} needs a preferred "
-                f"retouch of each: give --anchors painted (blemishes are painted onto clean portraits){own}, add them to metadata.jsonl, "
-                f"or {without}"
+                "retouch of each: give --anchors painted (blemishes are painted onto clean portraits) or --anchors best-of-n (the policy's "
+                f"own best), add them to metadata.jsonl, or train with {without}"
             )
 
     def scheduler(self, sigmas: Sequence[float], iteration: int) -> "DPGScheduler":

@@ -17,7 +17,7 @@ from torch import nn
 
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.model.architectures import WORDS, meta_backbone, parts_of, stand_in_condition
-from policies.retoucher.model.training import check_sharding, prepare_training
+from policies.retoucher.model.training import check_guidance, check_sharding, prepare_training
 from policies.retoucher.update import base_policy
 from portraitkit.errors import ConfigError, WeightsError
 from portraitkit.memory.plan import NF4, Change, Memory, Shards, Trained, check_fits, device_limit, print_table, set_to
@@ -43,9 +43,7 @@ def dry_run(config: RetoucherConfig) -> int:
     """
     config.check_sampling()
     if config.sharding != "none" and config.plan_devices == 1:
-        raise ConfigError(
-            f"--plan-devices 1: --sharding {config.sharding} divides the base among several; give --plan-devices 8, for example"
-        )
+        raise ConfigError(f"--plan-devices 1: --sharding {config.sharding} divides the base among several; give --plan-devices 8, say")
     check_sharding(config, config.plan_devices)
     memory = plan_memory(config)
     base = "nf4" if config.quantize == "nf4" else "float32" if config.backbone == "tiny" else "bfloat16"
@@ -134,6 +132,7 @@ def plan_memory(config: RetoucherConfig) -> Memory:
     """
     gpu, offloaded, nf4 = config.device != "cpu", config.offload_text_encoder, config.quantize == "nf4"
     planned = planned_backbone(spec := _spec(config))
+    check_guidance(config, planned.backbone)
     parts, trained, batch = planned.parts, planned.trained, planned.backbone.batch
     shards = Shards(config.sharding, config.plan_devices)
     gathered = 2 * planned.largest_block if shards.of_weights > 1 else 0

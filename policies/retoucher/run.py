@@ -20,7 +20,7 @@ from policies.retoucher.model.adapter import check_start
 from policies.retoucher.model.backbone import Backbone
 from policies.retoucher.model.encoding_cache import open_cache, with_cache
 from policies.retoucher.model.loading import loading_options
-from policies.retoucher.model.training import check_sharding, divide_base
+from policies.retoucher.model.training import check_guidance, check_sharding, divide_base
 from policies.retoucher.photos import PhotoFolder, PhotoSource, open_photos, read_photos
 from policies.retoucher.processes import Processes, open_processes
 from policies.retoucher.rank_groups import RANKED_GROUPS, BestOfN
@@ -35,6 +35,7 @@ from portraitkit.runs.folder import RunFolder, SilentRunFolder, check_run_folder
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.stats import LEAST_PEOPLE, Change, GroupRank, group_rank, person_interval
 from preference_data.pair_set import write_quarantine
+from reward_models.arcface import check_arcface
 from reward_models.judge.reward import CountedJudge
 from reward_models.reward_set import RewardSet, build_rewards, judged_reward
 from reward_models.workers.client import RewardWorkers
@@ -91,6 +92,7 @@ def _check(config: RetoucherConfig, processes: Processes) -> None:
     config.check_sampling()
     check_sharding(config, processes.count)
     config.check_photos()
+    check_arcface()
     if config.init_adapter is not None:
         check_start(config.init_adapter, config.rank, config.lora_alpha)
     folder, which = Path(config.output_dir), config.resume_from_checkpoint
@@ -157,6 +159,7 @@ def _load(
     """The policy and the photos, those of the evaluations encoded: by every process, as each needs some of them."""
     place = config.device if config.sharding == "none" else "cpu"
     loaded = load_backbone(config.backbone, config.model, config.resolution, place, **loading_options(config))
+    check_guidance(config, loaded)
     if config.sharding != "none":
         divide_base(loaded, config.device)
     backbone = with_cache(loaded, config)

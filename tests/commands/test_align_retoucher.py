@@ -17,6 +17,7 @@ from policies.retoucher.backbones import tiny
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.main import align_retoucher
 from portraitkit.config import load_config, recipe_names
+from portraitkit.faces.arcface import DEFAULT_FOLDER, FILES
 
 TINY = {"photos-per-step": 1, "group-size": 2, "max-train-steps": 1, "validation-photos": 1, "held-out-photos": 2, "warmup-steps": 0}
 SMALL = [text for name, value in TINY.items() for text in (f"--{name}", str(value))]
@@ -257,6 +258,25 @@ def test_interrupt_saves_and_the_resumed_run_ends_the_same(tmp_path, command, nu
         assert all(torch.allclose(ours[key], whole[key], atol=1e-6) for key in whole)
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
     assert steps == list(range(1, 6))
+
+
+def test_a_damaged_arcface_net_is_said_at_the_start(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    net = DEFAULT_FOLDER.expanduser() / FILES[0]
+    net.parent.mkdir(parents=True)
+    net.write_bytes(b"no net")
+    code, out, err = command(align_retoucher, *SHORT, "--output-dir", tmp_path / "run")
+    check_refusal(code, out, err, [str(net), "download it again"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_nft_learns_from_the_policys_own_best(command, tmp_path):
+    options = [*SMALL, "--config", "tiny_nft", "--max-train-steps", 2, "--anchors", "best-of-n", "--best-of", 2]
+    code, _, err = command(align_retoucher, *options, "--output-dir", tmp_path / "run")
+    assert code == 0, err
+    assert list((tmp_path / "run" / "anchors").glob("*.png"))
+    page = (tmp_path / "run" / "report.html").read_text()  # nft has no ratio, and no KL
+    assert "Distance from the base" in page and "Ratio deviation" not in page and "KL to the base" not in page
 
 
 @pytest.mark.gpu

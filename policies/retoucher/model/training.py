@@ -44,6 +44,16 @@ def check_sharding(config: RetoucherConfig, processes: int) -> None:
             raise ConfigError(f"--{name} {getattr(config, option)}: with --sharding fsdp2 at least one for each of {processes} processes")
 
 
+def check_guidance(config: RetoucherConfig, backbone: Any) -> None:
+    """Refuse to regress a velocity that is a difference of two: guidance drew the candidates, but is not what DiffusionNFT's policies are.
+
+    Raises:
+        ConfigError: DiffusionNFT with classifier-free guidance.
+    """
+    if config.loss == "nft" and backbone.forwards > 1:
+        raise ConfigError(f"--guidance {backbone.guidance:g}: --loss nft regresses the velocity of the prompt alone; give --guidance 1")
+
+
 def divide_base(backbone: Backbone, device: str) -> None:
     """Divide the weights of a backbone without LoRA layers that was loaded on the CPU, and put its other networks on this process's device.
 

@@ -49,6 +49,11 @@ def test_the_value_of_an_option_that_is_gone_names_the_new_ones(tmp_path):
         ({"step_weight": "attenuation"}, "--loss nft: goes with neither .* --step-weight attenuation"),
         ({"ablate": True}, "--loss nft: goes with neither .* --ablate"),
         ({"shared_noise": True}, "--loss nft: goes with --no-shared-noise"),
+        ({"clip_range": 0.2}, "--clip-range 0.2: does nothing with --loss nft --no-dpg; leave it out"),
+        ({"eta": 0.5}, "--eta 0.5: does nothing with --loss nft --no-dpg; leave it out"),
+        ({"window": "all"}, "--window all: does nothing with --loss nft --no-dpg; leave it out"),
+        ({"noise_levels": 3, "loss": "grpo"}, "--noise-levels 3: does nothing with --loss grpo --no-dpg; leave it out"),
+        ({"anchors": "best-of-n"}, "--anchors best-of-n: needs --dpg or --anchor-weight, --anchor label"),
         ({"anchor_weight": 0.5, "anchor": "none"}, "--anchor-weight 0.5: needs --loss nft and an --anchor"),
         ({"anchor_weight": 0.5, "loss": "grpo"}, "--anchor-weight 0.5: needs --loss nft and an --anchor"),
         ({"anchor_weight": 0.5, "anchor": "wrong", "photos_per_step": 1}, "--anchor wrong: takes another photo's anchor"),
@@ -57,6 +62,7 @@ def test_the_value_of_an_option_that_is_gone_names_the_new_ones(tmp_path):
 def test_what_nft_has_no_use_for_is_refused(options, words):
     with pytest.raises(ConfigError, match=words):
         RetoucherConfig.of(**{**NFT, **options})
+    assert RetoucherConfig.of(loss="nft", eta=0.5, window="all", noise_levels=3).eta == 0.5  # with --dpg they are what is drawn
 
 
 @pytest.mark.parametrize(

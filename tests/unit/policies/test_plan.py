@@ -6,6 +6,7 @@ the loaded photos from the moment they are there.
 
 from copy import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.dry_run import CHANGES, MORE_DEVICES, dry_run, plan_memory
 from policies.retoucher.evaluate import evaluation_set
 from policies.retoucher.model.architectures import meta_backbone, parts_of
-from policies.retoucher.model.training import check_sharding
+from policies.retoucher.model.training import check_guidance, check_sharding
 from portraitkit.config import load_config
 from portraitkit.errors import ConfigError, WeightsError
 from portraitkit.memory.plan import typed
@@ -191,3 +192,11 @@ def test_planning_computes_nothing():
     backbone = meta_backbone("tiny", None, None)
     assert all(t.is_meta for modules in parts_of(backbone).values() for module in modules for t in module.parameters())
     assert torch.empty(0).device.type == "cpu"
+
+
+def test_nft_wants_the_velocity_of_the_prompt_alone():
+    qwen = {"backbone": "qwen_image_edit", "model": "Qwen/Qwen-Image-Edit", "loss": "nft", "dpg": False, "shared_noise": False}
+    guided = SimpleNamespace(forwards=2, guidance=4.0)
+    with pytest.raises(ConfigError, match="--guidance 4: --loss nft regresses the velocity of the prompt alone; give --guidance 1"):
+        check_guidance(RetoucherConfig.of(**qwen), guided)
+    check_guidance(RetoucherConfig.of(backbone="qwen_image_edit", model="Qwen/Qwen-Image-Edit"), guided)
