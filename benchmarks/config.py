@@ -36,8 +36,8 @@ class BenchmarkConfig(Options):
 
     method: Annotated[tuple[str, ...], arg(metavar="NAME=PLACE [NAME=PLACE ...]"), REPEATABLE] = ()
     """What to compare; several after one --method, or one after each. PLACE: a folder, a zip file, a data set (a folder with
-    metadata.jsonl), or a retoucher to run on --source: retoucher:BACKBONE, or retoucher:BACKBONE+ADAPTER_FOLDER. Pictures are matched by
-    name without suffix."""
+    metadata.jsonl), or a retoucher to run on --source as retouch-portrait does: retoucher:BACKBONE, or retoucher:BACKBONE+ADAPTER_FOLDER
+    (+none: the base). Pictures are matched by name without suffix."""
     source: Path | None = None
     """The untouched photos: folder, zip or data set. Metrics of identity, texture and blemishes, and the rewards, need them. A
     metadata.jsonl may name anchors (the references) and age_band, gender, skin_tone (tables by group)."""

@@ -239,18 +239,21 @@ def gather(config: BenchmarkConfig, work: Path, say: Callable[[str], None], shar
 
 
 def _retouched(place: str, photos: dict[str, Path], target: Path, say: Callable[[str], None], shard: Shard | None, device: str) -> Folder:
-    """Run a retoucher on the photos. A photo without a usable face has no picture, but a text with the reason.
+    """Run a retoucher on the photos, as `retouch-portrait` does. A photo without a usable face has no picture, but a text with the reason.
 
-    What an interrupted run or another process left is kept: it lies under the hash of backbone, adapter and photo.
+    What an interrupted run or another process left is kept: it lies under the hash of backbone, adapter, steps, device and photo.
     """
     from policies.retoucher.backbones import load_backbone
     from policies.retoucher.model.adapter import attach_adapter
+    from policies.retoucher.retouch.command import RetouchConfig
     from policies.retoucher.retouch.faces import find_faces, retouch_faces
 
     backbone_name, _, adapter = place.partition("+")
+    settings = RetouchConfig.of(source=Path(), target=target, backbone=backbone_name, adapter=adapter or None, device=device)
     digest = Digests()
-    weights = Path(adapter) / ADAPTER
-    target = target / _short(f"{backbone_name} {digest(weights) if adapter and weights.is_file() else adapter}")
+    weights = settings.lora / ADAPTER if settings.lora else None
+    adapter = digest(weights) if weights and weights.is_file() else settings.lora
+    target = target / _short(f"{backbone_name} {adapter} {settings.num_steps} {device}")
     target.mkdir(parents=True, exist_ok=True)
     pictures: dict[str, Path] = {}
     backbone = None
@@ -263,12 +266,12 @@ def _retouched(place: str, photos: dict[str, Path], target: Path, say: Callable[
         if not out.is_file():
             if backbone is None:
                 backbone = load_backbone(backbone_name, None, None, device)
-                if adapter:
-                    attach_adapter(backbone, adapter)
+                if settings.lora:
+                    attach_adapter(backbone, settings.lora)
                 say(f"retouching {len(photos)} photos by {place}")
             try:
                 pixels = read_image(photo).pixels
-                retouched = retouch_faces(pixels, find_faces(pixels, path=photo), backbone).pixels
+                retouched = retouch_faces(pixels, find_faces(pixels, path=photo), backbone, num_steps=settings.num_steps).pixels
             except (FaceError, ImageError) as error:
                 say(f"note: {error}")
                 write_text(out.with_suffix(".txt"), str(error))

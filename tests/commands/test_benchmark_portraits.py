@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.inputs import ADAPTER
 from benchmarks.main import benchmark_portraits
-from policies.retoucher.main import align_retoucher
-from portraitkit.pictures.images import resize, write_image
+from policies.retoucher.main import align_retoucher, retouch_portrait
+from portraitkit.pictures.images import read_image, resize, write_image
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -98,7 +98,7 @@ def test_a_retoucher_with_its_adapter_is_run_on_the_photos(command, pictures):
     assert {"lora_A" in name or "lora_B" in name for name in trained} == {True}
     noise = {name: 0.02 * torch.randn(value.shape, generator=generator) for name, value in trained.items() if "lora_B" in name}
     save_file(trained | noise, f"run/{ADAPTER}")
-    methods = ["base=retoucher:tiny", "ours=retoucher:tiny+run"]
+    methods = ["base=retoucher:tiny+none", "ours=retoucher:tiny+run"]
     options = ["--source", "photos", "--metrics", "reward", "identity_cosine", "--limit", 2, "--output-dir", "out"]
     code, _, err = command(benchmark_portraits, "--method", *methods, *options)
     assert code == 0, err
@@ -110,6 +110,25 @@ def test_a_retoucher_with_its_adapter_is_run_on_the_photos(command, pictures):
     }
     assert all(len(values) == 2 for values in cosine.values())
     assert all(a != b for a, b in zip(cosine["base"], cosine["ours"], strict=True))
+    shipped = [
+        "--source",
+        "photos",
+        "--method",
+        "x=retoucher:tiny",
+        "--metrics",
+        "reward",
+        "--limit",
+        1,
+        "--output-dir",
+        "out",
+        "--overwrite",
+    ]
+    before = set(Path("out").rglob("retouched/*/*.png"))
+    assert len(before) == 2 * 2 and command(benchmark_portraits, *shipped)[0] == 0
+    (made,) = set(Path("out").rglob("retouched/*/*.png")) - before
+    photo = min(Path("photos").glob("*.png"))
+    assert command(retouch_portrait, photo, "as.png")[0] == 0
+    assert torch.equal(read_image(made).pixels, read_image(Path("as.png")).pixels)
     missing = ["--source", "photos", "--method", "ours=retoucher:tiny+nowhere", "--output-dir", "none"]
     code, _, err = command(benchmark_portraits, *missing)
     assert code == 2 and "nowhere" in err.splitlines()[-1]
