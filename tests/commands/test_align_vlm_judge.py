@@ -108,6 +108,7 @@ def test_the_check_of_action_units_is_said_to_be_no_judge(command, model, tmp_pa
     code, _, err = command(align_vlm, "--task", "emotion", "--reward", "judge:embedded", "--model", model, "--output-dir", run, *OPTIONS)
     assert code == 0, err
     assert "no judge, a check of the action units" in err and "Probe of the unit check" in err
+    assert "was added to the reward with weight 0.2" in err
     steps = [row for row in lines(run / "metrics.jsonl") if row["kind"] == "grpo" and "reward" in row]
     assert len(steps) == 2 and all("rewards/unit_check/mean" in row and row["judge_asked"] == 0 for row in steps)
     assert "check of action units (no judge)" in (run / "report.html").read_text()

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from policies.vlm.align.align_config import AlignVlmConfig
-from policies.vlm.align.align_report import write_align_card, write_probe_report, write_report
+from policies.vlm.align.align_report import judge_words, write_align_card, write_probe_report, write_report
 from policies.vlm.align.align_stages import check_enough, find_start, forget_stages, load_policy, train_stages
 from policies.vlm.align.inputs import (
     check_all_lengths,
@@ -30,6 +30,7 @@ from policies.vlm.export_reward import with_reward_file
 from policies.vlm.judge_probe import JudgeProbe, probe_judge
 from policies.vlm.judged import AnswerJudge, UnitCheck, close_judge, judge_function, open_judge, split_name
 from policies.vlm.tasks import load_task
+from portraitkit.files.jsonl import read_objects
 from portraitkit.hub import open_repo, push_folder
 from portraitkit.parallel import divided
 from portraitkit.report.card import by_group, counted, value_of
@@ -169,6 +170,9 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
             forget_stages(config)
         processes.wait_for_everyone()
     _print_result(console, summary, folder)
+    if judge is not None and first:
+        said = judge_words(summary["judge"], [row for _, row in read_objects(folder / "metrics.jsonl")])
+        console.print("\n".join(said), highlight=False, soft_wrap=True)
     if repo is not None:
         console.print(f"pushed: {push_folder(folder / 'model', repo)}", highlight=False)
     return 0

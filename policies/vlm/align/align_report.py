@@ -50,7 +50,7 @@ def write_report(folder: Path) -> Path:
         "plots": _plots(metrics, floors, _published(summary)),
         "metric_rows": [(name, value, summary["metrics"]["after"].get(name)) for name, value in summary["metrics"]["before"].items()],
         "examples": _examples(folder),
-        "judged": _judged(summary.get("judge"), metrics),
+        "judged": judge_words(summary.get("judge"), metrics),
     }
     return write_page(folder / "report.html", TEMPLATE, context | _origin(folder, config))
 
@@ -160,7 +160,7 @@ def judge_lines(found: Json) -> list[tuple[str, ...]]:
     return JudgeProbe(found["part"], found["judge"], found["total"], kinds).lines()
 
 
-def _judged(found: Json | None, metrics: Sequence[Json]) -> list[str]:
+def judge_words(found: Json | None, metrics: Sequence[Json]) -> list[str]:
     """What a judge said of the run, a sentence each; none without one."""
     if found is None:
         return []
@@ -272,7 +272,7 @@ def _provenance(config: Json, summary: Json) -> list[str]:
     if summary.get("reward_file"):
         lines.append(f"The reward is a function of the user's own (`{cell(summary['reward_file'])}`), not the task's.")
     if summary.get("judge"):
-        lines += _judged(summary["judge"], [])
+        lines += judge_words(summary["judge"], [])
     if config.get("adapter"):
         lines.append("Training went on from a LoRA of an earlier run, whose data are described in that run's card.")
     return lines

@@ -14,6 +14,7 @@ from policies.vlm.judged import (
     UnitCheck,
     bare_faces,
     brevity,
+    close_judge,
     judge_function,
     named_units,
     open_judge,
@@ -137,6 +138,20 @@ def test_the_answer_about_makeup_has_one_line_and_its_certainty_is_read():
     choices = [(digit, {digit: math.log(0.75), other: math.log(0.25)}) for digit, other in ("12", "45", "21", "21", "12")]
     sure = read_certainty(write_answer(Answer({"identity": (4, 2)}, "first", ""), MAKEUP_TITLES), choices, ["identity"])
     assert sure is not None and sure.log_odds == pytest.approx(math.log(3)) and sure.scores == {"identity": pytest.approx((4.25, 1.75))}
+
+
+@pytest.mark.parametrize("card", [{}, {"judge": {"shown": "as-taken", "form": "full"}}])
+def test_an_endpoint_is_asked_about_makeup_or_as_it_was_taught(row, card, monkeypatch):
+    titles = TITLES if card else MAKEUP_TITLES
+    said = write_answer(Answer(dict.fromkeys(titles, (4, 2)), "first", ""), titles)
+    with ScriptedEndpoint(lambda body: said) as endpoint:
+        monkeypatch.setattr(HttpBackend, "connect", lambda url: (HttpBackend(Endpoint(url, "large", retries=0)), card))
+        judge = open_judge(f"judge:{endpoint.url}", MAKEUP, [row], data="embedded", device="cpu")
+        (values,) = judge.values([(row, [MAKEUP.perfect(row.truth), off(row.truth, "#00FF00")])])
+        close_judge(judge)
+    assert values == [0.5, 0.5] and judge.counts.flips == 1  # it prefers whatever it sees first
+    *pictures, words = endpoint.requests[0]["messages"][0]["content"]
+    assert len(pictures) == 3 and ("to put the makeup of the photo on the bare face" in words["text"]) is not bool(card)
 
 
 def test_a_lipstick_is_rendered_in_the_shape_of_the_truth():
