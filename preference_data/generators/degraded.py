@@ -1,20 +1,21 @@
 """Known faults of known strength on an honest retouch, in couples with truth; see `preference_data.people.synthetic_pairs`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from portraitkit.errors import ConfigError
 from preference_data.generators import Candidate, GeneratorOptions, Subject
-from preference_data.people.degradations import degrade
+from preference_data.people.degradations import GROSS, RETOUCHED, Kinds, degrade, has_marks
 from preference_data.people.synthetic_pairs import draw_plan, stage_of
 from preference_data.schema import Fault, Origin
 
 
 @dataclass(frozen=True)
 class Degradations:
-    """Couples of candidates that share a `PairPlan`."""
+    """Couples of candidates that share a `PairPlan`, with faults of the kinds of `kinds`."""
 
+    kinds: Kinds = field(default_factory=lambda: RETOUCHED)
     name: str = "degradations"
 
     def candidates(self, subject: Subject, count: int, seed: int) -> list[Candidate]:
@@ -22,7 +23,9 @@ class Degradations:
         stage, made = stage_of(subject.case), []
         for couple in range((count + 1) // 2):
             plan_seed = seed + couple
-            plan = draw_plan(subject.split, torch.Generator().manual_seed(plan_seed))
+            plan = draw_plan(subject.split, torch.Generator().manual_seed(plan_seed), kinds_of=self.kinds)
+            if plan.kinds["identity"] == "lost_marks" and not has_marks(stage):  # who has none cannot lose them
+                plan = replace(plan, kinds=plan.kinds | {"identity": "pale_lips"})
             scores = plan.scores()
             for index, side in enumerate(("a", "b")):
                 faults = plan.faults(side)
@@ -34,14 +37,14 @@ class Degradations:
 
 
 def open_degradations(argument: str | None, options: GeneratorOptions) -> Degradations:
-    """The generator.
+    """The generator of `degradations`, faults that retouchers make, or of `degradations:gross`, those of the embedded pairs.
 
     Raises:
-        ConfigError: an argument was given.
+        ConfigError: another argument.
     """
-    if argument is not None:
-        raise ConfigError(f"--generators degradations:{argument}: takes no argument; write degradations")
-    return Degradations()
+    if argument not in (None, "gross"):
+        raise ConfigError(f"--generators degradations:{argument}: write degradations, or degradations:gross for caricatures")
+    return Degradations(RETOUCHED if argument is None else GROSS)
 
 
 GENERATOR = open_degradations

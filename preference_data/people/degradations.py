@@ -18,11 +18,12 @@ from jaxtyping import Float
 from PIL import Image as PilImage
 from skimage import measure
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur
 
+from portraitkit.faces import regions
 from portraitkit.pictures.images import from_pil, to_pil
 from preference_data.people import warps
-from preference_data.schema import DIMENSIONS
 
 Picture = Float[Tensor, "3 h w"]
 Mask = Float[Tensor, "1 h w"]
@@ -149,12 +150,93 @@ def identity_warp(stage: Stage, strength: float, variant: int) -> Picture:
     return warps.sample_at(stage.picture, warps.pixel_grid(*stage.picture.shape[-2:]) + field)
 
 
+# ---- what retouchers get wrong: visible and plausible up to strength .75, a caricature at 1
+
+
+def plastic_patches(stage: Stage, strength: float, variant: int) -> Picture:
+    """Plastic skin in patches, as a healing brush leaves it: about half of the skin flattened, pores beside it."""
+    generator = torch.Generator().manual_seed(variant)
+    coarse = torch.randn(1, 1, 6, 6, generator=generator)
+    patches = torch.sigmoid(5 * F.interpolate(coarse, stage.skin.shape[-2:], mode="bicubic", align_corners=False)[0])
+    flat = _blur(stage.picture, (0.005 + 0.006 * strength + 0.008 * strength**3) * stage.picture.shape[-1])
+    return torch.lerp(stage.picture, flat, min(1.0, 0.4 + 0.5 * strength) * patches * stage.skin)
+
+
+def lost_marks(stage: Stage, strength: float, variant: int) -> Picture:
+    """Freckles and moles lifted to the skin around them, 30 % of them at strength 0, all at 1; see `has_marks`."""
+    return (stage.picture + min(1.0, 0.3 + 0.7 * strength) * _dark_spots(stage.picture, stage.skin) * stage.skin).clamp(0, 1)
+
+
+def _dark_spots(picture: Picture, skin: Mask) -> Picture:
+    """How much darker than the skin around it a pixel is, beyond pores."""
+    sigma = 0.018 * picture.shape[-1]
+    return (_blur(picture * skin, sigma) / _blur(skin, sigma).clamp_min(0.05) - picture - 0.012).clamp_min(0)
+
+
+def has_marks(stage: Stage) -> bool:
+    """Whether the honest retouch has freckles or moles to lose: three dark spots or more inside the skin."""
+    side = stage.clean.shape[-1]
+    inner = -F.max_pool2d(-stage.skin, 2 * round(0.03 * side) + 1, 1, round(0.03 * side)) > 0.9  # no brow, lash or nostril is near
+    dark = _blur(_dark_spots(stage.clean, stage.skin).mean(0, keepdim=True), 0.004 * side) / stage.clean.mean(0, keepdim=True).clamp_min(
+        0.05
+    )
+    return int(np.asarray(measure.label(((dark > 0.09) & inner)[0].numpy())).max()) >= 3
+
+
+def pale_lips(stage: Stage, strength: float, variant: int) -> Picture:
+    """Lips and lipstick bled to the colour of the skin, their shading kept: 25 % at strength 0, nearly all at 1."""
+    lips = regions.region_masks(stage.mesh, *stage.picture.shape[-2:], only=("lips",))["lips"]
+    skin = (stage.picture * stage.skin).sum((1, 2), keepdim=True) / stage.skin.sum().clamp_min(1e-6)
+    bare = stage.picture.mean(0, keepdim=True) * skin / skin.mean()
+    return torch.lerp(stage.picture, bare, min(1.0, 0.25 + 0.7 * strength) * lips).clamp(0, 1)
+
+
+def white_eyes_teeth(stage: Stage, strength: float, variant: int) -> Picture:
+    """Whites of the eyes and teeth brightened to a cold white; iris, pupil and a closed mouth stay."""
+    height, width = stage.picture.shape[-2:]
+    grey, out = stage.picture.mean(0, keepdim=True), stage.picture
+    gap, span = ((stage.mesh[one, :2] - stage.mesh[other, :2]).norm() for one, other in ((13, 14), (33, 263)))
+    for polygon in (regions.RIGHT_EYE, regions.LEFT_EYE, *((regions.LIPS_INNER,) if gap > 0.05 * span else ())):
+        mask = regions.soft_polygon(stage.mesh[list(polygon), :2], height, width, 0.006 * width)[None]
+        inside = grey[mask > 0.5]
+        if len(inside) > 4:
+            low, high = inside.quantile(0.3), inside.quantile(0.95)
+            bright = ((grey - low) / (high - low).clamp_min(0.02)).clamp(0, 1) * mask
+            out = torch.lerp(out, torch.tensor([0.93, 0.95, 0.97]).view(3, 1, 1).expand_as(out), (0.12 + 0.6 * strength) * bright)
+    return out.clamp(0, 1)
+
+
+def slim_jaw(stage: Stage, strength: float, variant: int) -> Picture:
+    """A slimmer face: jaw and lower cheeks pushed inwards by up to a fifth of the distance between the eyes' outer corners."""
+    points = stage.mesh[:, :2]
+    span = (points[33] - points[263]).norm()
+    across = (points[263] - points[33]) / span
+    shift = torch.zeros_like(points)
+    for group, way in (((172, 136, 58), 1.0), ((397, 365, 288), -1.0)):
+        distance = torch.cdist(points, points[list(group)]).amin(1, keepdim=True)
+        shift = shift + way * across * torch.exp(-distance.square() / (2 * (0.15 * span) ** 2))
+    field = warps.landmark_field(points, -shift * ((0.02 + 0.1 * strength + 0.08 * strength**3) * span), stage.picture.shape[-1])
+    return warps.sample_at(stage.picture, warps.pixel_grid(*stage.picture.shape[-2:]) + field)
+
+
+def halo(stage: Stage, strength: float, variant: int) -> Picture:
+    """Bright and dark rims along every edge: local contrast (unsharp mask of 2 % of the side) by 8 % at strength 0, 88 % at 1."""
+    soft = _blur(stage.picture, 0.02 * stage.picture.shape[-1])
+    return (stage.picture + (0.08 + 0.3 * strength + 0.5 * strength**3) * (stage.picture - soft)).clamp(0, 1)
+
+
 Degradation = Callable[[Stage, float, int], Picture]
 DEGRADATIONS: dict[str, Degradation] = {
     "over_smoothing": over_smoothing,
+    "plastic_patches": plastic_patches,
+    "lost_marks": lost_marks,
     "left_blemishes": left_blemishes,
     "over_whitening": over_whitening,
+    "pale_lips": pale_lips,
+    "white_eyes_teeth": white_eyes_teeth,
+    "slim_jaw": slim_jaw,
     "identity_warp": identity_warp,
+    "halo": halo,
     "blur": blur,
     "noise": noise,
     "grid": grid,
@@ -163,17 +245,37 @@ DEGRADATIONS: dict[str, Degradation] = {
 """In the order in which they are applied: none hides one before it."""
 EFFECTS: dict[str, dict[str, float]] = {
     "over_smoothing": {"skin_smoothing": 1.0, "texture": 0.5},
+    "plastic_patches": {"skin_smoothing": 1.0, "texture": 0.5},
     "left_blemishes": {"blemish_removal": 1.0},
     "over_whitening": {"texture": 1.0},
     "identity_warp": {"identity": 1.0},
+    "lost_marks": {"identity": 1.0},
+    "pale_lips": {"identity": 1.0},
+    "white_eyes_teeth": {"identity": 1.0},
+    "slim_jaw": {"identity": 1.0},
     "grid": {"texture": 1.0},
     "blur": {"clarity": 1.0, "texture": 0.5},
+    "halo": {"clarity": 1.0},
     "noise": {"clarity": 1.0, "texture": 0.5},
     "jpeg": {"clarity": 1.0, "texture": 0.5},
 }
 """kind -> dimension -> share of the kind's level that the dimension loses, rounded down to whole levels."""
-KINDS = {name: tuple(kind for kind, costs in EFFECTS.items() if next(iter(costs)) == name) for name in DIMENSIONS}
-"""dimension -> the kinds whose first effect it is."""
+Kinds = dict[str, tuple[str, ...]]
+GROSS: Kinds = {
+    "skin_smoothing": ("over_smoothing",),
+    "blemish_removal": ("left_blemishes",),
+    "texture": ("over_whitening", "grid"),
+    "clarity": ("blur", "noise", "jpeg"),
+    "identity": ("identity_warp",),
+}
+"""dimension -> the kinds of fault of the embedded pairs, which the embedded judge was trained on; at the higher levels caricatures."""
+RETOUCHED: Kinds = GROSS | {
+    "skin_smoothing": ("over_smoothing", "plastic_patches"),
+    "texture": ("over_whitening",),
+    "clarity": ("blur", "halo"),
+    "identity": ("lost_marks", "pale_lips", "white_eyes_teeth", "slim_jaw"),
+}
+"""dimension -> the kinds that retouchers make; of them `make-preferences build` makes pairs."""
 
 
 def degrade(stage: Stage, faults: dict[str, float], variant: int) -> Picture:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from preference_data.people.degradations import EFFECTS, KINDS, Stage, degrade
+from preference_data.people.degradations import EFFECTS, GROSS, Kinds, Stage, degrade
 from preference_data.people.synthetic import Case, make_case
 from preference_data.schema import DIMENSIONS, Fault
 from preference_data.verdict import Verdict, winner
@@ -59,9 +59,9 @@ def verdicts_of(scores: dict[str, tuple[int, int]]) -> tuple[dict[str, Verdict],
     return verdicts, winner(sum(a for a, _ in scores.values()), sum(b for _, b in scores.values()))
 
 
-def draw_plan(split: str, generator: torch.Generator, mode: str | None = None) -> PairPlan:
+def draw_plan(split: str, generator: torch.Generator, mode: str | None = None, kinds_of: Kinds = GROSS) -> PairPlan:
     """Draw the faults of one pair, offsets from the split's range; no plan is an overall tie. The mode (see `PairPlan`) is drawn by `MODES`
-    if not given.
+    if not given; kinds are drawn from `kinds_of`.
     """
 
     def integer(low: int, high: int) -> int:
@@ -71,7 +71,7 @@ def draw_plan(split: str, generator: torch.Generator, mode: str | None = None) -
         return float(torch.rand(1, generator=generator))
 
     low, high = OFFSETS[split]
-    kinds = {name: KINDS[name][integer(0, len(KINDS[name]) - 1)] for name in DIMENSIONS}
+    kinds = {name: kinds_of[name][integer(0, len(kinds_of[name]) - 1)] for name in DIMENSIONS}
     offset = {name: low + (high - low) * chance() for name in DIMENSIONS}
     if mode is None:
         mode = list(MODES)[int(torch.multinomial(torch.tensor(list(MODES.values())), 1, generator=generator))]

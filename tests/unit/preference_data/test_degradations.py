@@ -1,11 +1,15 @@
 """Known faults: nothing at strength 0, more with more strength, and what they claim to cost is what instruments see."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur
 
 from portraitkit.faces.identity import identity_distance, identity_embedding
-from preference_data.people.degradations import DEGRADATIONS, EFFECTS, KINDS, degrade
+from portraitkit.faces.regions import region_masks
+from preference_data.people.degradations import DEGRADATIONS, EFFECTS, GROSS, RETOUCHED, degrade, has_marks
 from preference_data.people.synthetic import make_case
 from preference_data.people.synthetic_pairs import SPOTS, stage_of
 from preference_data.schema import DIMENSIONS
@@ -40,8 +44,29 @@ def strangeness(stage, pictures):
         return identity_distance(vectors, identity_embedding(stage.clean[None], stage.mesh[None]).expand_as(vectors))
 
 
+def region(stage, name):
+    return region_masks(stage.mesh, *stage.clean.shape[-2:], only=(name,))[name]
+
+
+def dark_detail(stage, pictures):
+    """Negative detail of the skin: what freckles and moles are."""
+    inner = -F.max_pool2d(-stage.skin, 9, 1, 4)
+    return ((pictures - gaussian_blur(pictures, kernel_size=[13, 13], sigma=[2.3, 2.3])).clamp_max(0) * inner).sum((1, 2, 3))
+
+
+def moved(stage, pictures):
+    """How far the lower face is from the honest retouch's."""
+    return (pictures - stage.clean).square()[..., stage.clean.shape[-1] // 2 :, :].mean((1, 2, 3))
+
+
 INSTRUMENTS = {
     "over_smoothing": lambda stage, pictures: -detail(pictures, stage.skin),
+    "plastic_patches": lambda stage, pictures: -detail(pictures, stage.skin),
+    "lost_marks": dark_detail,
+    "pale_lips": lambda stage, pictures: -((pictures[:, :1] - pictures[:, 1:2]) * region(stage, "lips")).sum((1, 2, 3)),
+    "white_eyes_teeth": lambda stage, pictures: (pictures * region(stage, "eyes")).sum((1, 2, 3)),
+    "slim_jaw": moved,
+    "halo": lambda stage, pictures: detail(pictures, 1 - stage.skin),
     "left_blemishes": spots,
     "over_whitening": whiteness,
     "identity_warp": strangeness,
@@ -54,9 +79,19 @@ INSTRUMENTS = {
 
 def test_every_kind_costs_something_and_every_dimension_has_a_kind():
     assert EFFECTS.keys() == DEGRADATIONS.keys() == INSTRUMENTS.keys()
-    assert tuple(KINDS) == DIMENSIONS and sorted(sum(KINDS.values(), ())) == sorted(DEGRADATIONS)
-    for dimension, kinds in KINDS.items():
+    assert tuple(GROSS) == tuple(RETOUCHED) == DIMENSIONS
+    assert {kind for kinds in (GROSS, RETOUCHED) for some in kinds.values() for kind in some} == DEGRADATIONS.keys()
+    for dimension, kinds in (*GROSS.items(), *RETOUCHED.items()):
         assert all(EFFECTS[kind][dimension] == 1.0 for kind in kinds)
+
+
+def test_only_who_has_freckles_or_moles_can_lose_them(stages):
+    bare = replace(stages[0], clean=gaussian_blur(stages[0].clean, kernel_size=[13, 13], sigma=[2.5, 2.5]))
+    spotted = bare.clean.clone()
+    inner = (-F.max_pool2d(-bare.skin, 13, 1, 6) > 0.9)[0].nonzero()
+    for y, x in inner[[len(inner) // 10, len(inner) // 2, -len(inner) // 10]].tolist():
+        spotted[:, y : y + 2, x : x + 2] *= 0.55
+    assert not has_marks(bare) and has_marks(replace(bare, clean=spotted))
 
 
 def test_no_fault_is_the_honest_retouch(stages):

@@ -14,6 +14,7 @@ from preference_data.commands.build import known_truth, pair_candidates
 from preference_data.generators import Candidate, GeneratorOptions, open_generators, open_subject, without_paint
 from preference_data.generators.folder import match_retouches
 from preference_data.generators.pipeline import Pipeline
+from preference_data.people.degradations import GROSS, RETOUCHED
 from preference_data.people.photos import PhotoRow
 from preference_data.schema import DIMENSIONS, Origin, Pair, contradictions
 
@@ -58,6 +59,14 @@ def test_degradations_come_in_couples_with_truth(subject):
     assert set(one.scores) == set(DIMENSIONS) and one.origin.generator == "degradations" and one.origin.seed == 11
     again = generator.candidates(subject, 3, 11)
     assert torch.equal(again[3].pixels, four.pixels) and again[3].origin == four.origin
+
+
+def test_degradations_are_those_that_retouchers_make_unless_gross_ones_are_asked_for(subject):
+    for name, kinds, other in (("degradations", RETOUCHED, GROSS), ("degradations:gross", GROSS, RETOUCHED)):
+        (generator,) = open_generators((name,), OPTIONS)
+        made = {fault.kind for one in generator.candidates(subject, 40, 5) for fault in one.origin.faults}
+        allowed, others = ({kind for some in all_kinds.values() for kind in some} for all_kinds in (kinds, other))
+        assert made <= allowed and made - others
 
 
 def test_rollouts_come_in_groups_of_one_policy_with_what_is_verifiable(subject):
@@ -225,7 +234,7 @@ def test_a_users_own(tmp_path, subject):
         (("folder:.",), ConfigError, "embedded people have no finished retouches"),
         (("pipeline",), ConfigError, "pipeline:PATH_OR_HUB_ID"),
         (("pipeline:/none/here",), WeightsError, "model_index.json"),
-        (("degradations:3",), ConfigError, "takes no argument"),
+        (("degradations:3",), ConfigError, "or degradations:gross"),
         (("degradations", "degradations"), ConfigError, "by the name"),
         (("preference_data.schema:DIMENSIONS",), TypeError, "not callable"),
     ],
