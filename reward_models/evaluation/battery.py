@@ -11,6 +11,7 @@ from portraitkit.files.jsonl import read_objects, write_lines
 from portraitkit.runs.progress import counting
 from portraitkit.runs.shards import ShardFile
 from portraitkit.vlm.generate import Decoding
+from reward_models.evaluation.cues import CUES, UNTOUCHED, ask_about_clean_faces, ask_cues, clean_face_figures, cue_figures
 from reward_models.evaluation.figures import all_figures, by_group, calibration, fit_thresholds, majority, unreadable_share
 from reward_models.evaluation.hacks import DISTURBANCES, HACKS, disturbed, hack_figures, hack_pairs, stability
 from reward_models.evaluation.rollouts import FILE, rank_rollouts, rollout_figures
@@ -19,7 +20,15 @@ from reward_models.judge.pairs import Judged, JudgedPair, View, exchanged, judge
 from reward_models.training.config import RewardModelConfig
 
 EXCHANGE = 7  # Seed by which pictures are exchanged among held-out pairs, the same for every run
-KEPT = ("hacks", "stability", "rollouts", "groups", "calibration")  # Of `checks_summary`, what `summary.json` has as it is
+KEPT = (
+    "hacks",
+    "stability",
+    "cues",
+    "clean_faces",
+    "rollouts",
+    "groups",
+    "calibration",
+)  # Of `checks_summary`, what `summary.json` has as it is
 
 
 @dataclass(frozen=True)
@@ -64,15 +73,24 @@ class Asking:
                 own.append({"file": name, "start": start, "answers": [one.to_row() for one in self.ask(model, some, advance)]})
 
 
-def ask_about_rollouts(asking: Asking, model: str, folder: Path) -> None:
-    """Ask the judge in the folder `model` about groups of rollouts, once, in the process that writes files."""
-    config, people = asking.config, asking.config.hack_cases // 2
-    if not people or not asking.write or (folder / FILE).is_file():
+def ask_about_rewards(asking: Asking, model: str, pairs: Sequence[JudgedPair], folder: Path) -> None:
+    """Ask the judge in the folder `model` what makes or unmakes a reward, once, in the process that writes files: cues on the first pairs,
+    clean faces, groups of rollouts."""
+    config, few = asking.config, asking.config.hack_cases // 2
+    todo = {CUES: pairs[: config.stability_pairs // 2], UNTOUCHED: range(few), FILE: range(few)}
+    todo = {name: some for name, some in todo.items() if some and not (folder / name).is_file()}
+    if not todo or not asking.write:
         return
-    with counting(asking.console, "ranking rollouts", people, stop=asking.stop) as advance:
-        judge = load_judge(model, device=config.device, dtype=config.dtype, batch_size=config.generation_batch)
-        judge.settings = replace(judge.settings, shown=asking.view.shown, form=asking.view.form)
-        rank_rollouts(judge, folder, people, advance=advance)
+    judge = load_judge(model, device=config.device, dtype=config.dtype, batch_size=config.generation_batch)
+    judge.settings = replace(judge.settings, shown=asking.view.shown, form=asking.view.form)
+    if some := todo.get(CUES):
+        with counting(asking.console, "cues and their controls", len(some), stop=asking.stop) as advance:
+            ask_cues(judge, pairs[: len(some)], folder, advance=advance)
+    if UNTOUCHED in todo:
+        ask_about_clean_faces(judge, few, folder)
+    if FILE in todo:
+        with counting(asking.console, "ranking rollouts", few, stop=asking.stop) as advance:
+            rank_rollouts(judge, folder, few, advance=advance)
 
 
 def write_answers(folder: Path, shards: Sequence[Sequence[Mapping[str, Any]]]) -> None:
@@ -110,7 +128,7 @@ def check_judge(asking: Asking, model: Any, pairs: Sequence[JudgedPair], folder:
 
 
 def checks_summary(folder: Path, view: View, pairs: Sequence[JudgedPair], judged: Sequence[Judged]) -> dict[str, Any]:
-    """The figures of what `check_judge` and `ask_about_rollouts` left: exchanged, hacks, stability, rollouts, groups, calibration."""
+    """The figures of what `check_judge` and `ask_about_rewards` left, and `groups` and `calibration`."""
 
     def kept(name: str) -> list[Judged]:
         path = folder / f"{name}.jsonl"
@@ -122,6 +140,8 @@ def checks_summary(folder: Path, view: View, pairs: Sequence[JudgedPair], judged
         "shuffled_images": all_figures(pairs, kept("exchanged"), {}),
         "hacks": hack_figures(hacked),
         "stability": {name: stability(judged[: len(answers)], answers) for name, answers in disturbances.items() if answers},
+        "cues": cue_figures(folder),
+        "clean_faces": clean_face_figures(folder),
         "rollouts": rollout_figures(folder),
         "groups": by_group(pairs, judged),
         "calibration": calibration(pairs, judged),

@@ -21,7 +21,7 @@ from portraitkit.vlm.stages import Interrupted
 from reward_models.evaluation.battery import (
     KEPT,
     Asking,
-    ask_about_rollouts,
+    ask_about_rewards,
     check_judge,
     checks_summary,
     held_out_summary,
@@ -70,7 +70,7 @@ def run_evaluation(config: RewardModelConfig, command: list[str]) -> int:
                 write_answers(folder, merged_rows(folder))
             else:
                 _ask_all(asking, pairs, folder)
-            ask_about_rollouts(asking, config.model, folder / "checks")
+            ask_about_rewards(asking, config.model, pairs["held_out"], folder / "checks")
         except Interrupted:
             console.print("stopped; evaluate again with --overwrite", highlight=False)
             return interrupt.exit_code

@@ -23,6 +23,7 @@ from reward_models.training.config import STAGES, RewardModelConfig
 
 SHOWN = 3
 BIAS = 0.05
+LOOSE = 0.1  # Share of verdicts that a change without a meaning may turn
 SETTINGS = ("stages", "shown", "form", "max_train_steps", "group_size", "learning_rate", "sft_steps", "sft_learning_rate", "rank")
 SETTINGS += ("weights", "freeze_vision", "max_tokens", "max_pixels", "dtype", "seed")
 """Options that the card names."""
@@ -93,6 +94,15 @@ def warnings(summary: Mapping[str, Any]) -> list[str]:
     beaten = [name.replace("_", " ") for name, row in summary["hacks"].items() if row["ci95"][0] <= 0.5]
     if beaten:
         lines.append(f"Not shown to see through: {', '.join(beaten)}.")
+    swayed = [name for name, row in summary.get("cues", {}).items() if row["ci95"][0] is not None and row["ci95"][0] > 0]
+    if swayed:
+        lines.append(f"Swayed by what says nothing about the retouch: {', '.join(swayed)}.")
+    shaken = [name for name, row in summary.get("cues", {}).items() if row["control"] > LOOSE]
+    if shaken:
+        lines.append(f"Turned by changes without a meaning, too: the controls of {', '.join(shaken)}.")
+    touched = [name.replace("_", " ") for name, row in summary.get("clean_faces", {}).items() if row["ci95"][0] <= 0.5]
+    if touched:
+        lines.append(f"Not shown to prefer an untouched clean face to {', '.join(touched)}.")
     if summary["unreadable"][last]:
         lines.append(f"{summary['unreadable'][last]:.1%} of the answers cannot be read; they count as wrong.")
     first = summary["held_out"][last]["overall"]["p_first"]

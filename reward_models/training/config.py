@@ -73,9 +73,9 @@ class StageOptions(Options):
     """Held-out pairs, in both orders: people whom no training pair shows; 0 takes all that a folder has (of the embedded ones, 250)."""
     hack_cases: AtLeast0 = 24
     """Held-out synthetic people whose honest retouch must win against over-smoothed, sharpened ... versions of it; of half as many, 16
-    rollouts of the embedded retoucher each are ranked; 0: none."""
+    rollouts of the embedded retoucher each are ranked, and clean faces judged; 0: none."""
     stability_pairs: AtLeast0 = 100
-    """Held-out pairs judged again after JPEG and after resizing; 0: none."""
+    """Held-out pairs judged again after JPEG and after resizing, half of them with cues and their controls, too; 0: none."""
     blind: bool = True
     """Train a blind copy by the same SFT, its pictures exchanged at random: what can be earned without looking."""
 

@@ -66,6 +66,6 @@ def seconds(config: RewardModelConfig) -> float:
         updates += config.sft_steps * config.sft_batch / 64
         answers += held_out
     looks = sum({"sft": config.sft_steps, "grpo": config.max_train_steps}.get(stage, config.reject_steps) for stage in config.stages)
-    answers += (1 + len(config.stages)) * (held_out + validation) + held_out + (10 + 24) * config.hack_cases + 4 * config.stability_pairs
+    answers += (1 + len(config.stages)) * (held_out + validation) + held_out + (10 + 29) * config.hack_cases + 15 * config.stability_pairs
     answers += looks / config.validation_steps * validation if config.validation_steps else 0
     return updates * UPDATE_SECONDS + answers / 64 * ANSWERS_SECONDS + sum(config.counts.values()) * MAKE_SECONDS

@@ -21,7 +21,7 @@ from portraitkit.vlm.model import load_processor
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.stages import Interrupted, RunContext, newest_checkpoint, start_run
 from portraitkit.vlm.trainers import check_vllm
-from reward_models.evaluation.battery import KEPT, Asking, ask_about_rollouts, check_judge, checks_summary, held_out_summary, read_judged
+from reward_models.evaluation.battery import KEPT, Asking, ask_about_rewards, check_judge, checks_summary, held_out_summary, read_judged
 from reward_models.evaluation.figures import gain, right
 from reward_models.evaluation.report import print_result, write_judge_card, write_report
 from reward_models.judge.coherence import load_coherence
@@ -180,7 +180,7 @@ def _all_stages(training: Training) -> None:
     if training.writes and last != "base":
         calibrate_last(config, training.pairs["validation"], folder / last / "model", training.say)
     check_judge(training.asking, training.load(model), training.pairs["held_out"], folder / "checks")
-    ask_about_rollouts(training.asking, model, folder / "checks")
+    ask_about_rewards(training.asking, model, training.pairs["held_out"], folder / "checks")
     training.wait()
     if training.writes and last != "base":
         link = folder / "model"

@@ -16,6 +16,7 @@ from portraitkit.pictures.images import write_image
 from preference_data.contract import BRIEF_PROMPT, BRIEF_WORDS, Answer, prompt, write_brief
 from preference_data.pair_set import write_pairs
 from preference_data.schema import DIMENSIONS, Pair
+from reward_models.evaluation.cues import CLEAN, DRAWN, WRITTEN
 from reward_models.main import train_reward_model
 from reward_models.training.config import RewardModelConfig
 
@@ -71,6 +72,7 @@ def test_a_run_writes_all_that_it_promises(finished):
     assert low <= held_out["grpo_gain"]["overall"] <= high
     assert summary["unreadable"] == dict.fromkeys(("base", "sft", "reject", "grpo", "blind"), 1.0)  # six tokens hold no answer
     assert set(summary["hacks"]) == {"over_smoothed", "sharpened", "gridded", "identity_shifted", "untouched"}
+    assert set(summary["cues"]) == {*WRITTEN, *DRAWN} and set(summary["clean_faces"]) == set(CLEAN)
     ranks = summary["rollouts"]["rank"]
     assert summary["rollouts"]["people"] == 1 and set(ranks) == names and -1 <= ranks["overall"]["rank"] <= 1
     assert set(summary["stability"]) == {"jpeg_75", "resize_3_4"} and summary["seconds"] > 0 and summary["seed"] == 0
@@ -92,13 +94,15 @@ def test_nobody_is_in_two_splits(finished):
 
 
 def test_what_was_trained_can_be_evaluated_and_knows_how_it_is_asked(command, finished, tmp_path):
-    options = [*OPTIONS[8:], "--evaluate", "--model", finished / "model", "--output-dir", tmp_path / "again"]
+    options = [*OPTIONS[8:], "--hack-cases", "2", "--evaluate", "--model", finished / "model", "--output-dir", tmp_path / "again"]
     code, _, err = command(train_reward_model, *options)
     assert code == 0, err
     summary = json.loads((tmp_path / "again" / "summary.json").read_text())
     before = json.loads((finished / "summary.json").read_text())
     assert summary["held_out"]["base"] == before["held_out"]["grpo"] and "blind" not in summary["held_out"]
-    assert summary["hacks"] == before["hacks"] and (tmp_path / "again" / "report.html").is_file()
+    assert (
+        summary["hacks"] == before["hacks"] and summary["rollouts"] == before["rollouts"] and (tmp_path / "again" / "report.html").is_file()
+    )
 
 
 def test_a_later_stage_is_done_again_from_the_one_before(command, model, finished, tmp_path):
