@@ -16,6 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from policies.retoucher.photos import faces_file
+from policies.vlm.tasks.emotion_rows import make_target
 from portraitkit.errors import DataError, UserError
 from portraitkit.faces.regions import region_masks
 from portraitkit.files.jsonl import read_objects
@@ -25,8 +26,11 @@ from preference_data.people.photos import folder_rows, open_photo
 AS_THEY_ARE, RESHAPED = 0.6, 0.25
 """Shares of the cases that show a person as photographed, and with another face shape and skin tone; the rest are morphs of two people."""
 SPOTS = (3, 14)
+LIPS_PARTED = 0.012
+"""Distance between the lips' inner edges as a share of the face's height, from which on teeth or the mouth's inside are seen."""
 WANTED: dict[str, Callable[[Mapping[str, str]], bool]] = {
     "emotion": lambda row: row.get("expression") == "neutral",
+    "smiles": lambda row: row.get("expression") == "smiling",
     "makeup": lambda row: row.get("gender") == "man" or row.get("expression") in ("neutral", "smiling"),
 }
 """Whose photos suit a task's rows, by what the folder says of each: a face at rest; and a person who hardly wears makeup in the photo
@@ -102,6 +106,22 @@ def draw_person(faces: Faces, generator: torch.Generator, *, size: int = 128) ->
     other = first if draw < AS_THEY_ARE + RESHAPED else int(torch.randint(len(faces.images), (1,), generator=generator))
     pair = [first, other]
     return synthetic.make_person("train", generator, size=size, faces=(faces.images[pair].float() / 255, faces.meshes[pair]))
+
+
+def smile_row(split: str, seed: int, *, draw: Callable[[torch.Generator], synthetic.Person]) -> dict[str, Any]:
+    """A row of the emotion task that shows a real smile, nothing rendered: AU6 and AU12, and AU25 where the lips are parted.
+
+    Args:
+        split: of the people; kept as a column.
+        seed: of the draw.
+        draw: gives photos of people who were asked to smile.
+    """
+    person = draw(torch.Generator().manual_seed(seed))
+    upper, lower, forehead, chin = person.mesh[[13, 14, 10, 152]]
+    parted = float((upper - lower).norm() / (forehead - chin).norm()) > LIPS_PARTED
+    units = ["AU6", "AU12", *(["AU25"] if parted else [])]
+    target = make_target([int(unit[2:]) for unit in units], "happiness")
+    return {"image": person.clean, "AUs": units, "labels": ["happiness"], "target": target, "split": split, "seed": seed}
 
 
 def those(faces: Faces, folder: Path, wanted: Callable[[Mapping[str, str]], bool]) -> Faces:

@@ -12,7 +12,7 @@ from portraitkit.vlm.model import EMBEDDED, load_model, load_processor
 from portraitkit.vlm.rows import make_rows, shuffled
 from reward_models.judge.settings import EMBEDDED_FOLDER
 from tools.embedded.judge import JUDGE, WITH_CELLS
-from tools.embedded.vlm import READ, ROWS
+from tools.embedded.vlm import READ, ROWS, SEE
 
 LIMIT = 12 * 2**20
 
@@ -26,10 +26,10 @@ def test_it_is_small():
     assert sum(path.stat().st_size for folder in (EMBEDDED, EMBEDDED_FOLDER) for path in folder.iterdir()) < LIMIT
 
 
-@pytest.mark.xfail(strict=True, reason="the committed weights are those of the recipe before")
 def test_its_recipe_is_this_repository_s():
     recipe = json.loads((EMBEDDED / "recipe.json").read_text())
-    assert recipe["rows"] == ROWS and recipe["read"] == asdict(READ)
+    assert recipe["rows"] == ROWS and recipe["see"] == asdict(SEE) and recipe["read"] == asdict(READ)
+    assert recipe["people"]["people"] > 500
 
 
 def test_the_judge_s_recipe_is_this_repository_s():
