@@ -239,14 +239,14 @@ def gather(config: BenchmarkConfig, work: Path, say: Callable[[str], None], shar
 
 
 def _retouched(place: str, photos: dict[str, Path], target: Path, say: Callable[[str], None], shard: Shard | None, device: str) -> Folder:
-    """Run a retoucher on the photos, as `retouch-portrait` does. A photo without a usable face has no picture, but a text with the reason.
+    """Run a retoucher on the photos with the adapter and steps of `retouch-portrait`: its whole edit, before any control. A photo without a usable face has no picture, but a text with the reason.
 
     What an interrupted run or another process left is kept: it lies under the hash of backbone, adapter, steps, device and photo.
     """
     from policies.retoucher.backbones import load_backbone
     from policies.retoucher.model.adapter import attach_adapter
-    from policies.retoucher.retouch.command import RetouchConfig
     from policies.retoucher.retouch.faces import find_faces, retouch_faces
+    from policies.retoucher.retouch.options import RetouchConfig
 
     backbone_name, _, adapter = place.partition("+")
     settings = RetouchConfig.of(source=Path(), target=target, backbone=backbone_name, adapter=adapter or None, device=device)

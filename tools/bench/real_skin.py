@@ -17,7 +17,7 @@ from policies.retoucher.backbones.tiny import PROMPT, load_tiny
 from policies.retoucher.model.adapter import attach_adapter
 from policies.retoucher.model.backbone import sample_ode
 from policies.retoucher.photos import TrainingPhotos, open_photos, read_photos
-from policies.retoucher.retouch.command import ALIGNED, EMBEDDED_STEPS
+from policies.retoucher.retouch.options import ALIGNED, EMBEDDED_STEPS
 from portraitkit.faces.identity import identity_distance, identity_embedding
 from portraitkit.pictures.images import ciede2000, luminance, srgb_to_lab
 from portraitkit.stats import mean_by, person_interval

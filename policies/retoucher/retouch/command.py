@@ -1,63 +1,23 @@
 """The command `retouch-portrait IN OUT`. What needs torch is imported once the arguments, and the files they name, are known to be good."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
-
-from tyro.conf import Positional, arg
+from typing import TYPE_CHECKING, Any
 
 from policies.retoucher.backbones import check_backbone, load_backbone
-from policies.retoucher.config import BackboneOptions
-from portraitkit.config import AtLeast1, Range, Seed, load_config
+from policies.retoucher.retouch.options import WRITABLE, RetouchConfig
+from portraitkit.config import load_config
 from portraitkit.errors import ConfigError, FaceError, ImageError
 from portraitkit.pictures import list_images
 
-ALIGNED = Path(__file__).parents[1] / "backbones/embedded/lora"
-"""The embedded retoucher's own adapter; recipe.json there says how it was aligned."""
-EMBEDDED_STEPS = 1
-"""Sampling steps of the embedded retoucher: more of them remove less and change more (docs/measurements/retoucher.md)."""
-WRITABLE = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from policies.retoucher.retouch.faces import FacePlan, Faces
+
 Job = tuple[Path, Path]
-
-
-@dataclass(frozen=True)
-class RetouchConfig(BackboneOptions):
-    """Retouch every face of a photo, or of every photo in a folder, and nothing else in the picture."""
-
-    source: Positional[Annotated[Path, arg(metavar="IN")]]
-    """A photo, or a folder of photos."""
-    target: Positional[Annotated[Path, arg(metavar="OUT")]]
-    """Where to write: a file or a folder; a folder if IN is one."""
-    adapter: str | None = None
-    """Folder with the pytorch_lora_weights.safetensors that align-retoucher wrote, such as runs/demo; none: the base. If not given, the
-    embedded retoucher has its own, any other model none."""
-    num_steps: AtLeast1 = 28
-    """Sampling steps; 1 with the embedded retoucher."""
-    seed: Seed = 0
-    """Of the initial noise, the same for every face."""
-    strength: Annotated[float, Range(ge=0, le=1, rule="must be in [0, 1], the share of the edit that is applied")] = 1.0
-    """Share of the edit that is applied: 0 leaves the photo as it is, 1 is the whole retouch."""
-    min_face: Annotated[int, Range(ge=1, rule="at least 1 pixel")] = 32
-    """Smallest side of a face in pixels; smaller ones are left as they are."""
-    overwrite: bool = False
-    """Replace files that are there already."""
-
-    @classmethod
-    def revise(cls, values: dict[str, Any], typed: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-        """With the embedded retoucher, its own number of steps."""
-        chosen = cls.chosen(values, typed)
-        embedded = chosen["backbone"] == "tiny" and chosen["model"] is None and "num_steps" not in values
-        return super().revise(values, typed) | ({"num_steps": EMBEDDED_STEPS} if embedded else {})
-
-    @property
-    def lora(self) -> Path | None:
-        """Where the adapter is; None for the base alone."""
-        if self.adapter is None:
-            return ALIGNED if self.backbone == "tiny" and self.model is None else None
-        return None if self.adapter == "none" else Path(self.adapter)
 
 
 def retouch_main(argv: list[str]) -> int:
@@ -70,15 +30,20 @@ def retouch_main(argv: list[str]) -> int:
         UserError: see `portraitkit.errors`.
     """
     config = load_config(RetouchConfig, argv, prog="retouch-portrait", example="me.jpg retouched.jpg")
-    jobs = plan_jobs(config.source, config.target, overwrite=config.overwrite)
+    jobs = plan_jobs(config.source, config.target, overwrite=config.overwrite) if config.source and config.target else []
     check_backbone(config.backbone, config.model)
     if config.lora is not None:
         from policies.retoucher.model.adapter import read_adapter
 
         read_adapter(config.lora)
     print(f"loading the retoucher {config.backbone} ...", file=sys.stderr, flush=True)
-    retouch = _retoucher(config)
-    if not config.source.is_dir():
+    analyse = _analyser(config)
+    if config.serve:
+        from policies.retoucher.retouch.page.server import serve_page
+
+        return serve_page(config, analyse)
+    retouch = _retoucher(config, analyse)
+    if config.source is not None and not config.source.is_dir():
         print(retouch(*jobs[0]))
         return 0
     return _run_all(jobs, retouch)
@@ -135,18 +100,14 @@ def _file_name(photo: Path) -> str:
     return photo.name if photo.suffix.lower() in WRITABLE else photo.with_suffix(".png").name
 
 
-def _retoucher(config: RetouchConfig) -> Callable[[Path, Path], str]:
-    """A function that retouches one photo and says in a line or more what it did.
+def _analyser(config: RetouchConfig) -> "Callable[[Tensor, Faces], list[FacePlan]]":
+    """The retoucher's one pass over the faces of a picture.
 
     The backbone is loaded once, after the first photo's faces are found: its libraries take seconds to import.
     """
     from policies.retoucher.model.adapter import attach_adapter
     from policies.retoucher.model.loading import loading_options
-    from policies.retoucher.retouch.faces import find_faces, retouch_faces
-    from portraitkit.pictures.images import read_image
-    from portraitkit.pictures.stored import write_edited
-
-    options = {name: getattr(config, name) for name in ("prompt", "num_steps", "seed", "strength")}
+    from policies.retoucher.retouch.faces import take_apart
 
     @cache
     def backbone() -> Any:
@@ -155,10 +116,23 @@ def _retoucher(config: RetouchConfig) -> Callable[[Path, Path], str]:
             attach_adapter(loaded, config.lora)
         return loaded
 
+    def analyse(pixels: "Tensor", faces: "Faces") -> "list[FacePlan]":
+        return take_apart(pixels, faces, backbone(), prompt=config.prompt, num_steps=config.num_steps, seed=config.seed)
+
+    return analyse
+
+
+def _retoucher(config: RetouchConfig, analyse: "Callable[[Tensor, Faces], list[FacePlan]]") -> Callable[[Path, Path], str]:
+    """A function that retouches one photo and says in a line or more what it did."""
+    from policies.retoucher.retouch.faces import apply_controls, find_faces
+    from portraitkit.pictures.images import read_image
+    from portraitkit.pictures.stored import write_edited
+
     def retouch(photo: Path, target: Path) -> str:
         image = read_image(photo)
-        faces = find_faces(image.pixels, config.min_face, photo)
-        result = retouch_faces(image.pixels, faces, backbone(), **options)
+        faces = find_faces(image.pixels, config.smallest_face(*image.pixels.shape[1:]), photo)
+        plans = analyse(image.pixels, faces)
+        result = apply_controls(image.pixels, plans, config, skipped=faces.skipped)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

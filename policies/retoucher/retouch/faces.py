@@ -1,21 +1,30 @@
-"""Retouch every face of a picture: find, align, edit at the backbone's resolution, carry the edit back."""
+"""Retouch every face of a picture: find, align, edit at the backbone's resolution, sort the edit by its controls, carry it back."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.model.backbone import Backbone, sample_ode
+from policies.retoucher.retouch.controls import FaceParts, combine, split_edit
+from policies.retoucher.retouch.options import Controls
+from policies.retoucher.retouch.spots import Spot
 from portraitkit.errors import FaceError, ImageError
-from portraitkit.faces.align import align_face
+from portraitkit.faces.align import AlignedFace, align_face
 from portraitkit.faces.detect import check_size, no_face
+from portraitkit.faces.identity import identity_embedding
 from portraitkit.faces.mesh import MIN_SCORE, faces_and_meshes, shown_score
 from portraitkit.faces.paste import face_edit, paste_edits
+from portraitkit.faces.warp import transform
 
 BATCH = 8
+IDENTITY_BOUND = 0.3
+"""Largest identity distance between a face and its retouch; from .6 on the net sees two people."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +70,25 @@ def find_faces(pixels: Float[Tensor, "3 h w"], min_face: int = 32, path: Path | 
     return Faces(meshes, tuple(skipped))
 
 
+@dataclass(frozen=True, eq=False)
+class FacePlan:
+    """One face after the retoucher's pass, ready for any strengths."""
+
+    aligned: AlignedFace  # the crop that the parts are of
+    mesh: Float[Tensor, "points 3"]  # in pixels of the picture
+    parts: FaceParts
+
+    def scaled(self, scale: float) -> "FacePlan":
+        """The same face in a picture that is `scale` times as large."""
+        matrix = torch.cat([self.aligned.matrix[:, :2] / scale, self.aligned.matrix[:, 2:]], 1)
+        return FacePlan(AlignedFace(self.aligned.pixels, matrix), self.mesh * scale, self.parts)
+
+    def in_picture(self, spot: Spot) -> Spot:
+        """One of its spots in pixels of the picture."""
+        x, y = transform(torch.tensor([[[spot.x, spot.y]]]), self.aligned.inverse[None])[0, 0].tolist()
+        return Spot(x, y, spot.radius / float(self.aligned.matrix[:, 0].norm()), spot.kind)
+
+
 @torch.no_grad()
 def retouch_faces(
     pixels: Float[Tensor, "3 h w"],
@@ -70,9 +98,8 @@ def retouch_faces(
     prompt: str = RetoucherConfig.prompt,
     num_steps: int = RetoucherConfig.num_steps,
     seed: int = 0,
-    strength: float = 1.0,
 ) -> RetouchedPicture:
-    """Retouch faces of a picture by the backbone's anchor-free ODE; a face's result does not depend on the others.
+    """Retouch faces of a picture by the backbone's anchor-free ODE, all of its edit; a face's result does not depend on the others.
 
     Args:
         pixels: RGB, [0, 1], upright.
@@ -81,14 +108,74 @@ def retouch_faces(
         prompt: editing instruction.
         num_steps: sampling steps.
         seed: of the initial noise, the same for every face.
-        strength: share of the edit that is applied, [0, 1].
 
     Raises:
         ImageError: an edit has a pixel that is not finite.
     """
+    crops = _edited_crops(pixels, faces, backbone, prompt, num_steps, seed)
+    edits = [face_edit(crop, after, mesh, *pixels.shape[1:]) for (crop, after), mesh in zip(crops, faces.meshes, strict=True)]
+    return RetouchedPicture(paste_edits(pixels, edits), len(edits), faces.skipped)
+
+
+@torch.no_grad()
+def take_apart(
+    pixels: Float[Tensor, "3 h w"], faces: Faces, backbone: Backbone, *, prompt: str, num_steps: int, seed: int
+) -> list[FacePlan]:
+    """Run the retoucher once on each face and sort its change; arguments as `retouch_faces` has them."""
+    plans = []
+    crops = _edited_crops(pixels, faces, backbone, prompt, num_steps, seed)
+    for mesh, (crop, edited) in zip(faces.meshes, crops, strict=True):
+        size = _working_size(crop)
+        aligned = align_face(pixels, mesh, size)
+        change = interpolate((edited - crop.pixels)[None], size=(size, size), mode="bicubic", antialias=True, align_corners=False)[0]
+        parts = split_edit(aligned.pixels, (aligned.pixels + change).clamp(0, 1), aligned.to_crop(mesh.to(pixels)))
+        plans.append(FacePlan(aligned, mesh, parts))
+    return plans
+
+
+@torch.no_grad()
+def apply_controls(
+    pixels: Float[Tensor, "3 h w"],
+    plans: Sequence[FacePlan],
+    controls: Controls,
+    *,
+    chosen: Mapping[int, Mapping[int, bool]] | None = None,
+    skipped: tuple[str, ...] = (),
+) -> RetouchedPicture:
+    """Put the faces of a picture together again, with these strengths.
+
+    Args:
+        pixels: RGB, [0, 1], upright.
+        plans: of its faces.
+        controls: the strengths.
+        chosen: by a face's number, the spots by number that are removed or kept whatever their kind.
+        skipped: faces that were left before, in words.
+
+    Returns:
+        The picture; a face whose identity would move by more than `IDENTITY_BOUND` is left as it is, and named.
+    """
+    edits = []
+    for number, plan in enumerate(plans):
+        after = combine(plan.parts, controls, (chosen or {}).get(number, {}))
+        both = torch.stack([plan.aligned.pixels, after])
+        one, other = identity_embedding(both, plan.aligned.to_crop(plan.mesh.to(pixels))[None])
+        moved = float((one - other).norm())
+        if moved > IDENTITY_BOUND:
+            low = plan.mesh[:, :2].amin(0).tolist()
+            where = f"face at ({low[0]:.0f}, {low[1]:.0f})"
+            skipped += (f"{where} would move by {moved:.2f} in identity, above {IDENTITY_BOUND}; use less --strength",)
+            continue
+        edits.append(face_edit(plan.aligned, after, plan.mesh, *pixels.shape[1:]))
+    return RetouchedPicture(paste_edits(pixels, edits), len(edits), skipped)
+
+
+def _edited_crops(
+    pixels: Float[Tensor, "3 h w"], faces: Faces, backbone: Backbone, prompt: str, num_steps: int, seed: int
+) -> list[tuple[AlignedFace, Float[Tensor, "3 size size"]]]:
+    """Each face as the backbone saw it, and what it made of it."""
     crops = [align_face(pixels, mesh, backbone.resolution) for mesh in faces.meshes]
     noise = backbone.noise(1, torch.Generator().manual_seed(seed))
-    edits = []
+    pairs = []
     for start in range(0, len(crops), BATCH):
         batch = crops[start : start + BATCH]
         before = torch.stack([crop.pixels for crop in batch])
@@ -98,6 +185,13 @@ def retouch_faces(
             raise ImageError(
                 f"the retouch by backbone {backbone.name} is not finite (NaN or infinity) and is not written; check its weights"
             )
-        for crop, after, mesh in zip(batch, edited, faces.meshes[start : start + BATCH], strict=True):
-            edits.append(face_edit(crop, after, mesh, *pixels.shape[1:]))
-    return RetouchedPicture(paste_edits(pixels, edits, strength=strength), len(edits), faces.skipped)
+        pairs += zip(batch, edited, strict=True)
+    return pairs
+
+
+def _working_size(crop: AlignedFace) -> int:
+    """Side of the crop in which spots are sought and parts made: about the photo's own resolution, and bounded, so that neither memory nor
+    time grows with the photo."""
+    size = crop.pixels.shape[-1]
+    native = size / float(crop.matrix[:, 0].norm())
+    return next((side for side in (128, 256, 512) if side >= native * 0.75), max(512, size))

@@ -20,7 +20,7 @@ from policies.retoucher.model.adapter import check_start
 from policies.retoucher.model.architectures import meta_backbone, parts_of
 from policies.retoucher.model.loading import load_pipeline, loading_options
 from policies.retoucher.model.training import make_optimizer
-from policies.retoucher.retouch.command import RetouchConfig
+from policies.retoucher.retouch.options import RetouchConfig
 from portraitkit.errors import ConfigError, WeightsError
 from portraitkit.runs.checkpoint import flatten_optimizer, restore_optimizer
 from tools.embedded import tiny_kontext

@@ -1,0 +1,291 @@
+"""`retouch-portrait --serve`: one process, one page; photos are dropped on it, retouched here and taken away again.
+
+A photo lies in a temporary folder under a name that cannot be guessed, until the server stops; nothing is sent anywhere. The retoucher
+runs once a photo; every move of a slider puts its parts together anew. On an address that other machines reach, the page opens for those
+alone who have the link with its key.
+"""
+
+import json
+import secrets
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Lock
+from typing import Any, get_args, get_type_hints
+from urllib.parse import parse_qsl, quote
+
+from jaxtyping import Float
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+from torch import Tensor
+
+from policies.retoucher.retouch.faces import FacePlan, RetouchedPicture, apply_controls, find_faces
+from policies.retoucher.retouch.options import WRITABLE, Controls, RetouchConfig
+from portraitkit.errors import ConfigError, UserError
+from portraitkit.pictures.images import MAX_BYTES, Image, read_image, resize, to_pil
+from portraitkit.pictures.stored import write_edited
+from portraitkit.serving import hosts_of, is_loopback, listen, page_app, read_body, server_of, url_of
+
+HERE = Path(__file__).parent
+STATIC = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
+SCREEN = 1600
+"""Longest side in pixels of a photo as the page shows it; what is downloaded has all of them."""
+KEPT = 8
+"""Photos that are kept ready for the sliders; earlier ones are looked at anew when they are shown again."""
+MAX_JSON = 2**20
+COOKIE = "key"
+Analyse = Callable[[Float[Tensor, "3 h w"], Any], list[FacePlan]]
+Chosen = dict[int, dict[int, bool]]
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A photo that is ready for the sliders."""
+
+    plans: list[FacePlan]
+    skipped: tuple[str, ...]
+    shown: Float[Tensor, "3 h w"]  # the photo as large as the page shows it
+    scale: float  # of that to the photo
+
+    def preview(self, controls: Controls, chosen: Chosen) -> RetouchedPicture:
+        """As the page shows it."""
+        plans = [plan.scaled(self.scale) for plan in self.plans]
+        return apply_controls(self.shown, plans, controls, chosen=chosen, skipped=self.skipped)
+
+
+class Studio:
+    """The photos of a visit.
+
+    Args:
+        folder: where they lie.
+        config: the sliders' first places, and what faces are too small.
+        analyse: the retoucher's one pass, from a picture and its faces.
+    """
+
+    def __init__(self, folder: Path, config: RetouchConfig, analyse: Analyse) -> None:
+        self.folder, self.config, self.analyse = folder, config, analyse
+        self.lock = Lock()
+        self.files: dict[str, Path] = {}
+        self._opened: OrderedDict[str, Opened] = OrderedDict()
+
+    def add(self, name: str, data: bytes) -> dict[str, Any]:
+        """Take a photo in; returns what the page is told about it.
+
+        Raises:
+            UserError: it cannot be read, or shows no face that can be retouched.
+        """
+        token = secrets.token_urlsafe(16)
+        path = self.folder / token / (Path(name.replace("\\", "/")).name or "photo.png")
+        path.parent.mkdir()
+        path.write_bytes(data)
+        try:
+            image = read_image(path)
+            opened = self.open(token, path)
+        except UserError as error:
+            path.unlink()
+            path.parent.rmdir()
+            raise type(error)(str(error).replace(f"{path.parent}/", "")) from error
+        self.files[token] = path
+        height, width = image.pixels.shape[1:]
+        spots = [
+            {"face": number, "spot": index, "x": spot.x / width, "y": spot.y / height, "radius": spot.radius / width, "kind": spot.kind}
+            for number, plan in enumerate(opened.plans)
+            for index, spot in enumerate(map(plan.in_picture, plan.parts.spots))
+        ]
+        notes = [*opened.skipped, *(note.replace(f"{path}: ", "") for note in image.warnings)]
+        return {
+            "id": token,
+            "name": path.name,
+            "width": width,
+            "height": height,
+            "faces": len(opened.plans),
+            "spots": spots,
+            "notes": notes,
+        }
+
+    def open(self, token: str, path: Path | None = None) -> Opened:
+        """A photo, ready for the sliders.
+
+        Raises:
+            HTTPException: 404, there is none of this name.
+        """
+        if path is None:
+            if token not in self.files:
+                raise HTTPException(404, "This photo is gone; drop it again.")
+            path = self.files[token]
+        with self.lock:
+            if token not in self._opened:
+                pixels = read_image(path).pixels
+                faces = find_faces(pixels, self.config.smallest_face(*pixels.shape[1:]), path)
+                scale = min(1.0, SCREEN / max(pixels.shape[1:]))
+                shown = resize(pixels, (max(round(pixels.shape[1] * scale), 1), max(round(pixels.shape[2] * scale), 1)))
+                self._opened[token] = Opened(self.analyse(pixels, faces), faces.skipped, shown, scale)
+            self._opened.move_to_end(token)
+            while len(self._opened) > KEPT:
+                self._opened.popitem(last=False)
+            return self._opened[token]
+
+    def write(self, token: str, controls: Controls, chosen: Chosen) -> Path:
+        """Retouch a photo at its own size, in the terms of its file; returns the new file."""
+        opened, path = self.open(token), self.files[token]
+        image: Image = read_image(path)
+        result = apply_controls(image.pixels, opened.plans, controls, chosen=chosen)
+        suffix = path.suffix if path.suffix.lower() in WRITABLE else ".png"
+        target = path.parent / secrets.token_hex(4) / f"{path.stem}-retouched{suffix}"
+        target.parent.mkdir()
+        write_edited(image, result.pixels, target)
+        return target
+
+
+def read_settings(query: Mapping[str, str], config: RetouchConfig) -> tuple[Controls, Chosen]:
+    """Controls and chosen spots from a query such as `tone=0.5&moles=keep&chosen=0.3.1_0.4.0` (face, spot, 1 removed or 0 kept).
+
+    Raises:
+        ConfigError: an impossible value.
+    """
+    values: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(Controls)}
+    for name, kind in get_type_hints(Controls).items():
+        if name not in query or name not in values:
+            continue
+        text = query[name]
+        try:
+            values[name] = float(text) if kind is float else text == "1" if kind is bool else text
+        except ValueError as error:
+            raise ConfigError(f"{name} {text!r}: must be a number") from error
+        if get_args(kind) and text not in get_args(kind):
+            raise ConfigError(f"{name} {text!r}: must be one of {', '.join(get_args(kind))}")
+    chosen: Chosen = {}
+    for entry in filter(None, query.get("chosen", "").split("_")):
+        numbers = entry.split(".")
+        if len(numbers) != 3 or not all(number.isascii() and number.isdigit() and len(number) < 6 for number in numbers):
+            raise ConfigError(f"chosen {entry!r}: must be face.spot.1 or face.spot.0")
+        face, spot, removed = map(int, numbers)
+        chosen.setdefault(face, {})[spot] = removed == 1
+    return Controls(**values), chosen
+
+
+def make_app(studio: Studio, *, hosts: tuple[str, ...], key: str | None = None) -> Starlette:
+    """The ASGI application.
+
+    Args:
+        studio: the photos.
+        hosts: names by which the page may be asked for; others are refused (DNS rebinding).
+        key: what a visitor must bring, in the link the first time and in a cookie from then on; None asks for nothing.
+    """
+    archives: dict[str, Path] = {}
+
+    def guarded(answer: Callable[[Request], Any]) -> Callable[[Request], Any]:
+        async def handler(request: Request) -> Response:
+            if key is not None and not secrets.compare_digest(request.cookies.get(COOKIE, "").encode(), key.encode()):
+                if not secrets.compare_digest(request.query_params.get("key", "").encode(), key.encode()):
+                    raise HTTPException(403, "Open the page by the link that retouch-portrait printed, with its key.")
+                response = RedirectResponse("/", status_code=303)
+                response.set_cookie(COOKIE, key, httponly=True, samesite="strict")
+                return response
+            if request.method == "POST" and request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
+                raise HTTPException(403, "This came from another site.")
+            return await answer(request)
+
+        return handler
+
+    async def static(request: Request) -> Response:
+        return FileResponse(HERE / STATIC[request.url.path])
+
+    async def start(request: Request) -> Response:
+        return JSONResponse({field.name: getattr(studio.config, field.name) for field in fields(Controls)})
+
+    async def add(request: Request) -> Response:
+        data = await read_body(request.stream(), MAX_BYTES)
+        return JSONResponse(await run_in_threadpool(studio.add, request.query_params.get("name", "photo.png")[:200], data))
+
+    async def shown(request: Request) -> Response:
+        controls, chosen = read_settings(request.query_params, studio.config)
+        if request.path_params["state"] == "before":
+            controls = replace(controls, strength=0.0)
+
+        def draw() -> tuple[bytes, RetouchedPicture]:
+            result, out = studio.open(request.path_params["token"]).preview(controls, chosen), BytesIO()
+            to_pil(result.pixels).save(out, "JPEG", quality=92, subsampling=0)
+            return out.getvalue(), result
+
+        data, result = await run_in_threadpool(draw)
+        return Response(
+            data, media_type="image/jpeg", headers={"x-left": quote("; ".join(result.skipped)), "cache-control": "private, max-age=600"}
+        )
+
+    async def download(request: Request) -> Response:
+        controls, chosen = read_settings(request.query_params, studio.config)
+        path = await run_in_threadpool(studio.write, request.path_params["token"], controls, chosen)
+        return FileResponse(path, filename=path.name)
+
+    async def pack(request: Request) -> Response:
+        try:
+            rows = [(str(row["id"]), dict(parse_qsl(row["settings"]))) for row in json.loads(await read_body(request.stream(), MAX_JSON))]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise HTTPException(400, "needs a list of id and settings") from error
+
+        def write() -> str:
+            name = secrets.token_urlsafe(16)
+            archives[name] = studio.folder / f"{name}.zip"
+            with zipfile.ZipFile(archives[name], "w", zipfile.ZIP_STORED) as archive:
+                for number, (token, query) in enumerate(rows, 1):
+                    path = studio.write(token, *read_settings(query, studio.config))
+                    taken = path.name in archive.namelist()
+                    archive.write(path, f"{number}-{path.name}" if taken else path.name)
+                    path.unlink()
+            return f"/archive/{name}"
+
+        return JSONResponse({"url": await run_in_threadpool(write)})
+
+    async def archive(request: Request) -> Response:
+        if (path := archives.get(request.path_params["name"])) is None:
+            raise HTTPException(404, "No such archive.")
+        return FileResponse(path, filename="retouched.zip")
+
+    async def refused(request: Request, error: Exception) -> Response:
+        status, words = (error.status_code, error.detail) if isinstance(error, HTTPException) else (400, str(error))
+        return JSONResponse({"error": words}, status)
+
+    async def icon(request: Request) -> Response:
+        return Response(status_code=204)
+
+    routes = [
+        *(Route(path, guarded(static)) for path in STATIC),
+        Route("/api/start", guarded(start)),
+        Route("/api/photo", guarded(add), methods=["POST"]),
+        Route("/api/archive", guarded(pack), methods=["POST"]),
+        Route("/photo/{token}/{state:str}.jpg", guarded(shown)),
+        Route("/photo/{token}/download", guarded(download)),
+        Route("/archive/{name}", guarded(archive)),
+        Route("/favicon.ico", icon),
+    ]
+    return page_app(routes, hosts, {UserError: refused, HTTPException: refused})
+
+
+def serve_page(config: RetouchConfig, analyse: Analyse) -> int:
+    """Serve until Ctrl-C; returns 0.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+    with listen(config.host, config.port) as listener, TemporaryDirectory(prefix="retouch-portrait-") as folder:
+        key = None if is_loopback(config.host) else secrets.token_urlsafe(16)
+        app = make_app(Studio(Path(folder), config, analyse), hosts=hosts_of(config.host), key=key)
+        print(
+            f"open {url_of(config.host, listener)}/{f'?key={key}' if key else ''} (Ctrl-C ends, and deletes the photos it was given)",
+            flush=True,
+        )
+        if key:
+            print("note: whoever has this link can use the page, and the connection is not encrypted", flush=True)
+        with suppress(KeyboardInterrupt):
+            server_of(app).run(sockets=[listener])
+    return 0
