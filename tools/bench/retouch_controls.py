@@ -72,7 +72,7 @@ def figures(photo: Tensor, plan: FacePlan, oval: Tensor, controls: Controls) -> 
     one, other = identity_embedding(torch.stack([before, after]), mesh[None])
     shift = (against_neck(whole, plan.mesh, oval).norm() - against_neck(photo, plan.mesh, oval).norm()).abs()
     return {
-        "dE00 on spots": float(mean_over(moved, skin * spots)) if spots.any() else float("nan"),
+        "dE00 on spots": float(mean_over(moved, skin * spots)),  # 0 where none was found
         "dE00 on all skin": float(mean_over(moved, skin)),
         "unevenness left": float(unevenness(after) / unevenness(before)),
         "pores left": float(pores(after) / pores(before)),
@@ -119,9 +119,7 @@ def main() -> None:
             low, high = person_interval(values, people)
             mean = float(mean_by(values, people).nanmean())
             cells.append(
-                f"{float(values.max()):.3f}"
-                if measure in LARGEST
-                else f"{mean:.3f} [{low:.3f}, {high:.3f}] {float(values.nan_to_num().max()):.3f}"
+                f"{float(values.max()):.3f}" if measure in LARGEST else f"{mean:.3f} [{low:.3f}, {high:.3f}] {float(values.max()):.3f}"
             )
         table.add_row(name, *cells)
     Console(width=240).print(table)
