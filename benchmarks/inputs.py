@@ -239,9 +239,10 @@ def gather(config: BenchmarkConfig, work: Path, say: Callable[[str], None], shar
 
 
 def _retouched(place: str, photos: dict[str, Path], target: Path, say: Callable[[str], None], shard: Shard | None, device: str) -> Folder:
-    """Run a retoucher on the photos with the adapter and steps of `retouch-portrait`: its whole edit, before any control. A photo without a usable face has no picture, but a text with the reason.
+    """Run a retoucher on the photos with the adapter and steps of `retouch-portrait`: its whole edit, before any control.
 
-    What an interrupted run or another process left is kept: it lies under the hash of backbone, adapter, steps, device and photo.
+    A photo without a usable face has no picture, but a text with the reason. What an interrupted run or another process left is kept: it
+    lies under the hash of backbone, adapter, steps, device and photo.
     """
     from policies.retoucher.backbones import load_backbone
     from policies.retoucher.model.adapter import attach_adapter
