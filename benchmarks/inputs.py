@@ -239,14 +239,14 @@ def gather(config: BenchmarkConfig, work: Path, say: Callable[[str], None], shar
 
 
 def _retouched(place: str, photos: dict[str, Path], target: Path, say: Callable[[str], None], shard: Shard | None, device: str) -> Folder:
-    """Run a retoucher on the photos with the adapter and steps of `retouch-portrait`: its whole edit, before any control.
+    """Run a retoucher on the photos as `retouch-portrait` does, with its default controls.
 
     A photo without a usable face has no picture, but a text with the reason. What an interrupted run or another process left is kept: it
     lies under the hash of backbone, adapter, steps, device and photo.
     """
     from policies.retoucher.backbones import load_backbone
     from policies.retoucher.model.adapter import attach_adapter
-    from policies.retoucher.retouch.faces import find_faces, retouch_faces
+    from policies.retoucher.retouch.faces import apply_controls, find_faces, take_apart
     from policies.retoucher.retouch.options import RetouchConfig
 
     backbone_name, _, adapter = place.partition("+")
@@ -254,7 +254,7 @@ def _retouched(place: str, photos: dict[str, Path], target: Path, say: Callable[
     digest = Digests()
     weights = settings.lora / ADAPTER if settings.lora else None
     adapter = digest(weights) if weights and weights.is_file() else settings.lora
-    target = target / _short(f"{backbone_name} {adapter} {settings.num_steps} {device}")
+    target = target / _short(f"{backbone_name} {adapter} {settings.num_steps} {device} {settings.tone:g} {settings.texture:g}")
     target.mkdir(parents=True, exist_ok=True)
     pictures: dict[str, Path] = {}
     backbone = None
@@ -272,7 +272,9 @@ def _retouched(place: str, photos: dict[str, Path], target: Path, say: Callable[
                 say(f"retouching {len(photos)} photos by {place}")
             try:
                 pixels = read_image(photo).pixels
-                retouched = retouch_faces(pixels, find_faces(pixels, path=photo), backbone, num_steps=settings.num_steps).pixels
+                faces = find_faces(pixels, settings.smallest_face(*pixels.shape[1:]), photo)
+                plans = take_apart(pixels, faces, backbone, prompt=settings.prompt, num_steps=settings.num_steps, seed=settings.seed)
+                retouched = apply_controls(pixels, plans, settings).pixels
             except (FaceError, ImageError) as error:
                 say(f"note: {error}")
                 write_text(out.with_suffix(".txt"), str(error))
