@@ -203,13 +203,11 @@ def data_url(picture: Any, max_side: int = 0) -> str:
     Raises:
         ImageError: it cannot be read.
     """
-    from portraitkit.pictures.images import read_image, resize, to_pil
+    from portraitkit.pictures.images import read_image, to_pil, within
 
     pixels = read_image(picture).pixels if isinstance(picture, str | Path) else picture
-    height, width = pixels.shape[1:]
-    scale = min(1.0, max_side / max(height, width)) if max_side else 1.0
     out = io.BytesIO()
-    to_pil(resize(pixels, (max(1, round(height * scale)), max(1, round(width * scale))))).save(out, "PNG")
+    to_pil(within(pixels, max_side) if max_side else pixels).save(out, "PNG")
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 

@@ -311,6 +311,12 @@ def resize(pixels: Float[Tensor, "3 h w"], size: tuple[int, int]) -> Float[Tenso
     return interpolate(pixels[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
 
 
+def within(pixels: Float[Tensor, "3 h w"], longest: int) -> Float[Tensor, "3 hh ww"]:
+    """Reduced to a longest side of `longest` pixels; a smaller picture as it is."""
+    scale = min(1.0, longest / max(pixels.shape[1:]))
+    return resize(pixels, (max(round(pixels.shape[1] * scale), 1), max(round(pixels.shape[2] * scale), 1)))
+
+
 # ---- sRGB to CIELAB and CIEDE2000, differentiable: IEC 61966-2-1 transfer curve, D65 white, CIE 1976 L*a*b*
 
 # Linear sRGB to XYZ, rows X, Y, Z; divided by the D65 white so that white is (1, 1, 1).

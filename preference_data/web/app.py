@@ -18,7 +18,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from portraitkit.errors import DataError, ImageError, RunFolderError
-from portraitkit.pictures.images import image_size, read_image, resize, to_pil
+from portraitkit.pictures.images import image_size, read_image, to_pil, within
 from portraitkit.serving import hosts_of, is_loopback, listen, page_app, read_body, server_of, url_of
 from preference_data.annotations import FOLDER, Judgement, append_judgement, both_orders, conflicts, file_of, judgement_of, read_judgements
 from preference_data.commands.options import AnnotateConfig
@@ -138,9 +138,7 @@ def make_app(desk: Desk, *, hosts: tuple[str, ...] = ("127.0.0.1", "localhost"))
             raise HTTPException(404, "no such picture")
         try:
             out, pixels = BytesIO(), read_image(desk.folder / file).pixels
-            scale = 1.0 if "whole" in request.query_params else min(1.0, SCREEN / max(pixels.shape[1:]))
-            size = (max(round(pixels.shape[1] * scale), 1), max(round(pixels.shape[2] * scale), 1))
-            to_pil(resize(pixels, size)).save(out, "PNG", compress_level=1)
+            to_pil(pixels if "whole" in request.query_params else within(pixels, SCREEN)).save(out, "PNG", compress_level=1)
         except ImageError as error:
             raise HTTPException(410, str(error).replace(str(desk.folder), "")) from error
         return Response(out.getvalue(), media_type="image/png", headers={"cache-control": "private, max-age=3600"})
@@ -154,7 +152,7 @@ def make_app(desk: Desk, *, hosts: tuple[str, ...] = ("127.0.0.1", "localhost"))
 
     def refused(request: Request, error: Exception) -> Response:
         status, words = (error.status_code, error.detail) if isinstance(error, HTTPException) else (400, str(error))
-        return JSONResponse({"error": words}, status)
+        return JSONResponse({"error": words}, status, headers=error.headers if isinstance(error, HTTPException) else None)
 
     def not_stored(request: Request, error: Exception) -> Response:
         cause = error.__cause__

@@ -85,7 +85,8 @@ def combine(parts: FaceParts, controls: Controls, chosen: Mapping[int, bool]) ->
     Returns:
         RGB in [0, 1]; where nothing changes, the very pixels of the crop.
     """
-    removed = [chosen.get(number, spot.kind == "blemish" or controls.moles == "remove") for number, spot in enumerate(parts.spots)]
+    moles = controls.moles == "remove" and not controls.children
+    removed = [chosen.get(number, spot.kind == "blemish" or moles) for number, spot in enumerate(parts.spots)]
     healed = torch.tensor([*removed, False], device=parts.owner.device)[parts.owner]  # -1 is the last
     change = controls.blemishes * (parts.fill * healed + parts.own)
     if not controls.children:

@@ -34,7 +34,7 @@ class Controls(Options):
     strength: Annotated[float, Range(ge=0, le=1, rule="must be in [0, 1], the share of the edit that is applied")] = 1.0
     """Share of all this that is applied: 0 leaves the photo as it is."""
     children: bool = False
-    """The faces are children's: blemishes at most, no tone and no texture. Age is never guessed."""
+    """The faces are children's: blemishes at most, no tone, no texture and no moles. Age is never guessed."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,13 @@ class RetouchConfig(BackboneOptions, Controls):
             raise ConfigError(f"--serve with IN {self.source}: the page takes its photos itself; leave IN and OUT out")
         if not self.serve and self.target is None:
             raise ConfigError("IN and OUT are needed: a photo and where to write it, such as me.jpg retouched.jpg; or --serve for the page")
+        idle = {"overwrite": "--serve writes no file"} if self.serve else dict.fromkeys(("host", "port"), "does nothing without --serve")
+        if self.children:
+            idle |= dict.fromkeys(("tone", "texture", "moles"), "--children leaves these of a child alone")
+        for name, why in idle.items():
+            if (value := getattr(self, name)) not in (getattr(RetouchConfig, name), 0.0):
+                shown = "" if value is True else f" {value:g}" if isinstance(value, float) else f" {value}"
+                raise ConfigError(f"--{name}{shown}: {why}; leave it out")
 
     @classmethod
     def revise(cls, values: dict[str, Any], typed: Mapping[str, Sequence[str]]) -> dict[str, Any]:

@@ -1,14 +1,20 @@
 """`retouch-portrait --serve`: the page in a real headless Chromium, and what its server answers and refuses."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import zipfile
 from io import BytesIO
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 import torch
 import uvicorn
+from patience import LONGEST
 from PIL import Image as PilImage
 from starlette.testclient import TestClient
 
@@ -16,7 +22,7 @@ from policies.retoucher.retouch.command import retouch_main
 from policies.retoucher.retouch.controls import split_edit
 from policies.retoucher.retouch.faces import FacePlan
 from policies.retoucher.retouch.options import RetouchConfig
-from policies.retoucher.retouch.page.server import Studio, make_app, read_settings
+from policies.retoucher.retouch.page.server import Studio, make_app, read_settings, safe_name
 from portraitkit.errors import ConfigError
 from portraitkit.faces.align import align_face
 from portraitkit.faces.portraits import bundled_portraits
@@ -85,6 +91,54 @@ def test_all_photos_in_one_archive(client, photos):
             assert np.array_equal(np.asarray(kept), np.asarray(source))
 
 
+def test_what_was_sent_is_not_kept(client, photos, tmp_path):
+    token = client.post("/api/photo?name=eileen.jpg", content=(photos / "eileen.jpg").read_bytes()).json()["id"]
+    assert client.get(f"/photo/{token}/download").status_code == 200
+    url = ""
+    for _ in range(2):
+        url = client.post("/api/archive", json=[{"id": token, "settings": "strength=1"}]).json()["url"]
+        assert client.get(url).status_code == 200
+    for settings in ("strength=2", "children=yes"):
+        assert client.post("/api/archive", json=[{"id": token, "settings": settings}]).status_code == 400
+    assert client.post("/api/archive", json=[{"id": token, "settings": ""}] * 2).status_code == 400
+    assert {path.name for path in tmp_path.rglob("*.*")} == {"eileen.jpg", f"{url.rpartition('/')[2]}.zip"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [("..", "photo.png"), ("C:\\a\0b.jpg", "ab.jpg"), ("é" * 300 + ".jpg", "é" * 60 + ".jpg"), ("a." + "b" * 300, "a." + "b" * 118)],
+)
+def test_any_name(name, kept):
+    assert safe_name(name) == kept
+
+
+def test_a_name_that_is_none(client, photos):
+    answer = client.post("/api/photo", params={"name": "/a/.."}, content=(photos / "eileen.jpg").read_bytes())
+    assert answer.status_code == 200 and answer.json()["name"] == "photo.png"
+
+
+def test_the_strip_does_not_ask_the_retoucher(tmp_path, photos):
+    asked = []
+    studio = Studio(tmp_path, CONFIG, lambda *of: asked.append(1) or analyse(*of))
+    token = studio.add("eileen.jpg", (photos / "eileen.jpg").read_bytes())["id"]
+    shown = studio.before(token)
+    studio._opened.clear()
+    assert torch.equal(studio.before(token), shown) and len(asked) == 1
+
+
+def test_no_photo_stays_behind(tmp_path):
+    """A closed terminal goes on as SIGTERM, and that as Ctrl-C."""
+    command = "import sys; from policies.retoucher.main import retouch_portrait as main; sys.argv[1:] = ['--serve', '--port', '0']; main()"
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", command], env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert urlopen(process.stdout.readline().split()[1]).status == 200
+        folder = next(tmp_path.glob("retouch-portrait-*"))
+        (folder / "photo.png").write_text("of somebody")
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(LONGEST) == 0 and not folder.exists()
+
+
 def test_what_is_refused(client, photos, tmp_path):
     for name, said in (("nobody.png", "nobody.png: no face found"), ("grace.png", "grace.png: cannot be read")):
         data = (photos / "nobody.png").read_bytes() if name == "nobody.png" else b"no picture"
@@ -104,6 +158,9 @@ def test_what_is_refused(client, photos, tmp_path):
         ({"tone": "much"}, "tone 'much': must be a number"),
         ({"moles": "burn"}, "moles 'burn': must be one of keep, remove"),
         ({"chosen": "1.2"}, r"chosen '1\.2': must be face\.spot\.1"),
+        ({"chosen": "1.2.3"}, r"chosen '1\.2\.3': must be face\.spot\.1"),
+        ({"children": "yes"}, "children 'yes': must be 0 or 1"),
+        ({"tone": "nan"}, "--tone nan: must be a share"),
     ],
 )
 def test_impossible_settings(query, said):
@@ -131,6 +188,20 @@ def test_places_or_the_page():
         retouch_main([])
     with pytest.raises(ConfigError, match=r"--serve with IN me\.jpg"):
         retouch_main(["me.jpg", "--serve"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["me.jpg", "out.jpg", "--port", "9000"], "--port 9000: does nothing without --serve"),
+        (["--serve", "--overwrite"], "--overwrite: --serve writes no file"),
+        (["me.jpg", "out.jpg", "--children", "--tone", "0.8"], "--tone 0.8: --children leaves"),
+        (["me.jpg", "out.jpg", "--children", "--moles", "remove"], "--moles remove: --children leaves"),
+    ],
+)
+def test_options_that_would_do_nothing(options, said):
+    with pytest.raises(ConfigError, match=said):
+        retouch_main(options)
 
 
 # ---- in a browser
@@ -210,8 +281,9 @@ def test_sliders_spots_and_download(page, photos):
     page.locator("[data-moles=remove]").click()
     settled(page)
     assert "moles=remove" in shown(page)
-    page.keyboard.press("r")
-    settled(page)
+    for _ in range(2):  # the second changes nothing, and what is shown is the retouch still
+        page.keyboard.press("r")
+        settled(page)
     assert "moles=keep" in shown(page) and f"tone={CONFIG.tone:g}" in shown(page)
     spot = page.locator(".spot").first
     was = spot.get_attribute("aria-pressed")

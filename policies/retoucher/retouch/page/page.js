@@ -27,12 +27,12 @@
 
   // ---- photos
 
+  let refused = [];
   async function add(files) {
     const pictures = [...files].filter((file) => file.type.startsWith("image/") || /\.(tiff?|bmp|webp|png|jpe?g)$/i.test(file.name));
     if (!pictures.length) { say("No photo among these.", 5); return; }
     element("hello").hidden = true;
     element("studio").hidden = false;
-    const refused = [];
     waiting += pictures.length;
     for (const file of pictures) {
       say(`Looking at ${file.name}${waiting > 1 ? `, ${waiting - 1} more` : ""} \u2026`);
@@ -48,19 +48,24 @@
     if (waiting) return;
     say(refused.join("\n"), 12);
     if (!photos.length) { element("hello").hidden = false; element("studio").hidden = true; element("hello").querySelector("p").textContent = refused.join(" "); }
+    refused = [];
+  }
+  function thumb(photo) {
+    const button = document.createElement("button"), image = new Image();
+    button.type = "button";
+    button.title = photo.name;
+    image.alt = "";
+    image.src = `/photo/${photo.id}/before.jpg`;
+    button.append(image);
+    button.addEventListener("click", () => show(photo));
+    return button;
   }
   function strip() {
     element("strip").replaceChildren(...photos.map((photo, number) => {
-      const button = document.createElement("button"), image = new Image();
-      button.type = "button";
-      button.title = photo.name;
-      button.setAttribute("aria-label", `Photo ${number + 1}: ${photo.name}`);
-      button.setAttribute("aria-pressed", String(photo === current));
-      image.alt = "";
-      image.src = `/photo/${photo.id}/before.jpg`;
-      button.append(image);
-      button.addEventListener("click", () => show(photo));
-      return button;
+      photo.button ??= thumb(photo);
+      photo.button.setAttribute("aria-label", `Photo ${number + 1}: ${photo.name}`);
+      photo.button.setAttribute("aria-pressed", String(photo === current));
+      return photo.button;
     }));
     element("strip").hidden = photos.length < 2;
     element("all").hidden = element("same").hidden = photos.length < 2;
@@ -70,6 +75,7 @@
     current = photo;
     before.src = `/photo/${photo.id}/before.jpg`;
     after.src = before.src;
+    drawn = "";
     SLIDERS.forEach((name) => { element(name).value = photo.settings[name]; });
     element("children").checked = photo.settings.children;
     view.zoom = 1; view.x = view.y = 0.5;
@@ -113,6 +119,7 @@
     SLIDERS.forEach((name) => { element(name).previousElementSibling.querySelector("output").textContent = `${Math.round(current.settings[name] * 100)} %`; });
     document.querySelectorAll("[data-moles]").forEach((button) => button.setAttribute("aria-pressed", String(button.dataset.moles === current.settings.moles)));
     element("tone").disabled = element("texture").disabled = current.settings.children;
+    document.querySelectorAll("[data-moles]").forEach((button) => { button.disabled = current.settings.children; });
     document.querySelectorAll(".spot").forEach(mark);
     element("download").href = `/photo/${current.id}/download?${query(current)}`;
     wanted = `/photo/${current.id}/after.jpg?${query(current)}`;
@@ -132,7 +139,7 @@
   // ---- spots
 
   const key = (spot) => `${spot.face}.${spot.spot}`;
-  const goes = (spot) => (current.chosen.has(key(spot)) ? current.chosen.get(key(spot)) : spot.kind === "blemish" || current.settings.moles === "remove");
+  const goes = (spot) => (current.chosen.has(key(spot)) ? current.chosen.get(key(spot)) : spot.kind === "blemish" || (current.settings.moles === "remove" && !current.settings.children));
   function mark(button) {
     const spot = button.spot, gone = goes(spot);
     button.classList.toggle("goes", gone);

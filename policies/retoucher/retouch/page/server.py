@@ -1,17 +1,20 @@
 """`retouch-portrait --serve`: one process, one page; photos are dropped on it, retouched here and taken away again.
 
-A photo lies in a temporary folder under a name that cannot be guessed, until the server stops; nothing is sent anywhere. The retoucher
-runs once a photo; every move of a slider puts its parts together anew. On an address that other machines reach, the page opens for those
-alone who have the link with its key.
+A photo lies in a temporary folder under a name that cannot be guessed until the server stops, what is made of it until it is sent; nothing
+goes anywhere else. The retoucher runs once a photo; every move of a slider puts its parts together anew. On an address that other machines
+reach, the page opens for those alone who have the link with its key.
 """
 
 import json
+import re
 import secrets
+import shutil
+import signal
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +24,7 @@ from urllib.parse import parse_qsl, quote
 
 from jaxtyping import Float
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -31,7 +35,7 @@ from torch import Tensor
 from policies.retoucher.retouch.faces import FacePlan, RetouchedPicture, apply_controls, find_faces
 from policies.retoucher.retouch.options import WRITABLE, Controls, RetouchConfig
 from portraitkit.errors import ConfigError, UserError
-from portraitkit.pictures.images import MAX_BYTES, Image, read_image, resize, to_pil
+from portraitkit.pictures.images import MAX_BYTES, Image, read_image, to_pil, within
 from portraitkit.pictures.stored import write_edited
 from portraitkit.serving import hosts_of, is_loopback, listen, page_app, read_body, server_of, url_of
 
@@ -41,6 +45,8 @@ SCREEN = 1600
 """Longest side in pixels of a photo as the page shows it; what is downloaded has all of them."""
 KEPT = 8
 """Photos that are kept ready for the sliders; earlier ones are looked at anew when they are shown again."""
+MOST_NAME = 120
+"""Bytes of a photo's name that are kept, beside its suffix."""
 MAX_JSON = 2**20
 COOKIE = "key"
 Analyse = Callable[[Float[Tensor, "3 h w"], Any], list[FacePlan]]
@@ -84,16 +90,17 @@ class Studio:
             UserError: it cannot be read, or shows no face that can be retouched.
         """
         token = secrets.token_urlsafe(16)
-        path = self.folder / token / (Path(name.replace("\\", "/")).name or "photo.png")
+        path = self.folder / token / safe_name(name)
         path.parent.mkdir()
-        path.write_bytes(data)
         try:
+            path.write_bytes(data)
             image = read_image(path)
             opened = self.open(token, path)
-        except UserError as error:
-            path.unlink()
-            path.parent.rmdir()
-            raise type(error)(str(error).replace(f"{path.parent}/", "")) from error
+        except Exception as error:
+            shutil.rmtree(path.parent)
+            if isinstance(error, UserError):
+                raise type(error)(str(error).replace(f"{path.parent}/", "")) from error
+            raise
         self.files[token] = path
         height, width = image.pixels.shape[1:]
         spots = [
@@ -112,23 +119,34 @@ class Studio:
             "notes": notes,
         }
 
+    def file_of(self, token: str) -> Path:
+        """Where a photo lies.
+
+        Raises:
+            HTTPException: 404, there is none of this name.
+        """
+        if token not in self.files:
+            raise HTTPException(404, "This photo is gone; drop it again.")
+        return self.files[token]
+
+    def before(self, token: str) -> Float[Tensor, "3 h w"]:
+        """A photo as it is, as large as the page shows it; the retoucher is not asked."""
+        opened = self._opened.get(token)
+        return within(read_image(self.file_of(token)).pixels, SCREEN) if opened is None else opened.shown
+
     def open(self, token: str, path: Path | None = None) -> Opened:
         """A photo, ready for the sliders.
 
         Raises:
             HTTPException: 404, there is none of this name.
         """
-        if path is None:
-            if token not in self.files:
-                raise HTTPException(404, "This photo is gone; drop it again.")
-            path = self.files[token]
+        path = path or self.file_of(token)
         with self.lock:
             if token not in self._opened:
                 pixels = read_image(path).pixels
                 faces = find_faces(pixels, self.config.smallest_face(*pixels.shape[1:]), path)
-                scale = min(1.0, SCREEN / max(pixels.shape[1:]))
-                shown = resize(pixels, (max(round(pixels.shape[1] * scale), 1), max(round(pixels.shape[2] * scale), 1)))
-                self._opened[token] = Opened(self.analyse(pixels, faces), faces.skipped, shown, scale)
+                shown = within(pixels, SCREEN)
+                self._opened[token] = Opened(self.analyse(pixels, faces), faces.skipped, shown, shown.shape[2] / pixels.shape[2])
             self._opened.move_to_end(token)
             while len(self._opened) > KEPT:
                 self._opened.popitem(last=False)
@@ -146,6 +164,18 @@ class Studio:
         return target
 
 
+def safe_name(name: str) -> str:
+    """A file's name without folders, hidden files' dots and what cannot be printed, and no longer than a disk takes.
+
+    >>> safe_name("../../me.jpg"), safe_name("..")
+    ('me.jpg', 'photo.png')
+    """
+    path = Path("".join(filter(str.isprintable, name.replace("\\", "/").rpartition("/")[2])).lstrip("."))
+    suffix = path.suffix if len(path.suffix.encode()) <= 8 else ""
+    stem = path.name.removesuffix(suffix).encode()[:MOST_NAME].decode(errors="ignore")
+    return f"{stem}{suffix}" or "photo.png"
+
+
 def read_settings(query: Mapping[str, str], config: RetouchConfig) -> tuple[Controls, Chosen]:
     """Controls and chosen spots from a query such as `tone=0.5&moles=keep&chosen=0.3.1_0.4.0` (face, spot, 1 removed or 0 kept).
 
@@ -158,17 +188,16 @@ def read_settings(query: Mapping[str, str], config: RetouchConfig) -> tuple[Cont
             continue
         text = query[name]
         try:
-            values[name] = float(text) if kind is float else text == "1" if kind is bool else text
-        except ValueError as error:
-            raise ConfigError(f"{name} {text!r}: must be a number") from error
+            values[name] = float(text) if kind is float else {"0": False, "1": True}[text] if kind is bool else text
+        except (ValueError, KeyError) as error:
+            raise ConfigError(f"{name} {text!r}: must be {'0 or 1' if kind is bool else 'a number'}") from error
         if get_args(kind) and text not in get_args(kind):
             raise ConfigError(f"{name} {text!r}: must be one of {', '.join(get_args(kind))}")
     chosen: Chosen = {}
     for entry in filter(None, query.get("chosen", "").split("_")):
-        numbers = entry.split(".")
-        if len(numbers) != 3 or not all(number.isascii() and number.isdigit() and len(number) < 6 for number in numbers):
+        if not re.fullmatch(r"[0-9]{1,5}\.[0-9]{1,5}\.[01]", entry):
             raise ConfigError(f"chosen {entry!r}: must be face.spot.1 or face.spot.0")
-        face, spot, removed = map(int, numbers)
+        face, spot, removed = map(int, entry.split("."))
         chosen.setdefault(face, {})[spot] = removed == 1
     return Controls(**values), chosen
 
@@ -181,7 +210,7 @@ def make_app(studio: Studio, *, hosts: tuple[str, ...], key: str | None = None) 
         hosts: names by which the page may be asked for; others are refused (DNS rebinding).
         key: what a visitor must bring, in the link the first time and in a cookie from then on; None asks for nothing.
     """
-    archives: dict[str, Path] = {}
+    archives: dict[str, Path] = {}  # the newest one alone
 
     def guarded(answer: Callable[[Request], Any]) -> Callable[[Request], Any]:
         async def handler(request: Request) -> Response:
@@ -205,43 +234,55 @@ def make_app(studio: Studio, *, hosts: tuple[str, ...], key: str | None = None) 
 
     async def add(request: Request) -> Response:
         data = await read_body(request.stream(), MAX_BYTES)
-        return JSONResponse(await run_in_threadpool(studio.add, request.query_params.get("name", "photo.png")[:200], data))
+        return JSONResponse(await run_in_threadpool(studio.add, request.query_params.get("name", ""), data))
 
-    async def shown(request: Request) -> Response:
+    def picture(pixels: Tensor, left: tuple[str, ...] = ()) -> Response:
+        out = BytesIO()
+        to_pil(pixels).save(out, "JPEG", quality=92, subsampling=0)
+        headers = {"x-left": quote("; ".join(left)), "cache-control": "private, max-age=600"}
+        return Response(out.getvalue(), media_type="image/jpeg", headers=headers)
+
+    async def before(request: Request) -> Response:
+        return await run_in_threadpool(lambda: picture(studio.before(request.path_params["token"])))
+
+    async def after(request: Request) -> Response:
         controls, chosen = read_settings(request.query_params, studio.config)
-        if request.path_params["state"] == "before":
-            controls = replace(controls, strength=0.0)
 
-        def draw() -> tuple[bytes, RetouchedPicture]:
-            result, out = studio.open(request.path_params["token"]).preview(controls, chosen), BytesIO()
-            to_pil(result.pixels).save(out, "JPEG", quality=92, subsampling=0)
-            return out.getvalue(), result
+        def draw() -> Response:
+            result = studio.open(request.path_params["token"]).preview(controls, chosen)
+            return picture(result.pixels, result.skipped)
 
-        data, result = await run_in_threadpool(draw)
-        return Response(
-            data, media_type="image/jpeg", headers={"x-left": quote("; ".join(result.skipped)), "cache-control": "private, max-age=600"}
-        )
+        return await run_in_threadpool(draw)
 
     async def download(request: Request) -> Response:
         controls, chosen = read_settings(request.query_params, studio.config)
         path = await run_in_threadpool(studio.write, request.path_params["token"], controls, chosen)
-        return FileResponse(path, filename=path.name)
+        return FileResponse(path, filename=path.name, background=BackgroundTask(shutil.rmtree, path.parent))
 
     async def pack(request: Request) -> Response:
         try:
             rows = [(str(row["id"]), dict(parse_qsl(row["settings"]))) for row in json.loads(await read_body(request.stream(), MAX_JSON))]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise HTTPException(400, "needs a list of id and settings") from error
+        if len({token for token, _ in rows}) < len(rows):
+            raise HTTPException(400, "names a photo twice")
 
         def write() -> str:
             name = secrets.token_urlsafe(16)
-            archives[name] = studio.folder / f"{name}.zip"
-            with zipfile.ZipFile(archives[name], "w", zipfile.ZIP_STORED) as archive:
-                for number, (token, query) in enumerate(rows, 1):
-                    path = studio.write(token, *read_settings(query, studio.config))
-                    taken = path.name in archive.namelist()
-                    archive.write(path, f"{number}-{path.name}" if taken else path.name)
-                    path.unlink()
+            target = studio.folder / f"{name}.zip"
+            try:
+                with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+                    for number, (token, query) in enumerate(rows, 1):
+                        path = studio.write(token, *read_settings(query, studio.config))
+                        taken = path.name in archive.namelist()
+                        archive.write(path, f"{number}-{path.name}" if taken else path.name)
+                        shutil.rmtree(path.parent)
+            except BaseException:
+                target.unlink()
+                raise
+            while archives:
+                archives.popitem()[1].unlink()
+            archives[name] = target
             return f"/archive/{name}"
 
         return JSONResponse({"url": await run_in_threadpool(write)})
@@ -253,7 +294,7 @@ def make_app(studio: Studio, *, hosts: tuple[str, ...], key: str | None = None) 
 
     async def refused(request: Request, error: Exception) -> Response:
         status, words = (error.status_code, error.detail) if isinstance(error, HTTPException) else (400, str(error))
-        return JSONResponse({"error": words}, status)
+        return JSONResponse({"error": words}, status, headers=error.headers if isinstance(error, HTTPException) else None)
 
     async def icon(request: Request) -> Response:
         return Response(status_code=204)
@@ -263,7 +304,8 @@ def make_app(studio: Studio, *, hosts: tuple[str, ...], key: str | None = None) 
         Route("/api/start", guarded(start)),
         Route("/api/photo", guarded(add), methods=["POST"]),
         Route("/api/archive", guarded(pack), methods=["POST"]),
-        Route("/photo/{token}/{state:str}.jpg", guarded(shown)),
+        Route("/photo/{token}/before.jpg", guarded(before)),
+        Route("/photo/{token}/after.jpg", guarded(after)),
         Route("/photo/{token}/download", guarded(download)),
         Route("/archive/{name}", guarded(archive)),
         Route("/favicon.ico", icon),
@@ -272,11 +314,18 @@ def make_app(studio: Studio, *, hosts: tuple[str, ...], key: str | None = None) 
 
 
 def serve_page(config: RetouchConfig, analyse: Analyse) -> int:
-    """Serve until Ctrl-C; returns 0.
+    """Serve until Ctrl-C, SIGTERM or until the terminal is closed; returns 0. Photos are deleted whichever it is.
 
     Raises:
         ConfigError: the address cannot be listened on.
     """
+
+    def stop(*_: object) -> None:  # uvicorn finishes what is under way, and then raises the signal that it got once more
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else `nohup` wants it ignored
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     with listen(config.host, config.port) as listener, TemporaryDirectory(prefix="retouch-portrait-") as folder:
         key = None if is_loopback(config.host) else secrets.token_urlsafe(16)
         app = make_app(Studio(Path(folder), config, analyse), hosts=hosts_of(config.host), key=key)
