@@ -87,7 +87,8 @@ class Alarms:
         if not rank.rank < RANKS:
             return []
         low, high = rank.ci95
-        how = "the wrong way round" if high < 0 else "too weakly" if low > 0 else "at random"
+        chance = f"no better than at random, as far as {rank.groups} groups show"
+        how = "the wrong way round" if high < 0 else "too weakly" if low > 0 else chance
         return self._raise(
             step,
             "judge's rank",

@@ -82,6 +82,8 @@ class JudgeProbe:
     def advice(self) -> str:
         """One line: whether it tells right from wrong, and which answers that only please earn as much as the right one."""
         part = self.part.replace("_", " ")
+        if not any(kind.name == "shuffled" for kind in self.kinds):
+            return f"nothing is known of the {part}: it could judge no right answer beside a shuffled one; look at what it answers"
         blind = any(kind.name == "shuffled" and kind.ci95[0] <= 0.5 for kind in self.kinds)
         hacks = [kind.name.replace("_", " ") for kind in self.kinds if kind.name not in FLOORS and kind.total_wins < 0.95]
         looks = f"the {part} tells right answers from shuffled ones"

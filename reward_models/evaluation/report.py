@@ -97,7 +97,7 @@ def warnings(summary: Mapping[str, Any]) -> list[str]:
     swayed = [name for name, row in summary.get("cues", {}).items() if row["ci95"][0] is not None and row["ci95"][0] > 0]
     if swayed:
         lines.append(f"Swayed by what says nothing about the retouch: {', '.join(swayed)}.")
-    shaken = [name for name, row in summary.get("cues", {}).items() if row["control"] > LOOSE]
+    shaken = [name for name, row in summary.get("cues", {}).items() if (row["control"] or 0) > LOOSE]  # None: no answer could be read
     if shaken:
         lines.append(f"Turned by changes without a meaning, too: the controls of {', '.join(shaken)}.")
     touched = [name.replace("_", " ") for name, row in summary.get("clean_faces", {}).items() if row["ci95"][0] <= 0.5]

@@ -273,6 +273,13 @@ def test_an_answer_that_only_pleases_the_judge_loses(rows):
     assert light.to_dict()["kinds"][0]["name"] == "shuffled"
 
 
+def test_a_judge_that_answers_nothing_is_not_praised(face):
+    with ScriptedEndpoint(lambda body: "I cannot say.") as endpoint:
+        judge = ReasoningJudge(HttpBackend(Endpoint(endpoint.url, "rater", retries=0)))
+        found = probe_judge(judge, EMOTION, [face, face], explain("(AU1)", "fear"), "fixed", (1.0, 1.0, 1.0, 0.2))
+    assert "nothing is known of the judge" in found.advice() and "tells right answers" not in found.advice()
+
+
 def test_hacks_of_the_reasoning_lose(face):
     other = Row(face.pictures, EMOTION.read_truth({"AUs": ["AU6", "AU12"], "labels": ["happiness"]}), "", {}, "other")
     found = probe_judge(UnitCheck(), EMOTION, [face, other], explain("(AU1)", "fear"), "fixed", (1.0, 1.0, 1.0, 0.2))
