@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 import sys
 from collections import Counter
@@ -225,9 +226,11 @@ def _one(row: PhotoRow, generators: list[Generator], config: BuildConfig) -> dic
 
 def known_truth(a: Candidate, b: Candidate) -> tuple[dict[str, Verdict] | None, Verdict | None, dict[str, tuple[float, float]] | None]:
     """Verdicts, overall verdict and scores of two candidates, None where they are not known. Of verifiable ones, what lies within `NEAR` is
-    a tie, and so is an overall lead that no dimension shows.
+    a tie, and so is an overall lead that no dimension shows; where one value is not finite, nothing is known.
     """
     if a.truth is not None and b.truth is not None:
+        if not all(map(math.isfinite, (*a.truth.values(), *b.truth.values()))):
+            return None, None, None
         both = {name: (a.truth[name], b.truth[name]) for name in DIMENSIONS}
         verdicts: dict[str, Verdict] = {name: winner(x, y, NEAR) for name, (x, y) in both.items()}
         overall = winner(a.truth["overall"], b.truth["overall"], NEAR)

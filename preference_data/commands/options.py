@@ -70,6 +70,8 @@ class BuildConfig(Options):
         check_shard(self.shard, self.overwrite)
         if not self.generators:
             raise ConfigError("--generators: name at least one, for example degradations")
+        if any(name.partition(":")[0] == "rollout" for name in self.generators) and self.side != 128:
+            raise ConfigError("--generators rollout: the embedded retoucher works at 128 px; add --resolution 128")
         if len(self.split_shares) != 3 or min(self.split_shares) < 0 or abs(sum(self.split_shares) - 1) > 1e-6:
             raise ConfigError(f"--split-shares {self.split_shares}: three numbers of at least 0 that sum to 1")
 

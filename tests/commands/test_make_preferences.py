@@ -237,6 +237,7 @@ def test_merge_needs_judgements_then_writes_them(command, pair_set_path):
         (("build", "embedded", "--count", "2"), ["--count 2", "at least 3"]),
         (("build", "embedded", "--generators", "degradation"), ["did you mean 'degradations'"]),
         (("build", "embedded", "--generators", "pipeline:/none"), ["model_index.json"]),
+        (("build", "/none", "--generators", "rollout:4"), ["--generators rollout", "--resolution 128"]),
         (("build", "embedded", "--split-shares", "0.5", "0.2", "0.2"), ["--split-shares", "sum to 1"]),
         (("build", "embedded", "--resolution", "8"), ["--resolution 8"]),
         (("build", "embedded", "--resolutoin", "8"), ["--resolutoin", "--resolution"]),

@@ -61,12 +61,12 @@ class Rollouts:
                 generator=torch.Generator().manual_seed(number),
                 batch=self.size,
             )
-            pictures = (self.backbone.decode(rollout.latents, condition.select(rollout.photo_of)) * 255).round() / 255
+            pictures = (self.backbone.decode(rollout.latents, condition.select(rollout.photo_of)) * 255).round().cpu() / 255
             truth = verifiable_dimensions(pictures, photos, rollout.photo_of)
             origin = Origin(self.name, seed=number, model=f"embedded, {stage}, {'ODE' if plain else 'SDE'}")
             made += [
                 Candidate(picture, origin, group=f"rollout-{number}", truth={name: float(values[row]) for name, values in truth.items()})
-                for row, picture in enumerate(pictures.cpu())
+                for row, picture in enumerate(pictures)
             ]
         return made
 

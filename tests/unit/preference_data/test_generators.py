@@ -103,6 +103,12 @@ def test_near_ties_of_what_is_verifiable_are_ties(changes, overall):
     assert not contradictions(Pair("p", "i", "a", "b", verdicts, found, scores))
 
 
+def test_a_truth_that_is_not_a_number_is_no_verdict():
+    truth = dict.fromkeys((*DIMENSIONS, "overall"), 0.5)
+    a, b = (Candidate(torch.zeros(3, 8, 8), Origin("rollout"), truth=one) for one in (truth | {"clarity": float("nan")}, truth))
+    assert known_truth(a, b) == known_truth(b, a) == (None, None, None)
+
+
 def test_finished_retouches_are_cut_as_their_photo(photo, subject, tmp_path):
     portrait = bundled_portraits()["astronaut"]
     write_image(tmp_path / "collins.png", portrait)
