@@ -199,7 +199,7 @@ def _dimensions(rewards: RewardSet, candidates: Tensor, photos: Photos, photo_of
     judged = judged_dimensions(rewards, candidates, photos, photo_of)
     checked = verifiable_dimensions(candidates, photos, photo_of) if judged else {}
     kinds = (("judged", judged), ("checked", checked))
-    return {f"{kind}/{name}": values[name].cpu() for kind, values in kinds for name in judged}
+    return {f"{kind}/{name}": values[name].cpu() for kind, values in kinds for name in judged}  # where they are ranked
 
 
 def gather_scores(processes: Processes, scores: GroupScores, group_size: int) -> GroupScores:

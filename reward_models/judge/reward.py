@@ -114,7 +114,7 @@ class JudgeReward:
     ) -> dict[str, Float[Tensor, " n"]]:
         """Expected score of every candidate on each dimension, 1 to 5, judged beside the photo itself; NaN where it cannot be read."""
         sources = list(photos.source.float().cpu())  # one object a photo: the model reads it once
-        pairs = zip(candidates.detach().float().cpu(), photo_of.tolist(), strict=True)
+        pairs = zip(candidates.detach().float().cpu(), photo_of.tolist(), strict=True)  # processors and endpoints take them from there
         judged = self.judge.judge([Comparison(sources[photo], picture.nan_to_num(), sources[photo]) for picture, photo in pairs])
         rows = [one.scores if isinstance(one, Judgement) else None for one in judged]
         return {name: torch.tensor([math.nan if row is None else row[name][0] for row in rows]) for name in DIMENSIONS}

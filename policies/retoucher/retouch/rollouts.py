@@ -61,7 +61,8 @@ class Rollouts:
                 generator=torch.Generator().manual_seed(number),
                 batch=self.size,
             )
-            pictures = (self.backbone.decode(rollout.latents, condition.select(rollout.photo_of)) * 255).round().cpu() / 255
+            decoded = self.backbone.decode(rollout.latents, condition.select(rollout.photo_of))
+            pictures = (decoded.cpu() * 255).round() / 255  # as the photos, and as files have them
             truth = verifiable_dimensions(pictures, photos, rollout.photo_of)
             origin = Origin(self.name, seed=number, model=f"embedded, {stage}, {'ODE' if plain else 'SDE'}")
             made += [

@@ -21,7 +21,10 @@ from policies.retoucher.evaluate import evaluation_set
 from policies.retoucher.model.encoding_cache import CachedBackbone
 from policies.retoucher.photos import SyntheticSource
 from policies.retoucher.retouch.faces import Faces, retouch_faces
+from policies.retoucher.retouch.rollouts import open_rollouts
 from policies.retoucher.trainer import Trainer
+from preference_data.generators import GeneratorOptions, open_subject
+from preference_data.people.photos import PhotoRow
 from reward_models.photos import Photos
 from reward_models.reward_set import build_rewards
 from reward_models.verifiable import REWARDS
@@ -119,6 +122,18 @@ def test_retouching_takes_and_gives_pictures_of_the_cpu():
         backbone.pipeline.to("cuda")
         found = retouch_faces(pixels, faces, backbone, num_steps=1)
         assert found.pixels.device.type == "cpu" and torch.allclose(found.pixels, expected.pixels, atol=1e-4)
+
+
+def test_rollouts_for_pairs_are_the_cpus():
+    subject, _ = open_subject(PhotoRow("x", "train", "", {}, None, None, 3), 128)
+    generator = open_rollouts("2", GeneratorOptions(CONFIG.prompt, 1, "cpu"))
+    expected = generator.candidates(subject, 2, 0)
+    with pretend_cuda():
+        generator.backbone.pipeline.to("cuda")
+        found = generator.candidates(subject, 2, 0)
+        for one, other in zip(found, expected, strict=True):
+            assert one.pixels.device.type == "cpu" and torch.allclose(one.pixels, other.pixels, atol=2 / 255)
+            assert one.truth == pytest.approx(other.truth, abs=0.01)
 
 
 def test_what_comes_back_to_the_cpu_has_a_reason():
