@@ -30,7 +30,7 @@ class BuildConfig(Options):
     """degradations, rollout (of the embedded retoucher, two a group; rollout:4, every pair of four), folder:PATH (finished retouches),
     pipeline:PATH_OR_HUB_ID (diffusers), my_file.py:GENERATOR; several at once."""
     pairs_per_photo: AtLeast1 = 2
-    """Pairs of each photo and kind: of degradations and rollouts each, and of all other candidates together."""
+    """Pairs of each photo and kind: of degradations, of rollouts (all of a group, at least one), of all other candidates together."""
     candidates: AtLeast1 = 2
     """Candidates that each generator makes of each photo: for a pipeline, that many seeds."""
     against_label: bool = True

@@ -102,7 +102,7 @@ def open_generators(names: tuple[str, ...], options: GeneratorOptions) -> list[G
         if not isinstance(generator, Generator):
             raise ConfigError(f"--generators {name}: gives a {type(generator).__name__}, not a preference_data.generators.Generator")
         if any(generator.name == other.name for other in opened):
-            raise ConfigError(f"--generators {name}: another one goes by the name {generator.name!r} too; rename a folder")
+            raise ConfigError(f"--generators {name}: another one goes by the name {generator.name!r} too; leave it out, or rename a folder")
         opened.append(generator)
     return opened
 

@@ -331,6 +331,13 @@ def test_several_photos_and_one_that_has_no_face(page, photos):
     page.keyboard.press("]")
     settled(page)
     assert shown(page).split("/after")[0] != first.split("/after")[0] and "texture=0&" in shown(page)
+    page.locator("#children").check()
+    page.keyboard.press("[")
+    settled(page)
+    page.locator("#same").click()
+    page.keyboard.press("]")
+    settled(page)
+    assert "children=1" in shown(page)  # what was said to be a child stays one
     with page.expect_download() as download:
         page.locator("#all").click()
     assert download.value.suggested_filename == "retouched.zip"

@@ -239,7 +239,7 @@
   const reset = () => { current.settings = { ...defaults }; current.chosen.clear(); show(current); };
   element("rings").addEventListener("click", bare);
   element("defaults").addEventListener("click", reset);
-  element("same").addEventListener("click", () => { photos.forEach((photo) => { photo.settings = { ...current.settings }; }); say("Every photo has these settings now.", 3); });
+  element("same").addEventListener("click", () => { photos.forEach((photo) => { photo.settings = { ...current.settings, children: current.settings.children || photo.settings.children }; }); say("Every photo has these settings now.", 3); });
   element("all").addEventListener("click", async () => {
     say(`Writing ${photos.length} photos \u2026`);
     const body = JSON.stringify(photos.map((photo) => ({ id: photo.id, settings: query(photo) })));
