@@ -127,8 +127,9 @@ def test_the_strip_does_not_ask_the_retoucher(tmp_path, photos):
 
 
 def test_no_photo_stays_behind(tmp_path):
-    """A closed terminal goes on as SIGTERM, and that as Ctrl-C."""
-    command = "import sys; from policies.retoucher.main import retouch_portrait as main; sys.argv[1:] = ['--serve', '--port', '0']; main()"
+    """A closed terminal goes on as SIGTERM, and that as Ctrl-C; under `nohup`, which the tests may run under, it would be ignored."""
+    start = "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    command = f"{start}from policies.retoucher.main import retouch_portrait as main; sys.argv[1:] = ['--serve', '--port', '0']; main()"
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen([sys.executable, "-c", command], env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -136,7 +137,10 @@ def test_no_photo_stays_behind(tmp_path):
         folder = next(tmp_path.glob("retouch-portrait-*"))
         (folder / "photo.png").write_text("of somebody")
         process.send_signal(signal.SIGHUP)
-        assert process.wait(LONGEST) == 0 and not folder.exists()
+        try:
+            assert process.wait(LONGEST) == 0 and not folder.exists()
+        finally:
+            process.kill()
 
 
 def test_what_is_refused(client, photos, tmp_path):
