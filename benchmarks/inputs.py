@@ -242,7 +242,7 @@ def _retouched(place: str, photos: dict[str, Path], target: Path, say: Callable[
     """Run a retoucher on the photos as `retouch-portrait` does, with its default controls.
 
     A photo without a usable face has no picture, but a text with the reason. What an interrupted run or another process left is kept: it
-    lies under the hash of backbone, adapter, steps, device and photo.
+    lies under the hash of backbone, adapter, steps, device, controls and photo.
     """
     from policies.retoucher.backbones import load_backbone
     from policies.retoucher.model.adapter import attach_adapter
@@ -254,7 +254,8 @@ def _retouched(place: str, photos: dict[str, Path], target: Path, say: Callable[
     digest = Digests()
     weights = settings.lora / ADAPTER if settings.lora else None
     adapter = digest(weights) if weights and weights.is_file() else settings.lora
-    target = target / _short(f"{backbone_name} {adapter} {settings.num_steps} {device} {settings.tone:g} {settings.texture:g}")
+    controls = (settings.blemishes, settings.tone, settings.texture, settings.strength, settings.moles)
+    target = target / _short(f"{backbone_name} {adapter} {settings.num_steps} {device} {controls}")
     target.mkdir(parents=True, exist_ok=True)
     pictures: dict[str, Path] = {}
     backbone = None
