@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from portraitkit.pictures.images import luminance
+
 
 @cache
 def _gaussian_matrix(length: int, sigma: float, device: torch.device) -> Float[Tensor, "length length"]:
@@ -39,3 +41,9 @@ def mean_over(values: Float[Tensor, "n c h w"], mask: Float[Tensor, "#n 1 h w"])
     """Mean over channels and the mask's pixels, one number an image; 0 for an empty mask."""
     total = (values * mask).sum((1, 2, 3))
     return total / (mask.sum((1, 2, 3)) * values.shape[1]).clamp_min(1e-6)
+
+
+def fine_energy(image: Float[Tensor, "n 3 h w"], mask: Float[Tensor, "#n 1 h w"], sigma: float) -> Float[Tensor, " n"]:
+    """Mean square, over the mask's pixels, of luma's detail that is finer than a Gaussian of `sigma` pixels."""
+    light = luminance(image)
+    return mean_over((light - blur(light, sigma)).square(), mask)

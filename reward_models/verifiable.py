@@ -15,7 +15,7 @@ from torch import Tensor
 from portraitkit.faces.identity import identity_distance, identity_embedding
 from portraitkit.faces.regions import region_masks
 from portraitkit.pictures.images import ciede2000, luminance, srgb_to_lab
-from reward_models.filters import blur, blur_inside, mean_over
+from reward_models.filters import blur, blur_inside, fine_energy, mean_over
 from reward_models.photos import Photos
 
 Candidates = Float[Tensor, "n 3 h w"]
@@ -190,10 +190,7 @@ def residual_grain(candidate: Candidates, photos: Photos) -> Scores:
     No reward, but the early sign of a policy that collapses to noise.
     A clean edit is smooth except at the spots' edges; SDE noise left in the latents shows as grain everywhere.
     """
-    sigma = candidate.shape[-1] / 128
-    change = luminance(candidate - photos.source)
-    fine = change - blur(change, sigma)
-    return 100 * mean_over(fine.square(), photos.skin).sqrt()
+    return 100 * fine_energy(candidate - photos.source, photos.skin, candidate.shape[-1] / 128).sqrt()
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def retouch_main(argv: list[str]) -> int:
 
         read_adapter(config.lora)
     print(f"loading the retoucher {config.backbone} ...", file=sys.stderr, flush=True)
-    analyse = _analyser(config)
+    analyse = analyser(config)
     if config.serve:
         from policies.retoucher.retouch.page.server import serve_page
 
@@ -100,7 +100,7 @@ def _file_name(photo: Path) -> str:
     return photo.name if photo.suffix.lower() in WRITABLE else photo.with_suffix(".png").name
 
 
-def _analyser(config: RetouchConfig) -> "Callable[[Tensor, Faces], list[FacePlan]]":
+def analyser(config: RetouchConfig) -> "Callable[[Tensor, Faces], list[FacePlan]]":
     """The retoucher's one pass over the faces of a picture.
 
     The backbone is loaded once, after the first photo's faces are found: its libraries take seconds to import.

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.model.backbone import Backbone, sample_ode
 from policies.retoucher.retouch.controls import FaceParts, combine, split_edit
 from policies.retoucher.retouch.options import Controls
@@ -90,16 +89,10 @@ class FacePlan:
 
 
 @torch.no_grad()
-def retouch_faces(
-    pixels: Float[Tensor, "3 h w"],
-    faces: Faces,
-    backbone: Backbone,
-    *,
-    prompt: str = RetoucherConfig.prompt,
-    num_steps: int = RetoucherConfig.num_steps,
-    seed: int = 0,
-) -> RetouchedPicture:
-    """Retouch faces of a picture by the backbone's anchor-free ODE, all of its edit; a face's result does not depend on the others.
+def take_apart(
+    pixels: Float[Tensor, "3 h w"], faces: Faces, backbone: Backbone, *, prompt: str, num_steps: int, seed: int
+) -> list[FacePlan]:
+    """Run the retoucher's anchor-free ODE once on each face and sort its change; a face's result does not depend on the others.
 
     Args:
         pixels: RGB, [0, 1], upright.
@@ -112,16 +105,6 @@ def retouch_faces(
     Raises:
         ImageError: an edit has a pixel that is not finite.
     """
-    crops = _edited_crops(pixels, faces, backbone, prompt, num_steps, seed)
-    edits = [face_edit(crop, after, mesh, *pixels.shape[1:]) for (crop, after), mesh in zip(crops, faces.meshes, strict=True)]
-    return RetouchedPicture(paste_edits(pixels, edits), len(edits), faces.skipped)
-
-
-@torch.no_grad()
-def take_apart(
-    pixels: Float[Tensor, "3 h w"], faces: Faces, backbone: Backbone, *, prompt: str, num_steps: int, seed: int
-) -> list[FacePlan]:
-    """Run the retoucher once on each face and sort its change; arguments as `retouch_faces` has them."""
     plans = []
     crops = _edited_crops(pixels, faces, backbone, prompt, num_steps, seed)
     for mesh, (crop, edited) in zip(faces.meshes, crops, strict=True):

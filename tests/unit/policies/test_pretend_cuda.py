@@ -20,7 +20,8 @@ from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.evaluate import evaluation_set
 from policies.retoucher.model.encoding_cache import CachedBackbone
 from policies.retoucher.photos import SyntheticSource
-from policies.retoucher.retouch.faces import Faces, retouch_faces
+from policies.retoucher.retouch.faces import Faces, apply_controls, take_apart
+from policies.retoucher.retouch.options import Controls
 from policies.retoucher.retouch.rollouts import open_rollouts
 from policies.retoucher.trainer import Trainer
 from preference_data.generators import GeneratorOptions, open_subject
@@ -117,11 +118,15 @@ def test_retouching_takes_and_gives_pictures_of_the_cpu():
     case = SyntheticSource(128).load("validation", [0]).photos
     pixels, faces = case.source[0], Faces([torch.cat([case.meshes[0], torch.zeros(468, 1)], 1)], ())
     backbone = BUILDS["flux_kontext"]()
-    expected = retouch_faces(pixels, faces, backbone, num_steps=1)
+
+    def retouched():
+        return apply_controls(pixels, take_apart(pixels, faces, backbone, prompt="", num_steps=1, seed=0), Controls(tone=1.0, strength=0.3))
+
+    expected = retouched()
     with pretend_cuda():
         backbone.pipeline.to("cuda")
-        found = retouch_faces(pixels, faces, backbone, num_steps=1)
-        assert found.pixels.device.type == "cpu" and torch.allclose(found.pixels, expected.pixels, atol=1e-4)
+        found = retouched()
+        assert found.faces == 1 and found.pixels.device.type == "cpu" and torch.allclose(found.pixels, expected.pixels, atol=1e-4)
 
 
 def test_rollouts_for_pairs_are_the_cpus():

@@ -15,8 +15,8 @@ from policies.retoucher.backbones.tiny import EMBEDDED
 from policies.retoucher.main import retouch_portrait
 from policies.retoucher.model.adapter import FILE
 from policies.retoucher.retouch.command import plan_jobs, retouch_main
-from policies.retoucher.retouch.faces import find_faces, retouch_faces
-from policies.retoucher.retouch.options import ALIGNED, EMBEDDED_STEPS, RetouchConfig
+from policies.retoucher.retouch.faces import apply_controls, find_faces, take_apart
+from policies.retoucher.retouch.options import ALIGNED, EMBEDDED_STEPS, Controls, RetouchConfig
 from portraitkit.config import load_config
 from portraitkit.errors import ConfigError, FaceError, ImageError, WeightsError
 from portraitkit.faces.detect import detect_faces
@@ -210,7 +210,8 @@ def test_random_weights_retouch_each_face_alike(portraits, backbone):
     """The real architecture: the same seed gives the same picture, and a face does not depend on who stands beside it."""
 
     def retouch(pixels, seed=0):
-        return retouch_faces(pixels, find_faces(pixels), backbone, num_steps=2, seed=seed)
+        plans = take_apart(pixels, find_faces(pixels), backbone, prompt="", num_steps=2, seed=seed)
+        return apply_controls(pixels, plans, Controls(tone=1.0, strength=0.3))
 
     alone = retouch(portraits["astronaut"])
     assert torch.equal(alone.pixels, retouch(portraits["astronaut"]).pixels)
