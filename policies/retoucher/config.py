@@ -18,7 +18,6 @@ from portraitkit.runs.options import CheckpointOptions, PlanOptions
 
 if TYPE_CHECKING:
     from dpg.scheduler import DPGScheduler
-    from policies.retoucher.rank_groups import GroupSettings
     from policies.retoucher.update import Loss
 
 
@@ -207,6 +206,9 @@ class UpdateOptions(Options):
     worse candidates, whatever sampled them; with --no-dpg plain ODEs, each from its own noise (--no-shared-noise)."""
     noise_levels: AtLeast1 = 2
     """With --loss nft: noise levels of the sampler, drawn anew each training step, that candidates are learned from."""
+    old_policy_decay: Annotated[float, Range(ge=0, lt=1)] = 0.0
+    """With --loss nft: largest weight of the old policy, which draws the candidates, in its moving average; it rises by .001 a training
+    step. DiffusionNFT's is 0.5; 0: the policy itself."""
     anchor_weight: NotNegative = 0.0
     """With --loss nft: weight of a photo's anchor, learned from as its best candidate, against all candidates of the photo."""
     ratio: Literal["ppo", "guard"] = "ppo"
@@ -296,7 +298,7 @@ class RetoucherConfig(
             raise ConfigError("--loss nft: goes with --no-shared-noise unless --dpg draws stochastic steps, and not with --sharding")
         if self.loss == "nft" and (self.ratio, self.step_weight, self.ablate) != ("ppo", "equal", False):
             raise ConfigError("--loss nft: goes with neither --ratio guard, --step-weight attenuation nor --ablate; leave those out")
-        idle = {"grpo": ("noise_levels",), "nft": ("clip_range", *(() if self.dpg else ("sampler", "eta", "window")))}
+        idle = {"grpo": ("noise_levels", "old_policy_decay"), "nft": ("clip_range", *(() if self.dpg else ("sampler", "eta", "window")))}
         for name in (name for name in idle[self.loss] if getattr(self, name) != getattr(RetoucherConfig, name)):
             given = f"--{name.replace('_', '-')} {getattr(self, name)}"
             raise ConfigError(f"{given}: does nothing with --loss {self.loss} {'--dpg' if self.dpg else '--no-dpg'}; leave it out")
@@ -315,8 +317,7 @@ class RetoucherConfig(
 
         listed = list_photos(Path(self.photos))
         bare = [(line, row["file_name"]) for line, row in zip(listed.lines, listed.rows, strict=True) if not row.get("anchor_file_name")]
-        guided = (self.dpg or self.anchor_weight > 0) and self.anchor != "none"
-        needed = self.anchors == "file" or (self.anchors is None and (self.ablate or guided))
+        needed = self.anchors == "file" or (self.anchors is None and (self.ablate or self.learns_from_anchors))
         if bare and needed:
             first = f"the first: line {bare[0][0]}, {bare[0][1]}"
             asks, without = ("--anchor-weight", "--anchor-weight 0") if not self.dpg and self.anchor_weight > 0 else ("DPG", "--no-dpg")
@@ -376,22 +377,9 @@ class RetoucherConfig(
         return Loss(self.clip_range, self.ratio, self.kl_beta, self.step_weight, anchor_weight=self.anchor_weight)
 
     @property
-    def groups(self) -> "GroupSettings":
-        """How the groups of a training step are rolled out."""
-        from policies.retoucher.rank_groups import GroupSettings
-
-        return GroupSettings(
-            prompt=self.prompt,
-            groups_per_step=self.photos_per_step,
-            group_size=self.group_size,
-            shared_noise=self.shared_noise,
-            anchor=self.anchor if self.dpg or self.anchor_weight > 0 else "none",
-            seed=self.seed,
-            micro_batch=self.micro_batch,
-            bf16=self.bf16_rollouts,
-            best_of=self.best_of,
-            best_of_steps=self.best_of_steps,
-        )
+    def learns_from_anchors(self) -> bool:
+        """Whether training needs the photos' anchors: to pull towards, or to learn from."""
+        return (self.dpg or self.anchor_weight > 0) and self.anchor != "none"
 
     @property
     def evaluation_steps(self) -> int:

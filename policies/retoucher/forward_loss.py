@@ -8,12 +8,13 @@ which drew the candidates, make an implicit positive and an implicit negative po
 and with `r` in [0, 1], the candidate's standing in its group, the loss is `r |x0+ - x0|^2 + (1 - r) |x0- - x0|^2`, `x0+ = x_t - t v+`.
 No likelihood, no noise in the pictures, and no trajectory is kept.
 
-Here the old policy is the policy as an update begins (the paper's eta 0), which drew the candidates where a step has one update, and the
-candidates of a group are noised alike: what they have in common then falls out of the gradient, wholly at t = 1. The code of the paper
-divides each term by its own mean absolute error, which would bring that back; ours does not.
+The old policy is a moving average of the policy (`--old-policy-decay`); without one it is the policy as an update begins, which drew the
+candidates where a step has one update. The candidates of a group are noised alike: what they have in common then falls out of the gradient,
+wholly at t = 1. The code of the paper divides each term by its own mean absolute error, which would bring that back; ours does not.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from jaxtyping import Float, Int
@@ -64,6 +65,7 @@ def accumulate_forward_gradients(
     *,
     noise: Mapping[float, Float[Tensor, "groups draws tokens channels"]],
     anchors: Latents | None = None,
+    old_policy: Callable[[], AbstractContextManager[None]] | None = None,
     micro_batch: int,
     candidates: int | None = None,
 ) -> UpdateFigures:
@@ -78,6 +80,7 @@ def accumulate_forward_gradients(
         loss: its `beta`, `kl_beta` (on the squared distance between the `x0` of policy and base) and `anchor_weight`.
         noise: from `forward_noise`, one row a photo.
         anchors: of all photos, learned from as candidates with r = 1; weighed by `anchor_weight` against all candidates of the photo.
+        old_policy: puts the old policy in place for a while; None where it is the policy as it is now.
         micro_batch: candidates that go forward and backward at once.
         candidates: those of the whole update, of which other processes have some; gradients and figures of all processes then add up.
     """
@@ -99,21 +102,32 @@ def accumulate_forward_gradients(
         for x0, noises, photo_of, r, weight in parts:
             for start in range(0, len(x0), micro_batch):
                 rows = slice(start, start + micro_batch)
-                term, away = _terms(backbone, condition.select(photo_of[rows]), x0[rows], noises[rows], level, r[rows], loss)
+                x, of = torch.lerp(x0[rows], noises[rows], level), condition.select(photo_of[rows])
+                old = None
+                if old_policy is not None:  # first: the weights that a backward needs must not move after its forward
+                    with torch.no_grad(), old_policy():
+                        old = backbone.velocity(x, level, of)
+                term, away = _terms(backbone, of, x, x0[rows], old, level, r[rows], loss)
                 (weight * (term.sum() + loss.kl_beta * away.sum())).backward()
                 total += weight * float(term.detach().sum() + loss.kl_beta * away.detach().sum())
                 kl += weight * float(away.detach().sum())
-                evaluations += (3 + (loss.kl_beta > 0)) * len(term) * backbone.forwards
+                evaluations += (3 + (loss.kl_beta > 0) + (old is not None)) * len(term) * backbone.forwards
     return UpdateFigures(total, kl, 0.0, 0.0, evaluations)
 
 
 def _terms(
-    backbone: Backbone, condition: Condition, x0: Latents, noise: Latents, level: float, standing: Float[Tensor, " n *tokens"], loss: Loss
+    backbone: Backbone,
+    condition: Condition,
+    x: Latents,
+    x0: Latents,
+    old: Latents | None,
+    level: float,
+    standing: Float[Tensor, " n *tokens"],
+    loss: Loss,
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Loss of some candidates at a noise level, and the squared distance of the policy's `x0` from the base's."""
-    x = torch.lerp(x0, noise, level)
     v = backbone.velocity(x, level, condition)
-    old = v.detach()
+    old = v.detach() if old is None else old
     r = standing.to(x).reshape(len(x), -1)
 
     def error(sign: int) -> Float[Tensor, "n tokens"]:

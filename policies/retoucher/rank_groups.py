@@ -10,13 +10,13 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dpg.scheduler import DPGScheduler
+from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.micro_batch import MicroBatch
 from policies.retoucher.model.backbone import Backbone, Condition, Latents, sample_ode
 from policies.retoucher.photos import PhotoSource, TrainingPhotos
@@ -36,22 +36,6 @@ RANKED_GROUPS = 8
 
 
 @dataclass(frozen=True)
-class GroupSettings:
-    """How the groups of a training step are rolled out."""
-
-    prompt: str  # editing instruction
-    groups_per_step: int = 4  # in a training step, of all ranks together
-    group_size: int = 12  # candidates of one photo
-    shared_noise: bool = True  # one initial noise a group instead of one a candidate
-    anchor: Literal["label", "wrong", "none"] = "label"  # what guidance pulls to: the photo's own anchor, another photo's, or nothing
-    seed: int = 0  # of the run
-    micro_batch: int = 48  # candidates that are rolled out together, as far as whole groups fit; at least one group
-    bf16: bool = False  # see `rollout.roll_out`
-    best_of: int = 8  # rollouts of which `BestOfN` takes the best
-    best_of_steps: int = 20  # training steps after which it makes an anchor again
-
-
-@dataclass(frozen=True)
 class BestOfN:
     """Photos of which training's anchors are the policy's own: of several rollouts of a photo the best by the rewards.
 
@@ -64,8 +48,7 @@ class BestOfN:
     backbone: Backbone
     rewards: RewardSet
     folder: Path
-    settings: GroupSettings
-    num_steps: int  # of a rollout
+    config: RetoucherConfig
     say: Callable[[str], None]  # where an anchor that is worth less than its untouched photo is named
 
     @property
@@ -84,22 +67,22 @@ class BestOfN:
             return batch
         anchors, evaluations = [], 0
         for row, index in enumerate(indices):
-            step = index // self.settings.groups_per_step
-            period, photo_id = step // self.settings.best_of_steps, batch.ids[row]
+            step = index // self.config.photos_per_step
+            period, photo_id = step // self.config.best_of_steps, batch.ids[row]
             path = self.folder / f"{period:04d}-{hashlib.sha256(photo_id.encode()).hexdigest()[:12]}.png"
             if not path.is_file():
-                seed = mix(self.settings.seed, period, zlib.crc32(photo_id.encode()))
+                seed = mix(self.config.seed, period, zlib.crc32(photo_id.encode()))
                 self._make(path, batch.photos.select(slice(row, row + 1)), photo_id, step, torch.Generator().manual_seed(seed))
-                evaluations += self.settings.best_of * self.num_steps * self.backbone.forwards
+                evaluations += self.config.best_of * self.config.num_steps * self.backbone.forwards
             anchors.append(read_image(path).pixels)
         return replace(batch, anchors=torch.stack(anchors).to(batch.photos.source), evaluations=evaluations)
 
     def _make(self, path: Path, photo: Photos, photo_id: str, step: int, generator: torch.Generator) -> None:
-        count = self.settings.best_of
+        count = self.config.best_of
         photo_of = torch.zeros(count, dtype=torch.long)
-        condition = self.backbone.condition(photo.source, self.settings.prompt).select(photo_of)
-        noise, fitting = self.backbone.noise(count, generator), MicroBatch(self.settings.micro_batch, "making anchors", say=self.say)
-        pictures = fitting.fit(count, lambda rows: sample_ode(self.backbone, condition, noise, self.num_steps, rows))
+        condition = self.backbone.condition(photo.source, self.config.prompt).select(photo_of)
+        noise, fitting = self.backbone.noise(count, generator), MicroBatch(self.config.micro_batch, "making anchors", say=self.say)
+        pictures = fitting.fit(count, lambda rows: sample_ode(self.backbone, condition, noise, self.config.num_steps, rows))
         values = self.rewards.combined(self.rewards.parts(pictures, photo, photo_of)).nan_to_num(-torch.inf)
         reward, untouched = float(values.max()), float(self.rewards.combined(self.rewards.parts(photo.source, photo)))
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +132,7 @@ def roll_out_groups(
     source: PhotoSource,
     rewards: RewardSet,
     scheduler: DPGScheduler,
-    settings: GroupSettings,
+    config: RetoucherConfig,
     step: int,
     groups: list[int],
     fitting: MicroBatch | None = None,
@@ -161,7 +144,7 @@ def roll_out_groups(
         source: of the photos.
         rewards: that score.
         scheduler: takes the steps.
-        settings: of the groups.
+        config: the run.
         step: training step.
         groups: numbers of the groups in the step, at least one.
         fitting: candidates that go through the networks at once; a micro-batch if not given.
@@ -169,18 +152,18 @@ def roll_out_groups(
     Raises:
         UserError: a photo cannot be used, reward workers are lost, or there is no room for one candidate.
     """
-    start = step * settings.groups_per_step
+    start = step * config.photos_per_step
     batch = source.load("train", [start + group for group in groups])
-    condition = backbone.condition(batch.photos.source, settings.prompt)
+    condition = backbone.condition(batch.photos.source, config.prompt)
     anchors = None
-    if settings.anchor != "none" and batch.anchors is not None:
-        wrong = settings.anchor == "wrong"
-        anchors = _anchors_of_others(backbone, source, settings, start, groups, batch) if wrong else backbone.encode(batch.anchors)
+    if config.learns_from_anchors and batch.anchors is not None:
+        wrong = config.anchor == "wrong"
+        anchors = _anchors_of_others(backbone, source, config, start, groups, batch) if wrong else backbone.encode(batch.anchors)
     judges = judges_of(rewards)
     before = [judge.counts.copy() for judge in judges]
-    drawn = {"group_size": settings.group_size, "shared_noise": settings.shared_noise, "seed": settings.seed, "iteration": step}
+    drawn = {"group_size": config.group_size, "shared_noise": config.shared_noise, "seed": config.seed, "iteration": step}
     noise = noise_of_groups(backbone, scheduler.drawn_steps, groups, **drawn)
-    options = {"micro_batch": settings.micro_batch, "bf16": settings.bf16, "fitting": fitting}
+    options = {"micro_batch": config.micro_batch, "bf16": config.bf16_rollouts, "fitting": fitting}
     scored = roll_out_and_score(backbone, condition, anchors, scheduler, batch.photos, rewards, noise, **options)
     new = [judge.counts.since(count) for judge, count in zip(judges, before, strict=True)]
     scores = GroupScores(
@@ -239,10 +222,10 @@ def judge_figures(rewards: RewardSet, scores: GroupScores, groups: Tensor) -> tu
 
 
 def _anchors_of_others(
-    backbone: Backbone, source: PhotoSource, settings: GroupSettings, start: int, groups: list[int], batch: TrainingPhotos
+    backbone: Backbone, source: PhotoSource, config: RetoucherConfig, start: int, groups: list[int], batch: TrainingPhotos
 ) -> Latents | None:
     """The anchor of the photo before in the step, for each group; that of the last one for the first."""
-    others = [(group - 1) % settings.groups_per_step for group in groups]
+    others = [(group - 1) % config.photos_per_step for group in groups]
     missing = [other for other in others if other not in groups]
     anchors = {group: batch.anchors[row] for row, group in enumerate(groups)} if batch.anchors is not None else {}
     if missing:

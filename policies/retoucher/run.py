@@ -125,7 +125,7 @@ def _align(
             fix = "look at the pictures, or give every photo an anchor_file_name, or --anchors painted"
             say(f"photos without an anchor: blemishes are guessed and over-smoothing can win (docs/rewards.md); {fix}")
         if config.anchors == "best-of-n":
-            source = BestOfN(source, backbone, rewards, run.path / "anchors", config.groups, config.num_steps, say)
+            source = BestOfN(source, backbone, rewards, run.path / "anchors", config, say)
         trainer = processes.together(lambda: Trainer(config, backbone, source, rewards, console, processes))
         if config.resume_from_checkpoint is not None:
             which = config.resume_from_checkpoint

@@ -3,8 +3,9 @@
 import copy
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from reward_models.reward_set import RewardSet
 FIRST_RATIO = 1e-2  # Largest |ratio - 1| before the first update; rounding alone stays far below
 
 EVALUATION_NOISE = 7  # Seed of the initial noise of every evaluation, the same before and after training
+OLD_POLICY_RISE = 0.001  # By which the old policy's weight in its moving average rises a training step; DiffusionNFT's schedule
 MOST_BAD_UPDATES = 5  # In a row, with a loss or gradient that is not finite; then a run stops
 
 
@@ -115,6 +117,7 @@ class Trainer:
         self.optimizer = make_optimizer(config.optimizer, list(self.adapter.values()), **rates)
         self.average = {name: p.detach().clone() for name, p in self.adapter.items()}
         self.best = {name: p.detach().clone() for name, p in self.adapter.items()}
+        self.old = {name: p.detach().clone() for name, p in self.adapter.items()} if config.old_policy_decay > 0 else {}
         self.progress = Progress()
         self.alarms = Alarms()
         self.sigmas = backbone.sigmas(config.num_steps)
@@ -142,8 +145,9 @@ class Trainer:
         config, step, started = self.config, self.progress.step, time.monotonic()
         scheduler = config.scheduler(self.sigmas, step)
         groups = self.processes.share(config.photos_per_step)
-        shared = (self.backbone, self.source, self.rewards, scheduler, config.groups, step, groups, self.sampling_batch)
-        rolled, scores = self.processes.together(lambda: roll_out_groups(*shared) if groups else (None, NO_SCORES))
+        shared = (self.backbone, self.source, self.rewards, scheduler, config, step, groups, self.sampling_batch)
+        with self.using(self.old) if self.old else nullcontext():
+            rolled, scores = self.processes.together(lambda: roll_out_groups(*shared) if groups else (None, NO_SCORES))
         scores = gather_scores(self.processes, scores, config.group_size)
         group_of = torch.arange(config.photos_per_step).repeat_interleave(config.group_size)
         judged = self._judged(scores, group_of)
@@ -167,6 +171,7 @@ class Trainer:
                 f"step 0: the likelihood ratio is off 1 by {figures[0].ratio_deviation:.1e} before any update (at most {FIRST_RATIO}): the "
                 "backbone answers differently with gradients than without; turn off dropout and every other source of chance in it"
             )
+        self._follow(self.old, min(OLD_POLICY_RISE * step, config.old_policy_decay))
         self.progress.step += 1
         self.progress.seconds += time.monotonic() - started
         spread = rewards.view(-1, config.group_size).std(1).nanmean()
@@ -212,36 +217,17 @@ class Trainer:
         if rolled is not None and advantages is not None:
             rows = torch.tensor([row for row, group in enumerate(rolled.groups) if group in photos], dtype=torch.long)
             count = len(photos) * config.group_size
-            levels = {"seed": config.seed, "iteration": self.progress.step}
-            noise = forward_noise(self.backbone, self.sigmas, config.noise_levels, rolled.groups, **levels) if config.loss == "nft" else {}
-            in_step = self.processes.largest if config.sharding == "fsdp2" else None
+            given = (self.backbone, rolled.condition, rolled.rollout, advantages, rows, config.objective)
+            learn, more = accumulate_gradients, {"in_step": self.processes.largest if config.sharding == "fsdp2" else None}
+            if config.loss == "nft":
+                place = {"seed": config.seed, "iteration": self.progress.step}
+                noise = forward_noise(self.backbone, self.sigmas, config.noise_levels, rolled.groups, **place)
+                old = partial(self.using, self.old) if self.old else None
+                learn, more = accumulate_forward_gradients, {"noise": noise, "anchors": rolled.anchors, "old_policy": old}
 
             def accumulate(batch: int) -> UpdateFigures:
                 self.optimizer.zero_grad(set_to_none=True)  # an attempt that ran out of memory has left some
-                if config.loss == "nft":
-                    return accumulate_forward_gradients(
-                        self.backbone,
-                        rolled.condition,
-                        rolled.rollout,
-                        advantages,
-                        rows,
-                        config.objective,
-                        noise=noise,
-                        anchors=rolled.anchors,
-                        micro_batch=batch,
-                        candidates=count,
-                    )
-                return accumulate_gradients(
-                    self.backbone,
-                    rolled.condition,
-                    rolled.rollout,
-                    advantages,
-                    rows,
-                    config.objective,
-                    micro_batch=batch,
-                    candidates=count,
-                    in_step=in_step,
-                )
+                return learn(*given, micro_batch=batch, candidates=count, **more)
 
             figures = self.update_batch.fit(len(rows) * config.group_size, accumulate)
         figures = UpdateFigures.total(self.processes.gather(figures))
@@ -253,10 +239,14 @@ class Trainer:
             return figures, float(norm)
         self.progress.bad_updates = 0
         self.optimizer.step()
-        with torch.no_grad():
-            for name, parameter in self.adapter.items():
-                self.average[name].lerp_(parameter, 1 - config.ema_decay)
+        self._follow(self.average, config.ema_decay)
         return figures, float(norm)
+
+    def _follow(self, average: dict[str, Tensor], decay: float) -> None:
+        """Move an average of the policy's weights, none if it is not kept, towards them."""
+        with torch.no_grad():
+            for name, value in average.items():
+                value.lerp_(self.adapter[name], 1 - decay)
 
     def _schedule(self) -> float:
         """Learning rate of this step as a share of the peak: a function of the step alone, so that it needs no state."""
@@ -351,6 +341,7 @@ class Trainer:
             "average": self.average,
             "best": self.best,
             "optimizer": flatten_optimizer(self.optimizer),
+            **({"old": self.old} if self.old else {}),
         }
 
     def state(self) -> dict[str, object]:
@@ -370,7 +361,10 @@ class Trainer:
         from portraitkit.runs.checkpoint import restore_optimizer
 
         self.use(tensors["adapter"])
-        self.average, self.best = dict(tensors["average"]), dict(tensors["best"])
+        kept = {"average": self.average, "best": self.best, "old": self.old}
+        for name, values in kept.items():
+            for key, value in values.items():
+                value.copy_(tensors.get(name, tensors["adapter"])[key])  # in place: a checkpoint is read onto the CPU
         restore_optimizer(self.optimizer, tensors["optimizer"])
         self.progress = Progress(**state["progress"])
         self.alarms.raised = [Alarm(**alarm) for alarm in state["alarms"]]

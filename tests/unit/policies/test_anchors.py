@@ -66,7 +66,7 @@ def test_training_paints_anew_and_evaluations_always_the_same(painted):
 
 
 def best_of(trainer, folder, say=lambda line: None):
-    return BestOfN(trainer.source, trainer.backbone, trainer.rewards, folder, trainer.config.groups, trainer.config.num_steps, say)
+    return BestOfN(trainer.source, trainer.backbone, trainer.rewards, folder, trainer.config, say)
 
 
 @pytest.fixture

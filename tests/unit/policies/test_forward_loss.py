@@ -1,6 +1,7 @@
 """DiffusionNFT's loss: the paper's formula, what cancels in a group, and that a group is learned from."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -28,10 +29,10 @@ def noise_of(trainer, groups=(0, 1), sigmas=(1.0, 0.5, 0.0)):
     return forward_noise(trainer.backbone, sigmas, 2, groups, seed=0, iteration=3)
 
 
-def gradients(rolled, advantages=ADVANTAGES, loss=PLAIN, photos=(0, 1), micro_batch=8, candidates=None, anchors=None):
+def gradients(rolled, advantages=ADVANTAGES, loss=PLAIN, photos=(0, 1), micro_batch=8, candidates=None, anchors=None, old=None):
     trainer, condition, rollout = rolled
     trainer.optimizer.zero_grad(set_to_none=True)
-    options = {"noise": noise_of(trainer), "micro_batch": micro_batch, "candidates": candidates, "anchors": anchors}
+    options = {"noise": noise_of(trainer), "micro_batch": micro_batch, "candidates": candidates, "anchors": anchors, "old_policy": old}
     figures = accumulate_forward_gradients(
         trainer.backbone, condition, rollout, advantages, torch.tensor(photos, dtype=torch.long), loss, **options
     )
@@ -55,25 +56,32 @@ def test_a_rollout_without_guidance_is_a_plain_ode(rolled):
     assert len({tuple(row[:4].tolist()) for row in rollout.latents.flatten(1)}) == 8
 
 
-@pytest.mark.parametrize("local", [False, True])
-@pytest.mark.parametrize("beta", [1.0, 0.4])
-def test_the_loss_is_the_papers(rolled, beta, local):
+@pytest.mark.parametrize(("beta", "local", "off_policy"), [(1.0, False, False), (0.4, True, False), (1.0, True, True), (0.4, False, True)])
+def test_the_loss_is_the_papers(rolled, beta, local, off_policy):
     trainer, condition, rollout = rolled
     tokens = rollout.latents.shape[1]
     advantages = ADVANTAGES[:, None] * torch.linspace(0.5, 1.5, tokens) if local else ADVANTAGES
-    figures, found = gradients(rolled, advantages, Loss(beta=beta))
+    old = {name: p.detach().clone() for name, p in trainer.adapter.items()}
+    if off_policy:
+        move(trainer)
+    figures, found = gradients(rolled, advantages, Loss(beta=beta), old=partial(trainer.using, old) if off_policy else None)
+    assert figures.evaluations == 8 * 2 * (4 if off_policy else 3)
     r = (advantages / 5 + 1) / 2
     r = r if local else r[:, None].expand(-1, tokens)
     trainer.optimizer.zero_grad(set_to_none=True)
     total = 0.0
     for level, noise in noise_of(trainer).items():
         e, x0 = noise[rollout.photo_of, 0], rollout.latents
-        v = trainer.backbone.velocity((1 - level) * x0 + level * e, level, condition.select(rollout.photo_of))
-        positive, negative = (1 - beta) * v.detach() + beta * v, (1 + beta) * v.detach() - beta * v
+        given = ((1 - level) * x0 + level * e, level, condition.select(rollout.photo_of))
+        with torch.no_grad(), trainer.using(old):
+            v_old = trainer.backbone.velocity(*given)
+        v = trainer.backbone.velocity(*given)
+        positive, negative = (1 - beta) * v_old + beta * v, (1 + beta) * v_old - beta * v
         errors = [(implicit - (e - x0)).square().mean(2) for implicit in (positive, negative)]
-        total = total + (level**2 * (r * errors[0] + (1 - r) * errors[1])).mean() / 2
-    total.backward()
-    assert figures.loss == pytest.approx(float(total.detach()), rel=1e-4)
+        part = (level**2 * (r * errors[0] + (1 - r) * errors[1])).mean() / 2
+        part.backward()
+        total += float(part.detach())
+    assert figures.loss == pytest.approx(total, rel=1e-4)
     alike(found, {name: p.grad for name, p in trainer.adapter.items() if p.grad is not None})
 
 

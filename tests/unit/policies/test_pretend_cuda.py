@@ -51,8 +51,10 @@ def trainer_on(device: str, build, config: RetoucherConfig = CONFIG) -> Trainer:
 
 
 def run(device: str, build, config: RetoucherConfig = CONFIG) -> tuple[Trainer, dict[str, float]]:
-    """An evaluation, a training step and another evaluation; the trainer and what was measured."""
+    """As resumed, an evaluation, a training step and another evaluation; the trainer and what was measured."""
     trainer = trainer_on(device, build, config)
+    saved = {name: {key: value.cpu() for key, value in some.items()} for name, some in trainer.tensors().items()}
+    trainer.restore(saved, trainer.state())
     photos = evaluation_set(trainer.backbone, trainer.source, "validation", 1, prompt=CONFIG.prompt, noise_seed=7)
     before, result, ode = trainer.validate(photos), trainer.train_step(), trainer.ode_reward([0])
     assert before.pictures.device.type == "cpu" and result.gradient_norm > 0
@@ -75,7 +77,7 @@ def test_a_step_on_the_device_is_the_cpus(name, place, times):
 
 @pytest.mark.parametrize(("place", "times"), PLACES)
 def test_a_step_of_nft_on_the_device_is_the_cpus(place, times):
-    config = replace(CONFIG, loss="nft", dpg=False, shared_noise=False, anchor_weight=0.5)
+    config = replace(CONFIG, loss="nft", dpg=False, shared_noise=False, anchor_weight=0.5, old_policy_decay=0.5)
     _, expected = run("cpu", BUILDS["flux_kontext"], config)
     with place():
         _, found = run("cuda", BUILDS["flux_kontext"], config)

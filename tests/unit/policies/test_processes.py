@@ -65,7 +65,7 @@ def test_gradients_of_the_parts_add_up_to_that_of_the_whole(make_trainer, config
     advantages[4:8] = 0  # a group without spread: nothing is computed for it
 
     def gradients(groups, extra):
-        own, _ = roll_out_groups(trainer.backbone, trainer.source, trainer.rewards, scheduler, config.groups, 0, groups)
+        own, _ = roll_out_groups(trainer.backbone, trainer.source, trainer.rewards, scheduler, config, 0, groups)
         trainer.optimizer.zero_grad(set_to_none=True)
         mine = advantages.view(3, 4)[groups].flatten()
         given = (trainer.backbone, own.condition, own.rollout, mine, torch.arange(len(groups)), config.objective)

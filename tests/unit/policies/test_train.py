@@ -1,6 +1,7 @@
 """The loop: bit-exact resume, unscorable candidates, updates that are not finite, alarms, and an adapter that stock diffusers loads."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -17,31 +18,38 @@ from tools.embedded import tiny_kontext
 STOCK = {"prompt": tiny.PROMPT, "height": 128, "width": 128, "_auto_resize": False, "max_area": 128 * 128, "output_type": "pt"}
 STOCK |= {"max_sequence_length": tiny.TEXT_TOKENS}
 """What the stock pipeline is asked for."""
+NFT = {"loss": "nft", "dpg": False, "shared_noise": False}
 
 
 def weights(trainer):
     return {name: p.detach().clone() for name, p in trainer.adapter.items()}
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make_trainer, config, tmp_path):
-    whole = make_trainer(config, ema_decay=0.5)
+@pytest.mark.parametrize("method", [{}, {**NFT, "old_policy_decay": 0.5, "anchor_weight": 0.5}], ids=["grpo", "nft"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make_trainer, config, tmp_path, method, monkeypatch):
+    monkeypatch.setattr(trainer_module, "OLD_POLICY_RISE", 0.2)  # the old policy is not the policy from the second step on
+    make_trainer = partial(make_trainer, ema_decay=0.5, num_steps=3, photos_per_step=1, group_size=3, **method)
+    whole = make_trainer(config)
     for _ in range(3):
         whole.train_step()
 
-    first = make_trainer(config, ema_decay=0.5)
-    first.train_step()
+    first = make_trainer(config)
+    for _ in range(2):
+        first.train_step()
     save_checkpoint(tmp_path, first.progress.step, first.tensors(), first.state(), limit=None)
     torch.manual_seed(999)
-    second = make_trainer(config, ema_decay=0.5)
+    second = make_trainer(config)
     checkpoint = load_checkpoint(tmp_path, "latest")
     second.restore(checkpoint.tensors, checkpoint.state)
-    assert second.progress.step == 1
-    for _ in range(2):
-        second.train_step()
+    assert second.progress.step == 2
+    second.train_step()
 
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(second)[name]), name
         assert torch.equal(whole.average[name], second.average[name]), name
+        assert not whole.old or torch.equal(whole.old[name], second.old[name]), name
+    assert bool(whole.old) == bool(method)
+    assert not whole.old or any(not torch.equal(value, whole.old[name]) for name, value in weights(whole).items())
     assert whole.progress.evaluations == second.progress.evaluations
 
 
