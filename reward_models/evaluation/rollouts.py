@@ -36,7 +36,8 @@ def rank_rollouts(
     rows = []
     for number in range(people):
         subject, identity = open_subject(PhotoRow(f"{split}-{number}", split, "", {}, None, None, SEEDS[split] + LATER + number), 128)
-        rows.append({"identity": identity, **ask_group(judge, subject.case.source, generator.candidates(subject, GROUP, number))})
+        group = generator.candidates(subject, GROUP, number)[:GROUP]  # the photo itself comes last
+        rows.append({"identity": identity, **ask_group(judge, subject.case.source, group)})
         advance()
     folder.mkdir(parents=True, exist_ok=True)
     write_lines(folder / FILE, rows)

@@ -19,6 +19,12 @@ from reward_models.judge.settings import JudgeSettings, fit_temperature, probabi
 AT_ONCE = 256  # Questions handed to the backend together: bounds the memory that their pictures take
 
 
+WEIGHTS = {"skin_smoothing": 0.1, "blemish_removal": 0.4, "texture": 0.25, "clarity": 0.1, "identity": 0.15}
+"""Of a dimension's scores in their mean: those of the verifiable rewards that ask the same (`reward_set.CHECKS`; that of texture is shared
+by two). Of two rollouts of one policy the plain mean of the true scores prefers the better one in .93 of pairs, this one in .99: what a
+policy hardly changes, as clarity, would else weigh as much as its purpose."""
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A photo and two retouches of it, of one size, RGB in [0, 1]. The same tensor object is shown to the model once."""
@@ -45,8 +51,9 @@ class Judgement:
 
     @property
     def means(self) -> tuple[float, float]:
-        """Mean scores of a and b over the dimensions, in [1, 5]."""
-        a, b = (sum(both[side] for both in self.scores.values()) / len(self.scores) for side in (0, 1))
+        """Mean scores of a and b over the dimensions, weighted by `WEIGHTS`, in [1, 5]."""
+        weights = {name: WEIGHTS.get(name, 1.0) for name in self.scores}
+        a, b = (sum(weights[name] * both[side] for name, both in self.scores.items()) / sum(weights.values()) for side in (0, 1))
         return a, b
 
 

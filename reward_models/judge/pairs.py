@@ -1,6 +1,8 @@
 """Judged pairs as a judge is trained and tested on them, synthetic or a user's, shown in both orders; and what it answered about them."""
 
 import hashlib
+import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,12 +18,13 @@ from portraitkit.pictures.images import from_uint8, read_image, to_uint8
 from portraitkit.vlm.rows import SPLITS, Row, first_row
 from preference_data.contract import BRIEF_PROMPT, Answer, Unreadable, prompt, read_answer, read_brief, write_answer, write_brief
 from preference_data.pair_set import read_pairs, scan_pairs
-from preference_data.schema import CHOICES, DIMENSIONS, Pair
+from preference_data.schema import CHOICES, Pair, whole_scores
 from preference_data.verdict import ORDERS, Order, Verdict, about_files, turned, winner
 from reward_models.judge.coherence import reason
 from reward_models.judge.preference_task import SHOWN, Preference, answer_of, preference_of, said
 
 Stored = UInt8[ndarray, "h w 3"] | Path
+DRAWS = 16
 
 
 @dataclass(frozen=True)
@@ -140,14 +143,32 @@ def synthetic_pair(split: str, seed: int) -> JudgedPair:
 
 
 def stored_pair(pair: Pair, folder: Path) -> JudgedPair:
-    """A pair of a user's set. Scores between whole numbers are rounded, unless that would make or unmake a tie."""
+    """A pair of a user's set."""
     groups = {name: str(value) for name in CHOICES if (value := getattr(pair, name)) is not None}
-    scores = {name: (round(x), round(y)) for name, (x, y) in pair.scores.items()} if pair.scores else None
-    if scores and pair.verdicts and any(winner(*scores[name]) != pair.verdicts[name] for name in DIMENSIONS):
-        scores = None
+    scores = drawn_scores(pair) if pair.scores else None
     files = (folder / pair.input, folder / pair.a, folder / pair.b)
     truth = (pair.overall, pair.verdicts or {}, scores)
     return JudgedPair(pair.id, pair.identity, *files, *truth, pair.reasoning, groups, pair.synthetic)
+
+
+def drawn_scores(pair: Pair) -> dict[str, tuple[int, int]]:
+    """The scores of a pair as whole numbers, which an answer has: each is rounded up with the chance of its fraction, the same in each run.
+
+    A judge that imitates them over many pairs learns probabilities of the digits whose mean is the score (soft labels, as in DeQA-Score,
+    arXiv 2501.11561, by drawing them). Both scores of a dimension are rounded by one draw, which keeps their order, and changed where they
+    would not say what the verdict says. If the overall winner has the lower mean, it is drawn again, up to `DRAWS` times.
+    """
+    assert pair.scores
+    draw = random.Random(pair.id)
+    whole: dict[str, tuple[int, int]] = {}
+    for _ in range(DRAWS):
+        chances = {name: draw.random() for name in pair.scores}
+        rounded = {name: [min(math.floor(score + chances[name]), 5) for score in both] for name, both in pair.scores.items()}
+        whole = whole_scores({name: (a, b) for name, (a, b) in rounded.items()}, pair.verdicts)
+        a, b = (sum(both[side] for both in whole.values()) for side in (0, 1))
+        if pair.overall not in ("a", "b") or winner(a, b) in (pair.overall, "tie"):
+            break
+    return whole
 
 
 def open_pairs(

@@ -21,8 +21,8 @@ from reward_models.photos import Photos
 
 Form = Literal["score", "score_beside_anchor", "versus_anchor", "win_rate"]
 FORMS: dict[str, str] = {
-    "score": "mean of the five scores, judged beside the photo itself",
-    "score_beside_anchor": "mean of the five scores, judged beside the preferred retouch",
+    "score": "weighted mean of the five scores, judged beside the photo itself",
+    "score_beside_anchor": "weighted mean of the five scores, judged beside the preferred retouch",
     "versus_anchor": "calibrated probability of being better than the preferred retouch",
     "win_rate": "share of its group that a candidate beats, a tie counting half",
 }
@@ -67,10 +67,10 @@ class JudgeReward:
     """
 
     judge: Judge  # that is asked; it counts what it could not read
-    # `score`: the mean of the five scores, (mean - 1) / 4. One comparison a candidate. `score_beside_anchor`: the same, beside the
-    # anchor. `versus_anchor`: the calibrated probability to beat the anchor. `win_rate`: wins in a round robin of the group, a tie .5: G
-    # (G - 1) / 2 comparisons for G candidates, each in both orders. A candidate that is alone in its group plays its anchor, or the photo
-    # where there is none
+    # `score`: the weighted mean of the five scores (`Judgement.means`), (mean - 1) / 4. One comparison a candidate. `score_beside_anchor`:
+    # the same, beside the anchor. `versus_anchor`: the calibrated probability to beat the anchor. `win_rate`: wins in a round robin of the
+    # group, a tie .5: G (G - 1) / 2 comparisons for G candidates, each in both orders. A candidate that is alone in its group plays its
+    # anchor, or the photo where there is none
     form: Form
     dimension: str = ""  # the one of `preference_data.schema.DIMENSIONS` that counts, where the judge is asked about more; all if empty
 

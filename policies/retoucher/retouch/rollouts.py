@@ -3,7 +3,8 @@
 A group is one photo, one policy and several noises, as training compares them. The policy is the embedded retoucher at a stage of its
 training, drawn for each group: the base, half of the committed LoRA, all of it; and so is the sampler: the plain ODE from noises of their
 own (DiffusionNFT, `retouch-portrait`), or one noise and a stochastic step (`dpg`). So the candidates of a group differ by as little as a
-policy's own samples do, unlike those of `degradations`.
+policy's own samples do, unlike those of `degradations`. The photo itself, untouched, is compared with them, too: a judge scores a policy's
+sample beside it.
 """
 
 from dataclasses import dataclass
@@ -62,12 +63,13 @@ class Rollouts:
                 batch=self.size,
             )
             decoded = self.backbone.decode(rollout.latents, condition.select(rollout.photo_of))
-            pictures = (decoded.cpu() * 255).round() / 255  # as the photos, and as files have them
-            truth = verifiable_dimensions(pictures, photos, rollout.photo_of)
-            origin = Origin(self.name, seed=number, model=f"embedded, {stage}, {'ODE' if plain else 'SDE'}")
+            pictures = torch.cat([decoded.cpu(), case.source[None]]).mul(255).round() / 255  # as the photos, and as files have them
+            truth = verifiable_dimensions(pictures, photos, torch.zeros(len(pictures), dtype=torch.long))
+            model = f"embedded, {stage}, {'ODE' if plain else 'SDE'}"
+            origins = [Origin(self.name, seed=number, model=model)] * self.size + [Origin(self.name, model="none, the photo untouched")]
             made += [
                 Candidate(picture, origin, group=f"rollout-{number}", truth={name: float(values[row]) for name, values in truth.items()})
-                for row, picture in enumerate(pictures)
+                for row, (picture, origin) in enumerate(zip(pictures, origins, strict=True))
             ]
         return made
 

@@ -71,7 +71,9 @@ def test_degradations_are_those_that_retouchers_make_unless_gross_ones_are_asked
 
 def test_rollouts_come_in_groups_of_one_policy_with_what_is_verifiable(subject):
     (generator,) = open_generators(("rollout:4",), OPTIONS)
-    group = generator.candidates(subject, 4, 7)
+    *group, untouched = generator.candidates(subject, 4, 7)
+    assert torch.equal(untouched.pixels, (subject.case.source * 255).round() / 255) and untouched.group == group[0].group
+    assert untouched.truth["blemish_removal"] < 0.05 and untouched.truth["texture"] > 0.99 and untouched.truth["identity"] > 0.9
     assert len(group) == 4 and len({one.group for one in group}) == 1 and group[0].origin.model.startswith("embedded, ")
     assert all(set(one.truth) == {"overall", *DIMENSIONS} and all(0 <= value <= 1 for value in one.truth.values()) for one in group)
     changes = [(one.pixels - subject.case.source).abs().mean() for one in group]
@@ -79,7 +81,7 @@ def test_rollouts_come_in_groups_of_one_policy_with_what_is_verifiable(subject):
     assert min(apart) > 0 and max(apart) < 0.05 and min(changes) > 0.001
     more = generator.candidates(subject, 8, 7)
     assert (
-        torch.equal(more[3].pixels, group[3].pixels) and more[4].group != group[0].group and more[4].origin.model != group[0].origin.model
+        torch.equal(more[3].pixels, group[3].pixels) and more[5].group != group[0].group and more[5].origin.model != group[0].origin.model
     )
     with pytest.raises(ConfigError, match="works at 128 px; add --resolution 128"):
         generator.candidates(open_subject(PhotoRow("x", "train", "", {}, None, None, 3), 64)[0], 2, 0)

@@ -13,14 +13,15 @@ from portraitkit.vlm.rows import first_row
 from portraitkit.vlm.trainers import part_names, reward_functions
 from preference_data.contract import Answer, read_answer, write_answer, write_brief
 from preference_data.people.synthetic import draw_morph
-from preference_data.schema import DIMENSIONS
-from preference_data.verdict import turned
+from preference_data.schema import DIMENSIONS, Pair
+from preference_data.verdict import turned, winner
 from reward_models.evaluation.hacks import DISTURBANCES, HACKS, disturbed, hack_figures, hack_pairs, stability
 from reward_models.judge.coherence import NliCoherence, deterministic, load_coherence, reason, words_agree
 from reward_models.judge.pairs import (
     View,
     check_disjoint,
     check_several_people,
+    drawn_scores,
     exchanged,
     identity_hash,
     judged_of,
@@ -321,3 +322,16 @@ def test_another_number_of_processes_is_refused_before_anything_is_loaded(tmp_pa
         check_stages(again, 1)
     (line,) = check_stages(replace(again, allow_changed=True), 1)
     assert "an update takes 1/2 of the rows" in line
+
+
+def test_scores_between_whole_numbers_are_drawn():
+    """Their mean over pairs is the score, both of a dimension keep their order, and the verdicts and the overall winner stand."""
+    scores = dict.fromkeys(DIMENSIONS, (3.7, 3.7)) | {"texture": (3.25, 2.5), "clarity": (4.4, 4.5)}
+    verdicts = dict.fromkeys(DIMENSIONS, "tie") | {"texture": "a", "clarity": "b"}
+    drawn = [drawn_scores(Pair(f"p{n}", "i", "a", "b", verdicts, "a", scores)) for n in range(400)]
+    assert drawn[0] == drawn_scores(Pair("p0", "i", "a", "b", verdicts, "a", scores))
+    for name in DIMENSIONS:
+        assert {winner(*one[name]) for one in drawn} == {verdicts[name]}
+    assert sum(one["identity"][0] for one in drawn) / 400 == pytest.approx(3.7, abs=0.1)
+    assert sum(one["texture"][0] for one in drawn) / 400 > 3 and {one["texture"][1] for one in drawn} == {2, 3}
+    assert all(sum(both[0] for both in one.values()) >= sum(both[1] for both in one.values()) for one in drawn)

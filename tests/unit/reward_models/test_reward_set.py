@@ -1,13 +1,15 @@
 """Rewards by name, scored together."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
 
 from portraitkit.errors import ConfigError, WeightsError
 from reward_models import reward_set
-from reward_models.reward_set import LEARNED_WEIGHT, RewardSet, build_rewards
+from reward_models.judge.judge import WEIGHTS
+from reward_models.reward_set import CHECKS, LEARNED_WEIGHT, RewardSet, build_rewards
 from reward_models.verifiable import REWARDS
 
 NAMES = tuple(REWARDS)
@@ -18,6 +20,12 @@ def test_default_weights_are_the_rewards_own_and_those_of_the_mean_sum_to_one():
     assert weights.pop("own_color") == 1.0  # a guard: outside the mean
     assert weights == {"blemish_removal": 0.40, "texture": 0.20, "skin_tone": 0.15, "identity": 0.15, "clarity": 0.10}
     assert sum(weights.values()) == pytest.approx(1)
+
+
+def test_a_judge_s_dimensions_weigh_what_the_rewards_that_ask_the_same_do():
+    shared = Counter(name for some in CHECKS.values() for name in some)
+    of = {name: sum(REWARDS[one].weight / shared[one] for one in some if not REWARDS[one].guard) for name, some in CHECKS.items()}
+    assert pytest.approx(of) == WEIGHTS
 
 
 def test_given_weights_replace_them_in_order():
