@@ -43,7 +43,7 @@ class Photos:
     ) -> Self:
         """Regions, identity and (where not given) blemishes of photos whose landmarks are known."""
         meshes = meshes[..., :2].contiguous()
-        regions = [region_masks(mesh, *source.shape[-2:]) for mesh in meshes]
+        regions = [region_masks(mesh, *source.shape[-2:], only=("skin", "face_oval")) for mesh in meshes]
         skin = torch.stack([region["skin"] for region in regions])
         face = torch.stack([region["face_oval"] for region in regions])
         return cls(

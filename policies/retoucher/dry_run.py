@@ -272,7 +272,8 @@ def planned_backbone(spec: Spec) -> PlannedBackbone:
     quantised = int(sum(linear) * NF4) + parts["transformer"] - sum(linear) * width
     block = max(size_of(tensors_of(m)) for m in transformer.modules() if type(m).__name__.endswith("Block"))
     lora = LoraConfig(r=spec.rank, lora_alpha=spec.rank, target_modules=backbone.lora_targets, init_lora_weights="gaussian")
-    transformer.add_adapter(lora)
+    with torch.device("meta"):  # peft would draw the LoRA's numbers on the CPU
+        transformer.add_adapter(lora)
     prepare_training(transformer, gradient_checkpointing=spec.checkpointing)
     trained = [p for p in transformer.parameters() if p.requires_grad]
     return PlannedBackbone(backbone, trained, parameters, parts, quantised, max(linear) * width, block)

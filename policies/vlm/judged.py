@@ -21,7 +21,7 @@ from policies.vlm.score import read_score
 from policies.vlm.tasks.emotion import f1
 from policies.vlm.tasks.emotion_metrics import UNIT, Expression, read_answer
 from policies.vlm.tasks.makeup import read_lips, read_look
-from policies.vlm.tasks.makeup_rows import bare_person
+from policies.vlm.tasks.synthetic_rows import bare_person
 from portraitkit.errors import ConfigError, DataError, FaceError, ImageError, TrainingStopped
 from portraitkit.faces.mesh import require_mesh
 from portraitkit.pictures.images import read_image, resize, within

@@ -201,7 +201,8 @@ def _trainable(model: Any, spec: ModelSpec) -> tuple[Any, list[Tensor]]:
         rank, alpha, dropout, targets = spec.lora
         exclude = r".*(visual|vision_tower|vision_model).*"
         settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), exclude_modules=exclude)
-        model = get_peft_model(model, settings)
+        with torch.device("meta"):  # peft would draw the LoRA's numbers on the CPU
+            model = get_peft_model(model, settings)
     elif spec.last_norm:
         train_last_norm(model)
     return model, [p for p in model.parameters() if p.requires_grad]

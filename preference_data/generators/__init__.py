@@ -131,7 +131,7 @@ def open_subject(row: PhotoRow, size: int) -> tuple[Subject, str]:
         case = make_case(row.split, row.seed, size=size, count=SPOTS)
         return Subject(row.id, case, case.clean, row.split, synthetic=True), identity_of(case)
     photo = open_photo(row.file, row.anchor, size, row.face)
-    skin = region_masks(photo.mesh, size, size)["skin"]
+    skin = region_masks(photo.mesh, size, size, only=("skin",))["skin"]
     if photo.anchor is None:
         source, opacity = paint_blemishes(photo.pixels, skin, torch.Generator().manual_seed(row.seed), count=SPOTS)
         case = Case(source, photo.pixels, opacity, skin, photo.mesh, float("nan"))

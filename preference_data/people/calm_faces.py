@@ -70,7 +70,7 @@ def _eyes_of(donor: Tensor, donor_mesh: Tensor, image: Tensor, mesh: Tensor) -> 
     outline = mesh[list(EYES_AND_GLASSES)]
     outline = outline.mean(0) + (outline - outline.mean(0)) * torch.tensor([1.05, 1.0])
     mask = regions.soft_polygon(outline, size, size, 2.0)[None]
-    skin = regions.region_masks(mesh, size, size)["skin"] * (1 - mask)
+    skin = regions.region_masks(mesh, size, size, only=("skin",))["skin"] * (1 - mask)
     share = skin / skin.sum()
     tone = ((image * share).sum((1, 2)) / (warped * share).sum((1, 2))).view(3, 1, 1)
     return torch.lerp(image, (warped * tone).clamp(0, 1), gaussian_blur(mask, [7, 7], [1.5, 1.5]))

@@ -9,7 +9,7 @@ import torch
 from policies.vlm.align.align_config import AlignVlmConfig
 from policies.vlm.align.inputs import check_groups
 from policies.vlm.main import align_vlm
-from policies.vlm.tasks.makeup_rows import bare_person, make_row
+from policies.vlm.tasks.synthetic_rows import bare_person, makeup_row
 from portraitkit.config import load_config
 from portraitkit.errors import ConfigError
 from portraitkit.pictures.images import write_image
@@ -138,7 +138,7 @@ def folder(tmp_path):
     for split, count in (("train", 8), ("test", 2)):
         rows = []
         for seed in range(count):
-            made = make_row("train", seed)
+            made = makeup_row("train", seed)
             write_image(data / f"{split}{seed}.png", made["image"])
             write_image(data / f"{split}{seed}_bare.png", bare_person("train", seed).clean)
             names = {"image": f"{split}{seed}.png", "bare_image": f"{split}{seed}_bare.png"}

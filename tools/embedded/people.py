@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from policies.retoucher.photos import faces_file
-from policies.vlm.tasks.emotion_rows import make_target
+from policies.vlm.tasks.synthetic_rows import make_target
 from portraitkit.errors import DataError, UserError
 from portraitkit.faces.regions import region_masks
 from portraitkit.files.jsonl import read_objects

@@ -30,7 +30,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from policies.vlm.tasks import emotion_rows, load_task, makeup_rows
+from policies.vlm.tasks import load_task, synthetic_rows
 from portraitkit.cli import run_command
 from portraitkit.config import Options, load_config
 from portraitkit.pictures.images import from_uint8, to_uint8
@@ -56,9 +56,9 @@ ROWS = {
 }
 """Training rows of each task on morphs of two people, or with no people at all."""
 ON_PEOPLE: dict[str, tuple[str, int, Callable[..., Mapping[str, Any]]]] = {
-    "makeup-lips": ("makeup-lips", 2000, partial(makeup_rows.make_row, lips_only=True)),
-    "makeup": ("makeup", 2500, makeup_rows.make_row),
-    "emotion": ("emotion", 2500, emotion_rows.make_row),
+    "makeup-lips": ("makeup-lips", 2000, partial(synthetic_rows.makeup_row, lips_only=True)),
+    "makeup": ("makeup", 2500, synthetic_rows.makeup_row),
+    "emotion": ("emotion", 2500, synthetic_rows.emotion_row),
     "smiles": ("emotion", 600, smile_row),
 }
 """What is made of the folder's people beside them: of which task, how many rows, and by what."""

@@ -1,6 +1,7 @@
 """`align-vlm --dry-run`: devices, memory, steps, tokens and TRL's exact arguments, without weights and without training."""
 
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from policies.vlm.align.align_config import AlignVlmConfig
@@ -58,10 +59,10 @@ def planner_of(config: AlignVlmConfig) -> Planner:
 
 def recipe_that_makes(source: str) -> tuple[str, str] | None:
     """Name and model of the recipe whose run folder would hold a model that is not there yet; None if no recipe does."""
-    if Path(source).exists():
-        return None
-    for name in recipe_names(AlignVlmConfig):
-        recipe = load_config(AlignVlmConfig, ["--config", name], prog="align-vlm")
-        if source == f"{recipe.folder}/model":
-            return name, recipe.model
-    return None
+    return None if Path(source).exists() else _made_by_recipes().get(source)
+
+
+@cache
+def _made_by_recipes() -> dict[str, tuple[str, str]]:
+    recipes = {name: load_config(AlignVlmConfig, ["--config", name], prog="align-vlm") for name in recipe_names(AlignVlmConfig)}
+    return {f"{recipe.folder}/model": (name, recipe.model) for name, recipe in recipes.items()}

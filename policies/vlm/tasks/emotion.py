@@ -155,9 +155,9 @@ def best_expressions(truths: Sequence[Expression]) -> list[Expression]:
 
 
 def _make_row(split: str, seed: int) -> dict[str, Any]:
-    from policies.vlm.tasks.emotion_rows import make_row  # torch: scoring needs none
+    from policies.vlm.tasks.synthetic_rows import emotion_row  # torch: scoring needs none
 
-    return make_row(split, seed)
+    return emotion_row(split, seed)
 
 
 TASK = emotion_task()

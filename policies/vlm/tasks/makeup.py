@@ -135,16 +135,10 @@ def read_lips(completion: str, truth: Sequence[Item]) -> list[Item] | None:
     return None if parsed is None else [{"shape": truth[0]["shape"], "color": parsed["color"]}]
 
 
-def _make_row(split: str, seed: int) -> dict[str, Any]:
-    from policies.vlm.tasks.makeup_rows import make_row
+def _make_row(split: str, seed: int, *, lips_only: bool = False) -> dict[str, Any]:
+    from policies.vlm.tasks.synthetic_rows import makeup_row  # torch: scoring needs none
 
-    return make_row(split, seed)
-
-
-def _make_lips_row(split: str, seed: int) -> dict[str, Any]:
-    from policies.vlm.tasks.makeup_rows import make_row
-
-    return make_row(split, seed, lips_only=True)
+    return makeup_row(split, seed, lips_only=lips_only)
 
 
 def _metrics(completions: Sequence[str], truths: Sequence[Any]) -> dict[str, float]:
@@ -232,7 +226,7 @@ LIPS = Task(
     score=_score_lips,
     ranges={"paper": (0.228, 1.3), "fixed": (0.0, 1.0)},
     perfect=lambda truth: f"<answer>{json.dumps({'color': truth[0]['color']})}</answer>",
-    make_row=_make_lips_row,
+    make_row=partial(_make_row, lips_only=True),
     brief="Lipstick?",
     metrics=_lips_metrics,
     constants=_constant_lips,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from policies.vlm.tasks.emotion import TASK
-from policies.vlm.tasks.emotion_rows import make_row, make_target
+from policies.vlm.tasks.synthetic_rows import emotion_row, make_target
 from portraitkit.errors import DataError
 from preference_data.emotion_rows import EMOTIONS
 from preference_data.people.expressions import COMBINATIONS, INTENSITY, UNITS, draw_expression
@@ -16,11 +16,11 @@ from preference_data.people.synthetic import SPLITS
 
 @pytest.fixture(scope="module")
 def rows():
-    return {split: [make_row(split, seed) for seed in range(8)] for split in SPLITS}
+    return {split: [emotion_row(split, seed) for seed in range(8)] for split in SPLITS}
 
 
 def test_equal_seeds_give_equal_rows_and_other_seeds_others(rows):
-    again = make_row("train", 5)
+    again = emotion_row("train", 5)
     assert torch.equal(again.pop("image"), rows["train"][5]["image"])
     assert again == {name: value for name, value in rows["train"][5].items() if name != "image"}
     assert len({row["morph"] for made in rows.values() for row in made}) == 24
@@ -48,13 +48,13 @@ def test_the_task_makes_them(rows):
 
 def test_the_global_generators_are_left_alone():
     before = torch.get_rng_state()
-    make_row("train", 1)
+    emotion_row("train", 1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_an_unknown_split_is_refused():
     with pytest.raises(DataError, match="held_out"):
-        make_row("heldout", 0)
+        emotion_row("heldout", 0)
 
 
 def test_no_two_emotions_share_a_combination_and_all_are_rendered():

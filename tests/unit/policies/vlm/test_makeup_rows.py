@@ -6,10 +6,10 @@ import pytest
 import torch
 from skimage.color import deltaE_ciede2000
 
-from policies.vlm.tasks import makeup_rows
+from policies.vlm.tasks import synthetic_rows
 from policies.vlm.tasks.makeup import LIPS, TASK
-from policies.vlm.tasks.makeup_rows import make_row
 from policies.vlm.tasks.makeup_scores import hex_to_lab, pair_items, region_of
+from policies.vlm.tasks.synthetic_rows import makeup_row
 from portraitkit.errors import DataError
 from portraitkit.faces.regions import LIPS_OUTER
 from preference_data.people.makeup import render_makeup, split_of
@@ -43,22 +43,22 @@ def test_rows_are_seeded_and_readable_by_their_task(task, split):
 
 
 def test_splits_share_neither_people_nor_colours():
-    rows = {split: [make_row(split, seed) for seed in range(6)] for split in SPLITS}
+    rows = {split: [makeup_row(split, seed) for seed in range(6)] for split in SPLITS}
     for split, made in rows.items():
         assert all(any(low <= row["morph"] <= high for low, high in SPLITS[split]) for row in made)
         assert all(split_of(item["color"]) == split for row in made for item in row["solution"])
 
 
 def test_some_faces_are_bare_where_all_makeup_is_asked_for():
-    rows = [make_row("train", seed) for seed in range(40)]
+    rows = [makeup_row("train", seed) for seed in range(40)]
     bare = [row for row in rows if not row["solution"]]
     assert 1 <= len(bare) <= 15 and all(TASK.perfect(TASK.read_truth(row)) == tagged() for row in bare)
-    assert all(make_row("train", row["seed"], lips_only=True)["solution"] for row in bare[:2])
+    assert all(makeup_row("train", row["seed"], lips_only=True)["solution"] for row in bare[:2])
 
 
 def test_a_face_of_the_callers_is_made_up():
     person = make_person("train", torch.Generator().manual_seed(5))
-    row = make_row("train", 1, lips_only=True, draw=lambda generator: person)
+    row = makeup_row("train", 1, lips_only=True, draw=lambda generator: person)
     assert torch.equal(row["image"], render_makeup(person.clean, person.mesh, row["solution"]))
 
 
@@ -73,18 +73,18 @@ def test_bare_faces_and_empty_answers_have_figures():
 
 
 def test_lips_alone_change_only_the_mouth(monkeypatch):
-    row, full = make_row("train", 1, lips_only=True), make_row("train", 1)
+    row, full = makeup_row("train", 1, lips_only=True), makeup_row("train", 1)
     assert [item["shape"] for item in row["solution"]] == ["LIP_FULL_BASIC"] and full["morph"] == row["morph"]
     meshes = []
-    monkeypatch.setattr(makeup_rows, "render_makeup", lambda photo, mesh, look: meshes.append(mesh) or photo)
-    changed = (make_row("train", 1, lips_only=True)["image"] != row["image"]).any(0).nonzero().float()
+    monkeypatch.setattr(synthetic_rows, "render_makeup", lambda photo, mesh, look: meshes.append(mesh) or photo)
+    changed = (makeup_row("train", 1, lips_only=True)["image"] != row["image"]).any(0).nonzero().float()
     low, high = meshes[0][list(LIPS_OUTER)].amin(0) - 4, meshes[0][list(LIPS_OUTER)].amax(0) + 4
     assert len(changed) > 50 and ((changed.flip(1) > low) & (changed.flip(1) < high)).all()
 
 
 def test_unknown_split():
     with pytest.raises(DataError, match="held_uot.*did you mean 'held_out'"):
-        make_row("held_uot", 0)
+        makeup_row("held_uot", 0)
 
 
 def test_perfect_answers_have_perfect_figures():
