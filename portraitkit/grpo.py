@@ -6,7 +6,7 @@ Log-probabilities are means over a sample's dimensions, as in Flow-GRPO (arXiv 2
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -141,15 +141,33 @@ def clipped_surrogate(
     return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range))
 
 
+def divergence_surrogate(
+    log_ratio: Float[Tensor, " n *cells"], advantages: Float[Tensor, " n *cells"], divergence: Float[Tensor, " n *cells"], threshold: float
+) -> tuple[Float[Tensor, " n *cells"], Bool[Tensor, " n *cells"]]:
+    """Flow-DPPO's loss (arXiv 2606.11025): `-A r`, and 0 where the policy is too far from the old one and the update would take it farther.
+
+    Args:
+        log_ratio: of each sample or cell; `r = exp(log_ratio)`.
+        advantages: theirs.
+        divergence: `gaussian_kl` of the step from the old policy's, closed and without the noise that a sample's own ratio has.
+        threshold: largest divergence at which an update may go on: away from the old policy are `A > 0, r > 1` and `A < 0, r < 1`.
+
+    Returns:
+        The loss, and which of its entries are blocked.
+    """
+    blocked = (divergence > threshold) & (advantages * log_ratio > 0)
+    return torch.where(blocked, 0.0, -advantages * log_ratio.exp()), blocked
+
+
 def gaussian_kl(
-    mean: Float[Tensor, " n *dims"], mean_reference: Float[Tensor, " n *dims"], std: float | Float[Tensor, "..."]
-) -> Float[Tensor, " n"]:
+    mean: Float[Tensor, " n *dims"], mean_reference: Float[Tensor, " n *dims"], std: float | Float[Tensor, "..."], keep: int = 1
+) -> Float[Tensor, " n *kept"]:
     """KL of two Gaussian steps with equal standard deviation, averaged over dimensions: `mean((m - m_ref)^2) / (2 std^2)`.
 
-    `std` is that of the step, D included: Flow-GRPO's code leaves D out (its issue 78); this is the true KL.
+    `std` is that of the step, D included: Flow-GRPO's code leaves D out (its issue 78); this is the true KL. `keep` dimensions are kept.
     """
     gap = (mean - mean_reference) / std
-    return gap.square().flatten(1).mean(1) / 2
+    return gap.square().flatten(keep).mean(-1) / 2
 
 
 def guard_log_ratio(

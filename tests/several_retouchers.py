@@ -9,17 +9,44 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from several_processes import Job, serve
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as `run_command` does
 
 from policies.retoucher import rank_groups, run  # noqa: E402
 from policies.retoucher.backbones import flux_kontext, tiny  # noqa: E402, F401 (the same)
+from policies.retoucher.config import RetoucherConfig  # noqa: E402
 from policies.retoucher.main import align_retoucher  # noqa: E402
+from policies.retoucher.photos import SyntheticSource  # noqa: E402
+from policies.retoucher.processes import open_processes  # noqa: E402
+from policies.retoucher.trainer import Trainer  # noqa: E402
+from reward_models.reward_set import build_rewards  # noqa: E402
+from tools.embedded import tiny_kontext  # noqa: E402
+
+
+def train_each(rank: int, job: Job) -> None:
+    """A training step of every method of the job on a random retoucher; the first process notes what it gave."""
+    found = {}
+    with open_processes("cpu") as processes:
+        for name, options in job["methods"].items():
+            config = RetoucherConfig.of(rewards=("blemish_removal", "texture"), **job["sizes"], **options)
+            rewards = build_rewards(config.rewards, (), config.combine)
+            backbone = tiny.wrap(tiny_kontext.build_pipeline(0))
+            trainer = Trainer(config, backbone, SyntheticSource(tiny.RESOLUTION), rewards, Console(quiet=True), processes)
+            result = trainer.train_step()
+            losses = [figures.loss for figures in result.figures]
+            weight = next(p for name, p in trainer.adapter.items() if "lora_B" in name and bool(p.any())).detach()
+            found[name] = {"losses": losses, "norm": result.gradient_norm, "rewards": result.rewards.tolist(), "weight": weight[0].tolist()}
+    if rank == 0:
+        Path(f"{job['log']}.json").write_text(json.dumps(found))
 
 
 def retouch(rank: int, job: Job) -> None:
-    """Run the command; never returns."""
+    """Run the command, or train a step of some methods; never returns."""
+    if "methods" in job:
+        train_each(rank, job)
+        sys.exit(0)
     log = Path(f"{job['log']}.{rank}")
     draw, noises = rank_groups.noise_of_groups, log.with_suffix(f".noise.{rank}")
 

@@ -8,17 +8,28 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from portraitkit.config import MAY_CHANGE, AtLeast0, AtLeast1, NotNegative, Options, Positive, Range, Seed, Share, lay_beneath
-from portraitkit.errors import ConfigError, DataError
+from portraitkit.errors import ConfigError
 from portraitkit.parallel import is_first_process, launched_processes
 from portraitkit.runs.options import CheckpointOptions, PlanOptions
 
 if TYPE_CHECKING:
     from dpg.scheduler import DPGScheduler
     from policies.retoucher.update import Loss
+
+
+USED_BY = {
+    "ratio": ("grpo",),
+    "clip_range": ("grpo",),
+    "step_weight": ("grpo", "dppo"),
+    "ablate": ("grpo", "dppo"),
+    "kl_threshold": ("dppo",),
+    "noise_levels": ("nft",),
+    "old_policy_decay": ("nft",),
+}
+"""Options that only some values of --loss know."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,9 +212,13 @@ class UpdateOptions(Options):
     """Of AdamW."""
     clip_range: Positive = 1e-4
     """Clip range of the ratio; small, because log-probabilities are means over the latent's dimensions. 1e-4 is Flow-GRPO's."""
-    loss: Literal["grpo", "nft"] = "grpo"
-    """grpo: the clipped likelihood ratio of the stochastic steps. nft: DiffusionNFT, the velocity regressed towards better and away from
-    worse candidates, whatever sampled them; with --no-dpg plain ODEs, each from its own noise (--no-shared-noise)."""
+    kl_threshold: Positive = 1e-5
+    """With --loss dppo: KL of a stochastic step from the old policy's, a mean over the latent's dimensions, beyond which no update takes it
+    farther; 1e-5 is Flow-DPPO's."""
+    loss: Literal["grpo", "dppo", "nft"] = "grpo"
+    """grpo: the clipped likelihood ratio of the stochastic steps. dppo (Flow-DPPO): the ratio where the KL from the old policy lets it.
+    nft (DiffusionNFT): the velocity regressed towards better and away from worse candidates, whatever sampled them; with --no-dpg plain
+    ODEs, each from its own noise (--no-shared-noise)."""
     noise_levels: AtLeast1 = 2
     """With --loss nft: noise levels of the sampler, drawn anew each training step, that candidates are learned from."""
     old_policy_decay: Annotated[float, Range(ge=0, lt=1)] = 0.0
@@ -296,35 +311,16 @@ class RetoucherConfig(
             raise ConfigError(f"--global-std: goes with --advantage combined, not with {self.advantage}; leave one of them out")
         if self.loss == "nft" and (self.sharding != "none" or (self.shared_noise and not self.dpg)):
             raise ConfigError("--loss nft: goes with --no-shared-noise unless --dpg draws stochastic steps, and not with --sharding")
-        if self.loss == "nft" and (self.ratio, self.step_weight, self.ablate) != ("ppo", "equal", False):
-            raise ConfigError("--loss nft: goes with neither --ratio guard, --step-weight attenuation nor --ablate; leave those out")
-        idle = {"grpo": ("noise_levels", "old_policy_decay"), "nft": ("clip_range", *(() if self.dpg else ("sampler", "eta", "window")))}
-        for name in (name for name in idle[self.loss] if getattr(self, name) != getattr(RetoucherConfig, name)):
-            given = f"--{name.replace('_', '-')} {getattr(self, name)}"
+        idle = [name for name, losses in USED_BY.items() if self.loss not in losses]
+        idle += ["sampler", "eta", "window"] if self.plain_rollouts else []
+        for name in (name for name in idle if getattr(self, name) != getattr(RetoucherConfig, name)):
+            given = f"--{name.replace('_', '-')} {getattr(self, name)}".removesuffix(" True")
             raise ConfigError(f"{given}: does nothing with --loss {self.loss} {'--dpg' if self.dpg else '--no-dpg'}; leave it out")
         if self.anchor_weight > 0 and (self.loss != "nft" or self.anchor == "none"):
             raise ConfigError(f"--anchor-weight {self.anchor_weight:g}: needs --loss nft and an --anchor; add those, or leave it out")
         if self.reward_weights and len(self.reward_weights) != len(self.all_rewards):
             raise ConfigError(
                 f"--reward-weights has {len(self.reward_weights)} values for {len(self.all_rewards)} rewards: give one each, or none"
-            )
-
-    def check_photos(self) -> None:
-        """DataError where the folder or all photos are missing, or a photo lacks an anchor that is needed, before any is opened."""
-        if self.photos == "embedded":
-            return
-        from preference_data.pair_set import list_photos
-
-        listed = list_photos(Path(self.photos))
-        bare = [(line, row["file_name"]) for line, row in zip(listed.lines, listed.rows, strict=True) if not row.get("anchor_file_name")]
-        needed = self.anchors == "file" or (self.anchors is None and (self.ablate or self.learns_from_anchors))
-        if bare and needed:
-            first = f"the first: line {bare[0][0]}, {bare[0][1]}"
-            asks, without = ("--anchor-weight", "--anchor-weight 0") if not self.dpg and self.anchor_weight > 0 else ("DPG", "--no-dpg")
-            raise DataError(
-                f"{self.photos}: {len(bare)} of {len(listed.rows)} photos have no anchor_file_name ({first}), and {asks} needs a preferred "
-                "retouch of each: give --anchors painted (blemishes are painted onto clean portraits) or --anchors best-of-n (the policy's "
-                f"own best), add them to metadata.jsonl, or train with {without}"
             )
 
     def scheduler(self, sigmas: Sequence[float], iteration: int) -> "DPGScheduler":
@@ -374,7 +370,8 @@ class RetoucherConfig(
         """What an update minimises."""
         from policies.retoucher.update import Loss
 
-        return Loss(self.clip_range, self.ratio, self.kl_beta, self.step_weight, anchor_weight=self.anchor_weight)
+        names = {field.name for field in fields(Loss)} & {field.name for field in fields(self)}
+        return Loss(method=self.loss, **{name: getattr(self, name) for name in names})
 
     @property
     def learns_from_anchors(self) -> bool:

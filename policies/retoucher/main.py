@@ -28,7 +28,9 @@ def _align(argv: list[str]) -> int:
 
         return dry_run(config)
     if launched_processes() == 1:  # several processes check together, and one of them says what is wrong
-        config.check_photos()
+        from policies.retoucher.photos import check_photos
+
+        check_photos(config)
         check_backbone(config.backbone, config.model)
         if config.init_adapter is not None:
             check_start(config.init_adapter, config.rank, config.lora_alpha)

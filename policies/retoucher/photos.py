@@ -16,10 +16,12 @@ from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor
 
+from policies.retoucher.config import RetoucherConfig
 from portraitkit.errors import DataError, RunFolderError
 from portraitkit.faces.regions import region_masks
 from portraitkit.files.jsonl import Rejected
 from portraitkit.runs.progress import progress_bar
+from preference_data.pair_set import list_photos
 from preference_data.people.blemishes import paint_blemishes
 from preference_data.people.photos import PhotoRow, describe_rows, folder_rows, open_photo
 from preference_data.people.synthetic import SEEDS, make_case
@@ -150,6 +152,23 @@ class FolderSource:
     def count(self, split: str) -> int | None:
         """See `PhotoSource.count`."""
         return len(self.rows[split])
+
+
+def check_photos(config: RetoucherConfig) -> None:
+    """DataError where the folder or all photos are missing, or a photo lacks an anchor that is needed, before any is opened."""
+    if config.photos == "embedded":
+        return
+    listed = list_photos(Path(config.photos))
+    bare = [(line, row["file_name"]) for line, row in zip(listed.lines, listed.rows, strict=True) if not row.get("anchor_file_name")]
+    needed = config.anchors == "file" or (config.anchors is None and (config.ablate or config.learns_from_anchors))
+    if bare and needed:
+        first = f"the first: line {bare[0][0]}, {bare[0][1]}"
+        asks, without = ("--anchor-weight", "--anchor-weight 0") if not config.dpg and config.anchor_weight > 0 else ("DPG", "--no-dpg")
+        raise DataError(
+            f"{config.photos}: {len(bare)} of {len(listed.rows)} photos have no anchor_file_name ({first}), and {asks} needs a preferred "
+            "retouch of each: give --anchors painted (blemishes are painted onto clean portraits) or --anchors best-of-n (the policy's "
+            f"own best), add them to metadata.jsonl, or train with {without}"
+        )
 
 
 def read_photos(photos: str, cache_dir: str | None, console: Console) -> PhotoFolder | None:

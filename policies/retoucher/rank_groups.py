@@ -122,11 +122,6 @@ class GroupScores:
 NO_SCORES = GroupScores({}, [], 0, 0.0, {}, None)
 
 
-def judges_of(rewards: RewardSet) -> list[CountedJudge]:
-    """The judges among the rewards."""
-    return [function for function in rewards.functions.values() if isinstance(function, CountedJudge)]
-
-
 def roll_out_groups(
     backbone: Backbone,
     source: PhotoSource,
@@ -159,23 +154,23 @@ def roll_out_groups(
     if config.learns_from_anchors and batch.anchors is not None:
         wrong = config.anchor == "wrong"
         anchors = _anchors_of_others(backbone, source, config, start, groups, batch) if wrong else backbone.encode(batch.anchors)
-    judges = judges_of(rewards)
+    judges = [function for function in rewards.functions.values() if isinstance(function, CountedJudge)]
     before = [judge.counts.copy() for judge in judges]
     drawn = {"group_size": config.group_size, "shared_noise": config.shared_noise, "seed": config.seed, "iteration": step}
     noise = noise_of_groups(backbone, scheduler.drawn_steps, groups, **drawn)
-    options = {"micro_batch": config.micro_batch, "bf16": config.bf16_rollouts, "fitting": fitting}
-    scored = roll_out_and_score(backbone, condition, anchors, scheduler, batch.photos, rewards, noise, **options)
+    given = (backbone, condition, anchors, scheduler, batch.photos, rewards, noise, config, fitting)
+    rollout, candidates, parts, waited = _roll_out_and_score(*given)
     new = [judge.counts.since(count) for judge, count in zip(judges, before, strict=True)]
     scores = GroupScores(
-        scored.parts,
+        parts,
         batch.ids,
-        scored.rollout.evaluations + batch.evaluations,
-        scored.waited,
+        rollout.evaluations + batch.evaluations,
+        waited,
         {name: sum(count[name] for count in new) for name in new[0]} if new else {},
-        verifiable_reward(rewards, scored.parts, scored.candidates, batch.photos, scored.rollout.photo_of) if new else None,
-        _dimensions(rewards, scored.candidates, batch.photos, scored.rollout.photo_of) if new and start < RANKED_GROUPS else {},
+        verifiable_reward(rewards, parts, candidates, batch.photos, rollout.photo_of) if new else None,
+        _dimensions(rewards, candidates, batch.photos, rollout.photo_of) if new and start < RANKED_GROUPS else {},
     )
-    return RankGroups(groups, condition, scored.rollout, scored.candidates, batch.photos, anchors), scores
+    return RankGroups(groups, condition, rollout, candidates, batch.photos, anchors), scores
 
 
 def _dimensions(rewards: RewardSet, candidates: Tensor, photos: Photos, photo_of: Tensor) -> dict[str, Tensor]:
@@ -198,7 +193,7 @@ def gather_scores(processes: Processes, scores: GroupScores, group_size: int) ->
         sum(some.evaluations for some in ranks),
         max(some.waited for some in ranks),
         {name: sum(some.judged[name] for some in ranks) for name in ranks[0].judged},
-        None if ranks[0].checked is None else processes.in_order([_values(some.checked) for some in ranks], group_size),
+        processes.in_order(checked, group_size) if (checked := [x.checked for x in ranks if x.checked is not None]) else None,
         {name: processes.in_order([some.dimensions[name] for some in ranks], group_size) for name in ranks[0].dimensions},
     )
 
@@ -234,22 +229,7 @@ def _anchors_of_others(
     return backbone.encode(torch.stack([anchors[other] for other in others]))
 
 
-def _values(values: Tensor | None) -> Tensor:
-    assert values is not None
-    return values
-
-
-@dataclass(frozen=True)
-class ScoredRollout:
-    """Candidates of a step and what they earned."""
-
-    rollout: Rollout  # of all photos
-    candidates: Float[Tensor, "members 3 h w"]  # RGB, [0, 1], one a member of the rollout
-    parts: dict[str, Float[Tensor, " members"]]  # every reward of every candidate
-    waited: float  # seconds between the last candidate and the last reward
-
-
-def roll_out_and_score(
+def _roll_out_and_score(
     backbone: Backbone,
     condition: Condition,
     anchors: Latents | None,
@@ -257,36 +237,22 @@ def roll_out_and_score(
     photos: Photos,
     rewards: RewardSet,
     noise: Noise,
-    *,
-    micro_batch: int,
-    bf16: bool = False,
-    fitting: MicroBatch | None = None,
-) -> ScoredRollout:
+    config: RetoucherConfig,
+    fitting: MicroBatch | None,
+) -> tuple[Rollout, Float[Tensor, "members 3 h w"], dict[str, Float[Tensor, " members"]], float]:
     """Roll out one photo after the other, or as many together as fit a micro-batch, and begin to score each as soon as it is there.
 
     Which photos go together follows from the configuration, never from where rewards are scored; the noise is drawn before. So the
     step is the same, bit by bit, with workers and without. Advantages need every reward of a group, and `--global-std` those of the
     step, and the next rollout needs the updated policy: rewards overlap with rollouts within a step, never across an update.
 
-    Args:
-        backbone: the policy.
-        condition: the encoded photos.
-        anchors: encoded anchors of the photos; None without guidance.
-        scheduler: takes the steps.
-        photos: one a row of `condition`.
-        rewards: that score.
-        noise: of all photos.
-        micro_batch: candidates that are rolled out together, as far as whole groups fit; at least one group.
-        bf16: see `roll_out`.
-        fitting: candidates that go through the networks at once; a micro-batch if not given.
-
-    Raises:
-        WorkersLost: rewards that workers score never came.
-        OutOfMemory: there is no room for one candidate.
+    Returns:
+        The rollout of all photos, its candidates (RGB, [0, 1]), every reward of every candidate, and the seconds between the last candidate
+        and the last reward.
     """
-    total, fitting = len(condition), fitting or MicroBatch(micro_batch)
+    total, bf16, fitting = len(condition), config.bf16_rollouts, fitting or MicroBatch(config.micro_batch)
     rollouts, pictures, scorings = [], [], []
-    for rows in torch.arange(total).split(max(1, micro_batch // noise.group_size)):
+    for rows in torch.arange(total).split(max(1, config.micro_batch // noise.group_size)):
         members = len(rows) * noise.group_size
 
         def sampled(batch: int, rows: Tensor = rows) -> Rollout:
@@ -300,7 +266,7 @@ def roll_out_and_score(
     rolled = time.monotonic()
     done = [scoring.result() for scoring in scorings]
     parts = {name: torch.cat([part[name] for part in done]) for name in done[0]}
-    return ScoredRollout(join(rollouts), torch.cat(pictures), parts, time.monotonic() - rolled)
+    return join(rollouts), torch.cat(pictures), parts, time.monotonic() - rolled
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from policies.retoucher.model.backbone import Backbone
 from policies.retoucher.model.encoding_cache import open_cache, with_cache
 from policies.retoucher.model.loading import loading_options
 from policies.retoucher.model.training import check_guidance, check_sharding, divide_base
-from policies.retoucher.photos import PhotoFolder, PhotoSource, open_photos, read_photos
+from policies.retoucher.photos import PhotoFolder, PhotoSource, check_photos, open_photos, read_photos
 from policies.retoucher.processes import Processes, open_processes
 from policies.retoucher.rank_groups import RANKED_GROUPS, BestOfN
 from policies.retoucher.report.pictures import write_overview, write_pictures
@@ -91,7 +91,7 @@ def _check(config: RetoucherConfig, processes: Processes) -> None:
     """What can be refused before anything is loaded."""
     config.check_sampling()
     check_sharding(config, processes.count)
-    config.check_photos()
+    check_photos(config)
     check_arcface()
     if config.init_adapter is not None:
         check_start(config.init_adapter, config.rank, config.lora_alpha)

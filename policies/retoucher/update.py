@@ -1,4 +1,4 @@
-"""The policy update: clipped surrogate over the drawn steps, the group's first drawn step evaluated and differentiated once."""
+"""The policy update: a surrogate over the drawn steps, the group's first drawn step evaluated and differentiated once."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -7,20 +7,22 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dpg.sampler import TakenStep
 from policies.retoucher.model.backbone import Backbone, Condition
 from policies.retoucher.rollout import Rollout
-from portraitkit.grpo import clipped_surrogate, gaussian_kl, guard_log_ratio
+from portraitkit.grpo import clipped_surrogate, divergence_surrogate, gaussian_kl, guard_log_ratio
 
 
 @dataclass(frozen=True)
 class Loss:
     """What an update minimises."""
 
+    method: Literal["grpo", "dppo", "nft"] = "grpo"  # see `--loss`
     clip_range: float = 1e-4  # of the ratio; small, because log-probabilities are means over the latent's dimensions
+    kl_threshold: float = 1e-5  # largest divergence from the old policy with Flow-DPPO
     ratio: Literal["ppo", "guard"] = "ppo"  # the likelihood ratio as it is, or standardised per step as GRPO-Guard does
     kl_beta: float = 0.0  # weight of the Gaussian KL to the base policy
     step_weight: Literal["equal", "attenuation"] = "equal"  # of a guided step: 1, or "attenuation", 1 - lam
@@ -35,7 +37,7 @@ class UpdateFigures:
     loss: float  # surrogate plus KL
     kl: float  # mean Gaussian KL to the base policy; 0 when it is not used
     ratio_deviation: float  # largest |ratio - 1|
-    clipped: float  # share of candidates and steps outside the clip range
+    clipped: float  # share of candidates and steps outside the clip range, or blocked by Flow-DPPO's threshold
     evaluations: int  # network evaluations, a backward counted as two
 
     @classmethod
@@ -87,7 +89,6 @@ def accumulate_gradients(
     """
     members = torch.isin(rollout.photo_of, photos)
     terms = (candidates or int(members.sum())) * max(1, len(rollout.steps))
-    each = advantages[0].numel()
     live = torch.tensor([int(p) for p in photos if advantages[rollout.photo_of == p].abs().sum() > 0], dtype=torch.long)
     their_members = torch.isin(rollout.photo_of, live).nonzero()[:, 0]
     total = kl = 0.0
@@ -105,9 +106,8 @@ def accumulate_gradients(
             (weight * (part.surrogate.sum() + loss.kl_beta * part.kl.sum()) / terms).backward()
             total += weight * float(part.surrogate.detach().sum() + loss.kl_beta * part.kl.detach().sum()) / terms
             kl += float(part.kl.detach().sum()) / terms
-            change = part.log_ratio.detach().exp() - 1
-            deviation = max(deviation, float(change.abs().max()))
-            clipped += int((change.abs() > loss.clip_range).sum()) / each
+            deviation = max(deviation, float((part.log_ratio.detach().exp() - 1).abs().max()))
+            clipped += float(part.clipped.float().flatten(1).mean(1).sum())
             evaluations += part.evaluations
     return UpdateFigures(total, kl, deviation, clipped / max(1, terms), evaluations)
 
@@ -117,6 +117,7 @@ class _StepTerms:
     surrogate: Float[Tensor, " members"]
     kl: Float[Tensor, " members"]
     log_ratio: Float[Tensor, " members *tokens"]
+    clipped: Bool[Tensor, " members tokens"]
     evaluations: int
 
 
@@ -146,11 +147,17 @@ def _step_terms(
     ratio = step.sampler.log_ratio(mean[spread], old[spread], std, step.noise[members], keep=advantages.ndim, gaussian=guard)
     if guard:
         ratio = guard_log_ratio(ratio, old[spread], mean[spread], std)
-    surrogate = clipped_surrogate(ratio, advantages[members].to(ratio), loss.clip_range).reshape(len(members), -1).mean(1)
+    worth = advantages[members].to(ratio)
+    if loss.method == "dppo":
+        away = gaussian_kl(mean.detach(), old, std, keep=advantages.ndim)[spread]
+        surrogate, clipped = divergence_surrogate(ratio, worth, away, loss.kl_threshold)
+    else:
+        surrogate, clipped = clipped_surrogate(ratio, worth, loss.clip_range), (ratio.exp() - 1).abs() > loss.clip_range
+    surrogate = surrogate.reshape(len(members), -1).mean(1)
     kl = torch.zeros_like(surrogate)
     if loss.kl_beta > 0:
         with torch.no_grad(), base_policy(backbone):
             reference = mean_of_policy()
         evaluations += len(x) * backbone.forwards
         kl = gaussian_kl(mean, reference, std)[spread]
-    return _StepTerms(surrogate, kl, ratio, evaluations)
+    return _StepTerms(surrogate, kl, ratio, clipped.reshape(len(members), -1), evaluations)

@@ -113,6 +113,26 @@ def test_two_processes_train_what_one_trains(align, runs, two):
     assert said(runs, "two").count("report:") == 1
 
 
+METHODS = {
+    "dppo": {"loss": "dppo", "global_std": True},
+    "nft": {"loss": "nft", "dpg": False, "shared_noise": False, "anchor_weight": 0.5, "old_policy_decay": 0.5},
+}
+
+
+def test_each_method_trains_in_two_processes_what_it_trains_in_one(align, runs):
+    sizes = {"num_steps": 3, "segments": 1, "photos_per_step": 3, "group_size": 2, "updates_per_step": 2, "rank": 4, "warmup_steps": 0}
+    found = []
+    for count in (1, 2):
+        assert align(f"methods{count}", count, "none", methods=METHODS, sizes=sizes) == [0] * count, said(runs, f"methods{count}")
+        found.append(json.loads((runs / f"methods{count}.json").read_text()))
+    for name in METHODS:
+        one, two = (part[name] for part in found)
+        assert two["rewards"] == pytest.approx(one["rewards"], abs=1e-5), name
+        assert two["losses"] == pytest.approx(one["losses"], rel=1e-2, abs=1e-6), name
+        assert two["norm"] == pytest.approx(one["norm"], rel=2e-2) and one["norm"] > 0, name
+        assert two["weight"] == pytest.approx(one["weight"], rel=0.1, abs=2e-5), name
+
+
 def test_a_recipe_of_eight_gpus_runs_on_the_embedded_retoucher_in_two_processes(align, runs):
     tiny = ["--config", "dpg_kontext_8x80gb", "--backbone", "tiny", "--photos", "embedded", "--photos-per-step", "2"]
     small = ["--max-train-steps", "1", "--updates-per-step", "1", "--eval-num-steps", "2"]
@@ -143,7 +163,7 @@ def test_stopped_in_one_process_refused_in_another_number_and_resumed(align, run
 
 def test_a_base_divided_by_fsdp2_trains_the_same(align, runs):
     # Two groups in two updates: in each, one process has nothing to do, and must still gather the weights with the other.
-    small = ["--photos-per-step", "2"]
+    small = ["--photos-per-step", "2", "--global-std"]  # compared over all groups, whichever processes have them
     assert align("whole", 1, "whole", *small) == [0], said(runs, "whole")
     assert align("divided", 2, "divided", *small, "--sharding", "fsdp2") == [0, 0], said(runs, "divided")
     assert_same(runs / "divided", runs / "whole")

@@ -50,11 +50,17 @@ def trainer_on(device: str, build, config: RetoucherConfig = CONFIG) -> Trainer:
     return Trainer(config, CachedBackbone(backbone), SyntheticSource(backbone.resolution, device), rewards, Console(quiet=True))
 
 
-def run(device: str, build, config: RetoucherConfig = CONFIG) -> tuple[Trainer, dict[str, float]]:
-    """As resumed, an evaluation, a training step and another evaluation; the trainer and what was measured."""
+def resumed_on(device: str, build, config: RetoucherConfig = CONFIG) -> Trainer:
+    """The same, from a checkpoint, which is read onto the CPU."""
     trainer = trainer_on(device, build, config)
     saved = {name: {key: value.cpu() for key, value in some.items()} for name, some in trainer.tensors().items()}
     trainer.restore(saved, trainer.state())
+    return trainer
+
+
+def run(device: str, build, config: RetoucherConfig = CONFIG) -> tuple[Trainer, dict[str, float]]:
+    """As resumed, an evaluation, a training step and another evaluation; the trainer and what was measured."""
+    trainer = resumed_on(device, build, config)
     photos = evaluation_set(trainer.backbone, trainer.source, "validation", 1, prompt=CONFIG.prompt, noise_seed=7)
     before, result, ode = trainer.validate(photos), trainer.train_step(), trainer.ode_reward([0])
     assert before.pictures.device.type == "cpu" and result.gradient_norm > 0
@@ -75,12 +81,23 @@ def test_a_step_on_the_device_is_the_cpus(name, place, times):
         assert {value.device.type for value in tensors.values()} == {"cuda"}
 
 
+METHODS = {
+    "dppo": {"loss": "dppo"},
+    "nft": {"loss": "nft", "dpg": False, "shared_noise": False, "anchor_weight": 0.5, "old_policy_decay": 0.5},
+}
+
+
 @pytest.mark.parametrize(("place", "times"), PLACES)
-def test_a_step_of_nft_on_the_device_is_the_cpus(place, times):
-    config = replace(CONFIG, loss="nft", dpg=False, shared_noise=False, anchor_weight=0.5, old_policy_decay=0.5)
-    _, expected = run("cpu", BUILDS["flux_kontext"], config)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_of_each_method_on_the_device_is_the_cpus(method, place, times):
+    def step(device):
+        trainer = resumed_on(device, BUILDS["flux_kontext"], replace(CONFIG, **METHODS[method], num_steps=2, segments=1))
+        result = trainer.train_step()
+        return {"norm": result.gradient_norm, "kl": result.figures[0].kl} | dict(enumerate(result.rewards.tolist()))
+
+    expected = step("cpu")
     with place():
-        _, found = run("cuda", BUILDS["flux_kontext"], config)
+        found = step("cuda")
     assert found == pytest.approx(expected, rel=1e-3 * times, abs=1e-5 * times, nan_ok=True)
 
 

@@ -18,14 +18,18 @@ from tools.embedded import tiny_kontext
 STOCK = {"prompt": tiny.PROMPT, "height": 128, "width": 128, "_auto_resize": False, "max_area": 128 * 128, "output_type": "pt"}
 STOCK |= {"max_sequence_length": tiny.TEXT_TOKENS}
 """What the stock pipeline is asked for."""
-NFT = {"loss": "nft", "dpg": False, "shared_noise": False}
+METHODS = {
+    "grpo": {},
+    "dppo": {"loss": "dppo", "global_std": True},
+    "nft": {"loss": "nft", "dpg": False, "shared_noise": False, "old_policy_decay": 0.5, "anchor_weight": 0.5},
+}
 
 
 def weights(trainer):
     return {name: p.detach().clone() for name, p in trainer.adapter.items()}
 
 
-@pytest.mark.parametrize("method", [{}, {**NFT, "old_policy_decay": 0.5, "anchor_weight": 0.5}], ids=["grpo", "nft"])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make_trainer, config, tmp_path, method, monkeypatch):
     monkeypatch.setattr(trainer_module, "OLD_POLICY_RISE", 0.2)  # the old policy is not the policy from the second step on
     make_trainer = partial(make_trainer, ema_decay=0.5, num_steps=3, photos_per_step=1, group_size=3, **method)
@@ -48,7 +52,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make_trainer, con
         assert torch.equal(value, weights(second)[name]), name
         assert torch.equal(whole.average[name], second.average[name]), name
         assert not whole.old or torch.equal(whole.old[name], second.old[name]), name
-    assert bool(whole.old) == bool(method)
+    assert bool(whole.old) == ("old_policy_decay" in method)
     assert not whole.old or any(not torch.equal(value, whole.old[name]) for name, value in weights(whole).items())
     assert whole.progress.evaluations == second.progress.evaluations
 

@@ -26,6 +26,12 @@ def prepared(trainer, config, seed=0):
     return condition, rollout
 
 
+def shifted(trainer, size=0.05):
+    with torch.no_grad():
+        for parameter in trainer.adapter.values():
+            parameter.add_(size * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+
+
 def gradients(trainer, config, condition, rollout, advantages):
     trainer.optimizer.zero_grad(set_to_none=True)
     photos = torch.arange(len(condition))
@@ -46,13 +52,40 @@ def advantages():
     return torch.tensor([1.0, -1.0, 0.5, -0.5, 0.3, -0.9, 0.9, -0.3])
 
 
-@pytest.mark.parametrize("sampler", ["flow_sde", "cps", "dance_sde"])
-def test_ratio_is_one_before_any_update(make_trainer, config, advantages, sampler):
-    trainer = make_trainer(config, sampler=sampler)
+@pytest.mark.parametrize(("sampler", "loss"), [("flow_sde", "grpo"), ("cps", "grpo"), ("dance_sde", "grpo"), ("flow_sde", "dppo")])
+def test_ratio_is_one_before_any_update(make_trainer, config, advantages, sampler, loss):
+    trainer = make_trainer(config, sampler=sampler, loss=loss)
     condition, rollout = prepared(trainer, trainer.config)
     figures, _ = gradients(trainer, trainer.config, condition, rollout, advantages)
     assert figures.ratio_deviation < 1e-6
     assert figures.clipped == 0
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_flow_dppo_is_the_papers(make_trainer, config, advantages, local):
+    """Of every candidate and step, and of every token with local credit: `-A r`, or nothing."""
+    trainer = make_trainer(config)
+    condition, rollout = prepared(trainer, config)
+    advantages = advantages[:, None] * torch.linspace(0.5, 1.5, rollout.latents.shape[1]) if local else advantages
+    shifted(trainer)
+    seen = []
+    for step in unshare(rollout).steps:
+        v = trainer.backbone.velocity(step.x, float(step.sigma), condition.select(rollout.photo_of)).detach()
+        shift = (step.mean - step.mean_under(v)) / step.std
+        dims = (2,) if local else (1, 2)
+        ratio, kl = (-shift * (step.noise + shift / 2)).mean(dims).exp(), (shift**2).mean(dims) / 2
+        seen.append((ratio, kl))
+    threshold = float(torch.cat([kl.flatten() for _, kl in seen]).median())
+    total = blocked = 0.0
+    for ratio, kl in seen:
+        stop = (kl > threshold) & (((advantages > 0) & (ratio > 1)) | ((advantages < 0) & (ratio < 1)))
+        total += float((-advantages * ratio * ~stop).mean()) / len(seen)
+        blocked += float(stop.float().mean()) / len(seen)
+    assert 0.05 < blocked < 0.6
+    figures, grads = gradients(trainer, replace(config, loss="dppo", kl_threshold=threshold), condition, rollout, advantages)
+    assert (figures.loss, figures.clipped) == pytest.approx((total, blocked), rel=1e-3, abs=1e-6)
+    free, others = gradients(trainer, replace(config, loss="dppo", kl_threshold=10.0), condition, rollout, advantages)
+    assert free.clipped == 0 and any(not torch.allclose(grads[name], others[name]) for name in grads)
 
 
 @pytest.mark.parametrize("sampler", ["flow_sde", "cps"])
@@ -60,9 +93,7 @@ def test_the_guarded_ratio_of_an_update_is_the_noise_times_the_means_shift(make_
     """For cps, too, whose own log-ratio has another unit than the KL that GRPO-Guard adds."""
     trainer = make_trainer(config, sampler=sampler)
     condition, rollout = prepared(trainer, trainer.config)
-    with torch.no_grad():
-        for parameter in trainer.adapter.values():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    shifted(trainer)
     step = unshare(rollout).steps[0]
     rows = torch.arange(8)
     terms = _step_terms(trainer.backbone, condition, rollout, step, advantages, rows, Loss(ratio="guard"))
@@ -111,18 +142,28 @@ def test_groups_without_advantage_cost_nothing(make_trainer, config, advantages)
     assert nothing.evaluations == 0 and not grads
 
 
-def test_a_step_along_the_gradient_makes_the_better_candidates_likelier(make_trainer, config, advantages):
-    trainer = make_trainer(config)
+@pytest.mark.parametrize("wide", [{"clip_range": 10.0}, {"loss": "dppo", "kl_threshold": 10.0}], ids=["grpo", "dppo"])
+def test_one_group_is_overfitted(make_trainer, config, advantages, wide):
+    """Updates on one group make its better candidates likelier, and never less so."""
+    trainer = make_trainer(replace(config, **wide))
     condition, rollout = prepared(trainer, config)
-    before, grads = gradients(trainer, config, condition, rollout, advantages)
-    with torch.no_grad():
-        for name, parameter in trainer.adapter.items():
-            if name in grads:
-                parameter -= 1e-2 * grads[name] / (grads[name].norm() + 1e-12)
-    wide = replace(config, clip_range=1.0)
-    after, _ = gradients(trainer, wide, condition, rollout, advantages)
-    assert after.loss < before.loss
-    assert after.ratio_deviation > 0
+    advantages = torch.where(rollout.photo_of == 0, advantages, 0.0)
+    losses, deviation = [], 0.0
+    for _ in range(6):
+        figures, _ = gradients(trainer, trainer.config, condition, rollout, advantages)
+        losses.append(figures.loss)
+        deviation = figures.ratio_deviation
+        trainer.optimizer.step()
+    assert deviation > 0 and losses == sorted(losses, reverse=True) and losses[-1] < losses[1] < losses[0]
+
+
+def test_flow_dppo_stops_at_its_threshold(make_trainer, config, advantages):
+    """Where every step is too far off, what would go on is stopped."""
+    trainer = make_trainer(config, loss="dppo", kl_threshold=1e-12)
+    condition, rollout = prepared(trainer, trainer.config)
+    gradients(trainer, trainer.config, condition, rollout, advantages)
+    trainer.optimizer.step()
+    assert gradients(trainer, trainer.config, condition, rollout, advantages)[0].clipped > 0.4
 
 
 def test_kl_is_zero_at_the_base_and_positive_away_from_it(make_trainer, config, advantages):
@@ -130,9 +171,7 @@ def test_kl_is_zero_at_the_base_and_positive_away_from_it(make_trainer, config, 
     condition, rollout = prepared(trainer, trainer.config)
     at_base, _ = gradients(trainer, trainer.config, condition, rollout, advantages)
     assert at_base.kl == pytest.approx(0, abs=1e-9)
-    with torch.no_grad():
-        for parameter in trainer.adapter.values():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    shifted(trainer)
     moved, _ = gradients(trainer, trainer.config, condition, rollout, advantages)
     assert moved.kl > 1e-6
 

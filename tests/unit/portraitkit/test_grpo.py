@@ -11,6 +11,7 @@ from torch.distributions import Normal, kl_divergence
 from dpg.sde import log_ratio, step_mean_std
 from portraitkit.grpo import (
     clipped_surrogate,
+    divergence_surrogate,
     gaussian_kl,
     group_advantages,
     guard_log_ratio,
@@ -214,6 +215,25 @@ def test_clipping_stops_only_what_went_far_enough(ratio, advantage, loss, gradie
 def test_each_cell_is_clipped_on_its_own():
     log_ratio = reals(1.3, 1.1, 0.7, 1.0).log().view(2, 2)
     close(clipped_surrogate(log_ratio, reals(1, 1, -1, -1).view(2, 2), 0.2), reals(-1.2, -1.1, 0.8, 1.0).view(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("log_ratio", "advantage", "divergence", "blocked"),
+    [
+        (0.1, 2.0, 0.3, True),  # likelier and better, but already too far
+        (-0.1, -2.0, 0.3, True),
+        (0.1, 2.0, 0.2, False),  # as far as it may go
+        (0.1, -2.0, 0.3, False),  # too far, on the way back
+        (-0.1, 2.0, 0.3, False),
+        (0.0, 2.0, 0.3, False),
+    ],
+)
+def test_only_what_is_too_far_and_goes_farther_is_blocked(log_ratio, advantage, divergence, blocked):
+    ratio = reals(log_ratio).requires_grad_()
+    loss, found = divergence_surrogate(ratio, reals(advantage), reals(divergence), 0.2)
+    loss.sum().backward()
+    assert found.tolist() == [blocked]
+    assert loss.item() == ratio.grad.item() == pytest.approx(0.0 if blocked else -advantage * math.exp(log_ratio))
 
 
 @pytest.mark.parametrize("std", [0.3, 2.0, "each"])
