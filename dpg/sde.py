@@ -19,7 +19,7 @@ from torch import Tensor
 from dpg.levels import Level
 from dpg.sampler import SAMPLERS, Pull, Sampler, SDEStep, StepCoefficients, draw_noise
 
-__all__ = ["SAMPLERS", "SDEStep", "StepCoefficients", "draw_noise", "log_ratio", "sde_step", "step_coefficients", "step_mean_std"]
+__all__ = ["SAMPLERS", "SDEStep", "StepCoefficients", "draw_noise", "log_ratio", "sde_step", "step_coefficients"]
 
 
 def step_coefficients(
@@ -47,38 +47,6 @@ def step_coefficients(
         ValueError: an unknown sampler, or a number out of its range.
     """
     return Sampler(sampler, eta, sigma_max).coefficients(sigma, sigma_next)
-
-
-def step_mean_std(
-    x: Float[Tensor, " batch *dims"],
-    v: Float[Tensor, "..."],
-    sigma: Level,
-    sigma_next: Level,
-    sampler: str = "flow_sde",
-    eta: float | int = 0.7,
-    sigma_max: Level | None = None,
-) -> tuple[Float[Tensor, " batch *dims"], Float[Tensor, " batch *ones"]]:
-    """Mean and standard deviation of the plain, unguided step: mu and sig_step.
-
-    These, not the guided ones, belong in `log_ratio` and in the KL to a reference policy.
-
-    Args:
-        x: the sample at level `sigma`.
-        v: the policy's velocity at `x`, same shape; gradients flow through it.
-        sigma: as in `step_coefficients`.
-        sigma_next: as in `step_coefficients`.
-        sampler: as in `step_coefficients`.
-        eta: as in `step_coefficients`.
-        sigma_max: as in `step_coefficients`.
-
-    Returns:
-        The mean, shape of `x`, and the standard deviation, `(batch, 1, ..., 1)`; float32, or float64 if `x` or `v` is.
-
-    Raises:
-        ValueError: an unknown sampler, or a number out of its range.
-        ValueError: shapes that do not agree.
-    """
-    return Sampler(sampler, eta, sigma_max).mean_std(x, v, sigma, sigma_next)
 
 
 def sde_step(
@@ -168,7 +136,7 @@ def log_ratio(
     noise of every member, and the gradient reaches the one mean summed.
 
     Args:
-        mean_new: unguided mean of the policy now, `(batch or 1, ...)`, from `step_mean_std`; gradients flow.
+        mean_new: unguided mean of the policy now, `(batch or 1, ...)`, from `Sampler.mean_std`; gradients flow.
         mean_old: unguided mean at the rollout, same shape.
         std: unguided sig_step, > 0; a float, `(batch,)` or `(batch, 1, ..., 1)`.
         noise: the standard normal z that the step was taken with, `(batch, ...)`.

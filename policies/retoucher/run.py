@@ -240,7 +240,9 @@ def _train(trainer: Trainer, validation: EvaluationSet, run: RunFolder, console:
         while not trainer.out_of_budget() and not trainer.processes.stop_signal(interrupt):
             result = trainer.train_step()
             _log_step(run, trainer, result)
-            _warn(console, trainer.alarms.after_step(progress.step, **_ratio_facts(result, config)))
+            seen = {"spread": result.spread, "ratio_deviation": max(figures.ratio_deviation for figures in result.figures)}
+            seen |= {"agreement": result.judged.get("judge_agreement"), "clip_range": config.clip_range}
+            _warn(console, trainer.alarms.after_step(progress.step, on_policy=config.updates_per_step == 1, **seen))
             _rank_judge(trainer, run, console)
             progress.rollout_reward = float(result.rewards.nanmean())
             bar.update(task, completed=progress.step, description=_describe(result, progress.rollout_reward, progress.best_reward))
@@ -285,16 +287,6 @@ def _judged(trainer: Trainer, evaluation: Evaluation) -> float | None:
     """Mean of the judges' values; None without a judge."""
     rewards = trainer.rewards
     return float(judged_reward(rewards, evaluation.values).nanmean()) if rewards.group_rewards else None
-
-
-def _ratio_facts(result: StepResult, config: RetoucherConfig) -> dict[str, float | bool | None]:
-    return {
-        "spread": result.spread,
-        "ratio_deviation": max(figures.ratio_deviation for figures in result.figures),
-        "on_policy": config.updates_per_step == 1,
-        "clip_range": config.clip_range,
-        "agreement": result.judged.get("judge_agreement"),
-    }
 
 
 def _describe(result: StepResult, reward: float, best: float) -> str:

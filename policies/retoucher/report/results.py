@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from portraitkit.errors import RunFolderError
+from portraitkit.errors import DataError, RunFolderError
+from portraitkit.files.jsonl import read_objects
 from portraitkit.report.page import number, signed
 from portraitkit.stats import LEAST_PEOPLE
 from reward_models.judge.reward import FORMS, split_argument
@@ -181,9 +182,10 @@ def read_measures(run: Run) -> dict[str, Measure]:
 
 
 def _read_json(path: Path) -> Json:
-    text = _read_text(path)
     try:
-        value = json.loads(text)
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunFolderError(f"{path}: missing; a report needs the folder of a finished align-retoucher run") from error
     except json.JSONDecodeError as error:
         raise RunFolderError(f"{path}: not valid JSON ({error.msg}, line {error.lineno}); is the run damaged?") from error
     if not isinstance(value, dict):
@@ -192,24 +194,10 @@ def _read_json(path: Path) -> Json:
 
 
 def _read_lines(path: Path) -> list[Json]:
-    out = []
-    for place, line in enumerate(_read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise RunFolderError(f"{path} line {place}: not valid JSON ({error.msg}); remove the line or run again") from error
-        if not isinstance(value, dict):
-            raise RunFolderError(f"{path} line {place}: holds {type(value).__name__}, expected an object")
-        out.append(value)
-    return out
-
-
-def _read_text(path: Path) -> str:
-    if not path.is_file():
-        raise RunFolderError(f"{path}: missing; a report needs the folder of a finished align-retoucher run")
-    return path.read_text(encoding="utf-8")
+    try:
+        return [row for _, row in read_objects(path)]
+    except DataError as error:
+        raise RunFolderError(f"{error}; a report needs the folder of a finished align-retoucher run") from error
 
 
 def as_float(value: object) -> float:

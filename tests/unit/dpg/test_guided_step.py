@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dpg.guidance import anchor_velocity, lambda_schedule, x_star
-from dpg.sde import SAMPLERS, log_ratio, sde_step, step_coefficients, step_mean_std
+from dpg.sampler import Sampler
+from dpg.sde import SAMPLERS, log_ratio, sde_step, step_coefficients
 
 NOISY = ("flow_sde", "cps", "dance_sde")
 SHAPE = (3, 4, 5)
@@ -56,7 +57,7 @@ def test_lam_one_all_the_way_ends_at_the_anchor_to_the_bit(sampler: str) -> None
 @pytest.mark.parametrize("lam", [0.1, 0.5, 0.95])
 def test_mixed_noise_form_equals_new_mean_form(sampler: str, lam: float) -> None:
     x, v, z, anchor = tensors("x", "v", "z", "anchor", dtype=torch.float64)
-    mean, std = step_mean_std(x, v, 0.8, 0.6, sampler)
+    mean, std = Sampler(sampler).mean_std(x, v, 0.8, 0.6)
     z_anchor = (x_star(x, anchor, 0.8, 0.6) - mean) / std
     expected = mean + std * (lam * z_anchor + (1 - lam) * z)
     step = sde_step(x, v, 0.8, 0.6, sampler=sampler, noise=z, anchor=anchor, lam=lam)
@@ -77,7 +78,7 @@ def test_anchor_velocity_without_noise_is_euler_for_every_lam(sampler: str, lam:
 def test_empirical_mean_and_std_of_the_guided_step(sampler: str, lam: float) -> None:
     draws = 40_000
     x, v, anchor = (torch.full((1, 2), number, dtype=torch.float64) for number in (0.3, -1.2, 2.0))
-    mean, std = step_mean_std(x, v, 0.7, 0.5, sampler)
+    mean, std = Sampler(sampler).mean_std(x, v, 0.7, 0.5)
     pull = lam * (x_star(x, anchor, 0.7, 0.5) - mean)
     step = sde_step(
         x.expand(draws, 2),
@@ -97,11 +98,11 @@ def test_empirical_mean_and_std_of_the_guided_step(sampler: str, lam: float) -> 
 
 def test_own_mean_as_target_only_attenuates_the_noise() -> None:
     x, v, z, other_v = tensors("x", "v", "z", "other_v", dtype=torch.float64)
-    mean, std = step_mean_std(x, v, 0.8, 0.6)
+    mean, std = Sampler().mean_std(x, v, 0.8, 0.6)
     step = sde_step(x, v, 0.8, 0.6, noise=z, target=mean, lam=0.9)
     torch.testing.assert_close(step.x_next, mean + 0.1 * std * z, rtol=0, atol=1e-14)
     again = sde_step(x, other_v, 0.8, 0.6, x_next=step.x_next, target=mean, lam=0.9).log_prob - step.log_prob
-    free = log_ratio(step_mean_std(x, other_v, 0.8, 0.6)[0], mean, std, z)
+    free = log_ratio(Sampler().mean_std(x, other_v, 0.8, 0.6)[0], mean, std, z)
     torch.testing.assert_close(again, free, rtol=1e-9, atol=1e-10)
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Normal
 
-from dpg.sde import SAMPLERS, log_ratio, sde_step, step_mean_std
+from dpg.sampler import Sampler
+from dpg.sde import SAMPLERS, log_ratio, sde_step
 
 NOISY = ("flow_sde", "cps", "dance_sde")
 SHAPE = (3, 4, 5)
@@ -60,8 +61,8 @@ def test_mixed_dtypes_compute_in_the_widest_and_store_as_x() -> None:
     step = sde_step(x.bfloat16(), v, 0.8, 0.6, anchor=anchor.double(), lam=0.5)
     assert (step.x_next.dtype, step.mean.dtype, step.log_prob.dtype) == (torch.bfloat16, torch.float32, torch.float32)
     assert sde_step(x, v.double(), 0.8, 0.6).mean.dtype == torch.float64
-    low = step_mean_std(x.bfloat16(), v.bfloat16(), 0.8, 0.6)[0]
-    torch.testing.assert_close(low, step_mean_std(x.bfloat16().float(), v.bfloat16().float(), 0.8, 0.6)[0])
+    low = Sampler().mean_std(x.bfloat16(), v.bfloat16(), 0.8, 0.6)[0]
+    torch.testing.assert_close(low, Sampler().mean_std(x.bfloat16().float(), v.bfloat16().float(), 0.8, 0.6)[0])
 
 
 @pytest.mark.parametrize("sampler", NOISY)
@@ -71,9 +72,9 @@ def test_log_ratio_does_not_depend_on_lam(sampler: str, lam: float, sigma: float
     """At 1, where sigma_max stands in, too; between that and 1 - 1e-6 the noise is so large that float64 keeps too few digits."""
     x, v, change, z, anchor = tensors("x", "v", "change", "z", "anchor", dtype=torch.float64, seed=seed)
     sigma_next = sigma * share
-    mean_old, std = step_mean_std(x, v, sigma, sigma_next, sampler)
+    mean_old, std = Sampler(sampler).mean_std(x, v, sigma, sigma_next)
     new_v = v + 1e-3 * std * change
-    free = log_ratio(step_mean_std(x, new_v, sigma, sigma_next, sampler)[0], mean_old, std, z, sampler=sampler)
+    free = log_ratio(Sampler(sampler).mean_std(x, new_v, sigma, sigma_next)[0], mean_old, std, z, sampler=sampler)
     keywords: dict[str, Any] = {"sampler": sampler, "anchor": anchor, "lam": lam}
     old = sde_step(x, v, sigma, sigma_next, noise=z, **keywords)
     new = sde_step(x, new_v, sigma, sigma_next, x_next=old.x_next, **keywords)
@@ -85,11 +86,11 @@ def test_log_ratio_and_its_gradient_are_finite_next_to_lam_one(sampler: str) -> 
     x, v, change, z, anchor = tensors("x", "v", "change", "z", "anchor")
     lam = 1 - 1e-6
     new_v = (v + 1e-3 * change).requires_grad_()
-    mean_old, std = step_mean_std(x, v, 0.8, 0.6, sampler)
-    ratio = log_ratio(step_mean_std(x, new_v, 0.8, 0.6, sampler)[0], mean_old, std, z, sampler=sampler)
+    mean_old, std = Sampler(sampler).mean_std(x, v, 0.8, 0.6)
+    ratio = log_ratio(Sampler(sampler).mean_std(x, new_v, 0.8, 0.6)[0], mean_old, std, z, sampler=sampler)
     ratio.sum().backward()
     exact = log_ratio(
-        step_mean_std(x.double(), new_v.double(), 0.8, 0.6, sampler)[0],
+        Sampler(sampler).mean_std(x.double(), new_v.double(), 0.8, 0.6)[0],
         mean_old.double(),
         std.double(),
         z,
@@ -104,7 +105,7 @@ def test_log_ratio_and_its_gradient_are_finite_next_to_lam_one(sampler: str) -> 
 @pytest.mark.parametrize("sampler", NOISY)
 def test_on_policy_log_ratio_is_exactly_zero_with_the_score_as_gradient(sampler: str) -> None:
     x, v, z = tensors("x", "v", "z", dtype=torch.float64)
-    mean, std = step_mean_std(x, v, 0.8, 0.6, sampler)
+    mean, std = Sampler(sampler).mean_std(x, v, 0.8, 0.6)
     current = mean.clone().requires_grad_()
     ratio = log_ratio(current, mean, std, z, sampler=sampler)
     assert ratio.tolist() == [0, 0, 0]
@@ -116,7 +117,7 @@ def test_on_policy_log_ratio_is_exactly_zero_with_the_score_as_gradient(sampler:
 def test_log_ratio_of_a_shared_mean_sums_its_members_gradients() -> None:
     x, v = tensors("x", "v", shape=(1, 4, 5))
     (z,) = tensors("z")
-    mean, std = step_mean_std(x, v, 0.8, 0.6)
+    mean, std = Sampler().mean_std(x, v, 0.8, 0.6)
     shared, single = (mean.clone().requires_grad_() for _ in range(2))
     ratio = log_ratio(shared + 0.01, mean, std, z)
     ratio.sum().backward()

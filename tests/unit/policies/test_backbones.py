@@ -11,8 +11,9 @@ import torch
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from peft import LoraConfig
 
+from dpg.sampler import Sampler
 from dpg.scheduler import DPGScheduler
-from dpg.sde import log_ratio, step_mean_std
+from dpg.sde import log_ratio
 from policies.retoucher.backbones import tiny
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.model.adapter import load_lora, save_lora
@@ -177,7 +178,7 @@ def test_the_ratio_is_exactly_one_before_an_update(made, kind, config):
     condition = made.condition(photos(made, 2), PROMPT)
     scheduler = planned(made, config, [0, 2], eta=0.7)
     rollout = rolled(made, scheduler, condition, config.group_size)
-    settings = {"sampler": "flow_sde", "eta": 0.7, "sigma_max": float(scheduler.sigmas[1])}
+    sampler = Sampler("flow_sde", 0.7, float(scheduler.sigmas[1]))
     for step in rollout.steps:
         rows = torch.arange(2) if step.shared else rollout.photo_of
         assert step.index is not None
@@ -185,7 +186,7 @@ def test_the_ratio_is_exactly_one_before_an_update(made, kind, config):
         with torch.enable_grad():
             v = made.velocity(step.x, sigma, condition.select(rows))
         assert v.requires_grad
-        mean = step_mean_std(step.x, v, sigma, sigma_next, **settings)[0]
+        mean = sampler.mean_std(step.x, v, sigma, sigma_next)[0]
         spread = rollout.photo_of if step.shared else torch.arange(len(rollout.photo_of))
         ratio = log_ratio(mean[spread], step.mean[spread], step.std[spread], step.noise, sampler="flow_sde").exp()
         assert torch.equal(ratio, torch.ones_like(ratio))

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
-from dpg.sde import log_ratio, step_mean_std
+from dpg.sampler import Sampler
+from dpg.sde import log_ratio
 from portraitkit.grpo import (
     clipped_surrogate,
     divergence_surrogate,
@@ -257,8 +258,8 @@ def test_the_guarded_log_ratio_has_no_bias_and_no_noise_level(std):
 def test_the_guarded_log_ratio_is_unbiased_with_every_sampler(sampler):
     """cps's own log-ratio carries 2 std^2, the KL that is added to it does not: guarded as it is its mean was 4.3e-4, spread 2.2e-5."""
     x, v, z = (noise(4096, 64, seed=seed) for seed in (3, 4, 5))
-    old, std = step_mean_std(x, v, 0.25, 0.11, sampler, 0.7)
-    new, _ = step_mean_std(x, v + 0.05, 0.25, 0.11, sampler, 0.7)
+    old, std = Sampler(sampler, 0.7).mean_std(x, v, 0.25, 0.11)
+    new, _ = Sampler(sampler, 0.7).mean_std(x, v + 0.05, 0.25, 0.11)
     guarded = guard_log_ratio(log_ratio(new, old, std, z, sampler=sampler, gaussian=True), old, new, float(std[0]))
     close(guarded, (z * (new - old)).mean(1))
     assert abs(guarded.mean()) < 4 * guarded.std() / 64 and 3e-4 < guarded.std() < 3e-3
