@@ -99,17 +99,22 @@ class _PageHeaders:
         await self.app(scope, receive, send_with_headers)
 
 
-async def read_body(chunks: AsyncIterator[bytes], most: int) -> bytes:
-    """A request's body, at most `most` bytes; reading stops there.
+async def bounded(chunks: AsyncIterator[bytes], most: int) -> AsyncIterator[bytes]:
+    """The chunks of a request's body, at most `most` bytes; reading stops there.
 
     Raises:
         HTTPException: 413, it is larger.
     """
     from starlette.exceptions import HTTPException
 
-    data = bytearray()
+    size = 0
     async for chunk in chunks:
-        data += chunk
-        if len(data) > most:
+        size += len(chunk)
+        if size > most:
             raise HTTPException(413, f"the request is larger than {most / 2**20:g} MiB", headers={"connection": "close"})
-    return bytes(data)
+        yield chunk
+
+
+async def read_body(chunks: AsyncIterator[bytes], most: int) -> bytes:
+    """A request's body; see `bounded`."""
+    return b"".join([chunk async for chunk in bounded(chunks, most)])

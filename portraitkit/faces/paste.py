@@ -23,22 +23,30 @@ from portraitkit.faces.regions import MIN_SIGMA, OVAL, soft_polygon
 from portraitkit.faces.warp import sample
 
 FRAME = 1 / 16
+STRIP = 256  # rows of a picture that are worked on at once
 
 
 @dataclass(frozen=True, eq=False)
 class FaceEdit:
-    """What is to be added to one rectangle of a picture."""
+    """What is to be added to one rectangle of a picture. It is drawn strip by strip: memory does not grow with the face."""
 
     top: int  # First row of the rectangle
     left: int  # First column of the rectangle
-    change: Float[Tensor, "3 h w"]  # Retouched minus original at the picture's resolution, in [-1, 1]
-    mask: Float[Tensor, "1 h w"]  # How much of it is taken, in [0, 1]
+    height: int
+    width: int
+    difference: Float[Tensor, "3 size size"]  # Retouched minus original, in the crop
+    to_picture: Float[Tensor, "2 3"]  # Crop -> picture, in pixels
+    oval: Float[Tensor, "n 2"]  # Outline of the face in pixels of the picture
+    softness: float  # Width in pixels of the mask's edge
 
-    @property
-    def place(self) -> tuple[slice, slice, slice]:
-        """Where the rectangle lies in a picture (3, h, w)."""
-        height, width = self.mask.shape[1:]
-        return slice(None), slice(self.top, self.top + height), slice(self.left, self.left + width)
+    def drawn(self, start: int, stop: int) -> tuple[Float[Tensor, "3 rows width"], Float[Tensor, "1 rows width"]]:
+        """The change, in [-1, 1], and how much of it is taken, in [0, 1], in the picture's rows from `start` to before `stop`."""
+        corner = self.oval.new_tensor([self.left, start])
+        mask = paste_mask(self.oval - corner, stop - start, self.width, softness=self.softness)
+        matrix = self.to_picture.clone()
+        matrix[:, 2] -= corner
+        change = sample(self.difference[None], matrix[None], (stop - start, self.width), outside="zeros", mode="bicubic")[0]
+        return change.clamp(-1, 1), mask
 
 
 def paste_mask(oval: Float[Tensor, "n 2"], height: int, width: int, *, softness: float) -> Float[Tensor, "1 h w"]:
@@ -82,15 +90,9 @@ def face_edit(
     low, high = oval.amin(0).floor().long().tolist(), oval.amax(0).ceil().long().tolist()
     left, top = max(low[0], 0), max(low[1], 0)
     box_width, box_height = max(min(high[0], width) - left, 0), max(min(high[1], height) - top, 0)
-    corner = oval.new_tensor([left, top])
     eyes = float((points[33, :2] - points[263, :2]).norm())
-    mask = paste_mask(oval - corner, box_height, box_width, softness=softness * eyes)
     difference = (retouched - aligned.pixels) * _frame(retouched)
-    to_box = aligned.inverse.clone()
-    to_box[:, 2] -= corner
-    side = max(box_height, box_width, 1)
-    change = sample(difference[None], to_box[None], side, outside="zeros", mode="bicubic")[0]
-    return FaceEdit(top, left, change[:, :box_height, :box_width].clamp(-1, 1), mask)
+    return FaceEdit(top, left, box_height, box_width, difference, aligned.inverse, oval, softness * eyes)
 
 
 def paste_edits(image: Float[Tensor, "3 h w"], edits: Sequence[FaceEdit], *, strength: float = 1.0) -> Float[Tensor, "3 h w"]:
@@ -102,13 +104,20 @@ def paste_edits(image: Float[Tensor, "3 h w"], edits: Sequence[FaceEdit], *, str
     Returns:
         The picture with the edits. Where all masks are 0, its values are those of `image`, bit for bit.
     """
-    total = image.new_zeros(1, *image.shape[1:])
-    change = torch.zeros_like(image)
-    for edit in edits:
-        mask = edit.mask.to(image)
-        total[edit.place] += mask
-        change[edit.place] += mask * edit.change.to(image)
-    return torch.where(total > 0, (image + strength * change / total.clamp(min=1)).clamp(0, 1), image)
+    out = image.clone()
+    for start in range(0, image.shape[1], STRIP):
+        rows = image[:, start : start + STRIP]
+        total, change = torch.zeros_like(rows[:1]), torch.zeros_like(rows)
+        for edit in edits:
+            low, high = max(start, edit.top), min(start + rows.shape[1], edit.top + edit.height)
+            if low < high and edit.width:
+                place = (slice(None), slice(low - start, high - start), slice(edit.left, edit.left + edit.width))
+                added, mask = (part.to(image) for part in edit.drawn(low, high))
+                total[place] += mask
+                change[place] += mask * added
+        if (total > 0).any():
+            out[:, start : start + STRIP] = torch.where(total > 0, (rows + strength * change / total.clamp(min=1)).clamp(0, 1), rows)
+    return out
 
 
 def _frame(crop: Float[Tensor, "3 size size"]) -> Float[Tensor, "size size"]:

@@ -50,6 +50,7 @@ class GraphModel(nn.Module):
             raise WeightsError(f"{name}.json uses unknown operators {', '.join(unknown)}: known are {', '.join(sorted(KNOWN))}")
         self.plan = _sorted_by_need([node for node in nodes if node["op"] != "Const"])
         self.outputs = [node["name"] for node in self.plan if node["op"] == "Identity"]
+        self.needed_last = {name: node["name"] for node in self.plan for name in node["input"]}  # what a value's last reader is
         self.shapes = {key: value.tolist() for key, value in constants.items() if value.dtype == torch.int32}
         self.keys = {key: f"weight_{index}" for index, key in enumerate(constants) if key not in self.shapes}
         depthwise = {node["input"][1] for node in nodes if node["op"] == "DepthwiseConv2dNative"}
@@ -79,6 +80,9 @@ class GraphModel(nn.Module):
                     values[node["name"]] = picture.float()
                 else:
                     values[node["name"]] = self._step(node, values[names[0]], names, values)
+                for name in names:
+                    if name in values and self.needed_last[name] == node["name"]:
+                        del values[name]
         return {name: values[name] for name in self.outputs}
 
     def _step(self, node: dict[str, Any], x: Tensor, names: list[str], values: dict[str, Tensor]) -> Tensor:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 MAX_SAMPLES = 8  # samples per output pixel and axis when a picture is shrunk
+MAX_POINTS = 2**20  # samples of a picture that are held at once
 
 
 def similarity(source: Float[Tensor, "batch n 2"], target: Float[Tensor, "batch n 2"]) -> Float[Tensor, "batch 2 3"]:
@@ -49,12 +50,12 @@ def transform(points: Float[Tensor, "batch n 2"], matrix: Float[Tensor, "batch 2
 def sample(
     images: Float[Tensor, "batch c h w"],
     matrix: Float[Tensor, "batch 2 3"],
-    size: int,
+    size: int | tuple[int, int],
     *,
     outside: str = "border",
     mode: str = "bilinear",
-) -> Float[Tensor, "batch c size size"]:
-    """Cut square crops, differentiable with respect to the images.
+) -> Float[Tensor, "batch c rows columns"]:
+    """Cut crops, differentiable with respect to the images.
 
     Where a crop shrinks the picture, every output pixel is the mean of k x k samples (an area filter; k is at most 8),
     so that fine texture does not alias.
@@ -62,7 +63,7 @@ def sample(
     Args:
         images: any range.
         matrix: image -> crop.
-        size: side of the crops in pixels.
+        size: side of square crops in pixels, or height and width.
         outside: "border" repeats the edge, "zeros" is black.
         mode: "bilinear", or "bicubic" (sharper, may leave the range by a little).
     """
@@ -71,13 +72,14 @@ def sample(
     if len(set(samples)) > 1:  # one by one, so that no crop depends on its neighbours in the batch
         cuts = [sample(images[i : i + 1], matrix[i : i + 1], size, outside=outside, mode=mode) for i in range(len(images))]
         return torch.cat(cuts)
-    k = samples[0]
-    height, width = images.shape[-2:]
-    back = invert(matrix)
-    steps = (torch.arange(size * k, device=images.device, dtype=images.dtype) + 0.5) / k
-    y, x = torch.meshgrid(steps, steps, indexing="ij")
-    points = torch.stack([x, y], -1).reshape(1, -1, 2).expand(len(images), -1, -1)
-    extent = torch.tensor([width, height], device=images.device, dtype=images.dtype)
-    grid = (transform(points, back) / extent * 2 - 1).reshape(len(images), size * k, size * k, 2)
-    crops = F.grid_sample(images, grid, mode=mode, padding_mode=outside, align_corners=False)
-    return F.avg_pool2d(crops, k) if k > 1 else crops
+    k, (rows, columns) = samples[0], (size, size) if isinstance(size, int) else size
+    back, strips = invert(matrix), []
+    extent = torch.tensor([images.shape[-1], images.shape[-2]], device=images.device, dtype=images.dtype)
+    steps = (torch.arange(max(rows, columns) * k, device=images.device, dtype=images.dtype) + 0.5) / k
+    for strip in steps[: rows * k].split(max(MAX_POINTS // (columns * k * k), 1) * k):
+        y, x = torch.meshgrid(strip, steps[: columns * k], indexing="ij")
+        points = torch.stack([x, y], -1).reshape(1, -1, 2).expand(len(images), -1, -1)
+        grid = (transform(points, back) / extent * 2 - 1).reshape(len(images), *y.shape, 2)
+        crops = F.grid_sample(images, grid, mode=mode, padding_mode=outside, align_corners=False)
+        strips.append(F.avg_pool2d(crops, k) if k > 1 else crops)
+    return torch.cat(strips, 2)

@@ -115,7 +115,8 @@ def _decode(source: Path | io.BytesIO, path: Path, background: tuple[float, floa
     for warning in raised:
         if not issubclass(warning.category, PilImage.DecompressionBombWarning):
             notes.append(f"{path}: {' '.join(str(warning.message).split())}")
-    return Image(torch.from_numpy(array).permute(2, 0, 1).contiguous(), path, kept, None, tuple(notes))
+    pixels = torch.from_numpy(array).permute(2, 0, 1).contiguous()
+    return Image(pixels if pixels.is_floating_point() else pixels.float().div_(255), path, kept, None, tuple(notes))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -154,7 +155,7 @@ def _check_shape(path: Path, size: tuple[int, int], max_pixels: int, max_aspect:
 def _to_rgb(
     image: PilImage.Image, profile: bytes | None, background: tuple[float, float, float], notes: list[str], path: Path
 ) -> np.ndarray:
-    """Float32 array (h, w, 3), sRGB in [0, 1]."""
+    """Array (h, w, 3), sRGB: float32 in [0, 1], or 8 bits."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _scaled(np.asarray(image), notes, path)
     if image.mode in ("1", "L") and "transparency" not in image.info:
@@ -168,10 +169,8 @@ def _to_rgb(
         image = image.convert("RGB")
     if profile:
         image = _through_profile(image, profile, notes, path)
-    array = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
-    if alpha is not None:
-        array = array * alpha + np.asarray(background, dtype=np.float32) * (1 - alpha)
-    return array
+    array = np.array(image.convert("RGB"))
+    return array if alpha is None else array.astype(np.float32) / 255 * alpha + np.asarray(background, dtype=np.float32) * (1 - alpha)
 
 
 def _other_colours(picture: PilImage.Image, source: Path | io.BytesIO, profile: bytes | None) -> list[str]:
@@ -286,7 +285,7 @@ def to_uint8(pixels: Float[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
     """
     if not pixels.isfinite().all():
         raise ImageError("a picture with pixels that are not finite (NaN or infinity) cannot be written or judged; check what made it")
-    return (pixels.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return pixels.detach().clamp(0, 1).mul_(255).round_().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
 
 def from_uint8(array: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:

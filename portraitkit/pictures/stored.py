@@ -114,9 +114,14 @@ def add_edit(stored: Stored, before: Float[Tensor, "3 h w"], after: Float[Tensor
     Returns:
         The samples, the same where both pictures are. Alpha stays. Grey takes the luma of the difference.
     """
-    touched = (before != after).any(0).cpu().numpy()
-    change = (after - before).permute(1, 2, 0).cpu().numpy()[touched]
     samples = stored.samples.copy()
+    changed = (before != after).any(0).cpu().numpy()
+    rows, columns = (np.flatnonzero(changed.any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return samples
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)  # a photo is large, and its faces are a part of it
+    touched, before, after = changed[box], before[:, *box], after[:, *box]
+    change = (after - before).permute(1, 2, 0).cpu().numpy()[touched]
     colours = 3 if samples.shape[2] >= 3 else 1
     if colours == 1:
         change = change @ np.asarray(LUMA, np.float32)[:, None]
@@ -125,9 +130,9 @@ def add_edit(stored: Stored, before: Float[Tensor, "3 h w"], after: Float[Tensor
         if there is not None:
             values = [np.asarray(ImageCms.applyTransform(to_pil(pixels), there)) for pixels in (before, after)]
             change = (values[1][touched].astype(np.float32) - values[0][touched]) / 255
-    peak = np.iinfo(samples.dtype).max
-    sums = samples[touched, :colours] + change * peak
-    samples[touched, :colours] = sums.round().clip(0, peak).astype(samples.dtype)
+    peak, part = np.iinfo(samples.dtype).max, samples[box]
+    sums = part[touched, :colours] + change * peak
+    part[touched, :colours] = sums.round().clip(0, peak).astype(samples.dtype)
     return samples
 
 

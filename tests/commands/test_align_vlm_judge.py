@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from scripted_endpoint import ScriptedEndpoint
 
 from policies.vlm.align.align_config import AlignVlmConfig
 from policies.vlm.align.inputs import check_groups
@@ -13,7 +14,6 @@ from policies.vlm.tasks.synthetic_rows import bare_person, makeup_row
 from portraitkit.config import load_config
 from portraitkit.errors import ConfigError
 from portraitkit.pictures.images import write_image
-from portraitkit.scripted_endpoint import ScriptedEndpoint
 from portraitkit.vlm.trainers import Follow
 
 OPTIONS = [

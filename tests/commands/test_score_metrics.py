@@ -4,10 +4,10 @@ import json
 import os
 
 import pytest
+from scripted_endpoint import ScriptedEndpoint
 
 from policies.vlm.main import score_completions
 from policies.vlm.score import read_score
-from portraitkit.scripted_endpoint import ScriptedEndpoint
 
 SAD = "<think>The brows come down (AU4).</think><answer>sadness</answer>"
 ROWS = [

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
+from scripted_endpoint import ScriptedEndpoint
 
 from policies.vlm.align.align_config import AlignVlmConfig
 from policies.vlm.config import SynthesizeConfig
@@ -15,7 +16,6 @@ from policies.vlm.synthesize import _fine_tune, find_errors, write_prompt
 from policies.vlm.tasks.emotion import TASK
 from portraitkit.config import load_config
 from portraitkit.files.jsonl import write_lines
-from portraitkit.scripted_endpoint import ScriptedEndpoint
 from portraitkit.vlm.rows import open_rows
 from portraitkit.vlm.task import ASKED
 from preference_data.emotion_rows import EmotionRow, read_emotion_rows

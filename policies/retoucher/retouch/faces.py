@@ -105,14 +105,21 @@ def take_apart(
     Raises:
         ImageError: an edit has a pixel that is not finite.
     """
-    plans = []
-    crops = _edited_crops(pixels, faces, backbone, prompt, num_steps, seed)
-    for mesh, (crop, edited) in zip(faces.meshes, crops, strict=True):
-        size = _working_size(crop)
-        aligned = align_face(pixels, mesh, size)
-        change = interpolate((edited - crop.pixels)[None], size=(size, size), mode="bicubic", antialias=True, align_corners=False)[0]
-        parts = split_edit(aligned.pixels, (aligned.pixels + change).clamp(0, 1), aligned.to_crop(mesh.to(pixels)))
-        plans.append(FacePlan(aligned, mesh, parts))
+    plans, noise = [], backbone.noise(1, torch.Generator().manual_seed(seed))
+    for start in range(0, len(faces.meshes), BATCH):
+        meshes = faces.meshes[start : start + BATCH]
+        crops = [align_face(pixels, mesh, backbone.resolution) for mesh in meshes]
+        before = torch.stack([crop.pixels for crop in crops])
+        edited = sample_ode(backbone, backbone.condition(before, prompt), noise.repeat(len(crops), 1, 1), num_steps).to(before)
+        if not edited.isfinite().all():
+            raise ImageError(
+                f"the retouch by backbone {backbone.name} is not finite (NaN or infinity) and is not written; check its weights"
+            )
+        for mesh, crop, change in zip(meshes, crops, edited - before, strict=True):
+            aligned = align_face(pixels, mesh, _working_size(crop))
+            change = interpolate(change[None], size=aligned.pixels.shape[1:], mode="bicubic", antialias=True, align_corners=False)[0]
+            parts = split_edit(aligned.pixels, (aligned.pixels + change).clamp(0, 1), aligned.to_crop(mesh.to(pixels)))
+            plans.append(FacePlan(aligned, mesh, parts))
     return plans
 
 
@@ -150,26 +157,6 @@ def apply_controls(
             continue
         edits.append(face_edit(plan.aligned, after, plan.mesh, *pixels.shape[1:]))
     return RetouchedPicture(paste_edits(pixels, edits), len(edits), skipped)
-
-
-def _edited_crops(
-    pixels: Float[Tensor, "3 h w"], faces: Faces, backbone: Backbone, prompt: str, num_steps: int, seed: int
-) -> list[tuple[AlignedFace, Float[Tensor, "3 size size"]]]:
-    """Each face as the backbone saw it, and what it made of it."""
-    crops = [align_face(pixels, mesh, backbone.resolution) for mesh in faces.meshes]
-    noise = backbone.noise(1, torch.Generator().manual_seed(seed))
-    pairs = []
-    for start in range(0, len(crops), BATCH):
-        batch = crops[start : start + BATCH]
-        before = torch.stack([crop.pixels for crop in batch])
-        condition = backbone.condition(before, prompt)
-        edited = sample_ode(backbone, condition, noise.repeat(len(batch), 1, 1), num_steps).to(before)
-        if not edited.isfinite().all():
-            raise ImageError(
-                f"the retouch by backbone {backbone.name} is not finite (NaN or infinity) and is not written; check its weights"
-            )
-        pairs += zip(batch, edited, strict=True)
-    return pairs
 
 
 def _working_size(crop: AlignedFace) -> int:

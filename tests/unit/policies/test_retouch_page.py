@@ -91,6 +91,36 @@ def test_all_photos_in_one_archive(client, photos):
             assert np.array_equal(np.asarray(kept), np.asarray(source))
 
 
+def test_an_archive_names_the_faces_that_were_left(client, photos, monkeypatch):
+    token = client.post("/api/photo?name=grace.png", content=(photos / "grace.png").read_bytes()).json()["id"]
+    monkeypatch.setattr("policies.retoucher.retouch.faces.IDENTITY_BOUND", -1.0)
+    url = client.post("/api/archive", json=[{"id": token, "settings": ""}]).json()["url"]
+    with zipfile.ZipFile(BytesIO(client.get(url).content)) as archive:
+        assert archive.namelist() == ["grace-retouched.png", "left as it is.txt"]
+        assert archive.read("left as it is.txt").decode().startswith("grace-retouched.png: face at (")
+
+
+def test_one_photo_at_a_time_at_its_full_size(tmp_path, photos, monkeypatch):
+    """And previews, which are small, go on meanwhile."""
+    studio, at_work, most = Studio(tmp_path, CONFIG, analyse), [], []
+    token = studio.add("eileen.jpg", photos / "eileen.jpg")["id"]
+
+    def write(*_):
+        at_work.append(1)
+        most.append(len(at_work))
+        assert studio.open(token).shown is studio.before(token)
+        threading.Event().wait(0.05)
+        at_work.pop()
+
+    monkeypatch.setattr("policies.retoucher.retouch.page.server.write_edited", write)
+    threads = [threading.Thread(target=studio.write, args=(token, CONFIG, {})) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONGEST)
+    assert most == [1, 1, 1]
+
+
 def test_what_was_sent_is_not_kept(client, photos, tmp_path):
     token = client.post("/api/photo?name=eileen.jpg", content=(photos / "eileen.jpg").read_bytes()).json()["id"]
     assert client.get(f"/photo/{token}/download").status_code == 200
@@ -120,7 +150,7 @@ def test_a_name_that_is_none(client, photos):
 def test_the_strip_does_not_ask_the_retoucher(tmp_path, photos):
     asked = []
     studio = Studio(tmp_path, CONFIG, lambda *of: asked.append(1) or analyse(*of))
-    token = studio.add("eileen.jpg", (photos / "eileen.jpg").read_bytes())["id"]
+    token = studio.add("eileen.jpg", photos / "eileen.jpg")["id"]
     shown = studio.before(token)
     studio._opened.clear()
     assert torch.equal(studio.before(token), shown) and len(asked) == 1

@@ -9,11 +9,11 @@ import pytest
 import torch
 from patience import LONGEST
 from PIL import Image
+from scripted_endpoint import ScriptedEndpoint
 
 from portraitkit.endpoint import Endpoint, Pace, Question, Reply, data_url
 from portraitkit.errors import ConfigError, ImageError, RunFolderError
 from portraitkit.pictures.images import write_image
-from portraitkit.scripted_endpoint import ScriptedEndpoint
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,10 @@ import time
 from collections import Counter
 
 import pytest
+from scripted_endpoint import ScriptedEndpoint
 
 from portraitkit.errors import RunFolderError
 from portraitkit.runs.locks import only_writer
-from portraitkit.scripted_endpoint import ScriptedEndpoint
 from preference_data.annotations import read_judgements
 from preference_data.commands.annotate import EndpointError, ask_models
 from preference_data.commands.options import AnnotateConfig

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from scripted_endpoint import ScriptedEndpoint
 from tiny_judge import write_tiny_judge
 
 from portraitkit.errors import ConfigError, WeightsError
-from portraitkit.scripted_endpoint import ScriptedEndpoint
 from portraitkit.vlm.generate import complete
 from portraitkit.vlm.rows import Row
 from preference_data.contract import Answer, Unreadable, read_brief, write_answer, write_brief

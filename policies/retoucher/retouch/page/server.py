@@ -17,8 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from threading import Lock
+from tempfile import NamedTemporaryFile, TemporaryDirectory
+from threading import RLock
 from typing import Any, get_args, get_type_hints
 from urllib.parse import parse_qsl, quote
 
@@ -37,7 +37,7 @@ from policies.retoucher.retouch.options import WRITABLE, Controls, RetouchConfig
 from portraitkit.errors import ConfigError, UserError
 from portraitkit.pictures.images import MAX_BYTES, Image, read_image, to_pil, within
 from portraitkit.pictures.stored import write_edited
-from portraitkit.serving import hosts_of, is_loopback, listen, page_app, read_body, server_of, url_of
+from portraitkit.serving import bounded, hosts_of, is_loopback, listen, page_app, read_body, server_of, url_of
 
 HERE = Path(__file__).parent
 STATIC = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
@@ -60,11 +60,12 @@ class Opened:
     plans: list[FacePlan]
     skipped: tuple[str, ...]
     shown: Float[Tensor, "3 h w"]  # the photo as large as the page shows it
-    scale: float  # of that to the photo
+    size: tuple[int, int]  # height and width of the photo
+    notes: tuple[str, ...]  # what reading it changed or dropped
 
     def preview(self, controls: Controls, chosen: Chosen) -> RetouchedPicture:
         """As the page shows it."""
-        plans = [plan.scaled(self.scale) for plan in self.plans]
+        plans = [plan.scaled(self.shown.shape[2] / self.size[1]) for plan in self.plans]
         return apply_controls(self.shown, plans, controls, chosen=chosen, skipped=self.skipped)
 
 
@@ -79,12 +80,12 @@ class Studio:
 
     def __init__(self, folder: Path, config: RetouchConfig, analyse: Analyse) -> None:
         self.folder, self.config, self.analyse = folder, config, analyse
-        self.lock = Lock()
+        self.lock = RLock()  # one photo at its full size at a time: a large one takes a gigabyte
         self.files: dict[str, Path] = {}
         self._opened: OrderedDict[str, Opened] = OrderedDict()
 
-    def add(self, name: str, data: bytes) -> dict[str, Any]:
-        """Take a photo in; returns what the page is told about it.
+    def add(self, name: str, file: Path) -> dict[str, Any]:
+        """Take a file in, which may go then; returns what the page is told about the photo.
 
         Raises:
             UserError: it cannot be read, or shows no face that can be retouched.
@@ -93,8 +94,7 @@ class Studio:
         path = self.folder / token / safe_name(name)
         path.parent.mkdir()
         try:
-            path.write_bytes(data)
-            image = read_image(path)
+            shutil.copyfile(file, path)
             opened = self.open(token, path)
         except Exception as error:
             shutil.rmtree(path.parent)
@@ -102,22 +102,15 @@ class Studio:
                 raise type(error)(str(error).replace(f"{path.parent}/", "")) from error
             raise
         self.files[token] = path
-        height, width = image.pixels.shape[1:]
+        height, width = opened.size
         spots = [
             {"face": number, "spot": index, "x": spot.x / width, "y": spot.y / height, "radius": spot.radius / width, "kind": spot.kind}
             for number, plan in enumerate(opened.plans)
             for index, spot in enumerate(map(plan.in_picture, plan.parts.spots))
         ]
-        notes = [*opened.skipped, *(note.replace(f"{path}: ", "") for note in image.warnings)]
-        return {
-            "id": token,
-            "name": path.name,
-            "width": width,
-            "height": height,
-            "faces": len(opened.plans),
-            "spots": spots,
-            "notes": notes,
-        }
+        notes = [*opened.skipped, *(note.replace(f"{path}: ", "") for note in opened.notes)]
+        told = {"id": token, "name": path.name, "width": width, "height": height, "faces": len(opened.plans)}
+        return told | {"spots": spots, "notes": notes}
 
     def file_of(self, token: str) -> Path:
         """Where a photo lies.
@@ -131,8 +124,11 @@ class Studio:
 
     def before(self, token: str) -> Float[Tensor, "3 h w"]:
         """A photo as it is, as large as the page shows it; the retoucher is not asked."""
-        opened = self._opened.get(token)
-        return within(read_image(self.file_of(token)).pixels, SCREEN) if opened is None else opened.shown
+        if (opened := self._opened.get(token)) is not None:
+            return opened.shown
+        path = self.file_of(token)
+        with self.lock:
+            return within(read_image(path).pixels, SCREEN)
 
     def open(self, token: str, path: Path | None = None) -> Opened:
         """A photo, ready for the sliders.
@@ -141,27 +137,32 @@ class Studio:
             HTTPException: 404, there is none of this name.
         """
         path = path or self.file_of(token)
-        with self.lock:
-            if token not in self._opened:
-                pixels = read_image(path).pixels
-                faces = find_faces(pixels, self.config.smallest_face(*pixels.shape[1:]), path)
-                shown = within(pixels, SCREEN)
-                self._opened[token] = Opened(self.analyse(pixels, faces), faces.skipped, shown, shown.shape[2] / pixels.shape[2])
+        if (opened := self._opened.get(token)) is None:  # a slider does not wait while another photo is at work
+            with self.lock:
+                opened = self._opened[token] = self._opened.get(token) or self._look_at(path)
+                while len(self._opened) > KEPT:
+                    self._opened.popitem(last=False)
+        with suppress(KeyError):  # it may have had to go meanwhile
             self._opened.move_to_end(token)
-            while len(self._opened) > KEPT:
-                self._opened.popitem(last=False)
-            return self._opened[token]
+        return opened
 
-    def write(self, token: str, controls: Controls, chosen: Chosen) -> Path:
-        """Retouch a photo at its own size, in the terms of its file; returns the new file."""
-        opened, path = self.open(token), self.files[token]
-        image: Image = read_image(path)
-        result = apply_controls(image.pixels, opened.plans, controls, chosen=chosen)
-        suffix = path.suffix if path.suffix.lower() in WRITABLE else ".png"
-        target = path.parent / secrets.token_hex(4) / f"{path.stem}-retouched{suffix}"
-        target.parent.mkdir()
-        write_edited(image, result.pixels, target)
-        return target
+    def _look_at(self, path: Path) -> Opened:
+        image = read_image(path)
+        height, width = image.pixels.shape[1:]
+        faces = find_faces(image.pixels, self.config.smallest_face(height, width), path)
+        return Opened(self.analyse(image.pixels, faces), faces.skipped, within(image.pixels, SCREEN), (height, width), image.warnings)
+
+    def write(self, token: str, controls: Controls, chosen: Chosen) -> tuple[Path, tuple[str, ...]]:
+        """Retouch a photo at its own size, in the terms of its file; returns the new file, and the faces left as they are, in words."""
+        with self.lock:
+            opened, path = self.open(token), self.files[token]
+            image: Image = read_image(path)
+            result = apply_controls(image.pixels, opened.plans, controls, chosen=chosen, skipped=opened.skipped)
+            suffix = path.suffix if path.suffix.lower() in WRITABLE else ".png"
+            target = path.parent / secrets.token_hex(4) / f"{path.stem}-retouched{suffix}"
+            target.parent.mkdir()
+            write_edited(image, result.pixels, target)
+            return target, result.skipped
 
 
 def safe_name(name: str) -> str:
@@ -233,8 +234,11 @@ def make_app(studio: Studio, *, hosts: tuple[str, ...], key: str | None = None) 
         return JSONResponse({field.name: getattr(studio.config, field.name) for field in fields(Controls)})
 
     async def add(request: Request) -> Response:
-        data = await read_body(request.stream(), MAX_BYTES)
-        return JSONResponse(await run_in_threadpool(studio.add, request.query_params.get("name", ""), data))
+        with NamedTemporaryFile(dir=studio.folder) as file:  # photos wait for their turn on the disk, not in memory
+            async for chunk in bounded(request.stream(), MAX_BYTES):
+                file.write(chunk)
+            file.flush()
+            return JSONResponse(await run_in_threadpool(studio.add, request.query_params.get("name", ""), Path(file.name)))
 
     def picture(pixels: Tensor, left: tuple[str, ...] = ()) -> Response:
         out = BytesIO()
@@ -256,7 +260,7 @@ def make_app(studio: Studio, *, hosts: tuple[str, ...], key: str | None = None) 
 
     async def download(request: Request) -> Response:
         controls, chosen = read_settings(request.query_params, studio.config)
-        path = await run_in_threadpool(studio.write, request.path_params["token"], controls, chosen)
+        path, _ = await run_in_threadpool(studio.write, request.path_params["token"], controls, chosen)  # `after` has said what was left
         return FileResponse(path, filename=path.name, background=BackgroundTask(shutil.rmtree, path.parent))
 
     async def pack(request: Request) -> Response:
@@ -272,11 +276,15 @@ def make_app(studio: Studio, *, hosts: tuple[str, ...], key: str | None = None) 
             target = studio.folder / f"{name}.zip"
             try:
                 with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+                    notes: list[str] = []
                     for number, (token, query) in enumerate(rows, 1):
-                        path = studio.write(token, *read_settings(query, studio.config))
-                        taken = path.name in archive.namelist()
-                        archive.write(path, f"{number}-{path.name}" if taken else path.name)
+                        path, left = studio.write(token, *read_settings(query, studio.config))
+                        packed = f"{number}-{path.name}" if path.name in archive.namelist() else path.name
+                        archive.write(path, packed)
+                        notes += [f"{packed}: {face}\n" for face in left]
                         shutil.rmtree(path.parent)
+                    if notes:
+                        archive.writestr("left as it is.txt", "".join(notes))
             except BaseException:
                 target.unlink()
                 raise

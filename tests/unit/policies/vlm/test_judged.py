@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from scripted_endpoint import ScriptedEndpoint
 
 from policies.vlm.judge_probe import PRAISE, probe_judge
 from policies.vlm.judged import (
@@ -26,7 +27,6 @@ from policies.vlm.tasks.makeup import TASK as MAKEUP
 from policies.vlm.tasks.shape_area import TASK as AREA
 from portraitkit.endpoint import Endpoint
 from portraitkit.errors import ConfigError, DataError, TrainingStopped
-from portraitkit.scripted_endpoint import ScriptedEndpoint
 from portraitkit.vlm.rows import Row, make_rows
 from preference_data.contract import MAKEUP_TITLES, Answer, Unreadable, makeup_prompt, read_answer, write_answer
 from preference_data.schema import DIMENSIONS, TITLES, Pair, contradictions, pair_of, row_of
