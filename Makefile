@@ -4,7 +4,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 SETUP := .venv/.synced
 
-.PHONY: setup demo test check bench embedded gpu-check gpu-bench
+.PHONY: setup demo test check soak bench embedded gpu-check gpu-bench
 
 setup: $(SETUP)
 
@@ -22,6 +22,10 @@ check: $(SETUP)
 	$(BIN)/lint-imports
 	@find . -name '*.py' -not -path './.venv/*' -exec wc -l {} + | \
 		awk '$$2 != "total" && $$1 >= 400 { print $$2 ": " $$1 " lines, the limit is 399"; bad = 1 } END { exit bad }'
+
+# Kill every command that goes on, again and again, and compare what it ends with, byte for byte: runs/soak/table.md (an hour).
+soak: $(SETUP)
+	$(BIN)/python -m tools.soak
 
 # DPG with a shared prefix against all-step Flow-GRPO; the benchmark suite against plain pyiqa.
 bench: $(SETUP)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate.utils import set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -127,6 +128,7 @@ def _align(
         if config.anchors == "best-of-n":
             source = BestOfN(source, backbone, rewards, run.path / "anchors", config, say)
         trainer = processes.together(lambda: Trainer(config, backbone, source, rewards, console, processes))
+        set_seed(config.seed)  # of the process's own generators, which nothing here draws from, but a user's reward may
         if config.resume_from_checkpoint is not None:
             which = config.resume_from_checkpoint
             checkpoint = processes.together(lambda: load_checkpoint(run.path, which))

@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -20,12 +21,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Errors of the file system pass through, for the caller to say what the file is for.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove the temporary files of `replacing` that a killed process left below a folder, in which nobody else may be writing."""
+    for path in folder.rglob(".*"):
+        if re.fullmatch(r"\..*\.\d+-\d+(\.\w+)?", path.name) and path.is_file():
+            path.unlink()
 
 
 @contextmanager

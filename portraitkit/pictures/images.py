@@ -7,7 +7,6 @@ refused by name, before it is decoded where that is possible.
 
 import io
 import math
-import os
 import struct
 import warnings
 import zlib
@@ -25,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from portraitkit.errors import ImageError
+from portraitkit.files.atomic import replacing
 from portraitkit.pictures import SUFFIXES
 
 MAX_BYTES = 200 * 2**20
@@ -266,15 +266,12 @@ def write_image(
     options: dict[str, Any] = {key: value for key, value in (("exif", exif), ("icc_profile", icc)) if value}
     if path.suffix.lower() in (".jpg", ".jpeg", ".webp"):
         options |= {"quality": quality} | ({"subsampling": 0} if path.suffix.lower() != ".webp" else {})
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        picture.save(temporary, **options)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            picture.save(temporary, **options)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"{path}: could not be written ({reason}); check its size, the folder and the disk") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def to_uint8(pixels: Float[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:

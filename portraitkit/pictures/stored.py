@@ -6,7 +6,6 @@ stored, and where there is no edit the samples stay as they are, bit for bit.
 """
 
 import io
-import os
 import struct
 import sys
 import zlib
@@ -22,6 +21,7 @@ from PIL.TiffTags import TAGS_V2_GROUPS
 from torch import Tensor
 
 from portraitkit.errors import ImageError
+from portraitkit.files.atomic import replacing
 from portraitkit.pictures.images import Image, to_pil, write_image
 
 Samples = UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"]
@@ -189,14 +189,11 @@ def _clean_exif(exif: bytes | None) -> bytes | None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        reason = error.strerror or error
-        raise ImageError(f"{path}: could not be written ({reason}); check the folder and the disk") from error
+        raise ImageError(f"{path}: could not be written ({error.strerror or error}); check the folder and the disk") from error
 
 
 # ---- sample arrays as files; Pillow writes most of them; 16-bit colour, and TIFF with EXIF and compression, it cannot

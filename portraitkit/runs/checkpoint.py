@@ -82,7 +82,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor
     if limit is not None:
         others = [path for path in complete_checkpoints(folder) if path != final]
         for old in others[: len(others) - max(limit - 1, 0)]:
-            shutil.rmtree(old)
+            shutil.rmtree(old.rename(folder / f".{old.name}.old"))  # never half of one; what a kill leaves goes with the next save
     return final
 
 
@@ -161,10 +161,22 @@ def _processes_of(checkpoint: Path) -> int | None:
 
 
 def _is_complete(path: Path) -> bool:
-    """Our marker is written last, as is the trainer's state; DeepSpeed keeps shares of the weights in a folder of its own."""
+    """Our marker is written last, as is the trainer's state, in which a kill may come; DeepSpeed has shares of the weights in a folder."""
     if (path / MARKER).is_file():
         return True
-    return (path / "trainer_state.json").is_file() and any(any(path.glob(name)) for name in ("*.safetensors", "global_step*"))
+    try:
+        json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return any(any(path.glob(name)) for name in ("*.safetensors", "global_step*"))
+
+
+def drop_checkpoints(folder: Path, limit: int | None) -> None:
+    """Remove all checkpoints but the newest `limit` that are complete: what a killed trainer was writing or removing."""
+    whole = complete_checkpoints(folder)
+    for path in folder.glob("checkpoint-*"):
+        if path.name.removeprefix("checkpoint-").isdecimal() and path not in whole[-(limit or len(whole)) :]:
+            shutil.rmtree(path)
 
 
 def load_checkpoint(folder: Path, which: str = "latest") -> Checkpoint:

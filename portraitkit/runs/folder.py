@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import CheckpointError, RunFolderError
-from portraitkit.files.atomic import write_text
+from portraitkit.files.atomic import clear_unfinished, write_text
 from portraitkit.runs.locks import Lock
 
 LOCK = ".lock"
@@ -79,6 +79,7 @@ class RunFolder:
             raise RunFolderError(f"{path}: cannot be a run folder ({error.strerror}); choose another --output-dir") from error
         try:
             if resume is not None:
+                clear_unfinished(path)
                 before = json.loads(stored.read_text(encoding="utf-8"))
                 changed = differences(before, config, sorted((before.keys() | config.keys()) - set(free)))
                 if changed and not allow_changed:

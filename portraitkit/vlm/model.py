@@ -304,38 +304,14 @@ def meta_model(source: str) -> Any:
     """
     from transformers import AutoModelForImageTextToText
 
-    config = _configuration(source)
+    config = configuration_of(source)
     if config is None:
         return None
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config)
 
 
-def random_model(source: str, processor: Any, *, dtype: str, device: str) -> Any:
-    """The model with random weights, made on the device, to measure what work costs; in evaluation mode.
-
-    Args:
-        source: embedded, a folder or a hub id that is known here.
-        processor: whose pictures' tokens it takes.
-        dtype: float32 or bfloat16.
-        device: as torch names it.
-
-    Raises:
-        WeightsError: neither the files nor our table know the model.
-    """
-    from transformers import AutoModelForImageTextToText
-
-    config = _configuration(source)
-    if config is None:
-        raise WeightsError(f"--model {source}: its architecture is not known here; give a folder with its config.json")
-    token = processor.tokenizer.convert_tokens_to_ids
-    config.image_token_id, config.video_token_id = token("<|image_pad|>"), token("<|video_pad|>")
-    config.vision_start_token_id, config.vision_end_token_id = token("<|vision_start|>"), token("<|vision_end|>")
-    with torch.device(device):
-        return AutoModelForImageTextToText.from_config(config, dtype=DTYPES[dtype]).eval()
-
-
-def _configuration(source: str) -> Any:
+def configuration_of(source: str) -> Any:
     """transformers' configuration, or None where the model is not known."""
     from transformers import AutoConfig, Qwen2_5_VLConfig, Qwen3VLConfig
 

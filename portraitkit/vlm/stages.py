@@ -12,7 +12,7 @@ from rich.console import Console
 
 from portraitkit.errors import TrainingStopped
 from portraitkit.processor import keep_freed_memory
-from portraitkit.runs.checkpoint import complete_checkpoints, step_of
+from portraitkit.runs.checkpoint import complete_checkpoints, drop_checkpoints, step_of
 from portraitkit.runs.folder import RunFolder
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import progress_bar
@@ -82,6 +82,8 @@ def train(context: RunContext, stage: Stage, model: Any, lora: Any, checkpoint: 
     """
     options = context.options
     context.run.truncate_metrics(-1 if checkpoint is None else step_of(checkpoint), stage.name)
+    if context.processes.is_main_process and checkpoint in (None, newest_checkpoint(stage.folder)):
+        drop_checkpoints(stage.folder, options.checkpoints_total_limit)
     asked = stage.validated and context.validate is not None and options.deepspeed is None  # a model in shares cannot be asked as it is
 
     def validate() -> dict[str, float]:

@@ -127,7 +127,7 @@ def _quiet(trainer: Any, frozen: bool) -> Any:
 
 
 def _load_exactly(trainer: Any) -> None:
-    """Resuming loads every weight of a checkpoint, or fails.
+    """Resuming loads every weight of a checkpoint, or fails, and counts tokens from where it stopped.
 
     transformers' trainer takes a checkpoint's names as they stand in the file and ignores those that the model does not have. A
     Qwen2.5-VL is stored under its published names, which differ from its modules': it would go on from the weights it started with.
@@ -135,6 +135,8 @@ def _load_exactly(trainer: Any) -> None:
     theirs = trainer._load_from_checkpoint
 
     def load(checkpoint: str, model: Any = None) -> None:
+        history = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).log_history
+        trainer._total_train_tokens = history[-1].get("num_tokens", 0) if history else 0
         if not (Path(checkpoint) / "config.json").is_file():
             return theirs(checkpoint, model)  # an adapter, which peft loads
         own = trainer.accelerator.unwrap_model(trainer.model if model is None else model)
@@ -230,7 +232,9 @@ class Follow(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
-        """One line of metrics.jsonl for each of the trainer's logs."""
+        """One line of metrics.jsonl for each of the trainer's logs but the last, which is of this process, not of the run."""
+        if "train_runtime" in (logs or {}):
+            return
         numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
         self.run.log(state.global_step, kind=self.stage, **numbers)
         shown = "  ".join(f"{name} {numbers[name]:.3f}" for name in ("reward", "reward_std", "kl", "loss") if name in numbers)

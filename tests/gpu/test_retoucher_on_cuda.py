@@ -8,7 +8,7 @@ from rich.console import Console
 
 from policies.retoucher.backbones import load_backbone, tiny
 from policies.retoucher.config import RetoucherConfig
-from policies.retoucher.model.architectures import random_backbone, stand_in_condition
+from policies.retoucher.model.architectures import meta_backbone, stand_in_condition
 from policies.retoucher.photos import SyntheticSource
 from policies.retoucher.rollout import roll_out
 from policies.retoucher.trainer import FIRST_RATIO, Trainer
@@ -92,7 +92,7 @@ def test_bfloat16_rollouts_leave_the_ratio_exact():
 
 def test_a_bfloat16_base_with_checkpointing_trains_a_float32_lora():
     config = replace(CONFIG, device=DEVICE, gradient_checkpointing=True)
-    trainer = trainer_of(random_backbone("flux_kontext", str(tiny.EMBEDDED), 64, DEVICE), config)
+    trainer = trainer_of(meta_backbone("flux_kontext", str(tiny.EMBEDDED), 64, device=DEVICE), config)
     base = trainer.backbone.transformer.proj_out.weight
     assert base.dtype == torch.bfloat16 and base.device.type == DEVICE
     assert {(p.dtype, p.device.type) for p in trainer.adapter.values()} == {(torch.float32, DEVICE)}

@@ -62,13 +62,22 @@ WORDS = 96  # Tokens of the edit instruction with its template, where the text e
 TEXT_PARTS = ("text_encoder", "text_encoder_2")
 
 
-def meta_backbone(name: str, model: str | None, resolution: int | None, *, guidance: float | None = None, vae_tiling: bool = False) -> Any:
+def meta_backbone(
+    name: str,
+    model: str | None,
+    resolution: int | None,
+    *,
+    device: str = "meta",
+    guidance: float | None = None,
+    vae_tiling: bool = False,
+) -> Any:
     """A built-in backbone whose parts hold no data; its own code runs on meta tensors.
 
     Args:
         name: as given to `--backbone`.
         model: a local folder, whose configurations count, or a hub id or None: the published architecture.
         resolution: side of the pictures.
+        device: any other holds transformer and autoencoder, with random weights; text encoders never, see `stand_in_condition`.
         guidance: scale, or None for the backbone's own.
         vae_tiling: the autoencoder works in tiles.
 
@@ -76,46 +85,6 @@ def meta_backbone(name: str, model: str | None, resolution: int | None, *, guida
         ConfigError: no built-in backbone, or an impossible resolution.
         WeightsError: the folder holds no pipeline, or another one.
     """
-    return _assembled(name, model, resolution, "meta", guidance, vae_tiling)
-
-
-def random_backbone(name: str, model: str | None, resolution: int | None, device: str) -> Any:
-    """A built-in backbone whose transformer and autoencoder hold random weights, made on the device in the type that a run has.
-
-    Its text encoders hold no data: `stand_in_condition` gives random embeddings in their place.
-
-    Args:
-        name: see `meta_backbone`, as for the others.
-        model: a local folder, or None.
-        resolution: side of the pictures.
-        device: of the networks.
-
-    Raises:
-        ConfigError: see `meta_backbone`.
-        WeightsError: see `meta_backbone`.
-    """
-    return _assembled(name, model, resolution, device, None, False)
-
-
-def stand_in_condition(backbone: Any, photos: int) -> Condition:
-    """What `backbone.condition` gives, by shape and type, with normal random numbers in its place; residuals are one 0 a channel.
-
-    Args:
-        backbone: of this file.
-        photos: how many.
-    """
-    transformer = backbone.transformer
-    own = hasattr(backbone, "prompt_side")
-    text = WORDS + (backbone.prompt_side // 28) ** 2 if own else backbone.text_tokens
-    kind: dict[str, Any] = {"dtype": transformer.dtype, "device": backbone.device}
-    prompt = torch.randn(photos if own else 1, text, transformer.config.joint_attention_dim, **kind)
-    pooled = torch.randn(len(prompt), 0 if own else transformer.config.get("pooled_projection_dim", 0), **kind)
-    negative = torch.randn_like(prompt) if backbone.forwards == 2 else None
-    reference = torch.randn(photos, backbone.side**2, transformer.config.in_channels, device=backbone.device)
-    return Condition(reference, torch.zeros(photos, 3, 1, 1, device=backbone.device), prompt, pooled, negative, own)
-
-
-def _assembled(name: str, model: str | None, resolution: int | None, device: str, guidance: float | None, vae_tiling: bool) -> Any:
     import diffusers
 
     from policies.retoucher.backbones import tiny
@@ -156,6 +125,24 @@ def _assembled(name: str, model: str | None, resolution: int | None, device: str
         pipeline.vae.enable_tiling()
     facts: dict[str, Any] = {"name": name, "resolution": check_multiple(resolution or 512, 16), "base_model": model or name}
     return wrap(pipeline, licence="", batch=4, **facts, **options)
+
+
+def stand_in_condition(backbone: Any, photos: int) -> Condition:
+    """What `backbone.condition` gives, by shape and type, with normal random numbers in its place; residuals are one 0 a channel.
+
+    Args:
+        backbone: of this file.
+        photos: how many.
+    """
+    transformer = backbone.transformer
+    own = hasattr(backbone, "prompt_side")
+    text = WORDS + (backbone.prompt_side // 28) ** 2 if own else backbone.text_tokens
+    kind: dict[str, Any] = {"dtype": transformer.dtype, "device": backbone.device}
+    prompt = torch.randn(photos if own else 1, text, transformer.config.joint_attention_dim, **kind)
+    pooled = torch.randn(len(prompt), 0 if own else transformer.config.get("pooled_projection_dim", 0), **kind)
+    negative = torch.randn_like(prompt) if backbone.forwards == 2 else None
+    reference = torch.randn(photos, backbone.side**2, transformer.config.in_channels, device=backbone.device)
+    return Condition(reference, torch.zeros(photos, 3, 1, 1, device=backbone.device), prompt, pooled, negative, own)
 
 
 def parts_of(backbone: PipelineBackbone) -> dict[str, list[torch.nn.Module]]:

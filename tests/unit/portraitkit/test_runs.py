@@ -179,7 +179,10 @@ def test_tuples_and_values_that_are_not_finite_are_no_change(path):
 
 def test_metrics_after_the_checkpoint_are_dropped(path):
     finished(path, 0, 1, 2, 2, 3, 4)
+    for name in (".summary.12-34.md", ".mine", "a.12-34.md"):
+        (path / name).touch()
     with start(path, resume="latest") as run:
+        assert {".mine", "a.12-34.md"} == {item.name for item in path.iterdir() if item.name.endswith(("mine", ".md"))}  # half a file went
         run.truncate_metrics(2)
         run.log(3, reward=9.0)
     assert [line["step"] for line in metrics(path)] == [0, 1, 2, 2, 3]

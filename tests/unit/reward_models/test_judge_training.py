@@ -315,7 +315,7 @@ def test_another_number_of_processes_is_refused_before_anything_is_loaded(tmp_pa
     place = tmp_path / "reject/checkpoint-5"
     place.mkdir(parents=True)
     for name in ("trainer_state.json", "model.safetensors", "rng_state_0.pth", "rng_state_1.pth"):
-        (place / name).write_text("")
+        (place / name).write_text("{}")
     again = RewardModelConfig.of(output_dir=str(tmp_path), resume_from_checkpoint="latest")
     assert check_stages(again, 2) == [] == check_stages(replace(again, resume_from_checkpoint=None), 1)
     with pytest.raises(CheckpointError, match="reject/checkpoint-5: was written by 2 processes, this run has 1"):

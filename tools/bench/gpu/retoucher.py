@@ -13,7 +13,7 @@ from torch import Tensor
 from policies.retoucher.backbones.tiny import EMBEDDED
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.dry_run import CHANGES, MORE_DEVICES, plan_memory
-from policies.retoucher.model.architectures import parts_of, random_backbone, stand_in_condition
+from policies.retoucher.model.architectures import meta_backbone, parts_of, stand_in_condition
 from policies.retoucher.photos import SyntheticSource
 from policies.retoucher.rollout import Rollout
 from policies.retoucher.trainer import Trainer
@@ -76,7 +76,7 @@ def _advice(config: RetoucherConfig) -> str:
 def _measure(bench: GpuBenchConfig, config: RetoucherConfig, row: Any, interrupt: Interruptible) -> Iterator[Row]:
     flops = retoucher_flops(config)
     torch.manual_seed(bench.seed)
-    backbone = random_backbone("flux_kontext", config.model, config.resolution, config.device)
+    backbone = meta_backbone("flux_kontext", config.model, config.resolution, device=config.device)
     rewards = build_rewards(("texture",), (), "product")  # neither it nor the photos are asked for anything
     trainer = Trainer(config, backbone, SyntheticSource(backbone.resolution), rewards, Console(stderr=True))
     group = _group(backbone)

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import AutoModelForImageTextToText, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from policies.vlm.align.align_config import AlignVlmConfig
 from portraitkit.config import load_config
@@ -20,7 +20,7 @@ from portraitkit.memory.trace import tensors_of
 from portraitkit.memory.vlm_plan import MORE_DEVICES, Planner, changes
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.vlm.context import picture_tokens
-from portraitkit.vlm.model import VISION, be_quiet, load_processor, random_model
+from portraitkit.vlm.model import DTYPES, VISION, be_quiet, configuration_of, load_processor
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import Score, Task
 from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments, start_processes
@@ -152,6 +152,16 @@ def _advice(bench: GpuBenchConfig) -> str:
     return f"the planner expected {human(memory.peak)} to be enough; free the device of other programs, or lower --vlm-group"
 
 
+def _random_model(source: str, processor: Any, *, dtype: str, device: str) -> Any:
+    """A model that is known here, with random weights, made on the device; in evaluation mode."""
+    config = configuration_of(source)
+    token = processor.tokenizer.convert_tokens_to_ids
+    config.image_token_id, config.video_token_id = token("<|image_pad|>"), token("<|video_pad|>")
+    config.vision_start_token_id, config.vision_end_token_id = token("<|vision_start|>"), token("<|vision_end|>")
+    with torch.device(device):
+        return AutoModelForImageTextToText.from_config(config, dtype=DTYPES[dtype]).eval()
+
+
 def _measure(bench: GpuBenchConfig, row: Any, interrupt: Interruptible) -> Iterator[Measured]:
     be_quiet()
     processor, task = _processor(bench), _task()
@@ -161,7 +171,7 @@ def _measure(bench: GpuBenchConfig, row: Any, interrupt: Interruptible) -> Itera
     flops = vlm_flops(options.model, options, replace(load, rows=1))
     start_processes(options)
     torch.manual_seed(bench.seed)
-    model = random_model(options.model, processor, dtype=options.dtype, device=bench.where)
+    model = _random_model(options.model, processor, dtype=options.dtype, device=bench.where)
     watch = Clock(bench.where, interrupt)
     with TemporaryDirectory() as folder:
         arguments = grpo_arguments(options, folder)

@@ -12,9 +12,10 @@ def run(tmp_path):
 
     def make(*names):
         for name in names:
+            name, _, cut = name.partition(" ")
             (tmp_path / name).mkdir(parents=True)
             if "checkpoint" in name:
-                (tmp_path / name / "trainer_state.json").touch()
+                (tmp_path / name / "trainer_state.json").write_text("{" if cut else "{}")
                 (tmp_path / name / "model.safetensors").touch()
         return tmp_path
 
@@ -25,6 +26,7 @@ def run(tmp_path):
     ("holds", "stages", "start"),
     [
         (["checkpoint-2", "checkpoint-10"], ("grpo",), ("grpo", "checkpoint-10")),
+        (["checkpoint-2", "checkpoint-10 cut"], ("grpo",), ("grpo", "checkpoint-2")),
         (["sft/checkpoint-3"], ("sft",), ("sft", "sft/checkpoint-3")),
         (["sft/checkpoint-3"], BOTH, ("sft", "sft/checkpoint-3")),
         (["sft/checkpoint-3", "sft/model"], BOTH, ("grpo", None)),
