@@ -21,7 +21,7 @@ from portraitkit.errors import DataError, ImageError, RunFolderError
 from portraitkit.files.atomic import replacing_folder
 from portraitkit.files.jsonl import read_objects, write_lines
 from portraitkit.pictures import list_images, matched_name
-from portraitkit.pictures.images import read_image, resize, write_image
+from portraitkit.pictures.images import read_image, resize, within, write_image
 from portraitkit.report.page import plural
 
 Picture = Float[Tensor, "3 h w"]
@@ -178,9 +178,7 @@ def _write_photo(folder: Path, name: str, files: Mapping[str, Path], groups: dic
     for key, (one_height, one_width) in sizes.items():
         if abs(one_width / one_height / (width / height) - 1) > ASPECT_TOLERANCE:
             raise ImageError(f"{files[key]}: {one_width}x{one_height} px, another version has {width}x{height}; crop them alike")
-    scale = min(1.0, config.max_side / max(height, width))
-    size = max(1, round(height * scale)), max(1, round(width * scale))
-    pictures = {key: resize(picture, size) for key, picture in pictures.items()}
+    pictures = {key: within(resize(picture, (height, width)), config.max_side) for key, picture in pictures.items()}
     original = pictures.get("(reference)", next(iter(pictures.values())))
     to_write = pictures | {"(spoiled)": spoil(original)}
     if "(reference)" not in pictures:

@@ -52,8 +52,8 @@ class JudgeProbe:
     """What was found."""
 
     part: str  # the judge's name among the parts of the reward
-    judge: float  # the judge's mean value of the right answers
-    total: float  # mean of the whole reward of the right answers
+    judge: float | None  # the judge's mean value of the right answers; None where it could judge none
+    total: float | None  # mean of the whole reward of those answers
     kinds: tuple[Kind, ...]  # the others
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class JudgeProbe:
 
     def lines(self) -> list[tuple[str, ...]]:
         """Kind, what it is, rows, the judge's value, its preference for the right answer, the whole reward's."""
-        rows: list[tuple[str, ...]] = [("right", MEANS["right"], "", f"{self.judge:.3f}", "", f"{self.total:.3f}", "")]
+        rows: list[tuple[str, ...]] = [("right", MEANS["right"], "", _shown(self.judge), "", _shown(self.total), "")]
         for kind in self.kinds:
             low, high = kind.ci95
             wins = f"{kind.wins:.0%} ({low:.0%} to {high:.0%})"
@@ -133,8 +133,12 @@ def probe_judge(judge: AnswerJudge, task: Task, rows: Sequence[Row], constant: s
         interval = wilson_interval(wins, count)
         kinds.append(Kind(name, count, sum(values) / count, wins / count, interval, sum(whole) / count, total_wins / count))
     right = [place for place, found in enumerate(judged) if math.isfinite(found["right"])]
-    means = [sum(some[place]["right"] for place in right) / max(len(right), 1) for some in (judged, totals)]
+    means = [sum(some[place]["right"] for place in right) / len(right) if right else None for some in (judged, totals)]
     return JudgeProbe(judge.name, *means, tuple(kinds))
+
+
+def _shown(mean: float | None) -> str:
+    return "not judged" if mean is None else f"{mean:.3f}"
 
 
 def _wins(pairs: Sequence[tuple[float, float]]) -> float:

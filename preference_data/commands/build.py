@@ -19,7 +19,7 @@ from rich.console import Console
 
 from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import ConfigError, RunFolderError, UserError
-from portraitkit.files.atomic import write_text
+from portraitkit.files.atomic import clear_unfinished, write_text
 from portraitkit.files.jsonl import Rejected, append_line, read_json_lines, write_lines
 from portraitkit.pictures.images import write_image
 from portraitkit.runs.interrupt import Interruptible
@@ -178,8 +178,8 @@ def _device(config: BuildConfig, shard: Shard | None) -> str:
 def pair_candidates(
     candidates: list[Candidate], label: Candidate | None, *, pairs: int, generator: torch.Generator
 ) -> list[tuple[Candidate, Candidate]]:
-    """Who is compared with whom, and who is a: every group within itself; the others with each other and with the label, where it is to be
-    compared, by turns: at most `pairs` of these.
+    """Who is compared with whom, and who is a: every group within itself, at most `pairs` or as many as it has members; the others with
+    each other and with the label, where it is to be compared, by turns: at most `pairs` of these.
     """
     groups: dict[str, list[Candidate]] = {}
     free = []
@@ -188,7 +188,11 @@ def pair_candidates(
             free.append(candidate)
         else:
             groups.setdefault(candidate.group, []).append(candidate)
-    made = [couple for members in groups.values() for couple in combinations(members, 2)]
+    made = []
+    for members in groups.values():
+        couples, most = list(combinations(members, 2)), max(pairs, len(members))
+        few = range(len(couples)) if len(couples) <= most else torch.randperm(len(couples), generator=generator)[:most].tolist()
+        made += [couples[index] for index in few]
     among = list(combinations(free, 2))
     among = [among[index] for index in torch.randperm(len(among), generator=generator).tolist()]
     against = [(candidate, label) for candidate in free] if label is not None else []
@@ -322,10 +326,12 @@ def _open_folder(out: Path, config: BuildConfig, console: Console, shard: Shard 
         create_whole(out, {STATE: json.dumps(_resumable(config)) + "\n"})
         _check_folder(out, config, shard)  # another shard may have been first
     if config.overwrite and out.is_dir():
-        shutil.rmtree(out / "images", ignore_errors=True)
-        clear_shards(out)
-        for name in (METADATA, QUARANTINE, STATE, FACES, DONE, BUILT):
+        if shard is None:  # first: killed from here on, it is a build to go on with, never a set without its pictures
+            write_lines(out / STATE, [_resumable(config)])
+        for name in (DONE, METADATA, QUARANTINE, FACES, BUILT):
             (out / name).unlink(missing_ok=True)
+        clear_shards(out)
+        shutil.rmtree(out / "images", ignore_errors=True)
     try:
         (out / "images").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -334,6 +340,7 @@ def _open_folder(out: Path, config: BuildConfig, console: Console, shard: Shard 
         return
     if (out / STATE).is_file():
         console.print(f"{out}: going on with the build that was interrupted", highlight=False)
+        clear_unfinished(out)
     write_lines(out / STATE, [_resumable(config)])
 
 

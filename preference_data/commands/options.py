@@ -27,10 +27,11 @@ class BuildConfig(Options):
     """Honest retouches that degradations start from: file, the anchor_file_name of every photo; painted, the photos are clean portraits,
     and blemishes are painted onto them. If not given, each photo has its file, or is painted where it has none."""
     generators: tuple[str, ...] = ("degradations",)
-    """degradations, rollout (of the embedded retoucher, two a group; rollout:4, every pair of four), folder:PATH (finished retouches),
+    """degradations, rollout (of the embedded retoucher, two a group; rollout:4, four), folder:PATH (finished retouches),
     pipeline:PATH_OR_HUB_ID (diffusers), my_file.py:GENERATOR; several at once."""
     pairs_per_photo: AtLeast1 = 2
-    """Pairs of each photo and kind: of degradations, of rollouts (all of a group, at least one), of all other candidates together."""
+    """Pairs of each photo and kind: of degradations, of rollouts (at least as many as a group has members, all of a small one), of all other candidates
+    together."""
     candidates: AtLeast1 = 2
     """Candidates that each generator makes of each photo: for a pipeline, that many seeds."""
     against_label: bool = True

@@ -28,7 +28,7 @@ from policies.vlm.align.inputs import (
 )
 from policies.vlm.export_reward import with_reward_file
 from policies.vlm.judge_probe import JudgeProbe, probe_judge
-from policies.vlm.judged import AnswerJudge, UnitCheck, close_judge, judge_function, open_judge, split_name
+from policies.vlm.judged import AnswerJudge, UnitCheck, check_bare, close_judge, judge_function, open_judge, split_name
 from policies.vlm.tasks import load_task
 from portraitkit.files.jsonl import read_objects
 from portraitkit.hub import open_repo, push_folder
@@ -78,15 +78,15 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
         console.print(differs, highlight=False)
     check_continued(config, config.adapter)
     longest = check_vllm(grpo, config.device) if "grpo" in config.stages else None
+    judge = None if config.reward is None else open_judge(config.reward, task, data=config.data, device=config.device)
     processor = load_processor(config.model, max_pixels=config.max_pixels)
     rows, aside = readable_rows(config, open_all_rows(config, task, console), console, folder / QUARANTINE)
     check_enough(config, len(rows["train"]), processes.num_processes)
     check_held_out(config, rows["held_out"])
-    judge, parts = None, part_names(task, rows["train"][0], config.mode)
-    if config.reward is not None:
+    parts = part_names(task, rows["train"][0], config.mode)
+    if judge is not None:
         check_groups(config)
-        asked = [*rows["train"], *rows["held_out"]]
-        judge = open_judge(config.reward, task, asked, data=config.data, device=config.device)
+        check_bare(judge, [*rows["train"], *rows["held_out"]], config.data)
         config = replace(config, reward_weights=weights_of(config.reward_weights, [*parts, judge.name]))
     elif config.reward_weights:
         weights_of(config.reward_weights, parts)

@@ -215,6 +215,9 @@ def test_other_machines_need_the_key(tmp_path):
         answer = client.get("/?key=secret")
         assert answer.status_code == 303 and "httponly" in answer.headers["set-cookie"].lower()
         assert client.get("/").status_code == 200 and client.get("/api/start").json()["moles"] == "keep"
+    port = {"base_url": "http://testserver:8001", "follow_redirects": False}
+    with TestClient(make_app(Studio(tmp_path, CONFIG, analyse), hosts=("*",), key="other"), **port) as page:
+        assert set(page.get("/?key=other").cookies) == {"key-8001"}, "browsers give cookies to every port"
 
 
 def test_places_or_the_page():

@@ -266,6 +266,9 @@ def test_who_meets_whom():
     names = [frozenset((a.origin.generator, b.origin.generator)) for a, b in made]
     assert names[0] == {"x", "y"} and len(names) == 5 and len(set(names)) == 5
     assert sum("label" in couple for couple in names) == 2 and all("x" not in couple for couple in names[1:])
+    large = [candidate(str(index), "g") for index in range(64)]
+    few = pair_candidates(large, None, pairs=4, generator=torch.Generator().manual_seed(0))
+    assert len({frozenset((a.origin.generator, b.origin.generator)) for a, b in few}) == len(few) == 64
     sides = [
         pair_candidates([candidate("p"), candidate("q")], None, pairs=1, generator=torch.Generator().manual_seed(seed))[0][
             0

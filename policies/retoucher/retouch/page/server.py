@@ -48,7 +48,8 @@ KEPT = 8
 MOST_NAME = 120
 """Bytes of a photo's name that are kept, beside its suffix."""
 MAX_JSON = 2**20
-COOKIE = "key"
+COOKIE = "key-{port}"
+"""Browsers send a machine's cookies to all of its ports: each page has one of its own, or two would log each other out."""
 Analyse = Callable[[Float[Tensor, "3 h w"], Any], list[FacePlan]]
 Chosen = dict[int, dict[int, bool]]
 
@@ -215,11 +216,12 @@ def make_app(studio: Studio, *, hosts: tuple[str, ...], key: str | None = None) 
 
     def guarded(answer: Callable[[Request], Any]) -> Callable[[Request], Any]:
         async def handler(request: Request) -> Response:
-            if key is not None and not secrets.compare_digest(request.cookies.get(COOKIE, "").encode(), key.encode()):
+            cookie = COOKIE.format(port=request.url.port)
+            if key is not None and not secrets.compare_digest(request.cookies.get(cookie, "").encode(), key.encode()):
                 if not secrets.compare_digest(request.query_params.get("key", "").encode(), key.encode()):
                     raise HTTPException(403, "Open the page by the link that retouch-portrait printed, with its key.")
                 response = RedirectResponse("/", status_code=303)
-                response.set_cookie(COOKIE, key, httponly=True, samesite="strict")
+                response.set_cookie(cookie, key, httponly=True, samesite="strict")
                 return response
             if request.method == "POST" and request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
                 raise HTTPException(403, "This came from another site.")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from policies.vlm.judged import (
     UnitCheck,
     bare_faces,
     brevity,
+    check_bare,
     close_judge,
     judge_function,
     named_units,
@@ -146,7 +148,7 @@ def test_an_endpoint_is_asked_about_makeup_or_as_it_was_taught(row, card, monkey
     said = write_answer(Answer(dict.fromkeys(titles, (4, 2)), "first", ""), titles)
     with ScriptedEndpoint(lambda body: said) as endpoint:
         monkeypatch.setattr(HttpBackend, "connect", lambda url: (HttpBackend(Endpoint(url, "large", retries=0)), card))
-        judge = open_judge(f"judge:{endpoint.url}", MAKEUP, [row], data="embedded", device="cpu")
+        judge = open_judge(f"judge:{endpoint.url}", MAKEUP, data="embedded", device="cpu")
         (values,) = judge.values([(row, [MAKEUP.perfect(row.truth), off(row.truth, "#00FF00")])])
         close_judge(judge)
     assert values == [0.5, 0.5] and judge.counts.flips == 1  # it prefers whatever it sees first
@@ -189,7 +191,7 @@ def test_rows_without_a_bare_face_are_refused(row):
     with pytest.raises(
         DataError, match=r"data/train.jsonl line 3: has no bare_image, the same photo without makeup.*make-preferences makeup"
     ):
-        open_judge("judge:embedded", MAKEUP, [mine], data="data", device="cpu")
+        check_bare(judge_of(Eye(near)), [mine], "data")
 
 
 @pytest.mark.parametrize(
@@ -286,3 +288,6 @@ def test_hacks_of_the_reasoning_lose(face):
     assert {kind.name for kind in found.kinds} == {"shuffled", "constant", "flattering", "empty", "every_unit", "over_long"}
     assert all(kind.wins == 1 and kind.total_wins == 1 for kind in found.kinds) and found.judge == 1.0 and found.total == pytest.approx(3.2)
     assert "not shown to tell" in found.advice()  # two rows show nothing
+    nobody = replace(face, truth=replace(face.truth, units=None))
+    unknown = probe_judge(UnitCheck(), EMOTION, [nobody], explain("(AU1)", "fear"), "fixed", (1.0, 1.0, 1.0, 0.2))
+    assert unknown.judge is unknown.total is None and unknown.lines() == [("right", "the truth", "", "not judged", "", "not judged", "")]
