@@ -30,8 +30,8 @@ class BuildConfig(Options):
     """degradations, rollout (of the embedded retoucher, two a group; rollout:4, four), folder:PATH (finished retouches),
     pipeline:PATH_OR_HUB_ID (diffusers), my_file.py:GENERATOR; several at once."""
     pairs_per_photo: AtLeast1 = 2
-    """Pairs of each photo and kind: of degradations, of rollouts (at least as many as a group has members, all of a small one), of all other candidates
-    together."""
+    """Pairs of each photo and kind: of degradations, of rollouts (as many as a group has members, if that is more), of all other
+    candidates together."""
     candidates: AtLeast1 = 2
     """Candidates that each generator makes of each photo: for a pipeline, that many seeds."""
     against_label: bool = True
