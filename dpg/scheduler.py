@@ -271,8 +271,8 @@ class DPGScheduler(FlowMatchEulerDiscreteScheduler):
         assert self.step_index is not None
         index = self.step_index - 1  # the parent has moved on
         lam = self.lambdas[index]
-        noiseless = self.config["sampler"] == "ode" or self.config["eta"] == 0
-        if index not in self.drawn_steps or (noiseless and lam == 0):
+        unmoved = lam == 0 and (self.config["sampler"] == "ode" or self.config["eta"] == 0)  # a step as the parent takes it
+        if index not in self.drawn_steps or (unmoved and not self._record):
             return plain
         pull = Pull(lam, self._anchor) if self.config["lambda_target"] == "anchor" else Pull(lam, target="mean")
         taken = self.sampler.take(
@@ -280,7 +280,7 @@ class DPGScheduler(FlowMatchEulerDiscreteScheduler):
             model_output,
             self.sigmas[index].item(),
             self.sigmas[index + 1].item(),
-            noise=self._noise.get(index),
+            noise=torch.zeros_like(sample) if unmoved else self._noise.get(index),
             pull=pull,
             generator=generator or self._generator,
             storage_dtype=model_output.dtype,
@@ -288,5 +288,7 @@ class DPGScheduler(FlowMatchEulerDiscreteScheduler):
         )
         if self._record:
             self.trajectory.append(taken)
+        if unmoved:
+            return plain
         output: Any = FlowMatchEulerDiscreteSchedulerOutput
         return output(prev_sample=taken.x_next) if return_dict else (taken.x_next,)

@@ -159,6 +159,39 @@ def divergence_surrogate(
     return torch.where(blocked, 0.0, -advantages * log_ratio.exp()), blocked
 
 
+def neighbor_log_ratio(
+    new: Float[Tensor, " n *dims"], old: Float[Tensor, " n *dims"], candidates: Float[Tensor, " n members *dims"], keep: int = 1
+) -> Float[Tensor, " n members *kept"]:
+    """Neighbor GRPO's log-ratios (arXiv 2511.16955): those of `softmax(-|c - x|^2)` over a group's candidates c, around an anchor x.
+
+    At the old policy the gradient of `sum(A r)` by x is `2 sum(A c)` where the advantages add up to 0: towards the better candidates.
+
+    Args:
+        new: where the policy takes each anchor; gradients flow.
+        old: where the old policy took it.
+        candidates: where it took those of the anchor's group, the anchor among them.
+        keep: dimensions kept, that of the anchors counted; squared distances are means over the others, the paper's sums over all (I).
+    """
+
+    def log_policy(x: Tensor) -> Tensor:
+        return (-(candidates - x[:, None]).square().flatten(keep + 1).mean(-1)).log_softmax(1)
+
+    return log_policy(new) - log_policy(old)
+
+
+def quasi_norm_weights(advantages: Float[Tensor, " n"], groups: Int[Tensor, " n"], p: float) -> Float[Tensor, " n"]:
+    """What Neighbor GRPO multiplies a group's advantages by, `1 / (sum |A|^p)^(1/p)`: with p below 2 flat groups count for less.
+
+    Args:
+        advantages: any range; where all of a group are 0, so are its weights.
+        groups: equal numbers make a group.
+        p: in (0, 2].
+    """
+    _, index = torch.unique(groups, return_inverse=True)
+    norm = torch.zeros_like(advantages).index_add(0, index, advantages.abs() ** p) ** (1 / p)
+    return torch.where(norm > 0, 1 / norm, 0.0)[index]
+
+
 def gaussian_kl(
     mean: Float[Tensor, " n *dims"], mean_reference: Float[Tensor, " n *dims"], std: float | Float[Tensor, "..."], keep: int = 1
 ) -> Float[Tensor, " n *kept"]:

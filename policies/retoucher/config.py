@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 
 USED_BY = {
     "ratio": ("grpo",),
-    "clip_range": ("grpo",),
+    "clip_range": ("grpo", "neighbor"),
     "step_weight": ("grpo", "dppo"),
     "ablate": ("grpo", "dppo"),
     "kl_threshold": ("dppo",),
     "noise_levels": ("nft",),
     "old_policy_decay": ("nft",),
+    "perturbation": ("neighbor",),
+    "neighbor_anchors": ("neighbor",),
+    "advantage_p": ("neighbor",),
 }
 """Options that only some values of --loss know."""
 
@@ -215,10 +218,17 @@ class UpdateOptions(Options):
     kl_threshold: Positive = 1e-5
     """With --loss dppo: KL of a stochastic step from the old policy's, a mean over the latent's dimensions, beyond which no update takes it
     farther; 1e-5 is Flow-DPPO's."""
-    loss: Literal["grpo", "dppo", "nft"] = "grpo"
+    perturbation: Annotated[float, Range(gt=0, le=1)] = 0.3
+    """With --loss neighbor: how far a candidate's initial noise is from its group's, 1 for noises of their own; 0.3 is the paper's best."""
+    neighbor_anchors: AtLeast1 = 4
+    """With --loss neighbor: candidates of a group whose steps are trained, the paper's anchors; its best are 4 of 12."""
+    advantage_p: Annotated[float, Range(gt=0, le=2)] = 0.8
+    """With --loss neighbor: p of the quasi-norm that a group's advantages are divided by; the paper's best."""
+    loss: Literal["grpo", "dppo", "nft", "neighbor"] = "grpo"
     """grpo: the clipped likelihood ratio of the stochastic steps. dppo (Flow-DPPO): the ratio where the KL from the old policy lets it.
     nft (DiffusionNFT): the velocity regressed towards better and away from worse candidates, whatever sampled them; with --no-dpg plain
-    ODEs, each from its own noise (--no-shared-noise)."""
+    ODEs, each from its own noise (--no-shared-noise). neighbor (Neighbor GRPO, with --no-dpg): plain ODEs from noises near each other, the
+    steps of --window pulled towards those of better candidates."""
     noise_levels: AtLeast1 = 2
     """With --loss nft: noise levels of the sampler, drawn anew each training step, that candidates are learned from."""
     old_policy_decay: Annotated[float, Range(ge=0, lt=1)] = 0.0
@@ -229,7 +239,7 @@ class UpdateOptions(Options):
     ratio: Literal["ppo", "guard"] = "ppo"
     """Likelihood ratio as it is, or standardised per step as GRPO-Guard does."""
     kl_beta: NotNegative = 0.0
-    """Weight of the Gaussian KL to the base policy (adapters off), with --loss nft of the squared distance of their answers."""
+    """Weight of the Gaussian KL to the base policy (adapters off); with --loss nft and neighbor, of their squared distance."""
     max_grad_norm: Positive = 1.0
     """Gradient clipping."""
     ema_decay: Annotated[float, Range(ge=0, lt=1)] = 0.0
@@ -312,10 +322,13 @@ class RetoucherConfig(
         if self.loss == "nft" and (self.sharding != "none" or (self.shared_noise and not self.dpg)):
             raise ConfigError("--loss nft: goes with --no-shared-noise unless --dpg draws stochastic steps, and not with --sharding")
         idle = [name for name, losses in USED_BY.items() if self.loss not in losses]
-        idle += ["sampler", "eta", "window"] if self.plain_rollouts else []
+        idle += ["sampler", "eta", "window"] if self.plain_rollouts else ["sampler", "eta"] if self.loss == "neighbor" else []
         for name in (name for name in idle if getattr(self, name) != getattr(RetoucherConfig, name)):
             given = f"--{name.replace('_', '-')} {getattr(self, name)}".removesuffix(" True")
             raise ConfigError(f"{given}: does nothing with --loss {self.loss} {'--dpg' if self.dpg else '--no-dpg'}; leave it out")
+        if self.loss == "neighbor" and (self.dpg or not self.shared_noise or self.neighbor_anchors > self.group_size):
+            few = f"--neighbor-anchors {self.neighbor_anchors} of at most --group-size {self.group_size}"
+            raise ConfigError(f"--loss neighbor: goes with --no-dpg, --shared-noise and {few}; change what differs")
         if self.anchor_weight > 0 and (self.loss != "nft" or self.anchor == "none"):
             raise ConfigError(f"--anchor-weight {self.anchor_weight:g}: needs --loss nft and an --anchor; add those, or leave it out")
         if self.reward_weights and len(self.reward_weights) != len(self.all_rewards):
@@ -328,7 +341,7 @@ class RetoucherConfig(
         from dpg.scheduler import DPGScheduler
 
         scheduler = DPGScheduler(
-            sampler=self.sampler,
+            sampler="ode" if self.loss == "neighbor" else self.sampler,
             eta=self.eta,
             window=self.window,
             segments=self.segments,

@@ -21,7 +21,7 @@ from policies.retoucher.micro_batch import MicroBatch
 from policies.retoucher.model.backbone import Backbone, Condition, Latents, sample_ode
 from policies.retoucher.photos import PhotoSource, TrainingPhotos
 from policies.retoucher.processes import Processes
-from policies.retoucher.rollout import Noise, Rollout, join, mix, noise_of_groups, roll_out_photos
+from policies.retoucher.rollout import Noise, Rollout, join, mix, noise_of_groups, roll_out
 from portraitkit.files.jsonl import append_line
 from portraitkit.pictures.images import read_image, write_image
 from portraitkit.processor import bf16_autocast
@@ -157,7 +157,8 @@ def roll_out_groups(
     judges = [function for function in rewards.functions.values() if isinstance(function, CountedJudge)]
     before = [judge.counts.copy() for judge in judges]
     drawn = {"group_size": config.group_size, "shared_noise": config.shared_noise, "seed": config.seed, "iteration": step}
-    noise = noise_of_groups(backbone, scheduler.drawn_steps, groups, **drawn)
+    neighbors = config.perturbation if config.loss == "neighbor" else 0.0
+    noise = noise_of_groups(backbone, scheduler.drawn_steps, groups, **drawn, perturbation=neighbors)
     given = (backbone, condition, anchors, scheduler, batch.photos, rewards, noise, config, fitting)
     rollout, candidates, parts, waited = _roll_out_and_score(*given)
     new = [judge.counts.since(count) for judge, count in zip(judges, before, strict=True)]
@@ -256,7 +257,7 @@ def _roll_out_and_score(
         members = len(rows) * noise.group_size
 
         def sampled(batch: int, rows: Tensor = rows) -> Rollout:
-            return roll_out_photos(backbone, condition, anchors, scheduler, noise, rows, batch=batch, bf16=bf16)
+            return roll_out(backbone, condition, anchors, scheduler, noise, rows, batch=batch, bf16=bf16)
 
         rollout = fitting.fit(members, sampled)
         candidates = fitting.fit(members, lambda batch, rollout=rollout: _decoded(backbone, condition, rollout, batch, bf16))

@@ -36,17 +36,16 @@ class Noise:
     group_size: int  # candidates a photo
 
 
-def draw_noise(
-    backbone: Backbone, drawn: Sequence[int], photos: int, *, group_size: int, shared_noise: bool, generator: torch.Generator
-) -> Noise:
-    """The noise of `photos` groups: the initial one first, then that of each drawn step."""
-    start = backbone.noise(photos if shared_noise else photos * group_size, generator)
-    steps = {index: torch.randn(photos * group_size, *start.shape[1:], generator=generator).to(start) for index in drawn}
-    return Noise(start, steps, group_size)
-
-
 def noise_of_groups(
-    backbone: Backbone, drawn: Sequence[int], groups: Sequence[int], *, group_size: int, shared_noise: bool, seed: int, iteration: int
+    backbone: Backbone,
+    drawn: Sequence[int],
+    groups: Sequence[int],
+    *,
+    group_size: int,
+    shared_noise: bool,
+    seed: int,
+    iteration: int,
+    perturbation: float = 0.0,
 ) -> Noise:
     """The noise of some groups of a training step, each candidate's from its own generator.
 
@@ -61,65 +60,38 @@ def noise_of_groups(
         shared_noise: one initial noise a group instead of one a candidate.
         seed: of the run.
         iteration: training step.
+        perturbation: where above 0, each candidate starts from a neighbor of its group's noise e, `sqrt(1 - p^2) e + p e_i`.
     """
     starts: list[Tensor] = []
     steps: dict[int, list[Tensor]] = {index: [] for index in drawn}
     for group in groups:
-        for member in range(-1 if shared_noise else 0, group_size):
-            generator = torch.Generator().manual_seed(mix(seed, iteration, group, member + 1))
-            if member < 0 or not shared_noise:
-                starts.append(backbone.noise(1, generator))
-            if member >= 0:
-                for index in drawn:
-                    steps[index].append(torch.randn(1, *starts[0].shape[1:], generator=generator))
+        first, *each = (torch.Generator().manual_seed(mix(seed, iteration, group, place)) for place in range(group_size + 1))
+        common = backbone.noise(1, first) if shared_noise else None
+        if common is None:
+            starts += [backbone.noise(1, own) for own in each]
+        elif perturbation == 0:
+            starts.append(common)
+        else:
+            starts += [(1 - perturbation**2) ** 0.5 * common + perturbation * backbone.noise(1, own) for own in each]
+        for index in drawn:
+            steps[index] += [torch.randn(1, *starts[0].shape[1:], generator=own) for own in each]
     start = torch.cat(starts)
     return Noise(start, {index: torch.cat(rows).to(start) for index, rows in steps.items()}, group_size)
 
 
+@torch.no_grad()
 def roll_out(
     backbone: Backbone,
     condition: Condition,
     anchors: Latents | None,
     scheduler: DPGScheduler,
-    *,
-    group_size: int,
-    shared_noise: bool,
-    generator: torch.Generator,
-    batch: int,
-    bf16: bool = False,
-) -> Rollout:
-    """Draw `group_size` candidates for each photo.
-
-    Args:
-        backbone: the policy.
-        condition: the encoded photos.
-        anchors: encoded anchors of the photos; None without guidance.
-        scheduler: on the timesteps of the rollout, with its stochastic steps drawn; it takes every step.
-        group_size: candidates a photo.
-        shared_noise: one initial noise a photo instead of one a candidate.
-        generator: of all noise.
-        batch: candidates evaluated at once.
-        bf16: evaluate the ODE steps that a candidate takes on its own in bfloat16. No ratio ever sees them.
-    """
-    noise = draw_noise(
-        backbone, scheduler.drawn_steps, len(condition), group_size=group_size, shared_noise=shared_noise, generator=generator
-    )
-    return roll_out_photos(backbone, condition, anchors, scheduler, noise, torch.arange(len(condition)), batch=batch, bf16=bf16)
-
-
-@torch.no_grad()
-def roll_out_photos(
-    backbone: Backbone,
-    condition: Condition,
-    anchors: Latents | None,
-    scheduler: DPGScheduler,
     noise: Noise,
-    photos: Int[Tensor, " k"],
+    photos: Int[Tensor, " k"] | None = None,
     *,
     batch: int,
     bf16: bool = False,
 ) -> Rollout:
-    """Draw the candidates of some of the photos.
+    """Draw the candidates of the photos, or of some of them.
 
     Args:
         backbone: the policy.
@@ -127,13 +99,14 @@ def roll_out_photos(
         anchors: encoded anchors of all photos; None without guidance.
         scheduler: on the timesteps of the rollout, with its stochastic steps drawn; it takes every step.
         noise: of all photos.
-        photos: indices of those that are rolled out, consecutive.
+        photos: indices of those that are rolled out, consecutive; all if not given.
         batch: candidates evaluated at once.
-        bf16: see `roll_out`.
+        bf16: evaluate the ODE steps that a candidate takes on its own in bfloat16. No ratio ever sees them.
 
     Returns:
         The part of the whole rollout; `photo_of` counts all photos. `join` puts parts together.
     """
+    photos = torch.arange(len(condition)) if photos is None else photos
     group_size, drawn = noise.group_size, scheduler.drawn_steps
     row_of = torch.arange(len(photos)).repeat_interleave(group_size)
     photo_of = photos[row_of]

@@ -27,9 +27,9 @@ from policies.retoucher.photos import PhotoSource
 from policies.retoucher.processes import Processes
 from policies.retoucher.rank_groups import NO_SCORES, RANKED_GROUPS, GroupScores, RankGroups, gather_scores, judge_figures, roll_out_groups
 from policies.retoucher.rollout import mix
-from policies.retoucher.update import NO_FIGURES, UpdateFigures, accumulate_gradients, base_policy
+from policies.retoucher.update import NO_FIGURES, UpdateFigures, accumulate_gradients, base_policy, draw_anchors
 from portraitkit.errors import TrainingStopped
-from portraitkit.grpo import Advantages, group_advantages, local_advantages, per_reward_advantages
+from portraitkit.grpo import Advantages, group_advantages, local_advantages, per_reward_advantages, quasi_norm_weights
 from reward_models.credit import local_credit, to_tokens
 from reward_models.reward_set import RewardSet
 
@@ -197,13 +197,15 @@ class Trainer:
     def _rank_advantages(self, rolled: RankGroups, scores: GroupScores, rewards: Tensor, values: Tensor, groups: Tensor) -> Tensor:
         """Advantages of this process's candidates, one each, or one a token of each; they are compared inside groups alone then."""
         mine = torch.isin(groups, torch.tensor(rolled.groups))
+        neighbor = self.config.loss == "neighbor"
+        weights = (quasi_norm_weights(values, groups, self.config.advantage_p) if neighbor else torch.ones_like(values))[mine]
         if self.config.credit != "local":
-            return values[mine]
+            return values[mine] * weights
         parts = {name: part[mine] for name, part in scores.parts.items()}
         photo_of = rolled.rollout.photo_of
         credit = local_credit(rolled.candidates, rolled.photos, photo_of, self.rewards, parts)
         local = local_advantages(credit, rewards[mine], photo_of)
-        return to_tokens(local, rolled.rollout.latents.shape[1])
+        return weights[:, None] * to_tokens(local, rolled.rollout.latents.shape[1])
 
     def _update(
         self, rolled: RankGroups | None, advantages: Tensor | None, photos: list[int], ids: list[str]
@@ -216,12 +218,14 @@ class Trainer:
         figures = NO_FIGURES
         if rolled is not None and advantages is not None:
             rows = torch.tensor([row for row, group in enumerate(rolled.groups) if group in photos], dtype=torch.long)
-            count = len(photos) * config.group_size
+            neighbor, drawn = config.loss == "neighbor", {"seed": config.seed, "iteration": self.progress.step}
+            count = len(photos) * (config.neighbor_anchors if neighbor else config.group_size)
             given = (self.backbone, rolled.condition, rolled.rollout, advantages, rows, config.objective)
             learn, more = accumulate_gradients, {"in_step": self.processes.largest if config.sharding == "fsdp2" else None}
+            if neighbor:
+                more["anchors"] = draw_anchors(rolled.groups, config.group_size, config.neighbor_anchors, **drawn)
             if config.loss == "nft":
-                place = {"seed": config.seed, "iteration": self.progress.step}
-                noise = forward_noise(self.backbone, self.sigmas, config.noise_levels, rolled.groups, **place)
+                noise = forward_noise(self.backbone, self.sigmas, config.noise_levels, rolled.groups, **drawn)
                 old = partial(self.using, self.old) if self.old else None
                 learn, more = accumulate_forward_gradients, {"noise": noise, "anchors": rolled.anchors, "old_policy": old}
 

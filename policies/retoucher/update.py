@@ -12,19 +12,19 @@ from torch import Tensor
 
 from dpg.sampler import TakenStep
 from policies.retoucher.model.backbone import Backbone, Condition
-from policies.retoucher.rollout import Rollout
-from portraitkit.grpo import clipped_surrogate, divergence_surrogate, gaussian_kl, guard_log_ratio
+from policies.retoucher.rollout import Rollout, mix
+from portraitkit.grpo import clipped_surrogate, divergence_surrogate, gaussian_kl, guard_log_ratio, neighbor_log_ratio
 
 
 @dataclass(frozen=True)
 class Loss:
     """What an update minimises."""
 
-    method: Literal["grpo", "dppo", "nft"] = "grpo"  # see `--loss`
+    method: Literal["grpo", "dppo", "nft", "neighbor"] = "grpo"  # see `--loss`
     clip_range: float = 1e-4  # of the ratio; small, because log-probabilities are means over the latent's dimensions
     kl_threshold: float = 1e-5  # largest divergence from the old policy with Flow-DPPO
     ratio: Literal["ppo", "guard"] = "ppo"  # the likelihood ratio as it is, or standardised per step as GRPO-Guard does
-    kl_beta: float = 0.0  # weight of the Gaussian KL to the base policy
+    kl_beta: float = 0.0  # weight of the Gaussian KL to the base policy; where a step has no noise, of half the squared distance
     step_weight: Literal["equal", "attenuation"] = "equal"  # of a guided step: 1, or "attenuation", 1 - lam
     beta: float = 1.0  # of DiffusionNFT's implicit policies
     anchor_weight: float = 0.0  # of an anchor against all candidates of its photo, with DiffusionNFT
@@ -72,6 +72,7 @@ def accumulate_gradients(
     micro_batch: int,
     candidates: int | None = None,
     in_step: Callable[[list[int]], list[int]] | None = None,
+    anchors: Int[Tensor, " n"] | None = None,
 ) -> UpdateFigures:
     """Add the gradients of the mean loss over the candidates of `photos` and the drawn steps to the parameters.
 
@@ -81,16 +82,19 @@ def accumulate_gradients(
     `in_step` makes this process evaluate as often as the others must: it takes the backwards of each drawn step and returns those of the
     process with most.
 
+    With `anchors`, rows of the rollout, only these take their steps again, each among all candidates of its group (Neighbor GRPO): the mean
+    is then over the anchors, of sums over the candidates, and `candidates` counts anchors.
+
     Advantages are one a candidate, or one a token of it (`--credit local`): then ratio and clipping are a token's, too. They, and all
     indices, are on the CPU.
     Groups whose advantages are all 0 are left out of the computation; they count in the mean, as they would with loss 0.
     At most `micro_batch` candidates (photos, where their candidates share a step) go forward and backward at once: the loss is a sum
     over candidates, so how it is cut changes nothing but rounding.
     """
-    members = torch.isin(rollout.photo_of, photos)
-    terms = (candidates or int(members.sum())) * max(1, len(rollout.steps))
+    retaken = torch.arange(len(rollout.photo_of)) if anchors is None else anchors
+    terms = (candidates or int(torch.isin(rollout.photo_of[retaken], photos).sum())) * max(1, len(rollout.steps))
     live = torch.tensor([int(p) for p in photos if advantages[rollout.photo_of == p].abs().sum() > 0], dtype=torch.long)
-    their_members = torch.isin(rollout.photo_of, live).nonzero()[:, 0]
+    their_members = retaken[torch.isin(rollout.photo_of[retaken], live)]
     total = kl = 0.0
     deviation, clipped, evaluations = 0.0, 0.0, 0
     rows_of = [live if step.shared else their_members for step in rollout.steps]
@@ -112,12 +116,18 @@ def accumulate_gradients(
     return UpdateFigures(total, kl, deviation, clipped / max(1, terms), evaluations)
 
 
+def draw_anchors(groups: Sequence[int], group_size: int, count: int, *, seed: int, iteration: int) -> Int[Tensor, " n"]:
+    """Rows of `count` candidates of each of these groups of a training step, whichever process has them."""
+    orders = [torch.randperm(group_size, generator=torch.Generator().manual_seed(mix(seed, iteration, group, 0, 1))) for group in groups]
+    return torch.cat([row * group_size + order[:count].sort().values for row, order in enumerate(orders)])
+
+
 @dataclass(frozen=True)
 class _StepTerms:
     surrogate: Float[Tensor, " members"]
     kl: Float[Tensor, " members"]
-    log_ratio: Float[Tensor, " members *tokens"]
-    clipped: Bool[Tensor, " members tokens"]
+    log_ratio: Float[Tensor, " members *others"]
+    clipped: Bool[Tensor, " members others"]
     evaluations: int
 
 
@@ -143,21 +153,26 @@ def _step_terms(
     mean = mean_of_policy()
     evaluations = 3 * len(x) * backbone.forwards
     old = step.mean[rows]
-    guard = loss.ratio == "guard"
-    ratio = step.sampler.log_ratio(mean[spread], old[spread], std, step.noise[members], keep=advantages.ndim, gaussian=guard)
+    guard, neighbor = loss.ratio == "guard", loss.method == "neighbor"
+    if neighbor:
+        rollouts, photo_of = (-1, int((rollout.photo_of == 0).sum())), rollout.photo_of[rows]
+        others, worth = step.x_next.unflatten(0, rollouts)[photo_of], advantages.unflatten(0, rollouts)[photo_of].to(mean)
+        ratio = neighbor_log_ratio(mean, old, others.to(mean), keep=advantages.ndim)
+    else:
+        worth = advantages[members].to(mean)
+        ratio = step.sampler.log_ratio(mean[spread], old[spread], std, step.noise[members], keep=advantages.ndim, gaussian=guard)
     if guard:
         ratio = guard_log_ratio(ratio, old[spread], mean[spread], std)
-    worth = advantages[members].to(ratio)
     if loss.method == "dppo":
         away = gaussian_kl(mean.detach(), old, std, keep=advantages.ndim)[spread]
         surrogate, clipped = divergence_surrogate(ratio, worth, away, loss.kl_threshold)
     else:
         surrogate, clipped = clipped_surrogate(ratio, worth, loss.clip_range), (ratio.exp() - 1).abs() > loss.clip_range
-    surrogate = surrogate.reshape(len(members), -1).mean(1)
+    surrogate = (surrogate.sum(1) if neighbor else surrogate).reshape(len(members), -1).mean(1)
     kl = torch.zeros_like(surrogate)
     if loss.kl_beta > 0:
         with torch.no_grad(), base_policy(backbone):
             reference = mean_of_policy()
         evaluations += len(x) * backbone.forwards
-        kl = gaussian_kl(mean, reference, std)[spread]
+        kl = gaussian_kl(mean, reference, std or 1.0)[spread]
     return _StepTerms(surrogate, kl, ratio, clipped.reshape(len(members), -1), evaluations)

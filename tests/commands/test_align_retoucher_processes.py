@@ -115,6 +115,7 @@ def test_two_processes_train_what_one_trains(align, runs, two):
 
 METHODS = {
     "dppo": {"loss": "dppo", "global_std": True},
+    "neighbor": {"loss": "neighbor", "dpg": False, "neighbor_anchors": 1},
     "nft": {"loss": "nft", "dpg": False, "shared_noise": False, "anchor_weight": 0.5, "old_policy_decay": 0.5},
 }
 

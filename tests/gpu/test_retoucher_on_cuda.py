@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 from rich.console import Console
+from rollouts import roll_out
 
 from policies.retoucher.backbones import load_backbone, tiny
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.model.architectures import meta_backbone, stand_in_condition
 from policies.retoucher.photos import SyntheticSource
-from policies.retoucher.rollout import roll_out
 from policies.retoucher.trainer import FIRST_RATIO, Trainer
 from policies.retoucher.update import accumulate_gradients
 from reward_models.reward_set import build_rewards

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.model.backbone import Condition, Latents
-from policies.retoucher.rollout import Rollout, roll_out
+from policies.retoucher.rollout import Rollout, noise_of_groups, roll_out
 from policies.retoucher.trainer import Trainer
 from policies.retoucher.update import accumulate_gradients
 
@@ -66,16 +66,10 @@ def optimise_group(trainer: Trainer, config: RetoucherConfig, group: Group, numb
     """
     start = clock(config.device)
     scheduler = config.scheduler(trainer.sigmas, number)
-    rollout = roll_out(
-        trainer.backbone,
-        group.condition,
-        group.anchors if config.dpg else None,
-        scheduler,
-        group_size=config.group_size,
-        shared_noise=config.shared_noise,
-        generator=torch.Generator().manual_seed(number),
-        batch=config.micro_batch,
-    )
+    drawn = {"group_size": config.group_size, "shared_noise": config.shared_noise, "seed": number, "iteration": 0}
+    noise = noise_of_groups(trainer.backbone, scheduler.drawn_steps, [0], **drawn)
+    anchors = group.anchors if config.dpg else None
+    rollout = roll_out(trainer.backbone, group.condition, anchors, scheduler, noise, batch=config.micro_batch)
     rolled = clock(config.device)
     advantages = group.advantages(rollout)
     judged = clock(config.device)

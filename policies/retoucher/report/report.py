@@ -181,14 +181,14 @@ def _judge_plots(run: Run) -> list[Plot]:
 
 def _training_plots(run: Run) -> list[Plot]:
     out = []
-    nft = run.config.get("loss") == "nft"
+    loss = run.config.get("loss")
     for key, title, reads in SIGNALS:
         if key in ("clipped", "kl") and not any(as_float(line.get(key)) > 0 for line in run.train):
             continue
-        if nft and key == "ratio_deviation":  # it has no ratio
+        if loss == "nft" and key == "ratio_deviation":  # it has no ratio
             continue
-        if nft and key == "kl":
-            title, reads = "Distance from the base", "squared, of the clean latents that both predict"
+        if loss in ("nft", "neighbor") and key == "kl":
+            title, reads = "Distance from the base", "squared, of the latents that both predict"
         svg = curve_svg([_over(run.train, key, kind="line", colour="muted")], log=key == "ratio_deviation")
         out.append((title, reads, svg))
     return _drawn(out)

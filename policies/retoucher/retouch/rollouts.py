@@ -17,7 +17,7 @@ from policies.retoucher.backbones.tiny import EMBEDDED, RESOLUTION
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.model.adapter import attach_adapter
 from policies.retoucher.model.backbone import Backbone
-from policies.retoucher.rollout import roll_out
+from policies.retoucher.rollout import noise_of_groups, roll_out
 from portraitkit.errors import ConfigError
 from preference_data.generators import Candidate, GeneratorOptions, Subject
 from preference_data.schema import Origin
@@ -52,16 +52,10 @@ class Rollouts:
             self.backbone.transformer.set_adapters("default", weights=STAGES[stage])
             sampling = {"loss": "nft", "shared_noise": False} if plain else {"segments": 1, "eta": ETA}
             settings = RetoucherConfig.of(num_steps=STEPS, dpg=False, seed=number, **sampling)
-            rollout = roll_out(
-                self.backbone,
-                condition,
-                None,
-                settings.scheduler(self.backbone.sigmas(STEPS), 0),
-                group_size=self.size,
-                shared_noise=not plain,
-                generator=torch.Generator().manual_seed(number),
-                batch=self.size,
-            )
+            scheduler = settings.scheduler(self.backbone.sigmas(STEPS), 0)
+            drawn = {"group_size": self.size, "shared_noise": not plain, "seed": number, "iteration": 0}
+            noise = noise_of_groups(self.backbone, scheduler.drawn_steps, [0], **drawn)
+            rollout = roll_out(self.backbone, condition, None, scheduler, noise, batch=self.size)
             decoded = self.backbone.decode(rollout.latents, condition.select(rollout.photo_of))
             pictures = torch.cat([decoded.cpu(), case.source[None]]).mul(255).round() / 255  # as the photos, and as files have them
             truth = verifiable_dimensions(pictures, photos, torch.zeros(len(pictures), dtype=torch.long))

@@ -10,6 +10,7 @@ import tiny_qwen
 import torch
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from peft import LoraConfig
+from rollouts import roll_out
 
 from dpg.sampler import Sampler
 from dpg.scheduler import DPGScheduler
@@ -18,7 +19,6 @@ from policies.retoucher.backbones import tiny
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.model.adapter import load_lora, save_lora
 from policies.retoucher.model.backbone import Backbone, sample_ode
-from policies.retoucher.rollout import roll_out
 from policies.retoucher.update import accumulate_gradients
 from portraitkit.pictures.images import to_pil
 from tools.embedded import tiny_kontext

@@ -5,9 +5,9 @@ from functools import partial
 
 import pytest
 import torch
+from rollouts import roll_out
 
 from policies.retoucher.forward_loss import ANCHOR_DRAWS, accumulate_forward_gradients, forward_noise
-from policies.retoucher.rollout import roll_out
 from policies.retoucher.update import NO_FIGURES, Loss
 
 ADVANTAGES = torch.tensor([1.0, -1.0, 0.5, -0.5, 0.3, -0.9, 0.9, -0.3])

@@ -83,6 +83,7 @@ def test_a_step_on_the_device_is_the_cpus(name, place, times):
 
 METHODS = {
     "dppo": {"loss": "dppo"},
+    "neighbor": {"loss": "neighbor", "dpg": False, "neighbor_anchors": 1},
     "nft": {"loss": "nft", "dpg": False, "shared_noise": False, "anchor_weight": 0.5, "old_policy_decay": 0.5},
 }
 

@@ -10,7 +10,7 @@ from policies.retoucher.model.training import check_sharding
 from policies.retoucher.processes import Processes, open_processes
 from policies.retoucher.rank_groups import NO_SCORES, GroupScores, gather_scores, roll_out_groups
 from policies.retoucher.rollout import noise_of_groups
-from policies.retoucher.update import NO_FIGURES, UpdateFigures, accumulate_gradients
+from policies.retoucher.update import NO_FIGURES, UpdateFigures, accumulate_gradients, draw_anchors
 from portraitkit.errors import ConfigError, DataError
 
 
@@ -54,8 +54,9 @@ def test_noise_belongs_to_the_candidate_whoever_draws_it(backbone, config, share
 
 
 @pytest.mark.parametrize(("division", "padded"), [(([0, 2], [1]), False), (([0], [1, 2]), True)])
-def test_gradients_of_the_parts_add_up_to_that_of_the_whole(make_trainer, config, division, padded):
-    config = replace(config, photos_per_step=3, kl_beta=0.1, micro_batch=4)
+@pytest.mark.parametrize("method", [{}, {"loss": "neighbor", "dpg": False, "neighbor_anchors": 2, "segments": 1}], ids=["grpo", "neighbor"])
+def test_gradients_of_the_parts_add_up_to_that_of_the_whole(make_trainer, config, division, padded, method):
+    config = replace(config, photos_per_step=3, kl_beta=0.1, micro_batch=4, num_steps=3, **method)
     trainer = make_trainer(config)
     with torch.no_grad():
         for parameter in trainer.adapter.values():
@@ -70,7 +71,10 @@ def test_gradients_of_the_parts_add_up_to_that_of_the_whole(make_trainer, config
         mine = advantages.view(3, 4)[groups].flatten()
         given = (trainer.backbone, own.condition, own.rollout, mine, torch.arange(len(groups)), config.objective)
         in_step = (lambda calls: [count + 2 for count in calls]) if extra else None
-        figures = accumulate_gradients(*given, micro_batch=config.micro_batch, candidates=12, in_step=in_step)
+        options = {"candidates": 12, "in_step": in_step}
+        if method:
+            options |= {"candidates": 6, "anchors": draw_anchors(groups, config.group_size, 2, seed=0, iteration=0)}
+        figures = accumulate_gradients(*given, micro_batch=config.micro_batch, **options)
         return figures, {name: p.grad.clone() for name, p in trainer.adapter.items() if p.grad is not None}
 
     figures, whole = gradients([0, 1, 2], False)

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rollouts import draw_noise, roll_out
 
 from dpg.scheduler import DPGScheduler
 from policies.retoucher.model.backbone import sample_ode
-from policies.retoucher.rollout import draw_noise, roll_out, roll_out_photos
+from policies.retoucher.rollout import roll_out as roll_out_photos
 
 
 def rolled(backbone, source, config, *, drawn=None, shared=True, **changes):

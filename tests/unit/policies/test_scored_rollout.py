@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rollouts import draw_noise, roll_out
 
-from policies.retoucher.rollout import draw_noise, join, roll_out, roll_out_photos
+from policies.retoucher.rollout import join
+from policies.retoucher.rollout import roll_out as roll_out_photos
 from reward_models.reward_set import build_rewards
 
 

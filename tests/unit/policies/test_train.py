@@ -21,6 +21,7 @@ STOCK |= {"max_sequence_length": tiny.TEXT_TOKENS}
 METHODS = {
     "grpo": {},
     "dppo": {"loss": "dppo", "global_std": True},
+    "neighbor": {"loss": "neighbor", "dpg": False, "neighbor_anchors": 2},
     "nft": {"loss": "nft", "dpg": False, "shared_noise": False, "old_policy_decay": 0.5, "anchor_weight": 0.5},
 }
 

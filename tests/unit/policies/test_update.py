@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rollouts import roll_out
 
-from policies.retoucher.rollout import Rollout, roll_out
-from policies.retoucher.update import Loss, _step_terms, accumulate_gradients, base_policy
+from policies.retoucher.rank_groups import roll_out_groups
+from policies.retoucher.rollout import Rollout
+from policies.retoucher.update import Loss, _step_terms, accumulate_gradients, base_policy, draw_anchors
 
 
 def prepared(trainer, config, seed=0):
@@ -155,6 +157,44 @@ def test_one_group_is_overfitted(make_trainer, config, advantages, wide):
         deviation = figures.ratio_deviation
         trainer.optimizer.step()
     assert deviation > 0 and losses == sorted(losses, reverse=True) and losses[-1] < losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_neighbor_grpo_is_the_papers_and_overfits_one_group(make_trainer, config, advantages, local):
+    trainer = make_trainer(config, loss="neighbor", dpg=False, neighbor_anchors=2, segments=2, clip_range=10.0)
+    scheduler = trainer.config.scheduler(trainer.sigmas, 0)
+    own, _ = roll_out_groups(trainer.backbone, trainer.source, trainer.rewards, scheduler, trainer.config, 0, [0, 1])
+    rollout, condition, steps = own.rollout, own.condition, own.rollout.steps
+    assert len(steps) == 2 and not any(step.shared for step in steps) and rollout.evaluations == 8 * config.num_steps
+    advantages = advantages[:, None] * torch.linspace(0.5, 1.5, rollout.latents.shape[1]) if local else advantages
+    anchors = draw_anchors([0, 1], config.group_size, 2, seed=0, iteration=0)
+    assert [int(row) // 4 for row in anchors] == [0, 0, 1, 1] and len(set(anchors.tolist())) == 4
+
+    def gradients(worth):
+        trainer.optimizer.zero_grad(set_to_none=True)
+        given = (trainer.backbone, condition, rollout, worth, torch.tensor([0, 1]), trainer.config.objective)
+        return accumulate_gradients(*given, micro_batch=3, anchors=anchors)
+
+    start = gradients(advantages)
+    assert start.ratio_deviation < 1e-6 and (start.clipped, start.evaluations) == (0, 3 * 2 * 4)
+    shifted(trainer)
+    total = 0.0
+    for step in steps:
+        assert torch.allclose(step.x_next, step.mean) and not step.std.any()
+        with torch.no_grad():
+            v = trainer.backbone.velocity(step.x[anchors], float(step.sigma), condition.select(rollout.photo_of[anchors]))
+        new = step.x[anchors] + (step.sigma_next - step.sigma) * v
+        for anchor, x in zip(anchors.tolist(), new, strict=True):
+            group = slice(anchor // 4 * 4, anchor // 4 * 4 + 4)
+            dims = (2,) if local else (1, 2)
+            policy, old = (torch.softmax(-(step.x_next[group] - place).square().mean(dims), 0) for place in (x, step.x_next[anchor]))
+            total -= float((advantages[group] * policy / old).sum(0).mean()) / (2 * len(anchors))
+    assert gradients(advantages).loss == pytest.approx(total, rel=1e-3, abs=1e-6)
+    losses = []
+    for _ in range(5):
+        losses.append(gradients(torch.where((rollout.photo_of == 0).view(-1, *[1] * (advantages.ndim - 1)), advantages, 0.0)).loss)
+        trainer.optimizer.step()
+    assert losses[-1] < losses[0]
 
 
 def test_flow_dppo_stops_at_its_threshold(make_trainer, config, advantages):

@@ -17,8 +17,10 @@ from portraitkit.grpo import (
     group_advantages,
     guard_log_ratio,
     local_advantages,
+    neighbor_log_ratio,
     normalise_then_sum,
     per_reward_advantages,
+    quasi_norm_weights,
 )
 
 NAN, INF, HALF = math.nan, math.inf, math.sqrt(0.5)
@@ -235,6 +237,35 @@ def test_only_what_is_too_far_and_goes_farther_is_blocked(log_ratio, advantage, 
     loss.sum().backward()
     assert found.tolist() == [blocked]
     assert loss.item() == ratio.grad.item() == pytest.approx(0.0 if blocked else -advantage * math.exp(log_ratio))
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_neighbors_are_leapt_to_by_their_distance(local):
+    draw = torch.Generator().manual_seed(0)
+    candidates = torch.randn(2, 5, 3, 4, generator=draw, dtype=torch.float64)
+    old = candidates[:, 1]
+    new = (old + 0.1 * torch.randn(2, 3, 4, generator=draw, dtype=torch.float64)).requires_grad_()
+    found = neighbor_log_ratio(new, old, candidates, keep=2 if local else 1)
+    dims = (3,) if local else (2, 3)
+
+    def policy(x):
+        weights = torch.exp(-((candidates - x[:, None]) ** 2).mean(dims))
+        return weights / weights.sum(1, keepdim=True)
+
+    torch.testing.assert_close(found, (policy(new) / policy(old)).log())
+    assert found.shape == ((2, 5, 3) if local else (2, 5)) and not neighbor_log_ratio(old, old, candidates).any()
+    here = old.clone().requires_grad_()
+    worth = reals(0.7, -0.2, 0.5, -0.4, -0.6)  # they add up to 0: then the gradient is the sum of the candidates by their worth
+    (worth * neighbor_log_ratio(here, old, candidates).exp()).sum().backward()
+    torch.testing.assert_close(here.grad, 2 * (worth[:, None, None] * candidates).sum(1) / 12)
+
+
+def test_the_quasi_norm_counts_flat_groups_for_less():
+    flat, peaked, none = [1.0, -1.0, 1.0, -1.0], [2.0, -math.sqrt(4 / 3), 0.0, -math.sqrt(4 / 3)], [0.0, 0.0]
+    weights = quasi_norm_weights(reals(*flat, *peaked, *none), ints(*[0] * 4, *[1] * 4, 2, 2), 0.8)
+    for group, found in ((flat, weights[:4]), (peaked, weights[4:8])):
+        assert found.tolist() == pytest.approx([sum(abs(a) ** 0.8 for a in group) ** (-1 / 0.8)] * 4)
+    assert weights[0] * math.hypot(*flat) < weights[4] * math.hypot(*peaked) and weights[8:].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("std", [0.3, 2.0, "each"])
