@@ -17,8 +17,7 @@ from benchmarks.tables import PUBLISHED, Analysis, cells, decimals, figure, gain
 from portraitkit.errors import ImageError
 from portraitkit.pictures.images import read_image, to_pil
 from portraitkit.report.charts import colour, distribution, matrix, radar
-from portraitkit.report.page import write_page
-from portraitkit.report.pictures import AMPLIFY, Box, Tile, in_percent, tile, zoom_box
+from portraitkit.report.page import AMPLIFY, Box, Tile, in_percent, tile, write_page, zoom_box
 from portraitkit.stats import ALPHA
 
 LARGEST = 384

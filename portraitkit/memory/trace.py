@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 SHALLOW = 8  # Blocks up to which a stack is run whole
 
@@ -62,9 +61,10 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count what it read and made."""
         result = func(*args, **(kwargs or {}))
-        for item in tree_iter((args, kwargs, result)):
-            if isinstance(item, Tensor):
-                self.see(item)
+        for value in (*args, *(kwargs or {}).values(), result):  # an operation takes and gives tensors, and lists of them
+            for item in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(item, Tensor):
+                    self.see(item)
         return result
 
 

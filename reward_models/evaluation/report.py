@@ -13,8 +13,7 @@ from portraitkit.pictures.images import write_image
 from portraitkit.report.card import Card, base_of, cell, counted, write_card
 from portraitkit.report.card import Table as Figures
 from portraitkit.report.charts import Series, curve_svg
-from portraitkit.report.page import interval, number, plural, setup, signed, write_page
-from portraitkit.report.pictures import data_uri
+from portraitkit.report.page import data_uri, interval, number, plural, setup, signed, write_page
 from preference_data.pair_set import scan_pairs
 from preference_data.schema import DIMENSIONS, TITLES
 from reward_models.evaluation.figures import NAMES, truth_of

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.main import align_retoucher
 from portraitkit.config import load_config, recipe_names
 from portraitkit.faces.arcface import DEFAULT_FOLDER, FILES
+from portraitkit.runs.folder import RunFolder
 
 TINY = {"photos-per-step": 1, "group-size": 2, "max-train-steps": 1, "validation-photos": 1, "held-out-photos": 2, "warmup-steps": 0}
 SMALL = [text for name, value in TINY.items() for text in (f"--{name}", str(value))]
@@ -227,28 +227,21 @@ def test_another_run_is_never_overwritten(command, tmp_path):
     assert (tmp_path / "run" / "summary.json").read_bytes() == before
 
 
-SIGNALLED = """
-import os
-from policies.retoucher.main import align_retoucher
-from portraitkit.runs.folder import RunFolder
-
-def log(self, step, **values):
-    logged(self, step, **values)
-    if (step, values.get("kind")) == (2, "train"):
-        os.kill(os.getpid(), {number})
-
-logged, RunFolder.log = RunFolder.log, log
-align_retoucher()
-"""
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupt_saves_and_the_resumed_run_ends_the_same(tmp_path, command, number, code):
-    """The signal comes from outside of Python, after the second of five steps."""
+def test_interrupt_saves_and_the_resumed_run_ends_the_same(tmp_path, command, monkeypatch, number, code):
+    """The signal comes by way of the system, after the second of five steps."""
     goal = [*SHORT, "--max-train-steps", "5", "--validation-steps", "100", "--output-dir"]
-    argv = [sys.executable, "-c", SIGNALLED.format(number=int(number)), *goal, str(tmp_path / "run")]
-    ended = subprocess.run(argv, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert ended.returncode == code and "stopped at step 2; go on with --resume-from-checkpoint latest" in ended.stderr, ended.stderr
+    logged = RunFolder.log
+
+    def log(self, step, **values):
+        logged(self, step, **values)
+        if (step, values.get("kind")) == (2, "train"):
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log", log)
+        ended, _, err = command(align_retoucher, *goal, tmp_path / "run")
+    assert ended == code and "stopped at step 2; go on with --resume-from-checkpoint latest" in err, err
     assert json.loads(next((tmp_path / "run").glob("checkpoint-*/state.json")).read_text())["step"] == 2
     assert command(align_retoucher, *goal, tmp_path / "run", "--resume-from-checkpoint", "latest")[0] == 0
     if number == signal.SIGINT:

@@ -316,7 +316,7 @@ def test_a_taken_port_is_named(command, pair_set_path):
     assert code == 2 and f"--port {port}: " in err and "in use" in err
 
 
-@pytest.mark.parametrize("subcommand", ["build", "lint", "annotate", "merge", "export"])
+@pytest.mark.parametrize("subcommand", ["build", "lint", "annotate", "merge", "export", "makeup", "emotion"])
 def test_help_tells_the_options_without_heavy_imports(subcommand):
     script = (
         "import sys; sys.argv = ['make-preferences', sys.argv[1], '--help']\n"

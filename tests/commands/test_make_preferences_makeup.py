@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -233,15 +231,3 @@ def test_the_dispatcher(command):
     for argv, words in (((), "needs a subcommand"), (("makup",), "did you mean 'makeup'")):
         code, out, err = command(make_preferences, *argv)
         assert code == 2 and out == "" and words in err
-
-
-def test_help_imports_nothing_heavy():
-    code = (
-        "import atexit, sys\n"
-        "sys.argv = ['make-preferences', 'makeup', '--help']\n"
-        "atexit.register(lambda: print('torch' in sys.modules))\n"
-        "from preference_data.main import make_preferences\n"
-        "make_preferences()\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "False" and "--looks-per-face" in done.stdout

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from policies.retoucher.evaluate import Evaluation, EvaluationSet
 from policies.retoucher.report.results import Photo
 from portraitkit.pictures.images import read_image, to_pil, write_image
-from portraitkit.report.pictures import Tile, data_uri, in_percent, tile, zoom_box
+from portraitkit.report.page import Tile, data_uri, in_percent, tile, zoom_box
 
 KINDS = {"input": "Input", "base": "Base", "aligned": "Aligned", "clean": "Clean reference"}
 

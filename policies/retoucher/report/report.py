@@ -27,8 +27,7 @@ from policies.retoucher.report.results import (
 from portraitkit.errors import DataError
 from portraitkit.report.card import Card, Table, base_of, by_group, cell, counted, named_licence, write_card
 from portraitkit.report.charts import Series, curve_svg
-from portraitkit.report.page import number, plural, setup, signed, write_page
-from portraitkit.report.pictures import AMPLIFY
+from portraitkit.report.page import AMPLIFY, number, plural, setup, signed, write_page
 from preference_data.pair_set import list_photos
 from preference_data.schema import TITLES
 

@@ -12,8 +12,7 @@ from policies.vlm.judge_probe import HEADS, JudgeProbe, Kind
 from policies.vlm.tasks.shape_area import PUBLISHED_CURVES
 from portraitkit.report.card import Card, Table, base_of, cell, write_card
 from portraitkit.report.charts import Reference, Series, curve_svg
-from portraitkit.report.page import interval, number, setup, signed, write_page
-from portraitkit.report.pictures import data_uri
+from portraitkit.report.page import data_uri, interval, number, setup, signed, write_page
 from portraitkit.stats import bootstrap_interval
 
 TEMPLATE = Path(__file__).parents[1] / "templates" / "align.html.j2"

@@ -22,7 +22,7 @@ from policies.retoucher.report.pictures import featured, full_figure, ranked
 from policies.retoucher.report.report import write_report
 from policies.retoucher.report.results import Measure, Photo, findings, headline, read_measures, read_run
 from portraitkit.errors import RunFolderError
-from portraitkit.report.pictures import zoom_box
+from portraitkit.report.page import zoom_box
 
 HOSTILE = """x"'><script src=https://evil.example/a.js></script><img src=//evil.example/b onerror=a()>{{ 7 * 7 }}$\\x"""
 MEASURED = {

@@ -336,19 +336,6 @@ def test_an_output_folder_that_cannot_be_made(photos, painter, tmp_path):
         retouch_main([str(photos / "one.png"), str(photos / "two.png" / "out" / "a.png"), *painter])
 
 
-def test_help_imports_no_torch(monkeypatch, capsys):
-    import subprocess
-
-    code = (
-        "import sys; from policies.retoucher.retouch.command import retouch_main\n"
-        "try: retouch_main(['--help'])\n"
-        "except SystemExit as stop: sys.exit(3 if 'torch' in sys.modules else stop.code)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "IN" in done.stdout and "--strength" in done.stdout
-
-
 def test_the_embedded_retoucher(photos, tmp_path):
     """The trained weights: blemish-free skin is changed a little, and the photo stays a portrait of the same sharpness."""
     if not (tiny.EMBEDDED / "model_index.json").is_file():
