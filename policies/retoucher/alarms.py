@@ -12,6 +12,7 @@ GAP = 0.15
 WINDOW = 5  # Validations over which a judge and the verifiable rewards are followed
 STEPS = 10  # Training steps over which their agreement inside groups is averaged
 RANKS = 0.5  # Rank correlation inside groups from which on a judge is worth asking about a policy's own rollouts
+DIVERSITY = 0.5  # Of the first groups' diversity; less is a policy whose candidates have become alike
 APART = -0.5  # Rank correlation over the window from which on the two go opposite ways
 
 
@@ -33,6 +34,7 @@ class Alarms:
     first: dict[str, float] = field(default_factory=dict)  # means of the first validation
     # mean of judge and of the verifiable rewards at the last `WINDOW` validations, where a judge is in use
     courses: list[tuple[float, float]] = field(default_factory=list)
+    diversities: list[float] = field(default_factory=list)  # of candidates in the first `WINDOW` training steps, then in the last
     agreements: list[float] = field(default_factory=list)  # rank correlation of the two inside groups in the last `STEPS` training steps
 
     def _raise(self, step: int, name: str, message: str) -> list[Alarm]:
@@ -44,7 +46,15 @@ class Alarms:
         return [alarm]
 
     def after_step(
-        self, step: int, *, spread: float, ratio_deviation: float, on_policy: bool, clip_range: float, agreement: float | None = None
+        self,
+        step: int,
+        *,
+        spread: float,
+        ratio_deviation: float,
+        on_policy: bool,
+        clip_range: float,
+        agreement: float | None = None,
+        diversity: float | None = None,
     ) -> list[Alarm]:
         """Check a training step; returns the alarms newly raised.
 
@@ -55,6 +65,7 @@ class Alarms:
             on_policy: whether the policy had not moved since the rollout, so that the ratio must be 1.
             clip_range: of the surrogate.
             agreement: rank correlation of judge and verifiable rewards inside groups; None without a judge, NaN where it is not known.
+            diversity: mean distance of two candidates of a group, in pixel values of [0, 1].
         """
         out: list[Alarm] = []
         if spread < SPREAD_FLOOR:
@@ -63,6 +74,12 @@ class Alarms:
                 "spread",
                 f"candidates of a group score alike (standard deviation {spread:.4f}): raise --eta or --group-size",
             )
+        if diversity is not None:
+            first, last = self.diversities[:WINDOW], [*self.diversities[WINDOW:], diversity][-WINDOW:]
+            self.diversities = [*first, *last]
+            if len(self.diversities) == 2 * WINDOW and sum(last) < DIVERSITY * sum(first):
+                text = f"candidates of a group are {sum(last) / sum(first):.2f} times as far apart as at first: raise --kl-beta, or stop"
+                out += self._raise(step, "diversity", text)
         limit = RATIO_TOLERANCE * clip_range if on_policy else 50 * clip_range
         if ratio_deviation > max(limit, 1e-6):
             out += self._raise(

@@ -117,6 +117,7 @@ class GroupScores:
     checked: Float[Tensor, " members"] | None  # all verifiable rewards combined, one a candidate; None without a judge
     # in the first groups of a run with a judge here: "judged/DIMENSION", its expected score, and "checked/DIMENSION", what is verifiable
     dimensions: dict[str, Float[Tensor, " members"]] = field(default_factory=dict)
+    diversity: float = 0.0  # of each group, see `diversity_of`, summed over the groups
 
 
 NO_SCORES = GroupScores({}, [], 0, 0.0, {}, None)
@@ -170,8 +171,14 @@ def roll_out_groups(
         {name: sum(count[name] for count in new) for name in new[0]} if new else {},
         verifiable_reward(rewards, parts, candidates, batch.photos, rollout.photo_of) if new else None,
         _dimensions(rewards, candidates, batch.photos, rollout.photo_of) if new and start < RANKED_GROUPS else {},
+        diversity_of(candidates, config.group_size).sum().item(),
     )
     return RankGroups(groups, condition, rollout, candidates, batch.photos, anchors), scores
+
+
+def diversity_of(candidates: Float[Tensor, "members 3 h w"], group_size: int) -> Float[Tensor, " groups"]:
+    """How far apart two candidates of a group are: root mean square over pairs and pixel values in [0, 1]; groups are contiguous."""
+    return torch.stack([(2 * group.float().var(0).mean()).sqrt() for group in candidates.split(group_size)])
 
 
 def _dimensions(rewards: RewardSet, candidates: Tensor, photos: Photos, photo_of: Tensor) -> dict[str, Tensor]:
@@ -196,6 +203,7 @@ def gather_scores(processes: Processes, scores: GroupScores, group_size: int) ->
         {name: sum(some.judged[name] for some in ranks) for name in ranks[0].judged},
         processes.in_order(checked, group_size) if (checked := [x.checked for x in ranks if x.checked is not None]) else None,
         {name: processes.in_order([some.dimensions[name] for some in ranks], group_size) for name in ranks[0].dimensions},
+        sum(some.diversity for some in ranks),
     )
 
 

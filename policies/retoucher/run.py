@@ -243,7 +243,7 @@ def _train(trainer: Trainer, validation: EvaluationSet, run: RunFolder, console:
             result = trainer.train_step()
             _log_step(run, trainer, result)
             seen = {"spread": result.spread, "ratio_deviation": max(figures.ratio_deviation for figures in result.figures)}
-            seen |= {"agreement": result.judged.get("judge_agreement"), "clip_range": config.clip_range}
+            seen |= {"agreement": result.judged.get("judge_agreement"), "clip_range": config.clip_range, "diversity": result.diversity}
             _warn(console, trainer.alarms.after_step(progress.step, on_policy=config.updates_per_step == 1, **seen))
             _rank_judge(trainer, run, console)
             progress.rollout_reward = float(result.rewards.nanmean())
@@ -311,6 +311,7 @@ def _log_step(run: RunFolder, trainer: Trainer, result: StepResult) -> None:
         kind="train",
         reward=float(result.rewards.nanmean()),
         reward_std=result.spread,
+        diversity=result.diversity,
         ratio_deviation=max(figures.ratio_deviation for figures in result.figures),
         clipped=sum(figures.clipped for figures in result.figures) / count,
         gradient_norm=result.gradient_norm,

@@ -69,6 +69,7 @@ class StepResult:
     parts: dict[str, Float[Tensor, " members"]]
     rewards: Float[Tensor, " members"]
     spread: float
+    diversity: float
     figures: list[UpdateFigures]
     gradient_norm: float
     zero_groups: int
@@ -174,8 +175,8 @@ class Trainer:
         self._follow(self.old, min(OLD_POLICY_RISE * step, config.old_policy_decay))
         self.progress.step += 1
         self.progress.seconds += time.monotonic() - started
-        spread = rewards.view(-1, config.group_size).std(1).nanmean()
-        return StepResult(scores.parts, rewards, float(spread), figures, norm, advantages.zero_groups, judged, scores.waited)
+        spread, diversity = rewards.view(-1, config.group_size).std(1).nanmean(), scores.diversity / config.photos_per_step
+        return StepResult(scores.parts, rewards, float(spread), diversity, figures, norm, advantages.zero_groups, judged, scores.waited)
 
     def _judged(self, scores: GroupScores, groups: Tensor) -> dict[str, float]:
         """What the judges did in this step, see `judge_figures`; the ranks of the first groups are kept."""
@@ -357,6 +358,7 @@ class Trainer:
             "first_validation": copy.deepcopy(self.alarms.first),
             "judge_courses": [list(pair) for pair in self.alarms.courses],
             "judge_agreements": list(self.alarms.agreements),
+            "diversities": list(self.alarms.diversities),
         }
 
     def restore(self, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
@@ -374,7 +376,7 @@ class Trainer:
         self.alarms.raised = [Alarm(**alarm) for alarm in state["alarms"]]
         self.alarms.first = dict(state["first_validation"])
         self.alarms.courses = [(judge, check) for judge, check in state.get("judge_courses", [])]
-        self.alarms.agreements = list(state.get("judge_agreements", []))
+        self.alarms.agreements, self.alarms.diversities = (list(state.get(name, [])) for name in ("judge_agreements", "diversities"))
 
     def save_adapter(self, folder: Path) -> None:
         """Write the chosen weights as a LoRA that stock diffusers loads."""

@@ -80,8 +80,8 @@ def assert_same(ours: Path, single: Path) -> None:
 
     Rounding moves rewards by 5e-7; candidates of a group are 5e-4 apart, so advantages and gradients move by parts in a thousand.
     """
-    noise = {"reward": 1e-5, "reward_std": 1e-5, "loss": 1e-6, "gradient_norm": 5e-4, "texture": 1e-5}
-    for kind, names in (("train", ("reward", "reward_std", "loss", "gradient_norm")), ("validation", ("reward", "texture"))):
+    noise = {"reward": 1e-5, "reward_std": 1e-5, "diversity": 1e-5, "loss": 1e-6, "gradient_norm": 5e-4, "texture": 1e-5}
+    for kind, names in (("train", ("reward", "reward_std", "diversity", "loss", "gradient_norm")), ("validation", ("reward", "texture"))):
         assert [row["step"] for row in rows(ours, kind)] == [row["step"] for row in rows(single, kind)]
         for one, other in zip(rows(single, kind), rows(ours, kind), strict=True):
             for name in names:

@@ -34,6 +34,7 @@ from preference_data.schema import TITLES
 Plot = tuple[str, str, Markup]
 SIGNALS = (
     ("reward_std", "Spread in a group", "of the candidates' reward; at 0 nothing is learned"),
+    ("diversity", "Diversity of a group", "distance of two candidates, of a pixel's range"),
     ("ratio_deviation", "Ratio deviation", "largest |ratio − 1|; rounding only while on policy"),
     ("gradient_norm", "Gradient norm", "before clipping"),
     ("loss", "Loss", "near 0 on policy: no sign of progress"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from rollouts import draw_noise, roll_out
 
+from policies.retoucher.rank_groups import diversity_of
 from policies.retoucher.rollout import join
 from policies.retoucher.rollout import roll_out as roll_out_photos
 from reward_models.reward_set import build_rewards
@@ -69,6 +70,14 @@ def test_a_group_is_scored_while_the_next_is_rolled_out_and_no_bit_changes(make_
     assert [events[place] for place in submits[:3]] == [f"submit {config.group_size} of 1"] * 3
     between = [events[a:b].count("velocity") for a, b in zip(submits[:2], submits[1:3], strict=True)]
     assert between == [config.num_steps] * 2  # the next photo is rolled out after the one before was handed over
+
+
+def test_diversity_is_the_distance_of_pairs():
+    pictures = torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    pairs = [[(a, b) for a in group for b in group if a < b] for group in (range(3), range(3, 6))]
+    want = [sum(float((pictures[a] - pictures[b]).square().mean()) for a, b in some) / len(some) for some in pairs]
+    assert diversity_of(pictures, 3).square().tolist() == pytest.approx(want)
+    assert not diversity_of(pictures[:1].expand(4, -1, -1, -1), 4).any()
 
 
 def test_photos_are_rolled_out_together_where_they_fit_a_micro_batch(make_trainer, config):

@@ -70,6 +70,7 @@ def test_training_moves_the_adapter_and_nothing_else(make_trainer, config):
             assert torch.equal(frozen[name], parameter), name
     assert result.rewards.shape == (8,) and 0 <= float(result.rewards.min()) <= float(result.rewards.max()) <= 1
     assert max(figures.ratio_deviation for figures in result.figures) < 1e-6
+    assert 0 < result.diversity < 0.5 and trainer.state()["diversities"] == []
 
 
 def test_unscorable_candidates_are_counted_and_too_many_stop_the_run(make_trainer, config):
@@ -156,4 +157,8 @@ def test_alarms_name_what_went_wrong_once_in_a_while():
     assert [a.name for a in alarms.after_validation(20, noisy, rollout_reward=None, ode_reward=None)] == ["collapse"]
     assert [a.name for a in alarms.after_step(21, spread=0.0, ratio_deviation=0.0, on_policy=True, clip_range=1e-4)] == ["spread"]
     assert [a.name for a in alarms.after_step(22, spread=0.1, ratio_deviation=1e-3, on_policy=True, clip_range=1e-4)] == ["ratio"]
+    quiet = {"spread": 0.1, "ratio_deviation": 0.0, "on_policy": True, "clip_range": 1e-4}
+    found = [alarms.after_step(30 + step, diversity=0.1 if step < 5 else 0.04, **quiet) for step in range(10)]
+    assert [[a.name for a in some] for some in found] == [[]] * 9 + [["diversity"]]
+    assert "0.40 times" in alarms.raised[-1].message
     json.dumps([alarm.message for alarm in alarms.raised])
