@@ -3,8 +3,7 @@
 import json
 import os
 import signal
-import sys
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,7 +21,6 @@ from portraitkit.runs.folder import RunFolder
 TINY = {"photos-per-step": 1, "group-size": 2, "max-train-steps": 1, "validation-photos": 1, "held-out-photos": 2, "warmup-steps": 0}
 SMALL = [text for name, value in TINY.items() for text in (f"--{name}", str(value))]
 SHORT = [*SMALL, "--num-steps", "2", "--segments", "1"]
-BIN = Path(sys.executable).parent
 
 
 @pytest.mark.parametrize("name", recipe_names(RetoucherConfig))
@@ -51,20 +49,40 @@ FOR_TINY = ["--backbone", "tiny", "--photos", "embedded", "--config"]
 LARGE = [name for name in recipe_names(RetoucherConfig) if load_config(RetoucherConfig, ["--config", name], prog="").backbone != "tiny"]
 
 
-@pytest.mark.parametrize("name", LARGE)
-def test_every_recipe_of_a_large_model_runs_on_the_embedded_one(command, tmp_path, name):
-    options = [*FOR_TINY, name, *SMALL, "--eval-num-steps", 2, "--output-dir", tmp_path / "run"]
+TWIN_OF = dict.fromkeys(
+    ["dpg_klein_8x80gb", "dpg_kontext_1x80gb", "dpg_kontext_8x80gb", "dpg_qwen_image_edit_8x80gb"], "beautygrpo_kontext"
+)
+TWIN_OF["dpg_klein_1x24gb"] = "dpg_kontext_1x24gb"
+"""Recipes that are the same run as another one's where both run on the embedded model: they differ in model, devices and sizes alone."""
+
+
+def on_tiny(name):
+    """Options of the recipe's smallest run on the embedded model."""
     recipe = load_config(RetoucherConfig, ["--config", name], prog="align-retoucher")
-    if any(reward.startswith("judge:") for reward in recipe.all_rewards):
-        options += ["--rewards", "judge:embedded:win_rate"]  # the recipe's is still to be trained
-    code, _, err = command(align_retoucher, *options)
-    assert code == 0, err
-    said = [line for line in err.splitlines() if line.startswith("--backbone tiny: without the recipe's ")]
+    judged = any(reward.startswith("judge:") for reward in recipe.all_rewards)  # by one that is still to be trained
+    return [*FOR_TINY, name, *SMALL, "--eval-num-steps", "2", *(["--rewards", "judge:embedded:win_rate"] if judged else [])]
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_every_recipe_of_a_large_model_fits_the_embedded_one(capsys, name):
+    recipe = load_config(RetoucherConfig, ["--config", name], prog="align-retoucher")
+    config = load_config(RetoucherConfig, on_tiny(name), prog="align-retoucher")
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("--backbone tiny: without the recipe's ")]
     assert len(said) == 1 and 'device = "cuda"' in said[0] and f"resolution = {recipe.resolution}" in said[0]
-    stored = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (stored["device"], stored["resolution"], stored["quantize"], stored["sharding"]) == ("cpu", None, "none", "none")
+    assert (config.device, config.resolution, config.quantize, config.sharding) == ("cpu", None, "none", "none")
     kept = ("window", "sampler", "num_steps", "eta", "rank", "ratio", "advantage", "gradient_checkpointing", "optimizer")
-    assert {option: stored[option] for option in kept} == {option: getattr(recipe, option) for option in kept}
+    assert {option: getattr(config, option) for option in kept} == {option: getattr(recipe, option) for option in kept}
+    if name in TWIN_OF:
+        twin = load_config(RetoucherConfig, on_tiny(TWIN_OF[name]), prog="align-retoucher")
+        sizes = {"output_dir": "", "plan_devices": 1, "micro_batch": 4}  # a group of two is below every micro-batch
+        assert replace(config, **sizes) == replace(twin, **sizes)
+
+
+@pytest.mark.parametrize("name", [name for name in LARGE if name not in TWIN_OF])
+def test_every_recipe_of_a_large_model_runs_on_the_embedded_one(command, tmp_path, name):
+    code, _, err = command(align_retoucher, *on_tiny(name), "--output-dir", tmp_path / "run")
+    assert code == 0, err
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["backbone"] == "tiny"
     assert (tmp_path / "run" / "pytorch_lora_weights.safetensors").is_file()
 
 

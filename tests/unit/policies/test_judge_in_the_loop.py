@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,6 +25,12 @@ from reward_models.judge.reward import JudgeReward
 from reward_models.judge.settings import JudgeSettings
 from reward_models.reward_set import RewardSet, build_rewards
 from tools.embedded import tiny_kontext
+
+
+@pytest.fixture
+def config(config):
+    """Two sampling steps, of which one is drawn: what a judge says does not hang on them."""
+    return replace(config, num_steps=2, segments=1)
 
 
 class Brightness:
@@ -76,8 +83,6 @@ def photos_of_two(source):
 
 @pytest.mark.parametrize(("form", "advantage"), [("score", "combined"), ("win_rate", "gdpo")])
 def test_a_step_counts_what_the_judge_said(config, source, form, advantage):
-    from dataclasses import replace
-
     trainer = with_judge(replace(config, advantage=advantage), source, Brightness(), form)
     result = trainer.train_step()
     asked = 2 * 8 if form == "score" else 2 * 2 * 6  # 2 photos with 4 candidates
