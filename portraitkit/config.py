@@ -171,13 +171,7 @@ def load_config(cls: type[Config], argv: list[str], *, prog: str, example: str =
     printed = io.StringIO()
     try:
         with redirect_stderr(printed):
-            config, unexpected = tyro.cli(
-                cls,
-                prog=prog,
-                args=argv,
-                default=start,
-                return_unknown_args=True,
-            )
+            config, unexpected = tyro.cli(cls, prog=prog, args=argv, default=start, return_unknown_args=True)
     except SystemExit:
         raise ConfigError(_refusal(printed.getvalue(), given, types, prog)) from None
     sys.stderr.write(printed.getvalue())
@@ -302,14 +296,7 @@ def _wanted(annotation: Any) -> str:
         return f"one of {', '.join(map(str, inner))}"
     if origin is tuple:
         return f"a list, each item {_wanted(inner[0])}"
-    words = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        Path: "a path",
-        NoneType: "None",
-    }
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path", NoneType: "None"}
     return words[annotation]
 
 

@@ -40,12 +40,7 @@ def _by_group(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def group_advantages(
-    rewards: Float[Tensor, " n"],
-    groups: Int[Tensor, " n"],
-    *,
-    eps: float = 1e-4,
-    clip: float = 5.0,
-    global_std: bool = False,
+    rewards: Float[Tensor, " n"], groups: Int[Tensor, " n"], *, eps: float = 1e-4, clip: float = 5.0, global_std: bool = False
 ) -> Advantages:
     """Rewards compared inside their group: `(r - mean) / (std + eps)`, clipped.
 
@@ -204,10 +199,7 @@ def gaussian_kl(
 
 
 def guard_log_ratio(
-    log_ratio: Float[Tensor, " n"],
-    mean_old: Float[Tensor, " n *dims"],
-    mean_new: Float[Tensor, " n *dims"],
-    std: float,
+    log_ratio: Float[Tensor, " n"], mean_old: Float[Tensor, " n *dims"], mean_new: Float[Tensor, " n *dims"], std: float
 ) -> Float[Tensor, " n"]:
     """GRPO-Guard's standardised log-ratio (arXiv 2510.22319): `(log r + mean(dmu^2) / (2 std^2)) std`.
 

@@ -59,13 +59,7 @@ def run_shard(row: dict[str, Any]) -> dict[str, Any]:
         `shard`, `code`, and `said`: the end of its output.
     """
     command = [str(text) for text in row["command"]]
-    done = subprocess.run(
-        command,
-        cwd=row["folder"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = subprocess.run(command, cwd=row["folder"], capture_output=True, text=True, check=False)
     return {"shard": command[-1], "code": done.returncode, "said": (done.stdout + done.stderr)[-LAST:]}
 
 

@@ -84,10 +84,7 @@ class Pair:
 TEXTS = ("reasoning", "annotator", "source", "consent", "licence", "identity")
 CHOICES = {"age_band": AGE_BANDS, "gender": GENDERS, "skin_tone": SKIN_TONES}
 FILES = {"input": "input_file_name", "a": "a_file_name", "b": "b_file_name", "anchor": "anchor_file_name"}
-COLUMNS = (
-    *("id", *FILES.values(), "verdicts", "overall", "scores", *TEXTS, "origin_a", "origin_b", *CHOICES),
-    *("synthetic", "split"),
-)
+COLUMNS = (*("id", *FILES.values(), "verdicts", "overall", "scores", *TEXTS, "origin_a", "origin_b", *CHOICES), *("synthetic", "split"))
 
 
 def row_of(pair: Pair) -> dict[str, Any]:

@@ -84,8 +84,5 @@ FID, KID = (
         revision="fid_weights",
         pool=pool,
     )
-    for name, title, pool in (
-        ("fid", "distance of the sets", frechet_distance),
-        ("kid", "distance of the sets, unbiased", kernel_distance),
-    )
+    for name, title, pool in (("fid", "distance of the sets", frechet_distance), ("kid", "distance of the sets, unbiased", kernel_distance))
 )

@@ -26,15 +26,7 @@ from portraitkit.faces.portraits import bundled_portraits
 from portraitkit.files.atomic import check_writable, write_text
 from portraitkit.pictures.images import read_image, to_pil, write_image
 from portraitkit.vlm.generate import Completion, complete
-from portraitkit.vlm.model import (
-    be_quiet,
-    check_adapter,
-    check_device,
-    load_model,
-    load_processor,
-    merge_adapter,
-    model_path,
-)
+from portraitkit.vlm.model import be_quiet, check_adapter, check_device, load_model, load_processor, merge_adapter, model_path
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import asked_briefly
 from preference_data.people.makeup import PARAMETERS, check_look, render_makeup
@@ -208,10 +200,7 @@ GAP, HEAD, LINE = 16, 44, 40
 
 
 def draw_try_on(
-    photo: Float[Tensor, "3 s s"],
-    bare: Float[Tensor, "3 s s"],
-    dressed: Float[Tensor, "3 s s"],
-    look: Sequence[Mapping[str, Any]],
+    photo: Float[Tensor, "3 s s"], bare: Float[Tensor, "3 s s"], dressed: Float[Tensor, "3 s s"], look: Sequence[Mapping[str, Any]]
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Draw three faces (RGB in [0, 1]) side by side under their labels, and the items below with a patch of each one's colour.
 

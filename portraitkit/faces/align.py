@@ -63,13 +63,7 @@ def alignment_matrix(mesh: Float[Tensor, "468 dim"], size: int, *, margin: float
     return similarity(mesh.detach()[None, list(TEMPLATE), :2], target[None])[0]
 
 
-def align_face(
-    image: Float[Tensor, "3 h w"],
-    mesh: Float[Tensor, "468 dim"],
-    size: int,
-    *,
-    margin: float = 0.3,
-) -> AlignedFace:
+def align_face(image: Float[Tensor, "3 h w"], mesh: Float[Tensor, "468 dim"], size: int, *, margin: float = 0.3) -> AlignedFace:
     """Cut the aligned face out of a picture.
 
     Args:

@@ -16,10 +16,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-SOURCES = {
-    "astronaut": ("skimage", "data/astronaut.png"),
-    "grace_hopper": ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
-}
+SOURCES = {"astronaut": ("skimage", "data/astronaut.png"), "grace_hopper": ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg")}
 
 
 def bundled_portraits() -> dict[str, Float[Tensor, "3 h w"]]:

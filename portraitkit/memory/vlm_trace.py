@@ -238,13 +238,7 @@ def hidden_states(model: Any, load: Load, *, cache: bool = False) -> Tensor:
     embedded = core.language_model.embed_tokens(words)
     embedded = embedded.masked_scatter(places.expand_as(embedded), seen.to(embedded.dtype))
     seen_by = mask if learned else {"full_attention": mask}
-    out = core.language_model(
-        inputs_embeds=embedded,
-        position_ids=positions,
-        attention_mask=seen_by,
-        use_cache=cache,
-        return_dict=True,
-    )
+    out = core.language_model(inputs_embeds=embedded, position_ids=positions, attention_mask=seen_by, use_cache=cache, return_dict=True)
     return out.last_hidden_state
 
 

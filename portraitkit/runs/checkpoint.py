@@ -58,10 +58,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor
     try:
         temporary.mkdir(parents=True)
         for name, group in {"rng": rng_state(), **tensors}.items():
-            save_file(
-                {key: t.detach().contiguous().cpu().clone() for key, t in group.items()},
-                temporary / f"{name}.safetensors",
-            )
+            save_file({key: t.detach().contiguous().cpu().clone() for key, t in group.items()}, temporary / f"{name}.safetensors")
         (temporary / "state.json").write_text(json.dumps({"step": step, "state": state}), encoding="utf-8")
         sums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / MARKER).write_text(json.dumps(sums, indent=2), encoding="utf-8")

@@ -18,11 +18,7 @@ DIFFUSE = 4
 
 
 def paint_blemishes(
-    clean: Float[Tensor, "3 h w"],
-    skin: Float[Tensor, "1 h w"],
-    generator: torch.Generator,
-    *,
-    count: tuple[int, int] = (5, 14),
+    clean: Float[Tensor, "3 h w"], skin: Float[Tensor, "1 h w"], generator: torch.Generator, *, count: tuple[int, int] = (5, 14)
 ) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "1 h w"]]:
     """Paint irregular spots on the skin of one portrait.
 

@@ -232,11 +232,7 @@ def _spread(mesh: Float[Tensor, "468 3"]) -> float:
 
 
 def _look_at_photos(
-    folder: Path,
-    anchors: dict[str, str | None],
-    cache: Path | None,
-    shard: Shard | None,
-    track: Callable[[list[str]], Iterable[str]],
+    folder: Path, anchors: dict[str, str | None], cache: Path | None, shard: Shard | None, track: Callable[[list[str]], Iterable[str]]
 ) -> dict[str, dict[str, Any]]:
     """The face of each photo, or why it has none that can be used; those that neither an earlier run nor another process has looked at
     are looked at here."""

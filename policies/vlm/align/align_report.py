@@ -23,7 +23,6 @@ SETTINGS = ("stages", "mode", "max_train_steps", "prompts_per_step", "group_size
 SETTINGS += ("lora_alpha", "weights", "freeze_vision", "sft_steps", "sft_learning_rate", "max_tokens", "max_pixels", "dtype", "seed")
 """Options that the card names."""
 ON_FACES = ("emotion", "makeup", "makeup-lips", "preference")  # Tasks about how somebody looks
-NO_DECISIONS = "Not for decisions about people: what a face shows is not what a person feels, is or deserves."
 
 
 def write_report(folder: Path) -> Path:

@@ -87,10 +87,7 @@ def _metrics(completions: Sequence[str], areas: Sequence[float]) -> dict[str, fl
     """Relative error |p - a| / a of what can be read (leniently: the first number in answer tags), and how much cannot."""
     read = [float(found[1]) if (found := ANY_NUMBER.search(completion)) else math.inf for completion in completions]
     errors = [abs(number - area) / area for number, area in zip(read, areas, strict=True) if number < math.inf]
-    return {
-        "relative_error": sum(errors) / len(errors) if errors else math.nan,
-        "unreadable": 1 - len(errors) / len(completions),
-    }
+    return {"relative_error": sum(errors) / len(errors) if errors else math.nan, "unreadable": 1 - len(errors) / len(completions)}
 
 
 def _read_truth(row: Mapping[str, Any]) -> float:
