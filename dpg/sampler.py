@@ -81,17 +81,7 @@ class Sampler:
     ) -> tuple[Float[Tensor, " batch *dims"], Float[Tensor, " batch *ones"]]:
         """Mean and standard deviation of the plain, unguided step, mu and sig_step: for `log_ratio` and the KL to a reference.
 
-        Args:
-            x: the sample at level `sigma`.
-            v: the policy's velocity at `x`, same shape; gradients flow through it.
-            sigma: as in `step_coefficients`, as is `sigma_next`.
-            sigma_next: the level after it.
-
-        Returns:
-            The mean, shape of `x`, and the standard deviation, `(batch, 1, ..., 1)`; float32, or float64 if `x` or `v` is.
-
-        Raises:
-            ValueError: as in `step_coefficients`, or shapes that do not agree.
+        float32, or float64 if `x` or `v` is; gradients flow through the policy's velocity `v`. Levels and errors are `step_coefficients`'s.
         """
         _check_shape("v", v, x, shared=False)
         work = torch.promote_types(torch.promote_types(x.dtype, v.dtype), torch.float32)

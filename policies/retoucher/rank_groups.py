@@ -21,7 +21,7 @@ from policies.retoucher.micro_batch import MicroBatch
 from policies.retoucher.model.backbone import Backbone, Condition, Latents, sample_ode
 from policies.retoucher.photos import PhotoSource, TrainingPhotos
 from policies.retoucher.processes import Processes
-from policies.retoucher.rollout import Noise, Rollout, join, mix, noise_of_groups, roll_out
+from policies.retoucher.rollout import Rollout, join, mix, noise_of_groups, roll_out
 from portraitkit.files.jsonl import append_line
 from portraitkit.pictures.images import read_image, write_image
 from portraitkit.processor import bf16_autocast
@@ -133,7 +133,11 @@ def roll_out_groups(
     groups: list[int],
     fitting: MicroBatch | None = None,
 ) -> tuple[RankGroups, GroupScores]:
-    """Roll out and score some groups of a training step.
+    """Roll out groups one after the other, or as many as fit a micro-batch, and begin to score each as soon as it is there.
+
+    Which photos go together follows from the configuration, never from where rewards are scored; the noise is drawn before. So the
+    step is the same, bit by bit, with workers and without. Advantages need every reward of a group, and `--global-std` those of the
+    step, and the next rollout needs the updated policy: rewards overlap with rollouts within a step, never across an update.
 
     Args:
         backbone: the policy.
@@ -160,8 +164,21 @@ def roll_out_groups(
     drawn = {"group_size": config.group_size, "shared_noise": config.shared_noise, "seed": config.seed, "iteration": step}
     neighbors = config.perturbation if config.loss == "neighbor" else 0.0
     noise = noise_of_groups(backbone, scheduler.drawn_steps, groups, **drawn, perturbation=neighbors)
-    given = (backbone, condition, anchors, scheduler, batch.photos, rewards, noise, config, fitting)
-    rollout, candidates, parts, waited = _roll_out_and_score(*given)
+    bf16, fitting = config.bf16_rollouts, fitting or MicroBatch(config.micro_batch)
+    rollouts, pictures, scorings = [], [], []
+    for rows in torch.arange(len(groups)).split(max(1, config.micro_batch // noise.group_size)):
+        members = len(rows) * noise.group_size
+
+        def sampled(size: int, rows: Tensor = rows) -> Rollout:
+            return roll_out(backbone, condition, anchors, scheduler, noise, rows, batch=size, bf16=bf16)
+
+        rollouts.append(part := fitting.fit(members, sampled))
+        pictures.append(fitting.fit(members, lambda size, part=part: _decoded(backbone, condition, part, size, bf16)))
+        scorings.append(rewards.submit(pictures[-1], batch.photos, part.photo_of))
+    rolled = time.monotonic()
+    done = [scoring.result() for scoring in scorings]
+    parts = {name: torch.cat([part[name] for part in done]) for name in done[0]}
+    rollout, candidates, waited = join(rollouts), torch.cat(pictures), time.monotonic() - rolled
     new = [judge.counts.since(count) for judge, count in zip(judges, before, strict=True)]
     scores = GroupScores(
         parts,
@@ -236,46 +253,6 @@ def _anchors_of_others(
         more = source.load("train", [start + other for other in missing]).anchors
         anchors |= dict(zip(missing, more, strict=True)) if more is not None else {}
     return backbone.encode(torch.stack([anchors[other] for other in others]))
-
-
-def _roll_out_and_score(
-    backbone: Backbone,
-    condition: Condition,
-    anchors: Latents | None,
-    scheduler: DPGScheduler,
-    photos: Photos,
-    rewards: RewardSet,
-    noise: Noise,
-    config: RetoucherConfig,
-    fitting: MicroBatch | None,
-) -> tuple[Rollout, Float[Tensor, "members 3 h w"], dict[str, Float[Tensor, " members"]], float]:
-    """Roll out one photo after the other, or as many together as fit a micro-batch, and begin to score each as soon as it is there.
-
-    Which photos go together follows from the configuration, never from where rewards are scored; the noise is drawn before. So the
-    step is the same, bit by bit, with workers and without. Advantages need every reward of a group, and `--global-std` those of the
-    step, and the next rollout needs the updated policy: rewards overlap with rollouts within a step, never across an update.
-
-    Returns:
-        The rollout of all photos, its candidates (RGB, [0, 1]), every reward of every candidate, and the seconds between the last candidate
-        and the last reward.
-    """
-    total, bf16, fitting = len(condition), config.bf16_rollouts, fitting or MicroBatch(config.micro_batch)
-    rollouts, pictures, scorings = [], [], []
-    for rows in torch.arange(total).split(max(1, config.micro_batch // noise.group_size)):
-        members = len(rows) * noise.group_size
-
-        def sampled(batch: int, rows: Tensor = rows) -> Rollout:
-            return roll_out(backbone, condition, anchors, scheduler, noise, rows, batch=batch, bf16=bf16)
-
-        rollout = fitting.fit(members, sampled)
-        candidates = fitting.fit(members, lambda batch, rollout=rollout: _decoded(backbone, condition, rollout, batch, bf16))
-        scorings.append(rewards.submit(candidates, photos, rollout.photo_of))
-        rollouts.append(rollout)
-        pictures.append(candidates)
-    rolled = time.monotonic()
-    done = [scoring.result() for scoring in scorings]
-    parts = {name: torch.cat([part[name] for part in done]) for name in done[0]}
-    return join(rollouts), torch.cat(pictures), parts, time.monotonic() - rolled
 
 
 @torch.no_grad()
