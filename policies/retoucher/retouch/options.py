@@ -30,7 +30,7 @@ class Controls(Options):
     texture: Share = 0.3
     """How far fine unevenness between the size of a spot and that of a pore is softened; pores stay."""
     moles: Literal["keep", "remove"] = "keep"
-    """Moles and freckles, which darken the skin more than they redden it: keep, or remove like blemishes."""
+    """Moles and freckles, spots that take red light as pigment does: keep, or remove like blemishes."""
     strength: Annotated[float, Range(ge=0, le=1, rule="must be in [0, 1], the share of the edit that is applied")] = 1.0
     """Share of all this that is applied: 0 leaves the photo as it is."""
     children: bool = False

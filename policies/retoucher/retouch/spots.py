@@ -2,7 +2,7 @@
 
 A spot is a round patch that is darker or redder than the skin around it. Blobs are sought at four sizes, as the maxima of a difference
 of Gaussians; those that are drawn out, as wrinkles and hairs are, are dropped by the ratio of the curvatures at the maximum (Lowe 2004,
-section 4.1). What tells a mole or a freckle from a blemish is colour alone: pigment darkens, inflammation reddens.
+section 4.1). What tells a mole or a freckle from a blemish is colour alone: pigment takes red light away, too, inflammation hardly any.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from portraitkit.faces.regions import region_masks
+from portraitkit.pictures.images import lab_to_srgb
 from reward_models.filters import blur, blur_inside
 
 SIZES = (0.55, 0.9, 1.4, 2.0)
@@ -25,9 +26,9 @@ ROUND = 2.5
 """Largest ratio of the curvatures along and across a spot."""
 CRISP = 0.65
 """Smallest share of a spot's contrast that the next smaller Gaussian sees; shadows, which have no edge, show it less."""
-REDDENS = 0.6
-"""A mole or freckle reddens the skin (a*) by less than this share of what it darkens it (L*)."""
-
+TAKES_RED = 0.5
+"""A mole or freckle takes at least this share of red light for what it takes of green, both as logarithms of its colour over that of the
+skin around it: whatever the skin's own colour, it falls out."""
 LOSES_COLOUR = -0.5
 """Change of a* and b* together below which a dark patch is no pigment but a shadow or stubble."""
 
@@ -39,7 +40,7 @@ class Spot:
     x: float  # of its centre
     y: float
     radius: float
-    kind: Literal["blemish", "mole"]  # a mole or freckle darkens the skin more than it reddens it, see `REDDENS`
+    kind: Literal["blemish", "mole"]  # by the light that it takes, see `TAKES_RED`
 
 
 HAIRY = 4.0
@@ -105,7 +106,7 @@ def find_spots(
         for _, _, y, x in peaks.nonzero().tolist():
             found.append((float(response[0, 0, y, x]), y, x, size))
     spots: list[Spot] = []
-    owner = torch.full(lab.shape[1:], -1, device=lab.device)
+    owner, colours = torch.full(lab.shape[1:], -1, device=lab.device), lab_to_srgb(lab)
     taken = torch.zeros_like(inside[0, 0])
     for _, y, x, size in sorted(found, reverse=True):
         if taken[y, x] > 0.3:
@@ -114,7 +115,8 @@ def find_spots(
         ring = (_disc(shape, y, x, 4.5 * size * unit) > 0.5) & (_disc(shape, y, x, 2.8 * size * unit) < 0.5) & skin[0]
         if not ring.any():
             continue
-        differs = (lab - lab[:, ring].median(1).values[:, None, None])[:, shape > 0.5]
+        middle = shape > 0.5
+        differs = (lab - lab[:, ring].median(1).values[:, None, None])[:, middle]
         strength = (-differs[0]).clamp_min(0) + differs[1].clamp_min(0)
         darkest = strength.topk(max(len(strength) // 3, 1)).indices  # the middle of a spot, wherever it lies
         lighter, redder, yellower = differs[:, darkest].mean(1).tolist()
@@ -122,7 +124,9 @@ def find_spots(
             continue
         owner[shape > taken] = len(spots)
         taken = torch.maximum(taken, shape)
-        spots.append(Spot(x + 0.5, y + 0.5, 2 * size * unit, "mole" if redder < -REDDENS * lighter else "blemish"))
+        core, around = colours[:, middle][:, darkest].mean(1), colours[:, ring].median(1).values
+        red, green, _ = (around.clamp_min(1e-3) / core.clamp_min(1e-3)).log().tolist()
+        spots.append(Spot(x + 0.5, y + 0.5, 2 * size * unit, "mole" if red >= TAKES_RED * max(green, 1e-3) else "blemish"))
     return spots, owner, taken[None, None]
 
 

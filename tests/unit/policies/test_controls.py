@@ -49,6 +49,17 @@ def parts(portrait):
     return split_edit(crop, (smoothed + brighter).clamp(0, 1), mesh)
 
 
+@pytest.mark.parametrize("skin", [(0.86, 0.70, 0.60), (0.62, 0.44, 0.34), (0.34, 0.23, 0.18)])
+@pytest.mark.parametrize(("tint", "kind"), [((0.96, 0.66, 0.68), "blemish"), ((0.66, 0.55, 0.50), "mole"), ((0.60, 0.42, 0.40), "mole")])
+def test_what_a_spot_is_does_not_depend_on_the_skins_colour(skin, tint, kind):
+    """Inflammation leaves red light, pigment takes it: reflectances as blemishes are painted with."""
+    distance = torch.cartesian_prod(torch.arange(64.0), torch.arange(64.0)).sub(32).norm(dim=1).view(64, 64) * 2
+    spot = torch.sigmoid((4 - distance) * 2)
+    pixels = torch.tensor(skin).view(3, 1, 1) * (1 - spot * (1 - torch.tensor(tint).view(3, 1, 1)))
+    spots, _, _ = find_spots(srgb_to_lab(pixels), torch.ones(1, 64, 64, dtype=torch.bool))
+    assert spots and {spot.kind for spot in spots} == {kind}
+
+
 def change(parts, controls):
     before, after = srgb_to_lab(parts.crop), srgb_to_lab(combine(parts, controls, {}))
     return ciede2000(before, after)[0] - 1e-4
