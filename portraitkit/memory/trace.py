@@ -6,7 +6,7 @@ The planner runs a model's own code on the meta device under `LiveBytes`; a test
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,7 @@ class LiveBytes(TorchDispatchMode):
         for tensor in held:
             self.see(tensor)
 
+    @no_type_check  # of this and the operations: under the tests' type checks they would take a sixth of a trace
     def see(self, tensor: Tensor) -> None:
         """Count a tensor's storage, once."""
         if self.devices and tensor.device.type not in self.devices:
@@ -50,14 +51,15 @@ class LiveBytes(TorchDispatchMode):
         if storage._cdata in self._seen:
             return
         size, key = storage.nbytes(), storage._cdata
-        self._seen[key] = weakref.ref(storage, lambda _, key=key, size=size: self._forget(key, size))
+
+        def forget(_: object) -> None:
+            self.now -= size if self._seen.pop(key, None) is not None else 0
+
+        self._seen[key] = weakref.ref(storage, forget)
         self.now += size
         self.peak = max(self.peak, self.now)
 
-    def _forget(self, key: int, size: int) -> None:
-        if self._seen.pop(key, None) is not None:
-            self.now -= size
-
+    @no_type_check
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count what it read and made."""
         result = func(*args, **(kwargs or {}))
@@ -138,8 +140,7 @@ def by_depth(stacks: Sequence[nn.ModuleList], measure: Callable[[], int]) -> int
     input). Stacks of at most `SHALLOW` blocks are measured as they are.
     """
     deep = [stack for stack in stacks if len(stack) > SHALLOW]
-    depths = [len(stack) for stack in deep]
-    whole = [stack._modules for stack in deep]
+    depths, whole = [len(stack) for stack in deep], [stack._modules for stack in deep]
 
     def cut(lengths: Sequence[int]) -> int:
         for stack, modules, length in zip(deep, whole, lengths, strict=True):
@@ -147,8 +148,7 @@ def by_depth(stacks: Sequence[nn.ModuleList], measure: Callable[[], int]) -> int
         return measure()
 
     try:
-        base = cut([2] * len(deep))
-        total = base
+        total = base = cut([2] * len(deep))
         for place, depth in enumerate(depths):
             total += (depth - 2) * (cut([2 + (place == other) for other in range(len(deep))]) - base)
     finally:
