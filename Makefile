@@ -4,7 +4,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 SETUP := .venv/.synced
 
-.PHONY: setup demo test check soak bench embedded gpu-check gpu-bench
+.PHONY: setup demo test check soak fuzz bench embedded gpu-check gpu-bench
 
 setup: $(SETUP)
 
@@ -26,6 +26,12 @@ check: $(SETUP)
 # Kill every command that goes on, again and again, and compare what it ends with, byte for byte: runs/soak/table.md (an hour).
 soak: $(SETUP)
 	$(BIN)/python -m tools.soak
+
+# A coverage-guided fuzzer on what reads answers, rows, recipes and pictures, SECONDS for each: runs/fuzz.
+SECONDS ?= 60
+fuzz: $(SETUP)
+	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/uv pip install --quiet --python $(BIN)/python 'atheris>=3.0'
+	$(BIN)/python -m tools.fuzz --seconds $(SECONDS)
 
 # DPG with a shared prefix against all-step Flow-GRPO; the benchmark suite against plain pyiqa.
 bench: $(SETUP)

@@ -33,8 +33,8 @@ ROOT = Path(__file__).parents[1]
 TIMES = {"time", "started", "seconds", "seconds_total", "samples_per_second", "steps_per_second"}
 TIMES |= {"step_time", "cpu_seconds", "resume_from_checkpoint", "command"}
 """Keys of JSON files that say when, how long and how a run was started: not compared."""
-LEFT_OUT = {".lock", ".writing", "environment.json", "report.html", "README.md"}
-"""Files not compared: they name the machine and the time, and are written from those that are compared."""
+LEFT_OUT = {"COMPLETE", ".lock", ".writing", "environment.json", "report.html", "README.md"}
+"""Files not compared: they name the machine and the time, or are written from those that are compared."""
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate", "shutil.rmtree"}
 LONGEST = 1800.0  # Seconds that one process may take
 
@@ -181,7 +181,7 @@ def watch(place: Path, last: int | None) -> None:
             return
         busy = True
         try:
-            if event == "shutil.rmtree" and re.fullmatch(r"checkpoint-\d+", Path(name).name):
+            if event == "shutil.rmtree" and re.fullmatch(r"\.?checkpoint-\d+(\.old)?", Path(name).name):
                 with (place / "removed").open("a", encoding="utf-8") as file:
                     file.writelines(
                         json.dumps([f"{name[len(root) + 1 :]}/{key}", value]) + "\n" for key, value in digests(Path(name)).items()
@@ -202,7 +202,7 @@ def digests(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in LEFT_OUT:
             data = path.read_bytes()
-            if path.suffix in (".json", ".jsonl") or path.name == "COMPLETE":
+            if path.suffix in (".json", ".jsonl"):
                 lines = data.decode().splitlines() if path.suffix == ".jsonl" else [data.decode()]
                 data = json.dumps([timeless(json.loads(line)) for line in lines]).encode()
             elif path.suffix == ".safetensors":  # its metadata come in any order

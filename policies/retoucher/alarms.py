@@ -13,6 +13,9 @@ WINDOW = 5  # Validations over which a judge and the verifiable rewards are foll
 STEPS = 10  # Training steps over which their agreement inside groups is averaged
 RANKS = 0.5  # Rank correlation inside groups from which on a judge is worth asking about a policy's own rollouts
 DIVERSITY = 0.5  # Of the first groups' diversity; less is a policy whose candidates have become alike
+ERRORS = {"identity_distance": 0.05, "texture_error": 0.08, "tone_error": 1.5, "lip_dE": 2.0}
+"""Errors that may not grow while the reward rises, and by how much they may: the last two in CIEDE2000."""
+SERIOUS = ("hacking", "collapse", "spread", "judge hacked")  # What --on-alarm stop stops at
 APART = -0.5  # Rank correlation over the window from which on the two go opposite ways
 
 
@@ -35,6 +38,7 @@ class Alarms:
     # mean of judge and of the verifiable rewards at the last `WINDOW` validations, where a judge is in use
     courses: list[tuple[float, float]] = field(default_factory=list)
     diversities: list[float] = field(default_factory=list)  # of candidates in the first `WINDOW` training steps, then in the last
+    sound: int = 0  # step of the last validation that raised nothing `SERIOUS`
     agreements: list[float] = field(default_factory=list)  # rank correlation of the two inside groups in the last `STEPS` training steps
 
     def _raise(self, step: int, name: str, message: str) -> list[Alarm]:
@@ -70,9 +74,7 @@ class Alarms:
         out: list[Alarm] = []
         if spread < SPREAD_FLOOR:
             out += self._raise(
-                step,
-                "spread",
-                f"candidates of a group score alike (standard deviation {spread:.4f}): raise --eta or --group-size",
+                step, "spread", f"candidates of a group score alike (standard deviation {spread:.4f}): raise --eta or --group-size"
             )
         if diversity is not None:
             first, last = self.diversities[:WINDOW], [*self.diversities[WINDOW:], diversity][-WINDOW:]
@@ -83,9 +85,7 @@ class Alarms:
         limit = RATIO_TOLERANCE * clip_range if on_policy else 50 * clip_range
         if ratio_deviation > max(limit, 1e-6):
             out += self._raise(
-                step,
-                "ratio",
-                f"likelihood ratio off 1 by {ratio_deviation:.2e}: lower --learning-rate or --updates-per-step",
+                step, "ratio", f"likelihood ratio off 1 by {ratio_deviation:.2e}: lower --learning-rate or --updates-per-step"
             )
         if agreement is not None and agreement == agreement:
             self.agreements = [*self.agreements, agreement][-STEPS:]
@@ -115,13 +115,7 @@ class Alarms:
         )
 
     def after_validation(
-        self,
-        step: int,
-        means: dict[str, float],
-        *,
-        rollout_reward: float | None,
-        ode_reward: float | None,
-        judged: float | None = None,
+        self, step: int, means: dict[str, float], *, rollout_reward: float | None, ode_reward: float | None, judged: float | None = None
     ) -> list[Alarm]:
         """Check a validation; returns the alarms newly raised.
 
@@ -137,7 +131,7 @@ class Alarms:
             self.first = dict(means)
             return out
         rose = means["reward"] > self.first["reward"] + 0.01
-        for name, allowed in (("identity_distance", 0.05), ("texture_error", 0.08)):
+        for name, allowed in ERRORS.items():
             worse = means[name] - self.first[name]
             if rose and worse > allowed:
                 out += self._raise(step, "hacking", f"reward rises while {name} grew by {worse:.3f}: raise the weight of that reward")
@@ -150,6 +144,8 @@ class Alarms:
                 "sde-ode gap",
                 f"rollouts score {rollout_reward:.3f}, the plain ODE {ode_reward:.3f} on the same photos: do not trust rollout reward",
             )
+        if not any(alarm.name in SERIOUS and step - alarm.step < self.quiet for alarm in self.raised):
+            self.sound = step
         return out
 
     def _follow(self, step: int, judged: float, checked: float) -> list[Alarm]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from policies.retoucher.alarms import SERIOUS, Alarm
 from policies.retoucher.backbones import load_backbone
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.evaluate import Evaluation, EvaluationSet, compare, measure
@@ -28,10 +29,10 @@ from policies.retoucher.rank_groups import RANKED_GROUPS, BestOfN
 from policies.retoucher.report.pictures import write_overview, write_pictures
 from policies.retoucher.report.report import FILES, write_report, write_retoucher_card
 from policies.retoucher.trainer import StepResult, Trainer, make_evaluation_sets
-from portraitkit.errors import ConfigError, OutOfMemory, WorkersLost
+from portraitkit.errors import ConfigError, OutOfMemory, TrainingStopped, WorkersLost
 from portraitkit.hub import open_repo, push_folder
 from portraitkit.processor import describe_cpu_bf16, keep_freed_memory
-from portraitkit.runs.checkpoint import check_processes, find_checkpoint, load_checkpoint, save_checkpoint
+from portraitkit.runs.checkpoint import check_processes, complete_checkpoints, find_checkpoint, load_checkpoint, save_checkpoint, step_of
 from portraitkit.runs.folder import RunFolder, SilentRunFolder, check_run_folder, open_run
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.stats import LEAST_PEOPLE, Change, GroupRank, group_rank, person_interval
@@ -244,7 +245,7 @@ def _train(trainer: Trainer, validation: EvaluationSet, run: RunFolder, console:
             _log_step(run, trainer, result)
             seen = {"spread": result.spread, "ratio_deviation": max(figures.ratio_deviation for figures in result.figures)}
             seen |= {"agreement": result.judged.get("judge_agreement"), "clip_range": config.clip_range, "diversity": result.diversity}
-            _warn(console, trainer.alarms.after_step(progress.step, on_policy=config.updates_per_step == 1, **seen))
+            _warn(trainer, run, console, trainer.alarms.after_step(progress.step, on_policy=config.updates_per_step == 1, **seen))
             _rank_judge(trainer, run, console)
             progress.rollout_reward = float(result.rewards.nanmean())
             bar.update(task, completed=progress.step, description=_describe(result, progress.rollout_reward, progress.best_reward))
@@ -266,7 +267,7 @@ def _rank_judge(trainer: Trainer, run: RunFolder, console: Console) -> None:
     found = f"judge: inside groups of this policy's rollouts its rank correlation with the verifiable rewards is {ranks['overall']}"
     console.print(f"{found}; {by_name}" if by_name else found, highlight=False, soft_wrap=True)
     run.log(step, kind="judge_rank", **{name: rank.to_dict() for name, rank in ranks.items()})
-    _warn(console, trainer.alarms.after_first_groups(step, ranks["overall"]))
+    _warn(trainer, run, console, trainer.alarms.after_first_groups(step, ranks["overall"]))
 
 
 def judge_ranks(trainer: Trainer) -> dict[str, GroupRank]:
@@ -281,7 +282,7 @@ def _validate(trainer: Trainer, validation: EvaluationSet, run: RunFolder, conso
     ode = trainer.ode_reward(list(range((progress.step - 1) * count, progress.step * count)))
     _log_validation(run, progress.step, evaluation, rollout_reward=progress.rollout_reward, ode_reward=ode)
     seen = {"rollout_reward": progress.rollout_reward, "ode_reward": ode, "judged": _judged(trainer, evaluation)}
-    _warn(console, trainer.alarms.after_validation(progress.step, evaluation.means(), **seen))
+    _warn(trainer, run, console, trainer.alarms.after_validation(progress.step, evaluation.means(), **seen))
     progress.owes_validation = False
 
 
@@ -299,9 +300,13 @@ def _describe(result: StepResult, reward: float, best: float) -> str:
     )
 
 
-def _warn(console: Console, alarms: list) -> None:
+def _warn(trainer: Trainer, run: RunFolder, console: Console, alarms: list[Alarm]) -> None:
     for alarm in alarms:
         console.print(f"[yellow]step {alarm.step} {alarm.name}: {alarm.message}[/yellow]")
+    if trainer.config.on_alarm == "stop" and (found := [alarm for alarm in alarms if alarm.name in SERIOUS]):
+        good = [path for path in complete_checkpoints(run.path) if step_of(path) <= trainer.alarms.sound]
+        back = f"go back with --resume-from-checkpoint {good[-1]}" if good else "no checkpoint is from before it: start anew"
+        raise TrainingStopped(f"stopped at step {found[0].step}, {found[0].name}: {found[0].message}; {back}")
 
 
 def _log_step(run: RunFolder, trainer: Trainer, result: StepResult) -> None:

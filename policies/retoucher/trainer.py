@@ -359,6 +359,7 @@ class Trainer:
             "judge_courses": [list(pair) for pair in self.alarms.courses],
             "judge_agreements": list(self.alarms.agreements),
             "diversities": list(self.alarms.diversities),
+            "sound": self.alarms.sound,
         }
 
     def restore(self, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
@@ -377,6 +378,7 @@ class Trainer:
         self.alarms.first = dict(state["first_validation"])
         self.alarms.courses = [(judge, check) for judge, check in state.get("judge_courses", [])]
         self.alarms.agreements, self.alarms.diversities = (list(state.get(name, [])) for name in ("judge_agreements", "diversities"))
+        self.alarms.sound = state.get("sound", 0)
 
     def save_adapter(self, folder: Path) -> None:
         """Write the chosen weights as a LoRA that stock diffusers loads."""

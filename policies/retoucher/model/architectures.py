@@ -63,13 +63,7 @@ TEXT_PARTS = ("text_encoder", "text_encoder_2")
 
 
 def meta_backbone(
-    name: str,
-    model: str | None,
-    resolution: int | None,
-    *,
-    device: str = "meta",
-    guidance: float | None = None,
-    vae_tiling: bool = False,
+    name: str, model: str | None, resolution: int | None, *, device: str = "meta", guidance: float | None = None, vae_tiling: bool = False
 ) -> Any:
     """A built-in backbone whose parts hold no data; its own code runs on meta tensors.
 

@@ -147,7 +147,7 @@ def test_seeds_of_different_steps_do_not_collide():
 
 def test_alarms_name_what_went_wrong_once_in_a_while():
     alarms = Alarms()
-    good = {"reward": 0.5, "identity_distance": 0.1, "texture_error": 0.1, "residual_grain": 0.5}
+    good = {"reward": 0.5, "identity_distance": 0.1, "texture_error": 0.1, "residual_grain": 0.5, "tone_error": 0.0, "lip_dE": 0.0}
     assert alarms.after_validation(0, good, rollout_reward=None, ode_reward=None) == []
     hacked = good | {"reward": 0.7, "texture_error": 0.4}
     raised = alarms.after_validation(10, hacked, rollout_reward=0.7, ode_reward=0.4)
