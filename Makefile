@@ -39,11 +39,16 @@ bench: $(SETUP)
 	$(BIN)/python -m tools.bench.suite_speed
 	$(BIN)/python -m tools.bench.processors
 
-# Train embedded models anew (hours). Retoucher and judge replace the committed ones; the vision-language model goes to runs/embedded-vlm/model.
+# Train embedded models anew (hours), with PORTRAITS=FOLDER on its people, else on two faces. Retoucher and judge replace the committed
+# ones; the vision-language model goes to runs/embedded-vlm/model.
+PORTRAITS ?=
+PHOTOS = $(if $(PORTRAITS),$(PORTRAITS) --anchors painted --resolution 128,embedded --count 600)
 embedded: $(SETUP)
-	$(BIN)/python -m tools.embedded.retoucher
-	$(BIN)/python -m tools.embedded.vlm
-	$(BIN)/python -m tools.embedded.judge
+	$(BIN)/python -m tools.embedded.retoucher $(if $(PORTRAITS),--portraits $(PORTRAITS))
+	$(BIN)/python -m tools.embedded.vlm $(if $(PORTRAITS),--portraits $(PORTRAITS))
+	$(BIN)/make-preferences build $(PHOTOS) --pairs-per-photo 4 --generators rollout:4 degradations --output-dir runs/judge-pairs
+	$(BIN)/make-preferences build $(PHOTOS) --pairs-per-photo 3 --generators degradations:gross --output-dir runs/judge-pairs-gross
+	$(BIN)/python -m tools.embedded.judge --pairs runs/judge-pairs runs/judge-pairs-gross
 
 gpu-check: $(SETUP)
 	$(BIN)/python -m pytest -m gpu

@@ -381,7 +381,7 @@ def plan_judges(config: RetoucherConfig, resolution: int) -> tuple[dict[str, int
                 notes[name] = f"not known here, planned as {ASSUMED_JUDGE}"
             held[f"{name}, weights"] = sizes.weights
             settings, side = read_settings(Path(source_of(source))) or JudgeSettings(), sizes.token_side
-            beside = settings.shown == "beside-difference"
+            beside = settings.shown != "as-taken"
             pictures, height, width = (2, *BESIDE_DIFFERENCE) if beside else (3, resolution, resolution)
             tokens = ceil(height / side) * ceil(width / side)
             load = Load(JUDGE_BATCH, pictures, tokens, JUDGE_WORDS[settings.form], settings.max_tokens)

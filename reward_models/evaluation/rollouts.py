@@ -45,7 +45,7 @@ def rank_rollouts(
 
 def ask_group(judge: Judge, photo: Picture, group: Sequence[Candidate]) -> dict[str, Any]:
     """Rank correlations inside a group, overall and by dimension; and of each two neighbours in it the difference of their truth, the
-    verdict (None where it cannot be read) and whether it changed with the order."""
+    verdict (None where it cannot be read), whether it changed with the order, and whose mean score is higher."""
     alone = judge.judge([Comparison(photo, one.pixels, photo) for one in group])
     pairs = list(zip(group[::2], group[1::2], strict=True))
     beside = judge.judge([Comparison(photo, a.pixels, b.pixels) for a, b in pairs])
@@ -61,7 +61,9 @@ def ask_group(judge: Judge, photo: Picture, group: Sequence[Candidate]) -> dict[
         for name in ("overall", *DIMENSIONS)
     }
     couples = [
-        (_of(a) - _of(b), one.overall if isinstance(one, Judgement) else None, isinstance(one, Judgement) and one.flipped)
+        (_of(a) - _of(b), one.overall, one.flipped, winner(*one.means))
+        if isinstance(one, Judgement)
+        else (_of(a) - _of(b), None, False, None)
         for (a, b), one in zip(pairs, beside, strict=True)
     ]
     return {"policy": group[0].origin.model, "ranks": ranks, "couples": couples}
@@ -73,24 +75,27 @@ def _of(candidate: Candidate) -> float:
 
 def rollout_figures(folder: Path) -> dict[str, Any]:
     """What `rank_rollouts` found, empty where it was not asked: `rank` by name; `apart`, the pairs of one group whose truth differs by more
-    than the median, and how often the judge is right; `alike`, those that differ by no more than `NEAR`, and how often it decides and how
-    often it turns with the order."""
+    than the median, and how often the judge is right by its verdict and by its scores; `alike`, those that differ by no more than `NEAR`,
+    and how often it decides and how often it turns with the order."""
     if not (folder / FILE).is_file():
         return {}
     rows: list[Mapping[str, Any]] = [row for _, row in read_objects(folder / FILE)]
     ranks = {name: group_rank([rank for row in rows for rank in row["ranks"][name]]).to_dict() for name in ("overall", *DIMENSIONS)}
     couples = [(*couple, row["identity"]) for row in rows for couple in row["couples"]]
     median = float(torch.tensor([abs(couple[0]) for couple in couples]).median())
-    apart = [(float(said == winner(difference, 0)), who) for difference, said, _, who in couples if abs(difference) > median]
-    alike = [(said, flipped) for difference, said, flipped, _ in couples if abs(difference) <= NEAR and said is not None]
-    right = torch.tensor([hit for hit, _ in apart])
+    apart = [(said == winner(lead, 0), scored == winner(lead, 0), who) for lead, said, _, scored, who in couples if abs(lead) > median]
+    alike = [(said, flipped) for lead, said, flipped, *_ in couples if abs(lead) <= NEAR and said is not None]
+    right, by_scores = (torch.tensor([float(one[place]) for one in apart]) for place in (0, 1))
+    people = [who for *_, who in apart]
     decided, flips = sum(said != "tie" for said, _ in alike), sum(flipped for _, flipped in alike)
     return {
         "rank": ranks,
         "people": len(rows),
         "apart": {
             "right": float(right.mean()),
-            "ci95": list(cluster_interval(right, [who for _, who in apart])),
+            "ci95": list(cluster_interval(right, people)),
+            "right_by_scores": float(by_scores.mean()),
+            "right_by_scores_ci95": list(cluster_interval(by_scores, people)),
             "n": len(apart),
             "above": median,
         },

@@ -194,12 +194,7 @@ def calibrate(judge: Judge, comparisons: Sequence[Comparison], truths: Sequence[
 
 
 def load_judge(
-    source: str,
-    *,
-    device: str = "cpu",
-    dtype: str | None = None,
-    batch_size: int = 32,
-    untaught: type[JudgeSettings] = JudgeSettings,
+    source: str, *, device: str = "cpu", dtype: str | None = None, batch_size: int = 32, untaught: type[JudgeSettings] = JudgeSettings
 ) -> Judge:
     """A judge by name: embedded; a folder or hub id of a vision-language model; vllm:FOLDER-OR-ID; http://host:port/v1. Device, dtype and
     batch size are those of a model that transformers runs; see `TransformersBackend.load`. A model without a judge.json is asked as

@@ -5,8 +5,9 @@ scores; 1 for the right overall choice; 1 times the share of dimensions whose ve
 dimensions: preference accuracy, coherence and form, each 0 or 1 (BeautyGRPO's and UnifiedReward-Think's reward; their coherence is
 an NLI model's, ours here is the deterministic check that the choice has not the lower average).
 
-A large model is shown the three pictures as they are. A tiny one cannot compare pictures that it reads one after the other, so the
-embedded judge is shown two: each candidate above its difference from the photo, amplified around grey.
+A large model is shown the three pictures as they are. A tiny one cannot compare pictures that it reads one after the other, so it is shown
+two: each candidate above its difference from the photo, amplified around grey; and the embedded judge, instead of the candidate, what in it
+is as large as a spot.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +19,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from portraitkit.errors import DataError
-from portraitkit.pictures.images import resize
+from portraitkit.pictures.images import luminance, resize
 from portraitkit.vlm.task import Mode, Score, Task
 from preference_data.contract import BRIEF_PROMPT, Answer, Unreadable, prompt, read_answer, read_brief, write_brief
 from preference_data.schema import DIMENSIONS
 from preference_data.verdict import EXCHANGED, Order, Place, Shown, Verdict, in_order, shown_as, winner
+from reward_models.filters import blur
 
 Picture = Float[Tensor, "3 h w"]
 SIDE, CROP, GAIN = 128, 96, 2.5
+SPOT, AROUND, CONTRAST = 1.2, 4.5, 8.0
 COLUMN: dict[Shown, str] = {"first": "x", "second": "y", "tie": "tie"}  # How a row's columns name the places
 PLACE_OF: dict[str, Shown] = {name: shown for shown, name in COLUMN.items()}
 INVENTED: dict[Shown | None, tuple[int, int]] = {"first": (5, 3), "second": (3, 5), "tie": (4, 4), None: (4, 4)}
@@ -42,24 +45,44 @@ def as_taken(photo: Picture, first: Picture, second: Picture) -> list[Tensor]:
     return [photo, first, second]
 
 
-def beside_difference(photo: Picture, first: Picture, second: Picture) -> list[Tensor]:
-    """Image1 and Image2, each as `candidate_view` shows it."""
-    return [candidate_view(photo, candidate) for candidate in (first, second)]
-
-
 def candidate_view(photo: Picture, candidate: Picture) -> Float[Tensor, "3 192 96"]:
     """The candidate's middle above `GAIN` times its difference from the photo."""
     photo, candidate = _middle(photo), _middle(candidate)
     return torch.cat([candidate, ((candidate - photo) * GAIN + 0.5).clamp(0, 1)], 1)
 
 
+def spots_view(photo: Picture, candidate: Picture) -> Float[Tensor, "3 192 96"]:
+    """What is as large as a spot, above `GAIN` times the difference from the photo: a tiny model does not see small, faint marks.
+
+    Red is what is darker than its surroundings in the candidate (spots that are left), green and blue what the retouch made lighter (spots
+    that are gone) and darker there: luma at `SPOT` pixels minus luma at `AROUND` (Gaussians), times `CONTRAST`.
+    """
+    photo, candidate = _square(photo), _square(candidate)
+    lumas = luminance(torch.stack([candidate, candidate - photo]))
+    left, changed = ((blur(lumas, SPOT) - blur(lumas, AROUND)) * CONTRAST)[:, 0]
+    spots = torch.stack([-left, changed, -changed]).clamp(0, 1)
+    return torch.cat([_middle(spots), ((_middle(candidate) - _middle(photo)) * GAIN + 0.5).clamp(0, 1)], 1)
+
+
+def _square(picture: Tensor) -> Tensor:
+    return picture if picture.shape[-2:] == (SIDE, SIDE) else resize(picture, (SIDE, SIDE))
+
+
 def _middle(picture: Tensor) -> Tensor:
-    square = picture if picture.shape[-2:] == (SIDE, SIDE) else resize(picture, (SIDE, SIDE))
     edge = (SIDE - CROP) // 2
-    return square[:, edge : edge + CROP, edge : edge + CROP]
+    return _square(picture)[:, edge : edge + CROP, edge : edge + CROP]
 
 
-SHOWN: dict[str, Callable[[Picture, Picture, Picture], list[Tensor]]] = {"as-taken": as_taken, "beside-difference": beside_difference}
+def _each(view: Callable[[Picture, Picture], Tensor]) -> Callable[[Picture, Picture, Picture], list[Tensor]]:
+    """Image1 and Image2, each as a view shows it."""
+    return lambda photo, first, second: [view(photo, first), view(photo, second)]
+
+
+SHOWN: dict[str, Callable[[Picture, Picture, Picture], list[Tensor]]] = {
+    "as-taken": as_taken,
+    "beside-difference": _each(candidate_view),
+    "spots-and-difference": _each(spots_view),
+}
 """Views by the name that a judge's configuration gives."""
 
 
@@ -220,7 +243,7 @@ def make_row(split: str, seed: int) -> dict[str, Any]:
     pair = make_pair(split, seed)
     order: Order = "ab" if seed % 2 == 0 else "ba"
     truth = preference_of(pair["overall"], pair["verdicts"], pair["scores"], order)
-    return {"images": beside_difference(pair["input"], *in_order((pair["a"], pair["b"]), order)), **columns_of(truth)}
+    return {"images": SHOWN["beside-difference"](pair["input"], *in_order((pair["a"], pair["b"]), order)), **columns_of(truth)}
 
 
 def preference_of(

@@ -48,7 +48,7 @@ class MakeupSettings(JudgeSettings):
         return read_answer(text, MAKEUP_TITLES)
 
 
-EMBEDDED = JudgeSettings("beside-difference", "brief", model="embedded")
+EMBEDDED = JudgeSettings("spots-and-difference", "brief", model="embedded")
 """How the embedded judge was taught to be asked, before its temperature is fitted."""
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "embedded"
 """The judge that ships with the package: portraitkit's embedded Qwen2.5-VL, taught further on pairs alone by `tools.embedded.judge`."""

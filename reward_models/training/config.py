@@ -25,9 +25,9 @@ class WhatToJudge(Options):
     """Run folder: stages, answers, summary.json, report.html and the judge in model; runs/reward-model if empty."""
     stages: tuple[Literal["sft", "reject", "grpo"], ...] = ("sft", "reject", "grpo")
     """Any of them, in this order. A later stage alone, in a folder whose earlier ones are finished, is done again from their model."""
-    shown: Literal["auto", "beside-difference", "as-taken"] = "auto"
-    """as-taken: photo and both retouches; beside-difference: each retouch above its difference from the photo; auto: what the model's
-    folder says (judge.json), else beside-difference for the embedded model and as-taken for others."""
+    shown: Literal["auto", "as-taken", "beside-difference", "spots-and-difference"] = "auto"
+    """as-taken: photo and both retouches; beside-difference: each retouch above its difference from the photo; spots-and-difference: what
+    stands out in each above that difference; auto: what the model's folder says (judge.json), else as-taken."""
     form: Literal["auto", "brief", "full"] = "auto"
     """full: reasoning in words, then the answer; brief: numbers alone, for a tiny model, with the recipe tiny beneath; auto: like
     --shown."""

@@ -46,7 +46,7 @@ def dry_run(config: RewardModelConfig) -> int:
 
 def planner_of(config: RewardModelConfig) -> Planner:
     """The planner of a run, which knows what the judge is shown."""
-    pictures = 2 if view_of(config.model, config.shown, config.form).shown == "beside-difference" else 3
+    pictures = 2 if view_of(config.model, config.shown, config.form).shown != "as-taken" else 3
     return Planner(config.model, config.stages, pictures=pictures, picture_tokens=VIEW_TOKENS if config.model == "embedded" else None)
 
 

@@ -105,11 +105,7 @@ def check_folder(config: RewardModelConfig) -> bool:
     later = resume is None and not config.overwrite and config.stages[0] != "sft"
     again = later and newest(folder, "", config.stages[0])[0] != "base"
     check_run_folder(
-        folder,
-        overwrite=config.overwrite,
-        resume="latest" if again else resume,
-        report_to=list(config.report_to),
-        needed=needed_by(config),
+        folder, overwrite=config.overwrite, resume="latest" if again else resume, report_to=list(config.report_to), needed=needed_by(config)
     )
     return again
 

@@ -1,233 +1,310 @@
-"""The embedded judge: the embedded model, its language part taught further on pairs alone. About half an hour on one core.
+"""The embedded judge: the embedded vision-language model, taught further on pairs of real people. About an hour on one core.
 
-    python -m tools.embedded.judge
+    make-preferences build FOLDER --anchors painted --resolution 128 --pairs-per-photo 4 --output-dir PAIRS \\
+        --generators rollout:4 degradations
+    make-preferences build FOLDER --anchors painted --resolution 128 --pairs-per-photo 3 --output-dir GROSS \\
+        --generators degradations:gross
+    python -m tools.embedded.judge --pairs PAIRS GROSS
 
-Of the five dimensions, blemishes are the hardest to see: marks of a few pixels, whose number alone decides. The score of a pair says
-nothing of where they are. So, beside the answer and its scores, a linear head on the tokens of each difference picture is taught how much
-blemish was removed and how much is left there.
+Tower and language part learn together, from the answers and, beside them, from the scores of each candidate by linear heads on its
+tokens, which are thrown away. Half of what an answer's digits are taught is the answer, the other half the true score itself, as
+probabilities of the two digits around it; and the difference of the two candidates' expected scores is taught, too, which in a policy's
+rollouts is a fraction of a point. Two fifths of the pairs are such rollouts, of which one in four is the photo; the others have known
+faults, as retouchers make them or gross. Only training people are taught; validation people decide what ships.
 """
 
+import random
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from multiprocessing import get_context
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor
 
 from portraitkit.cli import run_command
 from portraitkit.config import Options, load_config
+from portraitkit.errors import DataError
+from portraitkit.pictures.images import read_image
+from portraitkit.processor import bf16_autocast
 from portraitkit.vlm.model import load_model, load_processor
-from preference_data.people.degradations import share_left
-from preference_data.people.synthetic import make_case
-from preference_data.people.synthetic_pairs import SPOTS, draw_plan
-from reward_models.judge.judge import Comparison, calibrate, load_judge
-from reward_models.judge.pairs import synthetic_pair
-from reward_models.judge.preference_task import CROP, SIDE
+from portraitkit.vlm.rows import messages
+from preference_data.contract import BRIEF_PROMPT, every_digit, write_brief
+from preference_data.pair_set import read_pairs
+from preference_data.schema import DIMENSIONS, Pair
+from preference_data.verdict import ORDERS, in_order
+from reward_models.judge.judge import Comparison, Judgement, calibrate, load_judge
+from reward_models.judge.pairs import stored_pair
+from reward_models.judge.preference_task import answer_of, spots_view
 from reward_models.judge.settings import EMBEDDED, write_settings
 from tools.embedded.muon import MuonAdamW
-from tools.embedded.vlm import open_rows, share, tokens_of, validate, write
-from tools.embedded.vlm_facts import FACTS
-from tools.embedded.vlm_read import Lesson, make_lessons, read
+from tools.embedded.vlm import look, write
+from tools.embedded.vlm_see import Heads, patches_of
 
-PAIRS = 16_000
-"""Training pairs; with 4000, what is learned of blemishes holds for these alone."""
-CELL = 16
-"""Pixels of a token's side."""
-GRID = CROP // CELL
-CALIBRATION = 200
+SHARES = {"rollout": 11, "photo": 3, "degradations": 10, "gross": 8}
+"""Pairs of an update: two rollouts, a rollout and its photo, faults that retouchers make, and gross ones."""
+IMPORTANCE = torch.tensor([2.0 if name == "blemish_removal" else 1.0 for name in DIMENSIONS])
+"""Of a dimension's scores, those of blemishes being the hardest to see."""
+GROSS = {"grid", "noise", "jpeg", "identity_warp"}
+"""Faults that no other pairs have."""
+CELLS = 72
+"""Tokens of a candidate above its difference, 192 x 96 pixels in merged patches of 16."""
+CALIBRATION = 400
 """Validation pairs that the temperature is fitted on."""
-TYPICAL_MASS = 8.0
-"""Opacity summed over a cell's pixels, where it holds a blemish."""
 
 
 @dataclass(frozen=True)
-class JudgePhase:
+class Teaching:
     """How the judge is taught.
 
     Attributes:
         steps: updates.
-        learning_rate: of embeddings, norms and heads; it and the next rise for 30 updates, then fall in a straight line.
         muon_learning_rate: of the matrices.
-        until: share of both that is left at the end.
-        mirrored: every second update takes the pairs in a mirror, so that they are not learned by heart.
-        noise: standard deviation of what is added to the tower's tokens, whose own is 1, for the same reason.
-        batch: pairs of an update, in one order or the other.
+        learning_rate: of the rest; both rise for 30 updates and fall in a straight line over the last `decay` of them.
+        decay: share of the updates.
+        heads: weight of the scores that linear heads read from the tokens, beside 2 for the answers and for the expected scores.
     """
 
-    steps: int
-    learning_rate: float
-    muon_learning_rate: float
-    until: float = 0.0
-    mirrored: bool = False
-    noise: float = 0.0
-    batch: int = 64
+    steps: int = 850
+    muon_learning_rate: float = 0.008
+    learning_rate: float = 8e-4
+    decay: float = 0.9
+    heads: float = 0.5
 
 
-JUDGE = (
-    JudgePhase(400, 1e-3, 6e-3, until=0.6),
-    JudgePhase(800, 8e-4, 4.8e-3, mirrored=True, noise=0.1),
-)
-"""Two seconds an update on one core."""
-WITH_CELLS = 8000
-"""Pairs, the first ones, that say where their blemishes are."""
+TEACHING = Teaching()
+"""Three seconds an update on one core; each pair in one order, half of them in a mirror."""
 
 
 @dataclass(frozen=True)
 class JudgeConfig(Options):
     """Teach the embedded judge."""
 
+    pairs: tuple[str, ...] = ()
+    """Pair sets of make-preferences with rollouts, degradations and gross degradations."""
+    note: str = ""
+    """What recipe.json shall say besides."""
     model_dir: str = "portraitkit/vlm/embedded"
     """The model that it is made from."""
     output_dir: str = "reward_models/embedded"
     """Where the judge goes."""
-    work_dir: str = "runs/embedded-vlm"
-    """Rows and states."""
+    work_dir: str = "runs/embedded-judge"
+    """State and log."""
     seed: int = 0
-    """Of pairs and batches."""
-    validation_rows: int = 100
-    """Validation pairs."""
+    """Of batches."""
     scale: float = 1.0
-    """Share of the pairs and updates; below 1 only to try the recipe."""
+    """Share of the updates; below 1 only to try the recipe."""
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A pair with a coherent answer.
+
+    Attributes:
+        kind: of `SHARES`.
+        candidates: photo and candidate, of a and of b.
+        answers: token ids in either order.
+        scores: of a and of b, 2 x dimensions, 1 to 5.
+    """
+
+    kind: str
+    candidates: tuple[tuple[Path, Path], tuple[Path, Path]]
+    answers: dict[str, Tensor]
+    scores: Tensor
+
+
+class Teacher:
+    """A model with its tower, asked about views of candidates."""
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model, processor
+        pictures = [torch.zeros(3, 192, 96)] * 2
+        chat = processor.apply_chat_template(messages(BRIEF_PROMPT, pictures=2), tokenize=False, add_generation_prompt=True)
+        asked = processor(images=pictures, text=[chat], return_tensors="pt", do_rescale=False)
+        self.prompt, self.grid = asked["input_ids"][0], asked["image_grid_thw"][:1]
+        positions = model.model.get_rope_index(asked["input_ids"], asked["mm_token_type_ids"], asked["image_grid_thw"])[0]
+        self.positions = positions[:, 0]
+        digits = torch.stack([self.tokens(answer) for answer in every_digit()])
+        self.places = (digits != digits[0]).any(0).nonzero()[: 2 * len(DIMENSIONS), 0]
+        self.digits = digits[:, self.places[0]]
+
+    def tokens(self, answer: str) -> Tensor:
+        """Token ids of an answer and its end; all answers in the brief form are equally long."""
+        return torch.tensor(self.processor.tokenizer(answer + "<|im_end|>\n")["input_ids"])
+
+    def read(self, views: Sequence[Tensor], answers: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of each answer's tokens, and the tower's tokens of each view; two views an answer, 8-bit."""
+        seen = look(self.model, patches_of(self.processor, views)[0], self.grid)
+        count, length = answers.shape
+        ids = torch.cat([self.prompt.expand(count, -1), answers], 1)
+        later = self.positions.max() + 1 + torch.arange(length).expand(3, length)
+        positions = torch.cat([self.positions, later], 1)[:, None].expand(3, count, -1)
+        embedded = self.model.model.language_model.embed_tokens(ids)
+        place = (ids == self.model.config.image_token_id)[..., None].expand_as(embedded)
+        with bf16_autocast():
+            hidden = self.model.model.language_model(
+                inputs_embeds=embedded.masked_scatter(place, seen), position_ids=positions, use_cache=False
+            ).last_hidden_state
+            said = self.model.lm_head(hidden[:, len(self.prompt) - 1 : -1])
+        return said.float(), seen
 
 
 def main(argv: list[str]) -> int:
-    """Teach the phases that are missing and write the judge; returns the exit code."""
+    """Teach the judge, unless that is done, and write it; returns the exit code."""
     config = load_config(JudgeConfig, argv, prog="python -m tools.embedded.judge")
     console, work = Console(stderr=True), Path(config.work_dir)
     work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
     model, processor = load_model(config.model_dir), load_processor(config.model_dir)
-    torch.manual_seed(config.seed + 1)
-    seeds = share(PAIRS, config.seed, config.scale)
-    rows = open_rows(work, "preference", "train", seeds, console)
-    cells = open_cells(work / "cells.pt", int(WITH_CELLS * config.scale) or 1, seeds.start, console)
-    lesson = make_lessons(model, processor, {"preference": rows}, lambda some: tokens_of(model, processor, some))["preference"]
-    lessons = (lesson, mirrored_pairs(model, processor, rows))
-    width = model.config.text_config.hidden_size
-    heads = make_heads(width, torch.nn.Linear(width, FACTS["preference"].outputs))
-    for number, phase in enumerate(JUDGE):
-        part = replace(phase, steps=max(int(phase.steps * config.scale), 1))
-        teach_judge(model, heads, lessons, cells, part, work / f"judge_{number}.pt", console)
-    known = open_rows(work, "preference", "validation", share(config.validation_rows, config.seed, config.scale), console)
-    recipe = {**asdict(config), "pairs": PAIRS, "judge": [asdict(phase) for phase in JUDGE], "with_cells": WITH_CELLS}
-    write(model, processor, Path(config.output_dir), recipe | {"validation": validate(model, processor, {"preference": known})}, console)
-    calibrate_embedded(Path(config.output_dir), console)
+    sets = {folder: read_pairs(Path(folder)) for folder in config.pairs}
+    teaching = replace(TEACHING, steps=max(int(TEACHING.steps * config.scale), 1))
+    teacher = Teacher(model, processor)
+    teach(teacher, list(examples(sets, "train", teacher)), teaching, work / "judge.pt", console)
+    start = sha256((Path(config.model_dir) / "model.safetensors").read_bytes()).hexdigest()
+    recipe = {"seed": config.seed, "start": start, "teaching": asdict(TEACHING), "shares": SHARES, "note": config.note, **described(sets)}
+    write(model, processor, Path(config.output_dir), recipe | {"validation": {}}, console)
+    write(model, processor, Path(config.output_dir), recipe | {"validation": calibrate_on(sets, Path(config.output_dir))}, console)
     return 0
 
 
-def mirrored_pairs(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> Lesson:
-    """A judge's lesson from pictures in a mirror."""
-    turned = [{**row, "pictures": [picture.flip(1) for picture in row["pictures"]]} for row in rows]
-    return make_lessons(model, processor, {"preference": turned}, lambda some: tokens_of(model, processor, some))["preference"]
-
-
-def blemish_cells(split: str, seed: int) -> Float[Tensor, "2 2 cells"]:
-    """Where the blemishes of `preference_task.make_row`'s pair are, as its two pictures show them.
-
-    Returns:
-        For the candidate shown first and second: opacity removed and opacity left, summed over each token's pixels, row by row.
-    """
-    case = make_case(split, seed, size=SIDE, count=SPOTS)
-    plan = draw_plan(split, torch.Generator().manual_seed(seed + 2**40))
-    edge = (SIDE - CROP) // 2
-    found = []
-    for side in "ab" if seed % 2 == 0 else "ba":
-        strength = plan.faults(side).get("left_blemishes", 0.0)
-        share = share_left(case.opacity, strength, plan.variant) if strength > 0 else torch.zeros_like(case.opacity)
-        both = torch.cat([case.opacity * (1 - share), case.opacity * share])[:, edge : edge + CROP, edge : edge + CROP]
-        found.append(both.unflatten(2, (GRID, CELL)).unflatten(1, (GRID, CELL)).sum((2, 4)).flatten(1))
-    return torch.stack(found)
-
-
-def open_cells(keep: Path, count: int, first: int, console: Console) -> Float[Tensor, "n 2 2 cells"]:
-    """`blemish_cells` of training pairs, kept in a file."""
-    if keep.is_file():
-        return torch.load(keep, weights_only=True)
-    started = time.monotonic()
-    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        found = torch.stack(list(pool.map(partial(blemish_cells, "train"), range(first, first + count), chunksize=20)))
-    console.print(f"cells of {count} pairs in {time.monotonic() - started:.0f} s", highlight=False)
-    torch.save(found, keep)
-    return found
-
-
-def make_heads(width: int, scores: torch.nn.Linear) -> torch.nn.ModuleDict:
-    """The head of the scores, and a new one that finds blemishes."""
-    return torch.nn.ModuleDict({"scores": scores, "spots": torch.nn.Linear(width, 2)})
-
-
-def teach_judge(
-    model: Any, heads: torch.nn.ModuleDict, lessons: Sequence[Lesson], cells: Tensor, phase: JudgePhase, keep: Path, console: Console
-) -> None:
-    """Teach everything but the tower, on pairs in both orders.
+def imitated(said: Tensor, answers: Tensor, scores: Tensor, teacher: Teacher) -> tuple[Tensor, Tensor]:
+    """The losses of answers and of expected scores.
 
     Args:
-        model: as the phase before left it.
-        heads: from `make_heads`, likewise.
-        lessons: of n pairs, then the same with their pictures exchanged, as `pretrain_read.make_lessons` makes it; these pairs,
-            and the same in a mirror.
-        cells: of the first pairs, from `open_cells`.
-        phase: how long and how fast.
-        keep: file that the finished state is written to, and read from.
-        console: for a line every 50 updates: losses of answers, scores and cells.
+        said: logits, n x tokens x vocabulary.
+        answers: token ids, n x tokens.
+        scores: true ones, n x 2 x dimensions, as the candidates are shown.
+        teacher: knows where the digits are.
     """
+    told = F.one_hot(answers, said.shape[-1]).float()
+    in_turn = scores.transpose(1, 2).flatten(1)  # an answer names both candidates' scores dimension by dimension
+    nearness = (1 - (in_turn[..., None] - torch.arange(1.0, 6.0)).abs()).clamp_min(0)
+    true = torch.zeros_like(told[:, teacher.places]).index_copy(2, teacher.digits, nearness)
+    told[:, teacher.places] = (told[:, teacher.places] + true) / 2
+    expected = said[:, teacher.places][..., teacher.digits].softmax(-1) @ torch.arange(1.0, 6.0)
+    lead, found = scores[:, 0] - scores[:, 1], expected[:, ::2] - expected[:, 1::2]
+    apart = F.smooth_l1_loss(found, lead, beta=0.1, reduction="none") * IMPORTANCE
+    return -(told * said.log_softmax(-1)).sum(-1).mean(), apart.mean()
+
+
+def seen_scores(guess: Tensor, scores: Tensor) -> Tensor:
+    """The loss of scores that a head read off the candidates' tokens, 2n x dimensions, and of their difference within a pair."""
+    guess, true = guess.unflatten(0, (-1, 2)), (scores - 3) / 2
+    alone = F.smooth_l1_loss(guess, true, beta=0.2, reduction="none")
+    apart = F.smooth_l1_loss(guess[:, 0] - guess[:, 1], true[:, 0] - true[:, 1], beta=0.05, reduction="none")
+    return 3 * ((alone * IMPORTANCE).mean() + (apart * IMPORTANCE).mean())
+
+
+def examples(sets: Mapping[str, Sequence[Pair]], split: str, teacher: Teacher) -> Iterator[Example]:
+    """The pairs of a split that have an overall winner and an answer that does not contradict itself."""
+    for folder, pairs in sets.items():
+        gross = any(fault.kind in GROSS for pair in pairs for fault in pair.origin_a.faults)
+        for pair in pairs:
+            if pair.split != split or pair.overall not in ("a", "b") or not pair.scores:
+                continue
+            judged = stored_pair(pair, Path(folder))
+            answers = {order: answer_of(judged.shown(order)) for order in ORDERS}
+            if not answers["ab"].coherent:
+                continue
+            kind = pair.origin_a.generator
+            if kind == "rollout" and pair.origin_a != pair.origin_b:
+                kind = "photo"
+            elif kind != "rollout" and gross:
+                kind = "gross"
+            photo, a, b = (Path(folder, name) for name in (pair.input, pair.a, pair.b))
+            tokens = {order: teacher.tokens(write_brief(answer)) for order, answer in answers.items()}
+            scores = torch.tensor([pair.scores[name] for name in DIMENSIONS]).T
+            yield Example(kind, ((photo, a), (photo, b)), tokens, scores)
+
+
+@cache
+def picture_of(path: Path) -> Tensor:
+    """8-bit RGB."""
+    return (read_image(path).pixels * 255).round().byte()
+
+
+@cache
+def view_of(photo: Path, candidate: Path) -> Tensor:
+    """`preference_task.spots_view`, 8-bit; kept, some gigabytes in all."""
+    return (spots_view(picture_of(photo) / 255, picture_of(candidate) / 255) * 255).round().byte()
+
+
+def teach(teacher: Teacher, pairs: Sequence[Example], teaching: Teaching, keep: Path, console: Console) -> None:
+    """Train tower and language part.
+
+    Args:
+        teacher: whose model is trained.
+        pairs: of every kind of `SHARES`.
+        teaching: how long and how fast.
+        keep: file for the trained weights; where it is there already, they are taken.
+        console: for a line every 25 updates: losses of the answers, of expected scores and of the heads.
+    """
+    model = teacher.model
     if keep.is_file():
-        state = torch.load(keep, weights_only=True)
-        model.load_state_dict(state["model"])
-        heads.load_state_dict(state["heads"])
+        model.load_state_dict(torch.load(keep, weights_only=True))
         return
-    head, spots = heads["scores"], heads["spots"]
-    facts, pairs = FACTS["preference"], len(lessons[0].answers) // 2
-    named = [(name, value) for name, value in model.named_parameters() if "visual" not in name]
-    named += [(f"head.{name}", value) for name, value in heads.named_parameters()]
-    optimizer = MuonAdamW(named, muon_learning_rate=phase.muon_learning_rate, learning_rate=phase.learning_rate)
+    by_kind = {kind: [pair for pair in pairs if pair.kind == kind] for kind in SHARES}
+    if lacking := [kind for kind, some in by_kind.items() if not some]:
+        raise DataError(f"--pairs: hold no {lacking[0]} pair with an overall winner; see the module's first lines")
+    heads = Heads(model.config.text_config.hidden_size, {"scores": CELLS}, {"scores": 1}, {"scores": len(DIMENSIONS)})
+    named = [*model.named_parameters(), *((f"read.{name}", value) for name, value in heads.named_parameters())]
+    optimizer = MuonAdamW(named, muon_learning_rate=teaching.muon_learning_rate, learning_rate=teaching.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 30) * max(0.02, 1 - (1 - phase.until) * step / phase.steps)
+        optimizer,
+        lambda step: min(1.0, (step + 1) / 30) * min(1.0, max(0.02, (teaching.steps - step) / (teaching.decay * teaching.steps))),
     )
-    tokens = (lessons[0].prompt == model.config.image_token_id).nonzero()[:, 0]
-    where = tokens.view(2, 2, GRID * GRID)[:, 1].flatten()  # a candidate's tokens, then those of its difference below it
-    truths = [(torch.cat([cells, cells.flip(1)]) / TYPICAL_MASS).sqrt()]
-    truths.append(truths[0].unflatten(-1, (GRID, GRID)).flip(-1).flatten(-2))
     started, sums = time.monotonic(), torch.zeros(3)
-    for step in range(1, phase.steps + 1):
-        index = torch.randint(2 * pairs, (phase.batch,))
-        turned = int(phase.mirrored and step % 2 == 0)
-        lesson, truth = lessons[turned], truths[turned]
-        answers, states = read(model, lesson, index, noise=phase.noise)
-        scores = facts.loss(head(states[:, len(lesson.prompt) - 1]), lesson.facts[index])
-        known = index % pairs < len(cells)
-        row = index[known] % pairs + (index[known] >= pairs) * len(cells)
-        guessed = spots(states[known][:, where]).unflatten(1, (2, -1)).transpose(2, 3)
-        removed = 3 * F.smooth_l1_loss(guessed, truth[row], beta=0.1) if known.any() else torch.zeros(())
+    for step in range(1, teaching.steps + 1):
+        views, answers, scores = [], [], []
+        for pair in (pair for kind, count in SHARES.items() for pair in random.choices(by_kind[kind], k=count)):
+            order, mirrored = random.choice(ORDERS), random.random() < 0.5
+            shown = in_order((view_of(*pair.candidates[0]), view_of(*pair.candidates[1])), order)
+            views += [view.flip(-1) if mirrored else view for view in shown]
+            answers.append(pair.answers[order])
+            scores.append(torch.stack(in_order((pair.scores[0], pair.scores[1]), order)))
+        said, seen = teacher.read(views, torch.stack(answers))
+        true = torch.stack(scores)
+        told, apart = imitated(said, torch.stack(answers), true, teacher)
+        found = torch.stack([seen_scores(guess, true) for guess in heads("scores", seen[:, None])]).sum()
         optimizer.zero_grad()
-        (2 * answers + scores + removed).backward()
+        (2 * (told + apart) + teaching.heads * found).backward()
         torch.nn.utils.clip_grad_norm_([value for _, value in named], 1.0)
         optimizer.step()
         schedule.step()
-        sums = sums + torch.stack([answers, scores, removed]).detach() / 50
-        if step % 50 == 0:
-            figures = "  ".join(f"{name} {float(value):.3f}" for name, value in zip(("answers", "scores", "cells"), sums, strict=True))
-            console.print(f"judge {step}/{phase.steps}, {time.monotonic() - started:.0f} s  {figures}", highlight=False, soft_wrap=True)
+        sums = sums + torch.stack([told, apart, found]).detach() / 25
+        if step % 25 == 0:
+            figures = "  ".join(f"{name} {float(value):.3f}" for name, value in zip(("answers", "expected", "heads"), sums, strict=True))
+            console.print(f"judge {step}/{teaching.steps}, {time.monotonic() - started:.0f} s  {figures}", highlight=False)
             sums = torch.zeros(3)
-    torch.save({"model": model.state_dict(), "heads": heads.state_dict()}, keep)
+    torch.save(model.state_dict(), keep)
 
 
-def calibrate_embedded(folder: Path, console: Console) -> None:
-    """Write `judge.json` beside the judge's weights, its temperature fitted on synthetic validation pairs."""
+def described(sets: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
+    """For recipe.json: pairs, photos and people of the training split, and what they belong to."""
+    taught = [pair for pairs in sets.values() for pair in pairs if pair.split == "train"]
+    sources = Counter(f"{pair.source}, {pair.licence}" for pair in {pair.input: pair for pair in taught}.values())
+    return {"pairs": len(taught), "people": len({pair.identity for pair in taught}), "photos": dict(sources)}
+
+
+def calibrate_on(sets: Mapping[str, Sequence[Pair]], folder: Path) -> dict[str, float]:
+    """Write `judge.json` beside the judge's weights, its temperature fitted on validation pairs; the share of them, overall ties left out,
+    that it judges right in both orders."""
     write_settings(folder, EMBEDDED)
-    pairs = [synthetic_pair("validation", seed) for seed in range(CALIBRATION)]
-    comparisons = [Comparison(*pair.pixels()) for pair in pairs]
-    settings = calibrate(load_judge(str(folder)), comparisons, [pair.overall or "tie" for pair in pairs])
-    write_settings(folder, settings)
-    console.print(f"calibrated: temperature {settings.temperature:.2f}", highlight=False)
+    known = [stored_pair(pair, Path(name)) for name, pairs in sets.items() for pair in pairs if pair.split == "validation" and pair.overall]
+    known = random.Random(0).sample(known, min(CALIBRATION, len(known)))
+    comparisons, truths = [Comparison(*pair.pixels()) for pair in known], [pair.overall or "tie" for pair in known]
+    judge = load_judge(str(folder))
+    write_settings(folder, calibrate(judge, comparisons, truths))
+    decided = [(one, truth) for one, truth in zip(judge.judge(comparisons), truths, strict=True) if truth != "tie"]
+    right = sum(isinstance(one, Judgement) and one.overall == truth for one, truth in decided)
+    return {"pairs": len(decided), "right in both orders": round(right / len(decided), 3)}
 
 
 if __name__ == "__main__":

@@ -216,14 +216,13 @@ def _losses(model: Any, lesson: Lesson, head: torch.nn.Linear, facts: Facts, cou
     return loss, facts.loss(head(states[:, len(lesson.prompt) - 1]), lesson.facts[index])
 
 
-def read(model: Any, lesson: Lesson, index: Tensor, *, noise: float = 0.0, hasty: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def read(model: Any, lesson: Lesson, index: Tensor, *, hasty: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The language part on some rows of a lesson.
 
     Args:
         model: whose tower is not asked.
         lesson: of the rows.
         index: of the rows, n.
-        noise: standard deviation of what is added to the pictures' tokens.
         hasty: of which of them the careless answers are read; of none by default.
 
     Returns:
@@ -239,8 +238,7 @@ def read(model: Any, lesson: Lesson, index: Tensor, *, noise: float = 0.0, hasty
     positions = torch.cat([lesson.positions, lesson.positions.max() + 1 + torch.arange(longest).expand(3, longest)], 1)
     embedded = model.model.language_model.embed_tokens(ids)
     place = (ids == model.config.image_token_id)[..., None].expand_as(embedded)
-    seen = lesson.pictures[index].to(embedded.dtype)
-    embedded = embedded.masked_scatter(place, seen + noise * torch.randn_like(seen) if noise else seen)
+    embedded = embedded.masked_scatter(place, lesson.pictures[index].to(embedded.dtype))
     with bf16_autocast():
         # Answers are padded on the right, where no earlier token looks: no mask is needed.
         hidden = model.model.language_model(

@@ -279,7 +279,7 @@ def test_stability_counts_what_stays(pairs):
 
 def test_a_judge_says_how_it_is_asked(tmp_path):
     assert view_of("Qwen/Qwen2.5-VL-7B-Instruct") == View("as-taken", "full")
-    assert view_of("embedded") == View("beside-difference", "brief")
+    assert view_of("embedded") == View("spots-and-difference", "brief")
     write_settings(tmp_path, JudgeSettings(BRIEF.shown, BRIEF.form))
     assert view_of(str(tmp_path)) == BRIEF and view_of(str(tmp_path), "as-taken", "full") == View("as-taken", "full")
     (tmp_path / "judge.json").write_text('{"shown": "sideways", "form": "brief"}')

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from reward_models.judge.preference_task import GAIN, SHOWN, as_taken, beside_difference, candidate_view
+from reward_models.judge.preference_task import (
+    GAIN,
+    SHOWN,
+    as_taken,
+    candidate_view,
+    spots_view,
+)
 
 PHOTO = torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.25
 
@@ -30,6 +36,24 @@ def test_the_candidate_stands_above_its_amplified_difference():
 def test_what_each_way_of_showing_shows():
     first, second = PHOTO * 0.9, PHOTO * 1.1
     assert [torch.equal(*pair) for pair in zip(as_taken(PHOTO, first, second), (PHOTO, first, second), strict=True)] == [True] * 3
-    shown = beside_difference(PHOTO, first, second)
+    shown = SHOWN["beside-difference"](PHOTO, first, second)
     assert torch.equal(shown[0], candidate_view(PHOTO, first)) and torch.equal(shown[1], candidate_view(PHOTO, second)) and len(shown) == 2
-    assert set(SHOWN) == {"as-taken", "beside-difference"}
+    shown = SHOWN["spots-and-difference"](PHOTO, first, second)
+    assert torch.equal(shown[0], spots_view(PHOTO, first)) and torch.equal(shown[1], spots_view(PHOTO, second)) and len(shown) == 2
+    assert set(SHOWN) == {"as-taken", "beside-difference", "spots-and-difference"}
+
+
+def test_spots_stand_out_where_they_are_left_and_where_they_are_gone():
+    """Two dark spots on even skin, of which the retouch takes one and adds another; the broad light over the face is not seen."""
+    skin = torch.full((3, 128, 128), 0.6) + torch.linspace(0, 0.2, 128)
+    photo, retouch = skin.clone(), skin + 0.05
+    photo[:, 40:44, 40:44] -= 0.1
+    photo[:, 40:44, 80:84] -= 0.1
+    retouch[:, 40:44, 80:84] -= 0.1
+    retouch[:, 90:94, 60:64] -= 0.1
+    left, gone, new = spots_view(photo, retouch)[:, :96]
+    place = {"gone": (25, 25), "left": (25, 65), "new": (75, 45)}
+    for name, seen in (("gone", gone), ("left", left), ("new", new)):
+        others = [float(seen[place[other]]) for other in place if other != name and (name, other) != ("left", "new")]
+        assert float(seen[place[name]]) > 0.25 and max(others) < 0.02
+    assert float(spots_view(photo, photo)[1:, :96].max()) == 0

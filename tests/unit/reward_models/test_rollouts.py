@@ -59,13 +59,13 @@ def test_a_judge_that_sees_the_truth_ranks_it(sign, tmp_path):
     figures = rollout_figures(tmp_path)
     overall = figures["rank"]["overall"]
     assert overall["groups"] == figures["people"] == 6 and sign * overall["rank"] > 0.85 and not math.isnan(overall["ci95"][0])
-    assert figures["apart"]["right"] == (1.0 if sign > 0 else 0.0)
+    assert figures["apart"]["right"] == figures["apart"]["right_by_scores"] == (1.0 if sign > 0 else 0.0)
     assert figures["alike"] == {"decided": 1.0, "flips": 0.0, "flips_ci95": [0.0, pytest.approx(0.39, abs=0.01)], "n": 6}
 
 
 def test_what_cannot_be_read_is_no_rank_and_not_right(tmp_path):
     row = asked(Eyes(blind=0.6))
-    assert row["ranks"]["clarity"][0] > 0.85 and row["couples"][1][1:] == (None, False)
+    assert row["ranks"]["clarity"][0] > 0.85 and row["couples"][1][1:] == (None, False, None)
     nothing = asked(Eyes(blind=0.4))  # the photo itself
     assert nothing["ranks"]["overall"] == []
     assert rollout_figures(tmp_path) == {}

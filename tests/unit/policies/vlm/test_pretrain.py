@@ -1,8 +1,9 @@
 import json
 import random
 import re
-import shutil
 from collections import Counter
+from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 
@@ -11,13 +12,15 @@ import torch
 from rich.console import Console
 
 from policies.vlm.tasks import load_task
+from portraitkit.errors import DataError
+from portraitkit.pictures.images import write_image
 from portraitkit.vlm.generate import complete
+from preference_data.pair_set import read_pairs, write_pairs
 from preference_data.people.synthetic import make_case, stage
 from preference_data.people.synthetic_pairs import SPOTS, make_pair
-from reward_models.judge.settings import EMBEDDED_FOLDER, read_settings
+from preference_data.schema import Fault, Origin, Pair
 from tools.embedded import vlm, vlm_see
-from tools.embedded.judge import JudgePhase, blemish_cells, calibrate_embedded, mirrored_pairs, open_cells, teach_judge
-from tools.embedded.judge import make_heads as make_judge_heads
+from tools.embedded.judge import SHARES, Teacher, Teaching, described, examples, imitated, seen_scores, teach
 from tools.embedded.people import WANTED, Faces, those
 from tools.embedded.tiny_vlm import build_model
 from tools.embedded.vlm import (
@@ -186,42 +189,46 @@ def test_rows_are_made_on_the_people_of_a_folder_and_never_on_held_out_ones(tmp_
     assert all(row["columns"]["split"] == "validation" for row in known["emotion, people"])
 
 
-def test_cells_hold_all_blemish_that_the_pictures_show():
-    """Removed and left add up to what the photo has; what is left grows with the fault; the second candidate's come second."""
-    for seed in range(6):
-        pair, cells = make_pair("train", seed), blemish_cells("train", seed)
-        shown = make_case("train", seed, size=128, count=SPOTS).opacity[:, 16:112, 16:112]
-        assert cells.shape == (2, 2, 36) and torch.allclose(cells.sum((1, 2)), shown.sum().expand(2), rtol=1e-4)
-        left = cells[:, 1].sum(1)
-        first, second = pair["scores"]["blemish_removal"][:: 1 if seed % 2 == 0 else -1]
-        assert (left[0] > left[1]) == (first < second) or (first == second and torch.isclose(left[0], left[1]))
+def pair_set(folder, kinds):
+    """A pair of each kind: of rollouts, of a rollout and its photo, of faults that retouchers make, of gross ones."""
+    faults = {"rollout": (), "photo": (), "degradations": (Fault("blur", 0.5),), "gross": (Fault("grid", 0.5),)}
+    pairs = []
+    for number, kind in enumerate(kinds):
+        made = make_pair("train", number)
+        names = {name: f"{kind}-{name}.png" for name in ("input", "a", "b")}
+        for name, file in names.items():
+            write_image(folder / file, made[name])
+        origin = Origin("degradations" if faults[kind] else "rollout", faults[kind])
+        other = replace(origin, model="none, the photo untouched") if kind == "photo" else origin
+        scores = {name: (float(a), float(b)) for name, (a, b) in made["scores"].items()}
+        known = {"verdicts": made["verdicts"], "overall": made["overall"], "scores": scores, "annotator": "degradation"}
+        pairs.append(Pair(kind, **names, **known, origin_a=origin, origin_b=other, identity="x", split="train", licence="cc0", source="s"))
+    write_pairs(folder, pairs)
+    return read_pairs(folder)
 
 
-def test_the_judge_is_taught_on_pairs_and_kept(rows, started, tmp_path):
-    model, processor = started
-    console, rows = Console(quiet=True), {"preference": rows["preference"]}
-    lesson = make_lessons(model, processor, rows, lambda some: tokens_of(model, processor, some))["preference"]
-    width = model.config.text_config.hidden_size
-    heads = make_judge_heads(width, make_heads(width)["preference"])
-    phase = JudgePhase(2, 1e-3, 6e-3, mirrored=True, noise=0.1, batch=4)
-    cells = open_cells(tmp_path / "cells.pt", 4, 0, console)
-    assert torch.equal(cells, open_cells(tmp_path / "cells.pt", 4, 0, console))
-    before, tower = model.lm_head.weight.clone(), model.model.visual.patch_embed.proj.weight.clone()
-    lessons = (lesson, mirrored_pairs(model, processor, rows["preference"]))
-    teach_judge(model, heads, lessons, cells, phase, tmp_path / "judge.pt", console)
-    after = model.lm_head.weight.clone()
-    assert not torch.equal(before, after) and torch.equal(tower, model.model.visual.patch_embed.proj.weight)
+def test_the_judge_is_taught_on_pairs_and_kept(started, tmp_path):
+    model, processor = deepcopy(started[0]), started[1]
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "gross").mkdir()
+    sets = {str(tmp_path / "pairs"): pair_set(tmp_path / "pairs", ["rollout", "photo", "degradations"])}
+    teacher, console, keep = Teacher(model, processor), Console(quiet=True), tmp_path / "judge.pt"
+    with pytest.raises(DataError, match="no gross pair"):
+        teach(teacher, list(examples(sets, "train", teacher)), Teaching(2), keep, console)
+    sets[str(tmp_path / "gross")] = pair_set(tmp_path / "gross", ["gross"])
+    pairs = list(examples(sets, "train", teacher))
+    assert [pair.kind for pair in pairs] == list(SHARES) and not list(examples(sets, "held_out", teacher))
+    assert described(sets) == {"pairs": 4, "people": 1, "photos": {"s, cc0": 4}}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    answers, scores = torch.stack([pair.answers["ab"] for pair in pairs]), torch.stack([pair.scores for pair in pairs])
+    sure = torch.zeros(*answers.shape, len(processor.tokenizer)).scatter(2, answers[..., None], 40.0)
+    told, apart = imitated(sure, answers, scores, teacher)  # whole scores, said for certain
+    assert float(told) < 1e-3 and float(apart) < 1e-6 and float(imitated(sure, answers, scores.flip(1), teacher)[1]) > 0.1
+    assert float(seen_scores(((scores - 3) / 2).flatten(0, 1), scores)) == 0
+    teach(teacher, pairs, Teaching(2), keep, console)
+    after = {name: value.clone() for name, value in model.state_dict().items()}
+    assert all(not torch.equal(before[name], after[name]) for name in before if name.endswith("proj.weight") or "merger.mlp" in name)
     with torch.no_grad():
         model.lm_head.weight.zero_()
-    teach_judge(model, heads, lessons, cells, phase, tmp_path / "judge.pt", console)
-    assert torch.equal(model.lm_head.weight, after)
-
-
-@pytest.mark.slow
-def test_the_committed_judge_is_calibrated_as_its_recipe_does(tmp_path):
-    folder = tmp_path / "judge"
-    shutil.copytree(EMBEDDED_FOLDER, folder)
-    calibrate_embedded(folder, Console(quiet=True))
-    found, committed = read_settings(folder), read_settings(EMBEDDED_FOLDER)
-    assert found is not None and committed is not None and (found.shown, found.form) == (committed.shown, committed.form)
-    assert found.temperature == pytest.approx(committed.temperature, rel=0.05)
+    teach(teacher, pairs, Teaching(2), keep, console)
+    assert torch.equal(model.lm_head.weight, after["lm_head.weight"])

@@ -11,7 +11,7 @@ from portraitkit.vlm.generate import complete
 from portraitkit.vlm.model import EMBEDDED, load_model, load_processor
 from portraitkit.vlm.rows import make_rows, shuffled
 from reward_models.judge.settings import EMBEDDED_FOLDER
-from tools.embedded.judge import JUDGE, WITH_CELLS
+from tools.embedded.judge import SHARES, TEACHING
 from tools.embedded.vlm import READ, ROWS, SEE
 
 LIMIT = 12 * 2**20
@@ -34,7 +34,7 @@ def test_its_recipe_is_this_repository_s():
 
 def test_the_judge_s_recipe_is_this_repository_s():
     recipe = json.loads((EMBEDDED_FOLDER / "recipe.json").read_text())
-    assert recipe["judge"] == [asdict(phase) for phase in JUDGE] and recipe["with_cells"] == WITH_CELLS
+    assert recipe["teaching"] == asdict(TEACHING) and recipe["shares"] == SHARES and recipe["people"] > 500
 
 
 @pytest.mark.parametrize("name", ["area", "emotion", "preference"])
