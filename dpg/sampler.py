@@ -263,9 +263,7 @@ class TakenStep:
 
 
 def draw_noise(
-    like: Float[Tensor, " batch *dims"],
-    noise: Float[Tensor, "..."] | None = None,
-    generator: torch.Generator | None = None,
+    like: Float[Tensor, " batch *dims"], noise: Float[Tensor, "..."] | None = None, generator: torch.Generator | None = None
 ) -> Float[Tensor, " batch *dims"]:
     """Standard normal noise in the shape, dtype and on the device of `like`: what is given, or a draw.
 

@@ -202,11 +202,7 @@ CHECKS: dict[str, tuple[str, ...]] = {
 
 @torch.no_grad()
 def verifiable_reward(
-    rewards: RewardSet,
-    parts: Parts,
-    candidates: Float[Tensor, "n 3 h w"],
-    photos: Photos,
-    photo_of: Int[Tensor, " n"] | None = None,
+    rewards: RewardSet, parts: Parts, candidates: Float[Tensor, "n 3 h w"], photos: Photos, photo_of: Int[Tensor, " n"] | None = None
 ) -> Float[Tensor, " n"]:
     """All verifiable rewards at their own weights, combined as the run combines; those that `parts` has are not computed again.
 

@@ -60,22 +60,14 @@ def run_ablation(config: RetoucherConfig, command: list[str]) -> int:
 
 
 def _run_arms(
-    config: RetoucherConfig,
-    runs: list[tuple[str, RetoucherConfig]],
-    budget: int,
-    command: list[str],
-    rewards: RewardSet,
-    console: Console,
+    config: RetoucherConfig, runs: list[tuple[str, RetoucherConfig]], budget: int, command: list[str], rewards: RewardSet, console: Console
 ) -> int:
     photos = read_photos(config.photos, config.cache_dir, console)
     loaded = load_backbone(config.backbone, config.model, config.resolution, config.device, **loading_options(config))
     backbone = with_cache(loaded, config)
     source = open_photos(photos, backbone.resolution, config.anchors, config.device)
     resume = "latest" if (Path(config.output_dir) / "ablation.jsonl").is_file() and not config.overwrite else None
-    with (
-        open_run(config, command, resume=resume, report_to=[]) as run,
-        Interruptible() as interrupt,
-    ):
+    with open_run(config, command, resume=resume, report_to=[]) as run, Interruptible() as interrupt:
         kept = run.path / "ablation.jsonl"
         kept.touch()
         rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.is_file() else []
@@ -108,12 +100,7 @@ def _default_budget(config: RetoucherConfig) -> int:
 
 
 def _run_arm(
-    config: RetoucherConfig,
-    source: PhotoSource,
-    rewards: RewardSet,
-    held_out: EvaluationSet,
-    console: Console,
-    interrupt: Interruptible,
+    config: RetoucherConfig, source: PhotoSource, rewards: RewardSet, held_out: EvaluationSet, console: Console, interrupt: Interruptible
 ) -> dict[str, Any] | None:
     loaded = load_backbone(config.backbone, config.model, config.resolution, config.device, **loading_options(config))
     backbone = with_cache(loaded, config)

@@ -103,10 +103,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             adapter = LoraConfig(
-                r=config.rank,
-                lora_alpha=config.lora_alpha,
-                target_modules=backbone.lora_targets,
-                init_lora_weights="gaussian",
+                r=config.rank, lora_alpha=config.lora_alpha, target_modules=backbone.lora_targets, init_lora_weights="gaussian"
             )
             backbone.transformer.add_adapter(adapter)
         prepare_training(backbone.transformer, gradient_checkpointing=config.gradient_checkpointing)

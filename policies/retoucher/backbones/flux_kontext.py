@@ -28,13 +28,7 @@ class KontextBackbone(PipelineBackbone):
     text_parts = ("text_encoder", "text_encoder_2")
 
     def __init__(
-        self,
-        pipeline: FluxKontextPipeline,
-        *,
-        text_tokens: int,
-        guidance: float,
-        lora_targets: list[str] | None = None,
-        **facts: Any,
+        self, pipeline: FluxKontextPipeline, *, text_tokens: int, guidance: float, lora_targets: list[str] | None = None, **facts: Any
     ) -> None:
         super().__init__(pipeline, lora_targets=lora_targets or LORA_TARGETS, **facts)
         self.text_tokens, self.guidance = text_tokens, guidance

@@ -33,13 +33,7 @@ class QwenEditBackbone(PipelineBackbone):
     text_parts = ("text_encoder",)
 
     def __init__(
-        self,
-        pipeline: Any,
-        *,
-        guidance: float = 4.0,
-        negative_prompt: str = " ",
-        prompt_side: int | None = None,
-        **facts: Any,
+        self, pipeline: Any, *, guidance: float = 4.0, negative_prompt: str = " ", prompt_side: int | None = None, **facts: Any
     ) -> None:
         super().__init__(pipeline, lora_targets=LORA_TARGETS, **facts)
         self.guidance, self.negative_prompt = guidance, negative_prompt

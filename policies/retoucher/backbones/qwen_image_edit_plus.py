@@ -9,9 +9,5 @@ from policies.retoucher.backbones.qwen_image_edit import load_qwen
 PROMPT_SIDE = 384  # Side of the photo in the prompt, in pixels: the pipeline's own CONDITION_IMAGE_SIZE for square pictures
 
 BACKBONE = partial(
-    load_qwen,
-    kind=QwenImageEditPlusPipeline,
-    name="qwen_image_edit_plus",
-    hub_id="Qwen/Qwen-Image-Edit-2509",
-    prompt_side=PROMPT_SIDE,
+    load_qwen, kind=QwenImageEditPlusPipeline, name="qwen_image_edit_plus", hub_id="Qwen/Qwen-Image-Edit-2509", prompt_side=PROMPT_SIDE
 )

@@ -83,15 +83,7 @@ def _draw_arm(axes: Axes, place: int, runs: Sequence[Row], key: str, colour: str
         for run, offset in zip(runs, offsets, strict=True):
             ends = _number(run.get("ci_low")), _number(run.get("ci_high"))
             axes.plot(ends, (place + offset, place + offset), color=colour, alpha=0.3, linewidth=1.4, zorder=1.2)
-    axes.plot(
-        values,
-        [place + offset for offset in offsets],
-        "o",
-        color=colour,
-        markersize=5,
-        markeredgecolor="white",
-        markeredgewidth=0.5,
-    )
+    axes.plot(values, [place + offset for offset in offsets], "o", color=colour, markersize=5, markeredgecolor="white", markeredgewidth=0.5)
     known = [value for value in values if math.isfinite(value)]
     if known:
         axes.vlines(fmean(known), place - 0.3, place + 0.3, color="#1b1f24", linewidth=1.6, zorder=1.5)

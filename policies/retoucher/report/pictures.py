@@ -28,10 +28,7 @@ class Figure:
 
 def ranked(photos: Sequence[Photo]) -> list[Photo]:
     """Largest gain first; photos without a gain last."""
-    return sorted(
-        photos,
-        key=lambda photo: (not math.isfinite(photo.gain), -photo.gain if math.isfinite(photo.gain) else 0.0, photo.row),
-    )
+    return sorted(photos, key=lambda photo: (not math.isfinite(photo.gain), -photo.gain if math.isfinite(photo.gain) else 0.0, photo.row))
 
 
 def featured(photos: Sequence[Photo], each: int = 3) -> list[tuple[str, Photo]]:

@@ -118,10 +118,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("people", ", ".join(f"{count} {split.replace('_', '-')}" for split, count in people.items()) or None),
         ("training steps", summary.get("train_steps")),
         ("training time", f"{seconds} ({duration(total)} in all)" if math.isfinite(total) else seconds),
-        (
-            "network evaluations",
-            f"{summary['network_evaluations']:,}" if isinstance(summary.get("network_evaluations"), int) else None,
-        ),
+        ("network evaluations", f"{summary['network_evaluations']:,}" if isinstance(summary.get("network_evaluations"), int) else None),
         ("seed", seeds or None),
         ("hardware", summary.get("hardware")),
     ]
