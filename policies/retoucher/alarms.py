@@ -14,7 +14,7 @@ STEPS = 10  # Training steps over which their agreement inside groups is average
 RANKS = 0.5  # Rank correlation inside groups from which on a judge is worth asking about a policy's own rollouts
 DIVERSITY = 0.5  # Of the first groups' diversity; less is a policy whose candidates have become alike
 ERRORS = {"identity_distance": 0.05, "texture_error": 0.08, "tone_error": 1.5, "lip_dE": 2.0}
-"""Errors that may not grow while the reward rises, and by how much they may: the last two in CIEDE2000."""
+"""Errors that may not grow while the reward rises, and by how much they may: the tone in CIELAB's dE76, lips in CIEDE2000."""
 SERIOUS = ("hacking", "collapse", "spread", "judge hacked")  # What --on-alarm stop stops at
 APART = -0.5  # Rank correlation over the window from which on the two go opposite ways
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from policies.retoucher.alarms import STEPS, WINDOW, Alarms
+from policies.retoucher.alarms import ERRORS, STEPS, WINDOW, Alarms
 from policies.retoucher.backbones import tiny
 from policies.retoucher.rank_groups import RANKED_GROUPS
 from policies.retoucher.trainer import Progress, Trainer
@@ -147,7 +147,7 @@ def test_a_judge_that_cannot_be_read_stops_the_run(config, source):
 
 def follow(pairs):
     alarms, raised = Alarms(), []
-    base = {"reward": 0.5, "identity_distance": 0, "texture_error": 0, "residual_grain": 1}
+    base = {"reward": 0.5, "residual_grain": 1, **dict.fromkeys(ERRORS, 0)}
     for step, (judged, checked) in enumerate(pairs):
         raised += alarms.after_validation(step, base | {"verifiable": checked}, rollout_reward=None, ode_reward=None, judged=judged)
     return raised
