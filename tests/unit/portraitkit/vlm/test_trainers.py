@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 from trl import GRPOConfig, SFTConfig
 
 from policies.vlm.tasks import BUILT_IN, load_task
@@ -18,10 +18,11 @@ PLAIN = {"use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 1, "p
 
 
 def test_resuming_loads_every_weight_of_a_checkpoint(tiny_vlm, rows, brightness, tmp_path):
-    """Its names in the file are not those of the modules: transformers' own trainer would skip them without a word."""
+    """Its names in the file are not those of the modules: transformers' own trainer would skip them in silence. Tokens are counted on."""
     model, processor, _ = tiny_vlm
     stored = {name: value.clone() for name, value in model.state_dict().items()}
     model.save_pretrained(tmp_path / "checkpoint-1")
+    TrainerState(log_history=[{"num_tokens": 7.0}]).save_to_json(str(tmp_path / "checkpoint-1" / "trainer_state.json"))
     other = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in other.parameters():
@@ -30,6 +31,7 @@ def test_resuming_loads_every_weight_of_a_checkpoint(tiny_vlm, rows, brightness,
     trainer = make_sft_trainer(other, processor, brightness.brief, rows[:2], arguments, TrainerCallback())
     trainer._load_from_checkpoint(str(tmp_path / "checkpoint-1"))
     assert all(torch.equal(value, stored[name]) for name, value in trainer.model.state_dict().items())
+    assert trainer._total_train_tokens == 7
 
 
 def test_pictures_in_files_train_as_pictures_in_memory_do(tiny_vlm, rows, brightness, tmp_path):
