@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,8 @@ def main() -> None:
         return
     if options.alone:
         fuzz(options.targets[0], options.seconds, options.seed, options.output)
+    if find_spec("atheris") is None:
+        parser.error("Atheris is not installed; run make fuzz, or pip install 'atheris>=3.0'")
     options.output.mkdir(parents=True, exist_ok=True)
     failed = []
     print("| target | inputs | places reached | outcome |\n| --- | --- | --- | --- |")

@@ -32,7 +32,7 @@ JUDGE_BATCH = 32  # Questions that a judge answers at once (`reward_models.judge
 ASSUMED_JUDGE = "Qwen/Qwen2.5-VL-7B-Instruct"
 """In place of a judge whose architecture is not known yet: a folder that is still to be trained, or a LoRA."""
 JUDGE_WORDS = {"full": 600, "brief": 40}  # Tokens of the question's text, by the form of the answer (assumed)
-BESIDE_DIFFERENCE = (192, 96)  # Height and width of each of the two pictures that a judge with `--shown beside-difference` sees
+BESIDE_DIFFERENCE = (192, 96)  # Height and width of each of the two pictures that a judge sees, unless `--shown as-taken`
 
 
 def dry_run(config: RetoucherConfig) -> int:

@@ -268,7 +268,7 @@ GROSS: Kinds = {
     "clarity": ("blur", "noise", "jpeg"),
     "identity": ("identity_warp",),
 }
-"""dimension -> the kinds of fault of the embedded pairs, which the embedded judge was trained on; at the higher levels caricatures."""
+"""dimension -> the kinds of fault of the embedded pairs, on which the embedded judge was trained, too; at the higher levels caricatures."""
 RETOUCHED: Kinds = GROSS | {
     "skin_smoothing": ("over_smoothing", "plastic_patches"),
     "texture": ("over_whitening",),

@@ -237,7 +237,7 @@ def said(answer: Answer, name: str) -> Shown:
 
 
 def make_row(split: str, seed: int) -> dict[str, Any]:
-    """A synthetic pair as the embedded judge sees it; of every second pair, b is shown first."""
+    """A synthetic pair, each candidate above its difference from the photo; of every second pair, b is shown first."""
     from preference_data.people.synthetic_pairs import make_pair
 
     pair = make_pair(split, seed)

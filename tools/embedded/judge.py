@@ -161,6 +161,7 @@ def main(argv: list[str]) -> int:
     config = load_config(JudgeConfig, argv, prog="python -m tools.embedded.judge")
     console, work = Console(stderr=True), Path(config.work_dir)
     work.mkdir(parents=True, exist_ok=True)
+    random.seed(config.seed)  # draws the batches
     torch.manual_seed(config.seed)
     model, processor = load_model(config.model_dir), load_processor(config.model_dir)
     sets = {folder: read_pairs(Path(folder)) for folder in config.pairs}
@@ -168,7 +169,7 @@ def main(argv: list[str]) -> int:
     teacher = Teacher(model, processor)
     teach(teacher, list(examples(sets, "train", teacher)), teaching, work / "judge.pt", console)
     start = sha256((Path(config.model_dir) / "model.safetensors").read_bytes()).hexdigest()
-    recipe = {"seed": config.seed, "start": start, "teaching": asdict(TEACHING), "shares": SHARES, "note": config.note, **described(sets)}
+    recipe = {"seed": config.seed, "start": start, "teaching": asdict(teaching), "shares": SHARES, "note": config.note, **described(sets)}
     write(model, processor, Path(config.output_dir), recipe | {"validation": {}}, console)
     write(model, processor, Path(config.output_dir), recipe | {"validation": calibrate_on(sets, Path(config.output_dir))}, console)
     return 0
