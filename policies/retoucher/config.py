@@ -259,7 +259,7 @@ class EvaluationOptions(Options):
     validation_steps: AtLeast1 = 10
     """Training steps between two validations by the anchor-free ODE."""
     on_alarm: Annotated[Literal["say", "stop"], MAY_CHANGE] = "say"
-    """stop: end the run at an alarm of hacking, collapse or spread, and name the last checkpoint from before it."""
+    """stop: end the run at the alarm hacking, collapse, spread or judge hacked, and name the last checkpoint from before it."""
     validation_photos: AtLeast1 = 24
     """Photos of the validation split (never the held-out one)."""
     held_out_photos: Annotated[int, Range(ge=2, rule="at least 2, or there is no interval")] = 48
