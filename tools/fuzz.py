@@ -158,7 +158,7 @@ TARGETS: dict[str, Callable[[], tuple[Target, list[bytes]]]] = {
 
 def fuzz(name: str, seconds: int, seed: int, output: Path) -> None:
     """Fuzz one target in this process, which libFuzzer ends."""
-    import atheris
+    import atheris  # pyright: ignore[reportMissingModuleSource]  # an extra
 
     with atheris.instrument_imports(include=INSTRUMENTED):
         target, seeds = TARGETS[name]()
