@@ -13,7 +13,6 @@ from torch import Tensor
 
 from policies.retoucher.backbones.pipeline import ATTENTION, PipelineBackbone
 from policies.retoucher.model.backbone import Condition, Images, Latents
-from policies.retoucher.model.loading import check_multiple, load_pipeline
 
 # Both streams of each double block: 12 modules. Each single block adds the two of `SINGLE`: 100 of the 4B models.
 LORA_TARGETS = [*(f"attn.{name}" for name in ATTENTION)]
@@ -122,38 +121,14 @@ def load_flux2_klein(
     offload_text_encoder: bool = False,
     vae_tiling: bool = False,
 ) -> KleinBackbone:
-    """FLUX.2 [klein] from a hub id or a local folder, bf16, 512 px unless told otherwise.
-
-    Args:
-        model: hub id or local folder; the 4B base model if None.
-        resolution: side of the pictures, a multiple of 16.
-        device: of the networks.
-        guidance: classifier-free guidance scale; 4 as published, 1 turns it off.
-        negative_prompt: what guidance leads away from.
-        quantize: none, or nf4 for the transformer's frozen weights.
-        offload_text_encoder: Qwen3 is on the device only while it encodes.
-        vae_tiling: encode and decode in tiles.
-
-    Raises:
-        ConfigError: the resolution is not a multiple of 16, or a quantiser is missing.
-        WeightsError: the weights are not there and cannot be had.
-    """
-    resolution = check_multiple(resolution or 512, 16)
-    name = model or "black-forest-labs/FLUX.2-klein-base-4B"
-    resident = ("transformer", "vae") if offload_text_encoder else ("transformer", "vae", *KleinBackbone.text_parts)
-    pipeline = load_pipeline(Flux2KleinPipeline, name, device, quantize=quantize, resident=resident, vae_tiling=vae_tiling)
-    large = pipeline.transformer.config.num_attention_heads > HEADS_OF_4B
-    return KleinBackbone(
-        pipeline,
-        name="flux2_klein",
-        resolution=resolution,
-        guidance=guidance,
-        negative_prompt=negative_prompt,
-        base_model=name,
-        licence="flux-non-commercial-license" if large else "apache-2.0",
-        batch=4,
-        offload_text_encoder=offload_text_encoder,
-    )
+    """FLUX.2 [klein], the 4B base model if none is named; the rest as for the class and for `PipelineBackbone.load`."""
+    how = {"quantize": quantize, "offload_text_encoder": offload_text_encoder, "vae_tiling": vae_tiling}
+    facts = {"name": "flux2_klein", "licence": "apache-2.0", "guidance": guidance, "negative_prompt": negative_prompt}
+    hub_id = "black-forest-labs/FLUX.2-klein-base-4B"
+    backbone = KleinBackbone.load(Flux2KleinPipeline, model or hub_id, resolution, device, **how, **facts)
+    if backbone.transformer.config.num_attention_heads > HEADS_OF_4B:
+        backbone.licence = "flux-non-commercial-license"
+    return backbone
 
 
 BACKBONE = load_flux2_klein

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from policies.retoucher.backbones.pipeline import ATTENTION, PipelineBackbone
 from policies.retoucher.model.backbone import Condition, Images, Latents
-from policies.retoucher.model.loading import check_multiple, load_pipeline
 
 # The published 342 modules of the real model: 12 in each of 19 double blocks, 3 in each of 38 single ones (BeautyGRPO's released LoRA).
 LORA_TARGETS = [*(f"attn.{name}" for name in ATTENTION), "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"]
@@ -85,42 +84,10 @@ def load_flux_kontext(
     offload_text_encoder: bool = False,
     vae_tiling: bool = False,
 ) -> KontextBackbone:
-    """FLUX.1 Kontext [dev] from a hub id or a local folder, bf16, 512 px unless told otherwise.
-
-    Args:
-        model: hub id or local folder.
-        resolution: side of the pictures, a multiple of 16.
-        device: of the networks.
-        guidance: distilled guidance scale; 2.5 as published.
-        quantize: none, or nf4 for the transformer's frozen weights.
-        offload_text_encoder: T5 and CLIP are on the device only while they encode.
-        vae_tiling: encode and decode in tiles.
-
-    Raises:
-        ConfigError: the resolution is not a multiple of 16, or a quantiser is missing.
-        WeightsError: the weights are not there and cannot be had.
-    """
-    resolution = check_multiple(resolution or 512, 16)
-    name = model or "black-forest-labs/FLUX.1-Kontext-dev"
-    pipeline = load_pipeline(
-        FluxKontextPipeline,
-        name,
-        device,
-        quantize=quantize,
-        resident=("transformer", "vae") if offload_text_encoder else ("transformer", "vae", *KontextBackbone.text_parts),
-        vae_tiling=vae_tiling,
-    )
-    return KontextBackbone(
-        pipeline,
-        name="flux_kontext",
-        resolution=resolution,
-        text_tokens=512,
-        guidance=guidance,
-        base_model=name,
-        licence="flux-1-dev-non-commercial-license",
-        batch=4,
-        offload_text_encoder=offload_text_encoder,
-    )
+    """FLUX.1 Kontext [dev], `guidance` being its distilled scale, 2.5 as published; the rest as for `PipelineBackbone.load`."""
+    how = {"quantize": quantize, "offload_text_encoder": offload_text_encoder, "vae_tiling": vae_tiling}
+    facts = {"name": "flux_kontext", "licence": "flux-1-dev-non-commercial-license", "text_tokens": 512, "guidance": guidance}
+    return KontextBackbone.load(FluxKontextPipeline, model or "black-forest-labs/FLUX.1-Kontext-dev", resolution, device, **how, **facts)
 
 
 BACKBONE = load_flux_kontext

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift, retr
 from torch import Tensor, nn
 
 from policies.retoucher.model.backbone import Condition, Images, Latents
+from policies.retoucher.model.loading import check_multiple, load_pipeline
 
 SHIFT = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
 """The scheduler's settings that make the shift depend on the number of tokens, with the pipelines' own defaults."""
@@ -63,6 +64,40 @@ class PipelineBackbone:
         for part in (pipeline.vae, pipeline.transformer, *self.text_encoders):
             part.requires_grad_(False).eval()
         self.side = resolution // (pipeline.vae_scale_factor * 2)
+
+    @classmethod
+    def load(
+        cls,
+        kind: Any,
+        model: str,
+        resolution: int | None,
+        device: str,
+        *,
+        quantize: str,
+        offload_text_encoder: bool,
+        vae_tiling: bool,
+        **facts: Any,
+    ) -> Self:
+        """A published model or one in a local folder, bf16, 512 px unless told otherwise.
+
+        Args:
+            kind: class of the pipeline.
+            model: hub id or local folder.
+            resolution: side of the pictures, a multiple of 16.
+            device: of the networks.
+            quantize: none, or nf4 for the transformer's frozen weights.
+            offload_text_encoder: see the class.
+            vae_tiling: encode and decode in tiles.
+            **facts: further arguments of the class.
+
+        Raises:
+            ConfigError: the resolution is not a multiple of 16, or a quantiser is missing.
+            WeightsError: the weights are not there and cannot be had.
+        """
+        side = check_multiple(resolution or 512, 16)
+        resident = ("transformer", "vae", *(() if offload_text_encoder else cls.text_parts))
+        pipeline = load_pipeline(kind, model, device, quantize=quantize, resident=resident, vae_tiling=vae_tiling)
+        return cls(pipeline, resolution=side, base_model=model, batch=4, offload_text_encoder=offload_text_encoder, **facts)
 
     # ---- what a subclass adds
 

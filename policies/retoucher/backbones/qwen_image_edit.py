@@ -9,7 +9,6 @@ from torch import Tensor
 
 from policies.retoucher.backbones.pipeline import ATTENTION, PipelineBackbone
 from policies.retoucher.model.backbone import Condition, Images, Latents
-from policies.retoucher.model.loading import check_multiple, load_pipeline
 from portraitkit.pictures.images import to_pil
 
 # Both streams of each of the 60 blocks: 720 modules. The last block's text output is not used: 4 of its modules never learn.
@@ -107,41 +106,12 @@ def load_qwen(
     offload_text_encoder: bool = False,
     vae_tiling: bool = False,
 ) -> QwenEditBackbone:
-    """A model of the Qwen-Image-Edit family from a hub id or a local folder, bf16, 512 px unless told otherwise.
-
-    Args:
-        model: hub id or local folder; `hub_id` if None.
-        resolution: side of the pictures, a multiple of 16.
-        device: of the networks.
-        kind: class of the pipeline.
-        name: of the backbone.
-        hub_id: of the published model.
-        prompt_side: side in pixels of the photo as the text encoder sees it; the resolution if None.
-        guidance: true classifier-free guidance scale; 1 turns it off.
-        negative_prompt: what guidance leads away from.
-        quantize: none, or nf4 for the transformer's frozen weights.
-        offload_text_encoder: the vision-language model is on the device only while it encodes.
-        vae_tiling: encode and decode in tiles.
-
-    Raises:
-        ConfigError: the resolution is not a multiple of 16, or a quantiser is missing.
-        WeightsError: the weights are not there and cannot be had.
+    """A model of the Qwen-Image-Edit family, the published `hub_id` if none is named; the rest as for the class and for
+    `PipelineBackbone.load`.
     """
-    resolution = check_multiple(resolution or 512, 16)
-    resident = ("transformer", "vae") if offload_text_encoder else ("transformer", "vae", *QwenEditBackbone.text_parts)
-    pipeline = load_pipeline(kind, model or hub_id, device, quantize=quantize, resident=resident, vae_tiling=vae_tiling)
-    return QwenEditBackbone(
-        pipeline,
-        name=name,
-        resolution=resolution,
-        guidance=guidance,
-        negative_prompt=negative_prompt,
-        prompt_side=prompt_side,
-        base_model=model or hub_id,
-        licence="apache-2.0",
-        batch=4,
-        offload_text_encoder=offload_text_encoder,
-    )
+    how = {"quantize": quantize, "offload_text_encoder": offload_text_encoder, "vae_tiling": vae_tiling}
+    facts = {"name": name, "licence": "apache-2.0", "guidance": guidance, "negative_prompt": negative_prompt, "prompt_side": prompt_side}
+    return QwenEditBackbone.load(kind, model or hub_id, resolution, device, **how, **facts)
 
 
 BACKBONE = partial(load_qwen, kind=QwenImageEditPipeline, name="qwen_image_edit", hub_id="Qwen/Qwen-Image-Edit")
