@@ -33,11 +33,12 @@ fuzz: $(SETUP)
 	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/uv pip install --quiet --python $(BIN)/python 'atheris>=3.0'
 	$(BIN)/python -m tools.fuzz --seconds $(SECONDS)
 
-# DPG with a shared prefix against all-step Flow-GRPO; the benchmark suite against plain pyiqa.
+# DPG with a shared prefix against all-step Flow-GRPO; the benchmark suite against plain pyiqa; what each loss gains at equal evaluations.
 bench: $(SETUP)
 	$(BIN)/python -m tools.bench.retoucher_speed
 	$(BIN)/python -m tools.bench.suite_speed
 	$(BIN)/python -m tools.bench.processors
+	$(BIN)/align-retoucher --config ablation --ablate-seeds 1 --output-dir runs/bench-ablation --overwrite
 
 # Train embedded models anew (hours), with PORTRAITS=FOLDER on its people, else on two faces. Retoucher and judge replace the committed
 # ones; the vision-language model goes to runs/embedded-vlm/model.

@@ -35,6 +35,12 @@ USED_BY = {
 """Options that only some values of --loss know."""
 
 
+def idle_options(loss: str, dpg: bool) -> list[str]:
+    """Options that do nothing with a loss: neighbor, and nft without `dpg`, draw candidates by the plain ODE."""
+    drawing = {"nft": [] if dpg else ["sampler", "eta", "window"], "neighbor": ["sampler", "eta"]}
+    return [name for name, losses in USED_BY.items() if loss not in losses] + drawing.get(loss, [])
+
+
 @dataclass(frozen=True, kw_only=True)
 class BackboneOptions(Options):
     """Model."""
@@ -267,9 +273,11 @@ class EvaluationOptions(Options):
     keep_best: bool = True
     """Keep the adapter with the best validation reward instead of the last one."""
     ablate: bool = False
-    """Run the six arms of the DPG ablation instead of one training."""
-    ablate_seeds: AtLeast1 = 3
+    """Run the arms of the ablation, one after the other, instead of one training."""
+    ablate_seeds: Annotated[AtLeast1, MAY_CHANGE] = 3
     """Seeds of each arm."""
+    ablate_arms: Annotated[tuple[str, ...], MAY_CHANGE] = ()
+    """With --ablate: arms by their names, such as dpg and nft, in place of all (docs/ablation.md)."""
 
 
 @dataclass(frozen=True)
@@ -301,9 +309,10 @@ class RetoucherConfig(
         """Refuse options that contradict each other, before any model is loaded: ConfigError for the first, with the way out."""
         if self.updates_per_step > self.photos_per_step:
             raise ConfigError(f"--updates-per-step {self.updates_per_step}: at most --photos-per-step ({self.photos_per_step})")
-        if not self.reward_worker_patience >= self.reward_worker_timeout:
-            patience = f"--reward-worker-patience {self.reward_worker_patience:g}"
-            raise ConfigError(f"{patience}: at least --reward-worker-timeout, or the first slow answer ends the run")
+        if not (wait := self.reward_worker_patience) >= self.reward_worker_timeout:
+            raise ConfigError(f"--reward-worker-patience {wait:g}: at least --reward-worker-timeout, or the first slow answer ends the run")
+        if self.ablate_arms and not self.ablate:
+            raise ConfigError("--ablate-arms: needs --ablate; add it, or leave --ablate-arms out")
         if self.push_to_hub is not None and self.ablate:
             raise ConfigError("--push-to-hub: an ablation has many models; leave one of --push-to-hub and --ablate out")
         if (self.dpg or self.anchor_weight > 0) and self.anchor == "wrong" and self.photos_per_step < 2:
@@ -323,9 +332,7 @@ class RetoucherConfig(
             raise ConfigError(f"--global-std: goes with --advantage combined, not with {self.advantage}; leave one of them out")
         if self.loss == "nft" and (self.sharding != "none" or (self.shared_noise and not self.dpg)):
             raise ConfigError("--loss nft: goes with --no-shared-noise unless --dpg draws stochastic steps, and not with --sharding")
-        idle = [name for name, losses in USED_BY.items() if self.loss not in losses]
-        idle += ["sampler", "eta", "window"] if self.plain_rollouts else ["sampler", "eta"] if self.loss == "neighbor" else []
-        for name in (name for name in idle if getattr(self, name) != getattr(RetoucherConfig, name)):
+        for name in (name for name in idle_options(self.loss, self.dpg) if getattr(self, name) != getattr(RetoucherConfig, name)):
             given = f"--{name.replace('_', '-')} {getattr(self, name)}".removesuffix(" True")
             raise ConfigError(f"{given}: does nothing with --loss {self.loss} {'--dpg' if self.dpg else '--no-dpg'}; leave it out")
         if self.loss == "neighbor" and (self.dpg or not self.shared_noise or self.neighbor_anchors > self.group_size):
@@ -333,27 +340,20 @@ class RetoucherConfig(
             raise ConfigError(f"--loss neighbor: goes with --no-dpg, --shared-noise and {few}; change what differs")
         if self.anchor_weight > 0 and (self.loss != "nft" or self.anchor == "none"):
             raise ConfigError(f"--anchor-weight {self.anchor_weight:g}: needs --loss nft and an --anchor; add those, or leave it out")
-        if self.reward_weights and len(self.reward_weights) != len(self.all_rewards):
-            raise ConfigError(
-                f"--reward-weights has {len(self.reward_weights)} values for {len(self.all_rewards)} rewards: give one each, or none"
-            )
+        if self.reward_weights and (count := len(self.reward_weights)) != len(self.all_rewards):
+            raise ConfigError(f"--reward-weights has {count} values for {len(self.all_rewards)} rewards: give one each, or none")
 
     def scheduler(self, sigmas: Sequence[float], iteration: int) -> "DPGScheduler":
         """The scheduler that takes the steps between `sigmas`, from 1 to 0; seed and training step draw its stochastic ones."""
         from dpg.scheduler import DPGScheduler
 
+        names = ("eta", "window", "segments", "window_start", "window_width", "window_stride", "window_every")
         scheduler = DPGScheduler(
             sampler="ode" if self.loss == "neighbor" else self.sampler,
-            eta=self.eta,
-            window=self.window,
-            segments=self.segments,
-            window_start=self.window_start,
-            window_width=self.window_width,
-            window_stride=self.window_stride,
-            window_every=self.window_every,
             lambda_kind=self.lam_schedule if self.dpg else "zero",
             lambda_max=self.lam_max,
             lambda_target="mean" if self.anchor == "none" else "anchor",
+            **{name: getattr(self, name) for name in names},
         )
         scheduler.set_timesteps(sigmas=list(sigmas[:-1]))
         scheduler.draw(self.seed, iteration=iteration, record=True, steps=[] if self.plain_rollouts else None)

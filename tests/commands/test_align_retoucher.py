@@ -11,6 +11,7 @@ from diffusers import FluxKontextPipeline
 from refusal import check_refusal
 from safetensors.torch import load_file
 
+from policies.retoucher.ablate import ARMS
 from policies.retoucher.backbones import tiny
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.main import align_retoucher
@@ -172,21 +173,34 @@ def test_the_embedded_recipes_run(command, tmp_path, name):
         assert pipeline.get_active_adapters()
 
 
-def test_the_ablation_runs_six_arms_and_goes_on_where_it_stopped(command, tmp_path):
-    options = ["--config", "ablation", "--output-dir", tmp_path / "run", *SMALL, "--ablate-seeds", 1, "--max-network-evaluations", 1]
+def test_the_ablation_runs_every_arm_and_goes_on_where_it_stopped(command, tmp_path):
+    options = ["--config", "ablation", "--output-dir", tmp_path / "run", *SMALL, "--group-size", 4, "--ablate-seeds", 1]
+    options += ["--max-network-evaluations", 1]
     code, _, err = command(align_retoucher, *options)
     assert code == 2 and "--anchor wrong" in err and not (tmp_path / "run").exists()  # one photo has no other's anchor to take
     options += ["--photos-per-step", 2]
-    code, _, err = command(align_retoucher, *options)
-    assert code == 0, err
-    rows = [json.loads(line) for line in (tmp_path / "run" / "ablation.jsonl").read_text().splitlines()]
-    assert len({row["arm"] for row in rows}) == 6 and all(row["network_evaluations"] > 0 for row in rows)
+
+    def run(*more: object) -> list[dict]:
+        code, _, err = command(align_retoucher, *options, *more)
+        assert code == 0, err
+        return [json.loads(line) for line in (tmp_path / "run" / "ablation.jsonl").read_text().splitlines()]
+
+    some = run("--ablate-arms", "dpg", "nft-anchors")
+    assert [row["arm"] for row in some] == ["dpg", "nft-anchors"]
+    rows = run()
+    assert rows[:2] == some and sorted(row["arm"] for row in rows) == sorted(ARMS) and all(row["train_steps"] == 1 for row in rows)
+    spent = {row["arm"]: row["network_evaluations"] for row in rows}
+    # Forward 1, backward 2, KL reference 1: six groups of four ODEs of four steps, each candidate learned from at two noise levels; an
+    # anchor is one with four noises. All-step SDE: four steps, the first one shared by the group, three drawn.
+    assert spent["nft"] == 6 * 4 * (4 + 2 * 4) and spent["nft-anchors"] == spent["nft"] + 6 * 4 * 2 * 4
+    assert spent["all-step-sde"] == 2 * (1 + 4 * 3) + 2 * (4 + 4 * 2 * 4) and spent["dppo"] == spent["dpg"] == spent["cps"]
+    gained = rows[0]["reward_gain"]
+    assert rows[0]["gain_per_1000_evaluations"] == pytest.approx(1000 * gained / spent["dpg"]) and rows[0]["diversity"] > 0
     table = (tmp_path / "run" / "ablation.md").read_text()
-    assert all(row["arm"] in table for row in rows)
-    (tmp_path / "run" / "ablation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:5]))
-    assert command(align_retoucher, *options)[0] == 0
-    again = [json.loads(line) for line in (tmp_path / "run" / "ablation.jsonl").read_text().splitlines()]
-    assert again[:5] == rows[:5] and again[5]["arm"] == rows[5]["arm"] and again[5]["reward_gain"] == rows[5]["reward_gain"]
+    assert all(f"| {arm} |" in table for arm in ARMS)
+    (tmp_path / "run" / "ablation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
+    again = run()
+    assert again[:-1] == rows[:-1] and again[-1]["arm"] == rows[-1]["arm"] and again[-1]["reward_gain"] == rows[-1]["reward_gain"]
 
 
 @pytest.mark.parametrize(
@@ -211,6 +225,8 @@ def test_the_ablation_runs_six_arms_and_goes_on_where_it_stopped(command, tmp_pa
         (["--anchors", "best-of-n", "--no-dpg"], ["--anchors best-of-n", "--dpg"]),
         (["--best-of", "1"], ["--best-of 1", "at least 2"]),
         (["--ablate", "--report-to", "tensorboard"], ["--ablate", "--report-to"]),
+        (["--ablate", "--ablate-arms", "nft-anchor"], ["--ablate-arms nft-anchor", "did you mean 'nft-anchors'", "all-step-sde, k-"]),
+        (["--ablate-arms", "nft"], ["--ablate-arms: needs --ablate"]),
         (["--config", "dmo"], ["dmo", "demo"]),
         (["--rewards", "textur"], ["textur", "texture"]),
         (["--reward-weights", "1"], ["--reward-weights", "1 values for 6 rewards"]),

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -14,16 +13,6 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 Row = dict[str, object]
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 0,
-    "xtick.major.width": 0.6,
-}
 
 PANELS = (
     ("reward_gain", "Held-out reward gain\nanchor-free ODE, higher is better"),
@@ -32,10 +21,16 @@ PANELS = (
 )
 COLUMNS = (
     ("reward_gain", "reward gain", "+.3f"),
+    ("validation_gain", "validation gain", "+.3f"),
+    ("gain_per_1000_evaluations", "gain per 1,000 evaluations", "+.4f"),
+    ("gain_per_minute", "gain per minute", "+.4f"),
     ("identity_distance_gain", "identity distance change", "+.3f"),
     ("blemish_residual", "blemish residual", ".3f"),
     ("texture_error", "texture error", ".3f"),
+    ("tone_error", "tone error", ".2f"),
     ("residual_grain", "residual grain", ".3f"),
+    ("diversity_first", "diversity, first steps", ".4f"),
+    ("diversity", "diversity, last steps", ".4f"),
     ("rollout_reward", "rollout reward", ".3f"),
     ("network_evaluations", "network evaluations", ",.0f"),
     ("seconds", "seconds", ".0f"),
@@ -51,7 +46,7 @@ def ablation_plot(rows: Sequence[Row], path: Path) -> None:
     """
     arms = _by_arm(rows)
     places = range(len(arms) - 1, -1, -1)
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context({"font.family": "DejaVu Sans", "font.size": 9}):
         figure = Figure(figsize=(9.6, 1.25 + 0.46 * len(arms)), layout=ConstrainedLayoutEngine(w_pad=0.12))
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(PANELS), sharey=True, width_ratios=(1.9, 1, 1))
@@ -68,7 +63,7 @@ def ablation_plot(rows: Sequence[Row], path: Path) -> None:
             axes.set_axisbelow(True)
             axes.margins(x=0.08)
             axes.xaxis.set_major_locator(MaxNLocator(5 if key == "reward_gain" else 3))
-            axes.spines[["left", "bottom"]].set_visible(False)
+            axes.spines[:].set_visible(False)
             axes.tick_params(length=0, labelcolor="#68707a")
         panels[0].set_yticks(list(places), labels=list(arms), color="#1b1f24", fontsize=9.5, parse_math=False)
         panels[0].set_ylim(-0.6, len(arms) - 0.4)
@@ -90,12 +85,15 @@ def _draw_arm(axes: Axes, place: int, runs: Sequence[Row], key: str, colour: str
 
 
 def ablation_table_markdown(rows: Sequence[Row]) -> str:
-    """The ablation as a Markdown table: each arm's mean over its seeds, and the range `min … max` where they differ."""
+    """The ablation as a Markdown table: each arm's mean over its seeds, and the range `min … max` where they differ; of an arm with one
+    seed the reward gain's 95 % interval over people, `[low, high]`."""
     head = ["arm", "seeds", *(title for _, title, _ in COLUMNS)]
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     for arm, runs in _by_arm(rows).items():
         cells = [arm.replace("|", "\\|").replace("\n", " "), str(len(runs))]
         cells += [_mean_and_range([_number(run.get(key)) for run in runs], form) for key, _, form in COLUMNS]
+        if len(runs) == 1:
+            cells[2] += " [{:+.3f}, {:+.3f}]".format(*(_number(runs[0].get(end)) for end in ("ci_low", "ci_high"))).replace("-", "−")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
