@@ -18,7 +18,6 @@ from torch import Tensor
 from policies.retoucher.alarms import Alarms
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.evaluate import Evaluation, EvaluationSet, evaluate_policy, evaluation_set
-from policies.retoucher.forward_loss import accumulate_forward_gradients, forward_noise
 from policies.retoucher.micro_batch import MicroBatch
 from policies.retoucher.model.adapter import load_lora, save_lora
 from policies.retoucher.model.backbone import Backbone, sample_ode
@@ -27,7 +26,15 @@ from policies.retoucher.photos import PhotoSource
 from policies.retoucher.processes import Processes
 from policies.retoucher.rank_groups import NO_SCORES, RANKED_GROUPS, GroupScores, RankGroups, gather_scores, judge_figures, roll_out_groups
 from policies.retoucher.rollout import mix
-from policies.retoucher.update import NO_FIGURES, UpdateFigures, accumulate_gradients, base_policy, draw_anchors
+from policies.retoucher.update import (
+    NO_FIGURES,
+    UpdateFigures,
+    accumulate_forward_gradients,
+    accumulate_gradients,
+    base_policy,
+    draw_anchors,
+    forward_noise,
+)
 from portraitkit.errors import TrainingStopped
 from portraitkit.grpo import Advantages, group_advantages, local_advantages, per_reward_advantages, quasi_norm_weights
 from reward_models.credit import local_credit, to_tokens

@@ -7,8 +7,7 @@ import pytest
 import torch
 from rollouts import roll_out
 
-from policies.retoucher.forward_loss import ANCHOR_DRAWS, accumulate_forward_gradients, forward_noise
-from policies.retoucher.update import NO_FIGURES, Loss
+from policies.retoucher.update import ANCHOR_DRAWS, NO_FIGURES, Loss, accumulate_forward_gradients, forward_noise
 
 ADVANTAGES = torch.tensor([1.0, -1.0, 0.5, -0.5, 0.3, -0.9, 0.9, -0.3])
 PLAIN = Loss()
