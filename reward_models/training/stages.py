@@ -2,8 +2,9 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,22 @@ import torch
 from portraitkit.files.atomic import write_text
 from portraitkit.files.jsonl import read_objects, write_lines
 from portraitkit.runs.progress import counting
-from portraitkit.vlm.generate import Decoding
+from portraitkit.vlm.generate import Completion, Decoding
 from portraitkit.vlm.model import load_model
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.stages import RunContext, Stage, newest_checkpoint, release, store, train
 from portraitkit.vlm.task import Mode, Score, Task
 from portraitkit.vlm.trainer_arguments import lora_arguments, taken
 from preference_data.contract import Unreadable
-from preference_data.verdict import ORDERS, Shown, shown_as
+from preference_data.verdict import EXCHANGED, ORDERS, Shown, shown_as
 from reward_models.evaluation.battery import Asking, read_judged
 from reward_models.evaluation.figures import NAMES, truth_of
 from reward_models.judge import preference_task
 from reward_models.judge.coherence import Coherence, deterministic
 from reward_models.judge.pairs import Judged, JudgedPair, View, exchanged
-from reward_models.judge.preference_task import Preference
+from reward_models.judge.preference_task import Preference, said, verdicts_shown
 from reward_models.judge.settings import JudgeSettings, write_settings
 from reward_models.training.config import STAGES, RewardModelConfig
-from reward_models.training.rejection import keep
 
 DONE = "stage.json"
 
@@ -283,3 +283,76 @@ def judge_task(view: View, coherence: Coherence = deterministic, consistency_wei
     base = preference_task.TASK
     top = {mode: (low, high + consistency_weight) for mode, (low, high) in base.ranges.items()}
     return Task("preference", view.prompt, base.read_truth, score, top, perfect, metrics=base.metrics, most=most)
+
+
+# ---- which sampled trajectories are worth imitating: right overall, no dimension the wrong way round, coherent
+
+ENOUGH = 0.5  # Of an NLI model's probability
+
+
+@dataclass
+class Kept:
+    """What was kept of the trajectories sampled."""
+
+    rows: list[Row] = field(default_factory=list)  # with the trajectory as target
+    sampled: int = 0  # trajectories in all
+    # reason -> trajectories; "kept" among them, before equal ones of a row are counted once
+    why: Counter[str] = field(default_factory=Counter)
+    answered: int = 0  # rows of which at least one was kept
+    asked: int = 0  # rows in all
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        share = {reason: count / max(self.sampled, 1) for reason, count in sorted(self.why.items())}
+        return {
+            "sampled": self.sampled,
+            "shares": share,
+            "keep_rate": share.get("kept", 0.0),
+            "rows_with_one": self.answered / max(self.asked, 1),
+            "imitated": len(self.rows),
+        }
+
+
+def verdict_on(text: str, truth: Preference, view: View, coherence: Coherence, least: float) -> tuple[str, float]:
+    """(why a trajectory is kept or not, the share of its dimensions that are right).
+
+    The rule: it can be read; its overall choice is right; no dimension's winner is named as the loser; at least the share `least` of the
+    known dimensions is right, ties included; its reasoning is coherent with its answer, by .5 or more. Why is "kept", or the first that
+    fails. The truth is in the order in which the pair was shown; a pair without an overall winner teaches nothing here.
+    """
+    answer = view.read(text)
+    if isinstance(answer, Unreadable):
+        return "unreadable", 0.0
+    verdicts = verdicts_shown(answer)
+    hits = [verdicts[name] == verdict for name, verdict in truth.verdicts.items()]
+    share = sum(hits) / len(hits) if hits else 1.0
+    if said(answer, "overall") != truth.overall:
+        return "overall wrong", share
+    if any(verdict != "tie" and verdicts[name] == EXCHANGED[verdict] for name, verdict in truth.verdicts.items()):
+        return "a dimension reversed", share
+    if share < least - 1e-9:
+        return "too few dimensions", share
+    if coherence(answer) < ENOUGH:
+        return "incoherent", share
+    return "kept", share
+
+
+def keep(
+    rows: Sequence[Row], trajectories: Sequence[Sequence[Completion]], view: View, coherence: Coherence, *, least: float, most: int
+) -> Kept:
+    """Sort the trajectories of each row by `verdict_on`, and keep at most `most` different ones of a row, those with the most right
+    dimensions first.
+    """
+    kept = Kept(asked=len(rows))
+    for row, some in zip(rows, trajectories, strict=True):
+        good: dict[str, float] = {}
+        for one in some:
+            why, share = verdict_on(one.text, row.truth, view, coherence, least)
+            kept.why[why] += 1
+            if why == "kept":
+                good.setdefault(one.text, share)
+        kept.sampled += len(some)
+        kept.answered += bool(good)
+        best = sorted(good, key=lambda text: -good[text])[:most]
+        kept.rows += [Row(row.pictures, row.truth, text, row.columns) for text in best]
+    return kept

@@ -31,8 +31,7 @@ from reward_models.judge.pairs import (
 from reward_models.judge.preference_task import Preference, answer_of
 from reward_models.judge.settings import EMBEDDED_FOLDER, JudgeSettings, read_settings, view_of, write_settings
 from reward_models.training.config import RewardModelConfig
-from reward_models.training.rejection import keep, verdict_on
-from reward_models.training.stages import Asked, judge_task, still_wrong
+from reward_models.training.stages import Asked, judge_task, keep, still_wrong, verdict_on
 from reward_models.training.train import calibrate_last, check_stages
 from tools.embedded.vlm import ROWS
 
