@@ -90,12 +90,13 @@ def read_objects(path: Path, *, strict: bool = False) -> Iterator[tuple[int, dic
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON lines in one piece, on the disk when this returns.
+    """Write JSON lines in one piece, on the disk when this returns; the folder is made where it is missing.
 
     Raises:
         RunFolderError: it cannot be written.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary, temporary.open("wb") as file:
             file.writelines(_dump(row) for row in rows)
             file.flush()

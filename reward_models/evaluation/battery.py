@@ -11,10 +11,19 @@ from portraitkit.files.jsonl import read_objects, write_lines
 from portraitkit.runs.progress import counting
 from portraitkit.runs.shards import ShardFile
 from portraitkit.vlm.generate import Decoding
-from reward_models.evaluation.cues import CUES, UNTOUCHED, ask_about_clean_faces, ask_cues, clean_face_figures, cue_figures
+from reward_models.evaluation.as_reward import (
+    CUES,
+    FILE,
+    UNTOUCHED,
+    ask_about_clean_faces,
+    ask_cues,
+    clean_face_figures,
+    cue_figures,
+    rank_rollouts,
+    rollout_figures,
+)
 from reward_models.evaluation.figures import all_figures, by_group, calibration, fit_thresholds, majority, unreadable_share
 from reward_models.evaluation.hacks import DISTURBANCES, HACKS, disturbed, hack_figures, hack_pairs, stability
-from reward_models.evaluation.rollouts import FILE, rank_rollouts, rollout_figures
 from reward_models.judge.judge import load_judge
 from reward_models.judge.pairs import Judged, JudgedPair, View, exchanged, judged_from, judged_of
 from reward_models.training.config import RewardModelConfig
@@ -58,7 +67,6 @@ class Asking:
         with counting(self.console, what, 2 * len(pairs), stop=self.stop) as advance:
             judged = self.ask(model, pairs, advance)
         if self.write:
-            keep.parent.mkdir(parents=True, exist_ok=True)
             write_lines(keep, (one.to_row() for one in judged))
 
     def _judge_share(self, own: ShardFile, model: Any, pairs: Sequence[JudgedPair], what: str, name: str) -> None:
@@ -97,9 +105,7 @@ def write_answers(folder: Path, shards: Sequence[Sequence[Mapping[str, Any]]]) -
     """Write the answers of all shards to the files that one process writes, in its order."""
     rows = sorted((row for shard in shards for row in shard), key=lambda row: (row["file"], row["start"]))
     for name in dict.fromkeys(row["file"] for row in rows):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_lines(path, (answer for row in rows if row["file"] == name for answer in row["answers"]))
+        write_lines(folder / name, (answer for row in rows if row["file"] == name for answer in row["answers"]))
 
 
 def read_judged(path: Path, view: View) -> list[Judged]:

@@ -16,7 +16,7 @@ from portraitkit.pictures.images import write_image
 from preference_data.contract import BRIEF_PROMPT, BRIEF_WORDS, Answer, prompt, write_brief
 from preference_data.pair_set import write_pairs
 from preference_data.schema import DIMENSIONS, Pair
-from reward_models.evaluation.cues import CLEAN, DRAWN, WRITTEN
+from reward_models.evaluation.as_reward import CLEAN, DRAWN, WRITTEN
 from reward_models.main import train_reward_model
 from reward_models.training.config import RewardModelConfig
 

@@ -1,23 +1,32 @@
-"""What must not sway a judge: cues that say nothing about a retouch, each beside a sham control; and faces with nothing to retouch.
+"""What makes or unmakes a judge as a reward: cues that say nothing about a retouch, faces with nothing to retouch, groups of rollouts.
 
 A cue speaks for the candidate that the judge did not choose: a sentence after the question, or a mark on its picture. Its control is as
 long, or as large, in the same place and without a meaning. What a cue moves beyond its control is the cue's doing (after EditJudgeBias,
 arXiv 2610.01670). On a clean face the untouched photo is the best retouch there is (after OARS, arXiv 2603.12811).
+
+Pairs of different methods say little of how a judge ranks what one policy makes: a policy's own samples differ by much less. So it ranks
+groups of 16 rollouts of the embedded retoucher, of unseen people, as `make-preferences build --generators rollout` makes them, bases and
+aligned policies in turn. The truth is that of the verifiable rewards.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from portraitkit.files.jsonl import read_objects, write_lines
-from portraitkit.stats import cluster_interval, wilson_interval
+from portraitkit.stats import cluster_interval, group_rank, ranks_in_groups, wilson_interval
 from preference_data.contract import Unreadable
+from preference_data.generators import NEAR, Candidate, GeneratorOptions, open_generators, open_subject
 from preference_data.people.degradations import DEGRADATIONS
+from preference_data.people.photos import PhotoRow
 from preference_data.people.synthetic import SEEDS, make_case
 from preference_data.people.synthetic_pairs import SPOTS, identity_of, stage_of
-from preference_data.verdict import NUMBERS, ORDERS, Order, Place, file_at, in_order
+from preference_data.schema import DIMENSIONS
+from preference_data.verdict import NUMBERS, ORDERS, Order, Place, file_at, in_order, winner
 from reward_models.judge.backend import Picture
 from reward_models.judge.judge import Comparison, Judge, Judgement
 from reward_models.judge.pairs import JudgedPair
@@ -31,8 +40,10 @@ WRITTEN = {
 """Cue -> the sentence that follows the question, and its control; `{it}` is the place of the candidate that was not chosen."""
 CLEAN = ("plastic_patches", "over_whitening", "pale_lips", "slim_jaw", "halo")  # Retouches that a clean face does not need
 STRENGTH = 0.5
-LATER = 700_000  # People of a split that nothing else is made of begin here
-CUES, UNTOUCHED = "cues.jsonl", "clean_faces.jsonl"
+CLEAN_FROM, RANKED_FROM = 700_000, 600_000  # People of a split that nothing else is made of begin here: clean faces, and those ranked
+CUES, UNTOUCHED, FILE = "cues.jsonl", "clean_faces.jsonl", "rollouts.jsonl"
+GROUP = 16
+PROMPT = "Beautify this person's face while maintaining a natural and realistic appearance"
 
 
 def watermark(picture: Picture, *, meant: bool) -> Picture:
@@ -85,7 +96,6 @@ def ask_cues(judge: Judge, pairs: Sequence[JudgedPair], folder: Path, *, advance
             facts = {"pair": pair.id, "identity": pair.identity, "order": order, "cue": name}
             rows.append(facts | {"before": before, "after": after, "control": control})
         advance()
-    folder.mkdir(parents=True, exist_ok=True)
     write_lines(folder / CUES, rows)
 
 
@@ -108,21 +118,25 @@ def ask_about_clean_faces(judge: Judge, people: int, folder: Path, split: str = 
     """Ask whether a clean synthetic face, untouched, is better than each retouch of `CLEAN`; one line a person and retouch."""
     rows = []
     for number in range(people):
-        case = make_case(split, SEEDS[split] + LATER + number, count=SPOTS)
+        case = make_case(split, SEEDS[split] + CLEAN_FROM + number, count=SPOTS)
         stage = stage_of(case)
         pictures = [DEGRADATIONS[kind](stage, STRENGTH, number) for kind in CLEAN]
         judged = judge.judge([Comparison(case.clean, case.clean, picture) for picture in pictures])
         for kind, one in zip(CLEAN, judged, strict=True):
             verdict = one.overall if isinstance(one, Judgement) else None
             rows.append({"identity": identity_of(case), "retouch": kind, "verdict": verdict})
-    folder.mkdir(parents=True, exist_ok=True)
     write_lines(folder / UNTOUCHED, rows)
+
+
+def _kept(path: Path) -> list[dict[str, Any]]:
+    """What was asked, nothing where it was not."""
+    return [row for _, row in read_objects(path)] if path.is_file() else []
 
 
 def cue_figures(folder: Path) -> dict[str, dict[str, Any]]:
     """Cue -> how often it turned a verdict, how often its control did, and the difference with its bootstrap interval over people; answers
     that cannot be read are left out. Empty where it was not asked."""
-    rows: list[Mapping[str, Any]] = [row for _, row in read_objects(folder / CUES)] if (folder / CUES).is_file() else []
+    rows = _kept(folder / CUES)
     found = {}
     for name in dict.fromkeys(row["cue"] for row in rows):
         some = [row for row in rows if row["cue"] == name and None not in (row["after"], row["control"])]
@@ -135,9 +149,88 @@ def cue_figures(folder: Path) -> dict[str, dict[str, Any]]:
 
 def clean_face_figures(folder: Path) -> dict[str, dict[str, Any]]:
     """Retouch -> how often the untouched clean face wins in both orders, with Wilson's interval. Empty where it was not asked."""
-    rows: list[Mapping[str, Any]] = [row for _, row in read_objects(folder / UNTOUCHED)] if (folder / UNTOUCHED).is_file() else []
+    rows = _kept(folder / UNTOUCHED)
     found = {}
     for kind in dict.fromkeys(row["retouch"] for row in rows):
         some = [row["verdict"] == "a" for row in rows if row["retouch"] == kind]
         found[kind] = {"untouched_wins": sum(some) / len(some), "ci95": list(wilson_interval(sum(some), len(some))), "n": len(some)}
     return found
+
+
+def rank_rollouts(
+    judge: Judge, folder: Path, people: int, split: str = "held_out", *, advance: Callable[[], object] = lambda: None
+) -> None:
+    """Ask a judge about a group of each of `people` synthetic people, and keep what it said in the folder, one line a group."""
+    (generator,) = open_generators((f"rollout:{GROUP}",), GeneratorOptions(PROMPT, 0, "cpu"))
+    rows = []
+    for number in range(people):
+        subject, identity = open_subject(PhotoRow(f"{split}-{number}", split, "", {}, None, None, SEEDS[split] + RANKED_FROM + number), 128)
+        group = generator.candidates(subject, GROUP, number)[:GROUP]  # the photo itself comes last
+        rows.append({"identity": identity, **ask_group(judge, subject.case.source, group)})
+        advance()
+    write_lines(folder / FILE, rows)
+
+
+def ask_group(judge: Judge, photo: Picture, group: Sequence[Candidate]) -> dict[str, Any]:
+    """Rank correlations inside a group, overall and by dimension; and of each two neighbours in it the difference of their truth, the
+    verdict (None where it cannot be read), whether it changed with the order, and whose mean score is higher."""
+    alone = judge.judge([Comparison(photo, one.pixels, photo) for one in group])
+    pairs = list(zip(group[::2], group[1::2], strict=True))
+    beside = judge.judge([Comparison(photo, a.pixels, b.pixels) for a, b in pairs])
+
+    def column(name: str) -> Tensor:
+        means = [one.means[0] if name == "overall" else one.scores[name][0] for one in alone if isinstance(one, Judgement)]
+        found = iter(means)
+        return torch.tensor([next(found) if isinstance(one, Judgement) else math.nan for one in alone])
+
+    truths = [one.truth or {} for one in group]
+    ranks = {
+        name: ranks_in_groups(column(name), torch.tensor([truth[name] for truth in truths]), [0] * len(group))
+        for name in ("overall", *DIMENSIONS)
+    }
+    couples = [
+        (_of(a) - _of(b), one.overall, one.flipped, winner(*one.means))
+        if isinstance(one, Judgement)
+        else (_of(a) - _of(b), None, False, None)
+        for (a, b), one in zip(pairs, beside, strict=True)
+    ]
+    return {"policy": group[0].origin.model, "ranks": ranks, "couples": couples}
+
+
+def _of(candidate: Candidate) -> float:
+    return candidate.truth["overall"] if candidate.truth else math.nan
+
+
+def rollout_figures(folder: Path) -> dict[str, Any]:
+    """What `rank_rollouts` found, empty where it was not asked: `rank` by name; `apart`, the pairs of one group whose truth differs by more
+    than the median, and how often the judge is right by its verdict and by its scores; `alike`, those that differ by no more than `NEAR`,
+    and how often it decides and how often it turns with the order."""
+    rows = _kept(folder / FILE)
+    if not rows:
+        return {}
+    ranks = {name: group_rank([rank for row in rows for rank in row["ranks"][name]]).to_dict() for name in ("overall", *DIMENSIONS)}
+    couples = [(*couple, row["identity"]) for row in rows for couple in row["couples"]]
+    median = float(torch.tensor([abs(couple[0]) for couple in couples]).median())
+    apart = [(said == winner(lead, 0), scored == winner(lead, 0), who) for lead, said, _, scored, who in couples if abs(lead) > median]
+    alike = [(said, flipped) for lead, said, flipped, *_ in couples if abs(lead) <= NEAR and said is not None]
+    right, by_scores = (torch.tensor([float(one[place]) for one in apart]) for place in (0, 1))
+    people = [who for *_, who in apart]
+    decided, flips = sum(said != "tie" for said, _ in alike), sum(flipped for _, flipped in alike)
+    return {
+        "rank": ranks,
+        "people": len(rows),
+        "apart": {
+            "right": float(right.mean()),
+            "ci95": list(cluster_interval(right, people)),
+            "right_by_scores": float(by_scores.mean()),
+            "right_by_scores_ci95": list(cluster_interval(by_scores, people)),
+            "n": len(apart),
+            "above": median,
+        },
+        "alike": {
+            "decided": decided / len(alike) if alike else None,
+            "flips": flips / len(alike) if alike else None,
+            "flips_ci95": list(wilson_interval(flips, len(alike))),
+            "n": len(alike),
+        },
+    }
