@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from policies.retoucher.ablate import ablation_plot, ablation_table_markdown
 from policies.retoucher.config import RetoucherConfig
-from policies.retoucher.report.ablation_plots import ablation_plot, ablation_table_markdown
 from policies.retoucher.report.pictures import featured, full_figure, ranked
 from policies.retoucher.report.report import write_report
 from policies.retoucher.report.results import Measure, Photo, findings, headline, read_measures, read_run
