@@ -217,7 +217,7 @@ def face_figures(before: "Tensor", after: "Tensor", mesh: "Tensor") -> tuple[flo
     """Of one face: energy of the skin's fine detail, after over before; identity distance; mean CIEDE2000 on the skin."""
     import torch
 
-    from policies.retoucher.retouch.spots import open_skin
+    from policies.retoucher.retouch.controls import open_skin
     from portraitkit.faces.align import align_face
     from portraitkit.faces.identity import identity_distance, identity_embedding
     from portraitkit.pictures.images import ciede2000, srgb_to_lab

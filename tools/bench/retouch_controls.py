@@ -16,10 +16,9 @@ from torch import Tensor
 from policies.retoucher.backbones.tiny import PROMPT, load_tiny
 from policies.retoucher.model.adapter import attach_adapter
 from policies.retoucher.photos import read_photos
-from policies.retoucher.retouch.controls import combine
+from policies.retoucher.retouch.controls import combine, open_skin
 from policies.retoucher.retouch.faces import FacePlan, Faces, apply_controls, take_apart
 from policies.retoucher.retouch.options import ALIGNED, EMBEDDED_STEPS, Controls
-from policies.retoucher.retouch.spots import open_skin
 from portraitkit.faces.identity import identity_embedding
 from portraitkit.faces.regions import region_masks
 from portraitkit.pictures.images import ciede2000, luminance, read_image, srgb_to_lab

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from policies.retoucher.backbones.tiny import PROMPT, load_tiny
 from policies.retoucher.model.adapter import attach_adapter
+from policies.retoucher.retouch.controls import open_skin
 from policies.retoucher.retouch.faces import Faces, apply_controls, take_apart
 from policies.retoucher.retouch.options import ALIGNED, EMBEDDED_STEPS, Controls
-from policies.retoucher.retouch.spots import open_skin
 from portraitkit.errors import FaceError
 from portraitkit.faces.align import align_face
 from portraitkit.faces.regions import region_masks

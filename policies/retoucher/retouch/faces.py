@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from policies.retoucher.model.backbone import Backbone, sample_ode
-from policies.retoucher.retouch.controls import FaceParts, combine, split_edit
+from policies.retoucher.retouch.controls import FaceParts, Spot, combine, split_edit
 from policies.retoucher.retouch.options import Controls
-from policies.retoucher.retouch.spots import Spot
 from portraitkit.errors import FaceError, ImageError
 from portraitkit.faces.align import AlignedFace, align_face
 from portraitkit.faces.detect import check_size, no_face

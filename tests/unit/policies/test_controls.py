@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from policies.retoucher.retouch import faces as faces_module
-from policies.retoucher.retouch.controls import combine, split_edit
+from policies.retoucher.retouch.controls import combine, find_spots, open_skin, split_edit
 from policies.retoucher.retouch.faces import FacePlan, apply_controls
 from policies.retoucher.retouch.options import Controls
-from policies.retoucher.retouch.spots import find_spots, open_skin
 from portraitkit.errors import ConfigError
 from portraitkit.faces.align import align_face
 from portraitkit.faces.identity import identity_distance, identity_embedding
