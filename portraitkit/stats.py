@@ -6,7 +6,7 @@ interval by its own draws, and `scipy.stats.permutation_test` neither counts 2^3
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import torch
@@ -30,10 +30,6 @@ class Change:
     gain: float
     ci95: tuple[float, float]
     people: int
-
-    def to_dict(self) -> dict[str, object]:
-        """JSON-able."""
-        return asdict(self)
 
 
 def bootstrap_interval(values: Float[Tensor, " n"], *, draws: int = DRAWS, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
@@ -139,10 +135,6 @@ class GroupRank:
     rank: float
     ci95: tuple[float, float]
     groups: int
-
-    def to_dict(self) -> dict[str, object]:
-        """JSON-able."""
-        return asdict(self)
 
     def __str__(self) -> str:
         sure = f", 95 % interval {self.ci95[0]:.2f} to {self.ci95[1]:.2f}" if self.groups >= LEAST_PEOPLE else ""

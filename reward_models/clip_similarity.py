@@ -1,6 +1,5 @@
 """Image similarity by OpenCLIP as a reward: the candidate still shows what the photo shows."""
 
-import json
 import pickle
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from portraitkit.errors import ConfigError, WeightsError, nearest, reason_of
+from portraitkit.files.jsonl import read_json
 from portraitkit.runs.checkpoint import check_weights
 from reward_models.photos import Photos
 from reward_models.reward import RewardFunction
@@ -59,9 +59,9 @@ def _from_folder(folder: Path) -> torch.nn.Module:
     if not any((folder / name).is_file() for name in WEIGHTS):
         raise WeightsError(f"clip_similarity: {folder} has no weights: put {WEIGHTS[0]} there")
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_json(folder / CONFIG)
         hub_text = config["model_cfg"]["text_cfg"].get("hf_model_name")
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"clip_similarity: {folder / CONFIG} cannot be read ({error!r}): it must be open_clip's own") from error
     if hub_text:
         raise WeightsError(

@@ -266,7 +266,7 @@ def _rank_judge(trainer: Trainer, run: RunFolder, console: Console) -> None:
     by_name = ", ".join(f"{name.replace('_', ' ')} {rank.rank:.2f}" for name, rank in ranks.items() if name != "overall")
     found = f"judge: inside groups of this policy's rollouts its rank correlation with the verifiable rewards is {ranks['overall']}"
     console.print(f"{found}; {by_name}" if by_name else found, highlight=False, soft_wrap=True)
-    run.log(step, kind="judge_rank", **{name: rank.to_dict() for name, rank in ranks.items()})
+    run.log(step, kind="judge_rank", **{name: asdict(rank) for name, rank in ranks.items()})
     _warn(trainer, run, console, trainer.alarms.after_first_groups(step, ranks["overall"]))
 
 
@@ -346,7 +346,7 @@ def _checkpoint(trainer: Trainer, run: RunFolder) -> None:
 def _summary(trainer: Trainer, changes: dict[str, Change], untouched: Evaluation, seconds: float) -> dict[str, object]:
     config, progress = trainer.config, trainer.progress
     return {
-        "held_out": {name: change.to_dict() for name, change in changes.items()},
+        "held_out": {name: asdict(change) for name, change in changes.items()},
         "untouched": untouched.means(),
         "seconds": progress.seconds,
         "seconds_total": seconds,
@@ -358,7 +358,7 @@ def _summary(trainer: Trainer, changes: dict[str, Change], untouched: Evaluation
         "zero_groups": progress.zero_groups,
         "unscorable": progress.unscorable,
         **({"judge_asked": progress.judge_asked, "judge_unreadable": progress.judge_unreadable} if trainer.rewards.group_rewards else {}),
-        "judge_rank": {name: rank.to_dict() for name, rank in judge_ranks(trainer).items()},
+        "judge_rank": {name: asdict(rank) for name, rank in judge_ranks(trainer).items()},
         "skipped_updates": progress.skipped_updates,
         "alarms": [asdict(alarm) for alarm in trainer.alarms.raised],
         **({"reward_workers": workers.figures()} if (workers := workers_of(trainer.rewards)) else {}),

@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
@@ -55,10 +55,6 @@ class JudgeProbe:
     judge: float | None  # the judge's mean value of the right answers; None where it could judge none
     total: float | None  # mean of the whole reward of those answers
     kinds: tuple[Kind, ...]  # the others
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        return asdict(self)
 
     def lines(self) -> list[tuple[str, ...]]:
         """Kind, what it is, rows, the judge's value, its preference for the right answer, the whole reward's."""

@@ -6,7 +6,6 @@ judge: its name stands beside it.
 """
 
 import json
-import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from policies.vlm.config import ScoreConfig
 from portraitkit.endpoint import Endpoint, Question
 from portraitkit.errors import ConfigError, DataError
 from portraitkit.files.atomic import check_writable, write_text
-from portraitkit.files.jsonl import read_objects
+from portraitkit.files.jsonl import finite, read_objects
 from portraitkit.vlm.task import Task
 
 Columns = tuple[str, Any, dict[str, Any], int]  # Of one row: completion, truth, all it says, and its line in the file
@@ -46,7 +45,7 @@ def score_main(argv: list[str]) -> int:
         print(json.dumps({"reward": round(score.reward, 10), "parts": score.parts, "parsed": score.parsed}))
     if summarise is not None and config.metrics is not None:
         summary = {"task": task.name, "rows": len(rows), "reward": sum(rewards) / len(rewards), **summarise()}
-        _write(config.metrics, json.dumps(_finite(summary), indent=2) + "\n")
+        _write(config.metrics, json.dumps(finite(summary), indent=2) + "\n")
         print(f"{config.metrics}: {', '.join(_headlines(summary))}", file=sys.stderr)
     return 0
 
@@ -117,28 +116,12 @@ def _headlines(summary: dict[str, Any]) -> Iterator[str]:
                 yield f"{name}{'.' * bool(key)}{key} {figure:.4g}"
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _write(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
     except OSError as error:
         raise _unwritable(path, error) from error
-
-
-def read_rows(path: Path, task: Task) -> Iterator[tuple[str, Any]]:
-    """Completions and truths of a JSONL file; blank lines are skipped.
-
-    Raises:
-        DataError: see `score_main`.
-    """
-    for completion, truth, _, _ in _read_columns(path, task):
-        yield completion, truth
 
 
 def _read_columns(path: Path, task: Task) -> Iterator[Columns]:

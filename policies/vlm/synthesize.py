@@ -21,12 +21,12 @@ from policies.vlm.tasks.emotion import TASK, UNIT
 from policies.vlm.tasks.emotion_metrics import read_answer
 from portraitkit.config import config_to_dict, may_change
 from portraitkit.endpoint import Endpoint, Question, Reply
-from portraitkit.errors import ConfigError, DataError, ImageError
+from portraitkit.errors import ConfigError, DataError
 from portraitkit.files.jsonl import append_line, read_json_lines, write_lines
-from portraitkit.pictures.images import read_image
 from portraitkit.runs.folder import Maker, RunFolder, start_or_go_on
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import progress_bar
+from portraitkit.vlm.rows import why_unreadable
 from portraitkit.vlm.trainer_options import TuningOptions
 from preference_data.emotion_rows import ACTION_UNITS, EMOTIONS, EmotionRow, read_emotion_rows
 
@@ -215,7 +215,7 @@ def _write(
 ) -> list[tuple[EmotionRow, dict[str, Any], str]]:
     """Each row of a batch with its record, and why it stays open, if it does."""
     attempts: dict[str, list[dict[str, Any]]] = {row.id: [] for row in part}
-    reasons = {row.id: unverifiable(row, config.need) or _unreadable(source / row.image) for row in part}
+    reasons = {row.id: unverifiable(row, config.need) or why_unreadable(source / row.image) for row in part}
     accepted: dict[str, str] = {}
     failures: dict[str, str] = {}
     for _ in range(config.retries + 1):
@@ -236,14 +236,6 @@ def _write(
                 accepted[row.id] = reply.text.strip()
     records = {row.id: {"accepted": row.id in accepted, "reason": reasons[row.id], "attempts": attempts[row.id]} for row in part}
     return [(row, records[row.id], failures.get(row.id, "")) for row in part]
-
-
-def _unreadable(path: Path) -> str:
-    try:
-        read_image(path)
-    except ImageError as error:
-        return str(error)
-    return ""
 
 
 def _finish(

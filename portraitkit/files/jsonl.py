@@ -1,6 +1,7 @@
-"""JSON lines: read with line numbers, the bad lines refused or set aside; written in one piece, or line by line onto the disk."""
+"""JSON, and JSON lines: read with line numbers, the bad lines refused or set aside; written in one piece, or line by line onto the disk."""
 
 import json
+import math
 import os
 import sys
 from codecs import BOM_UTF8
@@ -131,6 +132,20 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
                 raise
     except OSError as error:
         raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; errors of the file system and of its contents pass through, for the caller to say what the file is for."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def finite(value: Any) -> Any:
+    """A value as JSON takes it, whatever is in it: None for NaN and infinity, keys as text, tuples as lists."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _dump(row: Mapping[str, Any]) -> bytes:

@@ -1,7 +1,6 @@
 """Run folders: one folder holds everything about one run, and only one run, written by one process at a time."""
 
 import json
-import math
 import os
 import platform
 import shutil
@@ -18,6 +17,7 @@ from typing import Any, Self
 from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import CheckpointError, RunFolderError
 from portraitkit.files.atomic import clear_unfinished, write_text
+from portraitkit.files.jsonl import finite, read_json
 from portraitkit.runs.locks import Lock
 
 LOCK = ".lock"
@@ -80,7 +80,7 @@ class RunFolder:
         try:
             if resume is not None:
                 clear_unfinished(path)
-                before = json.loads(stored.read_text(encoding="utf-8"))
+                before = read_json(stored)
                 changed = differences(before, config, sorted((before.keys() | config.keys()) - set(free)))
                 if changed and not allow_changed:
                     raise RunFolderError(
@@ -102,7 +102,7 @@ class RunFolder:
     def log(self, step: int, **values: Any) -> None:
         """Append one line to metrics.jsonl, flushed, and tell the trackers; values that are not finite become null."""
         line = {"step": step, "time": round(time.time(), 3), **values}
-        self._metrics.write(json.dumps(_finite(line)) + "\n")
+        self._metrics.write(json.dumps(finite(line)) + "\n")
         self._metrics.flush()
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         for tracker in self.trackers:
@@ -123,7 +123,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file in one piece."""
-        _write_text(self.path / name, json.dumps(_finite(value), indent=2) + "\n")
+        _write_text(self.path / name, json.dumps(finite(value), indent=2) + "\n")
 
     def close(self) -> None:
         """Finish trackers and release the lock."""
@@ -242,7 +242,7 @@ def may_resume(path: Path, config: dict[str, Any], maker: Maker, *, overwrite: b
     if not stored.is_file():
         return False  # RunFolder.open refuses a folder with other files
     try:
-        before = json.loads(stored.read_text(encoding="utf-8"))
+        before = read_json(stored)
     except ValueError:
         before = None
     if not isinstance(before, dict) or maker.mark not in before:
@@ -267,7 +267,7 @@ def start_or_go_on(
 
 def differences(stored: Mapping[str, Any], config: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     """The options of these names that a stored configuration has otherwise, as `seed 0 -> 1`."""
-    now = _finite(json.loads(json.dumps(config)))
+    now = finite(json.loads(json.dumps(config)))
     return [f"{name} {stored.get(name)!r} -> {now.get(name)!r}" for name in names if stored.get(name) != now.get(name)]
 
 
@@ -328,16 +328,6 @@ def _stays(line: str, step: int, stage: str | None) -> bool:
     except json.JSONDecodeError:
         return False
     return row["step"] <= step or (stage is not None and stage not in (row.get("kind"), row.get("stage")))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
 
 
 def _write_text(path: Path, text: str) -> None:

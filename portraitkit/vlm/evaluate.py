@@ -1,7 +1,6 @@
 """Held-out evaluation of a vision-language policy: greedy and sampled, beside a blind one and the best constant answer."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,8 +88,3 @@ def _change(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> dict[str
         "gain": change.gain,
         "gain_ci95": change.ci95,
     }
-
-
-def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Metrics as JSON takes them: None where one is undefined."""
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

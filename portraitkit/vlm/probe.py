@@ -6,16 +6,16 @@ broken answer than for a wrong one. The probe finds out in seconds; it prints an
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from rich.table import Table
 
-from portraitkit.vlm.context import limit_of, shown
+from portraitkit.vlm.context import check_lengths
 from portraitkit.vlm.evaluate import best_constant
 from portraitkit.vlm.generate import Decoding
-from portraitkit.vlm.rows import Row, messages
+from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import Mode, Task
 
 GARBAGE = ("", "I cannot tell.", "?" * 40, "<answer></answer>", "<think></think><answer></answer>")
@@ -56,10 +56,6 @@ class Probe:
     image_tokens: tuple[int, int]  # smallest and largest number of tokens that a picture takes
     prompt_tokens: int  # longest prompt with its picture
     context: int | None  # tokens that the model takes
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        return asdict(self)
 
     def table(self) -> Table:
         """For the screen, with what each figure means for a run."""
@@ -167,7 +163,7 @@ def probe(
     answers = [one for group in groups for one in group]
     maxima = row_maxima(task, rows, mode)
     lengths = [one.tokens for one in answers]
-    pictures, prompt = count_tokens(decoding.processor, decoding.prompt, rows)
+    taken = check_lengths(decoding.processor, rows, decoding.prompt, max_tokens=decoding.max_tokens, context=None)
     return Probe(
         task=task.name,
         mode=mode,
@@ -187,20 +183,7 @@ def probe(
         cut=sum(one.cut for one in answers) / len(answers),
         tokens=(sum(lengths) / len(lengths), min(lengths), max(lengths)),
         max_tokens=decoding.max_tokens,
-        image_tokens=(min(pictures), max(pictures)),
-        prompt_tokens=prompt,
+        image_tokens=taken.pictures,
+        prompt_tokens=taken.prompt,
         context=getattr(model.config.get_text_config(), "max_position_embeddings", None),
     )
-
-
-def count_tokens(processor: Any, prompt: str, rows: Sequence[Row]) -> tuple[list[int], int]:
-    """Tokens of each row's pictures, and of the longest prompt with its pictures."""
-    turns = messages(prompt, pictures=len(rows[0].pictures))
-    text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
-    pictures, longest, limit = [], 0, limit_of(processor)
-    for row in rows:
-        ids = processor(images=shown(row, limit), text=[text], return_tensors="pt")["input_ids"][0]
-        pictures.append(int((ids == image_token).sum()))
-        longest = max(longest, len(ids))
-    return pictures, longest

@@ -203,7 +203,7 @@ def set_aside_unreadable(
 
         def look(some: Sequence[Path]) -> list[str]:
             found = []
-            for reason in pool.map(_reason, some):
+            for reason in pool.map(why_unreadable, some):
                 advance()
                 found.append(reason)
             return found
@@ -236,7 +236,8 @@ def files_of(rows: Mapping[str, Sequence[Row]]) -> list[Path]:
     return sorted({picture for some in rows.values() for row in some for picture in row.pictures if isinstance(picture, Path)})
 
 
-def _reason(path: Path) -> str:
+def why_unreadable(path: Path) -> str:
+    """Why a picture cannot be decoded; empty if it can."""
     try:
         read_image(path)
     except ImageError as error:

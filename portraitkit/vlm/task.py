@@ -5,11 +5,12 @@ own by the road the built-in ones take. Two modes: `paper` is what was published
 repairs the faults.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from portraitkit.files.jsonl import read_json
 
 Mode = Literal["paper", "fixed"]
 ASKED = "portraitkit_prompt"  # Where a saved model's config.json says whether it was trained on a task's full or brief prompt
@@ -80,6 +81,6 @@ def asked_briefly(source: str) -> bool:
     if source == "embedded":
         return True
     try:
-        return json.loads((Path(source) / "config.json").read_text(encoding="utf-8")).get(ASKED) == "brief"
+        return read_json(Path(source) / "config.json").get(ASKED) == "brief"
     except (OSError, ValueError):
         return False  # a hub id; what is wrong with a folder, loading it says

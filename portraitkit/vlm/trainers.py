@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Image, List
-from rich.console import Console
 from rich.progress import Progress, TaskID
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -187,20 +186,6 @@ def text_of(completion: Any) -> str:
         return completion
     content = completion[-1]["content"]
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
-
-
-class Say(TrainerCallback):
-    """Prints the trainer's logs, a line each."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
-    ) -> None:
-        """Step and figures."""
-        figures = "  ".join(f"{name} {value:.4g}" for name, value in (logs or {}).items() if isinstance(value, int | float))
-        self.console.print(f"{state.global_step}/{state.max_steps}  {figures}", highlight=False)
 
 
 class Follow(TrainerCallback):

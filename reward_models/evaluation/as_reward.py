@@ -11,6 +11,7 @@ aligned policies in turn. The truth is that of the verifiable rewards.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,7 @@ def rollout_figures(folder: Path) -> dict[str, Any]:
     rows = _kept(folder / FILE)
     if not rows:
         return {}
-    ranks = {name: group_rank([rank for row in rows for rank in row["ranks"][name]]).to_dict() for name in ("overall", *DIMENSIONS)}
+    ranks = {name: asdict(group_rank([rank for row in rows for rank in row["ranks"][name]])) for name in ("overall", *DIMENSIONS)}
     couples = [(*couple, row["identity"]) for row in rows for couple in row["couples"]]
     median = float(torch.tensor([abs(couple[0]) for couple in couples]).median())
     apart = [(said == winner(lead, 0), scored == winner(lead, 0), who) for lead, said, _, scored, who in couples if abs(lead) > median]

@@ -1,6 +1,5 @@
 """What a run of `train-reward-model` found: a table on the screen, `report.html` and the model card, from the run folder and the pairs."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from portraitkit.files.jsonl import read_objects
+from portraitkit.files.jsonl import read_json, read_objects
 from portraitkit.pictures.images import write_image
 from portraitkit.report.card import Card, base_of, cell, counted, write_card
 from portraitkit.report.card import Table as Figures
@@ -114,7 +113,7 @@ def write_report(folder: Path, pairs: Sequence[JudgedPair]) -> Path:
     """Write `report.html` into a finished run's folder, which has config.json, environment.json, summary.json, metrics.jsonl and the
     answers; returns its path. The held-out pairs are for the examples.
     """
-    config, environment, summary = (_read(folder / name) for name in ("config.json", "environment.json", "summary.json"))
+    config, environment, summary = (read_json(folder / name) for name in ("config.json", "environment.json", "summary.json"))
     metrics = [row for _, row in read_objects(folder / "metrics.jsonl")]
     stages = stages_of(summary)
     context = {
@@ -168,7 +167,7 @@ def plots(metrics: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> l
 
 def examples(folder: Path, pairs: Sequence[JudgedPair], stage: str) -> list[tuple[str, list[dict[str, Any]]]]:
     """(heading, pairs with pictures and both answers): right in both orders, changed with the order, wrong in both."""
-    view = View(**_read(folder / "view.json"))
+    view = View(**read_json(folder / "view.json"))
     judged = [judged_from(view, row) for _, row in read_objects(folder / stage / "held_out.jsonl")]
     groups: dict[str, list[dict[str, Any]]] = {"Wrong in both orders": [], "Changed with the order": [], "Right in both orders": []}
     (folder / "held_out").mkdir(exist_ok=True)
@@ -194,10 +193,6 @@ def _example(folder: Path, pair: JudgedPair, judged: Judged, place: int) -> dict
     return {"id": pair.id, "pictures": pictures, "rows": rows, "texts": judged.texts, "synthetic": pair.synthetic}
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 # ---- the model card
 
 
@@ -205,7 +200,7 @@ def write_judge_card(folder: Path) -> Path | None:
     """Write `model/README.md` of a finished run, from config.json, summary.json and environment.json; None where nothing was trained."""
     if not (folder / "model").is_dir():
         return None
-    config, environment, summary = (_read(folder / name) for name in ("config.json", "environment.json", "summary.json"))
+    config, environment, summary = (read_json(folder / name) for name in ("config.json", "environment.json", "summary.json"))
     settings = config | {"learning_rate": RewardModelConfig.rate_of(config)}
     overall = summary["held_out"][stages_of(summary)[-1]]["overall"]
     hacks = [(name.replace("_", " "), number(row["honest_wins"]), interval(row["ci95"])) for name, row in summary["hacks"].items()]

@@ -9,11 +9,11 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
+from portraitkit.vlm.generate import Choice
 from preference_data.contract import BRIEF_SHAPE
 from preference_data.schema import DIMENSIONS
 
 Picture = Float[Tensor, "3 h w"]
-Choice = tuple[str, dict[str, float]]  # A token's text, and the log-probabilities of texts that could have stood in its place
 DIGITS = "12345"
 MOST_SURE = 12.0  # Largest log-odds that a choice of tokens is taken for; beyond it lies float32's rounding
 

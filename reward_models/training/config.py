@@ -1,6 +1,5 @@
 """Every option of `train-reward-model`. The docstring under a field is its help text."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from portraitkit.config import MAY_CHANGE, AtLeast0, AtLeast1, NotNegative, Options, Positive, Range, Share
 from portraitkit.errors import ConfigError
+from portraitkit.files.jsonl import read_json
 from portraitkit.vlm.trainer_options import TrainerOptions
 
 STAGES: tuple[str, ...] = ("sft", "reject", "grpo")
@@ -140,7 +140,7 @@ class RewardModelConfig(WhatToJudge, StageOptions, TrainerOptions):
         if config["form"] != "auto" or config["model"] == "embedded":
             return config["form"] == "brief" or config["model"] == "embedded"
         try:
-            return json.loads((Path(config["model"]) / "judge.json").read_text(encoding="utf-8")).get("form") == "brief"
+            return read_json(Path(config["model"]) / "judge.json").get("form") == "brief"
         except (OSError, ValueError):
             return False  # a hub id; what is wrong with a folder, loading it says
 

@@ -1,6 +1,5 @@
 """One run of `train-reward-model`: evaluate the base, train the stages, evaluate after each, train a blind copy, check, report."""
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from rich.console import Console
 
 from portraitkit.config import config_to_dict
 from portraitkit.errors import CheckpointError, ConfigError, RunFolderError
+from portraitkit.files.jsonl import read_json
 from portraitkit.hub import open_repo, push_folder
 from portraitkit.pictures.images import image_size
 from portraitkit.runs.checkpoint import check_processes
@@ -87,7 +87,7 @@ def run_training(config: RewardModelConfig, command: list[str]) -> int:
 def _add_seconds(run: RunFolder, started: float) -> float:
     """Seconds spent on the run, those before an interrupt included."""
     path = run.path / "seconds.json"
-    spent = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
+    spent = read_json(path)["seconds"] if path.is_file() else 0.0
     run.write_json("seconds.json", {"seconds": spent + time.monotonic() - started})
     return spent + time.monotonic() - started
 
@@ -136,7 +136,7 @@ def open_folder(config: RewardModelConfig, command: list[str]) -> RunFolder:
     folder, again = Path(config.folder), check_folder(config)
     if not again:
         return open_run(config, command)
-    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    stored = read_json(folder / "config.json")
     if changed := differences(stored, config_to_dict(config), SAME):
         raise RunFolderError(f"{folder}: its stages were trained with other options ({'; '.join(changed)}); use another --output-dir")
     for stage in config.stages:
@@ -222,7 +222,7 @@ def summarise(training: Training, seconds: float) -> dict[str, Any]:
     blind = folder / "blind" / "held_out.jsonl"
     checks = checks_summary(folder / "checks", view, pairs["held_out"], stages[last]["held_out"])
     summary = held_out_summary(pairs, stages, checks, read_judged(blind, view) if blind.is_file() else None)
-    notes = {stage: json.loads((folder / stage / "stage.json").read_text(encoding="utf-8")) for stage in STAGES if is_done(folder, stage)}
+    notes = {stage: read_json(folder / stage / "stage.json") for stage in STAGES if is_done(folder, stage)}
     if "grpo" in stages:
         before = {"sft": "sft" if "sft" in stages else "base", "start": notes["grpo"]["from"]}
         gains = {name: gain(pairs["held_out"], stages[stage]["held_out"], stages["grpo"]["held_out"]) for name, stage in before.items()}

@@ -3,7 +3,6 @@
 Every part on the meta device, for plans; or transformer and autoencoder with random weights on a real one, to measure what work costs.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from policies.retoucher.backbones import BUILT_IN, PIPELINES
 from policies.retoucher.backbones.pipeline import PipelineBackbone
 from policies.retoucher.model.backbone import Condition
 from portraitkit.errors import ConfigError, WeightsError
+from portraitkit.files.jsonl import read_json
 
 # As the published model_index.json and config.json files say (FLUX.1-Kontext-dev); what is not named is the class's own default.
 FLUX_VAE: dict[str, Any] = {
@@ -195,7 +195,7 @@ def _qwen_parts() -> dict[str, Callable[[], Any]]:
 
 def _parts_of_folder(folder: Path) -> dict[str, Callable[[], Any]]:
     """Makers of the parts with parameters that a pipeline's folder names, from their configurations alone."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = read_json(folder / "model_index.json")
     named = {name: entry for name, entry in index.items() if isinstance(entry, list) and (folder / name / "config.json").is_file()}
     return {name: lambda entry=entry, name=name: _made_like(*entry, folder / name) for name, entry in named.items()}
 

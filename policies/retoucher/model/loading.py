@@ -1,11 +1,11 @@
 """Loading a stock pipeline's parts within a memory budget. Imports nothing heavy before it is asked to."""
 
-import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from portraitkit.errors import ConfigError, WeightsError
+from portraitkit.files.jsonl import read_json
 
 LOADING = ("guidance", "negative_prompt", "quantize", "offload_text_encoder", "vae_tiling")
 """Options that are handed to a backbone when they are not at their default; a backbone need not know them all."""
@@ -71,7 +71,7 @@ def check_pipeline(kind: str, folder: Path) -> None:
     if not index.is_file():
         return
     try:
-        stored = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+        stored = read_json(index).get("_class_name")
     except (ValueError, AttributeError) as error:
         raise WeightsError(f"{index}: no JSON object ({error}); download the model again") from error
     if stored != kind:

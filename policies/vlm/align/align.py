@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from portraitkit.runs.folder import SilentRunFolder, check_run_folder, open_run
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import counting
 from portraitkit.stats import bootstrap_interval, paired_change
-from portraitkit.vlm.evaluate import Evaluation, best_constant, compare, evaluate, finite, score_all
+from portraitkit.vlm.evaluate import Evaluation, best_constant, compare, evaluate, score_all
 from portraitkit.vlm.generate import Decoding
 from portraitkit.vlm.model import load_processor
 from portraitkit.vlm.probe import Probe, probe
@@ -109,10 +109,10 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
         sampling = (config.max_tokens, config.temperature, config.top_p, config.samples, config.generation_batch)
         decoding = Decoding(processor, prompt, *sampling)
         found = _probe(config, task, model, rows["train"], decoding, console)
-        run.write_json("probe.json", found.to_dict())
+        run.write_json("probe.json", asdict(found))
         judged = None if judge is None else _probe_judge(config, judge, task, rows["train"], found.constant_answer, console)
         if judged is not None:
-            run.write_json("judge_probe.json", judged.to_dict())
+            run.write_json("judge_probe.json", asdict(judged))
         if config.probe:
             if first:
                 console.print(f"report: {write_probe_report(folder)}", highlight=False, soft_wrap=True)
@@ -148,7 +148,7 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
                 "shuffled_image_after_ci95": bootstrap_interval(after.blind),
                 "n": len(rows["held_out"]),
             },
-            "metrics": {"before": finite(before.metrics), "after": finite(after.metrics)},
+            "metrics": {"before": before.metrics, "after": after.metrics},
             "seconds": time.monotonic() - started,
             "groups": by_group([row.columns for row in rows["held_out"]], before.greedy, after.greedy),
             "rows": {split: len(some) for split, some in rows.items()},

@@ -1,6 +1,5 @@
 """`report.html` and the model card of an `align-vlm` run, made from the run folder alone."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from policies.vlm.align.align_config import AlignVlmConfig
 from policies.vlm.judge_probe import HEADS, JudgeProbe, Kind
 from policies.vlm.tasks.shape_area import PUBLISHED_CURVES
+from portraitkit.files.jsonl import read_json, read_objects
 from portraitkit.report.card import Card, Table, base_of, cell, write_card
 from portraitkit.report.charts import Reference, Series, curve_svg
 from portraitkit.report.page import data_uri, interval, number, setup, signed, write_page
@@ -29,8 +29,8 @@ def write_report(folder: Path) -> Path:
     """Write `report.html` into the folder of a finished run, which has config.json, environment.json, probe.json, floors.json,
     summary.json, metrics.jsonl and answers.jsonl; returns its path.
     """
-    config, summary, floors = (_read(folder / f"{name}.json") for name in ("config", "summary", "floors"))
-    metrics, held_out = _read_lines(folder / "metrics.jsonl"), summary["held_out"]
+    config, summary, floors = (read_json(folder / f"{name}.json") for name in ("config", "summary", "floors"))
+    metrics, held_out = [row for _, row in read_objects(folder / "metrics.jsonl")], summary["held_out"]
     context = {
         "title": f"align-vlm {summary['task']}",
         "headline": headline(summary),
@@ -57,16 +57,16 @@ def write_probe_report(folder: Path) -> Path:
     """Write `report.html` into the folder of a probe that no training followed, from its config.json, environment.json and probe.json;
     returns its path.
     """
-    context = {"title": f"align-vlm {_read(folder / 'probe.json')['task']}: probe", "held_out": False, "judged": []}
-    return write_page(folder / "report.html", TEMPLATE, context | _origin(folder, _read(folder / "config.json")))
+    context = {"title": f"align-vlm {read_json(folder / 'probe.json')['task']}: probe", "held_out": False, "judged": []}
+    return write_page(folder / "report.html", TEMPLATE, context | _origin(folder, read_json(folder / "config.json")))
 
 
 def _origin(folder: Path, config: Json) -> Json:
     """How a run was made, and what its probe found."""
-    probe = _probe_lines(_read(folder / "probe.json"))
-    judge = _read(path) if (path := folder / "judge_probe.json").is_file() else None
+    probe = _probe_lines(read_json(folder / "probe.json"))
+    judge = read_json(path) if (path := folder / "judge_probe.json").is_file() else None
     judged = {"judge": judge and judge_lines(judge), "judge_heads": HEADS}
-    return {"probe": probe, **judged, **setup(_read(folder / "environment.json"), config, AlignVlmConfig)}
+    return {"probe": probe, **judged, **setup(read_json(folder / "environment.json"), config, AlignVlmConfig)}
 
 
 def _rewards(held_out: Json) -> list[Json]:
@@ -184,7 +184,7 @@ def judge_words(found: Json | None, metrics: Sequence[Json]) -> list[str]:
 
 def _examples(folder: Path) -> list[tuple[str, list[Json]]]:
     """(heading, answers) of the most improved, typical and worst held-out rows, pictures included."""
-    rows = _read_lines(folder / "answers.jsonl")
+    rows = [row for _, row in read_objects(folder / "answers.jsonl")]
     improved = [row for row in rows if row["after"]["reward"] > row["before"]["reward"]]
     improved.sort(key=lambda row: row["before"]["reward"] - row["after"]["reward"])
     by_reward = sorted(rows, key=lambda row: row["after"]["reward"])
@@ -196,20 +196,12 @@ def _examples(folder: Path) -> list[tuple[str, list[Json]]]:
     ]
 
 
-def _read(path: Path) -> Json:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _read_lines(path: Path) -> list[Json]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 # ---- the model card
 
 
 def write_align_card(folder: Path) -> Path:
     """Write `model/README.md` of a finished run from its config.json, summary.json and environment.json; returns its path."""
-    config, summary, environment = (_read(folder / f"{name}.json") for name in ("config", "summary", "environment"))
+    config, summary, environment = (read_json(folder / f"{name}.json") for name in ("config", "summary", "environment"))
     task, stages, adapter = summary["task"], ", ".join(config["stages"]), bool(config["rank"])
     card = Card(
         title=f"{task} by portraitkit",

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def test_a_gain_is_after_minus_before():
     assert 0 < change.ci95[0] <= 1 <= change.ci95[1]
     loss = paired_change(torch.tensor([2.0, 2.5, 4.5]), torch.tensor([1.0, 2.0, 3.0]))
     assert loss.gain == -1 and loss.ci95[1] < 0
-    assert json.loads(json.dumps(change.to_dict())) == {"before": 2.0, "after": 3.0, "gain": 1.0, "ci95": list(change.ci95), "people": 3}
+    assert json.loads(json.dumps(asdict(change))) == {"before": 2.0, "after": 3.0, "gain": 1.0, "ci95": list(change.ci95), "people": 3}
 
 
 def test_only_photos_known_on_both_sides_count():

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -272,7 +272,7 @@ def test_an_answer_that_only_pleases_the_judge_loses(rows):
     assert overdone[light].wins < 0.5 and overdone[light].total_wins == 1
     assert overdone[heavy].total_wins < 0.95 and "overdone" in heavy.advice() and "overdone" not in light.advice()
     assert "not shown to tell" in light.advice()
-    assert light.to_dict()["kinds"][0]["name"] == "shuffled"
+    assert asdict(light)["kinds"][0]["name"] == "shuffled"
 
 
 def test_a_judge_that_answers_nothing_is_not_praised(face):

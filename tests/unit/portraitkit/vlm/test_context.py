@@ -10,9 +10,9 @@ from portraitkit.errors import DataError
 from portraitkit.pictures.images import write_image
 from portraitkit.vlm.context import capped, check_lengths, context_of, limit_of, picture_tokens, shown
 from portraitkit.vlm.model import load_processor
-from portraitkit.vlm.probe import count_tokens
 from portraitkit.vlm.rows import Row, shuffled
 from portraitkit.vlm.trainers import _dataset
+from tests.picture_tokens import count_tokens
 
 SIZES = [(40, 48), (64, 64), (300, 200), (97, 501), (600, 500), (20, 1600)]
 

@@ -57,7 +57,7 @@ def test_a_random_model_is_probed(tiny_vlm, brightness, rows):
     assert found.table().row_count == len(found.lines()) and found.row_maxima == (1.5, 1.5)
     note = {name: note for name, _, note in replace(found, row_maxima=(1.0, 1.0), perfect_share=1.0).lines()}
     assert note["perfect answers at the maximum"] == "these rows allow at most 1"
-    assert found.to_dict()["constant_answer"] in ("<answer>dark</answer>", "<answer>light</answer>")
+    assert found.constant_answer in ("<answer>dark</answer>", "<answer>light</answer>")
     good = replace(found, zero_variance=0.25, inversions=0.0, cut=0.0, mean_reward=0.4, constant_reward=0.75)
     assert good.advice().startswith("train: 75% of the groups") and "what needs no eyes earns 0.750" in good.advice()
     assert replace(good, zero_variance=1.0, inversions=0.1).advice().startswith("do not train yet: 100% of the groups have one reward")

@@ -12,13 +12,13 @@ from portraitkit.vlm import generate
 from portraitkit.vlm.context import limit_of, picture_tokens
 from portraitkit.vlm.generate import complete
 from portraitkit.vlm.model import be_quiet, check_frozen, load_model, load_processor, train_last_norm, vision_tower
-from portraitkit.vlm.probe import count_tokens
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.shared_prefix import other_forward
 from portraitkit.vlm.task import Score, Task
 from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments, start_processes
 from portraitkit.vlm.trainer_options import TrainerOptions
 from portraitkit.vlm.trainers import make_grpo_trainer
+from tests.picture_tokens import count_tokens
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ from hypothesis import strategies as st
 
 from portraitkit.vlm.generate import complete
 from portraitkit.vlm.model import load_model, load_processor
-from portraitkit.vlm.probe import count_tokens
 from portraitkit.vlm.rows import Row
+from tests.picture_tokens import count_tokens
 
 
 @given(text=st.text(alphabet=st.characters(exclude_categories=("Cs",)), max_size=60))
