@@ -29,12 +29,12 @@ from policies.retoucher.model.adapter import check_start
 from policies.retoucher.model.encoding_cache import open_cache, with_cache
 from policies.retoucher.model.loading import loading_options
 from policies.retoucher.photos import PhotoSource, open_photos, read_photos
-from policies.retoucher.report.results import as_float
 from policies.retoucher.run import open_rewards
 from policies.retoucher.trainer import Trainer, make_evaluation_sets
 from portraitkit.errors import ConfigError, nearest
 from portraitkit.files.jsonl import read_objects
 from portraitkit.parallel import launched_processes
+from portraitkit.report.charts import as_float
 from portraitkit.runs.folder import open_run
 from portraitkit.runs.interrupt import Interruptible
 from reward_models.reward_set import RewardSet

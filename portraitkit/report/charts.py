@@ -27,6 +27,16 @@ class Series:
     colour: Literal["accent", "muted"] = "accent"  # accent, or the quieter muted
 
 
+def series_of(rows: Sequence[Mapping[str, Any]], name: str, **options: Any) -> Series:
+    """A logged value over the training steps; `options` are the other fields of the line."""
+    return Series([as_float(row.get("step")) for row in rows], [as_float(row.get(name)) for row in rows], **options)
+
+
+def as_float(value: object) -> float:
+    """A logged value as a float; not finite where it is null or no number."""
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
 @dataclass(frozen=True)
 class Reference:
     """A value from elsewhere, drawn as a labelled line across the plot."""

@@ -11,7 +11,7 @@ from portraitkit.files.jsonl import read_json, read_objects
 from portraitkit.pictures.images import write_image
 from portraitkit.report.card import Card, base_of, cell, counted, write_card
 from portraitkit.report.card import Table as Figures
-from portraitkit.report.charts import Series, curve_svg
+from portraitkit.report.charts import Series, curve_svg, series_of
 from portraitkit.report.page import data_uri, interval, number, plural, setup, signed, write_page
 from preference_data.pair_set import scan_pairs
 from preference_data.schema import DIMENSIONS, TITLES
@@ -142,27 +142,23 @@ def write_report(folder: Path, pairs: Sequence[JudgedPair]) -> Path:
 def plots(metrics: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(title, how to read it, SVG)."""
     svgs = []
-
-    def line(title: str, reads: str, kind: str, name: str, **options: Any) -> None:
-        points = [(row["step"], row[name]) for row in metrics if row.get("kind") == kind and isinstance(row.get(name), int | float)]
-        if points:
-            x, y = zip(*points, strict=True)
-            svgs.append((title, reads, curve_svg([Series(x, y, kind="line")], **options)))
-
     for stage in STAGES:
         points = [row for row in metrics if row.get("kind") == "validation" and row.get("stage") == stage]
-        if points:
-            series = Series([row["step"] for row in points], [row["acc_consistent"] for row in points])
-            svgs.append((f"Validation during {stage}", "share right in both orders, overall", curve_svg([series], least_span=0.1)))
-    line("Loss of SFT", "of the answers' tokens", "sft", "loss")
-    line("Loss of imitating kept trajectories", "of the answers' tokens", "reject", "loss")
-    line("Sampled reward of GRPO", "of 3, on the pairs that were still wrong", "grpo", "reward")
-    line("Spread inside a group", "0: nothing to learn from", "grpo", "reward_std")
+        svg = curve_svg([series_of(points, "acc_consistent")], least_span=0.1)
+        svgs.append((f"Validation during {stage}", "share right in both orders, overall", svg))
+    for title, reads, kind, name in (
+        ("Loss of SFT", "of the answers' tokens", "sft", "loss"),
+        ("Loss of imitating kept trajectories", "of the answers' tokens", "reject", "loss"),
+        ("Sampled reward of GRPO", "of 3, on the pairs that were still wrong", "grpo", "reward"),
+        ("Spread inside a group", "0: nothing to learn from", "grpo", "reward_std"),
+    ):
+        points = [row for row in metrics if row.get("kind") == kind]
+        svgs.append((title, reads, curve_svg([series_of(points, name, kind="line")])))
     rows = summary["calibration"]
     if len(rows) > 1:
         series = Series([row["difference"] for row in rows], [row["accuracy"] for row in rows])
         svgs.append(("Right against score difference", "overall, parts of equal count; dashed: chance", curve_svg([series], floors=[0.5])))
-    return svgs
+    return [plot for plot in svgs if plot[2]]
 
 
 def examples(folder: Path, pairs: Sequence[JudgedPair], stage: str) -> list[tuple[str, list[dict[str, Any]]]]:

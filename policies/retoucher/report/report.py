@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from markupsafe import Markup
@@ -14,7 +13,6 @@ from policies.retoucher.report.pictures import Figure, featured, full_figure, pl
 from policies.retoucher.report.results import (
     Json,
     Run,
-    as_float,
     caveats,
     duration,
     findings,
@@ -26,7 +24,7 @@ from policies.retoucher.report.results import (
 )
 from portraitkit.errors import DataError
 from portraitkit.report.card import Card, Table, base_of, by_group, cell, counted, named_licence, write_card
-from portraitkit.report.charts import Series, curve_svg
+from portraitkit.report.charts import as_float, curve_svg, series_of
 from portraitkit.report.page import AMPLIFY, number, plural, setup, signed, write_page
 from preference_data.pair_set import list_photos
 from preference_data.schema import TITLES
@@ -141,17 +139,12 @@ def _files(folder: Path) -> list[tuple[str, str]]:
 # ---- curves: title, how to read it, and the drawing
 
 
-def _over(lines: Sequence[Json], name: str, **options: Any) -> Series:
-    """A logged value over the training steps."""
-    return Series([as_float(line.get("step")) for line in lines], [as_float(line.get(name)) for line in lines], **options)
-
-
 def _validation_plots(run: Run, names: Sequence[str]) -> list[Plot]:
     out = []
     for name in names:
         points = [line for line in run.validation if name in line]
         ends = [line.get(f"{name}_ci95") or (None, None) for line in points]
-        series = _over(points, name, low=[as_float(low) for low, _ in ends], high=[as_float(high) for _, high in ends])
+        series = series_of(points, name, low=[as_float(low) for low, _ in ends], high=[as_float(high) for _, high in ends])
         better = "higher is better" if name in ("reward", "verifiable", *run.rewards) else "lower is better"
         out.append((meaning_of(name).title, better, curve_svg([series], mark=_best_step(run), least_span=0.04)))
     return _drawn(out)
@@ -159,7 +152,7 @@ def _validation_plots(run: Run, names: Sequence[str]) -> list[Plot]:
 
 def _rollout_plot(run: Run) -> Plot | None:
     both = [line for line in run.validation if "rollout_reward" in line and "ode_reward" in line]
-    lines = [_over(run.train, "reward", kind="line", colour="muted"), _over(both, "ode_reward", kind="dots")]
+    lines = [series_of(run.train, "reward", kind="line", colour="muted"), series_of(both, "ode_reward", kind="dots")]
     plots = _drawn([("Rollout reward", "not progress", curve_svg(lines, least_span=0.04))])
     return plots[0] if plots else None
 
@@ -171,7 +164,7 @@ def _judge_plots(run: Run) -> list[Plot]:
         for title, lines, key in (("at validation", run.validation, name), ("of the rollouts", run.train, f"parts/{name}")):
             both = [line for line in lines if key in line and "verifiable" in line]
             kind = "measured" if lines is run.validation else "line"
-            svg = curve_svg([_over(both, key, kind=kind), _over(both, "verifiable", kind=kind, colour="muted")], least_span=0.04)
+            svg = curve_svg([series_of(both, key, kind=kind), series_of(both, "verifiable", kind=kind, colour="muted")], least_span=0.04)
             out.append((f"{meaning_of(name).title}, {title}", "coloured: the judge; grey: the verifiable rewards", svg))
     return _drawn(out)
 
@@ -186,7 +179,7 @@ def _training_plots(run: Run) -> list[Plot]:
             continue
         if loss in ("nft", "neighbor") and key == "kl":
             title, reads = "Distance from the base", "squared, of the latents that both predict"
-        svg = curve_svg([_over(run.train, key, kind="line", colour="muted")], log=key == "ratio_deviation")
+        svg = curve_svg([series_of(run.train, key, kind="line", colour="muted")], log=key == "ratio_deviation")
         out.append((title, reads, svg))
     return _drawn(out)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from portraitkit.errors import DataError, RunFolderError
 from portraitkit.files.jsonl import read_objects
+from portraitkit.report.charts import as_float
 from portraitkit.report.page import number, signed
 from portraitkit.stats import LEAST_PEOPLE
 from reward_models.judge.reward import FORMS, split_argument
@@ -198,11 +199,6 @@ def _read_lines(path: Path) -> list[Json]:
         return [row for _, row in read_objects(path)]
     except DataError as error:
         raise RunFolderError(f"{error}; a report needs the folder of a finished align-retoucher run") from error
-
-
-def as_float(value: object) -> float:
-    """A logged value as a float; not finite where it is null or no number."""
-    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def as_floats(values: object) -> dict[str, float]:

@@ -11,7 +11,7 @@ from policies.vlm.judge_probe import HEADS, JudgeProbe, Kind
 from policies.vlm.tasks.shape_area import PUBLISHED_CURVES
 from portraitkit.files.jsonl import read_json, read_objects
 from portraitkit.report.card import Card, Table, base_of, cell, write_card
-from portraitkit.report.charts import Reference, Series, curve_svg
+from portraitkit.report.charts import Reference, Series, curve_svg, series_of
 from portraitkit.report.page import data_uri, interval, number, setup, signed, write_page
 from portraitkit.stats import bootstrap_interval
 
@@ -127,8 +127,7 @@ def _plots(metrics: list[Json], floors: dict[str, float], published: Sequence[Re
         reads += "; dotted: start and end of the published run (Qwen2.5-VL-7B, 950 prompts)" if published else ""
         plots.append(("Sampled reward in training", reads, svg))
     if validation:
-        series = Series([row["step"] for row in validation], [row["greedy"] for row in validation])
-        svg = curve_svg([series], floors=[floors["validation_constant"], floors["shuffled_image"]])
+        svg = curve_svg([series_of(validation, "greedy")], floors=[floors["validation_constant"], floors["shuffled_image"]])
         reads = "dashed: best constant answer there; dash-dot: shuffled pictures, held-out rows, before training"
         plots.append(("Greedy reward on validation rows", reads, svg))
     for name, title, reads in (
@@ -137,11 +136,8 @@ def _plots(metrics: list[Json], floors: dict[str, float], published: Sequence[Re
         ("entropy", "Entropy", "of the tokens; a collapse ends exploration"),
         ("grad_norm", "Gradient norm", "before clipping"),
     ):
-        points = [(row["step"], row[name]) for row in steps if isinstance(row.get(name), int | float)]
-        if points:
-            x, y = zip(*points, strict=True)
-            plots.append((title, reads, curve_svg([Series(x, y, kind="line")])))
-    return plots
+        plots.append((title, reads, curve_svg([series_of(steps, name, kind="line")])))
+    return [plot for plot in plots if plot[2]]
 
 
 def _probe_lines(found: Json) -> list[tuple[str, str, str]]:
