@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,26 +239,17 @@ def headline(reward: Measure | None) -> str:
 
 def findings(measures: Mapping[str, Measure]) -> list[tuple[str, str, str]]:
     """What happened to blemishes, pores, the person and the lips: (subject, verdict, sentence) where it was measured."""
-    out: list[tuple[str, str, str]] = []
-    blemish = measures.get("blemish_residual")
-    if blemish is not None and blemish.verdict:
-        out.append(
-            (
-                "Blemishes",
-                blemish.verdict,
-                f"{_percent(blemish.after)} of the blemish error is left; the base left {_percent(blemish.before)}, the photo has 100 %.",
-            )
-        )
-    texture = measures.get("texture_error")
-    if texture is not None and texture.verdict:
-        out.append(("Pores", texture.verdict, f"Texture error {_moved(texture)}; 0 keeps every pore, about 1 is plastic."))
-    identity = measures.get("identity_distance")
-    if identity is not None and identity.verdict:
-        out.append(("The person", identity.verdict, f"Identity distance {_moved(identity)}; two people are about 0.6 apart."))
-    lips = measures.get("lip_dE")
-    if lips is not None and lips.verdict:
-        out.append(("Lips", lips.verdict, f"Their colour's difference from the photo {_moved(lips)}; up to 2 is hardly seen."))
-    return out
+    told: tuple[tuple[str, str, Callable[[Measure], str]], ...] = (
+        (
+            "blemish_residual",
+            "Blemishes",
+            lambda one: f"{_percent(one.after)} of the blemish error is left; the base left {_percent(one.before)}, the photo has 100 %.",
+        ),
+        ("texture_error", "Pores", lambda one: f"Texture error {_moved(one)}; 0 keeps every pore, about 1 is plastic."),
+        ("identity_distance", "The person", lambda one: f"Identity distance {_moved(one)}; two people are about 0.6 apart."),
+        ("lip_dE", "Lips", lambda one: f"Their colour's difference from the photo {_moved(one)}; up to 2 is hardly seen."),
+    )
+    return [(subject, one.verdict, say(one)) for name, subject, say in told if (one := measures.get(name)) is not None and one.verdict]
 
 
 def caveats(config: Mapping[str, object], summary: Mapping[str, object]) -> list[str]:
