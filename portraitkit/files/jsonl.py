@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, TypeVar
+from typing import Any, BinaryIO, Generic, NoReturn, TypeVar
 
 from portraitkit.errors import DataError, RunFolderError
 from portraitkit.files.atomic import replacing
@@ -168,7 +168,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
 
 
 def _parse(line: bytes, *, strict: bool) -> dict[str, Any]:
-    hooks: dict[str, Any] = {"object_pairs_hook": _no_twins, "parse_constant": _no_constant} if strict else {}
+    hooks: dict[str, Any] = {"object_pairs_hook": no_twins, "parse_constant": no_constant} if strict else {}
     try:
         value = json.loads(line.decode("utf-8-sig"), **hooks)
     except UnicodeDecodeError as error:
@@ -180,7 +180,8 @@ def _parse(line: bytes, *, strict: bool) -> dict[str, Any]:
     return value
 
 
-def _no_twins(items: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_twins(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A hook of `json.loads` that refuses, by DataError, a key that is given twice."""
     row = dict(items)
     if len(row) != len(items):
         keys = [key for key, _ in items]
@@ -188,5 +189,6 @@ def _no_twins(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _no_constant(name: str) -> float:
+def no_constant(name: str) -> NoReturn:
+    """A hook of `json.loads` that refuses, by DataError, NaN and infinity."""
     raise DataError(f"{name} is no JSON number; use null")

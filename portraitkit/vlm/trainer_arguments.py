@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from portraitkit.config import RECIPES
-from portraitkit.errors import ConfigError, nearest
+from portraitkit.errors import ConfigError, DataError, nearest
+from portraitkit.files.jsonl import no_constant
 from portraitkit.vlm.model import check_adapter
 from portraitkit.vlm.trainer_options import TrainerOptions
 
@@ -294,13 +295,9 @@ def parse_extra(extra: Sequence[str], config: type) -> dict[str, Any]:
 def _read_json(text: str) -> list[Any]:
     """The value that a text is the JSON of, alone in a list; nothing where it is none. NaN and infinity are no JSON."""
     try:
-        return [json.loads(text, parse_constant=_refuse)]
-    except (ValueError, RecursionError):
+        return [json.loads(text, parse_constant=no_constant)]
+    except (ValueError, RecursionError, DataError):
         return []
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(constant)
 
 
 def _fits(value: Any, kind: Any) -> bool:

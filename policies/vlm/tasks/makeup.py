@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 from policies.vlm.tasks.makeup_scores import (
     HEX,
@@ -32,6 +32,7 @@ from policies.vlm.tasks.makeup_scores import (
     soft_f1,
 )
 from portraitkit.errors import DataError
+from portraitkit.files.jsonl import no_constant, no_twins
 from portraitkit.vlm.task import Mode, Score, Task
 from preference_data import makeup_prompts as prompts
 
@@ -164,24 +165,16 @@ def _write_look(items: Sequence[Item]) -> str:
 def _read_json(text: str, **strict: Any) -> tuple[Any, bool]:
     """The JSON value in a text, and whether there is one; NaN and Infinity (unless told otherwise) and deep nesting are not read."""
     try:
-        return json.loads(text, **{"parse_constant": _refuse, **strict}), True
-    except (ValueError, RecursionError):
+        return json.loads(text, **{"parse_constant": no_constant, **strict}), True
+    except (ValueError, RecursionError, DataError):
         return None, False
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(constant)
-
-
 def _finite(text: str) -> float:
-    return value if math.isfinite(value := float(text)) else _refuse(text)
+    return value if math.isfinite(value := float(text)) else no_constant(text)
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    return found if len(found := dict(pairs)) == len(pairs) else _refuse("a key given twice")
-
-
-STRICT: dict[str, Any] = {"object_pairs_hook": _without_twins, "parse_float": _finite}
+STRICT: dict[str, Any] = {"object_pairs_hook": no_twins, "parse_float": _finite}
 """`fixed` reads an answer as rows are read: a key given twice says two things, and 1e999 is no number."""
 
 
