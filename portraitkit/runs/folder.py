@@ -10,12 +10,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from portraitkit.config import config_to_dict, may_change
-from portraitkit.errors import CheckpointError, RunFolderError
+from portraitkit.errors import CheckpointError, ConfigError, RunFolderError, nearest
 from portraitkit.files.atomic import clear_unfinished, write_text
 from portraitkit.files.jsonl import finite, read_json
 from portraitkit.runs.locks import Lock
@@ -59,7 +60,7 @@ class RunFolder:
             resume: a checkpoint or `latest`; the folder must hold a run.
             free: options that a resumed run may change, see `portraitkit.config.may_change`.
             allow_changed: resume although others differ.
-            report_to: trackers, see `portraitkit.runs.trackers`.
+            report_to: some of `TRACKERS`.
 
         Raises:
             RunFolderError: the folder holds another run or other files, cannot be written, another process writes it, or the
@@ -67,8 +68,6 @@ class RunFolder:
             CheckpointError: nothing to resume.
             ConfigError: a tracker is unknown or not installed.
         """
-        from portraitkit.runs.trackers import open_trackers
-
         check_run_folder(path, overwrite=overwrite, resume=resume, report_to=report_to)
         stored = path / "config.json"
         lock = Lock(path / LOCK, path, "is writing it", f"wait, or remove {path / LOCK} if that process is gone")
@@ -180,8 +179,6 @@ def check_run_folder(
         CheckpointError: nothing to resume.
         ConfigError: a tracker is unknown or not installed.
     """
-    from portraitkit.runs.trackers import check_trackers
-
     check_trackers(report_to or [])
     stored = path / "config.json"
     above = next((place for place in (path, *path.parents) if place.exists()), path)
@@ -335,3 +332,52 @@ def _write_text(path: Path, text: str) -> None:
         write_text(path, text)
     except OSError as error:
         raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error
+
+
+# ---- experiment trackers besides metrics.jsonl, through accelerate's own classes
+
+TRACKERS = ("wandb", "trackio", "tensorboard")
+
+
+def check_trackers(names: list[str]) -> None:
+    """Refuse what cannot be started, before anything is written.
+
+    Raises:
+        ConfigError: an unknown name, or a package that is not installed.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise ConfigError(f"--report-to {name}: unknown tracker{nearest(name, TRACKERS)}; use {', '.join(TRACKERS)}")
+        if find_spec(name) is None:
+            raise ConfigError(f"--report-to {name}: the package is not installed; pip install 'portraitkit[trackers]'")
+
+
+def open_trackers(names: list[str], folder: Path, config: dict[str, Any]) -> list[Any]:
+    """Start trackers; returns accelerate trackers (`log(values, step=...)`, `finish()`).
+
+    Args:
+        names: any of `TRACKERS`.
+        folder: of the run; its name is the run's, tensorboard writes below it.
+        config: logged as the run's settings.
+
+    Raises:
+        ConfigError: an unknown name, or a package that is not installed.
+    """
+    check_trackers(names)
+    opened = []
+    if names:
+        from accelerate import PartialState
+
+        PartialState()  # accelerate's trackers ask it which process they are in
+    for name in names:
+        from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
+
+        if name == "tensorboard":
+            tracker = TensorBoardTracker(run_name="tensorboard", logging_dir=folder)
+        else:
+            tracker = {"wandb": WandBTracker, "trackio": TrackioTracker}[name](run_name="portraitkit", name=folder.name)
+        tracker.start()
+        plain = {key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in config.items()}
+        tracker.store_init_configuration(plain)
+        opened.append(tracker)
+    return opened

@@ -5,13 +5,12 @@ from importlib.util import find_spec
 import pytest
 
 from portraitkit.errors import ConfigError
-from portraitkit.runs import trackers
-from portraitkit.runs.folder import RunFolder
-from portraitkit.runs.trackers import TRACKERS, open_trackers
+from portraitkit.runs import folder
+from portraitkit.runs.folder import TRACKERS, RunFolder, open_trackers
 
 
 def test_no_trackers_need_no_packages(tmp_path, monkeypatch):
-    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    monkeypatch.setattr(folder, "find_spec", lambda name: None)
     assert open_trackers([], tmp_path, {}) == []
 
 
@@ -46,7 +45,7 @@ def test_the_run_is_named_after_its_folder(tmp_path, monkeypatch, name, called):
             self.calls.append(values)
 
     monkeypatch.setattr(tracking, called, Recorder)
-    monkeypatch.setattr(trackers, "find_spec", lambda name: object())
+    monkeypatch.setattr(folder, "find_spec", lambda name: object())
     (tracker,) = open_trackers([name], tmp_path / "first try", {"seed": 1, "rewards": ["identity"], "model": None})
     assert (tracker.project, tracker.options["name"]) == ("portraitkit", "first try")
     assert tracker.calls == ["start", {"seed": 1, "rewards": "['identity']", "model": "None"}]
@@ -54,7 +53,7 @@ def test_the_run_is_named_after_its_folder(tmp_path, monkeypatch, name, called):
 
 @pytest.mark.parametrize("name", TRACKERS)
 def test_a_missing_package_is_one_line_with_the_remedy(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(trackers, "find_spec", lambda wanted: None if wanted == name else object())
+    monkeypatch.setattr(folder, "find_spec", lambda wanted: None if wanted == name else object())
     with pytest.raises(ConfigError) as caught:
         open_trackers([name], tmp_path, {})
     assert str(caught.value) == f"--report-to {name}: the package is not installed; pip install 'portraitkit[trackers]'"
