@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from policies.retoucher.config import RetoucherConfig
+from policies.retoucher.ablate import ARMS, arm_config
+from policies.retoucher.config import RetoucherConfig, idle_options
 from policies.retoucher.photos import check_photos
 from portraitkit.config import load_config
 from portraitkit.errors import ConfigError, DataError
@@ -41,6 +42,21 @@ def test_the_value_of_an_option_that_is_gone_names_the_new_ones(tmp_path):
         load_config(RetoucherConfig, ["--config", str(recipe)], prog="align-retoucher")
     with pytest.raises(ConfigError, match="^--global-std: goes with --advantage combined, not with gdpo"):
         load_config(RetoucherConfig, ["--advantage", "gdpo", "--global-std"], prog="align-retoucher")
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_an_arm_of_the_ablation_lays_its_settings_and_no_others_upon_the_recipe(arm):
+    recipe = load_config(RetoucherConfig, ["--config", "ablation", "--seed", "3"], prog="align-retoucher")
+    config = arm_config(recipe, arm)
+    changed = {name: value for name, value in vars(config).items() if value != getattr(recipe, name)}
+    idle = {"ablate", *idle_options(config.loss, config.dpg)}
+    assert changed.keys() - idle <= ARMS[arm].keys() and all(getattr(config, name) == value for name, value in ARMS[arm].items())
+    assert all(getattr(config, name) == getattr(RetoucherConfig, name) for name in idle)
+    if arm == "nft-anchors":
+        tiny = load_config(RetoucherConfig, ["--config", "tiny_nft"], prog="align-retoucher")
+        differ = {name for name, value in vars(config).items() if value != getattr(tiny, name)}
+        schedule = {"lr_scheduler", "max_train_steps", "held_out_photos", "checkpointing_steps"}
+        assert differ <= {"output_dir", "seed", "segments", "micro_batch"} | schedule
 
 
 @pytest.mark.parametrize(
