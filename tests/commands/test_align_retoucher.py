@@ -186,12 +186,12 @@ def test_the_ablation_runs_arms_by_name_and_goes_on_where_it_stopped(command, tm
 
     some = run("--ablate-arms", "dpg", "nft-anchors")
     assert [row["arm"] for row in some] == ["dpg", "nft-anchors"]
-    rows = run("--ablate-arms", "all-step-sde", "dpg", "nft-anchors", "neighbor")
-    assert rows[:2] == some and [row["arm"] for row in rows[2:]] == ["all-step-sde", "neighbor"]
+    rows = run("--ablate-arms", "all-step-sde", "dpg", "nft-anchors")
+    assert rows[:2] == some and [row["arm"] for row in rows[2:]] == ["all-step-sde"]
     spent = {row["arm"]: row["network_evaluations"] for row in rows}
     # Forward 1, backward 2, KL reference 1. NFT: six groups of four ODEs of four steps, each candidate learned from at two noise levels, as
-    # four noises of the anchor are. All-step SDE: four steps, the first one shared by the group, three drawn. Neighbor: two drawn.
-    assert spent["nft-anchors"] == 6 * 4 * (4 + 2 * 4) + 6 * 4 * 2 * 4 and spent["neighbor"] == 2 * 4 * (4 + 2 * 4)
+    # four noises of the anchor are. All-step SDE: four steps, the first one shared by the group, three drawn.
+    assert spent["nft-anchors"] == 6 * 4 * (4 + 2 * 4) + 6 * 4 * 2 * 4
     assert spent["all-step-sde"] == 2 * (1 + 4 * 3) + 2 * (4 + 4 * 2 * 4) and all(row["train_steps"] == 1 for row in rows)
     gained = rows[0]["reward_gain"]
     assert rows[0]["gain_per_1000_evaluations"] == pytest.approx(1000 * gained / spent["dpg"]) and rows[0]["diversity"] > 0
