@@ -4,9 +4,9 @@ Batches are planned from the files' heads over the whole run, whatever is known 
 interrupted run computes the same batches as an uninterrupted one, so its values are the same to the last bit.
 """
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -109,36 +109,17 @@ Decoded = tuple[Pictures | None, Batch, list[Metric], list[tuple[str, str, str]]
 
 def decoded(todo: Sequence[tuple[Batch, list[Metric]]]) -> Iterator[Decoded]:
     """Batches with their pictures, read by a thread that stays two batches ahead."""
-    ready: queue.Queue[Decoded | BaseException | None] = queue.Queue(maxsize=AHEAD)
-    over = threading.Event()
-
-    def put(item: Decoded | BaseException | None) -> None:
-        while not over.is_set():
-            try:
-                return ready.put(item, timeout=0.2)
-            except queue.Full:
-                continue
-
-    def work() -> None:
+    ahead: deque[Future[Decoded]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="decoder") as pool:
         try:
             for batch, wanted in todo:
-                if over.is_set():
-                    return
-                put(_read_batch(batch, wanted))
-            put(None)
-        except BaseException as error:  # handed to the thread that waits
-            put(error)
-
-    thread = threading.Thread(target=work, name="decoder", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        over.set()
-        thread.join()
+                ahead.append(pool.submit(_read_batch, batch, wanted))
+                if len(ahead) > AHEAD:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _read_batch(batch: Batch, wanted: list[Metric]) -> Decoded:

@@ -7,7 +7,7 @@ import torch
 from portraitkit.errors import ConfigError
 from preference_data.generators import Candidate, GeneratorOptions, Subject
 from preference_data.people.degradations import GROSS, RETOUCHED, Kinds, degrade, has_marks
-from preference_data.people.synthetic_pairs import draw_plan, stage_of
+from preference_data.people.synthetic_pairs import draw_plan
 from preference_data.schema import Fault, Origin
 
 
@@ -20,11 +20,11 @@ class Degradations:
 
     def candidates(self, subject: Subject, count: int, seed: int) -> list[Candidate]:
         """See `Generator.candidates`; `count` is rounded up to whole couples."""
-        stage, made = stage_of(subject.case), []
+        made = []
         for couple in range((count + 1) // 2):
             plan_seed = seed + couple
             plan = draw_plan(subject.split, torch.Generator().manual_seed(plan_seed), kinds_of=self.kinds)
-            if plan.kinds["identity"] == "lost_marks" and not has_marks(stage):  # who has none cannot lose them
+            if plan.kinds["identity"] == "lost_marks" and not has_marks(subject.case):  # who has none cannot lose them
                 plan = replace(plan, kinds=plan.kinds | {"identity": "pale_lips"})
             scores = plan.scores()
             for index, side in enumerate(("a", "b")):
@@ -32,7 +32,7 @@ class Degradations:
                 named = tuple(Fault(kind, strength) for kind, strength in faults.items())
                 origin = Origin(self.name, named, plan_seed, is_label=not named)
                 truth = {name: both[index] for name, both in scores.items()}
-                made.append(Candidate(degrade(stage, faults, plan.variant), origin, truth, f"plan-{plan_seed}"))
+                made.append(Candidate(degrade(subject.case, faults, plan.variant), origin, truth, f"plan-{plan_seed}"))
         return made
 
 

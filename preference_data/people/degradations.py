@@ -1,8 +1,9 @@
 """Degradations of a good retouch, of known kind and strength: what a retoucher gets wrong, one function a kind.
 
-`f(stage, strength, variant) -> picture`. Strength 0 is the honest retouch, 1 a gross fault, in between visibly graded; all sizes are in
-shares of the picture's side, so that a strength looks alike at any resolution. `variant` seeds what a kind leaves open (which spots,
-which pattern, which way a face is bent): two candidates of one pair share it, so that the stronger one is the same fault, only more.
+`f(picture, case, strength, variant) -> picture`: `picture` is the candidate so far, `case` the photo that it is of. Strength 0 is the
+honest retouch, 1 a gross fault, in between visibly graded; all sizes are in shares of the picture's side, so that a strength looks alike at
+any resolution. `variant` seeds what a kind leaves open (which spots, which pattern, which way a face is bent): two candidates of one pair
+share it, so that the stronger one is the same fault, only more.
 
 `EFFECTS` says what a kind costs on which dimension, as a share of its level.
 """
@@ -10,7 +11,6 @@ which pattern, which way a face is bent): two candidates of one pair share it, s
 import io
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,21 +24,10 @@ from torchvision.transforms.functional import gaussian_blur
 from portraitkit.faces import regions
 from portraitkit.pictures.images import from_pil, to_pil
 from preference_data.people import warps
+from preference_data.people.synthetic import Case
 
 Picture = Float[Tensor, "3 h w"]
 Mask = Float[Tensor, "1 h w"]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What a degradation works on."""
-
-    picture: Picture  # the candidate so far, RGB in [0, 1]
-    source: Picture  # the photo, blemished
-    clean: Picture  # its honest retouch
-    opacity: Mask  # of the blemishes, in [0, 1]
-    skin: Mask  # soft mask
-    mesh: Float[Tensor, "468 2"]  # 468 landmarks in pixels
 
 
 def _blur(picture: Float[Tensor, "c h w"], sigma: float) -> Float[Tensor, "c h w"]:
@@ -46,19 +35,19 @@ def _blur(picture: Float[Tensor, "c h w"], sigma: float) -> Float[Tensor, "c h w
     return gaussian_blur(picture, kernel_size=[width, width], sigma=[sigma, sigma])
 
 
-def over_smoothing(stage: Stage, strength: float, variant: int) -> Picture:
+def over_smoothing(picture: Picture, case: Case, strength: float, variant: int) -> Picture:
     """Plastic skin: its pores and shading blurred (Gaussian of 2.1 % of the side at strength 1); eyes, brows and lips stay sharp."""
-    side = stage.picture.shape[-1]
-    blurred = _blur(stage.picture, max((0.004 + 0.017 * strength) * side, 0.3))
-    return torch.lerp(stage.picture, blurred, min(1.0, 0.35 + 0.65 * strength) * stage.skin)
+    side = picture.shape[-1]
+    blurred = _blur(picture, max((0.004 + 0.017 * strength) * side, 0.3))
+    return torch.lerp(picture, blurred, min(1.0, 0.35 + 0.65 * strength) * case.skin)
 
 
-def left_blemishes(stage: Stage, strength: float, variant: int) -> Picture:
+def left_blemishes(picture: Picture, case: Case, strength: float, variant: int) -> Picture:
     """A share `strength` of all blemishes is still there: even variants fade every spot alike, odd ones leave whole spots and
     remove the others. A greater strength leaves all that a smaller one does."""
-    share = share_left(stage.opacity, strength, variant)
-    ratio = (stage.source + 0.02) / (stage.clean + 0.02)
-    return (stage.picture * torch.lerp(torch.ones_like(ratio), ratio, share)).clamp(0, 1)
+    share = share_left(case.opacity, strength, variant)
+    ratio = (case.source + 0.02) / (case.clean + 0.02)
+    return (picture * torch.lerp(torch.ones_like(ratio), ratio, share)).clamp(0, 1)
 
 
 def share_left(opacity: Mask, strength: float, variant: int) -> Mask:
@@ -81,53 +70,53 @@ def _whole_spots(opacity: Mask, strength: float, variant: int) -> Mask:
     return torch.from_numpy(left[labels])[None]
 
 
-def over_whitening(stage: Stage, strength: float, variant: int) -> Picture:
+def over_whitening(picture: Picture, case: Case, strength: float, variant: int) -> Picture:
     """Skin brightened and bled of its colour: at strength 1 a fifth of the way to white and half of the way to grey."""
-    grey = stage.picture.mean(0, keepdim=True)
-    pale = torch.lerp(stage.picture, grey, 0.5 * strength)
+    grey = picture.mean(0, keepdim=True)
+    pale = torch.lerp(picture, grey, 0.5 * strength)
     pale = 1 - (1 - pale) * (1 - 0.22 * strength)
-    return torch.lerp(stage.picture, pale, stage.skin).clamp(0, 1)
+    return torch.lerp(picture, pale, case.skin).clamp(0, 1)
 
 
-def grid(stage: Stage, strength: float, variant: int) -> Picture:
+def grid(picture: Picture, case: Case, strength: float, variant: int) -> Picture:
     """The checkerboard of a decoder that upsamples badly, 3 to 5 pixels at 128 px wide, over the face."""
-    side = stage.picture.shape[-1]
+    side = picture.shape[-1]
     period = (3 + variant % 3) / 128 * side
-    at = warps.pixel_grid(*stage.picture.shape[-2:]) * (2 * math.pi / period)
+    at = warps.pixel_grid(*picture.shape[-2:]) * (2 * math.pi / period)
     pattern = (at[..., 0].sin() * at[..., 1].sin())[None]
-    return (stage.picture * (1 + (0.03 + 0.19 * strength) * pattern * (0.25 + 0.75 * stage.skin))).clamp(0, 1)
+    return (picture * (1 + (0.03 + 0.19 * strength) * pattern * (0.25 + 0.75 * case.skin))).clamp(0, 1)
 
 
-def blur(stage: Stage, strength: float, variant: int) -> Picture:
+def blur(picture: Picture, case: Case, strength: float, variant: int) -> Picture:
     """The whole picture out of focus, Gaussian of 1 % of the side at strength 1."""
-    return _blur(stage.picture, (0.003 + 0.007 * strength) * stage.picture.shape[-1])
+    return _blur(picture, (0.003 + 0.007 * strength) * picture.shape[-1])
 
 
-def noise(stage: Stage, strength: float, variant: int) -> Picture:
+def noise(picture: Picture, case: Case, strength: float, variant: int) -> Picture:
     """Grain of a high ISO over the whole picture: standard deviation .06 at strength 1, mostly luminance."""
     generator = torch.Generator().manual_seed(variant)
-    height, width = stage.picture.shape[-2:]
+    height, width = picture.shape[-2:]
     grain = torch.randn(1, height, width, generator=generator) + 0.4 * torch.randn(3, height, width, generator=generator)
-    return (stage.picture + (0.004 + 0.056 * strength) * grain).clamp(0, 1)
+    return (picture + (0.004 + 0.056 * strength) * grain).clamp(0, 1)
 
 
-def jpeg(stage: Stage, strength: float, variant: int) -> Picture:
+def jpeg(picture: Picture, case: Case, strength: float, variant: int) -> Picture:
     """JPEG at quality 45 (strength 0) down to 12, chroma halved; blocks grow with the side."""
-    side = stage.picture.shape[-1]
+    side = picture.shape[-1]
     block = max(1, round(side / 128))
-    small = to_pil(stage.picture)
+    small = to_pil(picture)
     if block > 1:
         small = small.resize((max(8, small.width // block), max(8, small.height // block)), PilImage.Resampling.LANCZOS)
     file = io.BytesIO()
     small.save(file, "JPEG", quality=max(8, round(45 * 0.27**strength)), subsampling=2)
     coded = PilImage.open(file)
-    return from_pil(coded.resize((side, stage.picture.shape[-2]), PilImage.Resampling.BICUBIC) if block > 1 else coded)
+    return from_pil(coded.resize((side, picture.shape[-2]), PilImage.Resampling.BICUBIC) if block > 1 else coded)
 
 
-def identity_warp(stage: Stage, strength: float, variant: int) -> Picture:
+def identity_warp(picture: Picture, case: Case, strength: float, variant: int) -> Picture:
     """Another face: jaw, cheeks, nose, eyes and mouth pushed by up to a fifth of the distance between the eyes' outer corners."""
     generator = torch.Generator().manual_seed(variant)
-    points = stage.mesh[:, :2]
+    points = case.mesh[:, :2]
     span = (points[33] - points[263]).norm()
     across = (points[263] - points[33]) / span
     down = torch.stack([-across[1], across[0]])
@@ -146,25 +135,25 @@ def identity_warp(stage: Stage, strength: float, variant: int) -> Picture:
             near = torch.exp(-(points - centre).square().sum(1, keepdim=True) / (2 * (0.16 * span) ** 2))
             shift = shift + near * direction * (side * way * size)
     push = shift * ((0.03 + 0.19 * strength) * span)
-    field = warps.landmark_field(points, -push, stage.picture.shape[-1])
-    return warps.sample_at(stage.picture, warps.pixel_grid(*stage.picture.shape[-2:]) + field)
+    field = warps.landmark_field(points, -push, picture.shape[-1])
+    return warps.sample_at(picture, warps.pixel_grid(*picture.shape[-2:]) + field)
 
 
 # ---- what retouchers get wrong: visible and plausible up to strength .75, a caricature at 1
 
 
-def plastic_patches(stage: Stage, strength: float, variant: int) -> Picture:
+def plastic_patches(picture: Picture, case: Case, strength: float, variant: int) -> Picture:
     """Plastic skin in patches, as a healing brush leaves it: about half of the skin flattened, pores beside it."""
     generator = torch.Generator().manual_seed(variant)
     coarse = torch.randn(1, 1, 6, 6, generator=generator)
-    patches = torch.sigmoid(5 * F.interpolate(coarse, stage.skin.shape[-2:], mode="bicubic", align_corners=False)[0])
-    flat = _blur(stage.picture, (0.005 + 0.006 * strength + 0.008 * strength**3) * stage.picture.shape[-1])
-    return torch.lerp(stage.picture, flat, min(1.0, 0.4 + 0.5 * strength) * patches * stage.skin)
+    patches = torch.sigmoid(5 * F.interpolate(coarse, case.skin.shape[-2:], mode="bicubic", align_corners=False)[0])
+    flat = _blur(picture, (0.005 + 0.006 * strength + 0.008 * strength**3) * picture.shape[-1])
+    return torch.lerp(picture, flat, min(1.0, 0.4 + 0.5 * strength) * patches * case.skin)
 
 
-def lost_marks(stage: Stage, strength: float, variant: int) -> Picture:
+def lost_marks(picture: Picture, case: Case, strength: float, variant: int) -> Picture:
     """Freckles and moles lifted to the skin around them, 30 % of them at strength 0, all at 1; see `has_marks`."""
-    return (stage.picture + min(1.0, 0.3 + 0.7 * strength) * _dark_spots(stage.picture, stage.skin) * stage.skin).clamp(0, 1)
+    return (picture + min(1.0, 0.3 + 0.7 * strength) * _dark_spots(picture, case.skin) * case.skin).clamp(0, 1)
 
 
 def _dark_spots(picture: Picture, skin: Mask) -> Picture:
@@ -173,31 +162,29 @@ def _dark_spots(picture: Picture, skin: Mask) -> Picture:
     return (_blur(picture * skin, sigma) / _blur(skin, sigma).clamp_min(0.05) - picture - 0.012).clamp_min(0)
 
 
-def has_marks(stage: Stage) -> bool:
+def has_marks(case: Case) -> bool:
     """Whether the honest retouch has freckles or moles to lose: three dark spots or more inside the skin."""
-    side = stage.clean.shape[-1]
-    inner = -F.max_pool2d(-stage.skin, 2 * round(0.03 * side) + 1, 1, round(0.03 * side)) > 0.9  # no brow, lash or nostril is near
-    dark = _blur(_dark_spots(stage.clean, stage.skin).mean(0, keepdim=True), 0.004 * side) / stage.clean.mean(0, keepdim=True).clamp_min(
-        0.05
-    )
+    side = case.clean.shape[-1]
+    inner = -F.max_pool2d(-case.skin, 2 * round(0.03 * side) + 1, 1, round(0.03 * side)) > 0.9  # no brow, lash or nostril is near
+    dark = _blur(_dark_spots(case.clean, case.skin).mean(0, keepdim=True), 0.004 * side) / case.clean.mean(0, keepdim=True).clamp_min(0.05)
     return int(np.asarray(measure.label(((dark > 0.09) & inner)[0].numpy())).max()) >= 3
 
 
-def pale_lips(stage: Stage, strength: float, variant: int) -> Picture:
+def pale_lips(picture: Picture, case: Case, strength: float, variant: int) -> Picture:
     """Lips and lipstick bled to the colour of the skin, their shading kept: 25 % at strength 0, nearly all at 1."""
-    lips = regions.region_masks(stage.mesh, *stage.picture.shape[-2:], only=("lips",))["lips"]
-    skin = (stage.picture * stage.skin).sum((1, 2), keepdim=True) / stage.skin.sum().clamp_min(1e-6)
-    bare = stage.picture.mean(0, keepdim=True) * skin / skin.mean()
-    return torch.lerp(stage.picture, bare, min(1.0, 0.25 + 0.7 * strength) * lips).clamp(0, 1)
+    lips = regions.region_masks(case.mesh, *picture.shape[-2:], only=("lips",))["lips"]
+    skin = (picture * case.skin).sum((1, 2), keepdim=True) / case.skin.sum().clamp_min(1e-6)
+    bare = picture.mean(0, keepdim=True) * skin / skin.mean()
+    return torch.lerp(picture, bare, min(1.0, 0.25 + 0.7 * strength) * lips).clamp(0, 1)
 
 
-def white_eyes_teeth(stage: Stage, strength: float, variant: int) -> Picture:
+def white_eyes_teeth(picture: Picture, case: Case, strength: float, variant: int) -> Picture:
     """Whites of the eyes and teeth brightened to a cold white; iris, pupil and a closed mouth stay."""
-    height, width = stage.picture.shape[-2:]
-    grey, out = stage.picture.mean(0, keepdim=True), stage.picture
-    gap, span = ((stage.mesh[one, :2] - stage.mesh[other, :2]).norm() for one, other in ((13, 14), (33, 263)))
+    height, width = picture.shape[-2:]
+    grey, out = picture.mean(0, keepdim=True), picture
+    gap, span = ((case.mesh[one, :2] - case.mesh[other, :2]).norm() for one, other in ((13, 14), (33, 263)))
     for polygon in (regions.RIGHT_EYE, regions.LEFT_EYE, *((regions.LIPS_INNER,) if gap > 0.05 * span else ())):
-        mask = regions.soft_polygon(stage.mesh[list(polygon), :2], height, width, 0.006 * width)[None]
+        mask = regions.soft_polygon(case.mesh[list(polygon), :2], height, width, 0.006 * width)[None]
         inside = grey[mask > 0.5]
         if len(inside) > 4:
             low, high = inside.quantile(0.3), inside.quantile(0.95)
@@ -206,26 +193,26 @@ def white_eyes_teeth(stage: Stage, strength: float, variant: int) -> Picture:
     return out.clamp(0, 1)
 
 
-def slim_jaw(stage: Stage, strength: float, variant: int) -> Picture:
+def slim_jaw(picture: Picture, case: Case, strength: float, variant: int) -> Picture:
     """A slimmer face: jaw and lower cheeks pushed inwards by up to a fifth of the distance between the eyes' outer corners."""
-    points = stage.mesh[:, :2]
+    points = case.mesh[:, :2]
     span = (points[33] - points[263]).norm()
     across = (points[263] - points[33]) / span
     shift = torch.zeros_like(points)
     for group, way in (((172, 136, 58), 1.0), ((397, 365, 288), -1.0)):
         distance = torch.cdist(points, points[list(group)]).amin(1, keepdim=True)
         shift = shift + way * across * torch.exp(-distance.square() / (2 * (0.15 * span) ** 2))
-    field = warps.landmark_field(points, -shift * ((0.02 + 0.1 * strength + 0.08 * strength**3) * span), stage.picture.shape[-1])
-    return warps.sample_at(stage.picture, warps.pixel_grid(*stage.picture.shape[-2:]) + field)
+    field = warps.landmark_field(points, -shift * ((0.02 + 0.1 * strength + 0.08 * strength**3) * span), picture.shape[-1])
+    return warps.sample_at(picture, warps.pixel_grid(*picture.shape[-2:]) + field)
 
 
-def halo(stage: Stage, strength: float, variant: int) -> Picture:
+def halo(picture: Picture, case: Case, strength: float, variant: int) -> Picture:
     """Bright and dark rims along every edge: local contrast (unsharp mask of 2 % of the side) by 8 % at strength 0, 88 % at 1."""
-    soft = _blur(stage.picture, 0.02 * stage.picture.shape[-1])
-    return (stage.picture + (0.08 + 0.3 * strength + 0.5 * strength**3) * (stage.picture - soft)).clamp(0, 1)
+    soft = _blur(picture, 0.02 * picture.shape[-1])
+    return (picture + (0.08 + 0.3 * strength + 0.5 * strength**3) * (picture - soft)).clamp(0, 1)
 
 
-Degradation = Callable[[Stage, float, int], Picture]
+Degradation = Callable[[Picture, Case, float, int], Picture]
 DEGRADATIONS: dict[str, Degradation] = {
     "over_smoothing": over_smoothing,
     "plastic_patches": plastic_patches,
@@ -278,11 +265,12 @@ RETOUCHED: Kinds = GROSS | {
 """dimension -> the kinds that retouchers make; of them `make-preferences build` makes pairs."""
 
 
-def degrade(stage: Stage, faults: dict[str, float], variant: int) -> Picture:
-    """The candidate with several faults (kind -> strength above 0), in the order of `DEGRADATIONS`, starting from the stage's picture,
-    usually the clean portrait; rounded to 8 bits, as files are.
+def degrade(case: Case, faults: dict[str, float], variant: int) -> Picture:
+    """The honest retouch of a case with several faults (kind -> strength above 0), in the order of `DEGRADATIONS`; rounded to 8 bits, as
+    files are.
     """
+    picture = case.clean
     for kind, function in DEGRADATIONS.items():
         if faults.get(kind, 0.0) > 0:
-            stage = replace(stage, picture=function(stage, faults[kind], variant))
-    return (stage.picture * 255).round() / 255
+            picture = function(picture, case, faults[kind], variant)
+    return (picture * 255).round() / 255

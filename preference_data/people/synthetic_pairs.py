@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from preference_data.people.degradations import EFFECTS, GROSS, Kinds, Stage, degrade
+from preference_data.people.degradations import EFFECTS, GROSS, Kinds, degrade
 from preference_data.people.synthetic import Case, make_case
 from preference_data.schema import DIMENSIONS, Fault
 from preference_data.verdict import Verdict, winner
@@ -96,11 +96,6 @@ def draw_plan(split: str, generator: torch.Generator, mode: str | None = None, k
             return plan
 
 
-def stage_of(case: Case) -> Stage:
-    """Where degradations of a case start from: its honest retouch."""
-    return Stage(case.clean, case.source, case.clean, case.opacity, case.skin, case.mesh)
-
-
 def make_pair(split: str, seed: int, *, size: int = 128, mode: str | None = None) -> dict[str, Any]:
     """One synthetic pair; equal arguments give equal pairs, and the global random state is left alone.
 
@@ -122,14 +117,13 @@ def make_pair(split: str, seed: int, *, size: int = 128, mode: str | None = None
 
 def pair_of_case(case: Case, plan: PairPlan) -> dict[str, Any]:
     """The pictures and the truth of a plan on one case; see `make_pair`."""
-    stage = stage_of(case)
     faults = {side: plan.faults(side) for side in ("a", "b")}
     scores = plan.scores()
     verdicts, overall = verdicts_of(scores)
     return {
         "input": (case.source * 255).round() / 255,
-        "a": degrade(stage, faults["a"], plan.variant),
-        "b": degrade(stage, faults["b"], plan.variant),
+        "a": degrade(case, faults["a"], plan.variant),
+        "b": degrade(case, faults["b"], plan.variant),
         "scores": scores,
         "verdicts": verdicts,
         "overall": overall,

@@ -25,7 +25,7 @@ from preference_data.generators import NEAR, Candidate, GeneratorOptions, open_g
 from preference_data.people.degradations import DEGRADATIONS
 from preference_data.people.photos import PhotoRow
 from preference_data.people.synthetic import SEEDS, make_case
-from preference_data.people.synthetic_pairs import SPOTS, identity_of, stage_of
+from preference_data.people.synthetic_pairs import SPOTS, identity_of
 from preference_data.schema import DIMENSIONS
 from preference_data.verdict import NUMBERS, ORDERS, Order, Place, file_at, in_order, winner
 from reward_models.judge.backend import Picture
@@ -120,8 +120,7 @@ def ask_about_clean_faces(judge: Judge, people: int, folder: Path, split: str = 
     rows = []
     for number in range(people):
         case = make_case(split, SEEDS[split] + CLEAN_FROM + number, count=SPOTS)
-        stage = stage_of(case)
-        pictures = [DEGRADATIONS[kind](stage, STRENGTH, number) for kind in CLEAN]
+        pictures = [DEGRADATIONS[kind](case.clean, case, STRENGTH, number) for kind in CLEAN]
         judged = judge.judge([Comparison(case.clean, case.clean, picture) for picture in pictures])
         for kind, one in zip(CLEAN, judged, strict=True):
             verdict = one.overall if isinstance(one, Judgement) else None

@@ -10,36 +10,33 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
 
 from portraitkit.pictures.images import from_pil, resize, to_pil, to_uint8
 from portraitkit.stats import wilson_interval
 from preference_data.people import degradations
-from preference_data.people.degradations import Stage
-from preference_data.people.synthetic import make_case
-from preference_data.people.synthetic_pairs import SPOTS, identity_of, stage_of
+from preference_data.people.degradations import Degradation, Picture
+from preference_data.people.synthetic import Case, make_case
+from preference_data.people.synthetic_pairs import SPOTS, identity_of
 from reward_models.filters import blur
 from reward_models.judge.pairs import Judged, JudgedPair
 
-Picture = Float[Tensor, "3 h w"]
 STRENGTHS = (0.4, 1.0)  # Weakest and strongest hack; drawn evenly for each case
 LATER = 500_000  # Cases of the held-out split that no held-out pair is made of begin here
 
 
-def sharpened(stage: Stage, strength: float, variant: int) -> Picture:
+def sharpened(picture: Picture, case: Case, strength: float, variant: int) -> Picture:
     """Unsharp mask of .8 % of the side, the detail added once (strength 0) to three times (strength 1)."""
-    soft = blur(stage.picture[None], 0.008 * stage.picture.shape[-1])[0]
-    return (stage.picture + (1 + 2 * strength) * (stage.picture - soft)).clamp(0, 1)
+    soft = blur(picture[None], 0.008 * picture.shape[-1])[0]
+    return (picture + (1 + 2 * strength) * (picture - soft)).clamp(0, 1)
 
 
-def untouched(stage: Stage, strength: float, variant: int) -> Picture:
+def untouched(picture: Picture, case: Case, strength: float, variant: int) -> Picture:
     """The photo as it was: doing nothing must lose."""
-    return stage.source
+    return case.source
 
 
-HACKS: dict[str, Callable[[Stage, float, int], Picture]] = {
+HACKS: dict[str, Degradation] = {
     "over_smoothed": degradations.over_smoothing,
     "sharpened": sharpened,
     "gridded": degradations.grid,
@@ -70,12 +67,11 @@ def hack_pairs(count: int, *, advance: Callable[[], object] = lambda: None) -> d
     generator = torch.Generator().manual_seed(0)
     for number in range(count):
         case = make_case("held_out", LATER + number, count=SPOTS)
-        stage = stage_of(case)
         strength = STRENGTHS[0] + (STRENGTHS[1] - STRENGTHS[0]) * float(torch.rand(1, generator=generator))
         variant = int(torch.randint(2**31 - 1, (1,), generator=generator))
         photo, honest = to_uint8(case.source), to_uint8(case.clean)
         for name, hack in HACKS.items():
-            picture = to_uint8(hack(stage, strength, variant))
+            picture = to_uint8(hack(case.clean, case, strength, variant))
             pair = JudgedPair(f"{name}-{number}", identity_of(case), photo, honest, picture, "a", {}, synthetic=True)
             pairs[name].append(pair)
         advance()
