@@ -18,8 +18,8 @@ from benchmarks.store import FILE, ShardStore, Store, merge_into
 from benchmarks.suite import Results, Suite
 from benchmarks.weight_files import Digests, search_folders, weights_table, with_weights
 from portraitkit.config import config_to_dict, may_change
-from portraitkit.errors import RunFolderError, UserError
-from portraitkit.runs.folder import Maker, RunFolder, may_resume
+from portraitkit.errors import UserError
+from portraitkit.runs.folder import Maker, start_or_go_on
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import progress_bar
 from portraitkit.runs.shards import Shard, ShardFile, clear_shards, current_shard, has_shards, join_run, merged_rows, wait_for_shards
@@ -76,7 +76,9 @@ class _Run:
         config = self.config
         shards = merged_rows(config.output_dir) if has_shards(config.output_dir) and not config.overwrite else []
         fresh = not config.output_dir.exists()
-        with _open_folder(config, self.command) as folder, Store(config.cache.expanduser()) as store, Interruptible() as interrupt:
+        resolved, maker = _resolved(config), _maker(config)
+        opened = start_or_go_on(config.output_dir, resolved, maker, command=self.command, seed=config.seed, overwrite=config.overwrite)
+        with opened as folder, Store(config.cache.expanduser()) as store, Interruptible() as interrupt:
             merge_into(store, shards)
             try:
                 inputs = self.gather(folder.path)
@@ -97,8 +99,7 @@ class _Run:
         """Measure one shard; the process that merges then waits for the others. 0, or 130 or 143 after a signal."""
         config, resolved, path = self.config, _resolved(self.config), self.config.output_dir
         check_readable(config)
-        maker = MAKER if (path / "results.json").is_file() else replace(MAKER, free=resolved)
-        join_run(path, resolved, maker, command=self.command, seed=config.seed)
+        join_run(path, resolved, _maker(config), command=self.command, seed=config.seed)
         kept = config.cache.expanduser()
         kept = kept if (kept / FILE).is_file() else None  # the merging process makes it
         with ShardFile(path, shard, resolved) as file, Store(kept) as cache, Interruptible() as interrupt:
@@ -171,24 +172,6 @@ def _resolved(config: BenchmarkConfig) -> dict[str, Any]:
     return {key: value for key, value in config_to_dict(config).items() if key not in NOT_COMPARED}
 
 
-def _open_folder(config: BenchmarkConfig, command: list[str]) -> RunFolder:
-    """The run's folder; the same run again goes on in it, and so does any run where none has written results yet.
-
-    Raises:
-        RunFolderError: it holds other files, another run, or the run of another command.
-    """
-    path, resolved = config.output_dir, _resolved(config)
-    ours = may_resume(path, resolved, replace(MAKER, free=resolved), overwrite=config.overwrite)
-    resume = "latest" if ours else None
-    try:
-        return RunFolder.open(
-            path,
-            resolved,
-            command=command,
-            seed=config.seed,
-            overwrite=config.overwrite,
-            resume=resume,
-            allow_changed=not (path / "results.json").is_file(),
-        )
-    except RunFolderError as error:
-        raise RunFolderError(str(error).replace("use --allow-changed to go on", "use --overwrite or another --output-dir")) from error
+def _maker(config: BenchmarkConfig) -> Maker:
+    """Whose folder it must be: of this run; where none has written results yet, of any."""
+    return MAKER if (config.output_dir / "results.json").is_file() else replace(MAKER, free=_resolved(config))

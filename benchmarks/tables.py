@@ -26,7 +26,7 @@ from benchmarks.stats import (
 from benchmarks.suite import Results
 from portraitkit.errors import RunFolderError
 from portraitkit.files.atomic import replacing, write_csv, write_text
-from portraitkit.files.jsonl import write_lines
+from portraitkit.files.jsonl import finite, write_lines
 from portraitkit.report.page import markdown_text
 from portraitkit.stats import ALPHA
 
@@ -146,7 +146,7 @@ def _write_json(path: Path, analysis: Analysis) -> None:
         }
         yield "\n]"
         for key, value in rest.items():
-            yield f",\n{json.dumps(key)}: {json.dumps(_finite(value), indent=1)}"
+            yield f",\n{json.dumps(key)}: {json.dumps(finite(value), indent=1)}"
         yield "\n}\n"
 
     with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
@@ -166,14 +166,6 @@ def _about(metric: Metric, results: Results) -> dict[str, Any]:
         "sha256": dict(found.sha256),
         "notes": list(found.notes),
     }
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 ROUNDING = 5e-6  # Half an interval below which means differ by rounding only: it is written as 0

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from portraitkit import votes
 from preference_data.annotations import Judgement, Judgements, both_orders, conflicts, table_of
-from preference_data.schema import DIMENSIONS, TITLES, Pair
+from preference_data.schema import ASPECTS, TITLES, Pair
 from preference_data.verdict import Verdict
 
 SCALE: tuple[Verdict, ...] = ("b", "tie", "a")
@@ -30,7 +30,7 @@ def agreement(judgements: Judgements) -> dict[str, Agreement]:
     """Agreement on each of the five dimensions and overall."""
     ids = sorted({pair for rows in judgements.values() for pair in rows})
     result = {}
-    for dimension in (*DIMENSIONS, "overall"):
+    for dimension in ASPECTS:
         verdicts = [[rows[pair][dimension] for rows in judgements.values() if dimension in rows.get(pair, {})] for pair in ids]
         counts = np.array([[values.count(verdict) for verdict in SCALE] for values in verdicts], int).reshape(len(ids), len(SCALE))
         counts = counts[counts.sum(1) >= 2]
@@ -96,7 +96,7 @@ def print_agreement(judgements: list[Judgement], pairs: list[Pair]) -> None:
     table.add_column("dimension")
     for column in ("alpha", "equal", "pairs", *(f"flips of {name}" for name in flips)):
         table.add_column(column, justify="right")
-    for name in (*DIMENSIONS, "overall"):
+    for name in ASPECTS:
         found = Agreement(**report["agreement"][name])
         row = [TITLES.get(name, "Overall"), _number(found.alpha), _number(found.equal), str(found.pairs)]
         table.add_row(*row, *(_number(flips[annotator][name]) for annotator in flips))
@@ -123,8 +123,7 @@ def _flips(judgements: list[Judgement]) -> dict[str, dict[str, float]]:
             if name == annotator and order == "ab" and (other := by_order.get((name, pair, "ba")))
         ]
         if both:
-            shares[annotator] = {name: sum(a.verdicts[name] != b.verdicts[name] for a, b in both) / len(both) for name in DIMENSIONS}
-            shares[annotator]["overall"] = sum(a.overall != b.overall for a, b in both) / len(both)
+            shares[annotator] = {name: sum(a.named[name] != b.named[name] for a, b in both) / len(both) for name in ASPECTS}
     return shares
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from portraitkit.errors import DataError
 from portraitkit.files.jsonl import Rejected, append_line, read_json_lines
-from preference_data.schema import DIMENSIONS, Pair, read_scores, read_verdicts
+from preference_data.schema import ASPECTS, DIMENSIONS, Pair, choice_of, read_scores, read_verdicts, text_of
 from preference_data.verdict import ORDERS, VERDICTS, Order, Verdict, turned, winner
 
 FOLDER, UNREADABLE = "annotations", "unreadable.jsonl"
@@ -38,6 +38,11 @@ class Judgement:
     reasoning: str = ""  # in words
     seconds: float | None = None  # it took; None where not measured
 
+    @property
+    def named(self) -> dict[str, Verdict]:
+        """The verdicts on the dimensions, and the one that is named "overall"."""
+        return {**self.verdicts, "overall": self.overall}
+
 
 def judgement_of(row: dict[str, Any]) -> Judgement:
     """Read one row, strictly.
@@ -47,22 +52,15 @@ def judgement_of(row: dict[str, Any]) -> Judgement:
     """
     if unknown := next((key for key in row if key not in KEYS), None):
         raise DataError(f"key {unknown!r} is unknown; a judgement has {', '.join(KEYS)}")
-    for key in ("pair", "annotator"):
-        if not isinstance(row.get(key), str) or not row[key].strip():
-            raise DataError(f"{key}: must be text that is not empty")
-    for key, choices in (("order", ORDERS), ("overall", VERDICTS), ("role", ("annotator", "senior"))):
-        if not isinstance(row.get(key), str) or row[key] not in choices:
-            raise DataError(f"{key} {row.get(key)!r}: must be one of {', '.join(choices)}")
-    verdicts = read_verdicts(row.get("verdicts"))
+    pair, annotator, reasoning = text_of(row, "pair"), text_of(row, "annotator"), text_of(row, "reasoning", "")
+    choices = (("role", ("annotator", "senior")), ("order", ORDERS), ("overall", VERDICTS))
+    role, order, overall = (choice_of(key, row.get(key), known) for key, known in choices)
+    verdicts, seconds = read_verdicts(row.get("verdicts")), row.get("seconds")
     if verdicts is None:
         raise DataError("verdicts: missing")
-    seconds, reasoning = row.get("seconds"), row.get("reasoning") or ""
-    if not isinstance(reasoning, str):
-        raise DataError("reasoning: must be text")
     if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= LONGEST):
         raise DataError(f"seconds: must be a number from 0 to {LONGEST:.0f}, or null")
-    scores = read_scores(row.get("scores"))
-    return Judgement(row["pair"], row["annotator"], row["role"], row["order"], verdicts, row["overall"], scores, reasoning, seconds)
+    return Judgement(pair, annotator, role, order, verdicts, overall, read_scores(row.get("scores")), reasoning, seconds)
 
 
 def file_of(folder: Path, annotator: str) -> Path:
@@ -124,7 +122,7 @@ def conflicts(judgements: list[Judgement]) -> dict[str, list[str]]:
     for pair, group in _by_pair(judgements).items():
         if any(judgement.role == "senior" for judgement in group):
             continue
-        disputed = [name for name in (*DIMENSIONS, "overall") if {"a", "b"} <= {_verdict(judgement, name) for judgement in group}]
+        disputed = [name for name in ASPECTS if {"a", "b"} <= {judgement.named[name] for judgement in group}]
         if disputed:
             disputes[pair] = disputed
     return disputes
@@ -140,8 +138,8 @@ def consensus(pair: Pair, judgements: list[Judgement]) -> Pair | None:
         return None
     deciding = [judgement for judgement in judged if judgement.role == "senior"][-1:] or judged
     verdicts: dict[str, Verdict] = {}
-    for name in (*DIMENSIONS, "overall"):
-        verdict = _common([_verdict(judgement, name) for judgement in deciding])
+    for name in ASPECTS:
+        verdict = _common([judgement.named[name] for judgement in deciding])
         if verdict is None:
             return None
         verdicts[name] = verdict
@@ -165,13 +163,8 @@ def table_of(judgements: list[Judgement]) -> Judgements:
     table: Judgements = {}
     for judgement in judgements:
         if judgement.role == "annotator":
-            verdicts: dict[str, Verdict] = {**judgement.verdicts, "overall": judgement.overall}
-            table.setdefault(judgement.annotator, {})[judgement.pair] = verdicts
+            table.setdefault(judgement.annotator, {})[judgement.pair] = judgement.named
     return table
-
-
-def _verdict(judgement: Judgement, name: str) -> Verdict:
-    return judgement.overall if name == "overall" else judgement.verdicts[name]
 
 
 def _common(verdicts: list[Verdict]) -> Verdict | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from portraitkit.errors import DataError, nearest
 from portraitkit.files.jsonl import read_objects
+from preference_data.schema import text_of
 
 DEFINITIONS = {
     1: ("inner brow raiser", "the inner ends of the brows go up"),
@@ -133,26 +134,20 @@ def parse_row(row: Any) -> EmotionRow:
     for name in REQUIRED:
         if name not in row:
             raise DataError(f"column {name!r} is missing; a row needs {', '.join(REQUIRED)}")
-    for name in ("id", "dataset", "image"):
-        if not isinstance(row[name], str) or not row[name].strip():
-            raise DataError(f"{name} {row[name]!r}: must be a text that is not empty")
-    for name in ("question", "description", "target"):
-        if row.get(name) is not None and not isinstance(row[name], str):
-            raise DataError(f"{name} {row[name]!r}: must be a text")
     meta = row.get("meta_info")
     if meta is not None and not isinstance(meta, dict):
         raise DataError(f"meta_info {meta!r}: must be an object")
     units, labels = parse_truth(row)
     return EmotionRow(
-        id=row["id"],
-        dataset=row["dataset"],
-        image=check_path(row["image"]),
-        question=row.get("question") or QUESTION,
+        id=text_of(row, "id"),
+        dataset=text_of(row, "dataset"),
+        image=check_path(text_of(row, "image")),
+        question=text_of(row, "question", "") or QUESTION,
         AUs=units,
         labels=labels,
-        description=row.get("description") or "",
+        description=text_of(row, "description", ""),
         meta_info=meta or {},
-        target=row.get("target"),
+        target=None if row.get("target") is None else text_of(row, "target", ""),
     )
 
 

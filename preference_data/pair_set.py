@@ -7,7 +7,7 @@ from typing import Any
 from portraitkit.errors import DataError
 from portraitkit.files.jsonl import Rejected, RowSet, read_json_lines, write_lines
 from portraitkit.pictures import list_images, matched_name
-from preference_data.schema import CHOICES, FILES, SPLITS, Pair, pair_of, row_of
+from preference_data.schema import CHOICES, FILES, SPLITS, Pair, choice_of, pair_of, row_of, text_of
 
 METADATA = "metadata.jsonl"
 QUARANTINE = "quarantine.jsonl"
@@ -147,14 +147,12 @@ def read_photo_row(row: dict[str, Any], root: Path) -> dict[str, Any]:
     Raises:
         DataError: a column of ours has an impossible value, or a file is missing or outside the folder.
     """
-    if not isinstance(row.get("file_name"), str) or not row["file_name"]:
-        raise DataError("file_name: missing or no text")
+    text_of(row, "file_name")
     for key in PHOTO_COLUMNS:
-        if row.get(key) is not None and not isinstance(row[key], str):
-            raise DataError(f"{key} {row[key]!r}: must be text")
+        text_of(row, key, "")
     for key, choices in (*CHOICES.items(), ("split", SPLITS)):
-        if row.get(key) is not None and row[key] not in choices:
-            raise DataError(f"{key} {row[key]!r}: must be one of {', '.join(choices)}")
+        if row.get(key) is not None:
+            choice_of(key, row[key], choices)
     for key in ("file_name", "anchor_file_name"):
         if row.get(key) is not None:
             found = check_inside(root, row[key], key)

@@ -6,7 +6,8 @@ place where an annotator saw them.
 """
 
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from typing import Any, Literal, get_args
 
@@ -14,6 +15,7 @@ from portraitkit.errors import DataError, nearest
 from preference_data.verdict import OTHER, VERDICTS, Verdict, winner
 
 DIMENSIONS: tuple[str, ...] = ("skin_smoothing", "blemish_removal", "texture", "clarity", "identity")  # In this order everywhere
+ASPECTS = (*DIMENSIONS, "overall")  # What a judgement has a verdict on
 TITLES = {
     "skin_smoothing": "Skin smoothing",
     "blemish_removal": "Blemish removal",
@@ -84,23 +86,14 @@ class Pair:
 TEXTS = ("reasoning", "annotator", "source", "consent", "licence", "identity")
 CHOICES = {"age_band": AGE_BANDS, "gender": GENDERS, "skin_tone": SKIN_TONES}
 FILES = {"input": "input_file_name", "a": "a_file_name", "b": "b_file_name", "anchor": "anchor_file_name"}
+NAMES = {column: name for name, column in FILES.items()}
 COLUMNS = (*("id", *FILES.values(), "verdicts", "overall", "scores", *TEXTS, "origin_a", "origin_b", *CHOICES), *("synthetic", "split"))
 
 
 def row_of(pair: Pair) -> dict[str, Any]:
     """A pair as a JSON-able row with every column, the inverse of `pair_of`."""
-    row: dict[str, Any] = {"id": pair.id} | {column: getattr(pair, name) for name, column in FILES.items()}
-    row |= {
-        "verdicts": pair.verdicts,
-        "overall": pair.overall,
-        "scores": {name: list(both) for name, both in pair.scores.items()} if pair.scores else None,
-    }
-    row |= {name: getattr(pair, name) for name in TEXTS}
-    for side in ("origin_a", "origin_b"):
-        origin: Origin = getattr(pair, side)
-        row[side] = vars(origin) | {"faults": [vars(fault) for fault in origin.faults]}
-    row |= {name: getattr(pair, name) for name in CHOICES}
-    return row | {"synthetic": pair.synthetic, "split": pair.split}
+    values = asdict(pair)
+    return {column: values[NAMES.get(column, column)] for column in COLUMNS}
 
 
 def pair_of(row: dict[str, Any]) -> Pair:
@@ -112,18 +105,18 @@ def pair_of(row: dict[str, Any]) -> Pair:
     unknown = next((key for key in row if key not in COLUMNS), None)
     if unknown is not None:
         raise DataError(f"column {unknown!r} is unknown{nearest(unknown, COLUMNS)}")
-    values: dict[str, Any] = {"id": _text(row, "id")}
+    values: dict[str, Any] = {"id": text_of(row, "id")}
     for name, column in FILES.items():
-        values[name] = _text(row, column) if name != "anchor" or row.get(column) is not None else None
-    values |= {name: _text(row, name, "") for name in TEXTS}
+        values[name] = text_of(row, column) if name != "anchor" or row.get(column) is not None else None
+    values |= {name: text_of(row, name, "") for name in TEXTS}
     for name, known in CHOICES.items():
-        values[name] = None if row.get(name) is None else _choice(name, row[name], known)
-    values["split"] = _choice("split", row.get("split", "train"), SPLITS)
+        values[name] = None if row.get(name) is None else choice_of(name, row[name], known)
+    values["split"] = choice_of("split", row.get("split", "train"), SPLITS)
     values["synthetic"] = row.get("synthetic", False)
     if not isinstance(values["synthetic"], bool):
         raise DataError(f"synthetic {values['synthetic']!r}: must be true or false")
     values |= {"verdicts": read_verdicts(row.get("verdicts")), "scores": read_scores(row.get("scores"))}
-    values["overall"] = None if row.get("overall") is None else _choice("overall", row["overall"], VERDICTS)
+    values["overall"] = None if row.get("overall") is None else choice_of("overall", row["overall"], VERDICTS)
     values |= {side: _origin(side, row[side]) for side in ("origin_a", "origin_b") if row.get(side) is not None}
     return Pair(**values)
 
@@ -136,7 +129,7 @@ def read_verdicts(value: Any) -> dict[str, Verdict] | None:
     """
     if value is None:
         return None
-    return {name: _choice(f"verdicts.{name}", verdict, VERDICTS) for name, verdict in _five("verdicts", value).items()}
+    return {name: choice_of(f"verdicts.{name}", verdict, VERDICTS) for name, verdict in _five("verdicts", value).items()}
 
 
 def read_scores(value: Any) -> dict[str, tuple[float, float]] | None:
@@ -200,7 +193,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def _text(row: dict[str, Any], key: str, default: str | None = None) -> str:
+def text_of(row: Mapping[str, Any], key: str, default: str | None = None) -> str:
+    """The text of a column, `default` where it is missing or null; without a default it must be there and not be empty.
+
+    Raises:
+        DataError: it is no such text.
+    """
     value = row.get(key)
     if value is None and default is not None:
         return default
@@ -210,7 +208,12 @@ def _text(row: dict[str, Any], key: str, default: str | None = None) -> str:
     return value
 
 
-def _choice(key: str, value: Any, known: tuple[str, ...]) -> Any:
+def choice_of(key: str, value: Any, known: tuple[str, ...]) -> Any:
+    """The value of a column.
+
+    Raises:
+        DataError: it is none of the known ones.
+    """
     if value not in known or not isinstance(value, str):
         raise DataError(f"{key} {value!r}: must be one of {', '.join(known)}{nearest(str(value), known)}")
     return value
@@ -223,7 +226,7 @@ def _origin(side: str, value: Any) -> Origin:
     if (unknown := next((key for key in value if key not in known), None)) is not None:
         raise DataError(f"{side}: key {unknown!r} is unknown; use {', '.join(known)}")
     faults = value.get("faults") or []
-    if not isinstance(faults, list):
+    if not isinstance(faults, list | tuple):
         raise DataError(f"{side}.faults: must be a list of objects with kind and strength")
     read = []
     for fault in faults:
@@ -235,4 +238,4 @@ def _origin(side: str, value: Any) -> Origin:
         raise DataError(f"{side}.seed {seed!r}: must be a whole number or null")
     if not (model is None or isinstance(model, str)) or not isinstance(is_label, bool):
         raise DataError(f"{side}: model must be text or null, is_label true or false")
-    return Origin(_text(value, "generator"), tuple(read), seed, model, is_label)
+    return Origin(text_of(value, "generator"), tuple(read), seed, model, is_label)

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from statistics import median
 from typing import Any
 
@@ -13,6 +14,7 @@ from benchmarks.blind_test.study import CHECK, Study
 from benchmarks.blind_test.vote_store import Vote
 from portraitkit import votes as vote_stats
 from portraitkit.errors import DataError
+from portraitkit.files.jsonl import finite
 from portraitkit.stats import ALPHA, holm
 
 FIRST, TIE, SECOND = 0, 1, 2
@@ -118,7 +120,7 @@ def _pairs(study: Study, by_rater: np.ndarray, detect: float, seed: int) -> list
                 "p": vote_stats.preference_test(votes, seed=seed),
                 "design_effect": round(effect, 3),
                 "needed": vote_stats.votes_needed(detect, design_effect=effect),
-                "detectable": _number(within_reach),
+                "detectable": finite(within_reach),
             }
         )
     for pair, corrected in zip(out, holm([pair["p"] for pair in out]), strict=True):
@@ -136,7 +138,7 @@ def _strengths(study: Study, by_rater: np.ndarray, draws: int, seed: int) -> lis
         {
             "method": method,
             "strength": _estimate(vote_stats.Estimate(fitted.strengths[i], fitted.low[i], fitted.high[i])),
-            "first": _number(fitted.first[i]),
+            "first": finite(fitted.first[i]),
         }
         for i, method in enumerate(study.methods)
     ]
@@ -179,8 +181,4 @@ def _power(study: Study, pairs: Sequence[dict[str, Any]], detect: float, *, miss
 
 
 def _estimate(estimate: vote_stats.Estimate) -> dict[str, float | None]:
-    return {"value": _number(estimate.value), "low": _number(estimate.low), "high": _number(estimate.high)}
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    return finite(asdict(estimate))

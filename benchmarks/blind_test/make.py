@@ -27,19 +27,6 @@ from portraitkit.report.page import plural
 Picture = Float[Tensor, "3 h w"]
 ASPECT_TOLERANCE = 0.01
 QUARANTINE = "skipped.jsonl"
-CONSENT_TEXT = """You will see pairs of pictures of the same photo and say which one you prefer. There is no right or wrong answer.
-
-It takes about {minutes}: {count} comparisons, one after the other; a few may only check that pictures are looked at. You may stop at any \
-time and go on later.
-
-We store the pairs that you are shown, your answers, how long each took, and a number in place of your name. We store no name, no address, \
-no date, no time of day and nothing else about you. A random key is kept in a cookie so that you can go on where you stopped; we store \
-only a checksum of it.
-
-To ask something, or to have your answers removed, write to whoever sent you here; tell them your own link, which "Go on later" shows.
-
-Please look at the pictures on a screen that is bright enough, and look closely: you can zoom into both at once.
-"""
 
 
 def make_study(config: MakeConfig) -> int:
@@ -218,7 +205,7 @@ def _write_texts(folder: Path, config: MakeConfig, photos: Sequence[Photo], skip
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     count = config.photos_per_rater + config.attention_checks
     minutes = plural(max(1, round(count * 8 / 60)), "minute")
-    text = CONSENT_TEXT.format(minutes=minutes, count=count)
-    (folder / CONSENT).write_text(text, encoding="utf-8")
+    consent = Path(__file__).with_name("templates") / CONSENT
+    (folder / CONSENT).write_text(consent.read_text(encoding="utf-8").format(minutes=minutes, count=count), encoding="utf-8")
     if skipped:
         write_lines(folder / QUARANTINE, skipped)

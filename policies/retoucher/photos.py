@@ -22,9 +22,8 @@ from portraitkit.faces.regions import region_masks
 from portraitkit.files.jsonl import Rejected
 from portraitkit.runs.progress import progress_bar
 from preference_data.pair_set import list_photos
-from preference_data.people.blemishes import paint_blemishes
 from preference_data.people.photos import PhotoRow, describe_rows, folder_rows, open_photo
-from preference_data.people.synthetic import SEEDS, make_case
+from preference_data.people.synthetic import SEEDS, make_case, paint_blemishes
 from preference_data.schema import SPLITS
 from reward_models.photos import Photos
 

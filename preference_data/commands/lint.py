@@ -27,7 +27,7 @@ from portraitkit.faces.identity import identity_embedding
 from portraitkit.faces.mesh import require_mesh
 from portraitkit.files.atomic import write_text
 from portraitkit.files.jsonl import read_json_lines
-from portraitkit.pictures.images import read_image, resize, to_uint8
+from portraitkit.pictures.images import luminance, read_image, resize, to_uint8
 from portraitkit.runs.progress import counting
 from preference_data.commands.options import LintConfig
 from preference_data.pair_set import METADATA, metadata_of, read_photo_row, scan_pairs
@@ -341,8 +341,7 @@ def check_verdicts(entries: list[Entry]) -> list[Finding]:
 
 def small_copy(pixels: Float[Tensor, "3 h w"]) -> Float[ndarray, "32 32"]:
     """Luminance at 32 x 32, in [0, 1]."""
-    red, green, blue = resize(pixels, (SMALL_SIDE, SMALL_SIDE)).numpy()
-    return 0.299 * red + 0.587 * green + 0.114 * blue
+    return luminance(resize(pixels, (SMALL_SIDE, SMALL_SIDE)))[0].numpy()
 
 
 def perceptual_hash(small: Float[ndarray, "32 32"]) -> Bool[ndarray, " 64"]:

@@ -11,9 +11,8 @@ from torch import Tensor
 from portraitkit.discover import load_object
 from portraitkit.errors import ConfigError, nearest
 from portraitkit.faces.regions import region_masks
-from preference_data.people.blemishes import paint_blemishes
 from preference_data.people.photos import PhotoFace, PhotoRow, open_photo
-from preference_data.people.synthetic import SEEDS, Case, make_case
+from preference_data.people.synthetic import SEEDS, Case, make_case, paint_blemishes
 from preference_data.people.synthetic_pairs import SPOTS, identity_of
 from preference_data.schema import SPLITS, Origin
 

@@ -9,8 +9,9 @@ morph position, so that a held-out face is a person who was never trained on:
     held_out    morph position in [.42, .58]: looked at only to report
 """
 
+import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from jaxtyping import Float
@@ -20,11 +21,14 @@ from torchvision.transforms.functional import gaussian_blur
 
 from portraitkit.faces import align, detect, mesh, portraits, regions
 from preference_data.people import warps
-from preference_data.people.blemishes import paint_blemishes
 
 STAGE = 192
 SEEDS = {"train": 0, "validation": 10_000_000, "held_out": 20_000_000}  # The first seed of each split in product runs
 SPLITS = {"train": ((0.0, 0.34), (0.66, 1.0)), "validation": ((0.37, 0.39), (0.61, 0.63)), "held_out": ((0.42, 0.58),)}
+# Reflectance of the spot's core relative to the skin around it (R, G, B): inflamed, brown, scab, pale scar, diffuse redness.
+TINTS = torch.tensor([[0.96, 0.66, 0.68], [0.66, 0.55, 0.50], [0.60, 0.42, 0.40], [1.14, 1.16, 1.16], [0.99, 0.83, 0.85]])
+TINT_SHARES = torch.tensor([0.38, 0.28, 0.14, 0.08, 0.12])
+DIFFUSE = 4
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,7 @@ def stage() -> tuple[Float[Tensor, "2 3 s s"], Float[Tensor, "2 468 2"]]:
 def draw_morph(split: str, generator: torch.Generator) -> float:
     """Where between the two portraits a person of the split stands, in [0, 1]: what `make_person` draws first."""
     ranges = SPLITS[split]
-    low, high = ranges[int(torch.randint(len(ranges), (1,), generator=generator))]
-    return low + (high - low) * float(torch.rand(1, generator=generator))
+    return _uniform(generator, *ranges[int(torch.randint(len(ranges), (1,), generator=generator))])
 
 
 Faces = tuple[Float[Tensor, "2 3 s s"], Float[Tensor, "2 468 2"]]
@@ -124,10 +127,7 @@ def photograph(
         morph: see `Person`.
         changed: whether the skin gets another tone and pores, too.
     """
-
-    def uniform(low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand(1, generator=generator))
-
+    uniform = partial(_uniform, generator)
     side = STAGE * uniform(0.88, 1.04)
     turn = torch.tensor(uniform(-0.14, 0.14))
     rotation = torch.stack([torch.cos(turn), -torch.sin(turn), torch.sin(turn), torch.cos(turn)]).view(2, 2)
@@ -159,3 +159,49 @@ def blemished(person: Person, generator: torch.Generator, count: tuple[int, int]
     """The person with `count[0]` to `count[1]` spots painted on."""
     source, opacity = paint_blemishes(person.clean, person.skin, generator, count=count)
     return Case(source, person.clean, opacity, person.skin, person.mesh, person.morph)
+
+
+def paint_blemishes(
+    clean: Float[Tensor, "3 h w"], skin: Float[Tensor, "1 h w"], generator: torch.Generator, *, count: tuple[int, int] = (5, 14)
+) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "1 h w"]]:
+    """Paint irregular spots on the skin of one portrait. Each multiplies the skin under it by a tint, so that pores and shading stay
+    visible through it, as they do on skin.
+
+    Args:
+        clean: the portrait without blemishes, RGB in [0, 1].
+        skin: skin mask in [0, 1]; spots are centred where it exceeds .95.
+        generator: source of all randomness.
+        count: smallest and largest number of spots.
+
+    Returns:
+        The blemished portrait, RGB in [0, 1], and the opacity of the spots in [0, 1] (0 where nothing was painted).
+    """
+    height, width = clean.shape[-2:]
+    unit = height / 128
+    candidates = (skin[0] > 0.95).nonzero()
+    if len(candidates) == 0:
+        return clean.clone(), torch.zeros_like(skin)
+    number = int(torch.randint(count[0], count[1] + 1, (1,), generator=generator))
+    out, opacity = clean.clone(), torch.zeros_like(skin)
+    grid, uniform = warps.pixel_grid(height, width), partial(_uniform, generator)
+    for _ in range(number):
+        y, x = candidates[torch.randint(len(candidates), (1,), generator=generator)[0]].tolist()
+        kind = int(torch.multinomial(TINT_SHARES, 1, generator=generator))
+        radius = math.exp(uniform(math.log(1.5), math.log(4.0))) * unit
+        if kind == DIFFUSE:
+            radius = uniform(4.0, 7.0) * unit
+        offset = grid - torch.tensor([x + uniform(0, 1), y + uniform(0, 1)])
+        angle = torch.atan2(offset[..., 1], offset[..., 0])
+        stretch, turn = uniform(0.75, 1.35), uniform(0, math.pi)
+        distance = offset.norm(dim=-1) / radius * torch.exp(math.log(stretch) * torch.cos(2 * (angle - turn)))
+        distance = distance * (1 + uniform(0, 0.12) * torch.sin(3 * angle + uniform(0, 6.3)))
+        softness = uniform(0.35, 0.6) if kind == DIFFUSE else uniform(0.12, 0.28)
+        spot = torch.sigmoid((1 - distance) / softness) * uniform(0.65, 1.0) * skin[0]
+        out = out * (1 - spot * (1 - TINTS[kind].view(3, 1, 1)))
+        opacity = torch.maximum(opacity, spot[None])
+    opacity = torch.where(opacity > 0.05, opacity, 0.0)
+    return torch.where(opacity > 0, out, clean).clamp(0.0, 1.0), opacity
+
+
+def _uniform(generator: torch.Generator, low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand(1, generator=generator))

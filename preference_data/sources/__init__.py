@@ -12,17 +12,9 @@ from portraitkit.errors import DataError
 if TYPE_CHECKING:
     from numpy import ndarray
 
-BUILT_IN = {
-    "disfa": "preference_data.sources.disfa:ADAPTER",
-    "bp4d": "preference_data.sources.bp4d:ADAPTER",
-    "raf-au": "preference_data.sources.raf_au:ADAPTER",
-    "faba": "preference_data.sources.faba:ADAPTER",
-    "fer2013": "preference_data.sources.fer2013:ADAPTER",
-    "affectnet": "preference_data.sources.affectnet:ADAPTER",
-    "raf-db": "preference_data.sources.raf_db:ADAPTER",
-    "expw": "preference_data.sources.expw:ADAPTER",
-    "jsonl": "preference_data.sources.published_jsonl:ADAPTER",
-}
+MODULES = ("disfa", "bp4d", "raf_au", "faba", "fer2013", "affectnet", "raf_db", "expw")
+BUILT_IN = {name.replace("_", "-"): f"preference_data.sources.{name}:ADAPTER" for name in MODULES}
+BUILT_IN["jsonl"] = "preference_data.sources.published_jsonl:ADAPTER"
 Split = Literal["train", "validation", "test"]
 
 

@@ -22,7 +22,7 @@ from portraitkit.pictures.images import image_size, read_image, to_pil, within
 from portraitkit.serving import hosts_of, is_loopback, listen, page_app, read_body, server_of, url_of
 from preference_data.annotations import FOLDER, Judgement, append_judgement, both_orders, conflicts, file_of, judgement_of, read_judgements
 from preference_data.commands.options import AnnotateConfig
-from preference_data.schema import DIMENSIONS, QUESTIONS, TITLES, Pair
+from preference_data.schema import ASPECTS, DIMENSIONS, QUESTIONS, TITLES, Pair
 from preference_data.verdict import Order
 
 HERE = Path(__file__).parent
@@ -82,14 +82,14 @@ class Desk:
         pair = self.pairs[token]
         order = self.order(pair, name)
         names = {"1": order[0], "2": order[1], "tie": "tie"}
-        if set(answers) != {*DIMENSIONS, "overall"} or any(answer not in names for answer in answers.values()):
+        if set(answers) != set(ASPECTS) or any(answer not in names for answer in answers.values()):
             raise DataError("answers: 1, 2 or tie is needed on each dimension and overall")
         row: dict[str, Any] = {"pair": pair.id, "annotator": name, "role": role, "order": order}
         row |= {"verdicts": {key: names[answers[key]] for key in DIMENSIONS}, "overall": names[answers["overall"]]}
         judgement = judgement_of(row | {"scores": None, "reasoning": note, "seconds": seconds})
         with self.lock:
             before = self.judgements.get((pair.id, name, role))
-            if before is not None and _said(before) == _said(judgement):
+            if before is not None and (before.named, before.reasoning) == (judgement.named, judgement.reasoning):
                 return False
             append_judgement(self.folder, judgement)
             self.judgements[pair.id, name, role] = judgement
@@ -108,7 +108,7 @@ def make_app(desk: Desk, *, hosts: tuple[str, ...] = ("127.0.0.1", "localhost"))
         name, role = _who(request.query_params)
         queue = desk.queue(name, role)
         facts = {"titles": TITLES | {"overall": "Overall"}, "questions": QUESTIONS | {"overall": "Which retouch would you hand over?"}}
-        return JSONResponse({"queue": queue, "dimensions": [*DIMENSIONS, "overall"], "set": desk.folder.resolve().name} | facts)
+        return JSONResponse({"queue": queue, "dimensions": ASPECTS, "set": desk.folder.resolve().name} | facts)
 
     def pair(request: Request) -> Response:
         name, role = _who(request.query_params)
@@ -192,11 +192,7 @@ def _who(values: Any) -> tuple[str, str]:
 
 def _shown(judgement: Judgement, order: Order) -> Shown:
     names = {order[0]: "1", order[1]: "2", "tie": "tie"}
-    return {name: names[verdict] for name, verdict in {**judgement.verdicts, "overall": judgement.overall}.items()}
-
-
-def _said(judgement: Judgement) -> tuple[Any, ...]:
-    return (judgement.verdicts, judgement.overall, judgement.reasoning)
+    return {name: names[verdict] for name, verdict in judgement.named.items()}
 
 
 def _salt(path: Path) -> str:

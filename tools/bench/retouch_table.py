@@ -33,8 +33,8 @@ from portraitkit.faces.regions import region_masks
 from portraitkit.pictures.images import ciede2000, read_image, srgb_to_lab
 from portraitkit.stats import mean_by, person_interval
 from preference_data.pair_set import list_photos
-from preference_data.people.blemishes import paint_blemishes
 from preference_data.people.photos import find_face
+from preference_data.people.synthetic import paint_blemishes
 from reward_models.filters import blur, fine_energy, mean_over
 from reward_models.photos import Photos
 from reward_models.reward_set import build_rewards

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.ndimage import label
 
-from preference_data.people.blemishes import SHARES, TINTS, paint_blemishes
+from preference_data.people.synthetic import TINT_SHARES, TINTS, paint_blemishes
 
 CLEAN = torch.tensor([0.7, 0.5, 0.4]).view(3, 1, 1).expand(3, 128, 128)
 
@@ -71,5 +71,5 @@ def test_without_skin_nothing_is_painted():
 
 
 def test_kinds_are_shares():
-    assert float(SHARES.sum()) == pytest.approx(1)
-    assert TINTS.shape == (len(SHARES), 3)
+    assert float(TINT_SHARES.sum()) == pytest.approx(1)
+    assert TINTS.shape == (len(TINT_SHARES), 3)
