@@ -2,11 +2,13 @@
 
 import functools
 import gc
+import shutil
 import sys
 from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -78,3 +80,25 @@ def judge_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_judge import write_tiny_judge
 
     return write_tiny_judge(tmp_path_factory.mktemp("judge"))
+
+
+@pytest.fixture
+def quick_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients of a `ScriptedEndpoint` find it, and hardly wait before they ask again."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("portraitkit.endpoint.LONGEST_WAIT", 0.01)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium. Of one module: while it is there, its thread runs an event loop."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium on PATH: pages are tested in a real browser")
+    from patience import LONGEST
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"], timeout=1000 * LONGEST)
+        yield opened
+        opened.close()

@@ -44,3 +44,21 @@ def stopped_at_the_second(monkeypatch):
 
     monkeypatch.setattr(build, "_one", stops)
     return made
+
+
+@pytest.fixture
+def interrupt_after():
+    """A function (patch, stage, step) after which Ctrl-C comes at the end of that update of that stage of `align-vlm`."""
+    from portraitkit.vlm.trainers import Follow
+
+    def set_up(patch, stage, step):
+        ended = Follow.on_step_end
+
+        def on_step_end(self, args, state, control, **given):
+            if (self.stage, state.global_step) == (stage, step):
+                signal.raise_signal(signal.SIGINT)
+            ended(self, args, state, control, **given)
+
+        patch.setattr(Follow, "on_step_end", on_step_end)
+
+    return set_up

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from policies.vlm.tasks.shape_area import TASK
 from portraitkit.config import load_config, recipe_names
 from portraitkit.pictures.images import write_image
 from portraitkit.vlm.task import ASKED
-from portraitkit.vlm.trainers import Follow
 
 SMALL = (
     "--device cpu --dtype float32 "
@@ -171,18 +169,6 @@ def test_a_frozen_vision_tower_keeps_every_bit(command, model, tmp_path, lora):
     assert not all(kept for name, kept in same.items() if "visual" not in name)
 
 
-def interrupt_after(monkeypatch, stage, step):
-    """Ctrl-C after that update of that stage."""
-    logged = Follow.on_step_end
-
-    def on_step_end(self, args, state, control, **given):
-        if (self.stage, state.global_step) == (stage, step):
-            signal.raise_signal(signal.SIGINT)
-        logged(self, args, state, control, **given)
-
-    monkeypatch.setattr(Follow, "on_step_end", on_step_end)
-
-
 @pytest.fixture(scope="module")
 def uninterrupted():
     """LoRA rank -> the folder of a run that nothing stopped."""
@@ -190,7 +176,9 @@ def uninterrupted():
 
 
 @pytest.mark.parametrize(("rank", "stopped"), [(0, ("sft", 1)), (2, ("sft", 3)), (2, ("grpo", 2)), (0, ("grpo", 3))])
-def test_an_interrupted_run_goes_on_and_ends_as_the_uninterrupted_one(command, model, tmp_path, rank, stopped, monkeypatch, uninterrupted):
+def test_an_interrupted_run_goes_on_and_ends_as_the_uninterrupted_one(
+    command, model, tmp_path, rank, stopped, monkeypatch, uninterrupted, interrupt_after
+):
     options = ["--model", model, *OPTIONS, "--stages", "sft", "grpo", "--sft-steps", 3, "--max-train-steps", 3, "--rank", rank]
     options += ["--checkpointing-steps", 0]
     parts = tmp_path / "parts"

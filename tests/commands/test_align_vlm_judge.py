@@ -1,7 +1,6 @@
 """`align-vlm --reward judge:...` as a user runs it: the recipe, a run that is resumed, a folder of one's own, and what is refused."""
 
 import json
-import signal
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from policies.vlm.tasks.synthetic_rows import bare_person, makeup_row
 from portraitkit.config import load_config
 from portraitkit.errors import ConfigError
 from portraitkit.pictures.images import write_image
-from portraitkit.vlm.trainers import Follow
 
 OPTIONS = [
     "--device",
@@ -51,18 +49,6 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def interrupt_after(monkeypatch, step):
-    """Ctrl-C after that update."""
-    ended = Follow.on_step_end
-
-    def on_step_end(self, args, state, control, **given):
-        if state.global_step == step:
-            signal.raise_signal(signal.SIGINT)
-        ended(self, args, state, control, **given)
-
-    monkeypatch.setattr(Follow, "on_step_end", on_step_end)
-
-
 def weights(run):
     from safetensors.torch import load_file
 
@@ -70,7 +56,7 @@ def weights(run):
 
 
 @pytest.mark.slow
-def test_the_makeup_recipe_with_the_embedded_judge_resumed(command, tmp_path, monkeypatch):
+def test_the_makeup_recipe_with_the_embedded_judge_resumed(command, tmp_path, monkeypatch, interrupt_after):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     code, _, err = command(align_vlm, "--output-dir", whole, *TINY)
     assert code == 0, err
@@ -86,7 +72,7 @@ def test_the_makeup_recipe_with_the_embedded_judge_resumed(command, tmp_path, mo
     assert "overdone" in {kind["name"] for kind in probe["kinds"]} and "overdone" in page and "judge:embedded" in page
     assert "judge:embedded" in card and json.loads((whole / "config.json").read_text())["reward_weights"] == [1.0, 1.0, 0.2]
     with monkeypatch.context() as patch:
-        interrupt_after(patch, 1)
+        interrupt_after(patch, "grpo", 1)
         code, _, err = command(align_vlm, "--output-dir", parts, *TINY)
     assert code == 130, err
     code, _, err = command(align_vlm, "--output-dir", parts, *TINY, "--resume-from-checkpoint", "latest")

@@ -9,18 +9,13 @@ from scripted_endpoint import ScriptedEndpoint
 from policies.vlm.main import score_completions
 from policies.vlm.score import read_score
 
+pytestmark = pytest.mark.usefixtures("quick_endpoint")
 SAD = "<think>The brows come down (AU4).</think><answer>sadness</answer>"
 ROWS = [
     {"completion": SAD, "AUs": ["AU4"], "labels": ["sadness"], "dataset": "a", "description": "The brows come down (AU4)."},
     {"completion": SAD, "AUs": ["AU4"], "labels": ["fear"], "dataset": "a", "description": "Wide eyes (AU5)."},
     {"completion": "?", "AUs": ["AU12"], "labels": ["happiness"], "meta_info": {"age": 3}, "dataset": "b", "description": ""},
 ]
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("portraitkit.endpoint.LONGEST_WAIT", 0.01)
 
 
 @pytest.fixture

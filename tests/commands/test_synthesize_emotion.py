@@ -20,14 +20,9 @@ from portraitkit.vlm.rows import open_rows
 from portraitkit.vlm.task import ASKED
 from preference_data.emotion_rows import EmotionRow, read_emotion_rows
 
+pytestmark = pytest.mark.usefixtures("quick_endpoint")
 SAD = EmotionRow("sad", "FABA", "1.png", AUs=("AU4", "AU15"), labels=("sadness",), meta_info={"age": 3})
 GOOD = "<think>The brows come down (AU4) and the lip corners too (AU15).</think><answer>sadness</answer>"
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("portraitkit.endpoint.LONGEST_WAIT", 0.01)
 
 
 @pytest.fixture

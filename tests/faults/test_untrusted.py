@@ -7,6 +7,7 @@ import socket
 
 import pytest
 import torch
+from unpickled import Touch
 
 from benchmarks.weight_files import read_state
 from policies.retoucher.config import RetoucherConfig
@@ -33,14 +34,6 @@ def test_the_code_of_a_model_repository_is_not_run(tmp_path, load):
     with pytest.raises(WeightsError, match="could be loaded|could not be loaded"):
         load(str(folder))
     assert not (folder / "ran").exists()
-
-
-class Touch:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
 
 
 def test_a_pickle_is_not_run(tmp_path):

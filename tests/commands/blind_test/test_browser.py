@@ -2,28 +2,15 @@
 
 import json
 import random
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
 from patience import LONGEST
 
 from benchmarks.blind_test.commands import blind_test
 from benchmarks.blind_test.study import VOTES
 from benchmarks.blind_test.vote_store import read_votes
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 KEYS = {"left": "ArrowLeft", "right": "ArrowRight", "tie": "ArrowDown"}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=1000 * LONGEST)
-        yield opened
-        opened.close()
 
 
 def new_page(browser, **options):

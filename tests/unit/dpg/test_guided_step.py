@@ -6,19 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from noise import NOISY, tensors
 
 from dpg.guidance import anchor_velocity, lambda_schedule, x_star
 from dpg.sampler import Sampler
 from dpg.sde import SAMPLERS, log_ratio, sde_step, step_coefficients
-
-NOISY = ("flow_sde", "cps", "dance_sde")
-SHAPE = (3, 4, 5)
-
-
-def tensors(*names: str, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in names]
 
 
 def schedule(steps: int) -> list[float]:

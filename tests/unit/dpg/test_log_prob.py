@@ -7,19 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from noise import NOISY, tensors
 from torch import Tensor
 from torch.distributions import Normal
 
 from dpg.sampler import Sampler
 from dpg.sde import SAMPLERS, log_ratio, sde_step
-
-NOISY = ("flow_sde", "cps", "dance_sde")
-SHAPE = (3, 4, 5)
-
-
-def tensors(*names: str, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in names]
 
 
 @pytest.mark.parametrize("sampler", NOISY)

@@ -7,17 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from noise import SHAPE, tensors
 from torch import Tensor
 
 from dpg.sde import SAMPLERS, sde_step, step_coefficients
-
-SHAPE = (3, 4, 5)
-
-
-def tensors(*names: str, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in names]
-
 
 # the plain step, against the formulas as published
 

@@ -1,7 +1,6 @@
 """`retouch-portrait --serve`: the page in a real headless Chromium, and what its server answers and refuses."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +28,6 @@ from portraitkit.faces.portraits import bundled_portraits
 from portraitkit.pictures.images import to_uint8, write_image
 from portraitkit.serving import listen
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CONFIG = RetouchConfig(serve=True)
 
 
@@ -242,18 +240,6 @@ def test_options_that_would_do_nothing(options, said):
 
 
 # ---- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no chromium on PATH: the page is tested in a real browser")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,7 @@ from portraitkit.endpoint import Endpoint, Pace, Question, Reply, data_url
 from portraitkit.errors import ConfigError, ImageError, RunFolderError
 from portraitkit.pictures.images import write_image
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr("portraitkit.endpoint.LONGEST_WAIT", 0.01)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
+pytestmark = pytest.mark.usefixtures("quick_endpoint")
 ONE = Question("?")
 
 

@@ -17,6 +17,7 @@ from preference_data.contract import Answer, write_answer
 from preference_data.pair_set import read_pairs
 from preference_data.schema import DIMENSIONS
 
+pytestmark = pytest.mark.usefixtures("quick_endpoint")
 USAGE = (1000, 100)
 
 
@@ -26,12 +27,6 @@ def prefers_larger_file(request):
     better = "first" if len(one) > len(two) else "second"
     scores = {name: (4, 2) if better == "first" else (2, 4) for name in DIMENSIONS}
     return write_answer(Answer(scores, better, "more bytes"))
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr("portraitkit.endpoint.LONGEST_WAIT", 0.001)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 def serve(script):

@@ -22,19 +22,7 @@ from preference_data.schema import DIMENSIONS
 from preference_data.web import app
 from preference_data.web.app import Desk, make_app
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: the page is tested in a real browser")
 NOW = ".question.now"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=1000 * LONGEST)
-        yield browser
-        browser.close()
 
 
 class Served:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from unpickled import Touch
 
 from portraitkit.errors import ConfigError, WeightsError
 from reward_models.clip_similarity import clip_similarity
@@ -105,20 +106,10 @@ def test_weights_of_another_model_are_refused(tmp_path, folder):
     assert "\n" not in str(caught.value)
 
 
-class Malicious:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.target,)
-
-
 def test_a_pickle_that_would_run_code_is_refused_unrun(tmp_path):
     write_config(tmp_path)
     with (tmp_path / "open_clip_pytorch_model.bin").open("wb") as file:
-        torch.save({"weight": Malicious(tmp_path / "owned")}, file, pickle_module=pickle)
+        torch.save({"weight": Touch(tmp_path / "owned")}, file, pickle_module=pickle)
     with pytest.raises(WeightsError, match="holds more than tensors.*use safetensors"):
         clip_similarity(str(tmp_path))
     assert not (tmp_path / "owned").exists()

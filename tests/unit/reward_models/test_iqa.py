@@ -8,12 +8,12 @@ import pickle
 import sys
 import urllib.request
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from unpickled import Touch
 
 from portraitkit.errors import ConfigError, WeightsError
 from reward_models.iqa import ScoreRange, iqa_reward, score_range
@@ -145,18 +145,8 @@ def test_the_hub_is_offline_while_a_metric_is_built_and_all_is_put_back_after(py
     assert (torch.hub.download_url_to_file, urllib.request.urlopen, hub.HF_HUB_OFFLINE) == before
 
 
-class Malicious:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.target,)
-
-
 def test_a_pickle_that_would_run_code_is_refused_unrun(pyiqa, tmp_path):
-    torch.save({"weight": Malicious(tmp_path / "owned")}, tmp_path / "weights.pth", pickle_module=pickle)
+    torch.save({"weight": Touch(tmp_path / "owned")}, tmp_path / "weights.pth", pickle_module=pickle)
     pyiqa.build = lambda: torch.load(tmp_path / "weights.pth")  # weights_only is forced from outside
     with pytest.raises(WeightsError, match="iqa:up: its weights hold more than tensors"):
         iqa_reward("up")
