@@ -3,11 +3,12 @@
 import errno
 import io
 import json
+import math
 
 import pytest
 
 from portraitkit.errors import DataError, RunFolderError
-from portraitkit.files.jsonl import append_line, read_json_lines, read_objects, write_lines
+from portraitkit.files.jsonl import append_line, finite, read_json_lines, read_objects, write_lines
 
 
 def test_a_line_after_one_that_was_cut_off_stays_whole(tmp_path):
@@ -96,3 +97,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         write_lines(path, [{"n": 2}, {"n": float("nan")}])
     assert json.loads(path.read_text()) == {"n": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_not_finite_becomes_none_wherever_it_stands():
+    assert finite({"a": math.nan, 1: (1.0, [-math.inf, "x", 2])}) == {"a": None, "1": [1.0, [None, "x", 2]]}

@@ -1,9 +1,7 @@
-import math
-
 import pytest
 import torch
 
-from portraitkit.vlm.evaluate import Decoding, Evaluation, best_constant, compare, evaluate, finite, score_all
+from portraitkit.vlm.evaluate import Decoding, Evaluation, best_constant, compare, evaluate, score_all
 from portraitkit.vlm.generate import Completion
 
 
@@ -38,7 +36,3 @@ def test_the_gain_is_paired():
     assert found["greedy"]["gain"] == pytest.approx(0.5) and found["greedy"]["gain_ci95"] == pytest.approx((0.5, 0.5))
     interval = found["greedy"]["ci95_before"]
     assert interval[0] < found["greedy"]["before"] < interval[1] and found["sampled"]["gain"] == pytest.approx(0.25)
-
-
-def test_undefined_metrics_become_none():
-    assert finite({"a": math.nan, "b": 1.0}) == {"a": None, "b": 1.0}
