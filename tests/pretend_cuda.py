@@ -27,6 +27,12 @@ COPIES = (aten._to_copy, aten.copy_, aten.to, aten._has_compatible_shallow_copy_
 INDEXING = (aten.index, aten._unsafe_index, aten.index_put, aten.index_put_, aten._index_put_impl_)
 
 
+WAITING = (aten._local_scalar_dense, aten.nonzero, aten.masked_select)
+waits: list[str] = []
+"""What the CPU has waited for so far, where a real device has work in its queue: numbers and copies that come from it, pageable memory that
+goes there, and indices of the CPU."""
+
+
 class OnCuda(Tensor):
     """A tensor that says it is on the device; `held` has its values."""
 
@@ -46,6 +52,7 @@ class OnCuda(Tensor):
         return f"OnCuda({self.held!r})"
 
     def tolist(self) -> Any:
+        waits.append("tolist")
         return self.held.tolist()
 
     def numpy(self, *, force: bool = False) -> Any:
@@ -75,6 +82,8 @@ class _Names(TorchFunctionMode):
         if args and isinstance(args[0], OnCuda) and func in (Tensor.__getitem__, Tensor.__setitem__):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             args = (args[0], tuple(torch.tensor(part) if isinstance(part, list) else part for part in index), *args[2:])
+        if func is torch.tensor:  # whose numbers may be tensors of the device: it reads them one by one
+            args = tree_map(lambda value: value.item() if isinstance(value, OnCuda) and not value.ndim else value, args)
         return func(*args, **kwargs)
 
 
@@ -101,6 +110,11 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     there = asked.type == INSIDE.type if asked is not None else here
     if func is aten.to.other:
         there = isinstance(args[1], OnCuda)
+    mixed = here and any(not isinstance(tensor, OnCuda) for tensor in tensors)
+    copied = func.overloadpacket in COPIES and (here != there or mixed)
+    indexed = func.overloadpacket in INDEXING and here and not all(isinstance(index, OnCuda) for index in args[1] if index is not None)
+    if copied or indexed or (here and func.overloadpacket in WAITING):
+        waits.append(str(func))
     held_args, held = _held((args, kwargs))
     out = func(*held_args, **held)
     if not there:
@@ -132,14 +146,22 @@ def _check(func: Any, args: Any, tensors: list[Tensor]) -> None:
         )
 
 
+def _backward(*args: Any, **kwargs: Any) -> Any:
+    """Functions with a backward of their own name the device there, too."""
+    with _Names():
+        return torch.autograd.graph._engine_run_backward(*args, **kwargs)
+
+
 @contextmanager
 def pretend_cuda() -> Iterator[None]:
     """While active, `cuda` names the device."""
     with (
         patch.object(torch.cuda, "is_available", lambda: True),
         patch.object(torch.cuda, "empty_cache", lambda: None),
+        patch.object(Tensor, "pin_memory", lambda self: self),
         patch.object(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state()),
         patch.object(torch.cuda, "set_rng_state", lambda state, device: None),
+        patch.object(torch.autograd, "_engine_run_backward", _backward),
         patch.object(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda self: None),
         _Names(),
         _Operations(),

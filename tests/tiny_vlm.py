@@ -1,5 +1,6 @@
 """A vision-language model that fits into a test: a Qwen2.5-VL with random weights, which knows nothing."""
 
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -7,10 +8,20 @@ import torch
 
 from portraitkit.files.jsonl import write_lines
 from portraitkit.pictures.images import write_image
+from portraitkit.vlm.task import Score, Task
 from tools.embedded.tiny_vlm import build_model, build_processor
 
 ANSWER = ("<answer>", "</answer>")
 THINK_ANSWER = ("<think>", "</think>", *ANSWER)
+
+
+def _by_chance(completion, truth, mode) -> Score:
+    value = zlib.crc32(completion.encode()) / 2**32
+    return Score(value, {"chance": value}, None)
+
+
+CHANCE = Task("chance", "Area?", lambda columns: None, _by_chance, {"paper": (0.0, 1.0), "fixed": (0.0, 1.0)}, lambda truth: "")
+"""A task whose every answer has a reward of its own: groups have a spread."""
 
 
 def write_tiny_vlm(folder: Path | str, text: str = "<answer>1.00</answer> Area? ", words: Sequence[str] = ANSWER) -> Path:

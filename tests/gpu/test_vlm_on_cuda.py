@@ -1,28 +1,18 @@
 """What only a CUDA device can show of the vision-language models: TRL's updates run there, in bfloat16 under autocast, too."""
 
-import zlib
-
 import pytest
 import torch
+from tiny_vlm import CHANCE
 from transformers import TrainerCallback
 
 from portraitkit.vlm.model import be_quiet, load_model, load_processor
 from portraitkit.vlm.rows import Row
-from portraitkit.vlm.task import Score, Task
 from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments, start_processes
 from portraitkit.vlm.trainer_options import TrainerOptions
 from portraitkit.vlm.trainers import make_grpo_trainer
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
-
-
-def _by_chance(completion, truth, mode) -> Score:
-    value = zlib.crc32(completion.encode()) / 2**32
-    return Score(value, {"chance": value}, None)
-
-
-CHANCE = Task("chance", "Area?", lambda columns: None, _by_chance, {"paper": (0.0, 1.0), "fixed": (0.0, 1.0)}, lambda truth: "")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -10,28 +10,21 @@ import pytest
 import torch
 from onnx_nets import write_arcface
 from pretend_cuda import PLACES, pretend_cuda
-from safetensors.torch import save_file
+from pyiqa_weights import head_and_backbone, resnet_clip, save, vit_clip, write_forests, write_inception
 
 from benchmarks import suite
 from benchmarks.inputs import match, read_folder
 from benchmarks.metric import Pictures
-from benchmarks.metrics import built_in_metrics, load_metrics
+from benchmarks.metrics import built_in_metrics, laion_aes, load_metrics
 from benchmarks.nets.pyiqa_nets import empty_net, quiet
 from benchmarks.store import Store
 from benchmarks.suite import Suite
 from benchmarks.weight_files import Digests, find_weights
 
-BY_WEIGHTS = ("nima", "musiq", "musiq-ava", "topiq_nr", "topiq_nr-face", "arcface")
-SLOW = ("maniqa",)
-NOT_RUN = {
-    "clipiqa": "its CLIP is 100 million values; pyiqa moves it to its pictures",
-    "laion_aes": "its CLIP is 430 million values; both of its nets are moved to the pictures",
-    "nrqm": "random forests in numpy",
-    "lpips": "as the other nets of `column`, with a reference: none is small",
-    "dists": "as lpips",
-    "fid": "its Inception net is moved to the pictures",
-    "kid": "as fid",
-}
+BY_WEIGHTS = ("nima", "musiq", "musiq-ava", "topiq_nr", "topiq_nr-face", "arcface", "clipiqa", "laion_aes", "nrqm", "lpips", "fid")
+SLOW = ("maniqa", "dists")
+AS = {"kid": "fid"}  # one net, and distances in numbers
+SMALL = {"nrqm": 96, "dists": 128}  # pixels a side, where the whole pictures take long
 PLAIN = [name for name, metric in built_in_metrics().items() if not [w for w in metric.weights if not w.optional]]
 
 
@@ -41,21 +34,32 @@ def pictures(portrait) -> Pictures:
     return Pictures(torch.cat([pixels, pixels * 0.8]), pixels.repeat(2, 1, 1, 1), (pixels * 0.95).repeat(2, 1, 1, 1), ("a", "b"))
 
 
+def state_of(name: str) -> dict[str, torch.Tensor]:
+    """Random weights of the net that pyiqa has."""
+    torch.manual_seed(0)
+    return empty_net({"topiq_nr-face": "topiq_nr"}.get(name, name)).state_dict()
+
+
 def weights_of(name: str, folder: Path) -> dict[str, Path]:
-    """A file of random weights."""
-    metric = built_in_metrics()[name]
-    if not metric.weights or metric.weights[0].optional:
+    """Files of random weights."""
+    files = [wanted.name for wanted in built_in_metrics()[name].weights if not wanted.optional]
+    if not files:
         return {}
     if name == "arcface":
-        write_arcface(folder / metric.weights[0].name)
-        return {metric.weights[0].name: folder / metric.weights[0].name}
+        write_arcface(folder / files[0])
+        return {files[0]: folder / files[0]}
     with quiet():
         pytest.importorskip("pyiqa", exc_type=ImportError)
-    torch.manual_seed(0)
-    state = empty_net("topiq_nr" if name == "topiq_nr-face" else name).state_dict()
-    path = (folder / metric.weights[0].name).with_suffix(".safetensors")
-    save_file({key: value.contiguous().clone() for key, value in state.items()}, path)
-    return {metric.weights[0].name: path}
+    if name in ("nrqm", "fid", "kid"):
+        (write_forests if name == "nrqm" else write_inception)(folder / files[0])
+        return {files[0]: folder / files[0]}
+    states = {
+        "clipiqa": lambda: [resnet_clip().state_dict()],
+        "laion_aes": lambda: [laion_aes.Head(768).state_dict(), vit_clip().state_dict()],
+        "lpips": lambda: head_and_backbone(empty_net(name)),
+        "dists": lambda: head_and_backbone(empty_net(name)),
+    }.get(name, lambda: [state_of(name)])()
+    return {file: save(folder / file, state) for file, state in zip(files, states, strict=True)}
 
 
 @pytest.mark.parametrize("name", [*PLAIN, *BY_WEIGHTS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
@@ -63,6 +67,10 @@ def weights_of(name: str, folder: Path) -> dict[str, Path]:
 @torch.no_grad()
 def test_a_metric_on_the_device_is_the_cpus(name, place, times, tmp_path, pictures):
     metric, files = built_in_metrics()[name], weights_of(name, tmp_path)
+    if side := SMALL.get(name):
+        pictures = Pictures(
+            *(part[..., 100 : 100 + side, 100 : 100 + side] for part in (pictures.pixels, pictures.pixels, pictures.reference))
+        )
     expected = metric.open(files)(pictures)
     with place():
         found = metric.open(files)(pictures.to("cuda")).cpu()
@@ -70,8 +78,10 @@ def test_a_metric_on_the_device_is_the_cpus(name, place, times, tmp_path, pictur
     assert torch.allclose(found.double(), expected.double(), **near, equal_nan=True) and not found.isnan().all()
 
 
-def test_every_metric_is_run_or_named():
-    assert set(built_in_metrics()) == {*PLAIN, *BY_WEIGHTS, *SLOW, *NOT_RUN}
+def test_every_metric_is_run():
+    metrics = built_in_metrics()
+    assert set(metrics) == {*PLAIN, *BY_WEIGHTS, *SLOW, *AS}
+    assert all(metrics[name].open is metrics[other].open for name, other in AS.items())
 
 
 class InThisThread(ThreadPoolExecutor):

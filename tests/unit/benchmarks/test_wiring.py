@@ -3,12 +3,12 @@
 The values mean nothing and are never shown; what is tested is that building, loading, preprocessing and batching are right.
 """
 
-import re
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from pyiqa_weights import head_and_backbone, resnet_clip, save
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -48,9 +48,7 @@ def ours(metric: Metric, folder: Path, batch: Pictures) -> Tensor:
 
 
 def write(metric: Metric, folder: Path, state: dict[str, Tensor]) -> None:
-    save_file(
-        {key: value.contiguous().clone() for key, value in state.items()}, (folder / metric.weights[0].name).with_suffix(".safetensors")
-    )
+    save(folder / metric.weights[0].name, state)
 
 
 @pytest.fixture
@@ -93,15 +91,11 @@ def test_the_value_is_pyiqas(name, tmp_path, batch, monkeypatch):
     torch.testing.assert_close(ours(metric, tmp_path, Pictures(batch)), expected, atol=1e-5, rtol=1e-6)
 
 
-@pytest.mark.slow
 def test_clipiqa_is_pyiqas(tmp_path, batch, monkeypatch):
     with quiet():
         from pyiqa.archs import clipiqa_arch
-        from pyiqa.archs.clip_model import CLIP
 
-    torch.manual_seed(0)
-    clip = CLIP(1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 8, 12).eval()
-    clip = clip.half().float()  # pyiqa's loader rounds to half precision, in which the published file is stored
+    clip = resnet_clip()
     metric = built_in_metrics()["clipiqa"]
     write(metric, tmp_path, clip.state_dict())
     with monkeypatch.context() as patched:
@@ -116,12 +110,7 @@ def test_reference_metrics_are_pyiqas(name, tmp_path, batch):
     """Backbone and head lie in two files, as they are published."""
     metric = built_in_metrics()[name]
     net = empty_net(name)
-    backbone = {}
-    for key, value in net.named_parameters():
-        if key.startswith(("net.slice", "stage")):
-            backbone[".".join(["features", *key.rsplit(".", 2)[1:]])] = value.data.clone()
-    in_head = re.compile(r"lin\d|alpha|beta")
-    head = {key: value.abs() for key, value in net.state_dict().items() if in_head.match(key)}
+    head, backbone = head_and_backbone(net)
     torch.save(head, tmp_path / metric.weights[0].name)
     torch.save(backbone, tmp_path / metric.weights[1].name)
     found = {wanted.name: tmp_path / wanted.name for wanted in metric.weights}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from safetensors.torch import save_file
+from pyiqa_weights import save, vit_clip, write_forests, write_inception
 from torch import Tensor
 
 from benchmarks.metric import Pictures
@@ -98,20 +98,6 @@ def test_the_metric_is_the_cosine_of_the_embeddings(recognition_net, portrait):
 # ---- NRQM
 
 
-def write_forests(path) -> None:
-    """Three forests of 8 stumps and deeper trees in the layout of NRQM_model.mat, and the four linear weights."""
-    generator = np.random.default_rng(0)
-    forests = np.empty((1, 3), dtype=object)
-    for number, features in enumerate((9, 45, 75)):
-        left, right = np.tile([[2], [4], [0], [0], [0]], 8), np.tile([[3], [5], [0], [0], [0]], 8)
-        thresholds, predictions = np.exp(1.5 * generator.standard_normal((5, 8))), generator.random((5, 8)) * 10
-        best = generator.integers(1, features + 1, (5, 8))
-        names = ["lDau", "rDau", "nodestatus", "nrnodes", "upper", "avnode", "mbest"]
-        values = (left, right, np.zeros((1, 1)), np.zeros((1, 1)), thresholds, predictions, best)
-        forests[0, number] = dict(zip(names, values, strict=True))
-    scipy.io.savemat(path, {"model": {"linear": np.array([[0.3], [0.2], [0.4], [0.1]]), "rf": forests}})
-
-
 def test_nrqm_is_pyiqas(tmp_path, batch):
     with quiet():
         pytest.importorskip("pyiqa", exc_type=ImportError)
@@ -157,20 +143,16 @@ def test_laion_aes_is_pyiqas(tmp_path, portrait, height, width):
     interpolation throws beyond them, as CLIP's own preprocessing does."""
     with quiet():
         pytest.importorskip("pyiqa", exc_type=ImportError)
-        model = pytest.importorskip("clip.model", exc_type=ImportError)
+        pytest.importorskip("clip.model", exc_type=ImportError)
         from pyiqa.archs import laion_aes_arch
 
-    torch.manual_seed(0)
-    clip = model.CLIP(768, 224, 2, 128, 14, 77, 512, 64, 1, 1).eval()
-    clip = clip.half().float()  # open_clip rounds to half precision, in which the published file is stored
+    clip = vit_clip()
     with patch.object(laion_aes_arch.clip, "load", lambda name: (clip, None)):
         net = laion_aes_arch.LAIONAes(pretrained=False).eval()
     for name, value in net.mlp.named_parameters():
         if name.endswith("weight"):
             value.data *= 2  # or all pictures would score alike
-    files = {name: (tmp_path / name).with_suffix(".safetensors") for name in (laion_aes.CLIP, laion_aes.HEAD)}
-    for path, part in zip(files.values(), (clip, net.mlp), strict=True):
-        save_file({name: value.contiguous().clone() for name, value in part.state_dict().items()}, path)
+    files = {name: save(tmp_path / name, part.state_dict()) for name, part in ((laion_aes.CLIP, clip), (laion_aes.HEAD, net.mlp))}
     pixels = 0.3 + 0.4 * portrait[..., 20 : 20 + height, 60 : 60 + width]
     with torch.inference_mode():
         expected = net(pixels).flatten()
@@ -186,11 +168,9 @@ def test_laion_aes_is_pyiqas(tmp_path, portrait, height, width):
 def test_features_and_distances_are_pyiqas(tmp_path, portrait):
     with quiet():
         pytest.importorskip("pyiqa", exc_type=ImportError)
-        from pyiqa.archs import fid_arch, inception
+        from pyiqa.archs import fid_arch
 
-    torch.manual_seed(0)
-    with quiet(), patch.object(inception, "load_pretrained_network", lambda net, _: torch.save(net.state_dict(), tmp_path / "net.pth")):
-        theirs = inception.InceptionV3().eval()
+    theirs = write_inception(tmp_path / "net.pth")
     folders, pictures = [], []
     for number in range(2):
         folder = tmp_path / f"set{number}"

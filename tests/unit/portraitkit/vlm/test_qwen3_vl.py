@@ -1,10 +1,9 @@
 """What was made for Qwen2-VL, with a tiny Qwen3-VL: prompts read once, the frozen tower, tokens of pictures, `--max-pixels`, GRPO."""
 
-import zlib
-
 import pytest
 import torch
 from tiny_qwen3_vl import build_qwen3_vl
+from tiny_vlm import CHANCE
 from transformers import TrainerCallback
 
 from portraitkit.memory.vlm_trace import Load, ModelSpec, generation_bytes, model_sizes
@@ -14,7 +13,6 @@ from portraitkit.vlm.generate import complete
 from portraitkit.vlm.model import be_quiet, check_frozen, load_model, load_processor, train_last_norm, vision_tower
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.shared_prefix import other_forward
-from portraitkit.vlm.task import Score, Task
 from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments, start_processes
 from portraitkit.vlm.trainer_options import TrainerOptions
 from portraitkit.vlm.trainers import make_grpo_trainer
@@ -63,14 +61,6 @@ def test_the_frozen_tower_includes_its_deeper_mergers(folder):
     assert any("deepstack" in name for name in tower) and not any(value.requires_grad for value in tower.values())
     train_last_norm(model)
     assert [name for name, value in model.named_parameters() if value.requires_grad] == ["model.language_model.norm.weight"]
-
-
-def by_chance(completion, truth, mode) -> Score:
-    value = zlib.crc32(completion.encode()) / 2**32
-    return Score(value, {"chance": value}, None)
-
-
-CHANCE = Task("chance", "Area?", lambda columns: None, by_chance, {"paper": (0.0, 1.0), "fixed": (0.0, 1.0)}, lambda truth: "")
 
 
 def test_grpo_trains_a_lora_and_leaves_the_tower(folder, tmp_path):
