@@ -21,7 +21,7 @@ import re
 import shlex
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
@@ -86,7 +86,8 @@ class Options:
     @classmethod
     def of(cls, **values: Any) -> Self:
         """The configuration of a recipe with these values, as the command line would have it."""
-        return cls(**cls.revise(values, {}))
+        (config := cls(**cls.revise(values, {}))).check_given(values)
+        return config
 
     @classmethod
     def revise(cls, values: dict[str, Any], typed: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -103,6 +104,9 @@ class Options:
         """The options as far as they are known before they are parsed: what was typed (as text), else the recipe's, else the default."""
         defaults = {field.name: field.default for field in fields(cls)}  # type: ignore[arg-type]
         return defaults | dict(values) | {name: words[0] for name, words in typed.items() if words}
+
+    def check_given(self, names: Collection[str]) -> None:
+        """A class may refuse options that a recipe or the command line names, after `check` and whatever their value."""
 
     def __init_subclass__(cls) -> None:
         if "__post_init__" in vars(cls):
@@ -184,6 +188,7 @@ def load_config(cls: type[Config], argv: list[str], *, prog: str, example: str =
         value = getattr(config, name)
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"--{name.replace('_', '-')} {value}: must be a finite number")
+    config.check_given({*values, *given})
     return config
 
 

@@ -6,7 +6,7 @@ docstrings say (docs/papers.md). The embedded retoucher has the recipe tiny_reto
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -21,16 +21,12 @@ if TYPE_CHECKING:
 
 
 USED_BY = {
-    "ratio": ("grpo",),
-    "clip_range": ("grpo", "neighbor"),
-    "step_weight": ("grpo", "dppo"),
-    "ablate": ("grpo", "dppo"),
-    "kl_threshold": ("dppo",),
-    "noise_levels": ("nft",),
-    "old_policy_decay": ("nft",),
-    "perturbation": ("neighbor",),
-    "neighbor_anchors": ("neighbor",),
-    "advantage_p": ("neighbor",),
+    ("grpo",): ("ratio",),
+    ("grpo", "neighbor"): ("clip_range",),
+    ("grpo", "dppo"): ("step_weight", "ablate"),
+    ("dppo",): ("kl_threshold",),
+    ("nft",): ("noise_levels", "old_policy_decay"),
+    ("neighbor",): ("perturbation", "neighbor_anchors", "advantage_p"),
 }
 """Options that only some values of --loss know."""
 
@@ -38,7 +34,7 @@ USED_BY = {
 def idle_options(loss: str, dpg: bool) -> list[str]:
     """Options that do nothing with a loss: neighbor, and nft without `dpg`, draw candidates by the plain ODE."""
     drawing = {"nft": [] if dpg else ["sampler", "eta", "window"], "neighbor": ["sampler", "eta"]}
-    return [name for name, losses in USED_BY.items() if loss not in losses] + drawing.get(loss, [])
+    return [name for losses, names in USED_BY.items() if loss not in losses for name in names] + drawing.get(loss, [])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,12 +311,12 @@ class RetoucherConfig(
             raise ConfigError("--ablate-arms: needs --ablate; add it, or leave --ablate-arms out")
         if self.push_to_hub is not None and self.ablate:
             raise ConfigError("--push-to-hub: an ablation has many models; leave one of --push-to-hub and --ablate out")
-        if (self.dpg or self.anchor_weight > 0) and self.anchor == "wrong" and self.photos_per_step < 2:
+        if self.learns_from_anchors and self.anchor == "wrong" and self.photos_per_step < 2:
             raise ConfigError(f"--anchor wrong: takes another photo's anchor; --photos-per-step {self.photos_per_step} must be 2 or more")
         if self.anchors == "file" and self.photos == "embedded":
             raise ConfigError("--anchors file: the embedded photos have no files; leave --anchors out, or give --photos FOLDER")
-        learned = (self.dpg or self.anchor_weight > 0) and self.anchor == "label"
-        if self.anchors == "best-of-n" and (not learned or self.ablate or self.sharding != "none"):
+        barred = self.anchor == "wrong" or self.ablate or self.sharding != "none"
+        if self.anchors == "best-of-n" and (barred or not self.learns_from_anchors):
             raise ConfigError("--anchors best-of-n: needs --dpg or --anchor-weight, --anchor label, and neither --ablate nor --sharding")
         if self.sharding != "none" and (self.quantize != "none" or self.ablate):
             raise ConfigError(f"--sharding {self.sharding}: goes with neither --quantize nor --ablate; leave those out")
@@ -332,16 +328,21 @@ class RetoucherConfig(
             raise ConfigError(f"--global-std: goes with --advantage combined, not with {self.advantage}; leave one of them out")
         if self.loss == "nft" and (self.sharding != "none" or (self.shared_noise and not self.dpg)):
             raise ConfigError("--loss nft: goes with --no-shared-noise unless --dpg draws stochastic steps, and not with --sharding")
-        for name in (name for name in idle_options(self.loss, self.dpg) if getattr(self, name) != getattr(RetoucherConfig, name)):
-            given = f"--{name.replace('_', '-')} {getattr(self, name)}".removesuffix(" True")
-            raise ConfigError(f"{given}: does nothing with --loss {self.loss} {'--dpg' if self.dpg else '--no-dpg'}; leave it out")
         if self.loss == "neighbor" and (self.dpg or not self.shared_noise or self.neighbor_anchors > self.group_size):
             few = f"--neighbor-anchors {self.neighbor_anchors} of at most --group-size {self.group_size}"
-            raise ConfigError(f"--loss neighbor: goes with --no-dpg, --shared-noise and {few}; change what differs")
+            without = ", ".join(f"--{name.replace('_', '-')}" for name in idle_options(self.loss, False))
+            raise ConfigError(f"--loss neighbor: goes with --no-dpg, --shared-noise and {few}, without {without}; change what differs")
         if self.anchor_weight > 0 and (self.loss != "nft" or self.anchor == "none"):
             raise ConfigError(f"--anchor-weight {self.anchor_weight:g}: needs --loss nft and an --anchor; add those, or leave it out")
-        if self.reward_weights and (count := len(self.reward_weights)) != len(self.all_rewards):
-            raise ConfigError(f"--reward-weights has {count} values for {len(self.all_rewards)} rewards: give one each, or none")
+        if len(self.reward_weights) not in (0, wanted := len(self.all_rewards)):
+            raise ConfigError(f"--reward-weights has {len(self.reward_weights)} values for {wanted} rewards: give one each, or none")
+
+    def check_given(self, names: Collection[str]) -> None:
+        """Refuse what does nothing, its default value too."""
+        if idle := [name for name in idle_options(self.loss, self.dpg) if name in names]:
+            given = ", ".join(f"--{name.replace('_', '-')} {getattr(self, name)}".removesuffix(" True") for name in idle)
+            does, it = ("does", "it") if len(idle) == 1 else ("do", "them")
+            raise ConfigError(f"{given}: {does} nothing with --loss {self.loss} {'--dpg' if self.dpg else '--no-dpg'}; leave {it} out")
 
     def scheduler(self, sigmas: Sequence[float], iteration: int) -> "DPGScheduler":
         """The scheduler that takes the steps between `sigmas`, from 1 to 0; seed and training step draw its stochastic ones."""
@@ -364,16 +365,14 @@ class RetoucherConfig(
         sigmas = [1 - step / self.num_steps for step in range(self.num_steps + 1)]
         try:
             scheduler = self.scheduler(sigmas, 0)
-            drawn = scheduler.drawn_steps
-            if drawn:
+            if drawn := scheduler.drawn_steps:
                 scheduler.sampler.coefficients(sigmas[drawn[0]], sigmas[drawn[0] + 1])
         except ValueError as error:
             raise ConfigError(str(error)) from error
         if not drawn and not self.plain_rollouts:
-            raise ConfigError(
-                f"--num-steps {self.num_steps}, --window {self.window}, --lam-max {self.lam_max}: no step can be stochastic "
-                "(the last one never is, nor one with guidance 1); take more steps or less guidance"
-            )
+            given = f"--num-steps {self.num_steps}, --window {self.window}, --lam-max {self.lam_max}"
+            never = "(the last one never is, nor one with guidance 1)"
+            raise ConfigError(f"{given}: no step can be stochastic {never}; take more steps or less guidance")
 
     @property
     def plain_rollouts(self) -> bool:
@@ -385,8 +384,7 @@ class RetoucherConfig(
         """What an update minimises."""
         from policies.retoucher.update import Loss
 
-        names = {field.name for field in fields(Loss)} & {field.name for field in fields(self)}
-        return Loss(method=self.loss, **{name: getattr(self, name) for name in names})
+        return Loss(method=self.loss, **{field.name: getattr(self, field.name) for field in fields(Loss) if hasattr(self, field.name)})
 
     @property
     def learns_from_anchors(self) -> bool:

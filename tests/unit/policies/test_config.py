@@ -68,9 +68,18 @@ def test_an_arm_of_the_ablation_lays_its_settings_and_no_others_upon_the_recipe(
         ({"loss": "dppo", "ratio": "guard"}, "--ratio guard: does nothing with --loss dppo"),
         ({"loss": "dppo", "clip_range": 0.2}, "--clip-range 0.2: does nothing with --loss dppo"),
         ({"loss": "neighbor", "shared_noise": True, "eta": 0.5}, "--eta 0.5: does nothing with --loss neighbor"),
-        ({"loss": "neighbor"}, "--loss neighbor: goes with --no-dpg, --shared-noise and --neighbor-anchors 4 of at most --group-size 12"),
+        (
+            {"loss": "neighbor"},
+            "--loss neighbor: goes with --no-dpg, --shared-noise and --neighbor-anchors 4 of at most --group-size 12, without",
+        ),
+        ({"loss": "neighbor", "dpg": True}, "without --ratio, --step-weight, .*, --sampler, --eta; change what differs$"),
+        (
+            {"loss": "neighbor", "shared_noise": True, "sampler": "cps", "eta": 0.5},
+            "--sampler cps, --eta 0.5: do nothing .*; leave them out",
+        ),
         ({"loss": "neighbor", "shared_noise": True, "group_size": 3}, "--neighbor-anchors 4 of at most --group-size 3"),
         ({"perturbation": 0.5}, "--perturbation 0.5: does nothing with --loss nft"),
+        ({"perturbation": 0.3}, "--perturbation 0.3: does nothing with --loss nft"),  # its default, no less
         ({"kl_threshold": 1.0}, "--kl-threshold 1.0: does nothing with --loss nft"),
         ({"shared_noise": True}, "--loss nft: goes with --no-shared-noise"),
         ({"clip_range": 0.2}, "--clip-range 0.2: does nothing with --loss nft --no-dpg; leave it out"),
@@ -87,6 +96,13 @@ def test_what_nft_has_no_use_for_is_refused(options, words):
     with pytest.raises(ConfigError, match=words):
         RetoucherConfig.of(**{**NFT, **options})
     assert RetoucherConfig.of(loss="nft", eta=0.5, window="all", noise_levels=3).eta == 0.5  # with --dpg they are what is drawn
+
+
+def test_an_idle_option_is_refused_at_its_default_value_too(tmp_path):
+    (tmp_path / "r.toml").write_text('loss = "dppo"\nclip_range = 1e-4\n')
+    for argv in (["--loss", "dppo", "--clip-range", "1e-4"], ["--config", str(tmp_path / "r.toml")]):
+        with pytest.raises(ConfigError, match="^--clip-range 0.0001: does nothing with --loss dppo --dpg; leave it out$"):
+            load_config(RetoucherConfig, argv, prog="align-retoucher")
 
 
 @pytest.mark.parametrize(
