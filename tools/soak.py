@@ -31,7 +31,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 TIMES = {"time", "started", "seconds", "seconds_total", "samples_per_second", "steps_per_second"}
-TIMES |= {"step_time", "cpu_seconds", "resume_from_checkpoint", "command"}
+TIMES |= {"step_time", "cpu_seconds", "resume_from_checkpoint", "overwrite", "command"}
 """Keys of JSON files that say when, how long and how a run was started: not compared."""
 LEFT_OUT = {"COMPLETE", ".lock", ".writing", "environment.json", "report.html", "README.md"}
 """Files not compared: they name the machine and the time, or are written from those that are compared."""
