@@ -12,6 +12,9 @@ GAP = 0.15
 WINDOW = 5  # Validations over which a judge and the verifiable rewards are followed
 STEPS = 10  # Training steps over which their agreement inside groups is averaged
 RANKS = 0.5  # Rank correlation inside groups from which on a judge is worth asking about a policy's own rollouts
+GRAIN = (
+    0.9  # Residual grain that an honest retouch stays below, in percent of full scale: whole anchors have .5 to .6 (docs/reliability.md)
+)
 DIVERSITY = 0.5  # Of the first groups' diversity; less is a policy whose candidates have become alike
 ERRORS = {"identity_distance": 0.05, "texture_error": 0.08, "tone_error": 1.5, "lip_dE": 2.0}
 """Errors that may not grow while the reward rises, and by how much they may: the tone in CIELAB's dE76, lips in CIEDE2000."""
@@ -135,9 +138,9 @@ class Alarms:
             worse = means[name] - self.first[name]
             if rose and worse > allowed:
                 out += self._raise(step, "hacking", f"reward rises while {name} grew by {worse:.3f}: raise the weight of that reward")
-        grain = means["residual_grain"] / max(self.first["residual_grain"], 1e-6)
-        if grain > 1.5:
-            out += self._raise(step, "collapse", f"residual grain is {grain:.1f} times that of the base: lower --learning-rate")
+        grain, most = means["residual_grain"], max(1.5 * self.first["residual_grain"], GRAIN)
+        if grain > most:
+            out += self._raise(step, "collapse", f"residual grain is {grain:.2f}, at most {most:.2f} is wanted: lower --learning-rate")
         if rollout_reward is not None and ode_reward is not None and abs(rollout_reward - ode_reward) > GAP:
             out += self._raise(
                 step,
