@@ -12,10 +12,9 @@ GAP = 0.15
 WINDOW = 5  # Validations over which a judge and the verifiable rewards are followed
 STEPS = 10  # Training steps over which their agreement inside groups is averaged
 RANKS = 0.5  # Rank correlation inside groups from which on a judge is worth asking about a policy's own rollouts
-GRAIN = (
-    0.9  # Residual grain that an honest retouch stays below, in percent of full scale: whole anchors have .5 to .6 (docs/reliability.md)
-)
-DIVERSITY = 0.5  # Of the first groups' diversity; less is a policy whose candidates have become alike
+GRAIN = 0.9  # Residual grain that honest retouches stay below, in percent of full scale: whole anchors have .5 to .6 (docs/reliability.md)
+VARIETY = 15  # Training steps whose largest diversity counts: it depends on which step was drawn
+DIVERSITY = 0.5  # Of the first steps' diversity; less is a policy whose candidates have become alike
 ERRORS = {"identity_distance": 0.05, "texture_error": 0.08, "tone_error": 1.5, "lip_dE": 2.0}
 """Errors that may not grow while the reward rises, and by how much they may: the tone in CIELAB's dE76, lips in CIEDE2000."""
 SERIOUS = ("hacking", "collapse", "spread", "judge hacked")  # What --on-alarm stop stops at
@@ -40,7 +39,7 @@ class Alarms:
     first: dict[str, float] = field(default_factory=dict)  # means of the first validation
     # mean of judge and of the verifiable rewards at the last `WINDOW` validations, where a judge is in use
     courses: list[tuple[float, float]] = field(default_factory=list)
-    diversities: list[float] = field(default_factory=list)  # of candidates in the first `WINDOW` training steps, then in the last
+    diversities: list[float] = field(default_factory=list)  # of candidates in the first `VARIETY` training steps, then in the last
     sound: int = 0  # step of the last validation that raised nothing `SERIOUS`
     agreements: list[float] = field(default_factory=list)  # rank correlation of the two inside groups in the last `STEPS` training steps
 
@@ -80,10 +79,10 @@ class Alarms:
                 step, "spread", f"candidates of a group score alike (standard deviation {spread:.4f}): raise --eta or --group-size"
             )
         if diversity is not None:
-            first, last = self.diversities[:WINDOW], [*self.diversities[WINDOW:], diversity][-WINDOW:]
+            first, last = self.diversities[:VARIETY], [*self.diversities[VARIETY:], diversity][-VARIETY:]
             self.diversities = [*first, *last]
-            if len(self.diversities) == 2 * WINDOW and sum(last) < DIVERSITY * sum(first):
-                text = f"candidates of a group are {sum(last) / sum(first):.2f} times as far apart as at first: raise --kl-beta, or stop"
+            if len(self.diversities) == 2 * VARIETY and max(last) < DIVERSITY * max(first):
+                text = f"candidates of a group are {max(last) / max(first):.2f} times as far apart as at first: raise --kl-beta, or stop"
                 out += self._raise(step, "diversity", text)
         limit = RATIO_TOLERANCE * clip_range if on_policy else 50 * clip_range
         if ratio_deviation > max(limit, 1e-6):

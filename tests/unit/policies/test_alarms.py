@@ -64,6 +64,13 @@ def test_one_candidate_for_all_is_told_at_once(make_trainer, config):
     assert alarm.name == "spread"
 
 
+def test_steps_drawn_late_are_no_loss_of_diversity():
+    """As in honest runs of the demo: how far candidates are apart depends on the one step that is drawn, here the last one often."""
+    alarms, seen = Alarms(), [0.007, 0.0066, 0.007, 0.0066, 0.0066, *[0.0015] * 6, 0.0066, *[0.0015] * 9] * 2
+    quiet = {"spread": 0.01, "ratio_deviation": 0.0, "on_policy": True, "clip_range": 1e-4}
+    assert not any(alarms.after_step(step, diversity=value, **quiet) for step, value in enumerate(seen))
+
+
 @pytest.mark.slow
 def test_a_run_stops_at_an_alarm_and_goes_back_to_before_it(tmp_path, monkeypatch, capsys):
     """The policy's pictures get brighter after its second step, and its only reward pays for that."""

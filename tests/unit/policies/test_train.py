@@ -158,7 +158,7 @@ def test_alarms_name_what_went_wrong_once_in_a_while():
     assert [a.name for a in alarms.after_step(21, spread=0.0, ratio_deviation=0.0, on_policy=True, clip_range=1e-4)] == ["spread"]
     assert [a.name for a in alarms.after_step(22, spread=0.1, ratio_deviation=1e-3, on_policy=True, clip_range=1e-4)] == ["ratio"]
     quiet = {"spread": 0.1, "ratio_deviation": 0.0, "on_policy": True, "clip_range": 1e-4}
-    found = [alarms.after_step(30 + step, diversity=0.1 if step < 5 else 0.04, **quiet) for step in range(10)]
-    assert [[a.name for a in some] for some in found] == [[]] * 9 + [["diversity"]]
+    found = [alarms.after_step(30 + step, diversity=0.1 if step < 15 else 0.04, **quiet) for step in range(30)]
+    assert [[a.name for a in some] for some in found] == [[]] * 29 + [["diversity"]]
     assert "0.40 times" in alarms.raised[-1].message
     json.dumps([alarm.message for alarm in alarms.raised])
