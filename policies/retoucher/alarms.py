@@ -75,9 +75,8 @@ class Alarms:
         """
         out: list[Alarm] = []
         if spread < SPREAD_FLOOR:
-            out += self._raise(
-                step, "spread", f"candidates of a group score alike (standard deviation {spread:.4f}): raise --eta or --group-size"
-            )
+            text = f"candidates of a group score alike (standard deviation {spread:.4f}): raise --eta or --group-size"
+            out += self._raise(step, "spread", text)
         if diversity is not None:
             first, last = self.diversities[:VARIETY], [*self.diversities[VARIETY:], diversity][-VARIETY:]
             self.diversities = [*first, *last]
@@ -86,19 +85,14 @@ class Alarms:
                 out += self._raise(step, "diversity", text)
         limit = RATIO_TOLERANCE * clip_range if on_policy else 50 * clip_range
         if ratio_deviation > max(limit, 1e-6):
-            out += self._raise(
-                step, "ratio", f"likelihood ratio off 1 by {ratio_deviation:.2e}: lower --learning-rate or --updates-per-step"
-            )
+            text = f"likelihood ratio off 1 by {ratio_deviation:.2e}: lower --learning-rate or --updates-per-step"
+            out += self._raise(step, "ratio", text)
         if agreement is not None and agreement == agreement:
             self.agreements = [*self.agreements, agreement][-STEPS:]
             mean = sum(self.agreements) / len(self.agreements)
             if len(self.agreements) == STEPS and mean < 0:
-                out += self._raise(
-                    step,
-                    "judge disagrees",
-                    f"inside groups the judge ranks candidates against the verifiable rewards (rank correlation {mean:.2f} over "
-                    f"{STEPS} steps): lower its weight or train it on such pairs",
-                )
+                text = f"inside groups the judge ranks candidates against the verifiable rewards (rank correlation {mean:.2f} over "
+                out += self._raise(step, "judge disagrees", f"{text}{STEPS} steps): lower its weight or train it on such pairs")
         return out
 
     def after_first_groups(self, step: int, rank: GroupRank) -> list[Alarm]:
@@ -141,11 +135,8 @@ class Alarms:
         if grain > most:
             out += self._raise(step, "collapse", f"residual grain is {grain:.2f}, at most {most:.2f} is wanted: lower --learning-rate")
         if rollout_reward is not None and ode_reward is not None and abs(rollout_reward - ode_reward) > GAP:
-            out += self._raise(
-                step,
-                "sde-ode gap",
-                f"rollouts score {rollout_reward:.3f}, the plain ODE {ode_reward:.3f} on the same photos: do not trust rollout reward",
-            )
+            text = f"rollouts score {rollout_reward:.3f}, the plain ODE {ode_reward:.3f} on the same photos: do not trust rollout reward"
+            out += self._raise(step, "sde-ode gap", text)
         if not any(alarm.name in SERIOUS and step - alarm.step < self.quiet for alarm in self.raised):
             self.sound = step
         return out
