@@ -14,25 +14,21 @@ QUARANTINE = "quarantine.jsonl"
 PHOTO_COLUMNS = ("file_name", "anchor_file_name", "split", "identity", "consent", "licence", "source", *CHOICES)
 
 
-def read_pairs(folder: Path, *, max_bad: float = 0.0) -> list[Pair]:
-    """The pairs of a folder, checked row by row; bad rows, up to the share `max_bad`, are written to its `quarantine.jsonl`.
+def read_pairs(folder: Path) -> list[Pair]:
+    """The pairs of a folder, checked row by row; bad rows are written to its `quarantine.jsonl`. `scan_pairs` leaves them out.
 
     Raises:
-        DataError: no such file, nothing in it, or a larger share of bad rows; the first is named.
+        DataError: no such file, nothing in it, or a bad row; the first is named.
     """
     row_set = scan_pairs(folder)
-    pairs, rejected = row_set.rows, row_set.rejected
-    write_quarantine(folder, rejected)
-    total = len(pairs) + len(rejected)
-    if not total:
-        raise DataError(f"{folder / METADATA}: holds no row; make pairs with make-preferences build")
-    if len(rejected) > max_bad * total:
-        first = rejected[0]
-        more = f" (and {len(rejected) - 1} more rows, see {QUARANTINE})" if rejected[1:] else ""
+    write_quarantine(folder, row_set.rejected)
+    if row_set.rejected:
+        first, *others = row_set.rejected
+        more = f" (and {len(others)} more rows, see {QUARANTINE})" if others else ""
         raise DataError(f"{folder / METADATA} line {first.line}: {first.reason}{more}")
-    if not pairs:
-        raise DataError(f"{folder / METADATA}: no row of {total} can be read; see {QUARANTINE}")
-    return pairs
+    if not row_set.rows:
+        raise DataError(f"{folder / METADATA}: holds no row; make pairs with make-preferences build")
+    return row_set.rows
 
 
 def scan_pairs(folder: Path) -> RowSet[Pair]:

@@ -121,12 +121,8 @@ def _match(pictures: Mapping[str, Mapping[str, Path]]) -> tuple[list[str], list[
 
 
 def read_groups(path: Path | None, folders: Iterable[Path], columns: tuple[str, ...]) -> dict[str, dict[str, str]]:
-    """File name without suffix -> column -> value; nothing where no folder has a metadata.jsonl.
-
-    Args:
-        path: the file, or None to take the first folder's that has one.
-        folders: searched in this order.
-        columns: read from each row; those that are missing or null are left out.
+    """File name without suffix -> column -> value, from a file or, without one, from the first folder that has a metadata.jsonl; nothing
+    where none has. Columns that a row lacks or that are null are left out.
 
     Raises:
         DataError: a row is no JSON object with a text file_name, a value is neither text nor number, or a name comes twice;

@@ -16,7 +16,6 @@ from urllib.parse import parse_qs, urlsplit
 
 import anyio
 from filelock import FileLock, Timeout
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -28,6 +27,7 @@ from benchmarks.blind_test.options import ServeConfig
 from benchmarks.blind_test.study import CONSENT, VOTES, Study, read_study
 from benchmarks.blind_test.vote_store import CHOICES, Trial, VoteStore
 from portraitkit.errors import RunFolderError
+from portraitkit.report.page import page_environment
 from portraitkit.serving import hosts_of, is_loopback, listen, page_app, read_body, server_of, url_of
 
 MAX_BODY = 4096
@@ -93,9 +93,7 @@ class _Pages:
 
     def __init__(self, study: Study, store: VoteStore, max_raters: int) -> None:
         self.study, self.store, self.max_raters = study, store, max_raters
-        self._templates = Environment(
-            loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-        )
+        self._templates = page_environment(HERE / "templates")
         self._length = study.photos_per_rater + study.attention_checks
         self._has_reference = any(photo.reference for photo in study.photos)
 

@@ -110,15 +110,10 @@ class Cell:
 
 
 def draw_session(shown: Iterable[Cell], *, photos: int, pairs: int, length: int, checks: int, generator: random.Random) -> list[Cell]:
-    """The length + checks comparisons of one more rater, in order.
+    """The comparisons of one more rater, in order: `length` that are drawn, and between them, never first, as many attention checks.
 
-    Args:
-        shown: every cell shown or promised so far, checks left out.
-        photos: how many.
-        pairs: how many pairs of methods.
-        length: comparisons to draw.
-        checks: attention checks to put between them, never first.
-        generator: decides between equals, and the order.
+    Of the `photos` and `pairs` of methods there are so many; `shown` is every cell shown or promised so far, checks left out. The
+    generator decides between equals, and the order.
     """
     cells, by_photo, by_pair = Counter[tuple[int, int]](), Counter[int](), Counter[int]()
     left, left_of_pair = Counter[tuple[int, int]](), Counter[int]()

@@ -35,11 +35,8 @@ def luminance(pixels: Float[Tensor, "n 3 h w"]) -> Maps:
 
 
 def normalised(maps: Maps, *, padding: str) -> Maps:
-    """(I - mean) / (deviation + 1) with Gaussian local moments: 7 x 7, sigma 7/6.
-
-    Args:
-        maps: luminance, 0 .. 255.
-        padding: "replicate" or "constant" (zeros), beyond the picture's edge.
+    """(I - mean) / (deviation + 1) of luminance in 0 .. 255, with Gaussian local moments: 7 x 7, sigma 7/6. Beyond the picture's edge
+    the padding is "replicate" or "constant" (zeros).
     """
     both = F.pad(torch.stack([maps, maps.square()]), (WINDOW // 2,) * 4, mode=padding)
     if maps.dtype == torch.float32:

@@ -85,11 +85,7 @@ def split_of_person(name: str) -> str | None:
 
 
 def open_face(config: MakeupConfig, name: str) -> BareFace:
-    """Read or make one face.
-
-    Args:
-        config: folder, size and seed of the faces.
-        name: from `list_photos`.
+    """Read or make one face of `list_photos`.
 
     Raises:
         ImageError: the photo cannot be read.

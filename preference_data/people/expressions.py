@@ -187,14 +187,8 @@ def _closeness(face: FaceFrame, fold: Fold, at: Float[Tensor, "h w 2"]) -> Float
 def slide_lids(
     photo: Float[Tensor, "3 h w"], at: Float[Tensor, "h w 2"], face: FaceFrame, *, lower: float, lift: float
 ) -> Float[Tensor, "3 h w"]:
-    """The photo read at `at`, with other lids.
-
-    Args:
-        photo: RGB, [0, 1].
-        at: of each pixel, in the face's frame.
-        face: its frame.
-        lower: how far the upper lid comes down, over the eye's opening; negative: how far it rises.
-        lift: how far the lower lid rises, over the eye's opening; `lower + lift` is at most 1, where the eye is closed.
+    """The photo, RGB in [0, 1], read at points of the face's frame, with other lids. Over the eye's opening, the upper lid comes down by
+    `lower` (negative: it rises) and the lower lid rises by `lift`; together at most 1, where the eye is closed.
     """
     x, y = at.unbind(-1)
     out = face.sample(photo, x, y)
@@ -241,17 +235,11 @@ def _bare_eye(photo: Tensor, face: FaceFrame, x: Tensor, y: Tensor, top: Tensor,
 class MouthOpening:
     """How far each point of a face moves down when its mouth opens. Everything is in the face's frame.
 
-    The line that parts is the upper edge of the lower lip: a mouth that is open already opens further.
+    The line that parts is the upper edge of the lower lip: a mouth that is open already opens further. The lower lip goes down by `lips`
+    alone, while the chin stays, and by `jaw` together with chin and lower cheeks.
     """
 
     def __init__(self, face: FaceFrame, *, lips: float, jaw: float) -> None:
-        """Set the opening.
-
-        Args:
-            face: whose mouth it is.
-            lips: how far the lower lip goes down by itself; the chin stays.
-            jaw: how far the jaw goes down, with the chin and the lower cheeks.
-        """
         self.face, self.lips, self.jaw = face, lips, jaw
         self.line = face.points[list(LOWER_LIP)]
         left, right = face.points[list(CORNERS), 0].tolist()
@@ -299,13 +287,8 @@ class MouthOpening:
 def open_mouth(
     picture: Float[Tensor, "3 h w"], photo: Float[Tensor, "3 h w"], at: Float[Tensor, "h w 2"], opening: MouthOpening
 ) -> Float[Tensor, "3 h w"]:
-    """Part the lips; returns the picture with the mouth's inside painted and everything below it moved down.
-
-    Args:
-        picture: what stays where it is, as read at `at`.
-        photo: where the lower part of the face is read from.
-        at: of each pixel, in the face's frame.
-        opening: of the mouth.
+    """Part the lips of a picture that was read at points of the face's frame; returns it with the mouth's inside painted and everything
+    below it, which is read from the photo, moved down.
     """
     if opening.lips + opening.jaw == 0:
         return picture

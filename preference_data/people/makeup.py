@@ -188,13 +188,8 @@ def split_of(color: str) -> str:
 
 
 def draw_color(region: str, rng: random.Random, *, wide: float = 0.25, split: str | None = None) -> str:
-    """A colour `#RRGGBB` for a region.
-
-    Args:
-        region: lips, blush or eyeshadow.
-        rng: source of all randomness.
-        wide: share of colours drawn evenly from sRGB instead of from the region's `FAMILIES`.
-        split: draw again until the colour is this split's own; None: any colour.
+    """A colour `#RRGGBB` for lips, blush or eyeshadow, a share `wide` of them drawn evenly from sRGB instead of from the region's
+    `FAMILIES`. With a `split` it is drawn again until it is that split's own.
     """
     while True:
         color = _any_color(rng) if rng.random() < wide else _family_color(region, rng)

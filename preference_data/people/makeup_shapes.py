@@ -115,15 +115,8 @@ def draw_shape(shape: Shape, mesh: Float[Tensor, "468 dim"], height: int, width:
     """Draw what a shape covers in a picture of `height` x `width`; None where that is nothing.
 
     Lips leave out the mouth's opening and the teeth, every shape leaves out the eyes, blush also the lips and whatever lies
-    outside the face's oval: there the mask is exactly 0.
-
-    Args:
-        shape: from `SHAPES`.
-        mesh: in pixels of the picture; only x and y are used.
-        height: of the picture.
-        width: of the picture.
-        sigma: 0 to 255, in place of the shape's own.
-        split: 0 to 255, in place of the shape's own.
+    outside the face's oval: there the mask is exactly 0. Of the `mesh`, in pixels of the picture, x and y are used; `sigma` and `split`, 0
+    to 255, stand in place of the shape's own.
     """
     points = mesh.detach()[:, :2].float()
     unit = face_scale(points)

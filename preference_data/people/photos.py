@@ -149,13 +149,8 @@ def describe_rows(rows: list[PhotoRow]) -> str:
 
 
 def open_photo(photo: Path, anchor: Path | None, size: int, face: PhotoFace | None = None) -> AlignedPhoto:
-    """The aligned face of a photo, `size` pixels wide and high, and of its anchor.
-
-    Args:
-        photo: the file.
-        anchor: that of its preferred retouch, where there is one.
-        size: side of the crop in pixels.
-        face: as `folder_rows` found it: it is not looked for again, and the anchor is known to fit.
+    """The aligned face of a photo's file, `size` pixels wide and high, and of its anchor's, where there is one. A `face` that `folder_rows`
+    found is not looked for again, and its anchor is known to fit.
 
     Raises:
         ImageError: photo or anchor cannot be read.
@@ -187,13 +182,8 @@ def find_face(pixels: Float[Tensor, "3 h w"], path: Path) -> PhotoFace:
 
 
 def fit_retouch(pixels: Float[Tensor, "3 h w"], photo: PhotoFace, path: Path, what: str) -> Float[Tensor, "3 h2 w2"]:
-    """A retouch brought to its photo's size, once it is known to be one.
-
-    Args:
-        pixels: of the retouch, RGB in [0, 1].
-        photo: the face that it must show.
-        path: of the retouch, for the message.
-        what: it is, "anchor" or "retouch", for the message.
+    """A retouch, RGB in [0, 1], brought to its photo's size, once it is known to be one: to show the photo's face in its place. Messages
+    call it by `path` and by `what` it is, "anchor" or "retouch".
 
     Raises:
         DataError: another frame, no usable face, another person by the identity net, or a face in another place.

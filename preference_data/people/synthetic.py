@@ -116,16 +116,8 @@ def photograph(
     morph: float = float("nan"),
     changed: bool = True,
 ) -> Person:
-    """Photograph a face of the stage: from another distance and angle, mirrored or not, in another light.
-
-    Args:
-        portrait: on the stage, RGB in [0, 1].
-        landmarks: in pixels of the stage.
-        skin: soft mask in [0, 1].
-        generator: source of all randomness.
-        size: side of the photo in pixels.
-        morph: see `Person`.
-        changed: whether the skin gets another tone and pores, too.
+    """Photograph a face of the stage (RGB and soft mask in [0, 1]) at `size` pixels a side: from another distance and angle, mirrored or
+    not, in another light; with `changed` the skin gets another tone and pores, too. For `morph` see `Person`.
     """
     uniform = partial(_uniform, generator)
     side = STAGE * uniform(0.88, 1.04)
@@ -164,14 +156,9 @@ def blemished(person: Person, generator: torch.Generator, count: tuple[int, int]
 def paint_blemishes(
     clean: Float[Tensor, "3 h w"], skin: Float[Tensor, "1 h w"], generator: torch.Generator, *, count: tuple[int, int] = (5, 14)
 ) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "1 h w"]]:
-    """Paint irregular spots on the skin of one portrait. Each multiplies the skin under it by a tint, so that pores and shading stay
-    visible through it, as they do on skin.
+    """Paint `count[0]` to `count[1]` irregular spots on one portrait, RGB in [0, 1], centred where the skin mask exceeds .95.
 
-    Args:
-        clean: the portrait without blemishes, RGB in [0, 1].
-        skin: skin mask in [0, 1]; spots are centred where it exceeds .95.
-        generator: source of all randomness.
-        count: smallest and largest number of spots.
+    Each multiplies the skin under it by a tint, so that pores and shading stay visible through it, as they do on skin.
 
     Returns:
         The blemished portrait, RGB in [0, 1], and the opacity of the spots in [0, 1] (0 where nothing was painted).

@@ -16,7 +16,7 @@ import torch
 
 from preference_data.people.degradations import EFFECTS, GROSS, Kinds, degrade
 from preference_data.people.synthetic import Case, make_case
-from preference_data.schema import DIMENSIONS, Fault
+from preference_data.schema import DIMENSIONS
 from preference_data.verdict import Verdict, winner
 
 OFFSETS = {"train": (-0.2, 0.2), "validation": (-0.35, -0.22), "held_out": (0.22, 0.35)}
@@ -99,40 +99,24 @@ def draw_plan(split: str, generator: torch.Generator, mode: str | None = None, k
 def make_pair(split: str, seed: int, *, size: int = 128, mode: str | None = None) -> dict[str, Any]:
     """One synthetic pair; equal arguments give equal pairs, and the global random state is left alone.
 
-    Args:
-        split: "train", "validation" or "held_out": people and strengths differ, see the module.
-        seed: any non-negative integer; the person is that of `make_case(split, seed)`.
-        size: side of the pictures in pixels.
-        mode: see `PairPlan`; drawn if not given.
+    The person is that of `make_case(split, seed)`; people and strengths differ between the splits, see the module. The mode (see
+    `PairPlan`) is drawn if not given.
 
     Returns:
-        `input`, `a`, `b`: RGB tensors (3, size, size) in [0, 1]; `scores`: dimension -> (score of a, of b), integers 1 to 5; `verdicts`:
-        dimension -> "a", "b" or "tie"; `overall`: "a" or "b"; `faults_a`, `faults_b`: tuples of `Fault`; `plan`: the `PairPlan`;
-        `mode`; `split`; `seed`; `identity`: a name of the person; `synthetic`: True.
+        `input`, `a`, `b`: RGB tensors (3, size, size) in [0, 1]; `faults_a`, `faults_b`: kind -> strength; `scores`: dimension -> (score
+        of a, of b), integers 1 to 5; `verdicts`: dimension -> "a", "b" or "tie"; `overall`: "a" or "b"; `identity`: a name of the person.
     """
     case = make_case(split, seed, size=size, count=SPOTS)
     plan = draw_plan(split, torch.Generator().manual_seed(seed + 2**40), mode)
-    return pair_of_case(case, plan) | {"split": split, "seed": seed}
-
-
-def pair_of_case(case: Case, plan: PairPlan) -> dict[str, Any]:
-    """The pictures and the truth of a plan on one case; see `make_pair`."""
-    faults = {side: plan.faults(side) for side in ("a", "b")}
-    scores = plan.scores()
+    faults_a, faults_b, scores = plan.faults("a"), plan.faults("b"), plan.scores()
     verdicts, overall = verdicts_of(scores)
-    return {
+    truth = {"scores": scores, "verdicts": verdicts, "overall": overall, "identity": identity_of(case)}
+    return truth | {
         "input": (case.source * 255).round() / 255,
-        "a": degrade(case, faults["a"], plan.variant),
-        "b": degrade(case, faults["b"], plan.variant),
-        "scores": scores,
-        "verdicts": verdicts,
-        "overall": overall,
-        "faults_a": tuple(Fault(kind, strength) for kind, strength in faults["a"].items()),
-        "faults_b": tuple(Fault(kind, strength) for kind, strength in faults["b"].items()),
-        "plan": plan,
-        "mode": plan.mode,
-        "identity": identity_of(case),
-        "synthetic": True,
+        "a": degrade(case, faults_a, plan.variant),
+        "b": degrade(case, faults_b, plan.variant),
+        "faults_a": faults_a,
+        "faults_b": faults_b,
     }
 
 

@@ -97,12 +97,7 @@ class Desk:
 
 
 def make_app(desk: Desk, *, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")) -> Starlette:
-    """The ASGI application.
-
-    Args:
-        desk: the pairs.
-        hosts: names by which the page may be asked for; others are refused (DNS rebinding).
-    """
+    """The ASGI application; it may be asked for by the names `hosts`, others are refused (DNS rebinding)."""
 
     def state(request: Request) -> Response:
         name, role = _who(request.query_params)

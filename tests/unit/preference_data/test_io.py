@@ -59,7 +59,7 @@ def test_a_bad_line_is_named_and_quarantined(folder, line, word):
     assert word in str(error.value)
     quarantined = [json.loads(text) for text in (folder / QUARANTINE).read_text().splitlines()]
     assert [row["line"] for row in quarantined] == [2] and word in quarantined[0]["reason"] and len(quarantined[0]["text"]) <= 500
-    assert [pair.id for pair in read_pairs(folder, max_bad=0.5)] == ["p"]
+    assert [pair.id for pair in scan_pairs(folder).rows] == ["p"]
 
 
 def test_a_symlink_out_of_the_folder_is_refused(folder):
@@ -71,7 +71,8 @@ def test_a_symlink_out_of_the_folder_is_refused(folder):
 
 def test_an_old_quarantine_goes_when_all_is_well(folder):
     write(folder, ROW, b"{\n")
-    read_pairs(folder, max_bad=1)
+    with pytest.raises(DataError):
+        read_pairs(folder)
     write(folder, ROW)
     read_pairs(folder)
     assert not (folder / QUARANTINE).exists()

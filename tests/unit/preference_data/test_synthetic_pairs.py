@@ -24,7 +24,7 @@ def test_equal_seeds_give_equal_pairs_and_leave_the_global_generator_alone():
     for key, value in one.items():
         assert torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key], key
     assert not torch.equal(one["input"], make_pair("train", 6)["input"])
-    assert one["synthetic"] and one["a"].shape == one["b"].shape == one["input"].shape == (3, 128, 128)
+    assert one["a"].shape == one["b"].shape == one["input"].shape == (3, 128, 128)
 
 
 def test_strengths_of_a_split_are_never_those_of_another(plans):
