@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +63,12 @@ def interrupt_after():
         patch.setattr(Follow, "on_step_end", on_step_end)
 
     return set_up
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """An empty working directory, with home and metric weights in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PORTRAITKIT_WEIGHTS", str(tmp_path / "weights"))
+    return tmp_path

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from written import lines
 
 from policies.vlm.align.align_config import AlignVlmConfig
 from policies.vlm.main import align_vlm
@@ -20,10 +21,6 @@ SMALL = (
     "--samples 2 --max-train-steps 2 --validation-steps 1 --sft-steps 1 --sft-batch 2"
 )
 OPTIONS = SMALL.split()
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("name", recipe_names(AlignVlmConfig))

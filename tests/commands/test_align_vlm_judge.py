@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from scripted_endpoint import ScriptedEndpoint
+from written import lines
 
 from policies.vlm.align.align_config import AlignVlmConfig
 from policies.vlm.align.inputs import check_groups
@@ -43,10 +44,6 @@ OPTIONS = [
     "brief",
 ]
 TINY = ["--config", "tiny_makeup_judge", *OPTIONS, "--group-size", 4, "--max-tokens", 64, "--probe-rows", 2, "--max-train-steps", 3]
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def weights(run):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from several_processes import several, torchrun
+from written import lines
 
 from policies.vlm.main import align_vlm
 
@@ -67,10 +68,6 @@ def test_two_processes_imitate_as_one(imitate, imitated, options):
     learned = weights(run / "model")  # with DeepSpeed the head, which is tied to the embedding, stands there, too
     for name, value in weights(imitated[0] / "model").items():
         torch.testing.assert_close(learned[name], value, atol=1e-4, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def weights(folder):

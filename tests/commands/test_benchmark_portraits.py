@@ -18,14 +18,6 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("PORTRAITKIT_WEIGHTS", str(tmp_path / "weights"))
-    return tmp_path
-
-
-@pytest.fixture
 def pictures(place) -> Path:
     """photos/, base/ and ours/ with three pictures each."""
     portrait = torch.from_numpy(skimage.data.astronaut()).permute(2, 0, 1).float() / 255

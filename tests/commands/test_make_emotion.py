@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from written import lines
 
 from policies.vlm.tasks.emotion import TASK
 from portraitkit.errors import ConfigError, DataError
@@ -154,10 +155,6 @@ EXPECTED = {
 }
 
 
-def rows_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_each_data_set_from_its_own_layout(command, tmp_path, name):
     MAKERS[name](tmp_path / "in")
@@ -165,7 +162,7 @@ def test_each_data_set_from_its_own_layout(command, tmp_path, name):
     options = ["--test-share", "0.25"] if name == "expw" else []
     code, _, err = command(make_preferences, "emotion", name, tmp_path / "in", "--output-dir", out, *options)
     assert code == 0, err
-    found = {split: rows_of(out / f"{split}.jsonl") for split in EXPECTED[name]}
+    found = {split: lines(out / f"{split}.jsonl") for split in EXPECTED[name]}
     assert {split: len(rows) for split, rows in found.items()} == EXPECTED[name]
     assert (out / "validation.jsonl").exists() == ("validation" in EXPECTED[name])
     for split in EXPECTED[name]:
@@ -185,7 +182,7 @@ def build(command, tmp_path, name, *options, maker=None):
 
 def test_disfa_reads_frames_intensities_and_the_usual_fold(command, tmp_path):
     assert build(command, tmp_path, "disfa")[0] == 0
-    train, test = rows_of(tmp_path / "out/train.jsonl"), rows_of(tmp_path / "out/test.jsonl")
+    train, test = lines(tmp_path / "out/train.jsonl"), lines(tmp_path / "out/test.jsonl")
     assert [row["AUs"] for row in train[:3]] == [["AU4"], ["AU1"], ["AU1", "AU12"]] and train[0]["labels"] == []
     assert {row["meta_info"]["subject"] for row in test} == {"SN003"}
     levels = [float(read_image(tmp_path / "out" / row["image"]).pixels.mean()) * 255 for row in train[:3]]
@@ -194,22 +191,22 @@ def test_disfa_reads_frames_intensities_and_the_usual_fold(command, tmp_path):
 
 def test_disfa_every_second_frame_and_any_intensity(command, tmp_path):
     code, _, _ = build(command, tmp_path, "disfa", "--every", "2", "--min-intensity", "1", maker=lambda root: disfa(root, stills=True))
-    rows = rows_of(tmp_path / "out/train.jsonl")
+    rows = lines(tmp_path / "out/train.jsonl")
     assert code == 0 and [row["meta_info"]["frame"] for row in rows] == [1, 3, 1, 3]
     assert (tmp_path / "out/images").is_symlink() and rows[0]["image"] == "images/Images/SN001/1.jpg"
 
 
 def test_bp4d_keeps_what_the_prompt_does_not_define_apart(command, tmp_path):
     code, _, err = build(command, tmp_path, "bp4d")
-    rows = rows_of(tmp_path / "out/train.jsonl")
+    rows = lines(tmp_path / "out/train.jsonl")
     assert code == 0 and "AU38" in err
     assert rows[0]["AUs"] == ["AU4"] and rows[0]["meta_info"]["other_AUs"] == ["AU38"] and rows[0]["meta_info"]["unknown"] == ["AU27"]
-    assert {row["meta_info"]["subject"] for row in rows_of(tmp_path / "out/test.jsonl")} == {"F004"}
+    assert {row["meta_info"]["subject"] for row in lines(tmp_path / "out/test.jsonl")} == {"F004"}
 
 
 def test_raf_au_sides_and_emotions_of_raf_ml(command, tmp_path):
     assert build(command, tmp_path, "raf-au", "--test-share", "0")[0] == 0
-    first, second, third = rows_of(tmp_path / "out/train.jsonl")[:3]
+    first, second, third = lines(tmp_path / "out/train.jsonl")[:3]
     assert first["AUs"] == ["AU1", "AU2"] and first["labels"] == ["surprise"] and first["meta_info"]["one_sided"] == ["L2"]
     assert second["AUs"] == [] and second["labels"] == []  # a tie has no emotion
     assert third["AUs"] == ["AU12", "AU25"]
@@ -217,14 +214,14 @@ def test_raf_au_sides_and_emotions_of_raf_ml(command, tmp_path):
 
 def test_faba_joins_units_emotions_and_descriptions(command, tmp_path):
     assert build(command, tmp_path, "faba")[0] == 0
-    rows = rows_of(tmp_path / "out/train.jsonl")
+    rows = lines(tmp_path / "out/train.jsonl")
     assert [row["labels"] for row in rows] == [["sadness"], ["sadness"], ["fear"]]
     assert rows[0]["AUs"] == ["AU1", "AU4", "AU26"] and rows[0]["description"] == "AU1 and AU4 show. Sad."
 
 
 def test_fer2013_pictures_are_written_as_they_are(command, tmp_path):
     assert build(command, tmp_path, "fer2013")[0] == 0
-    row = rows_of(tmp_path / "out/train.jsonl")[0]
+    row = lines(tmp_path / "out/train.jsonl")[0]
     pixels = read_image(tmp_path / "out" / row["image"]).pixels
     assert row["AUs"] is None and row["labels"] == ["anger"]
     assert pixels.shape == (3, 48, 48) and float(pixels[:, 0].max()) == 0 and float(pixels[:, 1:].min()) == 1
@@ -238,15 +235,15 @@ def test_fer2013_in_folders(command, tmp_path):
         picture(root / "test/sad/1.jpg")
 
     assert build(command, tmp_path, "fer2013", "--copy-images", maker=folders)[0] == 0
-    assert rows_of(tmp_path / "out/train.jsonl")[0]["labels"] == ["happiness"]
+    assert lines(tmp_path / "out/train.jsonl")[0]["labels"] == ["happiness"]
     assert not (tmp_path / "out/images").is_symlink() and (tmp_path / "out/images/test/sad/1.jpg").is_file()
 
 
 def test_affectnet_sets_aside_what_is_no_emotion(command, tmp_path):
     assert build(command, tmp_path, "affectnet")[0] == 0
-    assert rows_of(tmp_path / "out/quarantine.jsonl") == [{"id": "train_set-2", "reason": "no emotion (code 8)"}]
-    assert rows_of(tmp_path / "out/test.jsonl")[0]["labels"] == ["contempt"]
-    assert rows_of(tmp_path / "out/test.jsonl")[0]["meta_info"] == {"valence": -0.25}
+    assert lines(tmp_path / "out/quarantine.jsonl") == [{"id": "train_set-2", "reason": "no emotion (code 8)"}]
+    assert lines(tmp_path / "out/test.jsonl")[0]["labels"] == ["contempt"]
+    assert lines(tmp_path / "out/test.jsonl")[0]["meta_info"] == {"valence": -0.25}
 
 
 def test_affectnet_first_delivery(command, tmp_path):
@@ -256,19 +253,19 @@ def test_affectnet_first_delivery(command, tmp_path):
             picture(root / "Manually_Annotated_Images" / name)
 
     assert build(command, tmp_path, "affectnet", maker=tables)[0] == 0
-    assert rows_of(tmp_path / "out/train.jsonl")[0]["id"] == "affectnet-a-1"
+    assert lines(tmp_path / "out/train.jsonl")[0]["id"] == "affectnet-a-1"
 
 
 def test_expw_cuts_each_face_out_and_keeps_photos_together(command, tmp_path):
     assert build(command, tmp_path, "expw", "--test-share", "0.5")[0] == 0
-    train, test = rows_of(tmp_path / "out/train.jsonl"), rows_of(tmp_path / "out/test.jsonl")
+    train, test = lines(tmp_path / "out/train.jsonl"), lines(tmp_path / "out/test.jsonl")
     assert {row["meta_info"]["photo"] for row in train}.isdisjoint(row["meta_info"]["photo"] for row in test)
     assert read_image(tmp_path / "out" / train[0]["image"]).pixels.shape == (3, 30, 30)
 
 
 def test_published_rows_are_normalised(command, tmp_path):
     assert build(command, tmp_path, "jsonl")[0] == 0
-    first, second = rows_of(tmp_path / "out/train.jsonl")
+    first, second = lines(tmp_path / "out/train.jsonl")
     assert (first["labels"], first["AUs"], first["dataset"], first["id"], first["question"]) == (["anger"], None, "FER2013", "a", "?")
     assert second["AUs"] == ["AU6", "AU12"] and second["labels"] == []
 
@@ -279,7 +276,7 @@ def test_missing_and_broken_pictures_are_set_aside(command, tmp_path):
     (tmp_path / "in/basic/Image/aligned/train_00001_aligned.jpg").write_bytes(b"\xff\xd8 no picture")
     code, _, err = command(make_preferences, "emotion", "raf-db", tmp_path / "in", "--output-dir", tmp_path / "out", "--check-images")
     assert code == 0 and "2 rows set aside" in err
-    assert [row["id"] for row in rows_of(tmp_path / "out/quarantine.jsonl")] == ["train_00001", "train_00002"]
+    assert [row["id"] for row in lines(tmp_path / "out/quarantine.jsonl")] == ["train_00001", "train_00002"]
 
 
 def test_too_many_missing_pictures_stop_the_command(command, tmp_path):
@@ -339,7 +336,7 @@ def test_the_same_command_again_and_with_other_options(command, tmp_path):
     code, _, err = command(make_preferences, *again, "--count", "1")
     assert code == 2 and "count 0 -> 1" in err
     assert command(make_preferences, *again, "--count", "1", "--overwrite")[0] == 0
-    assert len(rows_of(tmp_path / "out/train.jsonl")) == 1
+    assert len(lines(tmp_path / "out/train.jsonl")) == 1
 
 
 def test_unknown_data_sets_and_a_users_own(command, tmp_path):
@@ -354,6 +351,6 @@ def test_unknown_data_sets_and_a_users_own(command, tmp_path):
     picture(tmp_path / "in/1.jpg")
     code, _, err = command(make_preferences, "emotion", f"{tmp_path}/mine.py:ADAPTER", tmp_path / "in", "--output-dir", tmp_path / "out")
     assert code == 0 and "test.jsonl is empty" in err
-    assert rows_of(tmp_path / "out/train.jsonl")[0]["labels"] == ["happiness"]
+    assert lines(tmp_path / "out/train.jsonl")[0]["labels"] == ["happiness"]
     with pytest.raises(DataError):
         read_rows(tmp_path / "out/test.jsonl", TASK)

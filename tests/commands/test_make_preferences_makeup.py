@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from written import lines
 
 from policies.vlm.tasks import load_task
 from portraitkit.faces.portraits import bundled_portraits
@@ -32,16 +33,12 @@ def photos(tmp_path_factory):
     return folder
 
 
-def rows_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def test_a_folder_of_photos(command, photos, tmp_path):
     out = tmp_path / "set"
     options = ("--output-dir", out, "--looks-per-face", 2, "--min-face", 48, "--bare-share", 0)
     code, _, err = command(make_preferences, "makeup", photos, *options, *SMALL)
     assert code == 0 and "2 photos set aside" in err
-    train, test = rows_of(out / "train.jsonl"), rows_of(out / "test.jsonl")
+    train, test = lines(out / "train.jsonl"), lines(out / "test.jsonl")
     by_split = [{row["source_photo"] for row in rows} for rows in (train, test)]
     assert sorted(map(sorted, by_split)) == [["astronaut.png", "more/again.jpg"], ["grace_hopper.png"]]
     assert len(train) + len(test) == 6 and len({row["image"] for row in train + test}) == 6
@@ -51,7 +48,7 @@ def test_a_folder_of_photos(command, photos, tmp_path):
         assert row["synthetic_makeup"] is True and row["synthetic_face"] is False and "<answer>" in row["prompt"]
         assert 1 <= len(row["solution"]) <= 3 and all(set(item) == {"shape", "color"} for item in row["solution"])
         assert [p["alpha"] for p in row["parameters"]] == [SHAPES[item["shape"]].alpha for item in row["solution"]]
-    quarantine = {line["photo"]: line["reason"] for line in rows_of(out / "quarantine.jsonl")}
+    quarantine = {line["photo"]: line["reason"] for line in lines(out / "quarantine.jsonl")}
     assert set(quarantine) == {"grey.png", "cut.png"} and "no face" in quarantine["grey.png"]
     assert read_image(out / "contact_sheet.png").pixels.shape[2] == 2 * 3 * 192
     environment = json.loads((out / "environment.json").read_text())
@@ -66,7 +63,7 @@ def test_the_truth_makes_the_picture(command, photos, tmp_path):
 
     out = tmp_path / "set"
     command(make_preferences, "makeup", photos, "--output-dir", out, "--bare-share", 0, *SMALL)
-    row = next(row for row in rows_of(out / "train.jsonl") + rows_of(out / "test.jsonl") if row["source_photo"] == "astronaut.png")
+    row = next(row for row in lines(out / "train.jsonl") + lines(out / "test.jsonl") if row["source_photo"] == "astronaut.png")
     photo = read_image(photos / "astronaut.png").pixels
     mesh = require_mesh(photo)[1].detach()
     aligned = align_face(photo, mesh, 96)
@@ -80,7 +77,7 @@ def test_some_faces_are_bare_and_the_others_stay_as_they_are(command, tmp_path):
         out = tmp_path / str(share)
         options = ("--output-dir", out, "--count", 8, "--image-format", "jpg", *SMALL, *(() if share is None else ("--bare-share", share)))
         assert command(make_preferences, "makeup", "embedded", *options)[0] == 0
-        sets[share] = {row["source_photo"]: row for row in rows_of(out / "train.jsonl") + rows_of(out / "test.jsonl")}
+        sets[share] = {row["source_photo"]: row for row in lines(out / "train.jsonl") + lines(out / "test.jsonl")}
         for row in sets[share].values():
             made_up = bool(row["solution"])
             assert (row["image"] != row["bare_image"]) == row["synthetic_makeup"] == bool(row["parameters"]) == made_up
@@ -94,7 +91,7 @@ def test_without_cropping_photos_keep_their_size(command, photos, tmp_path):
     out = tmp_path / "set"
     options = ("--no-crop", "--lips-only", "--image-format", "jpg", "--count", 2)
     assert command(make_preferences, "makeup", photos, "--output-dir", out, *options)[0] == 0
-    rows = rows_of(out / "train.jsonl") + rows_of(out / "test.jsonl")
+    rows = lines(out / "train.jsonl") + lines(out / "test.jsonl")
     assert {read_image(out / row["image"]).pixels.shape for row in rows} == {(3, 512, 512), (3, 600, 512)}
     assert all([item["shape"] for item in row["solution"]] == ["LIP_FULL_BASIC"] and '{"color"' in row["prompt"] for row in rows)
 
@@ -104,7 +101,7 @@ def test_embedded_people_and_the_same_again(command, tmp_path):
     for name in ("one", "other"):
         out = tmp_path / name
         assert command(make_preferences, "makeup", "embedded", "--output-dir", out, "--count", 5, "--looks-per-face", 2, *SMALL)[0] == 0
-        train, test = rows_of(out / "train.jsonl"), rows_of(out / "test.jsonl")
+        train, test = lines(out / "train.jsonl"), lines(out / "test.jsonl")
         assert len(train) == 4 and len(test) == 1  # 3 people with 2 looks; the last look is one too many
         assert {row["source_photo"].split("-")[0] for row in test} == {"embedded/held_out"}
         assert all(row["synthetic_face"] for row in train + test)
@@ -112,7 +109,7 @@ def test_embedded_people_and_the_same_again(command, tmp_path):
     assert sets[0] == sets[1]
     out = tmp_path / "third"
     command(make_preferences, "makeup", "embedded", "--output-dir", out, "--count", 5, "--looks-per-face", 2, "--seed", 1, *SMALL)
-    assert rows_of(out / "train.jsonl")[0]["solution"] != sets[0]["rows"][0]["solution"]
+    assert lines(out / "train.jsonl")[0]["solution"] != sets[0]["rows"][0]["solution"]
 
 
 def test_interrupted_and_continued_is_as_if_never_interrupted(command, tmp_path, monkeypatch):
@@ -178,7 +175,7 @@ def test_other_options_need_overwrite(command, tmp_path):
     code, _, err = command(make_preferences, *base, "--lips-only")
     assert code == 2 and "lips_only False -> True" in err and len(err.splitlines()) == 1
     assert command(make_preferences, *base, "--lips-only", "--overwrite")[0] == 0
-    assert '{"color"' in rows_of(out / "train.jsonl")[0]["prompt"]
+    assert '{"color"' in lines(out / "train.jsonl")[0]["prompt"]
 
 
 def test_too_many_unusable_photos_stop_the_run(command, tmp_path):
@@ -203,9 +200,9 @@ def test_unusable_photos_before_and_after_the_first_good_one(command, photos, tm
     (folder / "12.png").write_bytes((photos / "astronaut.png").read_bytes())
     code, _, err = command(make_preferences, "makeup", folder, "--output-dir", out, *SMALL)
     assert code == 2 and "19 of 20" in err and "faces.jsonl" in err  # the journal says which
-    assert len(rows_of(out / "faces.jsonl")) == 20
+    assert len(lines(out / "faces.jsonl")) == 20
     code, _, err = command(make_preferences, "makeup", folder, "--output-dir", out, "--max-unusable", 1, *SMALL)
-    assert code == 0 and "24 photos set aside" in err and len(rows_of(out / "quarantine.jsonl")) == 24
+    assert code == 0 and "24 photos set aside" in err and len(lines(out / "quarantine.jsonl")) == 24
 
 
 def test_links_out_of_the_folder_are_set_aside(command, photos, tmp_path):

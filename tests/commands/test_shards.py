@@ -17,18 +17,15 @@ METHODS = ("--method", "a=a", "b=b", "--source", "a", "--metrics", "niqe", "bris
 
 
 @pytest.fixture
-def pictures(tmp_path, monkeypatch) -> Path:
+def pictures(place) -> Path:
     """Folders a and b: embedded portraits in three sizes, so that there are several batches, and one broken file."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("PORTRAITKIT_WEIGHTS", str(tmp_path / "weights"))
     for name, gain in (("a", 1.0), ("b", 0.9)):
-        (tmp_path / name).mkdir()
+        (place / name).mkdir()
         for person, pixels in bundled_portraits().items():
             for side in (192, 200, 208):
-                write_image(tmp_path / name / f"{person}-{side}.png", resize(pixels, (side, side)) * gain)
-    (tmp_path / "a" / "astronaut-200.png").write_bytes((tmp_path / "a" / "astronaut-200.png").read_bytes()[:5000])
-    return tmp_path
+                write_image(place / name / f"{person}-{side}.png", resize(pixels, (side, side)) * gain)
+    (place / "a" / "astronaut-200.png").write_bytes((place / "a" / "astronaut-200.png").read_bytes()[:5000])
+    return place
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 from scripted_endpoint import ScriptedEndpoint
+from written import lines
 
 from policies.vlm.align.align_config import AlignVlmConfig
 from policies.vlm.config import SynthesizeConfig
@@ -37,10 +38,6 @@ def folder(tmp_path):
     write_lines(tmp_path / "in/train.jsonl", [row.to_dict() for row in rows])
     write_lines(tmp_path / "in/test.jsonl", [EmotionRow("t", "FABA", "faces/1.png", AUs=("AU12",), labels=("happiness",)).to_dict()])
     return tmp_path / "in"
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def asked(body):

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from tiny_vlm import THINK_ANSWER, write_tiny_vlm
+from written import lines
 
 from portraitkit.config import load_config, recipe_names
 from portraitkit.pictures.images import write_image
@@ -34,10 +35,6 @@ def model(tmp_path_factory):
     """A folder with a tiny random Qwen2.5-VL that has the words of the brief form as tokens."""
     text = " ".join([BRIEF_PROMPT, prompt(), write_brief(Answer(dict.fromkeys(DIMENSIONS, (5, 3)), "first", ""))])
     return write_tiny_vlm(tmp_path_factory.mktemp("model"), text, [*THINK_ANSWER, *BRIEF_WORDS.values()])
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import json
 
 import pytest
 from PIL import Image
+from written import lines
 
 from policies.vlm.main import align_vlm
 from policies.vlm.tasks.emotion import TASK
@@ -30,10 +31,6 @@ def picture(path):
     Image.new("RGB", (16, 16), (90, 120, 150)).save(path)
 
 
-def rows_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def completion(*units, emotion="happiness"):
     return f"<think>{' '.join(f'(AU{unit})' for unit in units)}</think><answer>{emotion}</answer>"
 
@@ -52,7 +49,7 @@ def test_units_that_nobody_coded_are_neither_right_nor_wrong(tmp_path, monkeypat
     picture(tmp_path / "bp4d/F001/T1/0007.jpg")
     code, err = run(monkeypatch, capsys, make_preferences, "emotion", "bp4d", tmp_path / "bp4d", "--output-dir", tmp_path / "out")
     assert code == 0, err
-    (row,) = rows_of(tmp_path / "out/train.jsonl")
+    (row,) = lines(tmp_path / "out/train.jsonl")
     assert row["AUs"] == ["AU10"] and row["meta_info"]["unknown"] == ["AU6", "AU12"]
     truth = TASK.read_truth(row)
     answers = [completion(*units) for units in ((10,), (6, 10), (6, 10, 12), (6,), (4, 10))]
@@ -159,6 +156,6 @@ def test_numbers_that_do_not_meet_are_refused(tmp_path, monkeypatch, capsys, fra
 def test_what_is_left_out_is_counted_and_nothing_shifts(tmp_path, monkeypatch, capsys, pictures, short, words):
     code, err = run(monkeypatch, capsys, make_preferences, *disfa(tmp_path, range(1, 6), pictures, short))
     assert code == 0 and words in err
-    for row in rows_of(tmp_path / "out/train.jsonl"):
+    for row in lines(tmp_path / "out/train.jsonl"):
         frame = row["meta_info"]["frame"]
         assert row["image"].endswith(f"/{frame}.jpg") and row["meta_info"]["intensities"]["AU12"] == frame % 6
