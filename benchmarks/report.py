@@ -12,13 +12,12 @@ from PIL import Image, ImageChops
 
 from benchmarks.inputs import Item
 from benchmarks.metric import Metric
-from benchmarks.stats import Comparison
+from benchmarks.stats import LEAST_EFFECT, Comparison
 from benchmarks.tables import PUBLISHED, Analysis, cells, decimals, figure, gained
 from portraitkit.errors import ImageError
 from portraitkit.pictures.images import read_image, to_pil
-from portraitkit.report.charts import colour, distribution, matrix, radar
+from portraitkit.report.charts import Interval, distribution, interval_plot, matrix
 from portraitkit.report.page import AMPLIFY, Box, Tile, in_percent, tile, write_page, zoom_box
-from portraitkit.stats import ALPHA
 
 LARGEST = 384
 LOSSLESS = 160
@@ -28,7 +27,7 @@ MOST = 16  # Photos with pictures in a report; metrics beyond them name their ca
 def write_report(folder: Path, analysis: Analysis) -> Path:
     """Write the report into the run's folder; returns its path."""
     template = Path(__file__).parent / "templates" / "benchmark.html.j2"
-    return write_page(folder / "report.html", template, _context(analysis), percent=_percent, colour=colour, gain=_gain)
+    return write_page(folder / "report.html", template, _context(analysis), percent=_percent, gain=_gain)
 
 
 def _context(analysis: Analysis) -> dict[str, Any]:
@@ -43,7 +42,8 @@ def _context(analysis: Analysis) -> dict[str, Any]:
         "too_few": analysis.too_few(),
         "metrics": [{"metric": metric, "cells": cells(analysis, metric)} for metric in results.metrics],
         "comparisons": [_compared(analysis, entry) for entry in analysis.comparisons],
-        "radar": radar(_axes(analysis)),
+        "effects": _effects(analysis),
+        "least": LEAST_EFFECT,
         "plots": [(metric, _distribution(analysis, metric)) for metric in results.metrics if metric.name in table.values],
         "groups": _groups(analysis),
         "extremes": chosen,
@@ -63,15 +63,19 @@ def _context(analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def _axes(analysis: Analysis) -> list[tuple[str, list[float]]]:
-    """The radar's axes: the metrics on which the methods differ, each turned so that higher is better."""
-    axes = []
-    for metric in analysis.results.metrics:
-        means = [entry.mean if (entry := analysis.mean(metric.name, method)) else math.nan for method in analysis.table.methods]
-        if all(map(math.isfinite, means)) and max(means) > min(means):
-            label = metric.name.removeprefix("reward_") + (" (reward)" if metric.name.startswith("reward_") else "")
-            axes.append((label, [metric.sign * mean for mean in means]))
-    return axes
+def _effects(analysis: Analysis) -> list[tuple[str, Markup]]:
+    """For every two methods, the gains as a plot: to the right is better, in standard deviations that photos have."""
+    pairs: dict[str, list[Interval]] = {}
+    for entry in analysis.comparisons:
+        if not (0 < entry.effect < math.inf and math.isfinite(entry.ci95[0])):
+            continue
+        scale = (1 if entry.better else -1) * entry.effect / entry.gain
+        low, high = sorted(scale * end for end in entry.ci95)
+        words = f"{scale * entry.gain:+.2f}"
+        line = Interval(entry.metric, scale * entry.gain, low, high, words, strong=entry.verdict != "undecided")
+        pairs.setdefault(f"{entry.after} against {entry.before}", []).append(line)
+    ticks = [(-2.0, "-2"), (-1.0, "worse"), (0.0, "0"), (1.0, "better"), (2.0, "+2")]
+    return [(pair, interval_plot(lines, ticks=ticks, middle=0.0, title=f"Gains of {pair}")) for pair, lines in pairs.items()]
 
 
 def _distribution(analysis: Analysis, metric: Metric) -> Markup:
@@ -82,10 +86,9 @@ def _distribution(analysis: Analysis, metric: Metric) -> Markup:
 
 
 def _compared(analysis: Analysis, entry: Comparison) -> dict[str, Any]:
-    verdict = ("better" if entry.better else "worse") if entry.p_holm < ALPHA else "undecided"
     arrow = next(metric.arrow for metric in analysis.results.metrics if metric.name == entry.metric)
     gain, bounds = gained(entry)
-    return {"entry": entry, "gain": gain, "bounds": bounds, "verdict": verdict, "arrow": arrow}
+    return {"entry": entry, "gain": gain, "bounds": bounds, "verdict": entry.verdict, "arrow": arrow}
 
 
 def _groups(analysis: Analysis) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from portraitkit.files.jsonl import read_objects
 from portraitkit.stats import ALPHA, bootstrap_interval, holm, least_p, rank_correlation, sign_flip_test, wilson_interval
 
 Interval = tuple[float, float]
+LEAST_EFFECT = 0.1  # Standard deviations over photos from which on a difference that is sure counts as better or worse
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,14 @@ class Comparison:
     wins: float  # share of photos on which `after` is better; ties count half
     wins_ci95: Interval  # Wilson's interval of it
     ties: int  # photos with equal values
+    effect: float  # size of the gain in standard deviations that photos have under `before`
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "undecided"]:
+        """Better and worse are sure, after Holm's correction, and large enough to matter."""
+        if not (self.p_holm < ALPHA and self.effect >= LEAST_EFFECT):
+            return "undecided"
+        return "better" if self.better else "worse"
 
 
 def interval(values: Float[Tensor, " n"], seed: int = 0) -> Interval:
@@ -133,6 +142,7 @@ def comparisons(results: Results, table: Grid, seed: int = 0) -> list[Comparison
                     gain=float(difference.mean()),
                     ci95=interval(difference, seed),
                     better=float(gain.mean()) > 0,
+                    effect=float(gain.mean().abs() / before[(after - before).isfinite()].std()) if count > 1 else math.nan,
                     p=sign_flip_test(difference, seed=seed),
                     p_holm=math.nan,
                     wins=wins / count,

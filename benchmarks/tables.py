@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.metric import Metric
 from benchmarks.stats import (
+    LEAST_EFFECT,
     Comparison,
     Grid,
     Mean,
@@ -28,7 +29,6 @@ from portraitkit.errors import RunFolderError
 from portraitkit.files.atomic import replacing, write_csv, write_text
 from portraitkit.files.jsonl import finite, write_lines
 from portraitkit.report.page import markdown_text
-from portraitkit.stats import ALPHA
 
 PUBLISHED: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
 """A published table with its source; never compared number by number with ours."""
@@ -78,9 +78,9 @@ class Analysis:
         out = []
         for before, after in dict.fromkeys((entry.before, entry.after) for entry in self.comparisons):
             entries = [entry for entry in self.comparisons if (entry.before, entry.after) == (before, after)]
-            sure = [entry for entry in entries if entry.p_holm < ALPHA]
-            better, worse = ([entry.metric for entry in sure if entry.better == side] for side in (True, False))
-            unsure = [entry.metric for entry in entries if not entry.p_holm < ALPHA]
+            better, worse, unsure = (
+                [entry.metric for entry in entries if entry.verdict == verdict] for verdict in ("better", "worse", "undecided")
+            )
             out.append({"before": before, "after": after, "better": better, "worse": worse, "unsure": unsure})
         return out
 
@@ -88,7 +88,7 @@ class Analysis:
         """One line for every two methods; before them, where that is so, the line that there are too few photos."""
         return [self.too_few()] * bool(self.too_few()) + [
             f"{pair['after']} against {pair['before']}: {len(pair['better'])} better, {len(pair['worse'])} worse, "
-            f"{len(pair['unsure'])} undecided (Holm, 5 %)"
+            f"{len(pair['unsure'])} undecided (Holm, 5 %, at least {LEAST_EFFECT:g} standard deviations)"
             for pair in self.sides()
         ]
 

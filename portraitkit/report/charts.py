@@ -212,33 +212,6 @@ def colour(place: int) -> str:
     return COLOURS[place % len(COLOURS)]
 
 
-def radar(axes: Sequence[tuple[str, Sequence[float]]]) -> Markup:
-    """Every measure an axis (label, one value a method: higher is better, not all equal): the worst method's value lies on the inner ring,
-    the best one's on the outer. Empty below three axes or two methods.
-    """
-    if len(axes) < 3 or len(axes[0][1]) < 2:
-        return Markup("")
-    radius, inner, width, height = 165.0, 0.25, 620, 420
-
-    def point(axis: int, share: float) -> tuple[float, float]:
-        angle = 2 * math.pi * axis / len(axes) - math.pi / 2
-        return width / 2 + radius * share * math.cos(angle), height / 2 + radius * share * math.sin(angle)
-
-    canvas = Canvas(width, height, "Radar of all metrics")
-    for ring in (inner, (1 + inner) / 2, 1.0):
-        canvas.path([point(axis, ring) for axis in range(len(axes))], close=True, fill="none", stroke=LINE)
-    for axis, (label, _) in enumerate(axes):
-        canvas.path([(width / 2, height / 2), point(axis, 1.0)], stroke=LINE)
-        x, y = point(axis, 1.09)
-        anchor = "middle" if abs(x - width / 2) < 12 else ("start" if x > width / 2 else "end")
-        canvas.add("text", label, x=x, y=y + 4, text_anchor=anchor, font_size=11, fill=MUTED)
-    for place in range(len(axes[0][1])):
-        shares = [inner + (1 - inner) * (values[place] - min(values)) / (max(values) - min(values)) for _, values in axes]
-        corners = [point(axis, share) for axis, share in enumerate(shares)]
-        canvas.path(corners, close=True, fill=colour(place), fill_opacity=".1", stroke=colour(place), stroke_width=2)
-    return canvas.svg()
-
-
 def distribution(
     label: str, methods: Sequence[str], values: np.ndarray, means: Sequence[tuple[float, float, float] | None], digits: Callable[..., int]
 ) -> Markup:

@@ -36,7 +36,7 @@ def drawn(*shifts: float, spread: float = 0.1) -> torch.Tensor:
 
 
 def test_an_interval_that_leaves_zero_out_is_seen_to():
-    entry = Comparison("m", "a", "b", 9, -0.00042, (-0.00061, -0.00003), False, 0.01, 0.02, 0.1, (0, 0.3), 0)
+    entry = Comparison("m", "a", "b", 9, -0.00042, (-0.00061, -0.00003), False, 0.01, 0.02, 0.1, (0, 0.3), 0, 0.5)
     assert gained(entry) == ("-0.00042", "-0.00061 .. -0.00003")
     assert gained(replace(entry, gain=0.2, ci95=(-0.1, 0.5))) == ("+0.200", "-0.100 .. +0.500")
     assert gained(replace(entry, ci95=(math.nan, math.nan)))[1] == ""
@@ -44,6 +44,20 @@ def test_an_interval_that_leaves_zero_out_is_seen_to():
     assert figure(65.31, (64.9, 65.7)) == ("65.31", "0.40") and figure(0.5, (math.nan, math.nan)) == ("0.500", "")
     assert figure(0.99999998, (0.99999995, 1.00000001)) == ("1.000", "0.000")
     assert figure(math.nan, (0, 1)) == ("", "") and decimals(3.0, 0.0, math.nan) == 2 and decimals(0.0, 1e-30) == 9
+
+
+def test_a_sure_difference_counts_from_a_tenth_of_a_standard_deviation_on(tmp_path):
+    values = drawn(0, 0)
+    for share, verdict in ((0.09, "undecided"), (0.11, "better"), (-0.11, "worse")):
+        values[:, 1] = values[:, 0] + share * values[:, 0].std()
+        analysis = Analysis.of(run(("a", "b"), values), 0)
+        (entry,) = analysis.comparisons
+        assert entry.p_holm < 0.01 and entry.effect == pytest.approx(abs(share), rel=1e-4) and entry.verdict == verdict
+        (sides,) = analysis.sides()
+        assert sides["unsure" if verdict == "undecided" else verdict] == ["ssim"]
+        page = write_report(tmp_path, analysis).read_text()
+        assert 'aria-label="Gains of b against a"' in page and f'<span class="words">{share:+.2f}</span>' in page
+        assert ('<li class="strong"><span class="name">ssim' in page) == (verdict != "undecided")
 
 
 def test_the_best_is_best_on_the_same_photos():

@@ -43,6 +43,7 @@ def test_other_schedules_values() -> None:
     assert lambda_schedule(3, "zero") == [0.0, 0.0, 0.0]
     assert lambda_schedule(4, "sigma") == [0.95, 0.75, 0.5, 0.25]
     assert lambda_schedule(3, "sigma", sigmas=[1.0, 0.9, 0.6, 0.0]) == [0.95, 0.9, 0.6]
+    assert lambda_schedule(3, "sigma", sigmas=[0.5, 0.5, 0.2]) == [0.5, 0.5, 0.2]  # two of one level are in order
 
 
 @given(num_steps=st.integers(1, 60), kind=st.sampled_from(SCHEDULES), lam_max=st.floats(0, 1))
