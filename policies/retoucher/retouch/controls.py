@@ -172,6 +172,7 @@ PORE, SPOT, BLOTCH, FACE = 0.5, 3.0, 4.0, 14.0
 """Gaussians that part pores from texture, texture from spots' surroundings and tone, and blotches from the colour of a whole cheek."""
 SOFTENED = 3.0
 """Unevenness in L* up to which texture is softened; a wrinkle or a fold, which has more, keeps its own."""
+CORE = 2.5  # Times the mean fine detail of a face's skin up to which a filled spot keeps its own
 SKIN = 0.8
 """Share of open skin from which on a pixel is looked at for spots."""
 
@@ -205,12 +206,16 @@ def split_edit(crop: Float[Tensor, "3 size size"], retouched: Float[Tensor, "3 s
     skin = open_skin(lab[0], mesh)[None]
     spots, owner, opacity = find_spots(lab[0], skin[0] > SKIN)
     even = skin * (1 - opacity)
-    fill = opacity * skin * (blur_inside(lab, even, SPOT * unit) - blur(lab, PORE * unit)) * (blur(even, SPOT * unit) > 0.02)
+    # Pores stay in a filled spot, but not a small one's dark core, which is as fine as they are.
+    soft = blur(lab, PORE * unit)
+    grain = CORE * ((lab - soft).abs() * even).sum((2, 3), keepdim=True) / even.sum().clamp_min(1e-6)
+    level = blur_inside(lab, even, SPOT * unit) + (lab - soft).clamp(-grain, grain)
+    fill = opacity * skin * (level - lab) * (blur(even, SPOT * unit) > 0.02)
 
     broad = blur_inside(change, skin, BLOTCH * unit)
     left = lab + broad
     blotches = blur_inside(left, even, FACE * unit) - blur_inside(left, even, BLOTCH * unit)
-    tone = skin * (broad + blotches * _channels(lab, 0, 1, 1))  # light and shade are the shape of the face, and stay
+    tone = skin * (broad + blotches * lab.new_tensor([0.0, 1.0, 1.0])[:, None, None])  # light and shade are the shape of the face, and stay
     # The face as a whole keeps its colour: it is neither whitened nor parted from the neck.
     tone = tone - skin * (tone.sum((2, 3), keepdim=True) / skin.sum().clamp_min(1e-6))
 
@@ -218,8 +223,8 @@ def split_edit(crop: Float[Tensor, "3 size size"], retouched: Float[Tensor, "3 s
     seen = ((fine[:, :2].abs().sum(1, keepdim=True) - CONTRAST) / CONTRAST).clamp(0, 1)
     own = even * blur(fine * seen, PORE * unit)
     texture = blur(fine * (1 - seen), PORE * unit)
-    rough = blur(lab, PORE * unit) + texture
-    rough = (rough - blur_inside(rough, even, SPOT * unit)) * _channels(lab, 1, 0, 0)
+    rough = soft + texture
+    rough = (rough - blur_inside(rough, even, SPOT * unit)) * lab.new_tensor([1.0, 0.0, 0.0])[:, None, None]
     texture = even * (texture - rough * (-(rough / SOFTENED).square()).exp())
     return FaceParts(crop, fill[0], owner, own[0], tone[0], texture[0], tuple(spots))
 
@@ -243,8 +248,3 @@ def combine(parts: FaceParts, controls: Controls, chosen: Mapping[int, bool]) ->
         change = change + controls.tone * parts.tone + controls.texture * parts.texture
     changed = (controls.strength * change).abs().sum(0) > 0
     return torch.where(changed, lab_to_srgb(srgb_to_lab(parts.crop) + controls.strength * change), parts.crop)
-
-
-def _channels(like: Tensor, *share: float) -> Float[Tensor, "1 3 1 1"]:
-    """Shares of L*, a* and b*."""
-    return like.new_tensor(share).view(1, 3, 1, 1)
