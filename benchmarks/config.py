@@ -79,11 +79,7 @@ class BenchmarkConfig(Options):
     needed under torchrun and accelerate launch."""
 
     def check(self) -> None:
-        """Refuse impossible values before anything is read.
-
-        Raises:
-            ConfigError: a value is out of range, or a method has no name or place.
-        """
+        """Refuse impossible values before anything is read; ConfigError: a value is out of range, or a method has no name or place."""
         check_shard(self.shard, self.overwrite)
         if self.device == "cpu" and self.dtype == "bfloat16":
             raise ConfigError("--dtype bfloat16: for networks on a GPU; give --device cuda, or leave it out")

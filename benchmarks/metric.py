@@ -121,11 +121,7 @@ class Metric:
     pool: Callable[[Float[Tensor, "n dim"], Float[Tensor, "m dim"]], float] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what the suite could not run.
-
-        Raises:
-            ConfigError: a rule between the fields is broken.
-        """
+        """Refuse what the suite could not run; ConfigError: a rule between the fields is broken."""
         if not self.name or any(char.isspace() or char in "/\\:" for char in self.name):
             raise ConfigError(f"metric {self.name!r}: a name has no spaces, slashes or colons; use pyiqa's where there is one")
         if (self.reference == "set") != (self.pool is not None):

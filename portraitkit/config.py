@@ -113,11 +113,7 @@ class Options:
             raise TypeError(f"{cls.__name__}.__post_init__ would skip the bounds of the fields; name it check")
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside the bounds of their fields, then what the classes' `check` refuses.
-
-        Raises:
-            ConfigError: the first of them is named, with its rule.
-        """
+        """Refuse numbers out of their fields' bounds, then what the classes' `check` refuses; ConfigError names the first and its rule."""
         for name, marks in _marks(type(self)).items():
             value = getattr(self, name)
             for bounds in marks:

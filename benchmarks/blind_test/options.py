@@ -48,11 +48,7 @@ class MakeConfig(Options):
     """Replace the study in --output-dir; refused once there are votes."""
 
     def check(self) -> None:
-        """Refuse impossible values before a picture is read.
-
-        Raises:
-            ConfigError: fewer than two methods, a bad or repeated name, no such folder, or a number out of range.
-        """
+        """ConfigError: fewer than two methods, a bad or repeated name, no such folder, or a number out of range."""
         if not 0 <= self.attention_checks <= self.photos_per_rater:
             raise ConfigError(f"--attention-checks {self.attention_checks}: must be from 0 to --photos-per-rater")
         for name in ("title", "question"):
@@ -124,10 +120,6 @@ class ExportConfig(Options):
     """Replace the file if it is there."""
 
     def check(self) -> None:
-        """Refuse an unknown format before the votes are read.
-
-        Raises:
-            ConfigError: the suffix is neither .csv nor .jsonl.
-        """
+        """Refuse an unknown format before the votes are read; ConfigError: the suffix is neither .csv nor .jsonl."""
         if self.output.suffix.lower() not in (".csv", ".jsonl"):
             raise ConfigError(f"--output {self.output}: must end in .csv or .jsonl")

@@ -189,7 +189,7 @@ def retoucher(adapter: str, backbone: str, model: str) -> "Callable[[Tensor], tu
             faces = find_faces(pixels, config.smallest_face(*pixels.shape[1:]))
         except FaceError as error:  # of a batch the other pictures go on; the line is in the output and in ComfyUI's log
             return [], (str(error),)
-        return analyse(pixels, faces), faces.skipped
+        return list(analyse(pixels, faces)), faces.skipped
 
     return look_at
 

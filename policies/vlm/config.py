@@ -74,11 +74,7 @@ class ScoreConfig(Options):
     """Environment variable that holds the endpoint's key, if it needs one."""
 
     def check(self) -> None:
-        """Refuse options that would do nothing.
-
-        Raises:
-            ConfigError: an option of the emotion figures without --metrics or with another task.
-        """
+        """ConfigError for an option of the emotion figures without --metrics or with another task: it would do nothing."""
         for name, default in (("au_list", "all"), ("group_by", ""), ("judge_url", "")):
             value = getattr(self, name)
             if value != default and (self.metrics is None or self.task != "emotion"):
@@ -152,11 +148,7 @@ class SynthesizeConfig(WhatToSynthesize, TuningOptions):
     """zero2, zero3, or a DeepSpeed configuration (JSON): each fine-tuning runs on all GPUs of this machine, by torchrun."""
 
     def check(self) -> None:
-        """Refuse impossible values before any model is loaded.
-
-        Raises:
-            ConfigError: a value is out of range, or two options contradict each other.
-        """
+        """Refuse options that contradict each other, before any model is loaded: ConfigError for the first."""
         if bool(self.endpoint) != bool(self.endpoint_model):
             raise ConfigError("--endpoint and --endpoint-model: give both, or none to use --model")
         if not self.endpoint and not self.model:

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from portraitkit.errors import ConfigError
-from portraitkit.faces.warp import invert, sample, similarity, transform
+from portraitkit.faces.warp import invert, placed, sample, similarity, transform
+from portraitkit.pictures.images import Pixels
 
 TEMPLATE = {
     33: (-0.5, 0.0),
@@ -63,11 +64,11 @@ def alignment_matrix(mesh: Float[Tensor, "468 dim"], size: int, *, margin: float
     return similarity(mesh.detach()[None, list(TEMPLATE), :2], target[None])[0]
 
 
-def align_face(image: Float[Tensor, "3 h w"], mesh: Float[Tensor, "468 dim"], size: int, *, margin: float = 0.3) -> AlignedFace:
+def align_face(image: Pixels, mesh: Float[Tensor, "468 dim"], size: int, *, margin: float = 0.3) -> AlignedFace:
     """Cut the aligned face out of a picture.
 
     Args:
-        image: RGB, [0, 1].
+        image: to cut it from.
         mesh: in pixels of the picture; taken as given (no gradient).
         size: side of the crop in pixels.
         margin: share of the crop's height outside a mean face's oval. Beyond the picture its edge is repeated.
@@ -79,6 +80,6 @@ def align_face(image: Float[Tensor, "3 h w"], mesh: Float[Tensor, "468 dim"], si
     Raises:
         ConfigError: `margin` is not in [0, .9], or `size` is below 16.
     """
-    matrix = alignment_matrix(mesh.to(image), size, margin=margin)
+    matrix = alignment_matrix(placed(mesh, image), size, margin=margin)
     pixels = sample(image[None], matrix[None], size, outside="border", mode="bicubic")[0]
     return AlignedFace(pixels.clamp(0, 1), matrix)

@@ -14,6 +14,7 @@ from torchvision.ops import batched_nms, box_iou, nms
 from portraitkit.errors import FaceError
 from portraitkit.faces.tfjs import load_graph
 from portraitkit.faces.warp import sample
+from portraitkit.pictures.images import Pixels, rescaled
 
 INPUT = 256
 MIN_SCORE = 0.5
@@ -67,7 +68,7 @@ def _predict(windows: Float[Tensor, "batch 3 256 256"]) -> tuple[Tensor, Tensor]
     return scores, torch.cat([centre - half, centre + half, raw[:, :, 2:] + anchors], 2)
 
 
-def _look(image: Float[Tensor, "3 h w"], windows: list[tuple[float, float, float]]) -> tuple[Tensor, Tensor, Tensor]:
+def _look(image: Pixels, windows: list[tuple[float, float, float]]) -> tuple[Tensor, Tensor, Tensor]:
     """Run the net on square windows (x0, y0, side), which may reach beyond the picture.
 
     Returns scores (n,), points (n, 8, 2) in picture pixels and the number (n,) of the window that each was seen in,
@@ -79,10 +80,10 @@ def _look(image: Float[Tensor, "3 h w"], windows: list[tuple[float, float, float
     def cut(x0: int, y0: int, side: int) -> Tensor:
         inner = image[:, max(y0, 0) : max(y0 + side, 0), max(x0, 0) : max(x0 + side, 0)]
         padding = (max(-x0, 0), max(x0 + side - width, 0), max(-y0, 0), max(y0 + side - height, 0))
-        return F.interpolate(F.pad(inner, padding)[None], (INPUT, INPUT), mode="bilinear", antialias=True)
+        return rescaled(F.pad(inner, padding), (INPUT, INPUT), "bilinear")
 
     batches = [squares[start : start + BATCH] for start in range(0, len(squares), BATCH)]
-    seen = [_predict(torch.cat([cut(*square) for square in batch])) for batch in batches]
+    seen = [_predict(torch.stack([cut(*square) for square in batch])) for batch in batches]
     scores, points = (torch.cat(parts) for parts in zip(*seen, strict=True))
     place = torch.tensor(squares).to(points)[:, None, None]
     points = points * place[..., 2:] / INPUT + place[..., :2]
@@ -94,12 +95,12 @@ def _look(image: Float[Tensor, "3 h w"], windows: list[tuple[float, float, float
     return scores[window, anchor], points[window, anchor], window
 
 
-def best_score(image: Float[Tensor, "3 h w"], window: Float[Tensor, "1 2 3"]) -> float:
+def best_score(image: Pixels, window: Float[Tensor, "1 2 3"]) -> float:
     """The highest score in a window of the picture, in [0, 1]; it may be turned: `window` maps the picture onto the net's 256 px."""
     return float(_predict(sample(image[None], window, INPUT))[0].max())
 
 
-def _confirm(image: Float[Tensor, "3 h w"], windows: list[tuple[float, float, float]]) -> list[Face]:
+def _confirm(image: Pixels, windows: list[tuple[float, float, float]]) -> list[Face]:
     """Look for candidates, look at each again at the net's favourite size, and keep those that are seen both times."""
     scores, points, _ = _look(image, windows)
     seen = points[nms(points[:, :2].flatten(1), scores, MAX_OVERLAP)]
@@ -139,8 +140,8 @@ def _scaled(box: Box, factor: float) -> Box:
 
 
 @torch.no_grad()
-def detect_faces(image: Float[Tensor, "3 h w"], smallest: int | None = None) -> list[Face]:
-    """Find faces in an RGB picture in [0, 1].
+def detect_faces(image: Pixels, smallest: int | None = None) -> list[Face]:
+    """Find faces in a picture.
 
     The picture is looked at as a whole and from further away (a face may fill it); if that shows no face, in nine
     overlapping tiles of half its size (small faces). Every candidate is looked at a second time. Pictures larger than
@@ -167,7 +168,7 @@ def detect_faces(image: Float[Tensor, "3 h w"], smallest: int | None = None) -> 
     if side > MAX_SIDE:
         factor = MAX_SIDE / side
         small = (max(round(height * factor), 1), max(round(width * factor), 1))
-        faces = detect_faces(F.interpolate(image[None], small, mode="bilinear", antialias=True)[0])
+        faces = detect_faces(rescaled(image, small, "bilinear"))
         return [Face(_scaled(face.box, 1 / factor), face.score, face.keypoints / factor) for face in faces]
     left, top = (width - side) / 2, (height - side) / 2
     faces = _confirm(image, [(left - side * by / 2, top - side * by / 2, side * (1 + by)) for by in (0, 0.5, 1.0)])

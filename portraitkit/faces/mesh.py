@@ -8,14 +8,15 @@ import math
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from portraitkit.errors import FaceError
 from portraitkit.faces.detect import INPUT as WINDOW
 from portraitkit.faces.detect import SECOND_LOOK, Face, best_score, check_size, detect_faces, no_face, prefix
 from portraitkit.faces.tfjs import load_graph
-from portraitkit.faces.warp import invert, sample, transform
+from portraitkit.faces.warp import invert, placed, sample, transform
+from portraitkit.pictures.images import Pixels
 
 INPUT = 192
 CROP = 1.5
@@ -62,15 +63,15 @@ def crop_from_mesh(meshes: Float[Tensor, "batch 468 dim"]) -> Float[Tensor, "bat
 
 
 def face_meshes(
-    images: Float[Tensor, "batch 3 h w"], crops: Float[Tensor, "batch 2 3"]
+    images: Float[Tensor, "batch 3 h w"] | UInt8[Tensor, "batch 3 h w"], crops: Float[Tensor, "batch 2 3"]
 ) -> tuple[Float[Tensor, "batch 468 3"], Float[Tensor, " batch"]]:
-    """Meshes of RGB pictures in [0, 1] with known crops (picture -> 192 px), as from `crop_from_mesh` on the picture before an edit.
+    """Meshes of pictures (see `Pixels`) with known crops (picture -> 192 px), as from `crop_from_mesh` on the picture before an edit.
 
     Returns:
         Points (x, y, z in picture pixels; z is depth, smaller is nearer) and the probabilities that the crops hold a
         face.
     """
-    crops = crops.to(images)
+    crops = placed(crops, images)
     outputs = load_graph("facemesh", images.device)(sample(images, crops, INPUT)).values()
     flat = next(output for output in outputs if output.shape[-1] == 468 * 3).reshape(len(images), 468, 3)
     score = next(output for output in outputs if output.shape[-1] == 1).reshape(len(images))
@@ -84,7 +85,7 @@ def shown_score(score: float) -> str:
     return f"{math.floor(100 * score) / 100:.2f}"
 
 
-def upright_score(image: Float[Tensor, "3 h w"], crop: Float[Tensor, "1 2 3"]) -> float:
+def upright_score(image: Pixels, crop: Float[Tensor, "1 2 3"]) -> float:
     """The detector's score, in [0, 1], for an upright face in a mesh's crop (picture -> 192 px), seen from further away."""
     shrink = CROP / SECOND_LOOK
     linear = crop[:, :, :2] * shrink
@@ -92,7 +93,7 @@ def upright_score(image: Float[Tensor, "3 h w"], crop: Float[Tensor, "1 2 3"]) -
     return best_score(image, torch.cat([linear, middle], 2) * (WINDOW / INPUT))
 
 
-def mesh_and_score(image: Float[Tensor, "3 h w"], face: Face) -> tuple[Tensor, Tensor]:
+def mesh_and_score(image: Pixels, face: Face) -> tuple[Tensor, Tensor]:
     """The mesh (468, 3) of one detected face and the probability (scalar tensor) that it is a face; see `face_mesh`.
 
     It is looked for twice, the second time in the crop around the first mesh. The detector may take a face that is upside down for one
@@ -108,22 +109,22 @@ def mesh_and_score(image: Float[Tensor, "3 h w"], face: Face) -> tuple[Tensor, T
     return points[0], score[0]
 
 
-def face_mesh(image: Float[Tensor, "3 h w"], face: Face) -> Float[Tensor, "468 3"]:
-    """The mesh of one detected face of an RGB picture in [0, 1]: x, y, z in picture pixels, in MediaPipe's canonical numbering.
+def face_mesh(image: Pixels, face: Face) -> Float[Tensor, "468 3"]:
+    """The mesh of one detected face of a picture: x, y, z in picture pixels, in MediaPipe's canonical numbering.
 
     Differentiable with respect to the picture.
     """
     return mesh_and_score(image, face)[0]
 
 
-def faces_and_meshes(image: Float[Tensor, "3 h w"], smallest: int | None = None) -> list[tuple[Face, Float[Tensor, "468 3"], float]]:
+def faces_and_meshes(image: Pixels, smallest: int | None = None) -> list[tuple[Face, Float[Tensor, "468 3"], float]]:
     """The faces of a picture, largest first, each with its mesh and the probability that it is a face.
 
     Both nets know faces that are turned by less than a right angle or so: where no face is found that can be trusted, the picture is
     looked at upside down and on either side, too.
 
     Args:
-        image: RGB, [0, 1].
+        image: to look at.
         smallest: see `detect_faces`.
     """
     upright = _with_meshes(image, smallest)
@@ -153,11 +154,11 @@ def _turned_back(face: Face, points: Tensor, score: float, quarters: int, height
     return Face((x0, y0, x1, y1), face.score, back(face.keypoints)), torch.cat([back(points), points[:, 2:]], 1), score
 
 
-def require_mesh(image: Float[Tensor, "3 h w"], path: Path | None = None, *, min_size: int = 0) -> tuple[Face, Float[Tensor, "468 3"]]:
+def require_mesh(image: Pixels, path: Path | None = None, *, min_size: int = 0) -> tuple[Face, Float[Tensor, "468 3"]]:
     """The largest face whose mesh can be trusted, and its mesh.
 
     Args:
-        image: RGB, [0, 1].
+        image: to look at.
         path: of the picture, for the message.
         min_size: smallest acceptable side of the face's box in pixels.
 

@@ -11,7 +11,7 @@ hairs) stays in the picture as it was. Where nothing was edited, nothing changes
 same formula; its difference is shrunk by an area filter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +21,9 @@ from torch import Tensor
 from portraitkit.faces.align import AlignedFace
 from portraitkit.faces.regions import MIN_SIGMA, OVAL, soft_polygon
 from portraitkit.faces.warp import sample
+from portraitkit.pictures.images import STRIP, Pixels, unit
 
 FRAME = 1 / 16
-STRIP = 256  # rows of a picture that are worked on at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,28 +95,32 @@ def face_edit(
     return FaceEdit(top, left, box_height, box_width, difference, aligned.inverse, oval, softness * eyes)
 
 
-def paste_edits(image: Float[Tensor, "3 h w"], edits: Sequence[FaceEdit], *, strength: float = 1.0) -> Float[Tensor, "3 h w"]:
-    """Add the edits of all faces, or a share `strength` in [0, 1] of them, to an RGB picture in [0, 1].
+def edited_strips(image: Pixels, edits: Sequence[FaceEdit], *, strength: float = 1.0) -> Iterator[tuple[int, Float[Tensor, "3 rows w"]]]:
+    """Add the edits of all faces, or a share `strength` in [0, 1] of them, to a picture; the strips that change, and their first rows.
 
-    Every edit was made from the original picture, so their order is of no account: where masks overlap and sum to more
-    than 1, each gets its share.
-
-    Returns:
-        The picture with the edits. Where all masks are 0, its values are those of `image`, bit for bit.
+       Every edit was made from the original picture, so their order is of no account: where masks overlap and sum to more
+       than 1, each gets its share.
+    Where all masks are 0, the values are those of `image`, bit for bit.
     """
-    out = image.clone()
     for start in range(0, image.shape[1], STRIP):
-        rows = image[:, start : start + STRIP]
+        rows = unit(image[:, start : start + STRIP])
         total, change = torch.zeros_like(rows[:1]), torch.zeros_like(rows)
         for edit in edits:
             low, high = max(start, edit.top), min(start + rows.shape[1], edit.top + edit.height)
             if low < high and edit.width:
                 place = (slice(None), slice(low - start, high - start), slice(edit.left, edit.left + edit.width))
-                added, mask = (part.to(image) for part in edit.drawn(low, high))
+                added, mask = (part.to(rows) for part in edit.drawn(low, high))
                 total[place] += mask
                 change[place] += mask * added
         if (total > 0).any():
-            out[:, start : start + STRIP] = torch.where(total > 0, (rows + strength * change / total.clamp(min=1)).clamp(0, 1), rows)
+            yield start, torch.where(total > 0, (rows + strength * change / total.clamp(min=1)).clamp(0, 1), rows)
+
+
+def paste_edits(image: Pixels, edits: Sequence[FaceEdit], *, strength: float = 1.0) -> Float[Tensor, "3 h w"]:
+    """The whole picture with the edits of `edited_strips`."""
+    out = unit(image).clone()
+    for start, rows in edited_strips(image, edits, strength=strength):
+        out[:, start : start + STRIP] = rows
     return out
 
 

@@ -27,10 +27,13 @@ from portraitkit.errors import ImageError
 from portraitkit.files.atomic import replacing
 from portraitkit.pictures import SUFFIXES
 
+Pixels = Float[Tensor, "3 h w"] | UInt8[Tensor, "3 h w"]
+"""RGB of an upright picture in sRGB: floats in [0, 1], or the bytes of its file."""
 MAX_BYTES = 200 * 2**20
 MAX_PIXELS = 120_000_000
 MAX_ASPECT = 100.0
 WHITE = (1.0, 1.0, 1.0)
+STRIP = 256  # rows of a large picture that are worked on at once
 ORIENTATION = 0x0112
 SRGB_PRIMARIES = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)  # x and y of white, red, green and blue
 # What Pillow raises for damaged files, beside OSError: its parsers let these through.
@@ -41,7 +44,7 @@ DAMAGED = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, O
 class Image:
     """A picture as read."""
 
-    pixels: Float[Tensor, "3 h w"]  # RGB in [0, 1], sRGB, upright
+    pixels: Pixels
     path: Path  # where it came from
     exif: bytes | None = None  # its EXIF block with the orientation reset to 1, or None
     icc: bytes | None = None  # an ICC profile the pixels still need; None, since pixels are sRGB after reading
@@ -54,7 +57,7 @@ def read_image(
     background: tuple[float, float, float] = WHITE,
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
-    max_aspect: float = MAX_ASPECT,
+    lean: bool = False,
 ) -> Image:
     """Read one picture.
 
@@ -63,7 +66,7 @@ def read_image(
         background: RGB in [0, 1] under transparent pixels.
         max_bytes: largest file.
         max_pixels: most pixels, checked before decoding.
-        max_aspect: longest side over shortest, checked before decoding.
+        lean: leave pixels of 8 bits as bytes, a quarter of the memory, instead of floats.
 
     Raises:
         ImageError: missing, unreadable, truncated, too large, or of an impossible shape; the message names file, rule and fix.
@@ -75,7 +78,7 @@ def read_image(
         raise ImageError(f"{path}: no such file")
     if path.stat().st_size > max_bytes:
         raise ImageError(f"{path}: {path.stat().st_size:,} bytes, at most {max_bytes:,} are read; make it smaller")
-    return _decode(path, path, background, max_pixels, max_aspect)
+    return _decode(path, path, background, max_pixels, lean)
 
 
 def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image:
@@ -84,25 +87,34 @@ def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Ima
     Raises:
         ImageError: unreadable, truncated, too large, or of an impossible shape.
     """
-    return _decode(io.BytesIO(data), Path(name), WHITE, max_pixels, MAX_ASPECT)
+    return _decode(io.BytesIO(data), Path(name), WHITE, max_pixels)
 
 
-def _decode(source: Path | io.BytesIO, path: Path, background: tuple[float, float, float], max_pixels: int, max_aspect: float) -> Image:
+def unit(pixels: Float[Tensor, "*n c h w"] | UInt8[Tensor, "*n c h w"]) -> Float[Tensor, "*n c h w"]:
+    """Pictures, or parts of them, as floats in [0, 1]."""
+    return pixels if pixels.is_floating_point() else pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+
+
+def upright(picture: PilImage.Image) -> PilImage.Image:
+    """A picture as its EXIF orientation says; itself, not a copy, where that is upright."""
+    return ImageOps.exif_transpose(picture) if picture.getexif().get(ORIENTATION, 1) != 1 else picture
+
+
+def _decode(source: Path | io.BytesIO, path: Path, background: tuple[float, float, float], max_pixels: int, lean: bool = False) -> Image:
     notes: list[str] = []
     try:
         with warnings.catch_warnings(record=True) as raised:
             warnings.simplefilter("always")
             with PilImage.open(source) as opened:
-                _check_shape(path, opened.size, max_pixels, max_aspect)
+                _check_shape(path, opened.size, max_pixels)
                 frames = getattr(opened, "n_frames", 1)
                 if frames > 1:
                     notes.append(f"{path}: {frames} frames, only the first is used")
                     opened.seek(0)
                 opened.load()
                 exif = opened.getexif()
-                upright = ImageOps.exif_transpose(opened)
                 profile = opened.info.get("icc_profile")
-                array = _to_rgb(upright, profile, background, notes, path)
+                array = _to_rgb(upright(opened), profile, background, notes, path)
                 if ORIENTATION in exif:
                     exif[ORIENTATION] = 1
                 kept = exif.tobytes() if len(exif) else None  # before its parts are looked at, of which Pillow then writes some twice
@@ -115,8 +127,8 @@ def _decode(source: Path | io.BytesIO, path: Path, background: tuple[float, floa
     for warning in raised:
         if not issubclass(warning.category, PilImage.DecompressionBombWarning):
             notes.append(f"{path}: {' '.join(str(warning.message).split())}")
-    pixels = torch.from_numpy(array).permute(2, 0, 1).contiguous()
-    return Image(pixels if pixels.is_floating_point() else pixels.float().div_(255), path, kept, None, tuple(notes))
+    pixels = torch.from_numpy(array).permute(2, 0, 1)
+    return Image(pixels if lean else unit(pixels.contiguous()), path, kept, None, tuple(notes))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -130,7 +142,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with PilImage.open(path) as opened:
-                _check_shape(path, opened.size, MAX_PIXELS, MAX_ASPECT)
+                _check_shape(path, opened.size, MAX_PIXELS)
                 turned = opened.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
                 width, height = opened.size
     except FileNotFoundError as error:
@@ -142,14 +154,14 @@ def image_size(path: str | Path) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
-def _check_shape(path: Path, size: tuple[int, int], max_pixels: int, max_aspect: float) -> None:
+def _check_shape(path: Path, size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width < 1 or height < 1:
         raise ImageError(f"{path}: {width}x{height} px, a picture needs at least 1x1")
     if width * height > max_pixels:
         raise ImageError(f"{path}: {width}x{height} px, at most {max_pixels / 1e6:.0f} million pixels; make it smaller")
-    if max(size) / min(size) > max_aspect:
-        raise ImageError(f"{path}: {width}x{height} px, sides may differ by a factor of {max_aspect:.0f} at most; crop it")
+    if max(size) / min(size) > MAX_ASPECT:
+        raise ImageError(f"{path}: {width}x{height} px, sides may differ by a factor of {MAX_ASPECT:.0f} at most; crop it")
 
 
 def _to_rgb(
@@ -169,7 +181,7 @@ def _to_rgb(
         image = image.convert("RGB")
     if profile:
         image = _through_profile(image, profile, notes, path)
-    array = np.array(image.convert("RGB"))
+    array = np.array(image if image.mode == "RGB" else image.convert("RGB"))
     return array if alpha is None else array.astype(np.float32) / 255 * alpha + np.asarray(background, dtype=np.float32) * (1 - alpha)
 
 
@@ -300,14 +312,20 @@ def from_pil(image: PilImage.Image) -> Float[Tensor, "3 h w"]:
     return from_uint8(np.asarray(image.convert("RGB")))
 
 
-def resize(pixels: Float[Tensor, "3 h w"], size: tuple[int, int]) -> Float[Tensor, "3 hh ww"]:
+def rescaled(pixels: Pixels, size: tuple[int, int], mode: str) -> Float[Tensor, "3 hh ww"]:
+    """`interpolate` with antialiasing; bytes give the same without the whole picture in floats: first across, in strips, then down."""
+    if not pixels.is_floating_point():
+        strips = pixels.split(STRIP, 1)
+        pixels = torch.cat([rescaled(unit(strip), (strip.shape[1], size[1]), mode) for strip in strips], 1)
+    return interpolate(pixels[None], size, mode=mode, antialias=True, align_corners=False)[0]
+
+
+def resize(pixels: Pixels, size: tuple[int, int]) -> Float[Tensor, "3 hh ww"]:
     """Bicubic with antialiasing to (height, width), clipped to [0, 1]; the same size gives the same pixels."""
-    if tuple(pixels.shape[1:]) == tuple(size):
-        return pixels
-    return interpolate(pixels[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
+    return unit(pixels) if tuple(pixels.shape[1:]) == tuple(size) else rescaled(pixels, size, "bicubic").clamp(0, 1)
 
 
-def within(pixels: Float[Tensor, "3 h w"], longest: int) -> Float[Tensor, "3 hh ww"]:
+def within(pixels: Pixels, longest: int) -> Float[Tensor, "3 hh ww"]:
     """Reduced to a longest side of `longest` pixels; a smaller picture as it is."""
     scale = min(1.0, longest / max(pixels.shape[1:]))
     return resize(pixels, (max(round(pixels.shape[1] * scale), 1), max(round(pixels.shape[2] * scale), 1)))

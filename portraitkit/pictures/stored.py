@@ -9,20 +9,21 @@ import io
 import struct
 import sys
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8, UInt16
 from PIL import Image as PilImage
-from PIL import ImageCms, ImageFile, ImageOps
+from PIL import ImageCms, ImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from PIL.TiffTags import TAGS_V2_GROUPS
 from torch import Tensor
 
 from portraitkit.errors import ImageError
 from portraitkit.files.atomic import replacing
-from portraitkit.pictures.images import Image, to_pil, write_image
+from portraitkit.pictures.images import STRIP, Image, Pixels, to_pil, to_uint8, unit, upright, write_image
 
 Samples = UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"]
 EXIF_HEADER = b"Exif\x00\x00"
@@ -30,6 +31,8 @@ FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".jpg": "JPEG", ".jpe
 FORMATS |= {".bmp": "BMP"}
 CHANNELS = {"JPEG": (1, 3), "WEBP": (1, 3, 4), "BMP": (1, 3), "PNG": (1, 2, 3, 4), "TIFF": (1, 2, 3, 4)}
 PNG_COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}
+Strips = Iterable[tuple[int, Float[Tensor, "3 rows w"]]]
+"""Strips of a picture, RGB in [0, 1], and the rows at which they begin; the rest of it is as it was."""
 LUMA = (0.299, 0.587, 0.114)
 # What TIFF files keep beside EXIF, and what would be wrong in another file: the layout of the samples, the profile, and
 # XMP and Photoshop blocks, which repeat size and orientation.
@@ -47,7 +50,7 @@ class Stored:
     lossless_webp: bool  # Whether the file is a WebP without loss
 
 
-def write_edited(image: Image, edited: Float[Tensor, "3 h w"], path: str | Path, *, quality: int = 95) -> tuple[str, ...]:
+def write_edited(image: Image, edited: Float[Tensor, "3 h w"] | Strips, path: str | Path, *, quality: int = 95) -> tuple[str, ...]:
     """Write an edited picture in the terms of the file it was read from; returns what could not be kept, one line each.
 
     Where `edited` equals `image.pixels`, a PNG, TIFF, BMP or lossless WebP has the samples of the source, bit for bit.
@@ -55,14 +58,14 @@ def write_edited(image: Image, edited: Float[Tensor, "3 h w"], path: str | Path,
 
     Args:
         image: as `read_image` gave it; its file is opened again.
-        edited: RGB in [0, 1], sRGB, upright, of the same size.
+        edited: RGB in [0, 1], sRGB, upright, of the same size; or its changed strips, so that no second picture is held.
         path: its suffix gives the format.
         quality: of JPEG and lossy WebP.
 
     Raises:
         ImageError: the file has changed since it was read, or `path` cannot be written.
     """
-    path = Path(path)
+    path, strips = Path(path), [(0, edited)] if isinstance(edited, Tensor) else edited
     exif, notes = _clean_exif(image.exif), []
     if exif and path.suffix.lower() in (".jpg", ".jpeg") and len(exif) > MAX_JPEG_EXIF:
         notes.append(f"{path}: EXIF of {len(exif)} bytes dropped, a JPEG holds {MAX_JPEG_EXIF}")
@@ -70,13 +73,16 @@ def write_edited(image: Image, edited: Float[Tensor, "3 h w"], path: str | Path,
     stored, mode = read_stored(image.path)
     if stored is None or not can_hold(path.suffix, stored.samples):
         notes.append(f"{path}: written as 8-bit sRGB, since {path.suffix or 'the format'} cannot keep {mode} here")
-        write_image(path, edited, exif=exif, quality=quality)
+        whole = np.concatenate([to_uint8(unit(strip)) for strip in image.pixels.split(STRIP, 1)])
+        for start, rows in strips:
+            whole[start : start + rows.shape[1]] = to_uint8(rows)
+        write_image(path, whole, exif=exif, quality=quality)
         return tuple(notes)
-    if stored.samples.shape[:2] != tuple(edited.shape[1:]):
+    if stored.samples.shape[:2] != tuple(image.pixels.shape[1:]):
         raise ImageError(f"{image.path}: has changed since it was read; run again")
-    samples = add_edit(stored, image.pixels, edited)
+    add_edits(stored, image.pixels, strips)
     lossless = stored.lossless_webp
-    _write(path, encode(path.suffix, samples, exif=exif, icc=stored.icc, quality=quality, lossless=lossless))
+    _write(path, encode(path.suffix, stored.samples, exif=exif, icc=stored.icc, quality=quality, lossless=lossless))
     return tuple(notes)
 
 
@@ -89,7 +95,7 @@ def read_stored(path: Path) -> tuple[Stored | None, str]:
     with PilImage.open(path) as opened:
         raw = {_raw_mode(tile)[:-1] for tile in opened.tile}
         opened.load()
-        picture = ImageOps.exif_transpose(opened)
+        picture = upright(opened)
         icc, mode = opened.info.get("icc_profile"), opened.mode
     if raw in ({"RGB;16"}, {"RGBA;16"}):  # Pillow has just reduced it to the high bytes
         samples, mode = np.asarray(picture).astype(np.uint16) << 8 | _low_bytes(path), f"16-bit {mode}"
@@ -108,32 +114,24 @@ def read_stored(path: Path) -> tuple[Stored | None, str]:
     return None if samples is None else Stored(samples, icc, _is_lossless_webp(path)), mode
 
 
-def add_edit(stored: Stored, before: Float[Tensor, "3 h w"], after: Float[Tensor, "3 h w"]) -> Samples:
+def add_edits(stored: Stored, picture: Pixels, strips: Strips) -> None:
     """Add what was changed in the sRGB picture that was read from stored samples to those samples.
 
-    Returns:
-        The samples, the same where both pictures are. Alpha stays. Grey takes the luma of the difference.
+    They stay the same where the pictures are. Alpha stays. Grey takes the luma of the difference.
     """
-    samples = stored.samples.copy()
-    changed = (before != after).any(0).cpu().numpy()
-    rows, columns = (np.flatnonzero(changed.any(axis)) for axis in (1, 0))
-    if not len(rows):
-        return samples
-    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)  # a photo is large, and its faces are a part of it
-    touched, before, after = changed[box], before[:, *box], after[:, *box]
-    change = (after - before).permute(1, 2, 0).cpu().numpy()[touched]
-    colours = 3 if samples.shape[2] >= 3 else 1
-    if colours == 1:
-        change = change @ np.asarray(LUMA, np.float32)[:, None]
-    elif stored.icc is not None:
-        there = _from_srgb(stored.icc)
-        if there is not None:
+    peak, colours = np.iinfo(stored.samples.dtype).max, 3 if stored.samples.shape[2] >= 3 else 1
+    there = _from_srgb(stored.icc) if colours == 3 and stored.icc is not None else None
+    for start, after in strips:
+        before, part = unit(picture[:, start : start + after.shape[1]]), stored.samples[start : start + after.shape[1]]
+        touched = (before != after).any(0).cpu().numpy()
+        change = (after - before).permute(1, 2, 0).cpu().numpy()[touched]
+        if colours == 1:
+            change = change @ np.asarray(LUMA, np.float32)[:, None]
+        elif there is not None:
             values = [np.asarray(ImageCms.applyTransform(to_pil(pixels), there)) for pixels in (before, after)]
             change = (values[1][touched].astype(np.float32) - values[0][touched]) / 255
-    peak, part = np.iinfo(samples.dtype).max, samples[box]
-    sums = part[touched, :colours] + change * peak
-    part[touched, :colours] = sums.round().clip(0, peak).astype(samples.dtype)
-    return samples
+        sums = part[touched, :colours] + change * peak
+        part[touched, :colours] = sums.round().clip(0, peak).astype(part.dtype)
 
 
 def _from_srgb(icc: bytes) -> ImageCms.ImageCmsTransform | None:
@@ -159,7 +157,7 @@ def _low_bytes(path: Path) -> np.ndarray:
             swapped.append(tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw))
         opened.tile = swapped
         opened.load()
-        return np.asarray(ImageOps.exif_transpose(opened))
+        return np.asarray(upright(opened))
 
 
 def _raw_mode(tile: ImageFile._Tile) -> str:

@@ -28,11 +28,7 @@ class CheckpointOptions(Options):
     there."""
 
     def check(self) -> None:
-        """Refuse what can be no repository.
-
-        Raises:
-            ConfigError: the hub's rules do not allow the name.
-        """
+        """Refuse what can be no repository; ConfigError: the hub's rules do not allow the name."""
         if self.push_to_hub is not None:
             check_repo_name(self.push_to_hub)
 

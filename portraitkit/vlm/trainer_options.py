@@ -122,11 +122,7 @@ class TrainerOptions(MachineOptions, SftOptions, GrpoOptions, TuningOptions, Che
     """Learning rate of GRPO for all weights or a LoRA of these models, if none is given."""
 
     def check(self) -> None:
-        """Refuse parts of unequal size.
-
-        Raises:
-            ConfigError: the parts do not divide an update's answers.
-        """
+        """Refuse parts of unequal size; ConfigError: the parts do not divide an update's answers."""
         if self.prompts_per_step * self.group_size % self.accumulation_steps:
             raise ConfigError(
                 f"--accumulation-steps {self.accumulation_steps}: must divide {self.prompts_per_step} prompts x {self.group_size} answers"

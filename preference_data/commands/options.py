@@ -63,11 +63,7 @@ class BuildConfig(Options):
     under torchrun and accelerate launch."""
 
     def check(self) -> None:
-        """Refuse impossible values before anything is loaded.
-
-        Raises:
-            ConfigError: no generator, shares that are none, or a shard that cannot be.
-        """
+        """ConfigError: no generator, shares that are none, or a shard that cannot be."""
         check_shard(self.shard, self.overwrite)
         if not self.generators:
             raise ConfigError("--generators: name at least one, for example degradations")
@@ -150,11 +146,7 @@ class AnnotateConfig(Options):
     """Stop if more than this share of a model's answers (from the 20th on) breaks the contract."""
 
     def check(self) -> None:
-        """Refuse impossible values before anything is loaded.
-
-        Raises:
-            ConfigError: neither or both of --web and --endpoint, or options that they need.
-        """
+        """ConfigError: neither or both of --web and --endpoint, or options that they need."""
         if self.web == (self.endpoint is not None):
             raise ConfigError("annotate needs one of --web (people) and --endpoint URL --model NAME (models)")
         if self.endpoint is not None:
@@ -224,11 +216,7 @@ class EmotionConfig(Options):
     """Replace what --output-dir holds, if this command made it."""
 
     def check(self) -> None:
-        """Refuse impossible values before a file is read.
-
-        Raises:
-            ConfigError: the folder does not exist, is the one to be written, or there is no such data set.
-        """
+        """ConfigError: the folder does not exist, is the one to be written, or there is no such data set."""
         if not self.folder.is_dir():
             raise ConfigError(f"FOLDER {self.folder}: no such folder; give the folder of the data set")
         if self.output_dir.resolve() == self.folder.resolve():
@@ -272,11 +260,7 @@ class MakeupConfig(Options):
     """Replace what --output-dir holds, if this command made it."""
 
     def check(self) -> None:
-        """Refuse impossible values before a picture is read.
-
-        Raises:
-            ConfigError: the folder does not exist, --no-crop for embedded people, or bare faces with --lips-only.
-        """
+        """ConfigError: the folder does not exist, --no-crop for embedded people, or bare faces with --lips-only."""
         if self.embedded and not self.crop:
             raise ConfigError("--no-crop: embedded people are made as crops; leave it out")
         if self.lips_only and self.bare_share:

@@ -110,11 +110,7 @@ class RewardModelConfig(WhatToJudge, StageOptions, TrainerOptions):
     much (ours)."""
 
     def check(self) -> None:
-        """Refuse impossible values before any model is loaded.
-
-        Raises:
-            ConfigError: a value is out of range, or two options contradict each other.
-        """
+        """Refuse options that contradict each other, before any model is loaded: ConfigError for the first."""
         own = self.data == "embedded"
         if own and 1 in (self.train_pairs, self.held_out_pairs):
             raise ConfigError(

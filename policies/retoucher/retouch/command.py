@@ -1,7 +1,8 @@
 """The command `retouch-portrait IN OUT`. What needs torch is imported once the arguments, and the files they name, are known to be good."""
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,7 @@ def plan_jobs(source: Path, target: Path, *, overwrite: bool = False) -> list[Jo
 
     Raises:
         ImageError: no such photo, or a folder without photos.
-        ConfigError: IN is OUT, OUT exists, OUT is a file where a folder is needed, or its suffix cannot be written.
+        ConfigError: IN is OUT, OUT exists, OUT is a file where a folder is needed, or its suffix or folder cannot be written.
     """
     if source.is_dir():
         photos = list_images(source, flat=True)
@@ -94,13 +95,16 @@ def _check_targets(jobs: list[Job], *, overwrite: bool) -> None:
     if existing and not overwrite:
         more = f" and {len(existing) - 1} more" if existing[1:] else ""
         raise ConfigError(f"OUT {existing[0]}{more}: exists already; add --overwrite or give another place")
+    folder = next(path for path in jobs[0][1].parents if path.exists())
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"OUT {jobs[0][1]}: nothing can be written in {folder}; give another place")
 
 
 def _file_name(photo: Path) -> str:
     return photo.name if photo.suffix.lower() in WRITABLE else photo.with_suffix(".png").name
 
 
-def analyser(config: RetouchConfig) -> "Callable[[Tensor, Faces], list[FacePlan]]":
+def analyser(config: RetouchConfig) -> "Callable[[Tensor, Faces], Iterator[FacePlan]]":
     """The retoucher's one pass over the faces of a picture.
 
     The backbone is loaded once, after the first photo's faces are found: its libraries take seconds to import.
@@ -116,28 +120,27 @@ def analyser(config: RetouchConfig) -> "Callable[[Tensor, Faces], list[FacePlan]
             attach_adapter(loaded, config.lora)
         return loaded
 
-    def analyse(pixels: "Tensor", faces: "Faces") -> "list[FacePlan]":
+    def analyse(pixels: "Tensor", faces: "Faces") -> "Iterator[FacePlan]":
         return take_apart(pixels, faces, backbone(), prompt=config.prompt, num_steps=config.num_steps, seed=config.seed)
 
     return analyse
 
 
-def _retoucher(config: RetouchConfig, analyse: "Callable[[Tensor, Faces], list[FacePlan]]") -> Callable[[Path, Path], str]:
+def _retoucher(config: RetouchConfig, analyse: "Callable[[Tensor, Faces], Iterator[FacePlan]]") -> Callable[[Path, Path], str]:
     """A function that retouches one photo and says in a line or more what it did."""
     from policies.retoucher.retouch.faces import apply_controls, find_faces
     from portraitkit.pictures.images import read_image
     from portraitkit.pictures.stored import write_edited
 
     def retouch(photo: Path, target: Path) -> str:
-        image = read_image(photo)
+        image = read_image(photo, lean=True)
         faces = find_faces(image.pixels, config.smallest_face(*image.pixels.shape[1:]), photo)
-        plans = analyse(image.pixels, faces)
-        result = apply_controls(image.pixels, plans, config, skipped=faces.skipped)
+        result = apply_controls(image.pixels, analyse(image.pixels, faces), config, skipped=faces.skipped)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"OUT {target.parent}: cannot be made a folder ({error.strerror}); give another") from error
-        notes = (*image.warnings, *write_edited(image, result.pixels, target))
+        notes = (*image.warnings, *write_edited(image, result.strips(), target))
         count = "1 face" if result.faces == 1 else f"{result.faces} faces"
         lines = [f"{photo} -> {target}: {count} retouched"]
         lines += [f"  left as it is: {face}" for face in result.skipped]

@@ -1,6 +1,6 @@
 """Retouch every face of a picture: find, align, edit at the backbone's resolution, sort the edit by its controls, carry it back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from portraitkit.faces.align import AlignedFace, align_face
 from portraitkit.faces.detect import check_size, no_face
 from portraitkit.faces.identity import identity_embedding
 from portraitkit.faces.mesh import MIN_SCORE, faces_and_meshes, shown_score
-from portraitkit.faces.paste import face_edit, paste_edits
+from portraitkit.faces.paste import FaceEdit, edited_strips, face_edit, paste_edits
 from portraitkit.faces.warp import transform
+from portraitkit.pictures.images import Pixels
 
 BATCH = 8
 IDENTITY_BOUND = 0.3
@@ -29,9 +30,23 @@ IDENTITY_BOUND = 0.3
 class RetouchedPicture:
     """What became of a picture."""
 
-    pixels: Float[Tensor, "3 h w"]  # RGB, [0, 1]; outside the retouched faces the picture's own values
-    faces: int  # How many faces were retouched
+    before: Pixels
+    edits: list[FaceEdit]  # Of the faces that were retouched
     skipped: tuple[str, ...]  # The faces that were left as they are, and why, in words
+
+    @property
+    def faces(self) -> int:
+        """How many faces were retouched."""
+        return len(self.edits)
+
+    @property
+    def pixels(self) -> Float[Tensor, "3 h w"]:
+        """RGB, [0, 1]; outside the retouched faces the picture's own values."""
+        return paste_edits(self.before, self.edits)
+
+    def strips(self) -> Iterator[tuple[int, Float[Tensor, "3 rows w"]]]:
+        """Those rows of it that change, and where they begin."""
+        return edited_strips(self.before, self.edits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +58,8 @@ class Faces:
 
 
 @torch.no_grad()
-def find_faces(pixels: Float[Tensor, "3 h w"], min_face: int = 32, path: Path | None = None) -> Faces:
-    """Find the faces of at least `min_face` pixels in an upright RGB picture in [0, 1]; `path` is for messages.
+def find_faces(pixels: Pixels, min_face: int = 32, path: Path | None = None) -> Faces:
+    """Find the faces of at least `min_face` pixels in a picture; `path` is for messages.
 
     Raises:
         FaceError: no face, or none that is large enough and seen well enough.
@@ -88,13 +103,11 @@ class FacePlan:
 
 
 @torch.no_grad()
-def take_apart(
-    pixels: Float[Tensor, "3 h w"], faces: Faces, backbone: Backbone, *, prompt: str, num_steps: int, seed: int
-) -> list[FacePlan]:
+def take_apart(pixels: Pixels, faces: Faces, backbone: Backbone, *, prompt: str, num_steps: int, seed: int) -> Iterator[FacePlan]:
     """Run the retoucher's anchor-free ODE once on each face and sort its change; a face's result does not depend on the others.
 
     Args:
-        pixels: RGB, [0, 1], upright.
+        pixels: the picture.
         faces: found in it.
         backbone: the editor.
         prompt: editing instruction.
@@ -104,7 +117,7 @@ def take_apart(
     Raises:
         ImageError: an edit has a pixel that is not finite.
     """
-    plans, noise = [], backbone.noise(1, torch.Generator().manual_seed(seed))
+    noise = backbone.noise(1, torch.Generator().manual_seed(seed))
     for start in range(0, len(faces.meshes), BATCH):
         meshes = faces.meshes[start : start + BATCH]
         crops = [align_face(pixels, mesh, backbone.resolution) for mesh in meshes]
@@ -117,15 +130,14 @@ def take_apart(
         for mesh, crop, change in zip(meshes, crops, edited - before, strict=True):
             aligned = align_face(pixels, mesh, _working_size(crop))
             change = interpolate(change[None], size=aligned.pixels.shape[1:], mode="bicubic", antialias=True, align_corners=False)[0]
-            parts = split_edit(aligned.pixels, (aligned.pixels + change).clamp(0, 1), aligned.to_crop(mesh.to(pixels)))
-            plans.append(FacePlan(aligned, mesh, parts))
-    return plans
+            parts = split_edit(aligned.pixels, (aligned.pixels + change).clamp(0, 1), aligned.to_crop(mesh.to(change)))
+            yield FacePlan(aligned, mesh, parts)
 
 
 @torch.no_grad()
 def apply_controls(
-    pixels: Float[Tensor, "3 h w"],
-    plans: Sequence[FacePlan],
+    pixels: Pixels,
+    plans: Iterable[FacePlan],
     controls: Controls,
     *,
     chosen: Mapping[int, Mapping[int, bool]] | None = None,
@@ -134,8 +146,8 @@ def apply_controls(
     """Put the faces of a picture together again, with these strengths.
 
     Args:
-        pixels: RGB, [0, 1], upright.
-        plans: of its faces.
+        pixels: the picture.
+        plans: of its faces; one at a time is held if they come one by one.
         controls: the strengths.
         chosen: by a face's number, the spots by number that are removed or kept whatever their kind.
         skipped: faces that were left before, in words.
@@ -147,7 +159,7 @@ def apply_controls(
     for number, plan in enumerate(plans):
         after = combine(plan.parts, controls, (chosen or {}).get(number, {}))
         both = torch.stack([plan.aligned.pixels, after])
-        one, other = identity_embedding(both, plan.aligned.to_crop(plan.mesh.to(pixels))[None])
+        one, other = identity_embedding(both, plan.aligned.to_crop(plan.mesh.to(after))[None])
         moved = float((one - other).norm())
         if moved > IDENTITY_BOUND:
             low = plan.mesh[:, :2].amin(0).tolist()
@@ -155,7 +167,7 @@ def apply_controls(
             skipped += (f"{where} would move by {moved:.2f} in identity, above {IDENTITY_BOUND}; use less --strength",)
             continue
         edits.append(face_edit(plan.aligned, after, plan.mesh, *pixels.shape[1:]))
-    return RetouchedPicture(paste_edits(pixels, edits), len(edits), skipped)
+    return RetouchedPicture(pixels, edits, skipped)
 
 
 def _working_size(crop: AlignedFace) -> int:

@@ -65,11 +65,7 @@ class AlignVlmConfig(WhatToAlign, TrainerOptions):
     TINY_RECIPE: ClassVar[str] = "tiny_vlm"
 
     def check(self) -> None:
-        """Refuse impossible values before any model is loaded.
-
-        Raises:
-            ConfigError: a value is out of range, or two options contradict each other.
-        """
+        """Refuse options that contradict each other, before any model is loaded: ConfigError for the first."""
         if self.data == "embedded" and (self.train_rows < 1 or self.held_out_rows < 2):
             raise ConfigError(
                 f"--train-rows {self.train_rows} --held-out-rows {self.held_out_rows}: the embedded data need 1 and 2 or more; "

@@ -315,6 +315,15 @@ def test_refused_targets(photos, tmp_path):
         plan_jobs(tmp_path / "empty", tmp_path / "out")
 
 
+def test_a_folder_that_must_not_be_written_in_is_told_once_and_first(photos, tmp_path, monkeypatch):
+    (tmp_path / "locked").mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "locked")  # root may write anywhere, and tests may run as root
+    for target in (tmp_path / "locked", tmp_path / "locked" / "new" / "folder"):
+        with pytest.raises(ConfigError, match=rf"nothing can be written in {tmp_path / 'locked'}; give another place"):
+            retouch_main([str(photos), str(target)])
+    assert list((tmp_path / "locked").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -15,7 +15,7 @@ from PIL import ImageCms, ImageOps
 
 from portraitkit.errors import ImageError
 from portraitkit.pictures import list_images
-from portraitkit.pictures.images import from_pil, from_uint8, read_image, resize, to_pil, to_uint8, write_image
+from portraitkit.pictures.images import from_pil, from_uint8, read_image, resize, to_pil, to_uint8, unit, write_image
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8)
@@ -88,6 +88,15 @@ def test_an_8_bit_png_is_read_exactly(tmp_path: Path):
     assert np.array_equal(to_uint8(image.pixels), NOISE)
     assert (image.exif, image.icc, image.warnings) == (None, None, ())
     assert image.path == tmp_path / "a.png"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "RGBA"])
+def test_a_lean_picture_keeps_its_bytes_and_is_the_same(tmp_path: Path, mode: str):
+    path = saved(tmp_path / ("a.tif" if mode == "CMYK" else "a.png"), PilImage.fromarray(NOISE).convert(mode))
+    lean, plain = read_image(path, lean=True).pixels, read_image(path).pixels
+    assert lean.dtype == (torch.float32 if mode == "RGBA" else torch.uint8) and torch.equal(unit(lean), plain)
+    for size in ((24, 32), (7, 50), (30, 11)):
+        assert torch.equal(resize(lean, size), resize(plain, size))
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])

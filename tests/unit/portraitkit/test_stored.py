@@ -89,6 +89,20 @@ def test_rgb_is_kept_to_the_bit_outside_the_edit(tmp_path, suffix):
     assert list(tmp_path.glob(".*")) == []
 
 
+@pytest.mark.parametrize(("suffix", "mode"), [(".png", "RGB"), (".tif", "L"), (".png", "RGBA"), (".jpg", "RGB"), (".jpg", "CMYK")])
+def test_changed_strips_of_a_lean_picture_write_the_same_file(tmp_path, suffix, mode):
+    source = tmp_path / f"a{suffix}"
+    PilImage.fromarray(samples(3)).convert(mode).save(source)
+    image, lean = read_image(source), read_image(source, lean=True)
+    whole, rows = edited(image), image.pixels.shape[1]
+    strips = [(start, whole[:, start : start + 7]) for start in range(0, rows, 7)]
+    touched = [(start, strip) for start, strip in strips if not torch.equal(strip, image.pixels[:, start : start + 7])]
+    assert len(touched) < len(strips)
+    assert write_edited(image, whole, tmp_path / f"b{suffix}") == write_edited(lean, iter(touched), tmp_path / f"b{suffix}")
+    write_edited(image, whole, tmp_path / f"c{suffix}")
+    assert (tmp_path / f"b{suffix}").read_bytes() == (tmp_path / f"c{suffix}").read_bytes()
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
 def test_alpha_is_kept(tmp_path, suffix):
     source, target, picture = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}", samples(4)

@@ -18,6 +18,9 @@
     element("status").hidden = !words;
     if (seconds) saying = setTimeout(() => say(""), seconds * 1000);
   }
+  function tell(words, seconds) {  // before there is a photo, in place of the page's first words
+    if (photos.length) say(words, seconds); else element("hello").querySelector("p").textContent = words;
+  }
   async function answer(response) {
     if (response.ok) return response;
     const words = await response.json().then((said) => said.error, () => `the server answers ${response.status}`);
@@ -29,8 +32,8 @@
 
   let refused = [];
   async function add(files) {
-    const pictures = [...files].filter((file) => file.type.startsWith("image/") || /\.(tiff?|bmp|webp|png|jpe?g)$/i.test(file.name));
-    if (!pictures.length) { say("No photo among these.", 5); return; }
+    const pictures = [...files].filter((file) => file.type.startsWith("image/") || /\.(tiff?|bmp|webp|png|jpe?g|hei[cf]|avif)$/i.test(file.name));
+    if (!pictures.length) { tell("No photo among these: a JPEG, PNG, WebP or TIFF is needed.", 5); return; }
     element("hello").hidden = true;
     element("studio").hidden = false;
     waiting += pictures.length;
@@ -47,7 +50,7 @@
     }
     if (waiting) return;
     say(refused.join("\n"), 12);
-    if (!photos.length) { element("hello").hidden = false; element("studio").hidden = true; element("hello").querySelector("p").textContent = refused.join(" "); }
+    if (!photos.length) { element("hello").hidden = false; element("studio").hidden = true; tell(refused.join("\n")); }
     refused = [];
   }
   function thumb(photo) {

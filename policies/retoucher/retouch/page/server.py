@@ -12,7 +12,7 @@ import shutil
 import signal
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from io import BytesIO
@@ -35,7 +35,7 @@ from torch import Tensor
 from policies.retoucher.retouch.faces import FacePlan, RetouchedPicture, apply_controls, find_faces
 from policies.retoucher.retouch.options import WRITABLE, Controls, RetouchConfig
 from portraitkit.errors import ConfigError, UserError
-from portraitkit.pictures.images import MAX_BYTES, Image, read_image, to_pil, within
+from portraitkit.pictures.images import MAX_BYTES, Pixels, read_image, to_pil, within
 from portraitkit.pictures.stored import write_edited
 from portraitkit.serving import bounded, hosts_of, is_loopback, listen, page_app, read_body, server_of, url_of
 
@@ -50,7 +50,7 @@ MOST_NAME = 120
 MAX_JSON = 2**20
 COOKIE = "key-{port}"
 """Browsers send a machine's cookies to all of its ports: each page has one of its own, or two would log each other out."""
-Analyse = Callable[[Float[Tensor, "3 h w"], Any], list[FacePlan]]
+Analyse = Callable[[Pixels, Any], Iterable[FacePlan]]
 Chosen = dict[int, dict[int, bool]]
 
 
@@ -129,7 +129,7 @@ class Studio:
             return opened.shown
         path = self.file_of(token)
         with self.lock:
-            return within(read_image(path).pixels, SCREEN)
+            return within(read_image(path, lean=True).pixels, SCREEN)
 
     def open(self, token: str, path: Path | None = None) -> Opened:
         """A photo, ready for the sliders.
@@ -148,21 +148,21 @@ class Studio:
         return opened
 
     def _look_at(self, path: Path) -> Opened:
-        image = read_image(path)
+        image = read_image(path, lean=True)
         height, width = image.pixels.shape[1:]
         faces = find_faces(image.pixels, self.config.smallest_face(height, width), path)
-        return Opened(self.analyse(image.pixels, faces), faces.skipped, within(image.pixels, SCREEN), (height, width), image.warnings)
+        return Opened(list(self.analyse(image.pixels, faces)), faces.skipped, within(image.pixels, SCREEN), (height, width), image.warnings)
 
     def write(self, token: str, controls: Controls, chosen: Chosen) -> tuple[Path, tuple[str, ...]]:
         """Retouch a photo at its own size, in the terms of its file; returns the new file, and the faces left as they are, in words."""
         with self.lock:
             opened, path = self.open(token), self.files[token]
-            image: Image = read_image(path)
+            image = read_image(path, lean=True)
             result = apply_controls(image.pixels, opened.plans, controls, chosen=chosen, skipped=opened.skipped)
             suffix = path.suffix if path.suffix.lower() in WRITABLE else ".png"
             target = path.parent / secrets.token_hex(4) / f"{path.stem}-retouched{suffix}"
             target.parent.mkdir()
-            write_edited(image, result.pixels, target)
+            write_edited(image, result.strips(), target)
             return target, result.skipped
 
 

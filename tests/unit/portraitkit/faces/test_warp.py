@@ -1,3 +1,6 @@
+import math
+
+import pytest
 import torch
 
 from portraitkit.faces.warp import invert, sample, similarity, transform
@@ -42,3 +45,18 @@ def test_outside_the_picture():
     away = torch.tensor([[[1.0, 0, 50], [0, 1, 0]]])
     assert sample(picture, away, 4).min() == 1
     assert sample(picture, away, 4, outside="zeros").max() == 0
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("outside", ["border", "zeros"])
+def test_bytes_are_cut_as_floats_and_a_large_picture_only_where_it_is_seen(monkeypatch, outside, mode):
+    picture = (torch.rand(1, 3, 90, 120, generator=torch.Generator().manual_seed(0)) * 255).byte()
+    for scale, turn, across in ((0.08, 0.0, -30), (0.4, 0.7, 10), (2.0, -0.3, 60), (1.0, 0.0, 400)):
+        c, s = scale * math.cos(turn), scale * math.sin(turn)
+        matrix = torch.tensor([[[c, s, -across * scale], [-s, c, -20 * scale]]])
+        whole = sample(picture.float() / 255, matrix, 32, outside=outside, mode=mode)
+        assert torch.equal(sample(picture, matrix, 32, outside=outside, mode=mode), whole)
+        with monkeypatch.context() as patch:
+            patch.setattr("portraitkit.faces.warp.WHOLE", 16)
+            patch.setattr("portraitkit.faces.warp.MAX_POINTS", 2**9)
+            assert torch.allclose(sample(picture, matrix, 32, outside=outside, mode=mode), whole, atol=1e-4)
