@@ -1,0 +1,155 @@
+"""`python -m tools.bench.retouch_large PHOTOS`: `retouch-portrait` on groups of people, 1024 to 4096 pixels a side.
+
+Large portraits that nobody retouched are rare, so groups are laid from portraits of about 1024 px, side by side, not enlarged: the people
+of one split whose photos are of the sets named by `--sets`, and as many second photos as the largest group has places left. They lie in a
+temporary folder. Memory is the peak of the command in a process of its own, seconds are of the processor.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from itertools import zip_longest
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+from policies.retoucher.retouch.command import analyser
+from policies.retoucher.retouch.controls import open_skin
+from policies.retoucher.retouch.faces import FacePlan, Faces, apply_controls, find_faces
+from policies.retoucher.retouch.options import RetouchConfig
+from portraitkit.config import load_config
+from portraitkit.faces.align import align_face
+from portraitkit.faces.regions import region_masks
+from portraitkit.pictures.images import ciede2000, read_image, srgb_to_lab, unit, write_image
+from portraitkit.stats import mean_by, person_interval
+from reward_models.filters import blur, fine_energy, mean_over
+from tools.bench.retouch_controls import against_neck
+
+TILE = 1024
+
+
+def tile(pixels: Tensor) -> Tensor:
+    """A portrait on a square of `TILE`: cut about its middle where it is larger, its edge repeated where it is smaller."""
+    top, left = (max(length - TILE, 0) // 2 for length in pixels.shape[1:])
+    pixels = pixels[:, top : top + TILE, left : left + TILE]
+    down, across = (TILE - length for length in pixels.shape[1:])
+    return pad(pixels[None], (across // 2, across - across // 2, down // 2, down - down // 2), mode="replicate")[0]
+
+
+def group(files: list[Path], across: int) -> Tensor:
+    """A photo of `across` x `across` people."""
+    tiles = [tile(read_image(file).pixels) for file in files[: across**2]]
+    return torch.cat([torch.cat(tiles[row : row + across], 2) for row in range(0, len(tiles), across)], 1)
+
+
+def peak(source: Path, target: Path) -> float:
+    """Gigabytes that the command holds at its peak."""
+    command = [sys.executable, "-c", "import sys; from policies.retoucher.main import retouch_portrait; retouch_portrait()"]
+    _, status, usage = os.wait4(os.posix_spawn(sys.executable, [*command, str(source), str(target)], os.environ), 0)
+    assert status == 0
+    return usage.ru_maxrss / 1e6
+
+
+@torch.no_grad()
+def figures(before: Tensor, after: Tensor, plan: FacePlan) -> dict[str, float]:
+    """What was done to one face, in pixels as the photo has them."""
+    side = round(plan.aligned.pixels.shape[-1] / float(plan.aligned.matrix[:, 0].norm()))
+    was, now = (align_face(pixels, plan.mesh, side) for pixels in (before, after))
+    lab = srgb_to_lab(was.pixels)
+    skin = open_skin(lab, was.to_crop(plan.mesh))[None]
+    spots = interpolate((plan.parts.owner >= 0).float()[None, None], size=(side, side))
+    away = skin * (blur(spots, side / 128) < 0.02)
+
+    def left(sigma: float) -> float:
+        one, other = (fine_energy(crop.pixels[None], away, sigma) for crop in (was, now))
+        return float(other / one)
+
+    low, high = plan.mesh[:, :2].amin(0).floor().long() - side // 4, plan.mesh[:, :2].amax(0).ceil().long() + side // 2
+    (x0, y0), (x1, y1) = low.clamp_min(0).tolist(), high.tolist()
+    mesh = plan.mesh - plan.mesh.new_tensor([x0, y0, 0])
+    cuts = [unit(pixels[:, y0:y1, x0:x1]) for pixels in (before, after)]
+    oval = region_masks(mesh, *cuts[0].shape[1:], only=("face_oval",))["face_oval"][0]
+    edges = [against_neck(cut, mesh, oval).norm() for cut in cuts]
+    return {
+        "face, px": side * 0.7,  # the oval's height; the rest of the crop is its margin
+        "pores left": left(side / 256),
+        "finest left": left(1.0),
+        "dE00 on skin": float(mean_over(ciede2000(lab, srgb_to_lab(now.pixels))[None], skin)),
+        "chin and neck, dE76": float((edges[1] - edges[0]).abs()),
+    }
+
+
+def outside(before: Tensor, after: Tensor, plans: list[FacePlan]) -> int:
+    """The largest change, in levels of 255, off all faces' ovals."""
+    change = (after.short() - before.short()).abs().amax(0)
+    for plan in plans:
+        (x0, y0), (x1, y1) = plan.mesh[:, :2].amin(0).floor().long().tolist(), plan.mesh[:, :2].amax(0).ceil().long().tolist()
+        part = change[y0 : y1 + 1, x0 : x1 + 1]
+        part[region_masks(plan.mesh - plan.mesh.new_tensor([x0, y0, 0]), *part.shape, only=("face_oval",))["face_oval"][0] >= 0.5] = 0
+    return int(change.max())
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m tools.bench.retouch_large")
+    parser.add_argument("photos", type=Path, help="a folder of portraits with metadata.jsonl, which names split and identity")
+    parser.add_argument("--split", default="validation", choices=("train", "validation", "held_out"))
+    parser.add_argument("--sets", nargs="+", default=["london", "canada"], help="what the identities start with")
+    parser.add_argument("--across", type=int, nargs="+", default=[1, 2, 4], help="people side by side")
+    parser.add_argument("--keep", type=Path, default=None, help="a folder for the photos before and after, to look at")
+    asked = parser.parse_args()
+    photos: dict[str, list[Path]] = {}
+    for row in map(json.loads, (asked.photos / "metadata.jsonl").read_text(encoding="utf-8").splitlines()):
+        if row["split"] == asked.split and row["identity"].split("-")[0] in asked.sets:
+            photos.setdefault(row["identity"], []).append(asked.photos / row["file_name"])
+    rounds = zip_longest(*photos.values())
+    places = [(name, file) for turn in rounds for name, file in zip(photos, turn, strict=True) if file is not None]
+    analyse = analyser(load_config(RetouchConfig, ["in.png", "out.png"], prog="retouch-portrait"))
+    list(analyse(torch.zeros(3, 16, 16), Faces([], ())))  # loads the weights
+    table = Table(title="mean over people [95 %], the worst face")
+    with TemporaryDirectory() as folder:
+        out = asked.keep or Path(folder)
+        out.mkdir(exist_ok=True, parents=True)
+        for across in asked.across:
+            source, target = out / f"group-{across * TILE}.png", out / f"group-{across * TILE}-retouched.png"
+            write_image(source, group([file for _, file in places], across))
+            target.unlink(missing_ok=True)
+            memory = peak(source, target)
+            before, after = (read_image(path, lean=True).pixels for path in (source, target))
+            clock = time.process_time()
+            faces = find_faces(before, max(32, across * TILE // 40))
+            found = time.process_time()
+            plans = list(analyse(before, faces))
+            apart = time.process_time()
+            list(apply_controls(before, plans, RetouchConfig(source, target)).strips())
+            together = time.process_time()
+            centres = [(plan.mesh[:, :2].mean(0) / TILE).long().tolist() for plan in plans]
+            people = [places[y * across + x][0] for x, y in centres]
+            rows = [figures(before, after, plan) for plan in plans]
+            cells = {}
+            for name in rows[0]:
+                values = torch.tensor([row[name] for row in rows])
+                low, high = person_interval(values, people)
+                worst = values.min() if "left" in name else values.max()
+                cells[name] = f"{float(mean_by(values, people).nanmean()):.3f} [{low:.3f}, {high:.3f}] {float(worst):.3f}"
+            cells["outside the ovals, levels"] = str(outside(before, after, plans))
+            seconds = ((found - clock), (apart - found) / len(plans), (together - apart) / len(plans))
+            cells["s: find; apart, together a face"] = "; ".join(f"{one:.2f}" for one in seconds)
+            cells["peak, GB"] = f"{memory:.3f}"
+            if not table.columns:
+                table.add_column("photo, faces, people")
+                for name in cells:
+                    table.add_column(name, justify="right")
+            table.add_row(f"{across * TILE}; {len(plans)} of {across**2}; {len(set(people))}", *cells.values())
+    Console(width=240).print(table)
+
+
+if __name__ == "__main__":
+    main()
