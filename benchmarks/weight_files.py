@@ -39,16 +39,11 @@ class MetricWeights:
         return hashlib.sha256(f"{text}{self.where}".encode()).hexdigest()[:16]
 
 
-def weights_folder(option: Path | None) -> Path:
-    """The folder named on the command line, by the environment, or the default one; it need not exist."""
-    return (option or Path(os.environ.get(VARIABLE) or DEFAULT)).expanduser()
-
-
 def search_folders(option: Path | None) -> list[Path]:
-    """The weights folder, then other programs' caches."""
+    """The folder named on the command line, by the environment, or the default one, then other programs' caches; none need exist."""
     cache = Path(os.environ.get("TORCH_HOME") or "~/.cache/torch").expanduser() / "hub"
     others = [cache / "pyiqa", cache / "checkpoints", Path("~/.cache/clip"), Path("~/.insightface/models/buffalo_l")]
-    return [weights_folder(option), *(folder.expanduser() for folder in others)]
+    return [folder.expanduser() for folder in (option or Path(os.environ.get(VARIABLE) or DEFAULT), *others)]
 
 
 def find_weights(metric: Metric, folders: Sequence[Path], digest: "Digests") -> MetricWeights:

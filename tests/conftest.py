@@ -83,6 +83,15 @@ def judge_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Bit-exact comparisons need a fixed number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def quick_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients of a `ScriptedEndpoint` find it, and hardly wait before they ask again."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")

@@ -45,14 +45,10 @@ def over_smoothing(picture: Picture, case: Case, strength: float, variant: int) 
 def left_blemishes(picture: Picture, case: Case, strength: float, variant: int) -> Picture:
     """A share `strength` of all blemishes is still there: even variants fade every spot alike, odd ones leave whole spots and
     remove the others. A greater strength leaves all that a smaller one does."""
-    share = share_left(case.opacity, strength, variant)
+    even = torch.full_like(case.opacity, min(strength, 1.0))
+    share = even if variant % 2 == 0 else _whole_spots(case.opacity, strength, variant)
     ratio = (case.source + 0.02) / (case.clean + 0.02)
     return (picture * torch.lerp(torch.ones_like(ratio), ratio, share)).clamp(0, 1)
-
-
-def share_left(opacity: Mask, strength: float, variant: int) -> Mask:
-    """How much of each pixel's blemish `left_blemishes` leaves, in [0, 1]."""
-    return torch.full_like(opacity, min(strength, 1.0)) if variant % 2 == 0 else _whole_spots(opacity, strength, variant)
 
 
 def _whole_spots(opacity: Mask, strength: float, variant: int) -> Mask:

@@ -192,7 +192,7 @@ def draw_color(region: str, rng: random.Random, *, wide: float = 0.25, split: st
     `FAMILIES`. With a `split` it is drawn again until it is that split's own.
     """
     while True:
-        color = _any_color(rng) if rng.random() < wide else _family_color(region, rng)
+        color = f"#{rng.randrange(2**24):06X}" if rng.random() < wide else _family_color(region, rng)
         if color is not None and split in (None, split_of(color)):
             return color
 
@@ -214,10 +214,6 @@ def draw_look(rng: random.Random, *, wide: float = 0.25, split: str | None = Non
         shape = basic if rng.random() < BASIC_SHARE else rng.choice(others)
         look.append({"shape": shape, "color": draw_color(region, rng, wide=wide, split=split)})
     return [] if bare and rng.random() < bare else look
-
-
-def _any_color(rng: random.Random) -> str:
-    return f"#{rng.randrange(2**24):06X}"
 
 
 def _family_color(region: str, rng: random.Random) -> str | None:

@@ -17,6 +17,7 @@ from reward_models.reward_set import build_rewards
 OPTIONS = ["--photos-per-step", 2, "--group-size", 2, "--micro-batch", 2, "--max-train-steps", 3, "--validation-steps", 2]
 OPTIONS += ["--validation-photos", 1, "--held-out-photos", 2, "--num-steps", 2, "--segments", 1, "--warmup-steps", 0, "--ema-decay", 0.5]
 OPTIONS += ["--rewards", "texture", "clarity", "--checkpointing-steps", 0]
+pytestmark = pytest.mark.usefixtures("one_thread")
 TIMES = ("seconds", "time")
 
 
@@ -53,14 +54,6 @@ def lose(monkeypatch):
         return elsewhere
 
     return set_up
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def lines(run):

@@ -32,14 +32,10 @@ RUN += ["--rewards", "texture", "clarity", "--checkpointing-steps", 0]
 
 
 @pytest.fixture(autouse=True)
-def plain_machine(monkeypatch):
+def plain_machine(monkeypatch, one_thread):
     """No proxy, no token, and one thread as in the workers: the number of threads decides the last bits of a convolution."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("REWARD_WORKER_TOKEN", raising=False)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Started:

@@ -58,23 +58,18 @@ def machine_file(tmp_path_factory):
     return path
 
 
-def test_with_pyiqas_weights_brisque_is_pyiqas(archs, pictures, machine_file):
+def test_with_pyiqas_weights_brisque_is_pyiqas(archs, pictures, machine_file, one_thread):
     """pyiqa as it is called, picture by picture on one core; other pictures in the batch change nothing."""
     from pyiqa.archs.brisque_arch import BRISQUE
 
     theirs = BRISQUE(pretrained_model_path=str(machine_file))
     ours = brisque.METRIC.open({brisque.OFFICIAL: machine_file})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for name in NAMES:
-            assert ours(Pictures(pictures[name])).item() == pytest.approx(theirs(pictures[name]).item(), abs=1e-4)
-        batch = torch.cat([pictures["noisy"], torch.full_like(pictures["noisy"], 0.5), pictures["clean"]])
-        values = ours(Pictures(batch)).tolist()
-        assert values[::2] == pytest.approx([theirs(pictures[name]).item() for name in ("noisy", "clean")], abs=1e-4)
-        assert math.isnan(values[1]), "a flat picture has no value, and leaves the others theirs"
-    finally:
-        torch.set_num_threads(threads)
+    for name in NAMES:
+        assert ours(Pictures(pictures[name])).item() == pytest.approx(theirs(pictures[name]).item(), abs=1e-4)
+    batch = torch.cat([pictures["noisy"], torch.full_like(pictures["noisy"], 0.5), pictures["clean"]])
+    values = ours(Pictures(batch)).tolist()
+    assert values[::2] == pytest.approx([theirs(pictures[name]).item() for name in ("noisy", "clean")], abs=1e-4)
+    assert math.isnan(values[1]), "a flat picture has no value, and leaves the others theirs"
 
 
 def test_what_is_not_the_machine_is_refused(tmp_path, archs):

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-import torch
 from rich.console import Console
 
 from policies.retoucher.backbones import tiny
@@ -48,9 +47,5 @@ def make_trainer(source):
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Bit-exact comparisons need a fixed number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def exact(one_thread):
+    """Everywhere here."""
