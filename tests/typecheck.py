@@ -1,4 +1,4 @@
-"""The runtime type checker of the tests, named in pyproject.toml: beartype with two of a static checker's readings.
+"""The runtime type checker of the tests, named in conftest.py: beartype with two of a static checker's readings.
 
 `Self` is not checked, because jaxtyping decorates methods one by one and beartype then cannot know their class; an int
 is taken where a float is asked for.
