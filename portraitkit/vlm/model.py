@@ -1,6 +1,5 @@
 """Load a vision-language model and its processor: the embedded one, a local folder or a hub id; or make one without trained weights."""
 
-import json
 import logging
 import warnings
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 
 from portraitkit.errors import ConfigError, WeightsError
+from portraitkit.files.jsonl import read_json
 from portraitkit.runs.checkpoint import check_weights
 
 EMBEDDED = Path(__file__).parent / "embedded"  # The tiny Qwen2.5-VL that ships with the package; `tools.embedded.vlm` builds it
@@ -228,7 +228,7 @@ def _check_files(source: str) -> None:
     """
     for path in sorted(Path(model_path(source)).glob("*.json")):
         try:
-            json.loads(path.read_text(encoding="utf-8"))
+            read_json(path)
         except ValueError as error:
             raise WeightsError(f"--model {source}: {path.name} is damaged ({error}); copy the folder again") from error
 
@@ -243,57 +243,8 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
-VISION = {
-    "depth": 32,
-    "hidden_size": 1280,
-    "intermediate_size": 3420,
-    "num_heads": 16,
-    "patch_size": 14,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-    "window_size": 112,
-    "fullatt_block_indexes": [7, 15, 23, 31],
-}
-TEXT = {"max_position_embeddings": 128000, "rms_norm_eps": 1e-6}
-ROPE = {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [16, 24, 24]}
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "Qwen/Qwen2.5-VL-3B-Instruct": {
-        "vocab_size": 151936,
-        "hidden_size": 2048,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-    },
-    "Qwen/Qwen2.5-VL-7B-Instruct": {
-        "vocab_size": 152064,
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "tie_word_embeddings": False,
-    },
-}
-"""Of the language part, as the published config.json files say, for machines that cannot read them."""
-QWEN3_VL: dict[str, Any] = {
-    "Qwen/Qwen3-VL-8B-Instruct": {
-        "vision_config": {"out_hidden_size": 4096},
-        "text_config": {
-            "vocab_size": 151936,
-            "hidden_size": 4096,
-            "intermediate_size": 12288,
-            "num_hidden_layers": 36,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "max_position_embeddings": 262144,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20], "mrope_interleaved": True},
-        },
-    }
-}
-"""The same of Qwen3-VL, whose other values are the configuration's own defaults."""
+PUBLISHED: dict[str, dict[str, Any]] = read_json(Path(__file__).with_name("published.json"))
+"""Configurations as published config.json files have them, for machines that cannot read these; the rest is the class's own default."""
 
 
 def meta_model(source: str) -> Any:
@@ -313,17 +264,10 @@ def meta_model(source: str) -> Any:
 
 def configuration_of(source: str) -> Any:
     """transformers' configuration, or None where the model is not known."""
-    from transformers import AutoConfig, Qwen2_5_VLConfig, Qwen3VLConfig
+    from transformers import AutoConfig
 
     if source in PUBLISHED:
-        text = PUBLISHED[source]
-        return Qwen2_5_VLConfig(
-            vision_config={**VISION, "out_hidden_size": text["hidden_size"]},
-            text_config={**TEXT, **text, "rope_parameters": ROPE},
-            tie_word_embeddings=text["tie_word_embeddings"],
-        )
-    if source in QWEN3_VL:
-        return Qwen3VLConfig(**QWEN3_VL[source], tie_word_embeddings=False)
+        return AutoConfig.for_model(**PUBLISHED[source])
     path = model_path(source)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)

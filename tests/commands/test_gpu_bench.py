@@ -89,8 +89,9 @@ def test_the_real_models_way_in_small(monkeypatch):
     sizes = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 64, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": False}
     narrow = {"depth": 2, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "fullatt_block_indexes": [1]}
-    monkeypatch.setitem(vlm_model.PUBLISHED, "small/real", sizes)
-    monkeypatch.setattr(vlm_model, "VISION", vlm_model.VISION | narrow)
+    real = vlm_model.PUBLISHED[vlm.REAL]
+    vision, text = real["vision_config"] | narrow | {"out_hidden_size": 256}, real["text_config"] | sizes
+    monkeypatch.setitem(vlm_model.PUBLISHED, "small/real", real | {"vision_config": vision, "text_config": text})
     monkeypatch.setattr(vlm, "REAL", "small/real")
     monkeypatch.setattr(GpuBenchConfig, "where", "cpu")
     bench = GpuBenchConfig(parts=("vlm",), vlm_side=112, vlm_group=2, vlm_tokens=6, vlm_updates=2)

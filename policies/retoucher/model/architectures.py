@@ -16,48 +16,9 @@ from policies.retoucher.model.backbone import Condition
 from portraitkit.errors import ConfigError, WeightsError
 from portraitkit.files.jsonl import read_json
 
-# As the published model_index.json and config.json files say (FLUX.1-Kontext-dev); what is not named is the class's own default.
-FLUX_VAE: dict[str, Any] = {
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "latent_channels": 16,
-    "norm_num_groups": 32,
-    "sample_size": 1024,
-    "scaling_factor": 0.3611,
-    "shift_factor": 0.1159,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-}
-T5_XXL = {
-    "vocab_size": 32128,
-    "d_model": 4096,
-    "d_ff": 10240,
-    "d_kv": 64,
-    "num_layers": 24,
-    "num_heads": 64,
-    "feed_forward_proj": "gated-gelu",
-}
-CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "projection_dim": 768}
-# FLUX.2 [klein] 4B as its authors' code has it (`Klein4BParams` of github.com/black-forest-labs/flux2), its text encoder Qwen3-4B's.
-KLEIN_4B: dict[str, Any] = {
-    "num_layers": 5,
-    "num_single_layers": 20,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 3 * 2560,
-    "guidance_embeds": False,
-}
-QWEN3_4B: dict[str, Any] = {
-    "vocab_size": 151936,
-    "hidden_size": 2560,
-    "intermediate_size": 9728,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "tie_word_embeddings": True,
-}
+PUBLISHED: dict[str, dict[str, dict[str, Any]]] = read_json(Path(__file__).with_name("published.json"))
+"""Backbone -> part -> configuration: FLUX.1-Kontext-dev's as its published files say, FLUX.2 [klein] 4B's as its authors' code has it
+(`Klein4BParams` of github.com/black-forest-labs/flux2), with Qwen3-4B as text encoder. What is not named is the class's own default."""
 WORDS = 96  # Tokens of the edit instruction with its template, where the text encoder reads the photo, too (assumed)
 TEXT_PARTS = ("text_encoder", "text_encoder_2")
 
@@ -165,11 +126,12 @@ def _flux_parts() -> dict[str, Callable[[], Any]]:
     from diffusers import AutoencoderKL, FluxTransformer2DModel
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
+    known = PUBLISHED["flux_kontext"]
     return {
-        "transformer": lambda: FluxTransformer2DModel(num_layers=19, num_single_layers=38, guidance_embeds=True),
-        "vae": lambda: AutoencoderKL(**FLUX_VAE),
-        "text_encoder": lambda: CLIPTextModel(CLIPTextConfig(**CLIP_L)),
-        "text_encoder_2": lambda: T5EncoderModel(T5Config(**T5_XXL)),
+        "transformer": lambda: FluxTransformer2DModel(**known["transformer"]),
+        "vae": lambda: AutoencoderKL(**known["vae"]),
+        "text_encoder": lambda: CLIPTextModel(CLIPTextConfig(**known["text_encoder"])),
+        "text_encoder_2": lambda: T5EncoderModel(T5Config(**known["text_encoder_2"])),
     }
 
 
@@ -177,10 +139,11 @@ def _klein_parts() -> dict[str, Callable[[], Any]]:
     from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
+    known = PUBLISHED["flux2_klein"]
     return {
-        "transformer": lambda: Flux2Transformer2DModel(**KLEIN_4B),
+        "transformer": lambda: Flux2Transformer2DModel(**known["transformer"]),
         "vae": AutoencoderKLFlux2,
-        "text_encoder": lambda: Qwen3ForCausalLM(Qwen3Config(**QWEN3_4B)),
+        "text_encoder": lambda: Qwen3ForCausalLM(Qwen3Config(**known["text_encoder"])),
     }
 
 

@@ -20,7 +20,7 @@ from portraitkit.memory.trace import tensors_of
 from portraitkit.memory.vlm_plan import MORE_DEVICES, Planner, changes
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.vlm.context import picture_tokens
-from portraitkit.vlm.model import DTYPES, VISION, be_quiet, configuration_of, load_processor
+from portraitkit.vlm.model import DTYPES, PUBLISHED, be_quiet, configuration_of, load_processor
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.task import Score, Task
 from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments, start_processes
@@ -104,8 +104,9 @@ def _processor(bench: GpuBenchConfig) -> Any:
     if bench.tiny:
         return load_processor("embedded")
     sizes = {"shortest_edge": 56 * 56, "longest_edge": bench.vlm_picture**2}
-    patches: dict[str, Any] = {"patch_size": VISION["patch_size"], "temporal_patch_size": VISION["temporal_patch_size"]}
-    return build_processor([PROMPT], size=sizes, merge_size=VISION["spatial_merge_size"], **patches)
+    vision = PUBLISHED[REAL]["vision_config"]
+    patches: dict[str, Any] = {name: vision[name] for name in ("patch_size", "temporal_patch_size")}
+    return build_processor([PROMPT], size=sizes, merge_size=vision["spatial_merge_size"], **patches)
 
 
 def _rows(bench: GpuBenchConfig) -> list[Row]:
