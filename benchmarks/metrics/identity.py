@@ -14,7 +14,7 @@ from benchmarks.aligned_faces import Measure, face_metric
 from benchmarks.metric import Range, WeightFile
 from portraitkit.faces.arcface import open_arcface
 from portraitkit.faces.identity import identity_cosine, identity_embedding
-from portraitkit.faces.weights import FOLDER
+from portraitkit.faces.tfjs import FOLDER
 from reward_models.photos import Photos
 
 NET = "w600k_r50.onnx"

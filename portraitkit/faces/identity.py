@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from portraitkit.faces.tfjs import read_json, read_weights, unpack_weights
 from portraitkit.faces.warp import sample, similarity
-from portraitkit.faces.weights import read_json, read_weights, unpack_weights
 
 CHIP = 150
 SAME_PERSON = 0.6

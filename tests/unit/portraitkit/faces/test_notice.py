@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from portraitkit.faces.weights import SHA256
+from portraitkit.faces.tfjs import SHA256
 
 NOTICE = Path(__file__).parents[4] / "NOTICE"
 

@@ -3,8 +3,7 @@ import torch
 
 from portraitkit.errors import WeightsError
 from portraitkit.faces import tfjs
-from portraitkit.faces.tfjs import GraphModel, load_graph, pad_same
-from portraitkit.faces.weights import read_json
+from portraitkit.faces.tfjs import GraphModel, load_graph, pad_same, read_json
 
 
 def test_same_padding_puts_the_odd_pixel_last():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from portraitkit.errors import WeightsError
-from portraitkit.faces.weights import FOLDER, SHA256, read_weights, unpack_weights
+from portraitkit.faces.tfjs import FOLDER, SHA256, read_weights, unpack_weights
 
 
 def test_every_vendored_file_has_its_recorded_hash():
