@@ -32,8 +32,7 @@ from portraitkit.vlm.trainers import RewardFunction, text_of
 from preference_data.emotion_rows import ACTION_UNITS
 from preference_data.people.makeup import render_makeup
 from preference_data.people.makeup_shapes import SHAPES
-from reward_models.judge.backend import Backend
-from reward_models.judge.backends import HttpBackend
+from reward_models.judge.backends import Backend, HttpBackend
 from reward_models.judge.judge import Counts, load_judge
 from reward_models.judge.reward import NEED_ANCHORS, JudgeReward, Rivals, split_argument
 from reward_models.judge.settings import MakeupSettings

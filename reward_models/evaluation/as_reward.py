@@ -28,7 +28,7 @@ from preference_data.people.synthetic import SEEDS, make_case
 from preference_data.people.synthetic_pairs import SPOTS, identity_of
 from preference_data.schema import DIMENSIONS
 from preference_data.verdict import NUMBERS, ORDERS, Order, Place, file_at, in_order, winner
-from reward_models.judge.backend import Picture
+from reward_models.judge.backends import Picture
 from reward_models.judge.judge import Comparison, Judge, Judgement
 from reward_models.judge.pairs import JudgedPair
 from reward_models.judge.preference_task import SHOWN

@@ -1,17 +1,118 @@
-"""Judges' models: in this process by transformers, or by vLLM for large models on GPUs, or behind an OpenAI-compatible endpoint."""
+"""What a judge needs of a model, how its choice of digits is read, and three kinds of models.
 
+In this process by transformers, or by vLLM for large models on GPUs, or behind an OpenAI-compatible endpoint.
+"""
+
+import math
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
 
 from portraitkit.endpoint import Endpoint, Question, data_url
 from portraitkit.errors import ConfigError, WeightsError, reason_of
 from portraitkit.runs.checkpoint import check_weights
-from portraitkit.vlm.generate import complete
+from portraitkit.vlm.generate import Choice, complete
 from portraitkit.vlm.model import load_model, load_processor
 from portraitkit.vlm.rows import Row
-from reward_models.judge.backend import DIGITS, Choice, Picture, Said
+from preference_data.contract import BRIEF_SHAPE
+from preference_data.schema import DIMENSIONS
 from reward_models.judge.settings import source_of
+
+Picture = Float[Tensor, "3 h w"]
+DIGITS = "12345"
+MOST_SURE = 12.0  # Largest log-odds that a choice of tokens is taken for; beyond it lies float32's rounding
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model answered."""
+
+    text: str | None  # the answer, or None
+    error: str = ""  # why there is none; empty if there is
+    choices: tuple[Choice, ...] = ()  # of tokens in order, where the backend gives them; at least those of the answer's digits
+    cut: bool = False  # the token limit ended the answer, where the backend says so
+    tokens: tuple[int, int] = (0, 0)  # of the question with its pictures, and of the answer; 0 where the backend does not say
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A model behind a judge."""
+
+    name: str
+
+    def ask(self, prompt: str | Sequence[str], shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Said]:
+        """Greedy answers to the prompt, the same for all or one each, about each tuple of pictures (RGB in [0, 1]), which are shown before
+        it, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Certainty:
+    """How sure an answer is of its digits."""
+
+    log_odds: float  # of the answer 1 against 2, within `MOST_SURE`
+    scores: dict[str, tuple[float, float]]  # dimension -> expected scores of the pictures shown first and second, in [1, 5]
+
+
+def read_certainty(text: str, choices: Sequence[Choice], names: Sequence[str] = DIMENSIONS) -> Certainty | None:
+    """The probabilities behind the digits of a readable answer.
+
+    Args:
+        text: that one of the contracts can read.
+        choices: tokens of the text that hold a digit, at least; others are ignored.
+        names: of the dimensions that it scores, in order.
+
+    Returns:
+        None where the tokens are not there, hold several digits each, or are not those of the text.
+    """
+    tokens = [token for token in choices for char in token[0] if char.isdecimal()]
+    places = [place for place, char in enumerate(text) if char.isdecimal()]
+    wanted = _digits_of(text, len(names))
+    found: list[Choice] = []
+    for place in wanted:
+        behind = len(places) - places.index(place)
+        if behind > len(tokens):
+            return None
+        token = tokens[-behind]
+        if sum(char.isdecimal() for char in token[0]) != 1 or text[place] not in token[0]:
+            return None
+        found.append((text[place], _by_digit(token, text[place])))
+    expected = [_expected(chances) for _, chances in found[:-1]]
+    scores = {name: (expected[2 * place], expected[2 * place + 1]) for place, name in enumerate(names)}
+    first, second = (found[-1][1].get(digit, -math.inf) for digit in "12")
+    odds = 0.0 if math.isinf(first) and math.isinf(second) else first - second
+    return Certainty(max(-MOST_SURE, min(MOST_SURE, odds)), scores)
+
+
+def _digits_of(text: str, count: int) -> list[int]:
+    """Places in a readable answer of its two scores on each of `count` dimensions, and of the 1 or 2 that it chooses."""
+    brief = BRIEF_SHAPE.fullmatch(text)
+    if brief is not None:
+        return [brief.start(group) for group in range(1, 2 * len(DIMENSIONS) + 2)]
+    start = text.index("<answer>")
+    pairs = list(re.finditer(r"Image1 = (\d), Image2 = (\d)", text[start:]))[:count]
+    chosen = list(re.finditer(r"Image([12]) is better", text[start:]))[-1]
+    return [start + pair.start(group) for pair in pairs for group in (1, 2)] + [start + chosen.start(1)]
+
+
+def _by_digit(token: Choice, digit: str) -> dict[str, float]:
+    """Digit -> log-probability of the same token with that digit in it; digits that are not told are left out."""
+    text, chances = token
+    return {other: chances[key] for other in DIGITS if (key := text.replace(digit, other)) in chances}
+
+
+def _expected(chances: dict[str, float]) -> float:
+    weights = {int(digit): math.exp(log) for digit, log in chances.items()}
+    total = sum(weights.values())
+    return sum(value * weight for value, weight in weights.items()) / total
+
+
+# ---- three kinds of models
 
 TOP = 20  # Likeliest tokens whose probabilities vLLM and OpenAI's interface tell at most
 KEY_ENV = "JUDGE_API_KEY"
@@ -63,7 +164,7 @@ class TransformersBackend:
         return cls(model, processor, name=source, batch_size=batch_size, form=form)
 
     def ask(self, prompt: str | Sequence[str], shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Said]:
-        """See `backend.Backend`."""
+        """See `Backend`."""
         rows, prompts = [Row(pictures, None, "", {}) for pictures in shown], each(prompt, len(shown))
         said: list[Said] = [Said(None)] * len(rows)
         for places in by_size(shown, key=lambda pictures: tuple(tuple(picture.shape) for picture in pictures)):
@@ -128,7 +229,7 @@ class VllmBackend:
             raise WeightsError(f"judge vllm:{source}: could not be loaded ({reason_of(error)}); check the id") from error
 
     def ask(self, prompt: str | Sequence[str], shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Said]:
-        """See `backend.Backend`."""
+        """See `Backend`."""
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
         urls: dict[int, str] = {}
@@ -188,7 +289,7 @@ class HttpBackend:
         return cls(Endpoint(url, name, key_env=KEY_ENV, key_optional=True, **options)), card
 
     def ask(self, prompt: str | Sequence[str], shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Said]:
-        """See `backend.Backend`; a request that failed for good is an answer without a text."""
+        """See `Backend`; a request that failed for good is an answer without a text."""
         self.endpoint.max_tokens = max_tokens
         replies = self.endpoint.ask([Question(text, pictures) for text, pictures in zip(each(prompt, len(shown)), shown, strict=True)])
         return [Said(reply.text, reply.error, reply.choices) for reply in replies]

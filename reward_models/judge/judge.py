@@ -11,8 +11,7 @@ from pathlib import Path
 from portraitkit.errors import ConfigError
 from preference_data.contract import Answer, Unreadable, every_digit, verdicts_in_files
 from preference_data.verdict import ORDERS, Order, Verdict, in_order
-from reward_models.judge.backend import Backend, Certainty, Picture, Said, read_certainty
-from reward_models.judge.backends import HttpBackend, TransformersBackend, VllmBackend
+from reward_models.judge.backends import Backend, Certainty, HttpBackend, Picture, Said, TransformersBackend, VllmBackend, read_certainty
 from reward_models.judge.preference_task import SHOWN
 from reward_models.judge.settings import JudgeSettings, fit_temperature, probability_of, read_settings, settings_from, source_of
 

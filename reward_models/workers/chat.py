@@ -11,7 +11,7 @@ from typing import Any
 
 from portraitkit.errors import DataError
 from portraitkit.pictures.images import decode_image
-from reward_models.judge.backend import Picture, Said
+from reward_models.judge.backends import Picture, Said
 
 KINDS = ("data:image/png;base64,", "data:image/jpeg;base64,", "data:image/webp;base64,")
 REFUSED = {"stream": (None, False), "n": (None, 1), "tools": (None, []), "temperature": (None, 0, 0.0), "stop": (None, [])}

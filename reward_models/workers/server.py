@@ -25,7 +25,7 @@ from starlette.routing import Route
 
 from portraitkit.errors import DataError, ImageError, UserError
 from portraitkit.serving import hosts_of, read_body
-from reward_models.judge.backend import Backend, Said
+from reward_models.judge.backends import Backend, Said
 from reward_models.judge.judge import Judge
 from reward_models.judge.reward import CountedJudge
 from reward_models.photos import Photos

@@ -19,7 +19,7 @@ from portraitkit.runs.checkpoint import load_checkpoint, save_checkpoint
 from portraitkit.stats import group_rank, rank_correlation
 from preference_data.contract import Answer, write_answer
 from preference_data.schema import DIMENSIONS
-from reward_models.judge.backend import Said
+from reward_models.judge.backends import Said
 from reward_models.judge.judge import Judge
 from reward_models.judge.reward import JudgeReward
 from reward_models.judge.settings import JudgeSettings

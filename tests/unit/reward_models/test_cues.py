@@ -7,8 +7,7 @@ from portraitkit.pictures.images import to_uint8
 from preference_data.contract import Answer, write_answer
 from preference_data.schema import DIMENSIONS
 from reward_models.evaluation.as_reward import CLEAN, DRAWN, WRITTEN, ask_about_clean_faces, ask_cues, clean_face_figures, cue_figures
-from reward_models.judge.backend import Said
-from reward_models.judge.backends import each
+from reward_models.judge.backends import Said, each
 from reward_models.judge.judge import Judge
 from reward_models.judge.pairs import JudgedPair
 from reward_models.judge.settings import JudgeSettings

@@ -15,7 +15,7 @@ from portraitkit.vlm.generate import complete
 from portraitkit.vlm.rows import Row
 from preference_data.contract import Answer, Unreadable, read_brief, write_answer, write_brief
 from preference_data.schema import DIMENSIONS
-from reward_models.judge.backend import Said, read_certainty
+from reward_models.judge.backends import Said, read_certainty
 from reward_models.judge.judge import Comparison, Judge, Judgement, calibrate, load_judge
 from reward_models.judge.settings import JudgeSettings, fit_temperature, probability_of, read_settings, settings_from, write_settings
 

@@ -9,7 +9,7 @@ import torch
 from portraitkit.errors import ConfigError
 from preference_data.contract import Answer, write_answer
 from preference_data.schema import DIMENSIONS
-from reward_models.judge.backend import Said
+from reward_models.judge.backends import Said
 from reward_models.judge.judge import Judge
 from reward_models.judge.reward import JudgeReward, split_argument
 from reward_models.judge.settings import JudgeSettings

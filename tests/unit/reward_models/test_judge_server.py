@@ -11,7 +11,7 @@ import torch
 from starlette.testclient import TestClient
 
 from portraitkit.endpoint import data_url
-from reward_models.judge.backend import Said
+from reward_models.judge.backends import Said
 from reward_models.judge.judge import Judge
 from reward_models.judge.settings import JudgeSettings
 from reward_models.workers.chat import read_request

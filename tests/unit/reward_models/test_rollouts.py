@@ -10,7 +10,7 @@ from preference_data.contract import Answer, write_answer
 from preference_data.generators import Candidate
 from preference_data.schema import DIMENSIONS, Origin
 from reward_models.evaluation.as_reward import FILE, ask_group, rollout_figures
-from reward_models.judge.backend import Said
+from reward_models.judge.backends import Said
 from reward_models.judge.judge import Judge
 from reward_models.judge.settings import JudgeSettings
 

@@ -32,8 +32,7 @@ from portraitkit.errors import ConfigError, DataError, TrainingStopped
 from portraitkit.vlm.rows import Row, make_rows
 from preference_data.contract import MAKEUP_TITLES, Answer, Unreadable, makeup_prompt, read_answer, write_answer
 from preference_data.schema import DIMENSIONS, TITLES, Pair, contradictions, pair_of, row_of
-from reward_models.judge.backend import Said, read_certainty
-from reward_models.judge.backends import HttpBackend
+from reward_models.judge.backends import HttpBackend, Said, read_certainty
 from reward_models.judge.judge import Judge
 from reward_models.judge.reward import JudgeReward
 from reward_models.judge.settings import JudgeSettings, MakeupSettings
