@@ -39,10 +39,9 @@ from portraitkit.runs.folder import SilentRunFolder, check_run_folder, open_run
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import counting
 from portraitkit.stats import bootstrap_interval, paired_change
-from portraitkit.vlm.evaluate import Evaluation, best_constant, compare, evaluate, score_all
+from portraitkit.vlm.evaluate import Evaluation, Probe, best_constant, compare, evaluate, probe, score_all
 from portraitkit.vlm.generate import Decoding
 from portraitkit.vlm.model import load_processor
-from portraitkit.vlm.probe import Probe, probe
 from portraitkit.vlm.rows import Row, imitable
 from portraitkit.vlm.stages import Interrupted, RunContext, start_run
 from portraitkit.vlm.task import Task

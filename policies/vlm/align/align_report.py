@@ -141,7 +141,7 @@ def _plots(metrics: list[Json], floors: dict[str, float], published: Sequence[Re
 
 
 def _probe_lines(found: Json) -> list[tuple[str, str, str]]:
-    from portraitkit.vlm.probe import Inversion, Probe
+    from portraitkit.vlm.evaluate import Inversion, Probe
 
     example = found.pop("inversion_example")
     found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}  # JSON knows no tuples

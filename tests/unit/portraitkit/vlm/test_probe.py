@@ -3,8 +3,7 @@ from dataclasses import replace
 import pytest
 
 from policies.vlm.tasks import BUILT_IN, load_task
-from portraitkit.vlm.evaluate import Decoding
-from portraitkit.vlm.probe import malformed, probe, probe_reward, row_maxima
+from portraitkit.vlm.evaluate import Decoding, malformed, probe, probe_reward, row_maxima
 from portraitkit.vlm.rows import Row, make_rows
 
 TASKS = [name for name in BUILT_IN if load_task(name).make_row is not None]
