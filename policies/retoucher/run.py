@@ -39,8 +39,8 @@ from portraitkit.stats import LEAST_PEOPLE, Change, GroupRank, group_rank, perso
 from preference_data.pair_set import write_quarantine
 from reward_models.arcface import check_arcface
 from reward_models.judge.reward import CountedJudge
-from reward_models.reward_set import RewardSet, build_rewards, judged_reward
-from reward_models.workers.client import RewardWorkers
+from reward_models.reward_set import RewardSet, build_rewards, check_names, judged_reward
+from reward_models.workers.client import RewardWorkers, connect
 
 HEADLINE = ("reward", "identity_distance", "blemish_residual", "texture_error", "lip_dE")
 
@@ -72,10 +72,9 @@ def open_rewards(config: RetoucherConfig, console: Console) -> Iterator[RewardSe
     """
     workers = None
     if config.reward_worker:
-        from reward_models.workers.connect import connect
-
         say = partial(console.print, style="yellow", markup=False, highlight=False, soft_wrap=True)
         limits = {"timeout": config.reward_worker_timeout, "patience": config.reward_worker_patience}
+        check_names(config.all_rewards)
         workers = connect(config.reward_worker, config.all_rewards, say=say, **limits)
     try:
         yield build_rewards(config.all_rewards, config.reward_weights, config.combine, config.device, workers=workers)

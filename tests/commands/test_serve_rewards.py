@@ -21,7 +21,7 @@ from policies.retoucher.main import align_retoucher
 from policies.retoucher.photos import SyntheticSource
 from reward_models.judge.reward import CountedJudge
 from reward_models.reward_set import build_rewards
-from reward_models.workers.connect import connect
+from reward_models.workers.client import connect
 from reward_models.workers.serve_rewards import serve_rewards
 from reward_models.workers.wire import PROTOCOL, SERVICE, own_version, pack
 
