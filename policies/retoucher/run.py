@@ -26,8 +26,7 @@ from policies.retoucher.model.training import check_guidance, check_sharding, di
 from policies.retoucher.photos import PhotoFolder, PhotoSource, check_photos, open_photos, read_photos
 from policies.retoucher.processes import Processes, open_processes
 from policies.retoucher.rank_groups import RANKED_GROUPS, BestOfN
-from policies.retoucher.report.pictures import write_overview, write_pictures
-from policies.retoucher.report.report import FILES, write_report, write_retoucher_card
+from policies.retoucher.report.report import FILES, write_overview, write_pictures, write_report, write_retoucher_card
 from policies.retoucher.trainer import StepResult, Trainer, make_evaluation_sets
 from portraitkit.errors import ConfigError, OutOfMemory, TrainingStopped, WorkersLost
 from portraitkit.hub import open_repo, push_folder

@@ -18,8 +18,7 @@ from PIL import Image
 
 from policies.retoucher.ablate import ablation_plot, ablation_table_markdown
 from policies.retoucher.config import RetoucherConfig
-from policies.retoucher.report.pictures import featured, full_figure, ranked
-from policies.retoucher.report.report import write_report
+from policies.retoucher.report.report import featured, full_figure, ranked, write_report
 from policies.retoucher.report.results import Measure, Photo, findings, headline, read_measures, read_run
 from portraitkit.errors import RunFolderError
 from portraitkit.report.page import zoom_box
