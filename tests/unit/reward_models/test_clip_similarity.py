@@ -10,7 +10,7 @@ import torch
 from unpickled import Touch
 
 from portraitkit.errors import ConfigError, WeightsError
-from reward_models.clip_similarity import clip_similarity
+from reward_models.learned import clip_similarity
 
 MODEL: dict[str, Any] = {
     "embed_dim": 16,

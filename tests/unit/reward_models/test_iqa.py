@@ -16,7 +16,7 @@ import torch
 from unpickled import Touch
 
 from portraitkit.errors import ConfigError, WeightsError
-from reward_models.iqa import ScoreRange, iqa_reward, score_range
+from reward_models.learned import ScoreRange, iqa_reward, score_range
 
 METRICS = {
     "up": {"metric_mode": "NR", "score_range": "~0, ~10"},
