@@ -144,17 +144,10 @@ class SilentRunFolder(RunFolder):
     def __init__(self, path: Path) -> None:
         self.path, self.trackers = path, []
 
-    def log(self, step: int, **values: Any) -> None:
+    def _nothing(self, *_: Any, **__: Any) -> None:
         """Nothing."""
 
-    def truncate_metrics(self, step: int, stage: str | None = None) -> None:
-        """Nothing."""
-
-    def write_json(self, name: str, value: Any) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
+    log = truncate_metrics = write_json = close = _nothing
 
 
 def check_run_folder(
