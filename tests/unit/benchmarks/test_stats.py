@@ -95,6 +95,14 @@ def test_metrics_of_opposite_direction_disagree(results):
     np.testing.assert_allclose(agreement, [[1, 0], [0, 1]])
 
 
+def test_agreement_is_the_share_of_photos_on_which_both_prefer_one_method():
+    """Brisque, lower, prefers b on all photos but the first; psnr on the second and the last."""
+    inputs = Inputs([Item(str(place), method, path=Path("x")) for place in range(4) for method in "ab"], ["a", "b"])
+    values = {"brisque": torch.tensor([1.0, 2, 2, 1, 3, 2, 4, 3]), "psnr": torch.tensor([5.0, 4, 5, 6, 5, 4, 5, 7])}
+    results = Results(inputs, [brisque.METRIC, fidelity.PSNR], {name: value.double() for name, value in values.items()})
+    np.testing.assert_allclose(correlations(results, grid(results))[2], [[1, 0.75], [0.75, 1]])
+
+
 def test_accuracy_on_pairs(results, tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(f'{{"image": "{place:02d}", "better": "b", "worse": "a"}}\n' for place in range(1, 9)))
