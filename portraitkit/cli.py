@@ -1,5 +1,6 @@
 """What every console command shares: mistakes in one line, quiet interrupts and pipes, one home for all packages."""
 
+import errno
 import importlib.util
 import logging
 import os
@@ -18,7 +19,7 @@ PACKAGES = ("portraitkit", "dpg", "preference_data", "reward_models", "policies"
 def run_command(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run a command on `sys.argv` and leave the process with its exit code.
 
-    A UserError becomes one line `error: ...` on stderr and exit code 2; Ctrl-C gives 130; a reader that closed the pipe
+    A UserError, or a path that is too long, becomes one line `error: ...` on stderr and exit code 2; Ctrl-C gives 130; a reader that closed the pipe
     (`command | head`) gives 141, silently. `--version` alone is answered here. Every other exception is a bug and keeps its traceback.
 
     Args:
@@ -100,6 +101,11 @@ def _exit_code(main: Callable[[list[str]], int | None]) -> int | str | None:
     except UserError as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        print(f"error: {_one_line(str(error.filename))}: {error.strerror}; give another path", file=sys.stderr)
+        return ConfigError.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

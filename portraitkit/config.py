@@ -269,6 +269,8 @@ def _read_recipe(path: Path, cls: type[Options]) -> dict[str, Any]:
 def _convert(annotation: Any, value: Any) -> Any:
     """A TOML value as the annotation has it; no guessing: `"5"` is no number, `1` is not true, `1.0` is not whole."""
     origin, inner = get_origin(annotation), get_args(annotation)
+    if isinstance(value, str) and "\0" in value:  # which would end a path
+        raise ValueError
     if origin in (Union, UnionType):
         for choice in inner:
             try:

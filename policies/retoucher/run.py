@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from accelerate.utils import set_seed
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from policies.retoucher.alarms import SERIOUS, Alarm
@@ -34,6 +33,7 @@ from portraitkit.processor import describe_cpu_bf16, keep_freed_memory
 from portraitkit.runs.checkpoint import check_processes, complete_checkpoints, find_checkpoint, load_checkpoint, save_checkpoint, step_of
 from portraitkit.runs.folder import RunFolder, SilentRunFolder, check_run_folder, open_run
 from portraitkit.runs.interrupt import Interruptible
+from portraitkit.runs.progress import progress_bar
 from portraitkit.stats import LEAST_PEOPLE, Change, GroupRank, group_rank, person_interval
 from preference_data.pair_set import write_quarantine
 from reward_models.arcface import check_arcface
@@ -221,16 +221,8 @@ def _check_anchors(rewards: RewardSet, validation: EvaluationSet) -> None:
 
 def _train(trainer: Trainer, validation: EvaluationSet, run: RunFolder, console: Console, interrupt: Interruptible) -> None:
     config, progress = trainer.config, trainer.progress
-    columns = (
-        TextColumn("aligning"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console, transient=False) as bar:
-        task = bar.add_task("", total=config.max_train_steps, completed=progress.step)
+    with progress_bar(console, elapsed=True) as bar:
+        task = bar.add_task("aligning", total=config.max_train_steps, completed=progress.step)
         if progress.step == 0 and not trainer.alarms.first:  # not again in a run that was stopped in its first step
             evaluation = trainer.validate(validation)
             judged = _judged(trainer, evaluation)

@@ -46,6 +46,11 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(kind: type[UserError], caps
     assert streams.err == "error: bad\\nname\\x1b[31m é \\udcff.png: give another\n"
 
 
+def test_a_path_that_is_too_long_is_a_users_mistake(capsys: pytest.CaptureFixture[str]):
+    assert exit_code(lambda argv: Path("n" * 300).stat() and 0) == 2
+    assert capsys.readouterr().err == f"error: {'n' * 300}: File name too long; give another path\n"
+
+
 def test_interrupt_is_quiet(capsys: pytest.CaptureFixture[str]):
     assert exit_code(raising(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "interrupted\n"

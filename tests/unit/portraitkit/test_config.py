@@ -129,6 +129,13 @@ def test_recipe_then_overrides(recipes: Path):
     assert load("--num-steps", "6", "--config=demo", "--dpg") == Settings(num_steps=6, rewards=("identity",), dpg=True)
 
 
+@pytest.mark.parametrize("line", ['output_dir = "a\\u0000b"', 'prompt = "\\u0000"', 'rewards = ["a\\u0000"]'])
+def test_a_zero_byte_in_a_recipe_is_refused(tmp_path: Path, line: str):
+    path = tmp_path / "mine.toml"
+    path.write_text(line)
+    assert str(path) in refusal("--config", str(path))
+
+
 def test_recipe_file_with_every_type(tmp_path: Path):
     path = tmp_path / "mine.toml"
     path.write_text(
