@@ -19,8 +19,8 @@ PACKAGES = ("portraitkit", "dpg", "preference_data", "reward_models", "policies"
 def run_command(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run a command on `sys.argv` and leave the process with its exit code.
 
-    A UserError, or a path that is too long, becomes one line `error: ...` on stderr and exit code 2; Ctrl-C gives 130; a reader that closed the pipe
-    (`command | head`) gives 141, silently. `--version` alone is answered here. Every other exception is a bug and keeps its traceback.
+    A UserError, or a path too long, becomes one line `error: ...` on stderr and exit code 2; Ctrl-C gives 130; a reader that closed the
+    pipe (`command | head`) gives 141, silently. `--version` alone is answered here. Every other exception is a bug and keeps its traceback.
 
     Args:
         main: Takes the arguments after the command's name; returns the exit code, None for 0.
