@@ -78,10 +78,9 @@ class Analysis:
         out = []
         for before, after in dict.fromkeys((entry.before, entry.after) for entry in self.comparisons):
             entries = [entry for entry in self.comparisons if (entry.before, entry.after) == (before, after)]
-            better, worse, unsure = (
-                [entry.metric for entry in entries if entry.verdict == verdict] for verdict in ("better", "worse", "undecided")
-            )
-            out.append({"before": before, "after": after, "better": better, "worse": worse, "unsure": unsure})
+            kinds = {kind: [entry.metric for entry in entries if entry.verdict == kind] for kind in ("better", "worse", "undecided")}
+            names = {"better": kinds["better"], "worse": kinds["worse"], "unsure": kinds["undecided"]}
+            out.append({"before": before, "after": after, **names})
         return out
 
     def verdicts(self) -> list[str]:

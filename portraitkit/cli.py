@@ -19,8 +19,8 @@ PACKAGES = ("portraitkit", "dpg", "preference_data", "reward_models", "policies"
 def run_command(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run a command on `sys.argv` and leave the process with its exit code.
 
-    A UserError, or a path too long, becomes one line `error: ...` on stderr and exit code 2; Ctrl-C gives 130; a reader that closed the
-    pipe (`command | head`) gives 141, silently. `--version` alone is answered here. Every other exception is a bug and keeps its traceback.
+    A UserError, a path too long or too little memory becomes one line `error: ...` on stderr and exit code 2; Ctrl-C gives 130; a reader
+    that closed the pipe gives 141, silently. `--version` alone is answered here. Every other exception is a bug and keeps its traceback.
 
     Args:
         main: Takes the arguments after the command's name; returns the exit code, None for 0.
@@ -101,16 +101,24 @@ def _exit_code(main: Callable[[list[str]], int | None]) -> int | str | None:
     except UserError as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return error.exit_code
-    except OSError as error:
-        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not (said := _users_own(error)):
             raise
-        print(f"error: {_one_line(str(error.filename))}: {error.strerror}; give another path", file=sys.stderr)
+        print(f"error: {_one_line(said)}", file=sys.stderr)
         return ConfigError.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except SystemExit as stop:
         return stop.code
+
+
+def _users_own(error: Exception) -> str:
+    """What a user can mend of an error that no command foresaw: a path too long, or sizes that no memory holds; empty for a bug."""
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return f"{error.filename}: {error.strerror}; give another path"
+    none_left = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+    return f"not enough memory ({error}); make the options' sizes and counts smaller" if none_left else ""
 
 
 def _one_line(text: str) -> str:

@@ -269,8 +269,6 @@ def _read_recipe(path: Path, cls: type[Options]) -> dict[str, Any]:
 def _convert(annotation: Any, value: Any) -> Any:
     """A TOML value as the annotation has it; no guessing: `"5"` is no number, `1` is not true, `1.0` is not whole."""
     origin, inner = get_origin(annotation), get_args(annotation)
-    if isinstance(value, str) and "\0" in value:  # which would end a path
-        raise ValueError
     if origin in (Union, UnionType):
         for choice in inner:
             try:
@@ -283,9 +281,9 @@ def _convert(annotation: Any, value: Any) -> Any:
         return value
     elif annotation is float and type(value) in (int, float):
         return float(value)
-    elif annotation is Path and isinstance(value, str):
+    elif annotation is Path and isinstance(value, str) and "\0" not in value:
         return Path(value)
-    elif annotation in (bool, int, str) and type(value) is annotation:
+    elif annotation in (bool, int, str) and type(value) is annotation and "\0" not in str(value):  # which would end a path
         return value
     raise ValueError
 

@@ -102,13 +102,9 @@ class Alarms:
         low, high = rank.ci95
         chance = f"no better than at random, as far as {rank.groups} groups show"
         how = "the wrong way round" if high < 0 else "too weakly" if low > 0 else chance
-        return self._raise(
-            step,
-            "judge's rank",
-            f"the judge ranks this policy's rollouts {how}: not to be trusted as a reward. Rank correlation with the verifiable rewards "
-            f"inside groups {rank}, at least {RANKS:g} is wanted; lower its weight, or train it on pairs of make-preferences build "
-            "--generators rollout",
-        )
+        found = f"the judge ranks this policy's rollouts {how}: not to be trusted as a reward. Rank correlation with the "
+        fix = "lower its weight, or train it on pairs of make-preferences build --generators rollout"
+        return self._raise(step, "judge's rank", f"{found}verifiable rewards inside groups {rank}, at least {RANKS:g} is wanted; {fix}")
 
     def after_validation(
         self, step: int, means: dict[str, float], *, rollout_reward: float | None, ode_reward: float | None, judged: float | None = None
@@ -152,12 +148,9 @@ class Alarms:
         time = torch.arange(WINDOW, dtype=torch.float64)
         up, down = rank_correlation(judge, time), rank_correlation(check, time)
         apart = rank_correlation(judge, check)
-        rises, falls = float(judge[-1] - judge[0]) > 0.01, float(check[-1] - check[0]) < -0.01
-        if not (rises and falls and up > -APART and down < APART and apart < APART):
+        rose, fell = float(judge[-1] - judge[0]), float(check[0] - check[-1])
+        if not (rose > 0.01 and fell > 0.01 and up > -APART and down < APART and apart < APART):
             return []
-        return self._raise(
-            step,
-            "judge hacked",
-            f"over {WINDOW} validations the judge's reward rose by {float(judge[-1] - judge[0]):.3f} while the verifiable rewards fell by "
-            f"{float(check[0] - check[-1]):.3f} (rank correlation {apart:.2f}): lower the judge's weight, and look at the pictures",
-        )
+        text = f"over {WINDOW} validations the judge's reward rose by {rose:.3f} while the verifiable rewards fell by {fell:.3f} "
+        fix = "lower the judge's weight, and look at the pictures"
+        return self._raise(step, "judge hacked", f"{text}(rank correlation {apart:.2f}): {fix}")

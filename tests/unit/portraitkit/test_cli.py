@@ -4,7 +4,9 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from portraitkit.cli import PACKAGES, run_command
 from portraitkit.errors import ConfigError, FaceError, UserError
@@ -49,6 +51,13 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(kind: type[UserError], caps
 def test_a_path_that_is_too_long_is_a_users_mistake(capsys: pytest.CaptureFixture[str]):
     assert exit_code(lambda argv: Path("n" * 300).stat() and 0) == 2
     assert capsys.readouterr().err == f"error: {'n' * 300}: File name too long; give another path\n"
+
+
+def test_sizes_that_no_memory_holds_are_a_users_mistake(capsys: pytest.CaptureFixture[str]):
+    for ask in (lambda: torch.empty(10**15), lambda: np.empty(10**17), lambda: bytearray(10**17)):
+        assert exit_code(lambda argv, ask=ask: ask() is None) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: not enough memory (") and err.endswith("sizes and counts smaller\n") and err.count("\n") == 1
 
 
 def test_interrupt_is_quiet(capsys: pytest.CaptureFixture[str]):
