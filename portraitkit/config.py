@@ -182,8 +182,9 @@ def load_config(cls: type[Config], argv: list[str], *, prog: str, example: str =
         )
     for name in types:
         value = getattr(config, name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be a finite number")
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, float) and not math.isfinite(item):
+                raise ConfigError(f"--{name.replace('_', '-')} {item}: must be a finite number")
     config.check_given({*values, *given})
     return config
 

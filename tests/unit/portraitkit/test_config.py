@@ -129,6 +129,11 @@ def test_recipe_then_overrides(recipes: Path):
     assert load("--num-steps", "6", "--config=demo", "--dpg") == Settings(num_steps=6, rewards=("identity",), dpg=True)
 
 
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_number_of_a_list_is_finite_too(value: str):
+    assert refusal("--reward-weights", "1", value) == f"--reward-weights {value}: must be a finite number"
+
+
 @pytest.mark.parametrize("line", ['output_dir = "a\\u0000b"', 'prompt = "\\u0000"', 'rewards = ["a\\u0000"]'])
 def test_a_zero_byte_in_a_recipe_is_refused(tmp_path: Path, line: str):
     path = tmp_path / "mine.toml"
