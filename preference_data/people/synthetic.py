@@ -78,7 +78,7 @@ def stage() -> tuple[Float[Tensor, "2 3 s s"], Float[Tensor, "2 468 2"]]:
 def draw_morph(split: str, generator: torch.Generator) -> float:
     """Where between the two portraits a person of the split stands, in [0, 1]: what `make_person` draws first."""
     ranges = SPLITS[split]
-    return _uniform(generator, *ranges[int(torch.randint(len(ranges), (1,), generator=generator))])
+    return draw_uniform(generator, *ranges[int(torch.randint(len(ranges), (1,), generator=generator))])
 
 
 Faces = tuple[Float[Tensor, "2 3 s s"], Float[Tensor, "2 468 2"]]
@@ -119,7 +119,7 @@ def photograph(
     """Photograph a face of the stage (RGB and soft mask in [0, 1]) at `size` pixels a side: from another distance and angle, mirrored or
     not, in another light; with `changed` the skin gets another tone and pores, too. For `morph` see `Person`.
     """
-    uniform = partial(_uniform, generator)
+    uniform = partial(draw_uniform, generator)
     side = STAGE * uniform(0.88, 1.04)
     turn = torch.tensor(uniform(-0.14, 0.14))
     rotation = torch.stack([torch.cos(turn), -torch.sin(turn), torch.sin(turn), torch.cos(turn)]).view(2, 2)
@@ -170,7 +170,7 @@ def paint_blemishes(
         return clean.clone(), torch.zeros_like(skin)
     number = int(torch.randint(count[0], count[1] + 1, (1,), generator=generator))
     out, opacity = clean.clone(), torch.zeros_like(skin)
-    grid, uniform = warps.pixel_grid(height, width), partial(_uniform, generator)
+    grid, uniform = warps.pixel_grid(height, width), partial(draw_uniform, generator)
     for _ in range(number):
         y, x = candidates[torch.randint(len(candidates), (1,), generator=generator)[0]].tolist()
         kind = int(torch.multinomial(TINT_SHARES, 1, generator=generator))
@@ -190,5 +190,6 @@ def paint_blemishes(
     return torch.where(opacity > 0, out, clean).clamp(0.0, 1.0), opacity
 
 
-def _uniform(generator: torch.Generator, low: float, high: float) -> float:
+def draw_uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:
+    """A number drawn evenly from [low, high)."""
     return low + (high - low) * float(torch.rand(1, generator=generator))

@@ -10,12 +10,13 @@ A level's strength is `(level + offset) / 4`. Offsets lie in another range in ea
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from preference_data.people.degradations import EFFECTS, GROSS, Kinds, degrade
-from preference_data.people.synthetic import Case, make_case
+from preference_data.people.synthetic import Case, draw_uniform, make_case
 from preference_data.schema import DIMENSIONS
 from preference_data.verdict import Verdict, winner
 
@@ -63,16 +64,9 @@ def draw_plan(split: str, generator: torch.Generator, mode: str | None = None, k
     """Draw the faults of one pair, offsets from the split's range; no plan is an overall tie. The mode (see `PairPlan`) is drawn by `MODES`
     if not given; kinds are drawn from `kinds_of`.
     """
-
-    def integer(low: int, high: int) -> int:
-        return int(torch.randint(low, high + 1, (1,), generator=generator))
-
-    def chance() -> float:
-        return float(torch.rand(1, generator=generator))
-
-    low, high = OFFSETS[split]
+    integer, chance = partial(_draw_integer, generator), partial(draw_uniform, generator)
     kinds = {name: kinds_of[name][integer(0, len(kinds_of[name]) - 1)] for name in DIMENSIONS}
-    offset = {name: low + (high - low) * chance() for name in DIMENSIONS}
+    offset = {name: chance(*OFFSETS[split]) for name in DIMENSIONS}
     if mode is None:
         mode = list(MODES)[int(torch.multinomial(torch.tensor(list(MODES.values())), 1, generator=generator))]
     variant = integer(0, 2**31 - 2)
@@ -94,6 +88,10 @@ def draw_plan(split: str, generator: torch.Generator, mode: str | None = None, k
         plan = PairPlan(mode, kinds, a, b, offset, variant)
         if verdicts_of(plan.scores())[1] != "tie":
             return plan
+
+
+def _draw_integer(generator: torch.Generator, low: int, high: int) -> int:
+    return int(torch.randint(low, high + 1, (1,), generator=generator))
 
 
 def make_pair(split: str, seed: int, *, size: int = 128, mode: str | None = None) -> dict[str, Any]:

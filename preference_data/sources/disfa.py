@@ -9,6 +9,7 @@ that do not meet are refused: nothing shifts.
 """
 
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,6 @@ from portraitkit.pictures import list_images
 from preference_data.sources import Adapter, ReadOptions, Record, find, read_table, some_of
 
 if TYPE_CHECKING:
-    from av import VideoFrame
     from numpy import ndarray
 
 LAYOUT = "ActionUnit_Labels/SN001/SN001_au1.txt ... and Videos_LeftCamera/LeftVideoSN001_comp.avi, or Images/SN001/1.jpg"
@@ -123,15 +123,11 @@ def read_frames(video: Path, frames: list[int]) -> "Iterator[tuple[int, Callable
         with av.open(str(video)) as container:
             for number, frame in enumerate(container.decode(video=0), start=1):
                 if number in wanted:
-                    yield number, _later(frame)
+                    yield number, partial(frame.to_ndarray, format="rgb24")
                 if number >= max(wanted, default=0):
                     return
     except FFmpegError as error:
         raise ImageError(f"{video}: cannot be decoded ({error}); download it again") from error
-
-
-def _later(frame: "VideoFrame") -> "Callable[[], ndarray]":
-    return lambda: frame.to_ndarray(format="rgb24")
 
 
 ADAPTER = Adapter("disfa", LAYOUT, _read)
