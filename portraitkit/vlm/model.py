@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from portraitkit.errors import ConfigError, WeightsError
+from portraitkit.errors import ConfigError, WeightsError, reason_of
 from portraitkit.files.jsonl import read_json
 from portraitkit.runs.checkpoint import check_weights
 
@@ -65,7 +65,7 @@ def load_processor(source: str, *, max_pixels: int | None = None) -> Any:
     try:
         processor = AutoProcessor.from_pretrained(model_path(source), padding_side="left", trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise WeightsError(f"--model {source}: no processor could be loaded ({_first_line(error)}); {_where(source)}") from error
+        raise WeightsError(f"--model {source}: no processor could be loaded ({reason_of(error)}); {_where(source)}") from error
     if not hasattr(processor, "image_processor"):
         raise WeightsError(f"--model {source}: that model takes no pictures; give a vision-language model")
     if max_pixels is not None:
@@ -90,7 +90,7 @@ def load_model(source: str, *, dtype: str = "float32", device: str = "cpu", free
     try:
         model: Any = AutoModelForImageTextToText.from_pretrained(model_path(source), dtype=DTYPES[dtype], trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise WeightsError(f"--model {source}: could not be loaded ({_first_line(error)}); {_where(source)}") from error
+        raise WeightsError(f"--model {source}: could not be loaded ({reason_of(error)}); {_where(source)}") from error
     check_weights(f"--model {source}", model)
     model = model.to(device).eval()
     if freeze_vision:
@@ -145,7 +145,7 @@ def attach_adapter(model: Any, folder: str, *, upcast: bool = True) -> Any:
             adapted = PeftModel.from_pretrained(model, folder, is_trainable=True, autocast_adapter_dtype=upcast).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError, UserWarning) as error:
         raise WeightsError(
-            f"--adapter {folder}: does not fit the model ({_first_line(error)}); give the --model that the adapter was trained on"
+            f"--adapter {folder}: does not fit the model ({reason_of(error)}); give the --model that the adapter was trained on"
         ) from error
     check_weights(f"--adapter {folder}", get_peft_model_state_dict(adapted))
     return adapted
@@ -239,16 +239,13 @@ def _where(source: str) -> str:
     return f"download it (hf download {source}) and give the local folder, or check the id and the network"
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
-
-
 PUBLISHED: dict[str, dict[str, Any]] = read_json(Path(__file__).with_name("published.json"))
 """Configurations as published config.json files have them, for machines that cannot read these; the rest is the class's own default."""
 
 
 def meta_model(source: str) -> Any:
-    """The model without data, on the meta device; None where neither the files nor our table know it.
+    """The model without data, on the meta device; None where neither the files nor our table know it, and for one whose blocks differ in
+    kind, as Qwen3.5's do: what its deep stack takes cannot be told from two blocks.
 
     Raises:
         WeightsError: a folder that holds no model.
@@ -256,7 +253,7 @@ def meta_model(source: str) -> Any:
     from transformers import AutoModelForImageTextToText
 
     config = configuration_of(source)
-    if config is None:
+    if config is None or "linear_attention" in (getattr(config.get_text_config(), "layer_types", None) or ()):
         return None
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config)

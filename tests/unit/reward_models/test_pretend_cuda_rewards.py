@@ -14,7 +14,7 @@ import torch
 from onnx_nets import write_arcface
 from pretend_cuda import PLACES
 from tiny_judge import TAGS
-from tiny_qwen3_vl import build_qwen3_vl
+from tiny_qwen3_vl import build_qwen3_5, build_qwen3_vl
 
 from preference_data.contract import BRIEF_PROMPT
 from reward_models import arcface
@@ -58,6 +58,7 @@ def by_arcface(folder: Path) -> str:
 BUILDS = {
     "qwen2_5": lambda texts, words: (build_model(made := build_processor(texts, words), hidden_size=96, layers=2, vision_size=32), made),
     "qwen3": build_qwen3_vl,
+    "qwen3_5": build_qwen3_5,
 }
 
 

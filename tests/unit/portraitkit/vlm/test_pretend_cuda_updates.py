@@ -5,7 +5,7 @@ the pictures to the optimiser's step. What is left on the CPU fails here as it w
 import pytest
 import torch
 from pretend_cuda import PLACES, pretend_cuda
-from tiny_qwen3_vl import build_qwen3_vl
+from tiny_qwen3_vl import build_qwen3_5, build_qwen3_vl
 from tiny_vlm import CHANCE, write_tiny_vlm
 from transformers import TrainerCallback
 from trl.kernels import chunked_logprob
@@ -29,6 +29,11 @@ def qwen2_5(folder) -> None:
 
 def qwen3(folder) -> None:
     for part in build_qwen3_vl(["Area? one two three"] * 3):
+        part.save_pretrained(folder)
+
+
+def qwen3_5(folder) -> None:
+    for part in build_qwen3_5(["Area? one two three"] * 3):
         part.save_pretrained(folder)
 
 
@@ -67,7 +72,7 @@ def trained(folder, device: str, scratch) -> tuple[dict[str, float], dict[str, t
 
 
 @pytest.mark.parametrize(("place", "times"), PLACES)
-@pytest.mark.parametrize("write", [qwen2_5, qwen3])
+@pytest.mark.parametrize("write", [qwen2_5, qwen3, qwen3_5])
 def test_updates_on_the_device_are_the_cpus(write, place, times, tmp_path, by_cpu, without_kernels):
     write(tmp_path / "model")
     expected, ours = trained(tmp_path / "model", "cpu", tmp_path)

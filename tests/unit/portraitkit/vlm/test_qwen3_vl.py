@@ -1,8 +1,8 @@
-"""What was made for Qwen2-VL, with a tiny Qwen3-VL: prompts read once, the frozen tower, tokens of pictures, `--max-pixels`, GRPO."""
+"""What was made for Qwen2-VL, with a tiny Qwen3-VL and a tiny Qwen3.5: read-once, the frozen tower, tokens, `--max-pixels`, GRPO."""
 
 import pytest
 import torch
-from tiny_qwen3_vl import build_qwen3_vl
+from tiny_qwen3_vl import build_qwen3_5, build_qwen3_vl
 from tiny_vlm import CHANCE
 from transformers import TrainerCallback
 
@@ -18,11 +18,13 @@ from portraitkit.vlm.trainer_options import TrainerOptions
 from portraitkit.vlm.trainers import make_grpo_trainer
 from tests.picture_tokens import count_tokens
 
+BUILDS = {"qwen3_vl": build_qwen3_vl, "qwen3_5": build_qwen3_5}
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("qwen3")
-    for part in build_qwen3_vl(["Area? one two three"] * 3):
+
+@pytest.fixture(scope="module", params=BUILDS)
+def folder(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp(request.param)
+    for part in BUILDS[request.param](["Area? one two three"] * 3):
         part.save_pretrained(path)
     return str(path)
 
@@ -58,7 +60,7 @@ def test_the_frozen_tower_includes_its_deeper_mergers(folder):
     model = load_model(folder, freeze_vision=True)
     check_frozen(model)
     tower = dict(vision_tower(model).named_parameters())
-    assert any("deepstack" in name for name in tower) and not any(value.requires_grad for value in tower.values())
+    assert any("deepstack" in name for name in tower) == ("qwen3_vl" in folder) and not any(value.requires_grad for value in tower.values())
     train_last_norm(model)
     assert [name for name, value in model.named_parameters() if value.requires_grad] == ["model.language_model.norm.weight"]
 
@@ -77,6 +79,11 @@ def test_grpo_trains_a_lora_and_leaves_the_tower(folder, tmp_path):
     trainer.train()
     changed = {name for name, value in trainer.model.named_parameters() if not torch.equal(before[name], value)}
     assert changed and all("lora_" in name and "visual" not in name for name in changed)
+
+
+def test_a_model_with_two_kinds_of_blocks_is_said_not_to_be_known(folder):
+    """What a plan measures with two blocks of a stack says nothing of the others, where only some of them attend."""
+    assert (model_sizes(ModelSpec(folder, "float32")) is None) == ("qwen3_5" in folder)
 
 
 def test_the_published_model_is_planned():
