@@ -5,6 +5,8 @@ been blurred by a small gaussian. The oval ends where the mesh ends: a fringe
 below the hairline and the front of an ear lobe may be inside it, the neck is not.
 """
 
+from functools import cache, partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -93,21 +95,14 @@ def region_masks(
     """
     points = mesh.detach()[:, :2]
     sigma = max(softness * (points[33] - points[263]).norm().item(), MIN_SIGMA)
-
-    def draw(*polygons: tuple[int, ...]) -> Tensor:
-        masks = [soft_polygon(points[list(polygon)], height, width, sigma) for polygon in polygons]
-        return torch.stack(masks).amax(0, keepdim=True)
-
-    drawn: dict[str, Tensor] = {}
-
-    def get(name: str) -> Tensor:
-        if name not in drawn:
-            drawn[name] = draw(*PARTS[name])
-        return drawn[name]
-
+    get = cache(partial(_draw_part, points, height, width, sigma))
     recipes = {
         "skin": lambda: get("face_oval") * (1 - get("eyes")) * (1 - get("brows")) * (1 - get("mouth")) * (1 - get("nostrils")),
         "lips": lambda: get("mouth") * (1 - get("opening")),
         "eyelids": lambda: get("lids") * (1 - get("eyes")),
     }
     return {name: recipes[name]() if name in recipes else get(name) for name in REGIONS if name in only}
+
+
+def _draw_part(points: Float[Tensor, "468 2"], height: int, width: int, sigma: float, name: str) -> Float[Tensor, "1 h w"]:
+    return torch.stack([soft_polygon(points[list(polygon)], height, width, sigma) for polygon in PARTS[name]]).amax(0, keepdim=True)
