@@ -15,6 +15,7 @@ from portraitkit.stats import (
     _count,
     _estimate,
     bootstrap_interval,
+    cluster_interval,
     group_rank,
     holm,
     paired_change,
@@ -174,3 +175,8 @@ def test_ranks_are_taken_inside_groups_and_a_score_that_says_nothing_counts_as_c
     many = group_rank([0.2, 0.4, 0.6] * 4)
     assert many.rank == pytest.approx(0.4) and 0.2 < many.ci95[0] < 0.4 < many.ci95[1] < 0.6 and many.groups == 12
     assert math.isnan(group_rank([]).rank) and group_rank([]).groups == 0
+
+
+def test_a_person_with_one_photo_counts_in_an_interval():
+    low, high = cluster_interval(torch.tensor([0.0, 1.0, 2.0, 3.0]), ["a", "b", "c", "d"])
+    assert 0 < low < 1.5 < high < 3

@@ -115,6 +115,11 @@ def test_a_method_that_never_loses_has_a_finite_strength():
     assert np.isfinite(fitted).all() and fitted[0] > 2
 
 
+def test_two_methods_that_never_met_are_told_apart_by_the_third():
+    first, second, third, _ = st.fit_davidson(np.array([[[30, 5, 10], [0, 0, 0], [30, 5, 10]]]), 3)[0]
+    assert first - second == pytest.approx(second - third) and first - second > 0.5
+
+
 def test_intervals_hold_the_planted_strengths_about_95_times_in_100():
     planted = np.array([0.5, 0.0, -0.5])
     inside = []

@@ -11,6 +11,7 @@ from policies.vlm.tasks.emotion import TASK as EMOTION
 from policies.vlm.tasks.emotion import Expression, emotion_task
 from policies.vlm.tasks.makeup import LIPS
 from policies.vlm.tasks.makeup import TASK as MAKEUP
+from policies.vlm.tasks.makeup_scores import _Rows
 from policies.vlm.tasks.shape_area import TASK as AREA
 from portraitkit.vlm.evaluate import best_constant
 from portraitkit.vlm.rows import Row
@@ -120,3 +121,10 @@ def test_no_verdict_beats_the_constant_one(mode, truths):
     _, floor = best_constant(PREFERENCE, rows_of(truths), mode)
     every = (Preference(side, dict(zip(DIMENSIONS, all_five, strict=True))) for side in SHOWN[:2] for all_five in product(SHOWN, repeat=5))
     assert floor == pytest.approx(max(mean(PREFERENCE, perfect(answer), truths, mode) for answer in every))
+
+
+def test_a_look_is_matched_with_the_items_of_its_colours():
+    """Shapes alone would match the other way round."""
+    red, blue = {"shape": "LIP_FULL_BASIC", "color": "#B03050"}, {"shape": "LIP_FULL_BASIC", "color": "#3050B0"}
+    mean, matched = _Rows([[red, blue]], "fixed").match([blue, red])
+    assert mean == pytest.approx(1) and matched[0, :2, :2].tolist() == [[0, 1], [1, 0]]
