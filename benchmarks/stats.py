@@ -150,8 +150,7 @@ def comparisons(results: Results, table: Grid, seed: int = 0) -> list[Comparison
                     ties=ties,
                 )
             )
-    corrected = holm([entry.p for entry in out])
-    return [replace(entry, p_holm=p) for entry, p in zip(out, corrected, strict=True)]
+    return [replace(entry, p_holm=p) for entry, p in zip(out, holm([entry.p for entry in out]), strict=True)]
 
 
 def too_few(photos: int, comparisons: int) -> str:

@@ -62,4 +62,6 @@ def per_sample(levels: Float64[Tensor, "..."], like: Float[Tensor, " batch *dims
     """
     if levels.numel() not in (1, like.shape[0]):
         raise ValueError(f"{levels.numel()} per-sample numbers for a batch of {like.shape[0]}")
-    return levels.to(like).reshape(-1, *[1] * (like.ndim - 1)).expand(like.shape[0], *[1] * (like.ndim - 1))
+    # one number is filled in where the batch is: a copy would wait for all that its device has still to do
+    there = like.new_full((1,), levels.item()) if levels.numel() == 1 else levels.to(like)
+    return there.reshape(-1, *[1] * (like.ndim - 1)).expand(like.shape[0], *[1] * (like.ndim - 1))

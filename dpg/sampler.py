@@ -145,14 +145,13 @@ class Sampler:
             std = rest * std
         if x_next is None:
             x_next = mean
-            if bool(std.any()):
+            if bool(((1 - weights) * self.coefficients(*levels).std).any()):  # `std` itself may be on a device, and would be waited for
                 x_next = mean + std * draw_noise(mean, noise, generator)
         elif noise is not None:
             raise ValueError("noise takes a step and x_next re-evaluates one: give one of them")
         _check_shape("x_next", x_next, x, shared=False)
         x_next = x_next.detach().to(storage_dtype or x.dtype)
-        log_prob = _log_prob(x_next.to(mean.dtype) - mean, std, rest if self.name == "cps" else None)
-        return SDEStep(x_next, log_prob, mean, std)
+        return SDEStep(x_next, _log_prob(x_next.to(mean.dtype) - mean, std, rest if self.name == "cps" else None), mean, std)
 
     def log_ratio(
         self,
@@ -167,11 +166,12 @@ class Sampler:
         _check_sampler(self.name)
         work = torch.promote_types(mean_new.dtype, torch.float32)
         gap = mean_old.detach().to(work) - mean_new.to(work)
-        scale = torch.as_tensor(std).detach().to(gap)
-        if scale.ndim == 1:
-            scale = scale.reshape(-1, *[1] * (gap.ndim - 1))
+        scale = torch.as_tensor(std).detach()
         if not bool((scale > 0).all()):
             raise ValueError("std must be above 0: a deterministic step has no ratio")
+        scale = scale.to(gap) if scale.ndim else gap.new_full((), scale.item())
+        if scale.ndim == 1:
+            scale = scale.reshape(-1, *[1] * (gap.ndim - 1))
         noise = noise.detach().to(work)
         shift = gap / scale
         terms = -shift * (noise + shift / 2) * (2 * scale**2 if self.name == "cps" and not gaussian else 1)

@@ -298,8 +298,7 @@ def _wanted(annotation: Any) -> str:
         return f"one of {', '.join(map(str, inner))}"
     if origin is tuple:
         return f"a list, each item {_wanted(inner[0])}"
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path", NoneType: "None"}
-    return words[annotation]
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path", NoneType: "None"}[annotation]
 
 
 def _join_repeated(argv: list[str], names: set[str]) -> list[str]:

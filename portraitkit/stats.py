@@ -39,8 +39,7 @@ def bootstrap_interval(values: Float[Tensor, " n"], *, draws: int = DRAWS, seed:
         return float("nan"), float("nan")
     generator = torch.Generator().manual_seed(seed)
     index = torch.randint(len(values), (draws, len(values)), generator=generator)
-    means = values[index].mean(1)
-    return _percentiles(means, level)
+    return _percentiles(values[index].mean(1), level)
 
 
 def _percentiles(means: Float[Tensor, " draws"], level: float) -> tuple[float, float]:
@@ -94,8 +93,7 @@ def cluster_interval(values: Float[Tensor, " n"], clusters: Sequence[Hashable], 
     if len(counts) == 0:
         return float("nan"), float("nan")
     index = torch.randint(len(counts), (draws, len(counts)), generator=torch.Generator().manual_seed(0))
-    means = sums[index].sum(1) / counts[index].sum(1)
-    return _percentiles(means, 0.95)
+    return _percentiles(sums[index].sum(1) / counts[index].sum(1), 0.95)
 
 
 def wilson_interval(wins: float, votes: float, *, level: float = 0.95) -> tuple[float, float]:

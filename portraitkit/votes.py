@@ -181,8 +181,7 @@ def fit_davidson(counts: np.ndarray, methods: int, *, steps: int = 60) -> np.nda
 def rater_draws(by_rater: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
     """Bootstrap by rater: tables of counts (draws, pairs, 3) from raters drawn with replacement out of (raters, pairs, 3)."""
     raters = len(by_rater)
-    weights = np.random.default_rng(seed).multinomial(raters, np.full(raters, 1 / raters), size=draws)
-    return np.einsum("dr,rpo->dpo", weights, by_rater)
+    return np.einsum("dr,rpo->dpo", np.random.default_rng(seed).multinomial(raters, np.full(raters, 1 / raters), size=draws), by_rater)
 
 
 def strengths(by_rater: np.ndarray, methods: int, *, draws: int = 2000, seed: int = 0) -> Strengths:

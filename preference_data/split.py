@@ -33,8 +33,7 @@ def cluster_identities(embeddings: Float[Tensor, "n dim"], *, same_person: float
 
 def identity_name(embeddings: Float[Tensor, "n dim"]) -> str:
     """A name for a cluster, from its mean embedding rounded: it tells nothing about the person."""
-    mean = embeddings.mean(0).mul(1e3).round().to(torch.int32).cpu().numpy()
-    return f"person-{hashlib.sha256(mean.tobytes()).hexdigest()[:12]}"
+    return f"person-{hashlib.sha256(embeddings.mean(0).mul(1e3).round().to(torch.int32).cpu().numpy().tobytes()).hexdigest()[:12]}"
 
 
 def join_names(names: list[str], clusters: list[int]) -> dict[str, str]:

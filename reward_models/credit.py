@@ -63,8 +63,7 @@ def local_credit(
 def to_tokens(cells: Float[Tensor, "n cells"], tokens: int) -> Float[Tensor, "n tokens"]:
     """Every token of a square latent gets the value of the cell it lies in."""
     side = round(tokens**0.5)
-    square = cells.unflatten(1, (1, CELLS, CELLS))
-    return F.interpolate(square, size=(side, side), mode="nearest").flatten(1)
+    return F.interpolate(cells.unflatten(1, (1, CELLS, CELLS)), size=(side, side), mode="nearest").flatten(1)
 
 
 def _local(rewards: RewardSet, name: str) -> LocalError | None:

@@ -17,8 +17,7 @@ def _gaussian_matrix(length: int, sigma: float, device: torch.device) -> Float[T
     weights = torch.exp(-offsets.double().square() / (2 * sigma**2))
     weights = weights / weights.sum()
     columns = (torch.arange(length)[:, None] + offsets).clamp(0, length - 1)
-    matrix = torch.zeros(length, length, dtype=torch.float64)
-    return matrix.scatter_add_(1, columns, weights.expand(length, -1)).float().to(device)
+    return torch.zeros(length, length, dtype=torch.float64).scatter_add_(1, columns, weights.expand(length, -1)).float().to(device)
 
 
 def blur(image: Float[Tensor, "n c h w"], sigma: float) -> Float[Tensor, "n c h w"]:
@@ -39,8 +38,7 @@ def blur_inside(image: Float[Tensor, "n c h w"], mask: Float[Tensor, "#n 1 h w"]
 
 def mean_over(values: Float[Tensor, "n c h w"], mask: Float[Tensor, "#n 1 h w"]) -> Float[Tensor, " n"]:
     """Mean over channels and the mask's pixels, one number an image; 0 for an empty mask."""
-    total = (values * mask).sum((1, 2, 3))
-    return total / (mask.sum((1, 2, 3)) * values.shape[1]).clamp_min(1e-6)
+    return (values * mask).sum((1, 2, 3)) / (mask.sum((1, 2, 3)) * values.shape[1]).clamp_min(1e-6)
 
 
 def fine_energy(image: Float[Tensor, "n 3 h w"], mask: Float[Tensor, "#n 1 h w"], sigma: float) -> Float[Tensor, " n"]:

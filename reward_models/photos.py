@@ -1,5 +1,6 @@
 """What a reward knows about the photos being retouched: computed once a photo, shared by every candidate of its group."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -59,9 +60,13 @@ class Photos:
     def __len__(self) -> int:
         return len(self.source)
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """With each tensor changed, as moved."""
+        return type(self)(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
+
     def select(self, index: Int[Tensor, " k"] | slice) -> Self:
         """The photos at `index`; a slice copies nothing."""
-        return type(self)(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+        return self.each(lambda part: part[index])
 
 
 def detect_blemishes(image: Float[Tensor, "n 3 h w"], skin: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n 1 h w"]:

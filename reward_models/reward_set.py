@@ -182,9 +182,7 @@ def _load(name: str, device: str) -> RewardFunction | GroupReward:
         return iqa_reward(argument)
     if kind == "arcface":
         return arcface_reward(argument, device)
-    if kind == "judge":
-        return judge_reward(argument, device=device)
-    return REWARDS[kind]
+    return judge_reward(argument, device=device) if kind == "judge" else REWARDS[kind]
 
 
 # ---- the verifiable rewards as an independent check of a judge, whether or not they are part of what is maximised

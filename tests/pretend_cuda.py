@@ -158,6 +158,7 @@ def pretend_cuda() -> Iterator[None]:
     with (
         patch.object(torch.cuda, "is_available", lambda: True),
         patch.object(torch.cuda, "empty_cache", lambda: None),
+        patch.object(torch, "get_device_module", lambda device=None: torch.cuda),
         patch.object(Tensor, "pin_memory", lambda self: self),
         patch.object(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state()),
         patch.object(torch.cuda, "set_rng_state", lambda state, device: None),

@@ -48,8 +48,7 @@ def frechet_distance(a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]) -> fl
     spread_a, spread_b = (values - values.mean(0) for values in (a, b))
     spread_a, spread_b = spread_a / (len(a) - 1) ** 0.5, spread_b / (len(b) - 1) ** 0.5
     # trace of sqrt(A'A B'B) is the sum of the singular values of A B': exact, and small where there are few pictures
-    shared = torch.linalg.svdvals(spread_a @ spread_b.T).sum()
-    return float(gap + spread_a.square().sum() + spread_b.square().sum() - 2 * shared)
+    return float(gap + spread_a.square().sum() + spread_b.square().sum() - 2 * torch.linalg.svdvals(spread_a @ spread_b.T).sum())
 
 
 def kernel_distance(a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]) -> float:

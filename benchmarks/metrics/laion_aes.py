@@ -61,8 +61,7 @@ def open_laion_aes(files: Mapping[str, Path]) -> Score:
 
     def score(pictures: Pictures) -> Float[Tensor, " n"]:
         device = pictures.pixels.device
-        embedding = clip.to(device).encode_image(prepare(pictures.pixels))
-        return head.to(device)(F.normalize(embedding, dim=-1)).flatten()
+        return head.to(device)(F.normalize(clip.to(device).encode_image(prepare(pictures.pixels)), dim=-1)).flatten()
 
     return score
 

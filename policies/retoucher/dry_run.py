@@ -28,9 +28,8 @@ from reward_models.judge.settings import JudgeSettings, read_settings, source_of
 
 PICTURE, PHOTO = 3, 3 + 1 + 1 + 1 + 3 + 3
 """Channels of a picture; and of a photo: itself, skin, features, opacity, anchor, residual."""
-JUDGE_BATCH = 32  # Questions that a judge answers at once (`reward_models.judge.judge.load_judge`)
-ASSUMED_JUDGE = "Qwen/Qwen2.5-VL-7B-Instruct"
-"""In place of a judge whose architecture is not known yet: a folder that is still to be trained, or a LoRA."""
+JUDGE_BATCH, MEASURED = 32, 32  # Questions that a judge answers, and photos that an evaluation measures, at once
+ASSUMED_JUDGE = "Qwen/Qwen2.5-VL-7B-Instruct"  # In place of one whose architecture is not known yet: still to be trained, or a LoRA
 JUDGE_WORDS = {"full": 600, "brief": 40}  # Tokens of the question's text, by the form of the answer (assumed)
 BESIDE_DIFFERENCE = (192, 96)  # Height and width of each of the two pictures that a judge sees, unless `--shown as-taken`
 
@@ -156,7 +155,7 @@ def plan_memory(config: RetoucherConfig) -> Memory:
     together = ", the encoders beside the transformer" if offloaded else ""
     phases = {
         f"encoding text{together}": text_bytes(spec) + (parts["text encoders"] if offloaded else 0),
-        f"encoding {first} photos for evaluations": max(condition_bytes(spec, first) - beside["training"], 0),
+        f"encoding {first} photos for evaluations": max(condition_bytes(spec, first) + beside["loading"] - beside["training"], 0),
         "encoding photos": condition_bytes(spec, min(config.photos_per_step, batch)),
         f"rollout, {rolled_out} candidates at once": rollout_bytes(spec, rolled_out) + unpacked,
         "decoding": decode_bytes(spec, min(max(rolled_out, evaluated), batch)),
@@ -195,19 +194,20 @@ def _rollout_rows(config: RetoucherConfig) -> int:
 def _picture_bytes(config: RetoucherConfig, updated: int) -> dict[str, int]:
     """Bytes of pictures and latents: at rest, and what an update and an evaluation add.
 
-    At rest: the evaluations' photos with what rewards know of them, their noise and reference. Training adds the same of its photos, and
-    each candidate's latents: the last ones, and of each drawn step those before and after it, its noise and its mean. An update keeps
-    every candidate's picture, which local credit may ask for, and the residuals of the rows that go through the network. An evaluation
-    keeps its pictures and the parts that they are joined of, and on the CPU those of before training, too.
+    At rest: the evaluations' photos with what rewards know of them, their noise and reference; a GPU has those at work alone, and all as
+    they are loaded. Training adds the same of its photos, and each candidate's latents: the last ones, and of each drawn step those before
+    and after it, its noise and its mean. An update keeps every candidate's picture, for local credit, and its rows' residuals.
+    An evaluation keeps its pictures and the parts that they are joined of, and on the CPU those of before training, too.
     """
     latent, channel = 4 * planned_backbone(_spec(config)).latents(1).numel(), 4 * _resolution(config) ** 2
     candidates, photos = config.photos_per_step * config.group_size, config.validation_photos + config.held_out_photos
-    latents = candidates * (1 + 4 * _drawn_steps(config))
+    gpu, at_work = config.device != "cpu", min(MEASURED, config.held_out_photos)
     return {
-        "at rest": photos * (PHOTO * channel + 2 * latent),
-        "training": config.photos_per_step * PHOTO * channel + latents * latent,
+        "at rest": 0 if gpu else photos * (PHOTO * channel + 2 * latent),
+        "loading": config.held_out_photos * PHOTO * channel if gpu else 0,
+        "training": config.photos_per_step * PHOTO * channel + candidates * (1 + 4 * _drawn_steps(config)) * latent,
         "update": (candidates + updated) * PICTURE * channel,
-        "evaluation": (3 if config.device == "cpu" else 2) * config.held_out_photos * PICTURE * channel,
+        "evaluation": at_work * (PHOTO + 2 * PICTURE) * channel if gpu else 3 * config.held_out_photos * PICTURE * channel,
     }
 
 

@@ -1,6 +1,7 @@
 """Evaluation by the plain, anchor-free ODE on photos the policy was not trained on, with fixed initial noise."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
 import torch
@@ -30,18 +31,18 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Photos of one split, encoded once, with the initial noise that every evaluation starts from."""
+    """Photos of one split, encoded once, with the initial noise that every evaluation starts from. Between evaluations, and but for those
+    at work, they are in main memory: a GPU has the policy."""
 
     batch: TrainingPhotos
     condition: Condition
     noise: Float[Tensor, "n tokens channels"]
+    device: torch.device = torch.device("cpu")  # where they are worked on
 
     def select(self, rows: Int[Tensor, " k"]) -> Self:
         """The photos at `rows`."""
-        batch = self.batch
-        anchors = None if batch.anchors is None else batch.anchors[rows]
-        ids, people = ([names[row] for row in rows.tolist()] for names in (batch.ids, batch.people))
-        photos = TrainingPhotos(batch.photos.select(rows), anchors, ids, people)
+        ids, people = ([names[row] for row in rows.tolist()] for names in (self.batch.ids, self.batch.people))
+        photos = TrainingPhotos(self.batch.photos.select(rows), None, ids, people)
         return replace(self, batch=photos, condition=self.condition.select(rows), noise=self.noise[rows])
 
 
@@ -72,9 +73,17 @@ def evaluation_set(backbone: Backbone, source: PhotoSource, split: str, count: i
     """Load and encode the first `count` photos of a split, or those there are: each photo once."""
     have = source.count(split)
     count = count if have is None else min(count, have)
-    batch = source.load(split, list(range(count)))
-    generator = torch.Generator().manual_seed(noise_seed)
-    return EvaluationSet(batch, backbone.condition(batch.photos.source, prompt), backbone.noise(count, generator))
+    batch = replace(source.load(split, list(range(count))), anchors=None)
+    noise = backbone.noise(count, torch.Generator().manual_seed(noise_seed))
+    condition, device = backbone.condition(batch.photos.source, prompt), noise.device
+    if device.type != "cpu":
+
+        def waiting(part: Tensor) -> Tensor:
+            return part.cpu().pin_memory()  # where they wait
+
+        batch = replace(batch, photos=batch.photos.each(waiting))
+        condition, noise = condition.each(waiting), waiting(noise)
+    return EvaluationSet(batch, condition, noise, device)
 
 
 def evaluate_policy(
@@ -130,14 +139,17 @@ def evaluate_policy(
 @torch.no_grad()
 def measure(pictures: Float[Tensor, "n 3 h w"], data: EvaluationSet, rewards: RewardSet) -> Evaluation:
     """Rewards and measures of given pictures of the set's photos."""
-    photos = data.batch.photos
-    parts = rewards.parts(pictures, photos)
-    values = {"reward": rewards.combined(parts)} | parts
-    if rewards.group_rewards:
-        values["verifiable"] = verifiable_reward(rewards, parts, pictures, photos)
-    rows = [slice(start, start + 32) for start in range(0, len(pictures), 32)]
-    for name, function in (MEASURES | ({"arcface_distance": arcface_change} if has_arcface() else {})).items():
-        values[name] = torch.cat([function(pictures[part], photos.select(part)) for part in rows]).cpu()  # a number a picture
+    measures = MEASURES | ({"arcface_distance": arcface_change} if has_arcface() else {})
+    rows = [slice(start, start + rewards.batch) for start in range(0, len(pictures), rewards.batch)]
+    to, scorings, measured = partial(Tensor.to, device=data.device, non_blocking=True), [], []
+    for part in rows:
+        there = to(pictures[part]), data.batch.photos.select(part).each(to)
+        scorings.append(rewards.submit(*there))
+        checked = {"verifiable": verifiable_reward(rewards, {}, *there)} if rewards.group_rewards else {}
+        measured.append(checked | {name: function(*there).cpu() for name, function in measures.items()})  # a number a picture
+    done = [scoring.result() for scoring in scorings]
+    parts = {name: torch.cat([some[name] for some in done]) for name in done[0]}
+    values = {"reward": rewards.combined(parts)} | parts | {name: torch.cat([some[name] for some in measured]) for name in measured[0]}
     return Evaluation(pictures.cpu(), values, data.batch.ids, data.batch.people)  # for the report
 
 

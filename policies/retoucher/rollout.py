@@ -108,13 +108,14 @@ def roll_out(
     """
     photos = torch.arange(len(condition)) if photos is None else photos
     group_size, drawn = noise.group_size, scheduler.drawn_steps
-    row_of = torch.arange(len(photos)).repeat_interleave(group_size)
-    photo_of = photos[row_of]
+    photo_of = photos.repeat_interleave(group_size)
     members = slice(int(photos[0]) * group_size, (int(photos[-1]) + 1) * group_size)
     shared = len(noise.start) == len(condition)
-    rows = photos if shared else photo_of
-    x = noise.start[photos] if shared else noise.start[members]
-    anchor = None if anchors is None else anchors[photo_of]
+    place = noise.start.device  # has the indices, too: each step would wait for one of the CPU
+    row_of, at = torch.arange(len(photos), device=place).repeat_interleave(group_size), photo_of.to(place)
+    rows = photos.to(place) if shared else at
+    x = noise.start[rows] if shared else noise.start[members]
+    anchor = None if anchors is None else anchors[at]
     scheduler.restart(anchor=anchor, noise={index: z[members] for index, z in noise.steps.items()})
     evaluations = 0
     for index, timestep in enumerate(scheduler.timesteps):
@@ -122,11 +123,11 @@ def roll_out(
             v = evaluate(backbone, x, scheduler.sigmas[index].item(), condition, rows, batch)
         evaluations += len(x) * backbone.forwards
         if index in drawn and len(x) < len(photo_of):  # from here on the members of a group differ
-            x, v, rows = x[row_of], v[row_of], photo_of
+            x, v, rows = x[row_of], v[row_of], at
         x = scheduler.step(v, timestep, x, return_dict=False)[0]
     if len(x) < len(photo_of):
         x = x[row_of]
-    one_each = torch.arange(0, len(photo_of), group_size)
+    one_each = torch.arange(0, len(photo_of), group_size, device=place)
     steps = [step.share(one_each) if shared and step.index == drawn[0] else step for step in scheduler.trajectory]
     return Rollout(x, photo_of, steps, evaluations)
 

@@ -15,7 +15,7 @@ from peft import LoraConfig
 from rich.console import Console
 from torch import Tensor
 
-from policies.retoucher.alarms import Alarms
+from policies.retoucher.alarms import Alarm, Alarms
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.evaluate import Evaluation, EvaluationSet, evaluate_policy, evaluation_set
 from policies.retoucher.micro_batch import MicroBatch
@@ -37,6 +37,7 @@ from policies.retoucher.update import (
 )
 from portraitkit.errors import TrainingStopped
 from portraitkit.grpo import Advantages, group_advantages, local_advantages, per_reward_advantages, quasi_norm_weights
+from portraitkit.runs.checkpoint import flatten_optimizer, restore_optimizer
 from reward_models.credit import local_credit, to_tokens
 from reward_models.reward_set import RewardSet
 
@@ -209,8 +210,7 @@ class Trainer:
         parts = {name: part[mine] for name, part in scores.parts.items()}
         photo_of = rolled.rollout.photo_of
         credit = local_credit(rolled.candidates, rolled.photos, photo_of, self.rewards, parts)
-        local = local_advantages(credit, rewards[mine], photo_of)
-        return weights[:, None] * to_tokens(local, rolled.rollout.latents.shape[1])
+        return weights[:, None] * to_tokens(local_advantages(credit, rewards[mine], photo_of), rolled.rollout.latents.shape[1])
 
     def _update(
         self, rolled: RankGroups | None, advantages: Tensor | None, photos: list[int], ids: list[str]
@@ -343,8 +343,6 @@ class Trainer:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Everything a checkpoint holds as tensors."""
-        from portraitkit.runs.checkpoint import flatten_optimizer
-
         return {
             "adapter": {name: p.detach() for name, p in self.adapter.items()},
             "average": self.average,
@@ -368,9 +366,6 @@ class Trainer:
 
     def restore(self, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
         """Continue from a checkpoint's tensors and state."""
-        from policies.retoucher.alarms import Alarm
-        from portraitkit.runs.checkpoint import restore_optimizer
-
         self.use(tensors["adapter"])
         kept = {"average": self.average, "best": self.best, "old": self.old}
         for name, values in kept.items():
@@ -393,7 +388,6 @@ class Trainer:
 def make_evaluation_sets(config: RetoucherConfig, backbone: Backbone, source: PhotoSource) -> tuple[EvaluationSet, EvaluationSet]:
     """The validation set (used to choose) and the held-out set (used to report)."""
     sizes = {"validation": config.validation_photos, "held_out": config.held_out_photos}
-    made = [
-        evaluation_set(backbone, source, split, count, prompt=config.prompt, noise_seed=EVALUATION_NOISE) for split, count in sizes.items()
-    ]
+    how: dict[str, Any] = {"prompt": config.prompt, "noise_seed": EVALUATION_NOISE}
+    made = [evaluation_set(backbone, source, split, count, **how) for split, count in sizes.items()]
     return made[0], made[1]

@@ -109,25 +109,32 @@ def accumulate_gradients(
     terms = (candidates or int(torch.isin(rollout.photo_of[retaken], photos).sum())) * max(1, len(rollout.steps))
     live = torch.tensor([int(p) for p in photos if advantages[rollout.photo_of == p].abs().sum() > 0], dtype=torch.long)
     their_members = retaken[torch.isin(rollout.photo_of[retaken], live)]
-    total = kl = 0.0
-    deviation, clipped, evaluations = 0.0, 0.0, 0
+    evaluations, seen = 0, list[Tensor]()
+    advantages = advantages.to(rollout.latents.device)
     rows_of = [live if step.shared else their_members for step in rollout.steps]
     calls = [math.ceil(len(rows) / micro_batch) for rows in rows_of]
     for step, rows, count in zip(rollout.steps, rows_of, calls if in_step is None else in_step(calls), strict=True):
-        weight = 1 - step.lam if loss.step_weight == "attenuation" else 1.0
+        weight = float(1 - step.lam) if loss.step_weight == "attenuation" else 1.0
+        rows = rows.to(step.x.device)
         for start in range(0, count * micro_batch, micro_batch):
-            chosen = rows[start : start + micro_batch] if start < len(rows) else torch.tensor([0])
+            chosen = rows[start : start + micro_batch] if start < len(rows) else rows.new_zeros(1)
             part = _step_terms(backbone, condition, rollout, step, advantages, chosen, loss)
             if start >= len(rows):
                 (0.0 * part.surrogate.sum()).backward()  # only to keep step
                 continue
-            (weight * (part.surrogate.sum() + loss.kl_beta * part.kl.sum()) / terms).backward()
-            total += weight * float(part.surrogate.detach().sum() + loss.kl_beta * part.kl.detach().sum()) / terms
-            kl += float(part.kl.detach().sum()) / terms
-            deviation = max(deviation, float((part.log_ratio.detach().exp() - 1).abs().max()))
-            clipped += float(part.clipped.float().flatten(1).mean(1).sum())
+            term, kl = part.surrogate.sum() + loss.kl_beta * part.kl.sum(), part.kl.detach().sum()
+            (weight * term / terms).backward()
+            away, outside = (part.log_ratio.detach().exp() - 1).abs().max(), part.clipped.float().flatten(1).mean(1).sum()
+            term, kl = weight * term.detach().double() / terms, kl.double() / terms
+            seen.append(torch.stack([term, kl, away.double(), outside.double()]))
             evaluations += part.evaluations
-    return UpdateFigures(total, kl, deviation, clipped / max(1, terms), evaluations)
+    total, kl, away, outside = _columns(seen, 4)
+    return UpdateFigures(sum(total), sum(kl), max(away), sum(outside) / max(1, terms), evaluations)
+
+
+def _columns(seen: Sequence[Tensor], width: int) -> list[tuple[float, ...]]:
+    """Numbers of an update's parts, by what they are; read when all is done: the device would stand still for each."""
+    return list(zip(*torch.stack(list(seen)).tolist(), strict=True)) if seen else [(0.0,)] * width
 
 
 def draw_anchors(groups: Sequence[int], group_size: int, count: int, *, seed: int, iteration: int) -> Int[Tensor, " n"]:
@@ -154,11 +161,16 @@ def _step_terms(
     rows: Int[Tensor, " k"],
     loss: Loss,
 ) -> _StepTerms:
-    """Loss terms of one drawn step for some of its rows: candidates, or photos with all of their candidates where they share the step."""
-    members = torch.isin(rollout.photo_of, rows).nonzero()[:, 0] if step.shared else rows
-    spread = torch.searchsorted(rows, rollout.photo_of[members]) if step.shared else torch.arange(len(members))
-    conditions = condition.select(rows if step.shared else rollout.photo_of[rows])
-    x, std = step.x[rows], float(step.std.flatten()[0])  # a rollout has one noise level a step
+    """Loss terms of one drawn step for some of its rows: candidates, or photos with all of their candidates where they share the step.
+    All indices are where the policy is: one of the CPU would be waited for."""
+    size = len(rollout.photo_of) // len(condition)  # of each group; they are contiguous
+    own, spread = torch.arange(size, device=rows.device), torch.arange(len(rows), device=rows.device)
+    photos, members = rows // size, rows
+    if step.shared:
+        photos, members, spread = rows, (rows[:, None] * size + own).flatten(), spread.repeat_interleave(size)
+    conditions, x = condition.select(photos), step.x[rows]
+    # a rollout has one noise level a step; the deviation in `step` is on the device
+    std = float(step.sampler.coefficients(step.sigma, step.sigma_next).std.to(step.std.dtype))
 
     def mean_of_policy() -> Tensor:
         v = backbone.velocity(x, float(step.sigma), conditions)
@@ -169,8 +181,7 @@ def _step_terms(
     old = step.mean[rows]
     guard, neighbor = loss.ratio == "guard", loss.method == "neighbor"
     if neighbor:
-        rollouts, photo_of = (-1, int((rollout.photo_of == 0).sum())), rollout.photo_of[rows]
-        others, worth = step.x_next.unflatten(0, rollouts)[photo_of], advantages.unflatten(0, rollouts)[photo_of].to(mean)
+        others, worth = step.x_next.unflatten(0, (-1, size))[photos], advantages.unflatten(0, (-1, size))[photos].to(mean)
         ratio = neighbor_log_ratio(mean, old, others.to(mean), keep=advantages.ndim)
     else:
         worth = advantages[members].to(mean)
@@ -259,16 +270,17 @@ def accumulate_forward_gradients(
         return NO_FIGURES
     live = members[advantages[members].reshape(len(members), -1).abs().sum(1) > 0]
     terms = (candidates or len(members)) * max(1, len(noise))
-    total = kl = 0.0
-    evaluations = 0
+    evaluations, seen = 0, list[Tensor]()
+    place = rollout.latents.device  # has the indices, too: an index of the CPU would be waited for
+    live, all_photos, of_photo, advantages = (some.to(place) for some in (live, photos, rollout.photo_of, advantages))
     for level, drawn in noise.items():
-        photo_of = rollout.photo_of[live]
+        photo_of = of_photo[live]
         standing = (advantages[live].clamp(-LARGEST, LARGEST) / LARGEST + 1) / 2
         parts = [(rollout.latents[live], drawn[photo_of, 0], photo_of, standing, 1 / terms)]
         if anchors is not None and loss.anchor_weight > 0:
-            photo_of = photos.repeat_interleave(ANCHOR_DRAWS)
+            photo_of = all_photos.repeat_interleave(ANCHOR_DRAWS)
             weight = loss.anchor_weight * len(members) / (terms * len(photo_of))
-            parts.append((anchors[photo_of], drawn[photos, 1:].flatten(0, 1), photo_of, standing.new_ones(len(photo_of)), weight))
+            parts.append((anchors[photo_of], drawn[all_photos, 1:].flatten(0, 1), photo_of, standing.new_ones(len(photo_of)), weight))
         for x0, noises, photo_of, r, weight in parts:
             for start in range(0, len(x0), micro_batch):
                 rows = slice(start, start + micro_batch)
@@ -279,10 +291,11 @@ def accumulate_forward_gradients(
                         old = backbone.velocity(x, level, of)
                 term, away = _terms(backbone, of, x, x0[rows], old, level, r[rows], loss)
                 (weight * (term.sum() + loss.kl_beta * away.sum())).backward()
-                total += weight * float(term.detach().sum() + loss.kl_beta * away.detach().sum())
-                kl += weight * float(away.detach().sum())
+                both = (term.detach().sum() + loss.kl_beta * away.detach().sum(), away.detach().sum())
+                seen.append(weight * torch.stack(both).double())
                 evaluations += (3 + (loss.kl_beta > 0) + (old is not None)) * len(term) * backbone.forwards
-    return UpdateFigures(total, kl, 0.0, 0.0, evaluations)
+    total, kl = _columns(seen, 2)
+    return UpdateFigures(sum(total), sum(kl), 0.0, 0.0, evaluations)
 
 
 def _terms(

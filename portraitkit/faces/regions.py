@@ -42,7 +42,9 @@ REGIONS = ("skin", "lips", "cheeks", "eyelids", "eyes", "brows", "face_oval")
 MIN_SIGMA = 0.5
 
 
-def soft_polygon(points: Float[Tensor, "n 2"], height: int, width: int, sigma: float) -> Float[Tensor, "h w"]:
+def soft_polygon(
+    points: Float[Tensor, "n 2"], height: int, width: int, sigma: float, device: torch.device | None = None
+) -> Float[Tensor, "h w"]:
     """Draw a filled polygon with soft edges and slightly rounded corners; returns the mask, in [0, 1].
 
     The value at a pixel is the normal distribution function of its signed distance to the outline over `sigma`: .5 on
@@ -53,18 +55,18 @@ def soft_polygon(points: Float[Tensor, "n 2"], height: int, width: int, sigma: f
         height: of the mask.
         width: of the mask.
         sigma: of the edge, in pixels.
+        device: of the mask; that of the points if not given.
     """
-    mask = points.new_zeros(height, width)
+    mask = torch.zeros(height, width, dtype=points.dtype, device=device or points.device)
     reach = 4 * sigma
     x0, y0 = (points.amin(0) - reach).floor().long().tolist()
     x1, y1 = (points.amax(0) + reach).ceil().long().tolist()
     x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
     if x0 >= x1 or y0 >= y1:
         return mask
-    y = (torch.arange(y0, y1).to(points) + 0.5)[:, None]
-    x = (torch.arange(x0, x1).to(points) + 0.5)[None]
-    inside = torch.zeros(y1 - y0, x1 - x0, dtype=torch.bool, device=points.device)
-    nearest = points.new_full((y1 - y0, x1 - x0), torch.inf)
+    y = (torch.arange(y0, y1, dtype=mask.dtype, device=mask.device) + 0.5)[:, None]
+    x = (torch.arange(x0, x1, dtype=mask.dtype, device=mask.device) + 0.5)[None]
+    inside, nearest = mask.new_zeros(y1 - y0, x1 - x0, dtype=torch.bool), mask.new_full((y1 - y0, x1 - x0), torch.inf)
     for (ax, ay), (bx, by) in zip(points.tolist(), points.roll(-1, 0).tolist(), strict=True):
         dx, dy = bx - ax, by - ay
         along = (((x - ax) * dx + (y - ay) * dy) / max(dx * dx + dy * dy, 1e-12)).clamp(0, 1)
@@ -93,9 +95,9 @@ def region_masks(
         "eyelids", from the lash line to just below the brow; "cheeks", where blush goes; "skin": the oval without eyes,
         brows, lips, mouth opening and nostrils.
     """
-    points = mesh.detach()[:, :2]
+    points = mesh.detach()[:, :2].cpu()  # at once: its numbers are looked at one by one
     sigma = max(softness * (points[33] - points[263]).norm().item(), MIN_SIGMA)
-    get = cache(partial(_draw_part, points, height, width, sigma))
+    get = cache(partial(_draw_part, points, mesh.device, height, width, sigma))
     recipes = {
         "skin": lambda: get("face_oval") * (1 - get("eyes")) * (1 - get("brows")) * (1 - get("mouth")) * (1 - get("nostrils")),
         "lips": lambda: get("mouth") * (1 - get("opening")),
@@ -104,5 +106,5 @@ def region_masks(
     return {name: recipes[name]() if name in recipes else get(name) for name in REGIONS if name in only}
 
 
-def _draw_part(points: Float[Tensor, "468 2"], height: int, width: int, sigma: float, name: str) -> Float[Tensor, "1 h w"]:
-    return torch.stack([soft_polygon(points[list(polygon)], height, width, sigma) for polygon in PARTS[name]]).amax(0, keepdim=True)
+def _draw_part(points: Float[Tensor, "468 2"], device: torch.device, height: int, width: int, sigma: float, name: str) -> Tensor:
+    return torch.stack([soft_polygon(points[list(part)], height, width, sigma, device) for part in PARTS[name]]).amax(0, keepdim=True)

@@ -81,8 +81,7 @@ def sample(
     scale = shrunk.clamp(min=1 / MAX_SAMPLES)
     samples = [max(ceil(1 / value - 1e-3), 1) for value in scale.tolist()]
     if len(set(samples)) > 1:  # one by one, so that no crop depends on its neighbours in the batch
-        cuts = [sample(images[i : i + 1], matrix[i : i + 1], size, outside=outside, mode=mode) for i in range(len(images))]
-        return torch.cat(cuts)
+        return torch.cat([sample(images[i : i + 1], matrix[i : i + 1], size, outside=outside, mode=mode) for i in range(len(images))])
     k, (rows, columns) = samples[0], (size, size) if isinstance(size, int) else size
     back, strips = invert(matrix), []
     steps = (torch.arange(max(rows, columns) * k).to(matrix) + 0.5) / k

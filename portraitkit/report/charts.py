@@ -180,8 +180,7 @@ def _ticks(low: float, high: float, *, most: int = TICKS, whole: bool = False) -
 
 
 def _decades(low: float, high: float) -> dict[float, str]:
-    stride = max(1, math.ceil((high - low) / TICKS))
-    return {10.0**exponent: f"1e{exponent}" for exponent in range(int(low), int(high) + 1, stride)}
+    return {10.0**exponent: f"1e{exponent}" for exponent in range(int(low), int(high) + 1, max(1, math.ceil((high - low) / TICKS)))}
 
 
 def _scientific(value: float) -> str:

@@ -159,9 +159,7 @@ def apply_product(
 
 
 def _as_rgb(color: str | Tensor) -> Float[Tensor, "3"]:
-    if isinstance(color, Tensor):
-        return color
-    return torch.tensor([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return color if isinstance(color, Tensor) else torch.tensor([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
 
 
 @cache

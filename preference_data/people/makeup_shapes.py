@@ -193,8 +193,7 @@ def smooth_outline(points: Float[Tensor, "n 2"], unit: float) -> Float[Tensor, "
         return points
     t = (torch.arange(steps, device=points.device) / steps).view(1, -1, 1)
     p0, p1, p2, p3 = (points.roll(shift, 0)[:, None] for shift in (1, 0, -1, -2))
-    curve = p1 + t / 2 * (p2 - p0 + t * (2 * p0 - 5 * p1 + 4 * p2 - p3 + t * (3 * (p1 - p2) + p3 - p0)))
-    return curve.flatten(0, 1)
+    return (p1 + t / 2 * (p2 - p0 + t * (2 * p0 - 5 * p1 + 4 * p2 - p3 + t * (3 * (p1 - p2) + p3 - p0)))).flatten(0, 1)
 
 
 def _signed(outline: Float[Tensor, "n 2"], y: Float[Tensor, " h"], x: Float[Tensor, " w"]) -> Float[Tensor, "h w"]:

@@ -34,8 +34,7 @@ def landmark_field(
     grid = pixel_grid(nodes, nodes).reshape(-1, 2) * (size / nodes)
     weight = torch.exp(-torch.cdist(grid, at).square() / (2 * (reach * size) ** 2))
     field = weight @ shift / (weight.sum(1, keepdim=True) + 0.5)
-    field = field.T.reshape(1, 2, nodes, nodes)
-    return F.interpolate(field, size=(size, size), mode="bicubic", align_corners=False)[0].permute(1, 2, 0)
+    return F.interpolate(field.T.reshape(1, 2, nodes, nodes), size=(size, size), mode="bicubic", align_corners=False)[0].permute(1, 2, 0)
 
 
 def random_shape(at: Float[Tensor, "points 2"], size: int, generator: torch.Generator) -> Float[Tensor, "points 2"]:

@@ -201,8 +201,7 @@ def answer_of(truth: Preference, reasoning: str = "") -> Answer:
         if truth.overall in ("first", "second") and not Answer(scores, truth.overall, "").coherent:
             scores = {name: WIDE[truth.overall][verdict] for name, verdict in verdicts.items()}
     first, second = (sum(both[side] for both in scores.values()) for side in (0, 1))
-    better = truth.overall if truth.overall in ("first", "second") else "first" if first >= second else "second"
-    return Answer(scores, better, reasoning)
+    return Answer(scores, truth.overall if truth.overall in ("first", "second") else "first" if first >= second else "second", reasoning)
 
 
 def _higher(both: tuple[int, int]) -> Shown:

@@ -106,8 +106,7 @@ class RewardWorkers:
         Raises:
             WorkersLost: nobody scored it.
         """
-        futures = self.submit(names, candidates, photos)
-        return {name: value for future in futures for name, value in future.result().items()}
+        return {name: value for future in self.submit(names, candidates, photos) for name, value in future.result().items()}
 
     def figures(self) -> dict[str, dict[str, int]]:
         """What each worker did, by its URL."""

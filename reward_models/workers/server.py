@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -28,7 +28,6 @@ from portraitkit.serving import hosts_of, read_body
 from reward_models.judge.backends import Backend, Said
 from reward_models.judge.judge import Judge
 from reward_models.judge.reward import CountedJudge
-from reward_models.photos import Photos
 from reward_models.reward_set import RewardSet
 from reward_models.workers.chat import ChatRequest, completion_of, read_request
 from reward_models.workers.options import ServeJudgeConfig, ServerConfig, ServeRewardsConfig
@@ -214,8 +213,8 @@ class Desk:
         self._check(asked)
         judges = {name: one for name in asked.rewards if isinstance(one := self.rewards.functions[name], CountedJudge)}
         before = {name: judge.counts.copy() for name, judge in judges.items()}
-        photos = Photos(**{one.name: getattr(asked.photos, one.name).to(self.device) for one in fields(Photos)})
-        parts = self.rewards.score_unit(list(asked.rewards), asked.candidates.to(self.device), photos)
+        photos, candidates = asked.photos.each(lambda part: part.to(self.device)), asked.candidates.to(self.device)
+        parts = self.rewards.score_unit(list(asked.rewards), candidates, photos)
         counts = {name: judge.counts.since(before[name]) for name, judge in judges.items()}
         seconds = time.monotonic() - started
         self.scored, self.seconds = self.scored + 1, self.seconds + seconds

@@ -92,8 +92,7 @@ def unpack(body: bytes) -> Asked:
     if not isinstance(rewards, dict) or not rewards or not all(isinstance(text, str) for text in rewards.values()):
         raise DataError("rewards: must name at least one reward with its fingerprint")
     _check(tensors)
-    photos = Photos(**{name: tensors[f"photos.{name}"] for name in FIELDS})
-    return Asked(rewards, tensors["candidates"], photos)
+    return Asked(rewards, tensors["candidates"], Photos(**{name: tensors[f"photos.{name}"] for name in FIELDS}))
 
 
 def _check(tensors: Mapping[str, Tensor]) -> None:

@@ -76,8 +76,7 @@ class KleinBackbone(PipelineBackbone):
     def _decode(self, x: Tensor) -> Tensor:
         z = x.mT.unflatten(2, (self.side, self.side))
         mean, std = self._scale(z)
-        z = self.pipeline._unpatchify_latents(z * std + mean)
-        return self.pipeline.vae.decode(z.to(self.pipeline.vae.dtype)).sample
+        return self.pipeline.vae.decode(self.pipeline._unpatchify_latents(z * std + mean).to(self.pipeline.vae.dtype)).sample
 
     def _text(self, images: Images, prompt: str) -> dict[str, Any]:
         words = self._words(prompt)
@@ -98,13 +97,14 @@ class KleinBackbone(PipelineBackbone):
 
     def _evaluate(self, x: Latents, sigma: float, reference: Latents, words: Tensor) -> Tensor:
         dtype = self.transformer.dtype
+        self.image_ids, self.text_ids = self.image_ids.to(self.device), self.text_ids.to(self.device)  # moved once
         out = self.transformer(
             hidden_states=torch.cat([x, reference], dim=1).to(dtype),
             encoder_hidden_states=words.to(dtype).expand(len(x), -1, -1),
             timestep=torch.full((len(x),), sigma, device=self.device, dtype=dtype),
             guidance=None,
-            img_ids=self.image_ids.to(self.device),
-            txt_ids=self.text_ids.to(self.device),
+            img_ids=self.image_ids,
+            txt_ids=self.text_ids,
             return_dict=False,
         )[0]
         return out[:, : x.shape[1]].float()

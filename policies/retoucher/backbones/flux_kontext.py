@@ -59,7 +59,7 @@ class KontextBackbone(PipelineBackbone):
     def velocity(self, x: Latents, sigma: float, condition: Condition) -> Latents:
         """See `Backbone.velocity`."""
         dtype = self.transformer.dtype
-        count = len(x)
+        count, self.image_ids = len(x), self.image_ids.to(self.device)  # moved once
         guidance = torch.full((count,), self.guidance, device=self.device) if self.transformer.config.guidance_embeds else None
         out = self.transformer(
             hidden_states=torch.cat([x, condition.reference], dim=1).to(dtype),
@@ -67,7 +67,7 @@ class KontextBackbone(PipelineBackbone):
             pooled_projections=condition.pooled.expand(count, -1),
             timestep=torch.full((count,), sigma, device=self.device, dtype=dtype),
             guidance=guidance,
-            img_ids=self.image_ids.to(self.device),
+            img_ids=self.image_ids,
             txt_ids=torch.zeros(condition.prompt.shape[1], 3, device=self.device),
             return_dict=False,
         )[0]

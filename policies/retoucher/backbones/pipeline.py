@@ -146,8 +146,7 @@ class PipelineBackbone:
 
     def _mu(self, num_steps: int) -> float:
         """The pipeline's own shift of the noise levels."""
-        config = self.pipeline.scheduler.config
-        return calculate_shift(self.side**2, *(config.get(name, default) for name, default in SHIFT.items()))
+        return calculate_shift(self.side**2, *(self.pipeline.scheduler.config.get(name, default) for name, default in SHIFT.items()))
 
     @torch.no_grad()
     def encode(self, images: Images) -> Latents:
@@ -157,8 +156,7 @@ class PipelineBackbone:
 
     @torch.no_grad()
     def _pictures(self, x: Latents) -> Images:
-        parts = [self._decode(part).float().contiguous() / 2 + 0.5 for part in x.split(self.batch)]
-        return torch.cat(parts)
+        return torch.cat([self._decode(part).float().contiguous() / 2 + 0.5 for part in x.split(self.batch)])
 
     @torch.no_grad()
     def condition(self, images: Images, prompt: str) -> Condition:
@@ -171,15 +169,13 @@ class PipelineBackbone:
 
     @contextmanager
     def _text_encoders_at_work(self) -> Iterator[None]:
-        if not self.offload_text_encoder:
-            yield
-            return
-        for part in self.text_encoders:
+        moved = self.text_encoders if self.offload_text_encoder else []
+        for part in moved:
             part.to(self.device)
         try:
             yield
         finally:
-            for part in self.text_encoders:
+            for part in moved:
                 part.to("cpu")  # which is what was asked for: room on the device
 
     def noise(self, count: int, generator: torch.Generator) -> Latents:

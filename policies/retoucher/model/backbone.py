@@ -5,6 +5,7 @@ argument for each option of `policies.retoucher.model.loading.LOADING` that it k
 the same road as the built-in ones.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, Self, runtime_checkable
 
@@ -31,13 +32,15 @@ class Condition:
     def __len__(self) -> int:
         return len(self.reference)
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """With each tensor changed, as moved."""
+        return replace(self, **{name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)})
+
     def select(self, index: Int[Tensor, " k"]) -> Self:
         """The photos at `index`, which may repeat."""
-        chosen = replace(self, reference=self.reference[index], residual=self.residual[index])
-        if not self.own_text:
-            return chosen
-        negative = None if self.negative is None else self.negative[index]
-        return replace(chosen, prompt=self.prompt[index], pooled=self.pooled[index], negative=negative)
+        if self.own_text:
+            return self.each(lambda part: part[index])
+        return replace(self, reference=self.reference[index], residual=self.residual[index])
 
 
 @runtime_checkable
@@ -89,15 +92,16 @@ def sample_ode(backbone: Backbone, condition: Condition, noise: Latents, num_ste
     Args:
         backbone: the policy.
         condition: the encoded photos.
-        noise: initial latents, one row a photo.
+        noise: initial latents, one row a photo. They and the photos may wait in main memory: pictures come back to where they are.
         num_steps: of the ODE.
         batch: photos that are evaluated and decoded at once; all if not given. What a photo becomes does not depend on it.
     """
     if batch is not None and len(noise) > batch:
         parts = torch.arange(len(noise)).split(batch)
         return torch.cat([sample_ode(backbone, condition.select(rows), noise[rows], num_steps) for rows in parts])
-    x = noise
-    sigmas = backbone.sigmas(num_steps)
+    place = next((parameter.device for parameter in backbone.transformer.parameters()), noise.device)
+    condition = condition.each(lambda part: part.to(place, non_blocking=True))
+    x, sigmas = noise.to(place), backbone.sigmas(num_steps)
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
         x = x + (sigma_next - sigma) * backbone.velocity(x, sigma, condition)
-    return backbone.decode(x, condition)
+    return backbone.decode(x, condition).to(noise.device)

@@ -83,12 +83,8 @@ class CachedBackbone:
         texts = {name: torch.cat([row[name] for row in rows]) for name in TEXT if name in rows[0]} if own_text else _entry(text)
         residual = torch.stack([row["residual"] if "residual" in row else torch.zeros(images.shape[1:]) for row in rows])
         device = self._device()
-        return Condition(
-            torch.stack([row["reference"] for row in rows]).to(device),
-            residual.to(device),
-            own_text=own_text,
-            **{name: value.to(device) for name, value in texts.items()},
-        )
+        reference = torch.stack([row["reference"] for row in rows])
+        return Condition(reference, residual, own_text=own_text, **texts).each(lambda part: part.to(device))
 
     def _device(self) -> torch.device:
         """Where encodings are wanted; in memory and in files they wait on the CPU."""

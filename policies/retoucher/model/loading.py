@@ -4,7 +4,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from portraitkit.errors import ConfigError, WeightsError
+from portraitkit.errors import ConfigError, WeightsError, reason_of
 from portraitkit.files.jsonl import read_json
 
 LOADING = ("guidance", "negative_prompt", "quantize", "offload_text_encoder", "vae_tiling")
@@ -53,10 +53,9 @@ def load_pipeline(
     try:
         pipeline = kind.from_pretrained(name, dtype=torch.bfloat16, **extra)
     except (OSError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
-            f"{name}: no {kind.__name__} weights there ({reason}); accept the licence on its model page and log in, or give --model a "
-            "local folder"
+            f"{name}: no {kind.__name__} weights there ({reason_of(error)}); accept the licence on its model page and log in, or give "
+            "--model a local folder"
         ) from error
     for part in resident:
         getattr(pipeline, part).to(device)

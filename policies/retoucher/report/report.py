@@ -155,8 +155,7 @@ def write_report(folder: Path) -> Path:
         RunFolderError: a file is missing or is not valid JSON.
         ImageError: a picture cannot be read.
     """
-    template = Path(__file__).parent / "templates" / "report.html.j2"
-    return write_page(folder / "report.html", template, _context(read_run(folder)))
+    return write_page(folder / "report.html", Path(__file__).parent / "templates" / "report.html.j2", _context(read_run(folder)))
 
 
 def _context(run: Run) -> dict[str, object]:

@@ -208,8 +208,7 @@ Worth = Callable[[Float[np.ndarray, "colors n"]], Float[np.ndarray, " colors"]] 
 
 def best_lipstick(truths: Sequence[Sequence[Item]]) -> str:
     """The colour with the highest mean colour score, as `#RRGGBB`."""
-    labs = np.array([hex_to_lab(truth[0]["color"]) for truth in truths])
-    return _best_color(labs, lambda distances: _color_scores(distances).sum(-1))
+    return _best_color(np.array([hex_to_lab(truth[0]["color"]) for truth in truths]), lambda distances: _color_scores(distances).sum(-1))
 
 
 def best_looks(truths: Sequence[Sequence[Item]], mode: Mode) -> list[list[Item]]:

@@ -5,13 +5,14 @@ The device computes on the CPU, so that a step on it gives the CPU's own numbers
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import tiny_klein
 import tiny_qwen
 import torch
-from pretend_cuda import PLACES, pretend_cuda
+from pretend_cuda import PLACES, pretend_cuda, waits
 from rich.console import Console
 
 from policies.retoucher.backbones import tiny
@@ -23,7 +24,9 @@ from policies.retoucher.photos import SyntheticSource
 from policies.retoucher.retouch.faces import Faces, apply_controls, take_apart
 from policies.retoucher.retouch.options import Controls
 from policies.retoucher.retouch.rollouts import open_rollouts
+from policies.retoucher.rollout import noise_of_groups, roll_out
 from policies.retoucher.trainer import Trainer
+from policies.retoucher.update import accumulate_forward_gradients, accumulate_gradients, forward_noise
 from preference_data.generators import GeneratorOptions, open_subject
 from preference_data.people.photos import PhotoRow
 from reward_models.photos import Photos
@@ -62,6 +65,8 @@ def run(device: str, build, config: RetoucherConfig = CONFIG) -> tuple[Trainer, 
     """As resumed, an evaluation, a training step and another evaluation; the trainer and what was measured."""
     trainer = resumed_on(device, build, config)
     photos = evaluation_set(trainer.backbone, trainer.source, "validation", 1, prompt=CONFIG.prompt, noise_seed=7)
+    kept = [*vars(photos.batch.photos).values(), photos.condition.reference, photos.condition.residual, photos.noise]
+    assert {part.device.type for part in kept} == {"cpu"} and photos.device.type == device, "photos wait in main memory for an evaluation"
     before, result, ode = trainer.validate(photos), trainer.train_step(), trainer.ode_reward([0])
     assert before.pictures.device.type == "cpu" and result.gradient_norm > 0
     rewards = {f"reward {row}": float(value) for row, value in enumerate(result.rewards)}
@@ -100,6 +105,38 @@ def test_a_step_of_each_method_on_the_device_is_the_cpus(method, place, times):
     with place():
         found = step("cuda")
     assert found == pytest.approx(expected, rel=1e-3 * times, abs=1e-5 * times, nan_ok=True)
+
+
+def waited(work) -> list[str]:
+    """What the CPU waited for."""
+    before = len(waits)
+    work()
+    return waits[before:]
+
+
+def test_the_cpu_waits_for_the_device_neither_at_a_step_nor_at_a_part_of_an_update():
+    """However many there are: a GPU that is waited for has nothing in its queue. What diffusers' transformers do inside is theirs."""
+    config, waits_of = replace(CONFIG, group_size=4, segments=1, credit="photo"), {}
+    with pretend_cuda():
+        trainer = trainer_on("cuda", BUILDS["flux_kontext"], config)
+        backbone = trainer.backbone
+        photos = trainer.source.load("train", [0])
+        condition, anchors = backbone.condition(photos.photos.source, config.prompt), backbone.encode(photos.anchors)
+        for steps in (3, 6):
+            scheduler, rollouts = config.scheduler(backbone.sigmas(steps), 0), []
+            noise = noise_of_groups(backbone, scheduler.drawn_steps, [0], group_size=4, shared_noise=steps == 3, seed=0, iteration=0)
+            taken = partial(roll_out, backbone, condition, anchors, scheduler, noise, batch=4)
+            waits_of[steps] = waited(lambda taken=taken, rollouts=rollouts: rollouts.append(taken()))
+            given = (backbone, condition, rollouts[0], torch.tensor([1.0, -0.5, 0.5, -1.0]), torch.arange(1))
+            for size in (1, 4):
+                learn = partial(accumulate_gradients, *given, config.objective, micro_batch=size)
+                waits_of[steps, size] = waited(learn)
+                drawn = forward_noise(backbone, backbone.sigmas(steps), 2, [0], seed=0, iteration=0)
+                learn = partial(accumulate_forward_gradients, *given, config.objective, noise=drawn, micro_batch=size)
+                waits_of["nft", steps, size] = waited(learn)
+    assert max(len(waits_of[steps]) for steps in (3, 6)) <= 3, "indices go there, once a rollout"
+    for key in [(3,), (6,), ("nft", 3), ("nft", 6)]:
+        assert waits_of[*key, 1] == waits_of[*key, 4]
 
 
 def left_behind(monkeypatch, what: str) -> None:
