@@ -9,7 +9,8 @@
 Tower and language part learn together, from the answers and, beside them, from the scores of each candidate by linear heads on its
 tokens, which are thrown away. Half of what an answer's digits are taught is the answer, the other half the true score itself, as
 probabilities of the two digits around it; and the difference of the two candidates' expected scores is taught, too, which in a policy's
-rollouts is a fraction of a point. Two fifths of the pairs are such rollouts, of which one in four is the photo; the others have known
+rollouts is a fraction of a point. The scores before the choice are in half of the answers the true ones rounded, which leave open who is
+better; drawn ones, which agree with the choice, alone taught it to read its choice off its own digits. Two fifths of the pairs are such rollouts, of which one in four is the photo; the others have known
 faults, as retouchers make them or gross. Only training people are taught; validation people decide what ships.
 """
 
@@ -36,10 +37,10 @@ from portraitkit.pictures.images import read_image
 from portraitkit.processor import bf16_autocast
 from portraitkit.vlm.model import load_model, load_processor
 from portraitkit.vlm.rows import messages
-from preference_data.contract import BRIEF_PROMPT, every_digit, write_brief
+from preference_data.contract import BRIEF_PROMPT, Answer, every_digit, write_brief
 from preference_data.pair_set import read_pairs
 from preference_data.schema import DIMENSIONS, Pair
-from preference_data.verdict import ORDERS, in_order
+from preference_data.verdict import ORDERS, Order, in_order
 from reward_models.judge.judge import Comparison, Judgement, calibrate, load_judge
 from reward_models.judge.pairs import stored_pair
 from reward_models.judge.preference_task import answer_of, spots_view
@@ -54,6 +55,8 @@ IMPORTANCE = torch.tensor([2.0 if name == "blemish_removal" else 1.0 for name in
 """Of a dimension's scores, those of blemishes being the hardest to see."""
 GROSS = {"grid", "noise", "jpeg", "identity_warp"}
 """Faults that no other pairs have."""
+CHOICE = 0.3
+"""Weight of the token that names the better candidate, one of some thirty in an answer."""
 CELLS = 72
 """Tokens of a candidate above its difference, 192 x 96 pixels in merged patches of 16."""
 CALIBRATION = 400
@@ -110,13 +113,13 @@ class Example:
     Attributes:
         kind: of `SHARES`.
         candidates: photo and candidate, of a and of b.
-        answers: token ids in either order.
+        answers: token ids in either order: with drawn scores, and with the nearest whole ones where these do not contradict the choice.
         scores: of a and of b, 2 x dimensions, 1 to 5.
     """
 
     kind: str
     candidates: tuple[tuple[Path, Path], tuple[Path, Path]]
-    answers: dict[str, Tensor]
+    answers: dict[str, tuple[Tensor, Tensor]]
     scores: Tensor
 
 
@@ -132,8 +135,9 @@ class Teacher:
         positions = model.model.get_rope_index(asked["input_ids"], asked["mm_token_type_ids"], asked["image_grid_thw"])[0]
         self.positions = positions[:, 0]
         digits = torch.stack([self.tokens(answer) for answer in every_digit()])
-        self.places = (digits != digits[0]).any(0).nonzero()[: 2 * len(DIMENSIONS), 0]
-        self.digits = digits[:, self.places[0]]
+        *places, self.choice = (digits != digits[0]).any(0).nonzero()[:, 0].tolist()
+        self.places = torch.tensor(places)
+        self.digits = digits[:, places[0]]
 
     def tokens(self, answer: str) -> Tensor:
         """Token ids of an answer and its end; all answers in the brief form are equally long."""
@@ -192,7 +196,8 @@ def imitated(said: Tensor, answers: Tensor, scores: Tensor, teacher: Teacher) ->
     expected = said[:, teacher.places][..., teacher.digits].softmax(-1) @ torch.arange(1.0, 6.0)
     lead, found = scores[:, 0] - scores[:, 1], expected[:, ::2] - expected[:, 1::2]
     apart = F.smooth_l1_loss(found, lead, beta=0.1, reduction="none") * IMPORTANCE
-    return -(told * said.log_softmax(-1)).sum(-1).mean(), apart.mean()
+    wrong = -(told * said.log_softmax(-1)).sum(-1)
+    return wrong.mean() + CHOICE * wrong[:, teacher.choice].mean(), apart.mean()
 
 
 def seen_scores(guess: Tensor, scores: Tensor) -> Tensor:
@@ -220,9 +225,19 @@ def examples(sets: Mapping[str, Sequence[Pair]], split: str, teacher: Teacher) -
             elif kind != "rollout" and gross:
                 kind = "gross"
             photo, a, b = (Path(folder, name) for name in (pair.input, pair.a, pair.b))
-            tokens = {order: teacher.tokens(write_brief(answer)) for order, answer in answers.items()}
+            blunt = {order: nearest(pair, answer, order) for order, answer in answers.items()}
+            tokens = {order: (teacher.tokens(write_brief(answers[order])), teacher.tokens(write_brief(blunt[order]))) for order in ORDERS}
             scores = torch.tensor([pair.scores[name] for name in DIMENSIONS]).T
             yield Example(kind, ((photo, a), (photo, b)), tokens, scores)
+
+
+def nearest(pair: Pair, answer: Answer, order: Order) -> Answer:
+    """The answer with the true scores rounded, as the judge itself says them, which often leaves the choice open; as it is where they would
+    contradict it. Scores drawn so that they agree with the choice teach to read it off them, and not to look."""
+    assert pair.scores
+    scores = {name: in_order((round(a), round(b)), order) for name, (a, b) in pair.scores.items()}
+    found = replace(answer, scores=scores)
+    return found if found.coherent else answer
 
 
 @cache
@@ -268,7 +283,7 @@ def teach(teacher: Teacher, pairs: Sequence[Example], teaching: Teaching, keep: 
             order, mirrored = random.choice(ORDERS), random.random() < 0.5
             shown = in_order((view_of(*pair.candidates[0]), view_of(*pair.candidates[1])), order)
             views += [view.flip(-1) if mirrored else view for view in shown]
-            answers.append(pair.answers[order])
+            answers.append(random.choice(pair.answers[order]))
             scores.append(torch.stack(in_order((pair.scores[0], pair.scores[1]), order)))
         said, seen = teacher.read(views, torch.stack(answers))
         true = torch.stack(scores)
