@@ -90,7 +90,7 @@ class RewardModelConfig(WhatToJudge, StageOptions, TrainerOptions):
     """
 
     TINY_RECIPE: ClassVar[str] = "tiny"
-    TINY_RATE: ClassVar[float] = 1e-5
+    TINY_RATE: ClassVar[float] = 3e-5
     generation_batch: AtLeast1 = 16
     max_train_steps: AtLeast1 = 500
     """Updates, on the training pairs whose verdict is still wrong or changes with the order, as UnifiedReward-Think does it; the number is

@@ -1,10 +1,12 @@
-"""The embedded judge: the embedded vision-language model, taught further on pairs of real people. About an hour on one core.
+"""The embedded judge: the embedded vision-language model, taught further on pairs of real people. About two hours on one core.
 
     make-preferences build FOLDER --anchors painted --resolution 128 --pairs-per-photo 4 --output-dir PAIRS \\
         --generators rollout:4 degradations
     make-preferences build FOLDER --anchors painted --resolution 128 --pairs-per-photo 3 --output-dir GROSS \\
         --generators degradations:gross
     python -m tools.embedded.judge --pairs PAIRS GROSS
+    train-reward-model --data PAIRS --train-pairs 0 --stages grpo --max-train-steps 160 --output-dir GRPO
+    python -m tools.embedded.judge --pairs PAIRS GROSS --reinforced GRPO/model
 
 Tower and language part learn together, from the answers and, beside them, from the scores of each candidate by linear heads on its
 tokens, which are thrown away. Half of what an answer's digits are taught is the answer, the other half the true score itself, as
@@ -94,6 +96,8 @@ class JudgeConfig(Options):
     """Pair sets of make-preferences with rollouts, degradations and gross degradations."""
     note: str = ""
     """What recipe.json shall say besides."""
+    reinforced: str = ""
+    """What GRPO made of the judge that was taught, to be written in its place."""
     model_dir: str = "portraitkit/vlm/embedded"
     """The model that it is made from."""
     output_dir: str = "reward_models/embedded"
@@ -167,11 +171,12 @@ def main(argv: list[str]) -> int:
     work.mkdir(parents=True, exist_ok=True)
     random.seed(config.seed)  # draws the batches
     torch.manual_seed(config.seed)
-    model, processor = load_model(config.model_dir), load_processor(config.model_dir)
+    model, processor = load_model(config.reinforced or config.model_dir), load_processor(config.model_dir)
     sets = {folder: read_pairs(Path(folder)) for folder in config.pairs}
     teaching = replace(TEACHING, steps=max(int(TEACHING.steps * config.scale), 1))
-    teacher = Teacher(model, processor)
-    teach(teacher, list(examples(sets, "train", teacher)), teaching, work / "judge.pt", console)
+    if not config.reinforced:
+        teacher = Teacher(model, processor)
+        teach(teacher, list(examples(sets, "train", teacher)), teaching, work / "judge.pt", console)
     start = sha256((Path(config.model_dir) / "model.safetensors").read_bytes()).hexdigest()
     recipe = {"seed": config.seed, "start": start, "teaching": asdict(teaching), "shares": SHARES, "note": config.note, **described(sets)}
     write(model, processor, Path(config.output_dir), recipe | {"validation": {}}, console)
