@@ -8,12 +8,13 @@
     train-reward-model --data PAIRS --train-pairs 0 --stages grpo --max-train-steps 160 --output-dir GRPO
     python -m tools.embedded.judge --pairs PAIRS GROSS --reinforced GRPO/model
 
-Tower and language part learn together, from the answers and, beside them, from the scores of each candidate by linear heads on its
-tokens, which are thrown away. Half of what an answer's digits are taught is the answer, the other half the true score itself, as
-probabilities of the two digits around it; and the difference of the two candidates' expected scores is taught, too, which in a policy's
-rollouts is a fraction of a point. The scores before the choice are in half of the answers the true ones rounded, which leave open who is
-better; drawn ones, which agree with the choice, alone taught it to read its choice off its own digits. Two fifths of the pairs are such rollouts, of which one in four is the photo; the others have known
-faults, as retouchers make them or gross. Only training people are taught; validation people decide what ships.
+Tower and language part learn together, from the answers and, beside them, from the scores of each candidate by linear heads on its tokens,
+which are thrown away. Half of what an answer's digits are taught is the answer, the other half the true score itself, as probabilities of
+the two digits around it; and the difference of the two candidates' expected scores is taught, too, which in a policy's rollouts is a
+fraction of a point. The scores before the choice are in half of the answers the true ones rounded, which leave open who is better; drawn
+ones, which agree with the choice, alone taught it to read its choice off its own digits. Two fifths of the pairs are such rollouts, of
+which one in four is the photo; the others have known faults, as retouchers make them or gross. Only training people are taught; validation
+people decide what ships.
 """
 
 import random
