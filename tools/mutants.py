@@ -42,10 +42,7 @@ ROOMS: dict[str, tuple[list[str], list[str]]] = {
         [f"{VLM}/test_{name}.py" for name in ("published_rewards", "emotion", "emotion_metrics", "constants")],
     ),
     "area": (["policies/vlm/tasks/shape_area.py"], [f"{VLM}/test_shape_area.py"]),
-    "contract": (
-        ["preference_data/contract.py"],
-        [f"{UNIT}/preference_data/test_{name}.py" for name in ("contract", "brief_contract")],
-    ),
+    "contract": (["preference_data/contract.py"], [f"{UNIT}/preference_data/test_contract.py"]),
     "statistics": (
         ["portraitkit/stats.py", "portraitkit/votes.py", "benchmarks/stats.py", "preference_data/agreement.py"],
         [

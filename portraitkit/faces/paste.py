@@ -98,8 +98,8 @@ def face_edit(
 def edited_strips(image: Pixels, edits: Sequence[FaceEdit], *, strength: float = 1.0) -> Iterator[tuple[int, Float[Tensor, "3 rows w"]]]:
     """Add the edits of all faces, or a share `strength` in [0, 1] of them, to a picture; the strips that change, and their first rows.
 
-       Every edit was made from the original picture, so their order is of no account: where masks overlap and sum to more
-       than 1, each gets its share.
+    Every edit was made from the original picture, so their order is of no account: where masks overlap and sum to more
+    than 1, each gets its share.
     Where all masks are 0, the values are those of `image`, bit for bit.
     """
     for start in range(0, image.shape[1], STRIP):
