@@ -284,10 +284,7 @@ def _judged(trainer: Trainer, evaluation: Evaluation) -> float | None:
 
 def _describe(result: StepResult, reward: float, best: float) -> str:
     deviation = max(figures.ratio_deviation for figures in result.figures)
-    return (
-        f"rollout {reward:.3f} ± {result.spread:.3f}  |ratio-1| {deviation:.0e}  grad {result.gradient_norm:.2g}  "
-        f"best validation {best:.3f}"
-    )
+    return f"rollout {reward:.3f}±{result.spread:.3f} |ratio-1| {deviation:.0e} grad {result.gradient_norm:.2g} best {best:.3f}"
 
 
 def _warn(trainer: Trainer, run: RunFolder, console: Console, alarms: list[Alarm]) -> None:
