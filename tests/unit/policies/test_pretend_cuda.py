@@ -65,9 +65,9 @@ def run(device: str, build, config: RetoucherConfig = CONFIG) -> tuple[Trainer, 
     """As resumed, an evaluation, a training step and another evaluation; the trainer and what was measured."""
     trainer = resumed_on(device, build, config)
     photos = evaluation_set(trainer.backbone, trainer.source, "validation", 1, prompt=CONFIG.prompt, noise_seed=7)
+    before, result, ode = trainer.validate(photos), trainer.train_step(), trainer.ode_reward([0])
     kept = [*vars(photos.batch.photos).values(), photos.condition.reference, photos.condition.residual, photos.noise]
     assert {part.device.type for part in kept} == {"cpu"} and photos.device.type == device, "photos wait in main memory for an evaluation"
-    before, result, ode = trainer.validate(photos), trainer.train_step(), trainer.ode_reward([0])
     assert before.pictures.device.type == "cpu" and result.gradient_norm > 0
     rewards = {f"reward {row}": float(value) for row, value in enumerate(result.rewards)}
     return trainer, before.means() | rewards | {"norm": result.gradient_norm, "kl": result.figures[0].kl, "ode": ode}

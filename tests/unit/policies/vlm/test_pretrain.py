@@ -15,12 +15,13 @@ from policies.vlm.tasks import load_task
 from portraitkit.errors import DataError
 from portraitkit.pictures.images import write_image
 from portraitkit.vlm.generate import complete
+from preference_data.contract import Answer
 from preference_data.pair_set import read_pairs, write_pairs
 from preference_data.people.synthetic import make_case, stage
 from preference_data.people.synthetic_pairs import SPOTS, make_pair
-from preference_data.schema import Fault, Origin, Pair
+from preference_data.schema import DIMENSIONS, Fault, Origin, Pair
 from tools.embedded import vlm, vlm_see
-from tools.embedded.judge import SHARES, Teacher, Teaching, described, examples, imitated, seen_scores, teach
+from tools.embedded.judge import SHARES, Teacher, Teaching, described, examples, imitated, nearest, seen_scores, teach
 from tools.embedded.people import WANTED, Faces, those
 from tools.embedded.tiny_vlm import build_model
 from tools.embedded.vlm import (
@@ -220,9 +221,12 @@ def test_the_judge_is_taught_on_pairs_and_kept(started, tmp_path):
     assert [pair.kind for pair in pairs] == list(SHARES) and not list(examples(sets, "held_out", teacher))
     assert described(sets) == {"pairs": 4, "people": 1, "photos": {"s, cc0": 4}}
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    answers, scores = torch.stack([pair.answers["ab"] for pair in pairs]), torch.stack([pair.scores for pair in pairs])
+    answers, scores = torch.stack([pair.answers["ab"][0] for pair in pairs]), torch.stack([pair.scores for pair in pairs])
     sure = torch.zeros(*answers.shape, len(processor.tokenizer)).scatter(2, answers[..., None], 40.0)
     told, apart = imitated(sure, answers, scores, teacher)  # whole scores, said for certain
+    other = answers.clone()
+    other[:, teacher.choice] = teacher.digits[:2].sum() - answers[:, teacher.choice]  # 1 for 2, 2 for 1
+    assert float(imitated(sure, other, scores, teacher)[0]) > 40 * CHOICE
     assert float(told) < 1e-3 and float(apart) < 1e-6 and float(imitated(sure, answers, scores.flip(1), teacher)[1]) > 0.1
     assert float(seen_scores(((scores - 3) / 2).flatten(0, 1), scores)) == 0
     teach(teacher, pairs, Teaching(2), keep, console)
@@ -232,3 +236,12 @@ def test_the_judge_is_taught_on_pairs_and_kept(started, tmp_path):
         model.lm_head.weight.zero_()
     teach(teacher, pairs, Teaching(2), keep, console)
     assert torch.equal(model.lm_head.weight, after["lm_head.weight"])
+
+
+def test_scores_before_the_choice_are_rounded_where_they_leave_it_open():
+    pair = Pair("p", input="i", a="a", b="b", overall="b", scores={name: (3.4, 3.45) for name in DIMENSIONS})
+    answer = Answer({name: (3, 4) for name in DIMENSIONS}, "second", "")
+    found = nearest(pair, answer, "ab")
+    assert found.scores == dict.fromkeys(DIMENSIONS, (3, 3)) and found.better == "second"
+    against = replace(pair, scores={name: (3.6, 3.4) for name in DIMENSIONS})
+    assert nearest(against, answer, "ab") == answer

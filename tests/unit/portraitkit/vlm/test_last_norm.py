@@ -47,7 +47,7 @@ def test_what_is_trained_has_its_own_usual_rate():
     assert AlignVlmConfig(weights="last-norm").rate == 0.1 and AlignVlmConfig(rank=8).rate == AlignVlmConfig(weights="all").rate == 1e-4
     real = "Qwen/Qwen2.5-VL-7B-Instruct"
     assert AlignVlmConfig(model=real).rate == 1e-6 and AlignVlmConfig(model=real, rank=8).rate == 1e-5
-    assert RewardModelConfig().rate == 1e-5 and RewardModelConfig(weights="last-norm").rate == 0.1
+    assert RewardModelConfig().rate == 3e-5 and RewardModelConfig(weights="last-norm").rate == 0.1
     assert AlignVlmConfig(learning_rate=0.5).rate == 0.5
 
 
