@@ -21,7 +21,7 @@ from preference_data.people.synthetic import make_case, stage
 from preference_data.people.synthetic_pairs import SPOTS, make_pair
 from preference_data.schema import DIMENSIONS, Fault, Origin, Pair
 from tools.embedded import vlm, vlm_see
-from tools.embedded.judge import SHARES, Teacher, Teaching, described, examples, imitated, nearest, seen_scores, teach
+from tools.embedded.judge import CHOICE, SHARES, Teacher, Teaching, described, examples, imitated, nearest, seen_scores, teach
 from tools.embedded.people import WANTED, Faces, those
 from tools.embedded.tiny_vlm import build_model
 from tools.embedded.vlm import (
