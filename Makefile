@@ -47,11 +47,11 @@ PHOTOS = $(if $(PORTRAITS),$(PORTRAITS) --anchors painted --resolution 128,embed
 embedded: $(SETUP)
 	$(BIN)/python -m tools.embedded.retoucher $(if $(PORTRAITS),--portraits $(PORTRAITS))
 	$(BIN)/python -m tools.embedded.vlm $(if $(PORTRAITS),--portraits $(PORTRAITS))
-	$(BIN)/make-preferences build $(PHOTOS) --pairs-per-photo 4 --generators rollout:4 degradations --output-dir runs/judge-pairs
-	$(BIN)/make-preferences build $(PHOTOS) --pairs-per-photo 3 --generators degradations:gross --output-dir runs/judge-pairs-gross
-	$(BIN)/python -m tools.embedded.judge --pairs runs/judge-pairs runs/judge-pairs-gross
+	$(BIN)/make-preferences build $(PHOTOS) --pairs-per-photo 4 --output-dir runs/judge-pairs \
+		--generators rollout:4 degradations degradations:gross degradations:clean
+	$(BIN)/python -m tools.embedded.judge --pairs runs/judge-pairs
 	$(BIN)/train-reward-model --data runs/judge-pairs --train-pairs 0 --stages grpo --max-train-steps 160 --output-dir runs/judge-grpo
-	$(BIN)/python -m tools.embedded.judge --pairs runs/judge-pairs runs/judge-pairs-gross --reinforced runs/judge-grpo/model
+	$(BIN)/python -m tools.embedded.judge --pairs runs/judge-pairs --reinforced runs/judge-grpo/model
 
 gpu-check: $(SETUP)
 	$(BIN)/python -m pytest -m gpu

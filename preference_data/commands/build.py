@@ -40,6 +40,7 @@ from preference_data.annotations import FOLDER as ANNOTATIONS
 from preference_data.card import BUILT, build_record
 from preference_data.commands.options import BuildConfig
 from preference_data.generators import (
+    CLEAN,
     NEAR,
     TRUTH_OF,
     Candidate,
@@ -49,6 +50,7 @@ from preference_data.generators import (
     embedded_rows,
     open_generators,
     open_subject,
+    with_nothing_to_do,
     without_paint,
 )
 from preference_data.pair_set import METADATA, QUARANTINE, holds_pairs, list_photos, write_quarantine
@@ -208,19 +210,20 @@ def _one(row: PhotoRow, generators: list[Generator], config: BuildConfig) -> dic
         subject, identity = open_subject(row, config.side)
         seed = int.from_bytes(hashlib.sha256(f"{config.seed} {row.id}".encode()).digest()[:4], "big")
         made: list[dict[str, Any]] = []
-        synthetic = [generator for generator in generators if generator.name in TRUTH_OF]
+        clean = [generator for generator in generators if generator.name == CLEAN]
+        synthetic = [generator for generator in generators if generator.name in TRUTH_OF and generator not in clean]
         real = [generator for generator in generators if generator.name not in TRUTH_OF]
-        for group, own in ((synthetic, subject), (real, without_paint(subject))):
+        groups = (("d", synthetic, subject), ("n", clean, with_nothing_to_do(subject)), ("c", real, without_paint(subject)))
+        for tag, group, own in groups:
             if not group:
                 continue
-            count = 2 * config.pairs_per_photo if group is synthetic else config.candidates
+            count = config.candidates if tag == "c" else 2 * config.pairs_per_photo
             candidates = [candidate for generator in group for candidate in generator.candidates(own, count, seed)]
             label = None
-            if config.against_label and own.label is not None and group is real:
+            if config.against_label and own.label is not None and tag == "c":
                 label = Candidate((own.label * 255).round() / 255, Origin("label", is_label=True))
             coin = torch.Generator().manual_seed(seed)
             couples = pair_candidates(candidates, label, pairs=config.pairs_per_photo, generator=coin)
-            tag = "d" if group is synthetic else "c"
             made += _write(own, couples, tag, row, identity, config.output_dir)
     except UserError as error:
         return {"subject": row.id, "pairs": [], "error": str(error)}
@@ -274,7 +277,7 @@ def _write(
             origin_a=a.origin,
             origin_b=b.origin,
             anchor=stored(subject.label, f"{tag}-anchor") if subject.label is not None else None,
-            synthetic=subject.synthetic or tag == "d",
+            synthetic=subject.synthetic or tag != "c",
             identity=identity,
             split=row.split,
             **row.facts,

@@ -27,8 +27,9 @@ class BuildConfig(Options):
     """Honest retouches that degradations start from: file, the anchor_file_name of every photo; painted, the photos are clean portraits,
     and blemishes are painted onto them. If not given, each photo has its file, or is painted where it has none."""
     generators: tuple[str, ...] = ("degradations",)
-    """degradations, rollout (of the embedded retoucher, two a group; rollout:4, four), folder:PATH (finished retouches),
-    pipeline:PATH_OR_HUB_ID (diffusers), my_file.py:GENERATOR; several at once."""
+    """degradations (known faults on an honest retouch), degradations:gross, degradations:clean (of photos that need nothing), rollout (of
+    the embedded retoucher, two a group; rollout:4, four), folder:PATH (finished retouches), pipeline:PATH_OR_HUB_ID (diffusers),
+    my_file.py:GENERATOR; several at once."""
     pairs_per_photo: AtLeast1 = 2
     """Pairs of each photo and kind: of degradations, of rollouts (as many as a group has members, if that is more), of all other
     candidates together."""

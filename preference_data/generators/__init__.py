@@ -19,10 +19,12 @@ from preference_data.schema import SPLITS, Origin
 BUILT_IN = {name: f"preference_data.generators.{module}" for name, module in (("degradations", "degraded"), ("folder", "folder"))}
 BUILT_IN |= {"pipeline": "preference_data.generators.pipeline", "rollout": "policies.retoucher.retouch.rollouts"}
 """Name -> module; the retoucher is a floor above this one, and found as a user's file is."""
-TRUTH_OF = {"degradations": "degradation", "rollout": "verifiable"}
+CLEAN = "degradations:clean"
+"""The generator that is given photos without painted blemishes and knows the truth all the same."""
+TRUTH_OF = dict.fromkeys(("degradations", "degradations:gross", CLEAN), "degradation") | {"rollout": "verifiable"}
 """Generators that know the truth of their candidates, on photos with painted blemishes, too -> `Pair.annotator` of their pairs."""
 NEAR = 0.02  # Of what is verifiable, in [0, 1]: differences up to it are ties
-USAGE = "degradations, rollout, folder:PATH, pipeline:PATH_OR_HUB_ID or my_file.py:GENERATOR"
+USAGE = "degradations[:gross, :clean], rollout, folder:PATH, pipeline:PATH_OR_HUB_ID or my_file.py:GENERATOR"
 
 
 @dataclass(frozen=True)
@@ -140,9 +142,13 @@ def open_subject(row: PhotoRow, size: int) -> tuple[Subject, str]:
     return Subject(row.id, case, photo.anchor, row.split, photo.anchor is None, row.file, photo.matrix, photo.face), row.identity
 
 
+def with_nothing_to_do(subject: Subject) -> Subject:
+    """The subject whose photo is its honest retouch: what blemishes were painted onto, or the anchor."""
+    return replace(subject, case=replace(subject.case, source=subject.case.clean, opacity=torch.zeros_like(subject.case.opacity)))
+
+
 def without_paint(subject: Subject) -> Subject:
     """The subject as photographed: real retouchers get the real photo, not one with painted blemishes."""
     if subject.path is None or subject.label is not None:
         return subject
-    case = replace(subject.case, source=subject.case.clean, opacity=torch.zeros_like(subject.case.opacity))
-    return replace(subject, case=case, synthetic=False)
+    return replace(with_nothing_to_do(subject), synthetic=False)

@@ -1,20 +1,18 @@
 """The embedded judge: the embedded vision-language model, taught further on pairs of real people. About two hours on one core.
 
     make-preferences build FOLDER --anchors painted --resolution 128 --pairs-per-photo 4 --output-dir PAIRS \\
-        --generators rollout:4 degradations
-    make-preferences build FOLDER --anchors painted --resolution 128 --pairs-per-photo 3 --output-dir GROSS \\
-        --generators degradations:gross
-    python -m tools.embedded.judge --pairs PAIRS GROSS
+        --generators rollout:4 degradations degradations:gross degradations:clean
+    python -m tools.embedded.judge --pairs PAIRS
     train-reward-model --data PAIRS --train-pairs 0 --stages grpo --max-train-steps 160 --output-dir GRPO
-    python -m tools.embedded.judge --pairs PAIRS GROSS --reinforced GRPO/model
+    python -m tools.embedded.judge --pairs PAIRS --reinforced GRPO/model
 
 Tower and language part learn together, from the answers and, beside them, from the scores of each candidate by linear heads on its tokens,
 which are thrown away. Half of what an answer's digits are taught is the answer, the other half the true score itself, as probabilities of
 the two digits around it; and the difference of the two candidates' expected scores is taught, too, which in a policy's rollouts is a
 fraction of a point. The scores before the choice are in half of the answers the true ones rounded, which leave open who is better; drawn
 ones, which agree with the choice, alone taught it to read its choice off its own digits. Two fifths of the pairs are such rollouts, of
-which one in four is the photo; the others have known faults, as retouchers make them or gross. Only training people are taught; validation
-people decide what ships.
+which one in four is the photo; the others have known faults, as retouchers make them, gross, or on a face that needed nothing. Only
+training people are taught; validation people decide what ships.
 """
 
 import random
@@ -52,12 +50,10 @@ from tools.embedded.muon import MuonAdamW
 from tools.embedded.vlm import look, write
 from tools.embedded.vlm_see import Heads, patches_of
 
-SHARES = {"rollout": 11, "photo": 3, "degradations": 10, "gross": 8}
-"""Pairs of an update: two rollouts, a rollout and its photo, faults that retouchers make, and gross ones."""
+SHARES = {"rollout": 10, "photo": 3, "degradations": 9, "degradations:gross": 6, "degradations:clean": 4}
+"""Pairs of an update by generator; "photo" is a rollout and its photo."""
 IMPORTANCE = torch.tensor([2.0 if name == "blemish_removal" else 1.0 for name in DIMENSIONS])
 """Of a dimension's scores, those of blemishes being the hardest to see."""
-GROSS = {"grid", "noise", "jpeg", "identity_warp"}
-"""Faults that no other pairs have."""
 CHOICE = 0.3
 """Weight of the token that names the better candidate, one of some thirty in an answer."""
 CELLS = 72
@@ -94,7 +90,7 @@ class JudgeConfig(Options):
     """Teach the embedded judge."""
 
     pairs: tuple[str, ...] = ()
-    """Pair sets of make-preferences with rollouts, degradations and gross degradations."""
+    """Pair sets of make-preferences with what `SHARES` names."""
     note: str = ""
     """What recipe.json shall say besides."""
     reinforced: str = ""
@@ -217,7 +213,6 @@ def seen_scores(guess: Tensor, scores: Tensor) -> Tensor:
 def examples(sets: Mapping[str, Sequence[Pair]], split: str, teacher: Teacher) -> Iterator[Example]:
     """The pairs of a split that have an overall winner and an answer that does not contradict itself."""
     for folder, pairs in sets.items():
-        gross = any(fault.kind in GROSS for pair in pairs for fault in pair.origin_a.faults)
         for pair in pairs:
             if pair.split != split or pair.overall not in ("a", "b") or not pair.scores:
                 continue
@@ -228,8 +223,6 @@ def examples(sets: Mapping[str, Sequence[Pair]], split: str, teacher: Teacher) -
             kind = pair.origin_a.generator
             if kind == "rollout" and pair.origin_a != pair.origin_b:
                 kind = "photo"
-            elif kind != "rollout" and gross:
-                kind = "gross"
             photo, a, b = (Path(folder, name) for name in (pair.input, pair.a, pair.b))
             blunt = {order: nearest(pair, answer, order) for order, answer in answers.items()}
             tokens = {order: (teacher.tokens(write_brief(answers[order])), teacher.tokens(write_brief(blunt[order]))) for order in ORDERS}

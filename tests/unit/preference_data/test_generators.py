@@ -11,7 +11,15 @@ from portraitkit.errors import ConfigError, DataError, WeightsError
 from portraitkit.faces.portraits import bundled_portraits
 from portraitkit.pictures.images import write_image
 from preference_data.commands.build import known_truth, pair_candidates
-from preference_data.generators import Candidate, GeneratorOptions, open_generators, open_subject, without_paint
+from preference_data.generators import (
+    CLEAN,
+    Candidate,
+    GeneratorOptions,
+    open_generators,
+    open_subject,
+    with_nothing_to_do,
+    without_paint,
+)
 from preference_data.generators.folder import match_retouches
 from preference_data.generators.pipeline import Pipeline
 from preference_data.people.degradations import GROSS, RETOUCHED
@@ -67,6 +75,20 @@ def test_degradations_are_those_that_retouchers_make_unless_gross_ones_are_asked
         made = {fault.kind for one in generator.candidates(subject, 40, 5) for fault in one.origin.faults}
         allowed, others = ({kind for some in all_kinds.values() for kind in some} for all_kinds in (kinds, other))
         assert made <= allowed and made - others
+
+
+def test_a_face_with_nothing_to_retouch_is_best_left_alone(subject):
+    (generator,) = open_generators((CLEAN,), OPTIONS)
+    own = with_nothing_to_do(subject)
+    assert torch.equal(own.case.source, subject.case.clean) and own.case.opacity.max() == 0
+    made = generator.candidates(own, 40, 5)
+    untouched = [one for one in made if one.origin.is_label]
+    assert len(untouched) >= 13 and all(set(one.scores.values()) == {5} and not one.origin.faults for one in untouched)
+    assert all(torch.equal(one.pixels, (own.case.source * 255).round() / 255) for one in untouched)
+    touched = [one for one in made if one.origin.faults]
+    assert {len(one.origin.faults) for one in touched} == {1, 2}
+    assert not any(fault.kind == "left_blemishes" for one in touched for fault in one.origin.faults)
+    assert all(one.scores["blemish_removal"] == 5 and not torch.equal(one.pixels, untouched[0].pixels) for one in touched)
 
 
 def test_rollouts_come_in_groups_of_one_policy_with_what_is_verifiable(subject):
@@ -242,7 +264,7 @@ def test_a_users_own(tmp_path, subject):
         (("folder:.",), ConfigError, "embedded people have no finished retouches"),
         (("pipeline",), ConfigError, "pipeline:PATH_OR_HUB_ID"),
         (("pipeline:/none/here",), WeightsError, "model_index.json"),
-        (("degradations:3",), ConfigError, "or degradations:gross"),
+        (("degradations:3",), ConfigError, "degradations:gross for caricatures"),
         (("degradations", "degradations"), ConfigError, "by the name"),
         (("preference_data.schema:DIMENSIONS",), TypeError, "not callable"),
     ],

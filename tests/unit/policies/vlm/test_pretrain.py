@@ -191,15 +191,14 @@ def test_rows_are_made_on_the_people_of_a_folder_and_never_on_held_out_ones(tmp_
 
 
 def pair_set(folder, kinds):
-    """A pair of each kind: of rollouts, of a rollout and its photo, of faults that retouchers make, of gross ones."""
-    faults = {"rollout": (), "photo": (), "degradations": (Fault("blur", 0.5),), "gross": (Fault("grid", 0.5),)}
+    """A pair of each kind: of rollouts, of a rollout and its photo, of faults that retouchers make, of gross ones, of a clean face."""
     pairs = []
     for number, kind in enumerate(kinds):
         made = make_pair("train", number)
         names = {name: f"{kind}-{name}.png" for name in ("input", "a", "b")}
         for name, file in names.items():
             write_image(folder / file, made[name])
-        origin = Origin("degradations" if faults[kind] else "rollout", faults[kind])
+        origin = Origin("rollout") if kind in ("rollout", "photo") else Origin(kind, (Fault("blur", 0.5),))
         other = replace(origin, model="none, the photo untouched") if kind == "photo" else origin
         scores = {name: (float(a), float(b)) for name, (a, b) in made["scores"].items()}
         known = {"verdicts": made["verdicts"], "overall": made["overall"], "scores": scores, "annotator": "degradation"}
@@ -214,12 +213,12 @@ def test_the_judge_is_taught_on_pairs_and_kept(started, tmp_path):
     (tmp_path / "gross").mkdir()
     sets = {str(tmp_path / "pairs"): pair_set(tmp_path / "pairs", ["rollout", "photo", "degradations"])}
     teacher, console, keep = Teacher(model, processor), Console(quiet=True), tmp_path / "judge.pt"
-    with pytest.raises(DataError, match="no gross pair"):
+    with pytest.raises(DataError, match="no degradations:gross pair"):
         teach(teacher, list(examples(sets, "train", teacher)), Teaching(2), keep, console)
-    sets[str(tmp_path / "gross")] = pair_set(tmp_path / "gross", ["gross"])
+    sets[str(tmp_path / "gross")] = pair_set(tmp_path / "gross", ["degradations:gross", "degradations:clean"])
     pairs = list(examples(sets, "train", teacher))
     assert [pair.kind for pair in pairs] == list(SHARES) and not list(examples(sets, "held_out", teacher))
-    assert described(sets) == {"pairs": 4, "people": 1, "photos": {"s, cc0": 4}}
+    assert described(sets) == {"pairs": 5, "people": 1, "photos": {"s, cc0": 5}}
     before = {name: value.clone() for name, value in model.state_dict().items()}
     answers, scores = torch.stack([pair.answers["ab"][0] for pair in pairs]), torch.stack([pair.scores for pair in pairs])
     sure = torch.zeros(*answers.shape, len(processor.tokenizer)).scatter(2, answers[..., None], 40.0)
