@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -41,10 +41,12 @@ from reward_models.reward_set import RewardSet
 
 ARMS: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_name("arms.toml").read_text(encoding="utf-8"))
 """What distinguishes each arm; everything else is the recipe's."""
+CURVE = 4
+"""How often a run is validated: after each of so many parts of its budget."""
 
 
 def run_ablation(config: RetoucherConfig, command: list[str]) -> int:
-    """Run every arm with every seed, then write ablation.md and ablation.png into the run folder; returns the exit code."""
+    """Run every arm with every seed, then write ablation.md, ablation.png and curves.png into the run folder; returns the exit code."""
     console = Console(stderr=True)
     if config.report_to or config.resume_from_checkpoint is not None:
         raise ConfigError("--ablate takes no --report-to and no --resume-from-checkpoint: it goes on by itself, and writes ablation.jsonl")
@@ -89,6 +91,7 @@ def run_ablation(config: RetoucherConfig, command: list[str]) -> int:
                     file.write(json.dumps(rows[-1]) + "\n")
                 (run.path / "ablation.md").write_text(ablation_table_markdown(rows), encoding="utf-8")
             ablation_plot(rows, run.path / "ablation.png")
+            curves_plot(rows, run.path / "curves.png")
             run.write_json("summary.json", {"rows": rows, "network_evaluations_per_run": budget})
             console.print(ablation_table_markdown(rows), highlight=False, soft_wrap=True)
     return 0
@@ -115,19 +118,26 @@ def _run_arm(
     open_cache(backbone, config)
     trainer = Trainer(config, backbone, source, rewards, Console(stderr=True))
     steps: list[dict[str, float]] = []
+    curve: list[dict[str, float]] = []
     while not trainer.out_of_budget():
         result = trainer.train_step()
         steps.append({"rollout_reward": float(result.rewards.nanmean()), "diversity": result.diversity})
         if interrupt.requested:
             return None
-    validation, changes = (compare(base, trainer.evaluate(data, trainer.current(), pictures=False)) for data, base in sets)
+        if trainer.out_of_budget() or trainer.progress.evaluations * CURVE >= config.max_network_evaluations * (len(curve) + 1):
+            (data, base), seen = sets[0], trainer.progress
+            reached = compare(base, trainer.evaluate(data, trainer.current(), pictures=False))["reward"].gain
+            curve.append({"network_evaluations": seen.evaluations, "seconds": seen.seconds, "validation_gain": reached})
+    data, base = sets[1]
+    changes = compare(base, trainer.evaluate(data, trainer.current(), pictures=False))
     gain, evaluations, seconds = changes["reward"].gain, trainer.progress.evaluations, trainer.progress.seconds
     return {
         "seed": config.seed,
         "reward_gain": gain,
         "ci_low": changes["reward"].ci95[0],
         "ci_high": changes["reward"].ci95[1],
-        "validation_gain": validation["reward"].gain,
+        "validation_gain": curve[-1]["validation_gain"],
+        "curve": curve,
         "gain_per_1000_evaluations": 1000 * gain / evaluations,
         "gain_per_minute": 60 * gain / seconds,
         "identity_distance_gain": changes["identity_distance"].gain,
@@ -196,6 +206,35 @@ def ablation_plot(rows: Sequence[Row], path: Path) -> None:
         panels[0].set_yticks(list(places), labels=list(arms), color="#1b1f24", fontsize=9.5, parse_math=False)
         panels[0].set_ylim(-0.6, len(arms) - 0.4)
         figure.supxlabel("dot: a seed, with its 95 % interval over people; bar: mean of the arm", fontsize=8, color="#68707a")
+        figure.savefig(path, format="png", dpi=160, facecolor="white")
+
+
+def curves_plot(rows: Sequence[Row], path: Path) -> None:
+    """Draw what each arm has gained on validation people by network evaluations and by seconds: the mean of its seeds, part by part of the
+    budget; rows without a `curve` are left out.
+    """
+    known = [row for row in rows if row.get("curve")]
+    with mpl.rc_context({"font.family": "DejaVu Sans", "font.size": 9}):
+        figure = Figure(figsize=(9.6, 4.4), layout=ConstrainedLayoutEngine(w_pad=0.12))
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, (key, name) in zip(
+            panels, (("network_evaluations", "network evaluations"), ("seconds", "seconds of training")), strict=True
+        ):
+            for place, (arm, runs) in enumerate(_by_arm(known).items()):
+                parts = list(zip(*(cast(list[dict[str, float]], run["curve"]) for run in runs), strict=False))
+                spent, gained = ([0.0, *(fmean(point[what] for point in part) for part in parts)] for what in (key, "validation_gain"))
+                axes.plot(
+                    spent, gained, color=mpl.colormaps["tab10"](place % 10), linestyle="--" if place > 9 else "-", marker=".", label=arm
+                )
+            axes.set_xlabel(name, color="#68707a")
+            axes.axhline(0, color="#68707a", linewidth=0.8, zorder=1)
+            axes.grid(color="#e6e8eb", linewidth=0.7)
+            axes.set_axisbelow(True)
+            axes.spines[:].set_visible(False)
+            axes.tick_params(length=0, labelcolor="#68707a")
+        panels[0].set_title("Reward gain on validation people, anchor-free ODE", loc="left", fontsize=10, color="#1b1f24")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8.5)
         figure.savefig(path, format="png", dpi=160, facecolor="white")
 
 

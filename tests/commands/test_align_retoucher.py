@@ -196,7 +196,9 @@ def test_the_ablation_runs_arms_by_name_and_goes_on_where_it_stopped(command, tm
     gained = rows[0]["reward_gain"]
     assert rows[0]["gain_per_1000_evaluations"] == pytest.approx(1000 * gained / spent["dpg"]) and rows[0]["diversity"] > 0
     table = (tmp_path / "run" / "ablation.md").read_text()
-    assert all(f"| {arm} |" in table for arm in spent)
+    assert all(f"| {arm} |" in table for arm in spent) and (tmp_path / "run" / "curves.png").is_file()
+    ends = ("network_evaluations", "validation_gain")
+    assert all([part[name] for part in row["curve"][-1:] for name in ends] == [row[name] for name in ends] for row in rows)
     (tmp_path / "run" / "ablation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
     again = run("--ablate-arms", *spent)
     assert again[:-1] == rows[:-1] and again[-1]["arm"] == rows[-1]["arm"] and again[-1]["reward_gain"] == rows[-1]["reward_gain"]

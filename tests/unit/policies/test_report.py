@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from policies.retoucher.ablate import ablation_plot, ablation_table_markdown
+from policies.retoucher.ablate import ablation_plot, ablation_table_markdown, curves_plot
 from policies.retoucher.config import RetoucherConfig
 from policies.retoucher.report.report import featured, full_figure, ranked, write_report
 from policies.retoucher.report.results import Measure, Photo, findings, headline, read_measures, read_run
@@ -345,6 +345,7 @@ def test_the_ablation_is_drawn_and_tabled_arm_by_arm(tmp_path):
                     "seconds": 100 + seed,
                     "network_evaluations": 42000,
                     "rollout_reward": 0.5,
+                    "curve": [{"network_evaluations": 21000, "seconds": 50.0, "validation_gain": gain + shift}],
                 }
             )
     lines = ablation_table_markdown(rows).splitlines()
@@ -357,6 +358,9 @@ def test_the_ablation_is_drawn_and_tabled_arm_by_arm(tmp_path):
         warnings.simplefilter("error")
         ablation_plot(rows, tmp_path / "ablation.png")
         ablation_plot(rows[:1], tmp_path / "one.png")
+        curves_plot([*rows, {"arm": "a run of before, without a curve"}], tmp_path / "curves.png")
+    curves = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB")).astype(int)
+    assert all((abs(curves - np.array(colour)).sum(2) < 20).sum() > 200 for colour in ([31, 119, 180], [255, 127, 14]))  # an arm each
     picture = np.asarray(Image.open(tmp_path / "ablation.png").convert("RGB")).astype(int)
     accent = (abs(picture - np.array([0x0B, 0x7A, 0x75])).sum(2) < 20).sum()
     assert picture.shape[1] == round(9.6 * 160) and accent > 200
