@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import arg
-
-from portraitkit.config import MAY_CHANGE, REPEATABLE, Options, Range, Seed, Share
+from portraitkit.config import MAY_CHANGE, Options, Range, Repeatable, Seed, Share
 from portraitkit.errors import ConfigError
 from portraitkit.runs.shards import check_shard
 
@@ -34,7 +32,7 @@ def parse_methods(entries: Sequence[str], is_name: Callable[[str], bool], rule: 
 class BenchmarkConfig(Options):
     """Measure retouchers with every metric that has weights; without options: the embedded retoucher's input, base and aligned pictures."""
 
-    method: Annotated[tuple[str, ...], arg(metavar="NAME=PLACE [NAME=PLACE ...]"), REPEATABLE] = ()
+    method: Annotated[tuple[str, ...], Repeatable("NAME=PLACE [NAME=PLACE ...]")] = ()
     """What to compare; several after one --method, or one after each. PLACE: a folder, a zip file, a data set (a folder with
     metadata.jsonl), or a retoucher to run on --source as retouch-portrait does: retoucher:BACKBONE, or retoucher:BACKBONE+ADAPTER_FOLDER
     (+none: the base). Pictures are matched by name without suffix."""

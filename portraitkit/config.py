@@ -13,29 +13,24 @@ Rules between fields belong in a method `check` (see `Options`); it sees the rec
 recipe alone.
 """
 
-import io
 import json
 import math
+import operator
 import os
-import re
 import shlex
-import sys
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import redirect_stderr
-from dataclasses import MISSING, asdict, dataclass, fields
-from functools import cache
+from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from portraitkit.config_help import groups
+from portraitkit.config_help import Positional as Positional  # for those who write options
+from portraitkit.config_help import Repeatable, field_docs, flag_of, format_help, groups, marks_of, option_words, positionals
 from portraitkit.errors import ConfigError, nearest
 
 RECIPES = Path(__file__).parent / "recipes"
-REPEATABLE = "repeatable"
-"""Mark (`Annotated`) of a list whose option may also be given again for every value: `--method a --method b` is `--method a b`."""
-MAY_CHANGE = "may change on resume"  # Mark of a field that a resumed run may change, because no result follows from it
+MAY_CHANGE = "may change on resume"  # Mark (`Annotated`) of a field that a resumed run may change, because no result follows from it
 
 
 @dataclass(frozen=True)
@@ -50,13 +45,8 @@ class Range:
 
     def holds(self, value: float) -> bool:
         """Whether a number lies inside; NaN never does."""
-        return (
-            (self.ge is None or value >= self.ge)
-            and (self.gt is None or value > self.gt)
-            and (self.le is None or value <= self.le)
-            and (self.lt is None or value < self.lt)
-            and not math.isnan(value)
-        )
+        bounds = ((operator.ge, self.ge), (operator.gt, self.gt), (operator.le, self.le), (operator.lt, self.lt))
+        return all(bound is None or compare(value, bound) for compare, bound in bounds)
 
     def __str__(self) -> str:
         """The rule in words."""
@@ -114,11 +104,11 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuse numbers out of their fields' bounds, then what the classes' `check` refuses; ConfigError names the first and its rule."""
-        for name, marks in _marks(type(self)).items():
+        for name, marks in marks_of(type(self)).items():
             value = getattr(self, name)
             for bounds in marks:
                 if isinstance(bounds, Range) and value is not None and not bounds.holds(value):
-                    raise ConfigError(f"--{name.replace('_', '-')} {value:{'g' if isinstance(value, float) else ''}}: {bounds}")
+                    raise ConfigError(f"{flag_of(name)} {value:{'g' if isinstance(value, float) else ''}}: {bounds}")
         for cls in reversed(type(self).__mro__):
             if check := vars(cls).get("check"):
                 check(self)
@@ -129,13 +119,7 @@ Config = TypeVar("Config", bound=Options)
 
 def may_change(cls: type[Options]) -> frozenset[str]:
     """Options that a resumed run may change, those among them that are gone."""
-    return frozenset([name for name, marks in _marks(cls).items() if MAY_CHANGE in marks] + [*cls.REMOVED])
-
-
-@cache
-def _marks(cls: type) -> dict[str, tuple[Any, ...]]:
-    """What stands beside the types of the fields."""
-    return {name: get_args(hint)[1:] for name, hint in get_type_hints(cls, include_extras=True).items() if get_origin(hint) is Annotated}
+    return frozenset([name for name, marks in marks_of(cls).items() if MAY_CHANGE in marks] + [*cls.REMOVED])
 
 
 def load_config(cls: type[Config], argv: list[str], *, prog: str, example: str = "") -> Config:
@@ -157,35 +141,29 @@ def load_config(cls: type[Config], argv: list[str], *, prog: str, example: str =
             dataclass itself refuses.
     """
     types = _types(cls)
-    source, argv = _take_recipe(_join_repeated(argv, {name for name, marks in _marks(cls).items() if REPEATABLE in marks}))
-    values = _read_recipe(_find_recipe(source, cls), cls) if source else {}
-    given = _options_given(argv, cls, prog)
-    start = _unchecked(cls, cls.revise(values, given))
+    given, positional = _typed(argv, cls, prog)
+    source = given.pop("config", None)
+    if source is not None and not any(source):
+        raise ConfigError("--config needs a value: the name of a recipe or a .toml file")
+    recipe = _read_recipe(_find_recipe(source[0], cls), cls) if source else {}
+    values = cls.revise(recipe, given)
     if {"-h", "--help"} & set(argv):
-        from portraitkit.config_help import format_help
-
-        print(format_help(start, prog=prog, example=example, recipes=recipe_names(cls)))
+        print(format_help(cls, values, prog=prog, example=example, recipes=recipe_names(cls)))
         raise SystemExit(0)
-    import tyro
-
-    printed = io.StringIO()
-    try:
-        with redirect_stderr(printed):
-            config, unexpected = tyro.cli(cls, prog=prog, args=argv, default=start, return_unknown_args=True)
-    except SystemExit:
-        raise ConfigError(_refusal(printed.getvalue(), given, types, prog)) from None
-    sys.stderr.write(printed.getvalue())
-    if unexpected:
-        raise ConfigError(
-            f"unexpected argument {unexpected[0]!r}: options begin with --, values with spaces need quotes, and on/off "
-            f"options take no value; see {prog} --help"
-        )
+    for name, words in (given | positional).items():
+        switched = name not in types
+        if (field := name.removeprefix("no_") if switched else name) in types:
+            values = values | {field: not switched if types[field] is bool else _read_words(field, words, types[field])}
+    if lacking := [field.name for field in fields(cls) if field.name not in values and not _has_default(field)]:  # type: ignore[arg-type]
+        named = [f"{option_words(cls, name)} ({field_docs(cls).get(name)})" for name in lacking]
+        raise ConfigError(f"Missing from {prog}: {', '.join(named)}; see {prog} --help")
+    config = cls(**values)
     for name in types:
         value = getattr(config, name)
         for item in value if isinstance(value, tuple) else (value,):
             if isinstance(item, float) and not math.isfinite(item):
-                raise ConfigError(f"--{name.replace('_', '-')} {item}: must be a finite number")
-    config.check_given({*values, *given})
+                raise ConfigError(f"{flag_of(name)} {item}: must be a finite number")
+    config.check_given({*recipe, *given})
     return config
 
 
@@ -206,22 +184,6 @@ def lay_beneath(recipe: str, cls: type, values: Mapping[str, Any]) -> dict[str, 
     types = _types(cls)
     below = {name: _convert(types[name], value) for name, value in _read_toml(RECIPES / f"{recipe}.toml").items() if name in types}
     return below | dict(values)
-
-
-def _take_recipe(argv: list[str]) -> tuple[str | None, list[str]]:
-    """The value of `--config`, and the arguments without it."""
-    source, rest, tokens = None, [], iter(argv)
-    for token in tokens:
-        flag, equals, value = token.partition("=")
-        if flag != "--config":
-            rest.append(token)
-            continue
-        if source is not None:
-            raise ConfigError("--config was given twice: name one recipe, then override its values by options")
-        source = value if equals else next(tokens, "")
-        if not source or source.startswith("--"):
-            raise ConfigError("--config needs a value: the name of a recipe or a .toml file")
-    return source, rest
 
 
 def _find_recipe(source: str, cls: type) -> Path:
@@ -267,19 +229,26 @@ def _read_recipe(path: Path, cls: type[Options]) -> dict[str, Any]:
     return values
 
 
-def _convert(annotation: Any, value: Any) -> Any:
-    """A TOML value as the annotation has it; no guessing: `"5"` is no number, `1` is not true, `1.0` is not whole."""
+def _convert(annotation: Any, value: Any, *, text: bool = False) -> Any:
+    """A TOML value as the annotation has it; no guessing: `"5"` is no number, `1` is not true, `1.0` is not whole. With `text` the value
+    is what was typed, or a list of that."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
-        for choice in inner:
+        for choice in sorted(inner, key=lambda choice: choice is not NoneType):
             try:
-                return _convert(choice, value)
+                return _convert(choice, value, text=text)
             except ValueError:
                 continue
     elif origin is tuple and isinstance(value, list):
-        return tuple(_convert(inner[0], item) for item in value)
-    elif origin is Literal and any(value == choice and type(value) is type(choice) for choice in inner):
-        return value
+        return tuple(_convert(inner[0], item, text=text) for item in value)
+    elif origin is Literal:
+        for choice in inner:
+            if value == (str(choice) if text else choice) and (text or type(value) is type(choice)):
+                return choice
+    elif text and annotation is NoneType and value == "None":
+        return None
+    elif text and annotation in (int, float, str, Path):
+        return annotation(value)
     elif annotation is float and type(value) in (int, float):
         return float(value)
     elif annotation is Path and isinstance(value, str) and "\0" not in value:
@@ -301,76 +270,61 @@ def _wanted(annotation: Any) -> str:
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path", NoneType: "None"}[annotation]
 
 
-def _join_repeated(argv: list[str], names: set[str]) -> list[str]:
-    """The arguments with all values of each of these options after one flag, at the end."""
-    rest: list[str] = []
-    joined: dict[str, list[str]] = {}
-    values = rest
-    for token in argv:
-        flag, equals, value = token.partition("=")
-        name = flag.removeprefix("--").replace("-", "_")
-        if not token.startswith("--"):
-            values.append(token)
-        elif name in names:
-            values = joined.setdefault(f"--{name.replace('_', '-')}", [])
-            values += [value] if equals else []
-        else:
-            values = rest
-            values.append(token)
-    return rest + [token for flag, values in joined.items() for token in (flag, *values)]
-
-
-def _options_given(argv: list[str], cls: type[Options], prog: str) -> dict[str, list[str]]:
-    """Options on the command line with the values that follow them; unknown ones are refused by name.
+def _typed(argv: list[str], cls: type[Options], prog: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Options on the command line with the words typed for them, and positional fields with theirs; unknown ones are refused by name.
 
     Of an option given twice the last one counts, as everywhere; but a list would lose its first values unnoticed.
     """
-    types = _types(cls)
-    switches = [f"no_{name}" for name, annotation in types.items() if annotation is bool]
-    known = [*types, *switches, "help", "tyro_print_completion", "tyro_write_completion"]
+    types, unnamed = _types(cls), positionals(cls)
+    named = {name: annotation for name, annotation in types.items() if name not in unnamed} | {"config": str}
+    known = [*named, *(f"no_{name}" for name, annotation in named.items() if annotation is bool), "help"]
     given: dict[str, list[str]] = {}
-    values: list[str] = []
+    stray: list[str] = []
+    words, room = stray, math.inf
     for token in argv:
         if not token.startswith("--"):
-            values.append(token)
+            words, room = (words, room - 1) if room > 0 else (stray, math.inf)
+            words.append(token)
             continue
         flag, equals, value = token.partition("=")
         name = flag[2:].replace("-", "_")
         if name in cls.REMOVED:
             raise ConfigError(f"{flag} is gone: {cls.REMOVED[name]}")
         if name not in known:
-            near = nearest(f"--{name.replace('_', '-')}", [f"--{name.replace('_', '-')}" for name in known])
-            raise ConfigError(f"unknown option {flag}{near}; see {prog} --help")
-        if name in given and get_origin(types.get(name)) is tuple:
+            raise ConfigError(f"unknown option {flag}{nearest(flag_of(name), map(flag_of, known))}; see {prog} --help")
+        again = any(isinstance(mark, Repeatable) for mark in marks_of(cls).get(name, ()))
+        many = get_origin(named.get(name)) is tuple
+        if name in given and name == "config":
+            raise ConfigError("--config was given twice: name one recipe, then override its values by options")
+        if name in given and many and not again:
             raise ConfigError(f"{flag} is given twice: give all its values after one {flag}")
-        values = given[name] = [value] if equals else []
+        words = given[name] = given.get(name, []) if again else []
+        room = math.inf if many else 0 if named.get(name, bool) is bool else 1
+        if equals:
+            (words if room else stray).append(value)
+            room = room if again else 0
     for name, words in given.items():
         if words and (gone := f"{name} {words[0]}") in cls.REMOVED:
-            raise ConfigError(f"--{name.replace('_', '-')} {words[0]} is gone: {cls.REMOVED[gone]}")
-    return given
+            raise ConfigError(f"{flag_of(name)} {words[0]} is gone: {cls.REMOVED[gone]}")
+    if stray[len(unnamed) :] and not {"-h", "--help"} & set(argv):
+        raise ConfigError(
+            f"unexpected argument {stray[len(unnamed)]!r}: options begin with --, values with spaces need quotes, and on/off "
+            f"options take no value; see {prog} --help"
+        )
+    return given, {name: [word] for name, word in zip(unnamed, stray, strict=False)}
 
 
-def _unchecked(cls: type[Config], values: dict[str, Any]) -> Config:
-    """An instance made without `__post_init__`: the defaults under the recipe's values, for tyro to start from."""
-    from tyro import MISSING as REQUIRED
+def _read_words(name: str, words: list[str], annotation: Any) -> Any:
+    """What was typed for an option, as its type has it."""
+    many = get_origin(annotation) is tuple
+    if not many and not words:
+        raise ConfigError(f"{flag_of(name)} needs a value: {_wanted(annotation)}")
+    try:
+        return _convert(annotation, words if many else words[0], text=True)
+    except ValueError:
+        near = nearest(words[0], map(str, get_args(annotation))) if get_origin(annotation) is Literal else ""
+        raise ConfigError(f"{flag_of(name)} {shlex.join(words)}: must be {_wanted(annotation)}{near}") from None
 
-    start = object.__new__(cls)
-    for field in fields(cls):  # type: ignore[arg-type]
-        default = field.default if field.default_factory is MISSING else field.default_factory()
-        object.__setattr__(start, field.name, values.get(field.name, REQUIRED if default is MISSING else default))
-    return start
 
-
-def _refusal(printed: str, given: dict[str, list[str]], types: dict[str, Any], prog: str) -> str:
-    """One line in place of the box that tyro printed: the option, the value given, and what it takes."""
-    for flag in re.findall(r"--[a-z][\w-]*", printed):
-        name = flag[2:].replace("-", "_")
-        if name not in given or name not in types:
-            continue
-        if not given[name]:
-            return f"{flag} needs a value: {_wanted(types[name])}"
-        near = nearest(given[name][0], map(str, get_args(types[name]))) if get_origin(types[name]) is Literal else ""
-        return f"{flag} {shlex.join(given[name])}: must be {_wanted(types[name])}{near}"
-    rows = [row.strip("\u2502 ") for row in re.sub(r"\x1b\[[0-9;]*m", "", printed).splitlines()[1:]]
-    rule = next((index for index, row in enumerate(rows) if row.startswith("\u2500")), len(rows))
-    return f"{' '.join(rows[:rule])}; see {prog} --help"
+def _has_default(field: Field[Any]) -> bool:
+    return field.default is not MISSING or field.default_factory is not MISSING

@@ -1,11 +1,13 @@
-"""What `--help` prints of a configuration: its options in groups, one for each class that it is made of."""
+"""How options are typed, and what `--help` prints of them: in groups, one for each class that a configuration is made of."""
 
 import ast
 import inspect
 import os
 import shutil
 import textwrap
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -14,31 +16,32 @@ WIDEST, COLUMN = 110, 30
 WORDS = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
 
-def format_help(defaults: Any, *, prog: str, example: str, recipes: list[str]) -> str:
-    """The whole text.
+@dataclass(frozen=True)
+class Repeatable:
+    """Mark of a list whose option may also be given again for every value: `--method a --method b` is `--method a b`."""
 
-    Args:
-        defaults: a configuration whose values count where an option is not given; those of required options are of no known type.
-        prog: name of the command.
-        example: options of a typical call.
-        recipes: names of those that fit.
-    """
-    cls = type(defaults)
-    hints, docs = get_type_hints(cls, include_extras=True), field_docs(cls)
-    positional = [name for name, hint in hints.items() if "Positional" in map(str, getattr(hint, "__metadata__", ()))]
-    start = [f"--config NAME|FILE.toml starts from a recipe; options override it. Recipes: {', '.join(recipes)}."] if recipes else []
-    lines = [f"usage: {' '.join([prog, *(_words(hints[name]) for name in positional), '[OPTIONS]'])}"]
-    for text in [*inspect.cleandoc(cls.__doc__ or "").split("\n\n"), *start, f"Example: {prog} {example}".rstrip()]:
-        lines += ["", *_wrap(text)]
-    for title, names in groups(cls).items():
-        lines += ["", f"{title}:"]
-        for name in names:
-            flag = f"--{name.replace('_', '-')}"
-            words = _words(hints[name])
-            option = words if name in positional else f"{flag}, --no-{flag[2:]}" if words == "" else f"{flag} {words}"
-            shown = _shown(getattr(defaults, name))
-            lines += _entry(option, docs.get(name, "") + (f" (default: {shown})" if shown else ""))
-    return "\n".join([*lines, *_entry("-h, --help", "Show this and exit.")])
+    metavar: str = ""  # what help shows of its values
+
+
+@dataclass(frozen=True)
+class Positional:
+    """Mark of a field that is typed without its name, in the fields' order."""
+
+    metavar: str = ""
+
+
+@cache
+def marks_of(cls: type) -> dict[str, tuple[Any, ...]]:
+    """What stands beside the types of the fields."""
+    return {name: get_args(hint)[1:] for name, hint in get_type_hints(cls, include_extras=True).items() if get_origin(hint) is Annotated}
+
+
+def positionals(cls: type) -> list[str]:
+    return [name for name, marks in marks_of(cls).items() if any(isinstance(mark, Positional) for mark in marks)]
+
+
+def flag_of(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def groups(cls: type) -> dict[str, list[str]]:
@@ -54,6 +57,28 @@ def groups(cls: type) -> dict[str, list[str]]:
             title = "Options" if kind is cls else inspect.cleandoc(kind.__doc__ or "").split("\n")[0].rstrip(".")
             found.setdefault(title, []).extend(names)
     return found
+
+
+def format_help(cls: type, values: Mapping[str, Any], *, prog: str, example: str, recipes: list[str]) -> str:
+    """The whole text; `values` are those of the recipe, which count where an option is not given, `recipes` those that fit."""
+    hints, docs = get_type_hints(cls, include_extras=True), field_docs(cls)
+    start = [f"--config NAME|FILE.toml starts from a recipe; options override it. Recipes: {', '.join(recipes)}."] if recipes else []
+    lines = [f"usage: {' '.join([prog, *(_words(hints[name]) for name in positionals(cls)), '[OPTIONS]'])}"]
+    for text in [*inspect.cleandoc(cls.__doc__ or "").split("\n\n"), *start, f"Example: {prog} {example}".rstrip()]:
+        lines += ["", *_wrap(text)]
+    defaults = {field.name: field.default for field in fields(cls)} | dict(values)
+    for title, names in groups(cls).items():
+        lines += ["", f"{title}:"]
+        for name in names:
+            shown = _shown(defaults[name])
+            lines += _entry(option_words(cls, name), docs.get(name, "") + (f" (default: {shown})" if shown else ""))
+    return "\n".join([*lines, *_entry("-h, --help", "Show this and exit.")])
+
+
+def option_words(cls: type, name: str) -> str:
+    """A field as it is typed: PHOTO, --count INT, --dpg, --no-dpg."""
+    flag, words = flag_of(name), _words(get_type_hints(cls, include_extras=True)[name])
+    return words if name in positionals(cls) else f"{flag} {words}" if words else f"{flag}, --no-{flag[2:]}"
 
 
 def field_docs(cls: type) -> dict[str, str]:

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
-
 from benchmarks.config import parse_methods
-from portraitkit.config import REPEATABLE, Options, Port, Range, Share
+from portraitkit.config import Options, Port, Positional, Range, Repeatable, Share
 from portraitkit.errors import ConfigError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
@@ -18,7 +16,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 class MakeConfig(Options):
     """Make a blind test: pictures of the same photos by several methods, matched by file name."""
 
-    method: Annotated[tuple[str, ...], arg(metavar="NAME=DIR [NAME=DIR ...]"), REPEATABLE] = ()
+    method: Annotated[tuple[str, ...], Repeatable("NAME=DIR [NAME=DIR ...]")] = ()
     """Two or more methods' folders of pictures; several after one --method, or one after each. Raters never see the names."""
     reference: Path | None = None
     """Folder with the original photos, which raters can look at while a key is held; none if not given."""
@@ -80,7 +78,7 @@ class MakeConfig(Options):
 class ServeConfig(Options):
     """Serve a blind test as a web page. Ctrl-C stops it; the same command goes on where it stopped, no vote is lost."""
 
-    folder: Positional[Annotated[Path, arg(metavar="FOLDER")]]
+    folder: Annotated[Path, Positional("FOLDER")]
     """What blind-test make wrote."""
     host: str = "127.0.0.1"
     """Address to listen on; anything but loopback opens the study to the network, with a warning."""
@@ -96,7 +94,7 @@ class ServeConfig(Options):
 class ReportConfig(Options):
     """Report what raters said: report.html, report.md and results.json in the study's folder."""
 
-    folder: Positional[Annotated[Path, arg(metavar="FOLDER")]]
+    folder: Annotated[Path, Positional("FOLDER")]
     """What blind-test make wrote and blind-test serve filled."""
     max_failed_checks: Annotated[int, Range(ge=0)] = 0
     """Raters who failed more attention checks than this are left out; a tie on a check is a failure."""
@@ -112,7 +110,7 @@ class ReportConfig(Options):
 class ExportConfig(Options):
     """Write every vote with the methods' names. Raters are numbers; nothing personal is stored."""
 
-    folder: Positional[Annotated[Path, arg(metavar="FOLDER")]]
+    folder: Annotated[Path, Positional("FOLDER")]
     """What blind-test make wrote and blind-test serve filled."""
     output: Path = Path("votes.csv")
     """File to write; .csv or .jsonl."""

@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
-
-from portraitkit.config import MAY_CHANGE, AtLeast0, AtLeast1, Options, Positive, Range
+from portraitkit.config import MAY_CHANGE, AtLeast0, AtLeast1, Options, Positional, Positive, Range
 from portraitkit.errors import ConfigError
 from portraitkit.vlm.trainer_options import MaxPixels, TuningOptions
 
@@ -15,7 +13,7 @@ from portraitkit.vlm.trainer_options import MaxPixels, TuningOptions
 class ExtractConfig(Options):
     """Print the makeup that a face wears as JSON, and show it on a second face."""
 
-    photo: Positional[Annotated[Path, arg(metavar="PHOTO")]]
+    photo: Annotated[Path, Positional("PHOTO")]
     """A photo of one face, of any size."""
     model: str = "embedded"
     """embedded (tiny Qwen2.5-VL, CPU), a local folder as align-vlm writes it, or a hub id."""
@@ -54,7 +52,7 @@ class ExtractConfig(Options):
 class ScoreConfig(Options):
     """Score completions of a task with its verifiable rewards, without a model: one JSON line a row, on stdout."""
 
-    rows: Positional[Annotated[Path, arg(metavar="ROWS.jsonl")]]
+    rows: Annotated[Path, Positional("ROWS.jsonl")]
     """One JSON object a line: a string completion, and the task's truth (area; solution; AUs and labels; verdict). - reads stdin."""
     task: str = "area"
     """area, area-rotated, area-5-35, makeup-lips, makeup, emotion, preference, or my_file.py:TASK."""
@@ -90,7 +88,7 @@ WRITERS = "give --model FOLDER or a hub id, or --endpoint URL with --endpoint-mo
 class WhatToSynthesize(Options):
     """What is written, by whom and where to."""
 
-    rows: Positional[Annotated[Path, arg(metavar="ROWS")]]
+    rows: Annotated[Path, Positional("ROWS")]
     """A JSONL file of labelled faces, or the folder that make-preferences emotion wrote (its train.jsonl)."""
     output_dir: Annotated[Path, MAY_CHANGE] = Path("data/emotion-synthesis")
     """Where train.jsonl (accepted), rejected.jsonl, test.jsonl and summary.json go. The same command again goes on where it was stopped."""

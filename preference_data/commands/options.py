@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
-
-from portraitkit.config import MAY_CHANGE, AtLeast0, AtLeast1, NotNegative, Options, Port, Positive, Range, Share
+from portraitkit.config import MAY_CHANGE, AtLeast0, AtLeast1, NotNegative, Options, Port, Positional, Positive, Range, Share
 from portraitkit.errors import ConfigError
 from portraitkit.runs.shards import check_shard
 from preference_data.sources import load_adapter
@@ -19,7 +17,7 @@ Pixels = Annotated[int | None, Range(ge=64, le=4096, rule="must be between 64 an
 class BuildConfig(Options):
     """Make preference pairs of photos: candidates by several generators, truth where it is known, splits by person."""
 
-    photos: Positional[Annotated[str, arg(metavar="PHOTOS|embedded")]]
+    photos: Annotated[str, Positional("PHOTOS|embedded")]
     """A folder of photos (with metadata.jsonl or without), or embedded: synthetic people, no photos needed."""
     output_dir: Annotated[Path, MAY_CHANGE] = Path("pairs")
     """Where the pair set goes. A build that was interrupted goes on there when the command is given again."""
@@ -83,7 +81,7 @@ class BuildConfig(Options):
 class LintConfig(Options):
     """Check a pair set, or a folder of training photos with anchors. Exit code 0: nothing found, 1: findings, 2: cannot be checked."""
 
-    data: Positional[Annotated[Path, arg(metavar="DATA")]]
+    data: Annotated[Path, Positional("DATA")]
     """Folder with metadata.jsonl: pairs (input_file_name ...) or photos (file_name, anchor_file_name)."""
     json: Path | None = None
     """Also write all findings as JSON to this file; - is standard output."""
@@ -103,7 +101,7 @@ class LintConfig(Options):
 class AnnotateConfig(Options):
     """Have pairs judged: by people on a local web page (--web), or by models behind an OpenAI-compatible endpoint (--endpoint)."""
 
-    data: Positional[Annotated[Path, arg(metavar="DATA")]]
+    data: Annotated[Path, Positional("DATA")]
     """Folder of a pair set; judgements go to its annotations/, one file an annotator."""
     web: bool = False
     """Serve the page for people."""
@@ -163,7 +161,7 @@ class AnnotateConfig(Options):
 class MergeConfig(Options):
     """Write what annotators agree on into the pairs: a senior's word, else the majority. Prints how far they agree."""
 
-    data: Positional[Annotated[Path, arg(metavar="DATA")]]
+    data: Annotated[Path, Positional("DATA")]
     """Folder of a pair set."""
     files: tuple[Path, ...] = ()
     """Judgements of annotators who worked on a copy of the set; they are taken into its annotations/."""
@@ -177,7 +175,7 @@ class MergeConfig(Options):
 class ExportConfig(Options):
     """Write a pair set as parquet with its pictures inside, for datasets.load_dataset and the hub; or such a data set as a folder again."""
 
-    source: Positional[Annotated[str, arg(metavar="DATA")]]
+    source: Annotated[str, Positional("DATA")]
     """Folder of a pair set; with --to-folder the folder or hub id of a parquet data set."""
     output_dir: Path = Path("pairs-parquet")
     """A folder that does not exist yet or is empty."""
@@ -189,9 +187,9 @@ class ExportConfig(Options):
 class EmotionConfig(Options):
     """Turn a facial-expression data set, in the folders it was delivered in, into rows that align-vlm --task emotion reads."""
 
-    dataset: Positional[Annotated[str, arg(metavar="DATASET")]]
+    dataset: Annotated[str, Positional("DATASET")]
     """disfa, bp4d, raf-au, faba, fer2013, affectnet, raf-db, expw, jsonl, or my_file.py:ADAPTER."""
-    folder: Positional[Annotated[Path, arg(metavar="FOLDER")]]
+    folder: Annotated[Path, Positional("FOLDER")]
     """Where the data set lies."""
     output_dir: Annotated[Path, MAY_CHANGE] = Path("data/emotion")
     """Where train.jsonl, test.jsonl and images go. The same command again goes on where it was stopped."""
@@ -229,7 +227,7 @@ class EmotionConfig(Options):
 class MakeupConfig(Options):
     """Put makeup on faces: pictures with and without it, and rows with the true shapes and colours."""
 
-    faces: Positional[Annotated[Path, arg(metavar="FACES")]]
+    faces: Annotated[Path, Positional("FACES")]
     """Folder of face photos, searched with its subfolders; or the word embedded: synthetic people, no photos needed."""
     output_dir: Annotated[Path, MAY_CHANGE] = Path("data/makeup")
     """Where images/, train.jsonl and test.jsonl go. The same command again goes on where it was stopped."""

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
-
 from policies.retoucher.config import BackboneOptions
-from portraitkit.config import AtLeast1, Options, Port, Range, Seed, Share
+from portraitkit.config import AtLeast1, Options, Port, Positional, Range, Seed, Share
 from portraitkit.errors import ConfigError
 
 ALIGNED = Path(__file__).parents[1] / "backbones/embedded/lora"
@@ -41,9 +39,9 @@ class Controls(Options):
 class RetouchConfig(BackboneOptions, Controls):
     """Retouch every face of a photo, or of every photo in a folder, and nothing else in the picture."""
 
-    source: Positional[Annotated[Path | None, arg(metavar="IN")]] = None
+    source: Annotated[Path | None, Positional("IN")] = None
     """A photo, or a folder of photos."""
-    target: Positional[Annotated[Path | None, arg(metavar="OUT")]] = None
+    target: Annotated[Path | None, Positional("OUT")] = None
     """Where to write: a file or a folder; a folder if IN is one."""
     serve: bool = False
     """In place of IN and OUT: a page on this machine on which photos are dropped, with a slider for each of the controls."""

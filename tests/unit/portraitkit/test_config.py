@@ -5,10 +5,20 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-import tyro
 
 from portraitkit import config as config_module
-from portraitkit.config import MAY_CHANGE, REPEATABLE, Options, Range, Share, config_to_dict, load_config, may_change, recipe_names
+from portraitkit.config import (
+    MAY_CHANGE,
+    Options,
+    Positional,
+    Range,
+    Repeatable,
+    Share,
+    config_to_dict,
+    load_config,
+    may_change,
+    recipe_names,
+)
 from portraitkit.errors import ConfigError
 
 
@@ -46,7 +56,7 @@ class Settings(Options):
 class Files(Options):
     """Two paths."""
 
-    source: tyro.conf.Positional[Path]
+    source: Annotated[Path, Positional()]
     """Photo to read."""
     count: int
     """How many."""
@@ -56,7 +66,7 @@ class Files(Options):
 class Methods(Options):
     """A list that may be given in several pieces."""
 
-    method: Annotated[tuple[str, ...], REPEATABLE] = ("z",)
+    method: Annotated[tuple[str, ...], Repeatable()] = ("z",)
     """Names."""
     folder: Path = Path("x")
     """Where."""
