@@ -89,9 +89,5 @@ class BenchmarkConfig(Options):
 
     @property
     def methods(self) -> dict[str, str]:
-        """Name -> place.
-
-        Raises:
-            ConfigError: one is not NAME=PLACE, or a name is used twice.
-        """
+        """Name -> place; ConfigError: one is not NAME=PLACE, or a name is used twice."""
         return parse_methods(self.method, str.isprintable, "NAME=PLACE, for example base=runs/base or ours=retoucher:tiny+runs/demo")

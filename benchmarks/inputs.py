@@ -188,11 +188,7 @@ def match(
 
 
 def check_places(config: BenchmarkConfig) -> None:
-    """Refuse places that are not there before anything is written.
-
-    Raises:
-        ConfigError: a folder or file does not exist.
-    """
+    """Refuse places that are not there before anything is written; ConfigError: a folder or file does not exist."""
     places = [("--method", Path(place)) for place in config.methods.values() if not place.startswith("retoucher:")]
     places += [(option, path) for option, path in (("--source", config.source), ("--reference", config.reference)) if path is not None]
     for option, path in places:
@@ -205,11 +201,7 @@ def check_places(config: BenchmarkConfig) -> None:
 
 
 def check_readable(config: BenchmarkConfig) -> None:
-    """Refuse what one process only can read.
-
-    Raises:
-        ConfigError: an archive among the places: several processes would unpack it at once.
-    """
+    """Refuse what one process only can read; ConfigError: an archive among the places: several processes would unpack it at once."""
     for place in (*config.methods.values(), config.source, config.reference):
         if place is not None and str(place).lower().endswith(".zip") and not str(place).startswith("retoucher:"):
             raise ConfigError(f"{place}: several processes read folders only; unpack it and name the folder")

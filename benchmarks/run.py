@@ -30,11 +30,7 @@ MAKER = Maker("benchmark-portraits", "weights_dir", "a benchmark", NOT_COMPARED)
 
 
 def run_benchmark(config: BenchmarkConfig, command: list[str]) -> int:
-    """Run, and say where the results are; returns the exit code: 0, or 130 or 143 after a signal.
-
-    Raises:
-        UserError: see `portraitkit.errors`.
-    """
+    """Run, and say where the results are; returns the exit code: 0, or 130 or 143 after a signal. UserError: see `portraitkit.errors`."""
     shard = None if config.weights else current_shard(config.shard)
     quiet = shard is not None and shard.launched and not shard.merges
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=quiet)

@@ -21,12 +21,7 @@ def run_command(main: Callable[[list[str]], int | None]) -> NoReturn:
 
     A UserError, a path too long or too little memory becomes one line `error: ...` on stderr and exit code 2; Ctrl-C gives 130; a reader
     that closed the pipe gives 141, silently. `--version` alone is answered here. Every other exception is a bug and keeps its traceback.
-
-    Args:
-        main: Takes the arguments after the command's name; returns the exit code, None for 0.
-
-    Raises:
-        SystemExit: always.
+    `main` takes the arguments after the command's name and returns the exit code, None for 0.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin at barriers stall each other five times over on a busy machine
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; it warns of kernels that nothing here uses
@@ -44,12 +39,8 @@ def run_command(main: Callable[[list[str]], int | None]) -> NoReturn:
 def run_subcommand(command: str, about: str, package: str, subcommands: Mapping[str, tuple[str, str, str]], argv: list[str]) -> int:
     """Run the subcommand that `argv` names, or print all with `about` for --help; returns the exit code.
 
-    Args:
-        command: its name.
-        about: what it is for.
-        package: holds the functions, and in its module `options` a class `NameConfig` for each subcommand.
-        subcommands: name -> (its `module:function`, which takes the options; what it does; options of a typical call).
-        argv: what follows the command's name.
+    `subcommands` are name -> (its `module:function` of `package`, which takes the options; what it does; options of a typical call); the
+    package's module `options` holds a class `NameConfig` for each.
 
     Raises:
         ConfigError: no subcommand is named, or an unknown one.

@@ -81,12 +81,8 @@ class Options:
 
     @classmethod
     def revise(cls, values: dict[str, Any], typed: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-        """The values that count beneath the options that were typed; commands add what their model needs, see `lay_beneath`.
-
-        Args:
-            values: of the recipe.
-            typed: options of the command line, with the words behind them.
-        """
+        """The values of the recipe that count beneath the options that were `typed`; commands add what their model needs, see
+        `lay_beneath`."""
         return values
 
     @classmethod
@@ -123,18 +119,10 @@ def may_change(cls: type[Options]) -> frozenset[str]:
 
 
 def load_config(cls: type[Config], argv: list[str], *, prog: str, example: str = "") -> Config:
-    """Fill a configuration from its defaults, then `--config NAME|FILE.toml`, then the options in `argv`.
+    """Fill a configuration from its defaults, then `--config NAME|FILE.toml`, then the options in `argv`, with dashes or underscores.
 
-    `--help` prints and exits with 0; with `--config` beside it the defaults shown are the recipe's.
-
-    Args:
-        cls: Frozen dataclass with the field types named at the top of this module.
-        argv: Arguments after the command's name; options with dashes or underscores.
-        prog: Name of the command, for messages.
-        example: Options of a typical call, shown by `--help`.
-
-    Returns:
-        The validated configuration.
+    `--help` prints and exits with 0; with `--config` beside it the defaults shown are the recipe's. `prog` is the command's name, `example`
+    the options of a typical call, for its help.
 
     Raises:
         ConfigError: an unknown option, key or recipe (with the nearest known one), a value of another type, or what the

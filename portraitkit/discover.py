@@ -16,12 +16,9 @@ Kind = TypeVar("Kind")
 
 
 def load_object(where: str) -> Any:
-    """Load the object called NAME from a Python file or an importable module. Built-ins come by the same road.
+    """Load the object called NAME from `path/my_file.py:NAME` or `package.module:NAME`. Built-ins come by the same road.
 
     A file is executed once per process and contents, however often it is named; it is trusted code of the user's own.
-
-    Args:
-        where: `path/my_file.py:NAME` or `package.module:NAME`.
 
     Raises:
         ConfigError: no colon, no such file or module, or no such name in it (with the nearest one). An error inside the
@@ -39,13 +36,7 @@ def load_object(where: str) -> Any:
 
 
 def load_known(name: str, known: Mapping[str, str], kind: type[Kind], option: str) -> Kind:
-    """An object by its short name, or as `load_object` takes it.
-
-    Args:
-        name: of the user's.
-        known: short name -> where it is.
-        kind: the class that it must have.
-        option: for messages, as --task.
+    """An object of the class `kind` by a short name in `known`, or as `load_object` takes it; `option`, as --task, is for messages.
 
     Raises:
         ConfigError: the name is unknown, or stands for something else.

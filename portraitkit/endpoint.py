@@ -126,12 +126,7 @@ class Endpoint:
             return list(pool.map(self.ask_one, questions))
 
     def ask_one(self, question: Question) -> Reply:
-        """One answer, from the disk or from the model.
-
-        Raises:
-            ImageError: a picture cannot be read.
-            RunFolderError: the answer cannot be kept.
-        """
+        """One answer, from the disk or from the model; ImageError: a picture cannot be read. RunFolderError: the answer cannot be kept."""
         body = self._body(question)
         if self.cache is None:
             return self._post(body)
@@ -199,10 +194,7 @@ class Endpoint:
 
 def data_url(picture: Any, max_side: int = 0) -> str:
     """A picture, a file or an RGB tensor, as a PNG data URL, upright and in sRGB, its longer side at most `max_side` pixels (0: as it is).
-
-    Raises:
-        ImageError: it cannot be read.
-    """
+    ImageError: it cannot be read."""
     from portraitkit.pictures.images import read_image, to_pil, within
 
     pixels = read_image(picture).pixels if isinstance(picture, str | Path) else picture
@@ -212,11 +204,7 @@ def data_url(picture: Any, max_side: int = 0) -> str:
 
 
 def check_url(where: str, url: str, example: str = "http://localhost:8000/v1") -> None:
-    """Refuse what is no URL of a server.
-
-    Raises:
-        ConfigError: it is none.
-    """
+    """Refuse what is no URL of a server; ConfigError: it is none."""
     import httpx
 
     try:

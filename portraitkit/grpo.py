@@ -42,15 +42,11 @@ def _by_group(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, T
 def group_advantages(
     rewards: Float[Tensor, " n"], groups: Int[Tensor, " n"], *, eps: float = 1e-4, clip: float = 5.0, global_std: bool = False
 ) -> Advantages:
-    """Rewards compared inside their group: `(r - mean) / (std + eps)`, clipped.
+    """Rewards compared inside their group: `(r - mean) / (std + eps)`, clipped to [-clip, clip]. Equal numbers make a group, in any order.
 
-    Args:
-        rewards: any range; NaN or infinite means unscorable: out of the statistics, advantage 0.
-        groups: equal numbers make a group, in any order.
-        eps: added to the standard deviation.
-        clip: largest magnitude.
-        global_std: divide by the standard deviation (ddof 0) of all rewards as they are, as Flow-GRPO's code does, instead of the group's
-            (ddof 1, as torch has it). TRL's `scale_rewards="batch"` takes ddof 1 there.
+    Rewards that are not finite are unscorable: out of the statistics, advantage 0. `global_std` divides by the standard deviation (ddof 0)
+    of all rewards as they are, as Flow-GRPO's code does, instead of the group's (ddof 1, as torch has it). TRL's `scale_rewards="batch"`
+    takes ddof 1 there.
     """
     centred, std, spread, finite = _by_group(rewards, groups)
     if global_std:
@@ -87,17 +83,11 @@ def per_reward_advantages(
     *,
     clip: float = 5.0,
 ) -> Advantages:
-    """Advantages of several rewards that are standardised each on its own before they are summed, clipped.
+    """Advantages of several rewards that are standardised each on its own before they are summed, see `normalise_then_sum`; clipped.
 
-    The sum is not standardised in the group again: rewards that cancel out would be blown up to unit spread.
-
-    Args:
-        parts: of `normalise_then_sum`.
-        groups: equal numbers make a group.
-        weights: of the rewards.
-        scale: `mixgrpo` takes the sum as it is (arXiv 2507.21802 and its code, whose eps is 1e-8); `gdpo` divides by its standard deviation
-            (ddof 1) over the batch + 1e-4 (arXiv 2601.05242; TRL's `normalize_then_sum`, which adds 1e-4 in the groups, too).
-        clip: largest magnitude.
+    The sum is not standardised in the group again: rewards that cancel out would be blown up to unit spread. `mixgrpo` takes the sum as it
+    is (arXiv 2507.21802 and its code, whose eps is 1e-8); `gdpo` divides by its standard deviation (ddof 1) over the batch + 1e-4 (arXiv
+    2601.05242; TRL's `normalize_then_sum`, which adds 1e-4 in the groups, too).
     """
     total = normalise_then_sum(parts, groups, weights, eps=1e-8 if scale == "mixgrpo" else 1e-4)
     _, _, spread, finite = _by_group(total, groups)
@@ -112,13 +102,8 @@ def local_advantages(
 ) -> Float[Tensor, "n cells"]:
     """What each cell of a sample added to its reward, compared inside the group: `(c - mean) / (std of the rewards + eps)`, clipped.
 
-    Args:
-        credit: the part of the reward that each cell answers for, in the reward's unit; a cell that answers for all of it gets
-            what `group_advantages` gives the sample.
-        rewards: as for `group_advantages`; samples that are not finite, and groups without spread, get 0.
-        groups: equal numbers make a group.
-        eps: added to the standard deviation.
-        clip: largest magnitude.
+    `credit` is the part of the reward that each cell answers for, in the reward's unit; a cell that answers for all of it gets what
+    `group_advantages` gives the sample. Samples whose reward is not finite, and groups without spread, get 0.
     """
     _, std, spread, finite = _by_group(rewards, groups)
     _, index = torch.unique(groups, return_inverse=True)
@@ -139,16 +124,11 @@ def clipped_surrogate(
 def divergence_surrogate(
     log_ratio: Float[Tensor, " n *cells"], advantages: Float[Tensor, " n *cells"], divergence: Float[Tensor, " n *cells"], threshold: float
 ) -> tuple[Float[Tensor, " n *cells"], Bool[Tensor, " n *cells"]]:
-    """Flow-DPPO's loss (arXiv 2606.11025): `-A r`, and 0 where the policy is too far from the old one and the update would take it farther.
+    """Flow-DPPO's loss (arXiv 2606.11025): `-A r` with `r = exp(log_ratio)`, and 0 where the policy is too far from the old one and the
+    update would take it farther; and which entries are so blocked.
 
-    Args:
-        log_ratio: of each sample or cell; `r = exp(log_ratio)`.
-        advantages: theirs.
-        divergence: `gaussian_kl` of the step from the old policy's, closed and without the noise that a sample's own ratio has.
-        threshold: largest divergence at which an update may go on: away from the old policy are `A > 0, r > 1` and `A < 0, r < 1`.
-
-    Returns:
-        The loss, and which of its entries are blocked.
+    `divergence` is `gaussian_kl` of the step from the old policy's, closed and without the noise that a sample's own ratio has; above
+    `threshold` an update may not go on away from the old policy, where `A > 0, r > 1` or `A < 0, r < 1`.
     """
     blocked = (divergence > threshold) & (advantages * log_ratio > 0)
     return torch.where(blocked, 0.0, -advantages * log_ratio.exp()), blocked

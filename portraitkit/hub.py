@@ -7,14 +7,8 @@ from portraitkit.errors import ConfigError, HubError, reason_of
 
 
 def check_repo_name(name: str) -> None:
-    """Refuse what can be no repository, without the network.
-
-    Args:
-        name: OWNER/NAME, or NAME for a repository of one's own.
-
-    Raises:
-        ConfigError: the hub's rules do not allow it.
-    """
+    """Refuse what can be no repository, OWNER/NAME or NAME for one's own, without the network; ConfigError: the hub's rules do not
+    allow it."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -46,12 +40,7 @@ def open_repo(name: str) -> str:
 
 
 def push_folder(folder: Path, name: str, *, files: Sequence[str] = ()) -> str:
-    """Upload a finished model; returns the address of the repository.
-
-    Args:
-        folder: with its weights and README.md.
-        name: of the repository, see `open_repo`.
-        files: only these; all but pickles if none are named.
+    """Upload a finished model with its README.md, all but pickles or only `files`; returns the address of the repository, see `open_repo`.
 
     Raises:
         HubError: it failed; the message says that the model is kept and how to push it later.

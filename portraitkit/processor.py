@@ -39,10 +39,7 @@ def cpu_bf16() -> bool:
     """Whether this CPU computes in bfloat16 where a caller would like it to: only if it multiplies bfloat16 faster than float32.
 
     Processors with AVX512_BF16 or AMX do, about twice as fast; on others torch emulates it, 50 times slower (1.0 GFLOP/s against 59 on
-    AVX2). The variable PORTRAITKIT_CPU_BF16 (on, off) overrules the measurement.
-
-    Raises:
-        ConfigError: the variable holds anything else.
+    AVX2). The variable PORTRAITKIT_CPU_BF16 (on, off) overrules the measurement; ConfigError: it holds anything else.
     """
     asked = os.environ.get(BF16_VARIABLE, "auto")
     if asked not in ("auto", "on", "off"):

@@ -18,13 +18,10 @@ LAST = 2000  # Characters of a failed shard's output that are shown
 
 
 def run_on_ray(argv: list[str]) -> int:
-    """Run all shards on the cluster that `RAY_ADDRESS` names, or on this machine where there is none; then merge here.
+    """Run all shards on the cluster that `RAY_ADDRESS` names, or on this machine where there is none; then merge here, whose exit code
+    counts.
 
-    Args:
-        argv: number of shards; `--gpus` and `--cpus` that each needs (0 and 1); after `--` the command.
-
-    Returns:
-        The merging command's exit code.
+    `argv` has the number of shards; `--gpus` and `--cpus` that each needs (0 and 1); after `--` the command.
 
     Raises:
         ConfigError: the arguments cannot work, or Ray is not installed.
@@ -50,14 +47,8 @@ def run_on_ray(argv: list[str]) -> int:
 
 
 def run_shard(row: dict[str, Any]) -> dict[str, Any]:
-    """One shard, in a process of its own: Ray's workers are kept alive, and a command expects a fresh one.
-
-    Args:
-        row: `command`, a list of texts that ends with the shard, and `folder` to run it in.
-
-    Returns:
-        `shard`, `code`, and `said`: the end of its output.
-    """
+    """One shard, in a process of its own: Ray's workers are kept alive, and a command expects a fresh one. The row has a `command`, which
+    ends with the shard, and its `folder`; what comes back `shard`, `code` and `said`, the end of its output."""
     command = [str(text) for text in row["command"]]
     done = subprocess.run(command, cwd=row["folder"], capture_output=True, text=True, check=False)
     return {"shard": command[-1], "code": done.returncode, "said": (done.stdout + done.stderr)[-LAST:]}

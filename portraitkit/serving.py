@@ -100,11 +100,7 @@ class _PageHeaders:
 
 
 async def bounded(chunks: AsyncIterator[bytes], most: int) -> AsyncIterator[bytes]:
-    """The chunks of a request's body, at most `most` bytes; reading stops there.
-
-    Raises:
-        HTTPException: 413, it is larger.
-    """
+    """The chunks of a request's body, at most `most` bytes; reading stops there. HTTPException: 413, it is larger."""
     from starlette.exceptions import HTTPException
 
     size = 0

@@ -49,13 +49,8 @@ def _percentiles(means: Float[Tensor, " draws"], level: float) -> tuple[float, f
 
 
 def paired_change(before: Float[Tensor, " n"], after: Float[Tensor, " n"], people: Sequence[Hashable] | None = None) -> Change:
-    """Means and the interval of the paired difference over the photos where both are known.
-
-    Args:
-        before: one value a photo.
-        after: of the same photos.
-        people: who is in each photo: they are resampled, and fewer than `LEAST_PEOPLE` have no interval (NaN). Without, photos are.
-    """
+    """Means and the interval of the paired difference over the photos where both are known. The `people` in them are resampled, and
+    fewer than `LEAST_PEOPLE` have no interval (NaN). Without, photos are."""
     both = before.isfinite() & after.isfinite()
     before, after = before[both], after[both]
     gain = after - before
@@ -158,15 +153,10 @@ def group_rank(ranks: Sequence[float]) -> GroupRank:
 
 
 def sign_flip_test(differences: Float[Tensor, " n"], *, draws: int = DRAWS, seed: int = 0) -> float:
-    """Two-sided p of the mean of paired differences under random signs (Fisher 1935); NaN for none.
+    """Two-sided p of the mean of paired differences, those that are finite, under random signs (Fisher 1935); NaN for none.
 
-    Up to 32 pairs that differ it is exact. Beyond, it is estimated within a few percent of its value, however small that is, so that
-    it can pass a correction over thousands of comparisons.
-
-    Args:
-        differences: of the pairs; those that are not finite are left out.
-        draws: beyond 32 pairs.
-        seed: of the draws.
+    Up to 32 pairs that differ it is exact. Beyond, it is estimated from `draws` within a few percent of its value, however small that is,
+    so that it can pass a correction over thousands of comparisons.
     """
     values = differences[differences.isfinite()].double()
     if len(values) == 0:

@@ -115,14 +115,10 @@ def is_connected(counts: np.ndarray, methods: int) -> bool:
 
 
 def bradley_terry(wins: np.ndarray, *, prior: float) -> np.ndarray:
-    """Maximum a posteriori strengths (Bradley & Terry 1952); a tie enters as half a win for each.
+    """Maximum a posteriori strengths (Bradley & Terry 1952) as log-odds, mean 0: P(i beats j) = sigmoid(s_i - s_j).
 
-    Args:
-        wins: of the row over the column, (systems, systems), 0 on the diagonal.
-        prior: wins and losses of every system against one of strength 0, so that one that always wins stays finite.
-
-    Returns:
-        Log-odds strengths, mean 0: P(i beats j) = sigmoid(s_i - s_j).
+    `wins` are of the row over the column, (systems, systems), 0 on the diagonal; a tie enters as half a win for each. `prior` are wins and
+    losses of every system against one of strength 0, so that one that always wins stays finite.
     """
 
     def loss(strengths: np.ndarray) -> tuple[float, np.ndarray]:
@@ -136,18 +132,11 @@ def bradley_terry(wins: np.ndarray, *, prior: float) -> np.ndarray:
     return fitted - fitted.mean()
 
 
-def fit_davidson(counts: np.ndarray, methods: int, *, steps: int = 60) -> np.ndarray:
+def fit_davidson(counts: np.ndarray, methods: int) -> np.ndarray:
     """Bradley-Terry with ties (Davidson 1970) by Newton's method, for many count tables at once.
 
-    Outcomes of a pair have the logits s_i, (s_i + s_j) / 2 + log nu, s_j: a conditional logit, concave in its parameters.
-
-    Args:
-        counts: wins of i, ties, wins of j: (draws, pairs, 3).
-        methods: how many.
-        steps: most Newton steps.
-
-    Returns:
-        (draws, methods + 1): strengths with mean 0, then log nu.
+    Outcomes of a pair have the logits s_i, (s_i + s_j) / 2 + log nu, s_j: a conditional logit, concave in its parameters. Counts are wins
+    of i, ties, wins of j: (draws, pairs, 3); strengths with mean 0, then log nu, are (draws, methods + 1).
     """
     pairs = pairs_of(methods)
     features = np.zeros((len(pairs), 3, methods + 1))
@@ -161,7 +150,7 @@ def fit_davidson(counts: np.ndarray, methods: int, *, steps: int = 60) -> np.nda
     ridge = np.eye(methods + 1) * 1e-9
     ridge[:methods, :methods] += 1e-3  # the mean of the strengths is free in the likelihood: pin it at 0
     parameters = np.zeros((len(counts), methods + 1))
-    for _ in range(steps):
+    for _ in range(60):
         logits = np.einsum("poc,dc->dpo", features, parameters)
         chance = np.exp(logits - logits.max(2, keepdims=True))
         chance /= chance.sum(2, keepdims=True)
@@ -203,13 +192,8 @@ def strengths(by_rater: np.ndarray, methods: int, *, draws: int = 2000, seed: in
 
 
 def ordinal_alpha(units: np.ndarray) -> float:
-    """Krippendorff's alpha on the ordinal scale first, tie, second (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability").
-
-    NaN where no unit has two votes or all votes are alike.
-
-    Args:
-        units: for each compared pair, how many voted first, tie, second: (units, 3).
-    """
+    """Krippendorff's alpha on the ordinal scale first, tie, second (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability"),
+    of how many voted so for each compared pair, (units, 3). NaN where no unit has two votes or all votes are alike."""
     units = units[units.sum(1) >= 2]
     if not len(units) or (units.sum(0) > 0).sum() < 2:
         return math.nan
@@ -229,29 +213,20 @@ def alpha_interval(units: np.ndarray, *, draws: int = 500, seed: int = 0) -> Est
 
 
 def position_bias(by_rater: np.ndarray, *, seed: int = 0) -> tuple[Estimate, float]:
-    """Share of decisive votes for the left picture with its interval by rater, and the p value of no lean to either side.
-
-    Args:
-        by_rater: votes for the left picture, ties, votes for the right one: (raters, 3).
-        seed: of the random signs.
-    """
+    """Share of decisive votes for the left picture with its interval by rater, and the p value of no lean to either side; votes are for
+    the left picture, ties, for the right one: (raters, 3)."""
     decisive = by_rater * np.array([1, 0, 1])
     return win_rate_by_rater(decisive), preference_test(decisive, seed=seed)
 
 
-def votes_needed(rate: float, *, alpha: float = 0.05, power: float = 0.8, design_effect: float = 1.0) -> int:
-    """Votes on a pair for a two-sided test at level `alpha` to find a true win rate with probability `power`.
-
-    Args:
-        rate: true win rate, any but one half.
-        alpha: level of the test.
-        power: probability of finding it.
-        design_effect: variance of the win rate over that of independent votes, see `design_effect`.
+def votes_needed(rate: float, *, design_effect: float = 1.0) -> int:
+    """Votes on a pair for a two-sided test at the 5 % level to find a true win rate, any but one half, with probability .8. `design_effect`
+    is the variance of the win rate over that of independent votes.
 
     >>> votes_needed(0.6)
     194
     """
-    z_alpha, z_beta = stats.norm.ppf(1 - alpha / 2), stats.norm.ppf(power)
+    z_alpha, z_beta = stats.norm.ppf(1 - ALPHA / 2), stats.norm.ppf(0.8)
     root = (z_alpha * 0.5 + z_beta * math.sqrt(rate * (1 - rate))) / abs(rate - 0.5)
     return math.ceil(root * root * design_effect)
 

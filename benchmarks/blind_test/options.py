@@ -61,11 +61,7 @@ class MakeConfig(Options):
 
     @property
     def methods(self) -> dict[str, Path]:
-        """Name -> folder.
-
-        Raises:
-            ConfigError: not NAME=DIR, a name used twice, or no such folder.
-        """
+        """Name -> folder; ConfigError: not NAME=DIR, a name used twice, or no such folder."""
         rule = "NAME=DIR; a name has up to 40 letters, digits, '.', '_', '-'"
         methods = parse_methods(self.method, lambda name: NAME.fullmatch(name) is not None, rule)
         for name, folder in methods.items():

@@ -78,11 +78,7 @@ class Study:
 
 
 def read_study(folder: Path) -> Study:
-    """Read and check a study.
-
-    Raises:
-        RunFolderError: no study there, another version, damaged, or a picture is missing.
-    """
+    """Read and check a study; RunFolderError: no study there, another version, damaged, or a picture is missing."""
     path = folder / FILE
     if not path.is_file():
         raise RunFolderError(f"{folder}: holds no study ({FILE} is missing); make one with blind-test make --output-dir {folder}")

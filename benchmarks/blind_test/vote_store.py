@@ -164,11 +164,7 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 
 def read_votes(path: Path) -> list[Vote]:
-    """All answers, by rater and position; also while a server writes.
-
-    Raises:
-        RunFolderError: there is no such file, or it is damaged.
-    """
+    """All answers, by rater and position; also while a server writes. RunFolderError: there is no such file, or it is damaged."""
     if not path.is_file():
         raise RunFolderError(f"{path}: missing, nobody has voted yet; run blind-test serve {path.parent} first")
     query = """SELECT rater, position, photo, pair, swapped, choice, seconds FROM votes JOIN trials ON trial = trials.id

@@ -27,11 +27,7 @@ def same_person(candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> Float[T
 
 
 def load_cosine(files: Mapping[str, Path], device: str = "cpu") -> Measure:
-    """The measure.
-
-    Raises:
-        WeightsError: onnxruntime is missing, or the file is no ArcFace net.
-    """
+    """The measure; WeightsError: onnxruntime is missing, or the file is no ArcFace net."""
     judge = open_arcface(files[NET], device)
 
     def cosine(candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> Float[Tensor, " n"]:

@@ -44,11 +44,7 @@ def prepare(pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 224 224"]:
 
 
 def open_laion_aes(files: Mapping[str, Path]) -> Score:
-    """The scoring function.
-
-    Raises:
-        WeightsError: a file is of another net.
-    """
+    """The scoring function; WeightsError: a file is of another net."""
     from open_clip.model import build_model_from_openai_state_dict
 
     state = {name: value.float() for name, value in read_state(files[CLIP], torchscript_sha256=CLIP_SHA256).items()}

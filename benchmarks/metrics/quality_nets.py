@@ -34,11 +34,7 @@ def folded(net: Any) -> Any:
 
 
 def open_clipiqa(files: Mapping[str, Path]) -> Score:
-    """The scoring function.
-
-    Raises:
-        WeightsError: the file is no CLIP ResNet-50.
-    """
+    """The scoring function; WeightsError: the file is no CLIP ResNet-50."""
     state = {name: value.float() for name, value in read_state(files[CLIP], torchscript_sha256=CLIP_SHA256).items()}
     try:
         with quiet():
@@ -52,11 +48,7 @@ def open_clipiqa(files: Mapping[str, Path]) -> Score:
 
 
 def open_nrqm(files: Mapping[str, Path]) -> Score:
-    """The scoring function.
-
-    Raises:
-        WeightsError: the file is not NRQM's.
-    """
+    """The scoring function; WeightsError: the file is not NRQM's."""
     from scipy.io.matlab import MatReadError
 
     damaged = (MatReadError, zlib.error, struct.error, OSError, KeyError, IndexError, ValueError, TypeError, NotImplementedError)

@@ -21,14 +21,8 @@ ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu, "sigmoid": t
 
 
 class FusedConv(nn.Module):
-    """A convolution with its batch normalisation and its activation.
-
-    Args:
-        conv: gives weights, padding (zeros), stride, dilation and groups.
-        norm: its running statistics are folded in.
-        activation: applied to the result.
-        scale: multiplies what comes before the activation.
-    """
+    """A convolution (zeros as padding) with its batch normalisation, whose running statistics are folded in, and its activation;
+    `scale` multiplies what comes before the activation."""
 
     weight: Tensor
     bias: Tensor

@@ -110,11 +110,7 @@ def fill_backbone(net: torch.nn.Module, path: Path) -> None:
 
 
 def inception_net(path: Path) -> torch.nn.Module:
-    """The Inception net of FID, filled from a file.
-
-    Raises:
-        WeightsError: pyiqa is not installed, or the file is damaged or of another net.
-    """
+    """The Inception net of FID, filled from a file; WeightsError: pyiqa is not installed, or the file is damaged or of another net."""
     try:
         with quiet():
             from pyiqa.archs import inception

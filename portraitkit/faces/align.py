@@ -65,20 +65,10 @@ def alignment_matrix(mesh: Float[Tensor, "468 dim"], size: int, *, margin: float
 
 
 def align_face(image: Pixels, mesh: Float[Tensor, "468 dim"], size: int, *, margin: float = 0.3) -> AlignedFace:
-    """Cut the aligned face out of a picture.
+    """Cut the aligned face out of a picture; beyond the picture its edge is repeated.
 
-    Args:
-        image: to cut it from.
-        mesh: in pixels of the picture; taken as given (no gradient).
-        size: side of the crop in pixels.
-        margin: share of the crop's height outside a mean face's oval. Beyond the picture its edge is repeated.
-
-    Returns:
-        The crop, differentiable with respect to `image`: bicubic, with an area filter where the crop shrinks the
-        picture.
-
-    Raises:
-        ConfigError: `margin` is not in [0, .9], or `size` is below 16.
+    The mesh is taken as given; the crop is differentiable with respect to `image`: bicubic, with an area filter where it shrinks the
+    picture. See `alignment_matrix`, which says what is refused, too.
     """
     matrix = alignment_matrix(placed(mesh, image), size, margin=margin)
     pixels = sample(image[None], matrix[None], size, outside="border", mode="bicubic")[0]

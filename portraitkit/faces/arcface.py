@@ -56,10 +56,8 @@ def arcface_chips(pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "b
 def open_arcface(path: Path | None = None, device: str = "cpu") -> ArcFaceIdentity:
     """Open the recognition net of an insightface model pack.
 
-    Args:
-        path: the pack's folder or the ONNX file itself; None is insightface's own place,
-            `~/.insightface/models/buffalo_l`.
-        device: cpu, cuda, cuda:1 ..; a GPU is used where this onnxruntime has CUDA (package onnxruntime-gpu), else the CPU.
+    `path` is the pack's folder or the ONNX file itself; None is insightface's own place, `~/.insightface/models/buffalo_l`. On a `device`
+    such as cuda:1 a GPU is used where this onnxruntime has CUDA (package onnxruntime-gpu), else the CPU.
 
     Raises:
         WeightsError: onnxruntime is not installed, no net lies there, or it is not an ArcFace net.

@@ -98,15 +98,9 @@ def _net(device: torch.device) -> IdentityNet:
 
 
 def identity_chips(pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "#batch 468 dim"]) -> Float[Tensor, "batch 3 150 150"]:
-    """Cut aligned chips: the least-squares similarity from five mesh points to dlib's template with a quarter of
-    padding.
+    """Cut aligned chips: the least-squares similarity from five mesh points to dlib's template with a quarter of padding.
 
-    Args:
-        pixels: RGB, [0, 1].
-        meshes: in pixels of the pictures; one for all, or one each.
-
-    Returns:
-        Chips, differentiable with respect to `pixels`; the alignment is taken as given.
+    Pixels are in [0, 1]; meshes in pixels of the pictures, one for all or one each, are taken as given: gradients reach the pixels only.
     """
     points = meshes[:, list(TEMPLATE), :2].detach().to(pixels).expand(len(pixels), -1, -1)
     target = (pixels.new_tensor(list(TEMPLATE.values())) + PADDING) / (1 + 2 * PADDING) * CHIP
@@ -114,12 +108,7 @@ def identity_chips(pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "
 
 
 def identity_embedding(pixels: Float[Tensor, "batch 3 h w"], meshes: Float[Tensor, "#batch 468 dim"]) -> Float[Tensor, "batch 128"]:
-    """Embed faces; returns embeddings (not of unit length), differentiable with respect to `pixels`.
-
-    Args:
-        pixels: RGB, [0, 1].
-        meshes: in pixels of the pictures; one for all, or one each.
-    """
+    """Embed faces, see `identity_chips`; embeddings are not of unit length, and differentiable with respect to `pixels`."""
     return _net(pixels.device)(identity_chips(pixels, meshes))
 
 

@@ -28,13 +28,8 @@ RIGHT_EYE_OUTER, LEFT_EYE_OUTER = 33, 263
 def crop_matrix(
     centre: Float[Tensor, "batch 2"], side: Float[Tensor, " batch"], angle: Float[Tensor, " batch"]
 ) -> Float[Tensor, "batch 2 3"]:
-    """The matrices that map the picture onto the net's crop of 192 px.
-
-    Args:
-        centre: x, y of the crop's centre in pixels.
-        side: side of the crop in pixels.
-        angle: of the eye line in radians, 0 when it is level, growing clockwise as seen.
-    """
+    """The matrices that map the picture onto the net's crop of 192 px, from its centre and side in pixels and the eye line's `angle` in
+    radians, 0 when it is level, growing clockwise as seen."""
     c, s = angle.cos(), angle.sin()
     linear = torch.stack([torch.stack([c, s], -1), torch.stack([-s, c], -1)], -2) * (INPUT / side)[:, None, None]
     return torch.cat([linear, INPUT / 2 - linear @ centre[..., None]], -1)
@@ -67,9 +62,7 @@ def face_meshes(
 ) -> tuple[Float[Tensor, "batch 468 3"], Float[Tensor, " batch"]]:
     """Meshes of pictures (see `Pixels`) with known crops (picture -> 192 px), as from `crop_from_mesh` on the picture before an edit.
 
-    Returns:
-        Points (x, y, z in picture pixels; z is depth, smaller is nearer) and the probabilities that the crops hold a
-        face.
+    Points are x, y, z in picture pixels, z the depth, smaller is nearer; beside them stand the probabilities that the crops hold a face.
     """
     crops = placed(crops, images)
     outputs = load_graph("facemesh", images.device)(sample(images, crops, INPUT)).values()
@@ -118,14 +111,10 @@ def face_mesh(image: Pixels, face: Face) -> Float[Tensor, "468 3"]:
 
 
 def faces_and_meshes(image: Pixels, smallest: int | None = None) -> list[tuple[Face, Float[Tensor, "468 3"], float]]:
-    """The faces of a picture, largest first, each with its mesh and the probability that it is a face.
+    """The faces of a picture, largest first, each with its mesh and the probability that it is a face; `smallest` as for `detect_faces`.
 
     Both nets know faces that are turned by less than a right angle or so: where no face is found that can be trusted, the picture is
     looked at upside down and on either side, too.
-
-    Args:
-        image: to look at.
-        smallest: see `detect_faces`.
     """
     upright = _with_meshes(image, smallest)
     if any(score >= MIN_SCORE for _, _, score in upright):
@@ -155,15 +144,10 @@ def _turned_back(face: Face, points: Tensor, score: float, quarters: int, height
 
 
 def require_mesh(image: Pixels, path: Path | None = None, *, min_size: int = 0) -> tuple[Face, Float[Tensor, "468 3"]]:
-    """The largest face whose mesh can be trusted, and its mesh.
-
-    Args:
-        image: to look at.
-        path: of the picture, for the message.
-        min_size: smallest acceptable side of the face's box in pixels.
+    """The largest face whose mesh can be trusted, and its mesh; `path` is for the message.
 
     Raises:
-        FaceError: no face, a face smaller than `min_size`, or no mesh with a score of at least .5.
+        FaceError: no face, one whose box has a side below `min_size` pixels, or no mesh with a score of at least .5.
     """
     found = faces_and_meshes(image)
     if not found:

@@ -50,16 +50,10 @@ class FaceEdit:
 
 
 def paste_mask(oval: Float[Tensor, "n 2"], height: int, width: int, *, softness: float) -> Float[Tensor, "1 h w"]:
-    """A face's mask that falls to 0 on the outline of the face oval and is exactly 0 outside it.
+    """A face's mask that falls to 0 on the outline (in pixels, in order) of the face oval and is exactly 0 outside it.
 
-    Args:
-        oval: outline in pixels, in order.
-        height: of the mask.
-        width: of the mask.
-        softness: width of the falling edge in pixels, all of it inside the oval.
-
-    Returns:
-        erf(d / s) shaped by 3 m^2 - 2 m^3, d the distance to the outline: without a kink where it leaves 0.
+    It is erf(d / s) shaped by 3 m^2 - 2 m^3, d the distance to the outline: without a kink where it leaves 0. `softness` is the width of
+    the falling edge in pixels, all of it inside the oval.
     """
     blurred = soft_polygon(oval, height, width, max(softness / 2, MIN_SIGMA))
     inside = (2 * blurred - 1).clamp(min=0)
@@ -77,13 +71,8 @@ def face_edit(
 ) -> FaceEdit:
     """Carry the edit of an aligned crop to the picture's resolution; returns the edit within the rectangle around the face oval.
 
-    Args:
-        aligned: the crop as it was cut.
-        retouched: the crop as the editor returned it, RGB in [0, 1].
-        mesh: the face's mesh in pixels of the picture.
-        height: of the picture.
-        width: of the picture.
-        softness: width of the mask's edge over the distance between the outer eye corners.
+    The mesh is in pixels of the picture, `height` and `width` are the picture's; `softness` is the width of the mask's edge over the
+    distance between the outer eye corners.
     """
     points = mesh.detach().to(retouched)
     oval = points[list(OVAL), :2]

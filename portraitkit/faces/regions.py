@@ -47,15 +47,9 @@ def soft_polygon(
 ) -> Float[Tensor, "h w"]:
     """Draw a filled polygon with soft edges and slightly rounded corners; returns the mask, in [0, 1].
 
-    The value at a pixel is the normal distribution function of its signed distance to the outline over `sigma`: .5 on
-    the outline, and along a straight edge exactly what a gaussian blur of the hard mask would give.
-
-    Args:
-        points: corners in pixels, in order; the polygon closes itself.
-        height: of the mask.
-        width: of the mask.
-        sigma: of the edge, in pixels.
-        device: of the mask; that of the points if not given.
+    The value at a pixel is the normal distribution function of its signed distance to the outline over `sigma` (in pixels): .5 on
+    the outline, and along a straight edge exactly what a gaussian blur of the hard mask would give. The corners `points` are in pixels, in
+    order; the polygon closes itself.
     """
     mask = torch.zeros(height, width, dtype=points.dtype, device=device or points.device)
     reach = 4 * sigma
@@ -81,19 +75,11 @@ def soft_polygon(
 def region_masks(
     mesh: Float[Tensor, "468 dim"], height: int, width: int, *, softness: float = 0.015, only: tuple[str, ...] = REGIONS
 ) -> dict[str, Float[Tensor, "1 h w"]]:
-    """Draw the masks of all regions, or of some.
+    """Draw the masks of all regions, or of `only` some, to save the time of the others; of the mesh only x and y are used.
 
-    Args:
-        mesh: in pixels of the picture; only x and y are used.
-        height: of the picture.
-        width: of the picture.
-        softness: sigma of the edges over the distance between the outer eye corners; at least half a pixel.
-        only: names of the regions wanted, to save the time of the others.
-
-    Returns:
-        Masks in [0, 1]. "face_oval"; "eyes", without the lids; "brows"; "lips", without teeth and mouth opening;
-        "eyelids", from the lash line to just below the brow; "cheeks", where blush goes; "skin": the oval without eyes,
-        brows, lips, mouth opening and nostrils.
+    Masks are in [0, 1]. "face_oval"; "eyes", without the lids; "brows"; "lips", without teeth and mouth opening; "eyelids", from the lash
+    line to just below the brow; "cheeks", where blush goes; "skin": the oval without eyes, brows, lips, mouth opening and nostrils.
+    `softness` is the sigma of the edges over the distance between the outer eye corners; at least half a pixel.
     """
     points = mesh.detach()[:, :2].cpu()  # at once: its numbers are looked at one by one
     sigma = max(softness * (points[33] - points[263]).norm().item(), MIN_SIGMA)

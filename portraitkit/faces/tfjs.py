@@ -54,20 +54,16 @@ def read_weights(name: str, folder: Path = FOLDER) -> bytes:
     return data
 
 
-def read_json(name: str, folder: Path = FOLDER) -> Any:
+def read_json(name: str) -> Any:
     """Read one vendored JSON file after checking its sha256, as `read_weights` does."""
-    return json.loads(read_weights(name, folder))
+    return json.loads(read_weights(name))
 
 
 def unpack_weights(entries: list[dict[str, Any]], data: bytes) -> dict[str, Tensor]:
     """Unpack a TensorFlow.js weight file: tensors lie one after the other, each perhaps quantised.
 
-    Args:
-        entries: the manifest's list of {"name", "shape", "dtype", "quantization"?}.
-        data: the flat file.
-
-    Returns:
-        Tensors by name, in TensorFlow's own layout (filters are HWIO): float32, or int32 where the manifest says so.
+    `entries` are the manifest's {"name", "shape", "dtype", "quantization"?}. The tensors are in TensorFlow's own layout (filters are HWIO):
+    float32, or int32 where the manifest says so.
 
     Raises:
         WeightsError: the file is shorter or longer than its manifest says.
@@ -108,10 +104,7 @@ def pad_same(x: Float[Tensor, "batch c h w"], kernel: tuple[int, int], stride: i
 
 
 class GraphModel(nn.Module):
-    """One TensorFlow.js graph model with one picture as its input.
-
-    Args:
-        name: the vendored model's name: `<name>.json` holds the graph, `<name>.bin` the weights.
+    """One TensorFlow.js graph model with one picture as its input; `<name>.json` holds the graph, `<name>.bin` the weights.
 
     Raises:
         WeightsError: a file is missing or damaged, or the graph uses an operator that is not known here.
@@ -143,11 +136,8 @@ class GraphModel(nn.Module):
         return self.get_buffer(self.keys[name])
 
     def forward(self, picture: Float[Tensor, "batch 3 h w"]) -> dict[str, Float[Tensor, "batch ..."]]:
-        """Run the graph in float32, whatever autocast says, on pictures in the range that the model was trained on.
-
-        Returns:
-            The outputs by the graph's own names, in the graph's own layout.
-        """
+        """Run the graph in float32, whatever autocast says, on pictures in the range that the model was trained on; returns the outputs by
+        the graph's own names, in its own layout."""
         values: dict[str, Tensor] = {}
         with torch.autocast(picture.device.type, enabled=False):
             for node in self.plan:

@@ -20,12 +20,9 @@ WHOLE = 1536  # longest side of a picture of bytes that is made floats at once
 
 
 def similarity(source: Float[Tensor, "batch n 2"], target: Float[Tensor, "batch n 2"]) -> Float[Tensor, "batch 2 3"]:
-    """Least-squares rotation, uniform scale and shift from `source` to `target` (no reflection).
+    """The matrices of the least-squares rotation, uniform scale and shift from `source` to `target` points (no reflection).
 
     In the plane the solution is closed: with centred points as complex numbers, a = sum(conj(s) t) / sum |s|^2.
-
-    Returns:
-        Matrices that map source points to target points.
     """
     source_mean, target_mean = source.mean(1, keepdim=True), target.mean(1, keepdim=True)
     s, t = source - source_mean, target - target_mean

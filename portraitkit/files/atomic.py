@@ -52,22 +52,14 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def check_writable(folder: Path) -> None:
-    """Try whether files can be made in a folder, or in the nearest one above it that is there; nothing stays.
-
-    Raises:
-        OSError: they cannot.
-    """
+    """Try whether files can be made in a folder, or in the nearest one above it that is there; nothing stays. OSError: they cannot."""
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     with tempfile.TemporaryFile(dir=above):
         pass
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text in one piece.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write UTF-8 text in one piece; OSError: it cannot be written."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -96,11 +88,7 @@ def _cell(value: object) -> object:
 
 
 def create(path: Path, text: str) -> bool:
-    """Create a file with its text in one step; False where it is there already, whoever was first.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Create a file with its text in one step; False where it is there already, whoever was first. OSError: it cannot be written."""
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     try:

@@ -146,12 +146,8 @@ def check_fits(
 ) -> None:
     """Refuse a run that cannot fit, with what makes it fit: the first change that does so alone, else the fewest together.
 
-    Args:
-        config: the run.
-        memory: its plan.
-        limit: bytes of the device; None: unknown. Then a run on a GPU is refused that none of `DEVICES` holds, and else is told which do.
-        plan: plans a changed run.
-        rounds: changes, the least painful first; those of a further round (more devices) only where all before them do not help.
+    Without a `limit` (bytes of the device) a run on a GPU is refused that none of `DEVICES` holds, and else is told which do. Each of the
+    `rounds` has changes, the least painful first; those of a further round (more devices) count only where all before them do not help.
 
     Raises:
         ConfigError: it cannot fit; what would make it fit is named, or that nothing here does.

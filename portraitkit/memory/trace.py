@@ -17,18 +17,11 @@ SHALLOW = 8  # Blocks up to which a stack is run whole
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that are alive and were seen, and their peak.
+    """Counts the bytes of all storages that are alive and were seen (`now`), and their `peak`.
 
     A storage is seen when an operation reads or makes it, and counts until Python and autograd let go of it. What a kernel allocates for
-    itself and frees before it returns is not seen, nor is what an allocator keeps in reserve.
-
-    Args:
-        held: tensors (or modules' parameters and buffers) that are alive from the start.
-        devices: types of devices that count, such as cpu or meta; all if empty.
-
-    Attributes:
-        now: bytes alive.
-        peak: most bytes that were alive at once.
+    itself and frees before it returns is not seen, nor is what an allocator keeps in reserve. Tensors that are `held` are alive from the
+    start; only `devices` of these types count, such as cpu or meta; all if empty.
     """
 
     def __init__(self, held: Iterable[Tensor] = (), devices: tuple[str, ...] = ()) -> None:
@@ -115,12 +108,9 @@ def tracing(held: Iterable[Tensor] = ()) -> Iterator[LiveBytes]:
 
 
 def added_bytes(held: Sequence[Tensor], compute: Callable[[], Any], *networks: nn.Module) -> int:
-    """Most bytes that a computation on the meta device adds to the tensors that are held.
+    """Most bytes that a computation on the meta device adds to the tensors that are held: the model, and gradients that are there already.
 
-    Args:
-        held: the model, and gradients that are there already.
-        compute: its result is alive at the end.
-        networks: whose deep stacks of blocks are not run whole, see `by_depth`.
+    Its result is alive at the end; deep stacks of blocks of the `networks` are not run whole, see `by_depth`.
     """
 
     def once() -> int:

@@ -151,11 +151,7 @@ def plan(options: TrainerOptions, planner: Planner) -> list[tuple[str, str]]:
 
 
 def refuse_if_too_large(options: TrainerOptions, planner: Planner) -> None:
-    """Refuse a run that cannot fit.
-
-    Raises:
-        ConfigError: with the change that makes it fit.
-    """
+    """Refuse a run that cannot fit; ConfigError: with the change that makes it fit."""
     if (memory := planner.memory(options)) is not None:
         limit = device_limit(options.device_memory, options.device)
         check_fits(options, memory, limit, lambda changed: planner.memory(changed) or memory, changes(lora=planner.lora), MORE_DEVICES)

@@ -96,13 +96,8 @@ def model_sizes(spec: ModelSpec) -> ModelSizes | None:
 
 @lru_cache(maxsize=32)
 def update_bytes(spec: ModelSpec, load: Load, *, accumulated: bool) -> int:
-    """Bytes that a forward and backward add to the model, gradients included.
-
-    Args:
-        spec: the model.
-        load: its input.
-        accumulated: gradients of earlier parts of the batch are there when it begins.
-    """
+    """Bytes that a forward and backward add to the model, gradients included; if `accumulated`, those of earlier parts of the batch are
+    there."""
     model, base, trained, size = _ready(spec)
     stacks = stacks_of(base)
     exact = all(len(stack) <= SHALLOW for stack in stacks)
@@ -164,13 +159,8 @@ def _drop(parameter: Tensor) -> None:
 
 @lru_cache(maxsize=32)
 def read_bytes(spec: ModelSpec, load: Load, *, scored: bool) -> int:
-    """Bytes that a forward without gradients adds.
-
-    Args:
-        spec: the model.
-        load: its input.
-        scored: for the log-probabilities of answers; if not, to begin an answer, with keys and values kept.
-    """
+    """Bytes that a forward without gradients adds: for the log-probabilities of answers if `scored`, else to begin an answer, with keys and
+    values kept."""
     model, *_ = _ready(ModelSpec(spec.source, spec.dtype))
 
     def read() -> Tensor:
@@ -209,13 +199,8 @@ def _trainable(model: Any, spec: ModelSpec) -> tuple[Any, list[Tensor]]:
 
 
 def hidden_states(model: Any, load: Load, *, cache: bool = False) -> Tensor:
-    """The last layer's states of a batch with padding, as the trainers make it; the pictures are read, too. On the meta device.
-
-    Args:
-        model: without data, without peft's wrapper.
-        load: of the pass.
-        cache: read the prompt alone and keep its keys and values.
-    """
+    """The last layer's states of a batch with padding, as the trainers make it; the pictures are read, too. On the meta device, without
+    peft's wrapper. With `cache` the prompt alone is read and its keys and values are kept."""
     core, config = model.model, model.config.vision_config
     high = isqrt(load.picture_tokens)
     wide = ceil(load.picture_tokens / high)

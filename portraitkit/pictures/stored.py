@@ -51,16 +51,12 @@ class Stored:
 
 
 def write_edited(image: Image, edited: Float[Tensor, "3 h w"] | Strips, path: str | Path, *, quality: int = 95) -> tuple[str, ...]:
-    """Write an edited picture in the terms of the file it was read from; returns what could not be kept, one line each.
+    """Write an edited picture in the terms of the file it was read from, which is opened again; returns what could not be kept, one line
+    each.
 
-    Where `edited` equals `image.pixels`, a PNG, TIFF, BMP or lossless WebP has the samples of the source, bit for bit.
-    JPEG and lossy WebP are encoded anew, so every pixel may differ a little.
-
-    Args:
-        image: as `read_image` gave it; its file is opened again.
-        edited: RGB in [0, 1], sRGB, upright, of the same size; or its changed strips, so that no second picture is held.
-        path: its suffix gives the format.
-        quality: of JPEG and lossy WebP.
+    Where `edited` equals `image.pixels`, a PNG, TIFF, BMP or lossless WebP has the samples of the source, bit for bit. JPEG and lossy WebP
+    are encoded anew, so every pixel may differ a little. `edited` is RGB in [0, 1], sRGB, upright, of the same size; or its changed strips,
+    so that no second picture is held.
 
     Raises:
         ImageError: the file has changed since it was read, or `path` cannot be written.
@@ -87,11 +83,8 @@ def write_edited(image: Image, edited: Float[Tensor, "3 h w"] | Strips, path: st
 
 
 def read_stored(path: Path) -> tuple[Stored | None, str]:
-    """Read a picture's samples; palettes become RGB or RGBA, 1-bit pictures grey.
-
-    Returns:
-        The samples, None where they are neither grey nor RGB of 8 or 16 bits; and a name for what they are.
-    """
+    """A picture's samples, None where they are neither grey nor RGB of 8 or 16 bits, and a name for what they are; palettes become RGB or
+    RGBA, 1-bit pictures grey."""
     with PilImage.open(path) as opened:
         raw = {_raw_mode(tile)[:-1] for tile in opened.tile}
         opened.load()
@@ -205,16 +198,8 @@ def can_hold(suffix: str, samples: Samples) -> bool:
 
 
 def encode(suffix: str, samples: Samples, *, exif: bytes | None, icc: bytes | None, quality: int = 95, lossless: bool = False) -> bytes:
-    """Encode a picture that the format `can_hold`; returns the file's bytes.
-
-    Args:
-        suffix: of the file, ".png" for instance.
-        samples: 1 grey, 2 grey and alpha, 3 RGB or 4 RGBA channels, 8 or 16 bits.
-        exif: EXIF block, its orientation 1 and its tags free of those that describe a file's layout.
-        icc: ICC profile.
-        quality: of JPEG and lossy WebP.
-        lossless: of WebP.
-    """
+    """Encode a picture that the format of the suffix (such as .png) `can_hold`; returns the file's bytes. The EXIF block has the
+    orientation 1 and no tags that describe a file's layout; `quality` is that of JPEG and lossy WebP."""
     name = FORMATS[suffix.lower()]
     if name == "TIFF":
         return _tiff(samples, exif, icc)

@@ -176,12 +176,8 @@ def write_readme(folder: Path, metadata: "CardData", *blocks: str | list[str] | 
 
 
 def base_of(source: str, licence: Licence | None = None) -> Base:
-    """A base and its licence, without the network: from the card in its folder, from the hub's cache, or from our own list.
-
-    Args:
-        source: embedded, a name of ours, a hub id, or a folder, which may be gone since.
-        licence: where it is known.
-    """
+    """A base and its licence, without the network: from the card in its folder, from the hub's cache, or from our own list. `source` is
+    embedded, a name of ours, a hub id, or a folder, which may be gone since."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -238,14 +234,8 @@ def value_of(row: Mapping[str, Any], name: str) -> str:
 def by_group(
     rows: Sequence[Mapping[str, Any]], before: Float[Tensor, " n"], after: Float[Tensor, " n"], people: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Means before and after by each column that tells people apart and is there, as `Groups`.
-
-    Args:
-        rows: held-out ones.
-        before: of each; NaN is left out.
-        after: the same.
-        people: who is in each: they are resampled for the intervals. Without, rows are.
-    """
+    """Means before and after by each column that tells people apart and is there, as `Groups`; NaN is left out. Intervals are over
+    `people`, who are in the rows, or without them over rows."""
     found: dict[str, Any] = {}
     for column in GROUPS:
         values = [value_of(row, column) for row in rows]

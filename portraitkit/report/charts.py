@@ -96,13 +96,9 @@ def curve_svg(
 ) -> Markup:
     """Draw lines over training steps; returns an `<svg>` element; empty where no value can be drawn.
 
-    Args:
-        series: the lines, drawn in order.
-        mark: a step to mark by a dashed line.
-        floors: values to mark by lines across the plot: the first dashed, the second dash-dot, and so on in turn.
-        references: values to mark by dotted lines with their labels.
-        log: logarithmic y axis where any value is above 0; those at or below 0 are then left out.
-        least_span: smallest extent of the y axis, so that noise is not blown up to a trend.
+    A dashed line marks the step `mark`; lines across the plot mark `floors`, the first dashed, the second dash-dot, and so on in turn;
+    dotted lines with their labels mark `references`. With `log` the y axis is logarithmic where any value is above 0; those at or below 0
+    are then left out. `least_span` is the smallest extent of the y axis, so that noise is not blown up to a trend.
     """
     log = log and any(y > 0 for one in series for y in one.y)
     shown = [one for one in (_drawable(one, log) for one in series) if one.x]

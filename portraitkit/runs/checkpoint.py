@@ -37,15 +37,10 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], *, limit: int | None) -> Path:
-    """Write `folder/checkpoint-<step>` in one piece or not at all; returns the checkpoint's folder.
+    """Write `folder/checkpoint-<step>` in one piece or not at all; returns the checkpoint's folder. One of that step is replaced.
 
-    Args:
-        folder: the run folder.
-        step: training step; an existing checkpoint of that step is replaced.
-        tensors: one safetensors file a name.
-        state: JSON-able; random generators' states belong in `tensors` (see `rng_state`).
-        limit: how many checkpoints to keep, the new one always among them; older complete ones are removed after it is safe.
-            None keeps all.
+    There is one safetensors file a name of `tensors`; `state` is JSON-able. Older complete checkpoints beyond `limit`, the new one among
+    these, are removed after it is safe; None keeps all.
 
     Raises:
         CheckpointError: the disk is full or not writable; the temporary folder is removed, older checkpoints are untouched.
@@ -108,27 +103,17 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """Training steps that a checkpoint's folder has in its name.
-
-    Raises:
-        CheckpointError: it was renamed.
-    """
+    """Training steps that a checkpoint's folder has in its name; CheckpointError: it was renamed."""
     if not (number := checkpoint.name.rpartition("-")[2]).isdecimal():
         raise CheckpointError(f"{checkpoint}: its name does not say the step; give a checkpoint-N folder, or latest")
     return int(number)
 
 
 def check_processes(checkpoint: Path | None, count: int, *, allow_changed: bool = False) -> str | None:
-    """Refuse to go on from a checkpoint with another number of processes, unless that is allowed and can be.
+    """Refuse to go on from a checkpoint with another number of processes than this run's `count`, unless that is allowed and can be.
 
-    Args:
-        checkpoint: its folder, or None.
-        count: processes of this run.
-        allow_changed: go on all the same. DeepSpeed's checkpoints hold a share of the optimiser for each process, which no other number
-            can read: with them it is not possible.
-
-    Returns:
-        What is not as in the run before, for the user; None where nothing is but the rounding of sums.
+    DeepSpeed's checkpoints hold a share of the optimiser for each process, which no other number can read: with them it cannot be. Returns
+    what is not as in the run before, for the user; None where nothing is but the rounding of sums.
 
     Raises:
         CheckpointError: it was written by another number.
@@ -177,11 +162,7 @@ def drop_checkpoints(folder: Path, limit: int | None) -> None:
 
 
 def load_checkpoint(folder: Path, which: str = "latest") -> Checkpoint:
-    """Read a checkpoint back, every file checked against its sha256.
-
-    Args:
-        folder: the run folder.
-        which: `latest` takes the complete checkpoint with the highest step; anything else is the path of one.
+    """Read a checkpoint back, every file checked against its sha256: the one with the highest step for `latest`, else that of a path.
 
     Raises:
         CheckpointError: there is none, it is incomplete, or a file is missing, cut or changed; the file is named.
@@ -208,9 +189,7 @@ def load_checkpoint(folder: Path, which: str = "latest") -> Checkpoint:
 def check_weights(where: str | Path, weights: torch.nn.Module | Mapping[str, Any]) -> None:
     """Refuse weights with NaN or infinity: what they make looks like a mistake of the picture.
 
-    Args:
-        where: they come from, for the message.
-        weights: a network, or tensors by name; what is no tensor of floats, or has no data here, is passed over.
+    They come from `where`, and are a network, or tensors by name; what is no tensor of floats, or has no data here, is passed over.
 
     Raises:
         WeightsError: a tensor is not finite; it is named.

@@ -51,16 +51,9 @@ class RunFolder:
     ) -> Self:
         """Create the folder of a new run, or open that of a run to be resumed.
 
-        Args:
-            path: the folder.
-            config: resolved configuration, JSON-able; compared with the stored one on resume.
-            command: as typed, for the record.
-            seed: of the run.
-            overwrite: replace the run the folder holds.
-            resume: a checkpoint or `latest`; the folder must hold a run.
-            free: options that a resumed run may change, see `portraitkit.config.may_change`.
-            allow_changed: resume although others differ.
-            report_to: some of `TRACKERS`.
+        The resolved `config`, JSON-able, is compared with the stored one on resume, from a checkpoint or `latest`: options in `free` may
+        differ (`portraitkit.config.may_change`), others where that is `allow_changed`. `overwrite` replaces the run that the folder holds;
+        `command`, as typed, and `seed` are for the record; `report_to` has some of `TRACKERS`.
 
         Raises:
             RunFolderError: the folder holds another run or other files, cannot be written, another process writes it, or the
@@ -108,12 +101,8 @@ class RunFolder:
             tracker.log(numbers, step=step)
 
     def truncate_metrics(self, step: int, stage: str | None = None) -> None:
-        """Drop lines logged after `step`, which the resumed run writes again, and lines that a killed process left unfinished.
-
-        Args:
-            step: the last one that stays.
-            stage: drop lines of this stage only, by their `kind` or `stage`.
-        """
+        """Drop lines logged after `step`, which the resumed run writes again, and lines that a killed process left unfinished; of one
+        stage only, by their `kind` or `stage`, where it is given."""
         path = self.path / "metrics.jsonl"
         self._metrics.close()
         kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _stays(line, step, stage)]
@@ -160,17 +149,8 @@ def check_run_folder(
 ) -> None:
     """What `RunFolder.open` refuses, as far as it can be told without writing: for commands that work before they open their folder.
 
-    Args:
-        path: see `RunFolder.open`, as for the others.
-        overwrite: replace the run the folder holds.
-        resume: a checkpoint or `latest`.
-        report_to: trackers.
-        needed: options and the files or folders that they name, which `overwrite` must not delete.
-
-    Raises:
-        RunFolderError: the folder holds another run, what is no run or what the run needs, or is a file.
-        CheckpointError: nothing to resume.
-        ConfigError: a tracker is unknown or not installed.
+    `needed` are options and the files or folders that they name, which `overwrite` must not delete; for the rest see `RunFolder.open`, also
+    for what is raised.
     """
     check_trackers(report_to or [])
     stored = path / "config.json"
@@ -190,16 +170,8 @@ def check_run_folder(
 
 
 def open_run(config: Any, command: list[str], **changes: Any) -> RunFolder:
-    """Open the run folder that a command's options ask for; `changes` are arguments of `RunFolder.open` in place of theirs.
-
-    Args:
-        config: `CheckpointOptions` with a seed, and the folder as `folder` or `output_dir`.
-        command: as typed.
-        changes: see `RunFolder.open`.
-
-    Raises:
-        RunFolderError, CheckpointError, ConfigError: see `RunFolder.open`.
-    """
+    """Open the run folder that a command's options ask for: `CheckpointOptions` with a seed, and the folder as `folder` or
+    `output_dir`. `changes` are arguments of `RunFolder.open`, which see, in place of theirs."""
     asked = {"overwrite": config.overwrite, "resume": config.resume_from_checkpoint, "allow_changed": config.allow_changed}
     asked |= {"report_to": list(config.report_to), "seed": config.seed, "free": may_change(type(config))}
     path = Path(getattr(config, "folder", None) or config.output_dir)
@@ -217,13 +189,8 @@ class Maker:
 
 
 def may_resume(path: Path, config: dict[str, Any], maker: Maker, *, overwrite: bool = False) -> bool:
-    """Whether a folder holds unfinished or finished work of the same command with the same options, to go on with.
-
-    Args:
-        path: the folder.
-        config: resolved configuration, JSON-able.
-        maker: the command.
-        overwrite: what is there is to be replaced; only that this command made it is checked.
+    """Whether a folder holds unfinished or finished work of the same command with the same options, to go on with; with `overwrite` it is
+    to be replaced, and only that this command made it is checked.
 
     Raises:
         RunFolderError: it holds work with other options, or something else.
@@ -246,11 +213,8 @@ def may_resume(path: Path, config: dict[str, Any], maker: Maker, *, overwrite: b
 def start_or_go_on(
     path: Path, config: dict[str, Any], maker: Maker, *, command: list[str], seed: int, overwrite: bool = False
 ) -> RunFolder:
-    """Open the folder of a command that goes on by itself, with all its files where work goes on, empty where it starts.
-
-    Raises:
-        RunFolderError: see `may_resume` and `RunFolder.open`.
-    """
+    """Open the folder of a command that goes on by itself, with all its files where work goes on, empty where it starts; see
+    `may_resume` and `RunFolder.open`."""
     resume = "latest" if may_resume(path, config, maker, overwrite=overwrite) else None
     return RunFolder.open(path, config, command=command, seed=seed, overwrite=overwrite, resume=resume, allow_changed=True)
 
@@ -333,11 +297,7 @@ TRACKERS = ("wandb", "trackio", "tensorboard")
 
 
 def check_trackers(names: list[str]) -> None:
-    """Refuse what cannot be started, before anything is written.
-
-    Raises:
-        ConfigError: an unknown name, or a package that is not installed.
-    """
+    """Refuse what cannot be started, before anything is written; ConfigError: an unknown name, or a package that is not installed."""
     for name in names:
         if name not in TRACKERS:
             raise ConfigError(f"--report-to {name}: unknown tracker{nearest(name, TRACKERS)}; use {', '.join(TRACKERS)}")
@@ -346,16 +306,8 @@ def check_trackers(names: list[str]) -> None:
 
 
 def open_trackers(names: list[str], folder: Path, config: dict[str, Any]) -> list[Any]:
-    """Start trackers; returns accelerate trackers (`log(values, step=...)`, `finish()`).
-
-    Args:
-        names: any of `TRACKERS`.
-        folder: of the run; its name is the run's, tensorboard writes below it.
-        config: logged as the run's settings.
-
-    Raises:
-        ConfigError: an unknown name, or a package that is not installed.
-    """
+    """Start trackers, see `check_trackers`; returns accelerate's (`log(values, step=...)`, `finish()`). The folder's name is the run's,
+    tensorboard writes below it; the settings in `config` are logged."""
     check_trackers(names)
     opened = []
     if names:

@@ -22,13 +22,9 @@ WRITING = ".writing"  # Name of the lock of a folder without shards
 
 
 class Lock:
-    """A lock that lives as long as its process, seen from other machines, too.
-
-    Args:
-        path: the marker file; its folder must be there when the lock is taken.
-        of: what it protects, for messages.
-        work: what the holder does with that, as in "is writing it".
-        advice: how the user goes on, the end of the refusal.
+    """A lock that lives as long as its process, seen from other machines, too: the marker file `path`, whose folder must be there when
+    it is taken. For the refusal: what it is a lock `of`, the `work` that the holder does with that ("is writing it"), and an
+    `advice` at the end.
     """
 
     def __init__(self, path: Path, of: Path, work: str, advice: str = "wait for it") -> None:
@@ -36,12 +32,7 @@ class Lock:
         self._lease = SoftFileLease(path, lease_duration=LOST, heartbeat_interval=BEAT, thread_local=False)
 
     def take(self) -> None:
-        """Take the lock, also that of a process that is gone.
-
-        Raises:
-            RunFolderError: another process holds it.
-            OSError: it cannot be written.
-        """
+        """Take the lock, also that of a process that is gone; RunFolderError: another process holds it. OSError: it cannot be written."""
         before, beat, waiting = self._holder(), last_change(self.path), False
         while not self._try():
             now = self._holder()
@@ -74,11 +65,8 @@ class Lock:
 
 @contextmanager
 def only_writer(folder: Path, work: str = WRITING) -> Iterator[None]:
-    """Keep other processes out of a folder while the block runs; a folder in which nothing was made is gone afterwards.
-
-    Args:
-        folder: to be written; made where it is missing.
-        work: hidden name of what is done in it, where several works may be done at once.
+    """Keep other processes out of a folder while the block runs; a folder in which nothing was made is gone afterwards. `work` is a hidden
+    name of what is done in it, where several works may be done at once.
 
     Raises:
         RunFolderError: another process is at it, or the folder cannot be written.

@@ -69,11 +69,7 @@ class Shard:
 
 
 def parse_shard(text: str) -> Shard:
-    """`2/8`: the second of eight.
-
-    Raises:
-        ConfigError: not of that form, or out of range.
-    """
+    """`2/8`: the second of eight. ConfigError: not of that form, or out of range."""
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if found is None or not 1 <= int(found[1]) <= int(found[2]) <= MOST:
         raise ConfigError(f"--shard {text}: must be I/N with I from 1 to N (at most {MOST}), for example 2/8")
@@ -112,14 +108,8 @@ def current_shard(option: str | None) -> Shard | None:
 class ShardFile:
     """The rows of one shard, each on the disk when `append` returns; used as a context, it keeps other processes out.
 
-    Args:
-        folder: of the output.
-        shard: which.
-        options: what all shards of a folder must have in common, JSON-able; the first process to come says what.
-
-    Attributes:
-        rows: what an earlier run made of this shard; a line that a killed process left unfinished is left out.
-        finished: whether the share is done.
+    `options` are what all shards of a folder must have in common, JSON-able; the first process to come says what. `rows` are what an
+    earlier run made of this shard; a line that a killed process left unfinished is left out.
     """
 
     def __init__(self, folder: Path, shard: Shard, options: Mapping[str, Any]) -> None:
@@ -135,11 +125,7 @@ class ShardFile:
         return self._done.is_file()
 
     def append(self, row: dict[str, Any]) -> None:
-        """Keep a row.
-
-        Raises:
-            RunFolderError: the file cannot be written.
-        """
+        """Keep a row; RunFolderError: the file cannot be written."""
         append_line(self._part, row)
 
     def finish(self) -> None:
@@ -198,12 +184,9 @@ def merged_rows(folder: Path) -> list[list[dict[str, Any]]]:
 
 
 def wait_for_shards(folder: Path, stop: Callable[[], bool], *, lost: float = LOST) -> bool:
-    """Wait until the launcher's other processes have finished their shards; returns False where `stop` said so.
-
-    Args:
-        folder: of the output.
-        stop: asked twice a second whether to end.
-        lost: seconds without a sign of life after which a process is taken for gone; a tenth of it, where it has let go of its shard.
+    """Wait until the launcher's other processes have finished their shards; returns False where `stop`, asked twice a second, said so.
+    `lost` are the seconds without a sign of life after which a process is taken for gone; a tenth of it, where it has let go of its
+    shard.
 
     Raises:
         RunFolderError: a process ended before its share was done, or gives no sign of life.

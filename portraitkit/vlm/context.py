@@ -113,16 +113,11 @@ def context_of(source: str) -> int | None:
 def check_lengths(
     processor: Any, rows: Sequence[Row], prompt: str, *, max_tokens: int, context: int | None, targets: bool = False, limit: str = ""
 ) -> Lengths:
-    """Count the tokens of every row and refuse those that leave no room for an answer. Pictures in files are not decoded.
+    """Count the tokens of every row (one or more) and refuse those that leave no room for an answer of `max_tokens`. Pictures in files are
+    not decoded.
 
-    Args:
-        processor: of the model.
-        rows: to be shown; one or more.
-        prompt: the user turn's text.
-        max_tokens: most tokens of an answer.
-        context: tokens that fit; None checks nothing.
-        targets: the rows' targets are trained on, too, and must fit.
-        limit: where the context comes from, for the message.
+    `context` are the tokens that fit, None checks nothing; `limit` says in the message where it comes from. With `targets` the rows'
+    targets are trained on, too, and must fit.
 
     Raises:
         DataError: a row does not fit; it is named.

@@ -39,16 +39,8 @@ class Evaluation:
 def evaluate(
     model: Any, decoding: Decoding, task: Task, rows: Sequence[Row], mode: Mode, *, advance: Callable[[int], object] = lambda count: None
 ) -> Evaluation:
-    """Evaluate a policy; several processes divide the rows, and all get all figures.
-
-    Args:
-        model: from `portraitkit.vlm.model`.
-        decoding: the same before and after training.
-        task: that scores.
-        rows: held-out ones; two or more.
-        mode: of the rewards.
-        advance: called with the number of rows done; three passes over the rows are made.
-    """
+    """Evaluate a policy on held-out rows, two or more; several processes divide the rows, and all get all figures. The `decoding` must
+    be the same before and after training; `advance` is called with the number of rows done, in three passes over the rows."""
     greedy = [answers[0] for answers in decoding.complete(model, rows, greedy=True, advance=advance)]
     sampled = decoding.complete(model, rows, advance=advance)
     blind = [answers[0] for answers in decoding.complete(model, shuffled(rows), greedy=True, advance=advance)]
@@ -227,16 +219,8 @@ def malformed(answer: str) -> list[str]:
 def probe(
     model: Any, decoding: Decoding, task: Task, rows: Sequence[Row], mode: Mode, *, advance: Callable[[int], object] = lambda count: None
 ) -> Probe:
-    """Probe a task's reward with a policy; several processes divide the rows.
-
-    Args:
-        model: from `portraitkit.vlm.model`.
-        decoding: as training samples; `samples` is the group size.
-        task: whose reward is probed.
-        rows: training rows.
-        mode: of the rewards.
-        advance: called with the number of rows done.
-    """
+    """Probe a task's reward with a policy on training rows; several processes divide them. The `decoding` is as training samples, its
+    `samples` the group size; `advance` is called with the number of rows done."""
     constant, constant_reward, perfect, inversions, worst = probe_reward(task, rows, mode)
     groups = decoding.complete(model, rows, advance=advance)
     rewards = torch.tensor(

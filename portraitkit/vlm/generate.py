@@ -47,8 +47,8 @@ def complete(
     """Answer the prompt about each row's picture; returns `samples` completions for each row.
 
     Args:
-        model: and `processor`, from `portraitkit.vlm.model`.
-        processor: padding on the left.
+        model: from `portraitkit.vlm.model`, as is the processor, which pads on the left.
+        processor: of the model.
         prompt: the user turn's text, the same for all rows or one a row.
         rows: whose pictures are shown, as many in each row.
         max_tokens: most tokens of an answer.

@@ -28,11 +28,7 @@ def be_quiet() -> None:
 
 
 def model_path(source: str) -> str:
-    """What `from_pretrained` takes for `embedded`, a folder or a hub id.
-
-    Raises:
-        WeightsError: a folder that holds no model.
-    """
+    """What `from_pretrained` takes for `embedded`, a folder or a hub id; WeightsError: a folder that holds no model."""
     if source == "embedded":
         if not (EMBEDDED / "config.json").is_file():
             raise WeightsError("--model embedded: its weights are not built; run make embedded (hours), or give a local folder or a hub id")
@@ -50,11 +46,8 @@ def model_path(source: str) -> str:
 
 
 def load_processor(source: str, *, max_pixels: int | None = None) -> Any:
-    """The model's processor, padding on the left.
-
-    Args:
-        source: see `model_path`.
-        max_pixels: largest picture in pixels; larger ones are scaled down before they become tokens.
+    """The model's processor (see `model_path`), padding on the left; pictures of more than `max_pixels` are scaled down before they become
+    tokens.
 
     Raises:
         WeightsError: nothing can be loaded from there.
@@ -100,22 +93,13 @@ def load_model(source: str, *, dtype: str = "float32", device: str = "cpu", free
 
 
 def check_adapter(folder: str | None) -> None:
-    """Refuse an adapter that is not there, before its model is loaded; None is no adapter.
-
-    Raises:
-        ConfigError: the folder holds none.
-    """
+    """Refuse an adapter that is not there, before its model is loaded; None is no adapter. ConfigError: the folder holds none."""
     if folder is not None and not (Path(folder) / "adapter_config.json").is_file():
         raise ConfigError(f"--adapter {folder}: holds no adapter_config.json; give the model folder of a run with --rank")
 
 
 def merge_adapter(model: Any, folder: str) -> Any:
-    """The model with a LoRA merged into its weights, of which the same ones are trained as before.
-
-    Raises:
-        ConfigError: the folder holds no adapter.
-        WeightsError: the adapter is damaged or of another model.
-    """
+    """The model with a LoRA merged into its weights, of which the same ones are trained as before; see `attach_adapter`."""
     trained = [parameter.requires_grad for parameter in model.parameters()]
     merged = attach_adapter(model, folder).merge_and_unload()
     for parameter, before in zip(merged.parameters(), trained, strict=True):
@@ -124,12 +108,8 @@ def merge_adapter(model: Any, folder: str) -> Any:
 
 
 def attach_adapter(model: Any, folder: str, *, upcast: bool = True) -> Any:
-    """A `peft.PeftModel` whose LoRA is trained on; what it saves is an adapter of the same base.
-
-    Args:
-        model: the adapter's base.
-        folder: written by a run with a LoRA.
-        upcast: keep a half-precision LoRA in float32, as peft does; ZeRO-3 wants one type.
+    """A `peft.PeftModel` whose LoRA, written by a run with one, is trained on; what it saves is an adapter of the same base. With `upcast`
+    a half-precision LoRA is kept in float32, as peft does; ZeRO-3 wants one type.
 
     Raises:
         ConfigError: the folder holds no adapter.
@@ -152,11 +132,7 @@ def attach_adapter(model: Any, folder: str, *, upcast: bool = True) -> Any:
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        ConfigError: torch does not know it, or cannot use it.
-    """
+    """Refuse a device that is not there; ConfigError: torch does not know it, or cannot use it."""
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
@@ -166,11 +142,7 @@ def check_device(device: str) -> None:
 
 
 def vision_tower(model: Any) -> torch.nn.Module:
-    """The part of a model that sees, through a LoRA around it, too.
-
-    Raises:
-        ConfigError: it has none by a name that is known here.
-    """
+    """The part of a model that sees, through a LoRA around it, too; ConfigError: it has none by a name that is known here."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     for owner in (getattr(inner, "model", None), inner):
         for name in ("visual", "vision_tower", "vision_model"):
@@ -180,11 +152,8 @@ def vision_tower(model: Any) -> torch.nn.Module:
 
 
 def check_frozen(model: Any, optimizer: Any = None) -> None:
-    """Refuse to train a vision tower that must stay as it is: no weight of it asks for a gradient or stands in the optimiser.
-
-    Args:
-        model: with its LoRA, if it has one.
-        optimizer: with `param_groups`; None where there is none yet.
+    """Refuse to train a vision tower that must stay as it is: no weight of it asks for a gradient or stands in the optimiser, if there is
+    one.
 
     Raises:
         ConfigError: a weight of the tower would be trained, as by a LoRA of another program that adapts the tower.

@@ -39,14 +39,8 @@ class Row:
 
 
 def make_rows(task: Task, split: str, count: int, seed: int, *, advance: Callable[[], object] = lambda: None) -> list[Row]:
-    """Rows of the task's embedded data.
-
-    Args:
-        task: with a `make_row`.
-        split: train, validation or held_out.
-        count: of rows.
-        seed: of the run; the rows of other seeds are other rows. Held-out rows are the same for all.
-        advance: called after each row, for a progress bar.
+    """Rows of the task's embedded data, its `make_row`'s. Those of other seeds are other rows, but held-out rows are the same for all;
+    `advance` is called after each row.
 
     Raises:
         DataError: the task has no data of its own.
@@ -94,15 +88,10 @@ def read_rows(path: Path, task: Task) -> list[Row]:
 
 
 def check_picture(path: Path, name: object, where: str) -> None:
-    """A picture lies below the folder of its rows; links in the folder are the user's own, as make-preferences emotion makes them.
-
-    Args:
-        path: of the rows' file.
-        name: of the picture, relative to its folder.
-        where: for messages.
+    """A picture lies below the folder of its rows' file; links in the folder are the user's own, as make-preferences emotion makes them.
 
     Raises:
-        DataError: it does not, or is not there.
+        DataError: it does not, or is not there; the message begins with `where`.
     """
     if isinstance(name, str) and (Path(name).is_absolute() or ".." in Path(name).parts):
         raise DataError(f"{where}: image {name!r}: leaves the folder of {path.name}; copy or link it into it")
@@ -115,16 +104,11 @@ def check_picture(path: Path, name: object, where: str) -> None:
 
 
 def open_rows(task: Task, data: str, counts: Mapping[str, int], seed: int) -> dict[str, list[Row]]:
-    """The three splits, from the task's own data (`embedded`) or from a folder of the user's.
+    """The three splits, from the task's own data (`embedded`, see `make_rows`) or from a folder of the user's.
 
-    A folder holds train.jsonl, test.jsonl (or held_out.jsonl) and optionally validation.jsonl. The held-out rows are the first ones
-    of their file; without a validation file, the last rows of train.jsonl are set aside for it.
-
-    Args:
-        task: whose rows.
-        data: embedded, or a folder.
-        counts: most rows of each split; 0 takes all that a folder has.
-        seed: see `make_rows`; the embedded held-out rows are the same for all seeds.
+    A folder holds train.jsonl, test.jsonl (or held_out.jsonl) and optionally validation.jsonl. The held-out rows are the first ones of
+    their file; without a validation file, the last rows of train.jsonl are set aside for it. `counts` are the most rows of each split; 0
+    takes all that a folder has.
 
     Raises:
         DataError: see `make_rows` and `read_rows`; or a split is empty.
@@ -158,11 +142,7 @@ def _row(task: Task, pictures: tuple[Any, ...], columns: dict[str, Any], name: s
 
 
 def imitable(rows: Sequence[Row]) -> list[Row]:
-    """The rows with a target.
-
-    Raises:
-        DataError: none has.
-    """
+    """The rows with a target; DataError: none has."""
     if not (found := [row for row in rows if row.target]):
         raise DataError(
             f"{rows[0].name}: labels only a part of what an answer says, as does every training row, so that sft would teach what nobody "
@@ -190,13 +170,11 @@ def set_aside_unreadable(
 ) -> tuple[dict[str, list[Row]], list[dict[str, str]]]:
     """The rows of each split whose pictures can be read, and the others as `{"row": where it stands, "reason": why}`.
 
-    Args:
-        rows: of each split; pictures that are no files are taken as they are.
-        most: share of all rows that may be set aside.
-        advance: called after each different file that this process decodes; several processes divide the files.
+    Pictures that are no files are taken as they are. Several processes divide the files; `advance` is called after each different one that
+    this process decodes.
 
     Raises:
-        DataError: more are unreadable, or a split is left without rows.
+        DataError: more than the share `most` of all rows are unreadable, or a split is left without rows.
     """
     files = files_of(rows)
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -40,11 +40,8 @@ TOWERS = ("Qwen2VisionTransformerPretrainedModel", "Qwen2_5_VisionTransformerPre
 
 @contextmanager
 def tower_once(model: Any) -> Iterator[None]:
-    """While active, the model's vision tower reads each different picture of a call once; outputs and gradients stay what they were.
-
-    Args:
-        model: a vision-language model, wrapped or not; one whose tower is not in `TOWERS` works as without.
-    """
+    """While active, the model's vision tower reads each different picture of a call once; outputs and gradients stay what they were. A
+    model, wrapped or not, whose tower is not in `TOWERS` works as without."""
 
     def reading_once(tower: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
         def once(hidden_states: Float[Tensor, "patches values"], grid_thw: Int[Tensor, "pictures 3"], **options: Any) -> Any:
@@ -92,11 +89,8 @@ WORTH = 0.9  # Share of the work that may remain; above it, as with answers much
 def prompt_once(model: Any) -> Iterator[None]:
     """While active, the language model reads what rows of a call have in common at their beginning once.
 
-    Of a training pass, outputs at masked tokens are not what they were, and no cache comes back.
-
-    Args:
-        model: a vision-language model, wrapped or not; one that is not in `LANGUAGE_MODELS`, or whose attention takes no ready mask (flash
-            attention), works as without.
+    Of a training pass, outputs at masked tokens are not what they were, and no cache comes back. A model, wrapped or not, that is not in
+    `LANGUAGE_MODELS`, or whose attention takes no ready mask (flash attention), works as without.
     """
 
     def reading_once(reader: Any, forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -120,11 +120,8 @@ def train(context: RunContext, stage: Stage, model: Any, lora: Any, checkpoint: 
 def store(context: RunContext, trainer: Any, target: Path, *, base: str | None = None) -> None:
     """Write a trained model with its processor, in one piece: a killed process leaves none or all of it. Every process must be here.
 
-    Args:
-        context: of the run.
-        trainer: whose model is written; of a LoRA the adapter alone.
-        target: folder of the model.
-        base: the model, as `--model` takes it, that a LoRA is merged into; the adapter is kept in `adapter` beside the target.
+    Of a LoRA the adapter alone is written; with `base`, a model as `--model` takes it, the LoRA is merged into that, and the adapter is
+    kept in `adapter` beside the target.
 
     Raises:
         TrainingStopped: a weight is not finite; nothing is written.
@@ -172,11 +169,7 @@ def release() -> None:
 
 
 def check_finite(model: Any, state: Mapping[str, Any] | None = None) -> None:
-    """Refuse a model that training has destroyed.
-
-    Args:
-        model: whose parameters are looked at.
-        state: its weights by name, to be looked at instead, where the model holds a share of them only.
+    """Refuse a model that training has destroyed, by its `state` (weights by name) where it holds a share of its parameters only.
 
     Raises:
         TrainingStopped: a weight is not finite.

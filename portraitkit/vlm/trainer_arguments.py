@@ -29,12 +29,9 @@ SCHEDULERS = tuple(kind.value for kind in SchedulerType)
 
 
 def start_processes(options: TrainerOptions) -> Any:
-    """The processes of this run, as accelerate knows them; to be called before TRL's arguments are made.
+    """The processes of this run, an `accelerate.PartialState`; to be called before TRL's arguments are made.
 
     With DeepSpeed on the CPU they talk by gloo, which transformers would not choose by itself: each would train alone.
-
-    Returns:
-        An `accelerate.PartialState`.
 
     Raises:
         ConfigError: DeepSpeed is asked for, and no launcher has started this process; or see `deepspeed_file`.
@@ -104,11 +101,7 @@ def deepspeed_file(name: str | None) -> str | None:
 
 
 def grpo_values(options: TrainerOptions, folder: str) -> dict[str, Any]:
-    """The arguments of `trl.GRPOConfig`, by name; `--trl` has the last word.
-
-    Raises:
-        ConfigError: a name is unknown.
-    """
+    """The arguments of `trl.GRPOConfig`, by name; `--trl` has the last word. ConfigError: a name is unknown."""
     from trl import GRPOConfig
 
     for option, name, known in (("loss-type", options.loss_type, LOSS_TYPES), ("lr-scheduler", options.lr_scheduler, SCHEDULERS)):
@@ -162,15 +155,8 @@ def batch_of(options: TrainerOptions) -> Batch:
 
 
 def taken(stage: str, options: TrainerOptions, processes: int, rows: int | None = None, steps: int | None = None) -> str:
-    """What a stage takes in all, as one line: the batch grows with the devices, and a recipe's number of updates does not shrink with it.
-
-    Args:
-        stage: grpo, or one that imitates.
-        options: of the trainers.
-        processes: that train, each on a device.
-        rows: that there are; None: not known yet.
-        steps: updates, where it is not the sft or grpo stage's number.
-    """
+    """What a stage takes in all, as one line: the batch grows with the devices, and a recipe's number of updates does not shrink with
+    it. `rows` are None where not known yet; `steps` are given where they are not the options' number for the stage."""
     if stage == "grpo":
         batch, steps = batch_of(options), options.max_train_steps if steps is None else steps
         each, words = batch.answers * processes // batch.group, batch.words(processes)
@@ -267,11 +253,8 @@ SAID = {
 
 
 def parse_extra(extra: Sequence[str], config: type) -> dict[str, Any]:
-    """`name=value` options for TRL that we have no flag for; values are JSON, or text where they are no JSON or text is asked for.
-
-    Args:
-        extra: as typed, for example `("epsilon_high=0.28", "loss_type=dr_grpo")`.
-        config: `trl.GRPOConfig` or `trl.SFTConfig`, whose fields are the names that exist, with their types.
+    """`name=value` options for TRL that we have no flag for, such as epsilon_high=0.28; values are JSON, or text where they are no JSON or
+    text is asked for. `config` is `trl.GRPOConfig` or `trl.SFTConfig`, whose fields are the names that exist, with their types.
 
     Raises:
         ConfigError: no `=`, a name that TRL does not know, or a value of another type than its field's.

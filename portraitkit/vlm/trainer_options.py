@@ -140,11 +140,8 @@ class TrainerOptions(MachineOptions, SftOptions, GrpoOptions, TuningOptions, Che
 
     @classmethod
     def rate_of(cls, config: Mapping[str, Any]) -> float:
-        """Learning rate of GRPO: the one given, or what suits model and weights, the gains of a norm being few and near 1.
-
-        Args:
-            config: the options by name, as a run's config.json has them.
-        """
+        """Learning rate of GRPO: the one given, or what suits model and weights, the gains of a norm being few and near 1. `config` has
+        the options by name, as a run's config.json."""
         if config["learning_rate"] is not None:
             return config["learning_rate"]
         if config["weights"] == "last-norm" and not config["rank"]:

@@ -33,20 +33,12 @@ def make_sft_trainer(
     *,
     frozen: bool = False,
 ) -> Any:
-    """TRL's SFTTrainer on the rows' targets; only the answers bear a loss.
-
-    Args:
-        model: and `processor`, from `portraitkit.vlm.model`.
-        processor: of the model.
-        prompt: the user turn's text, or one for each row.
-        rows: to imitate.
-        arguments: a `trl.SFTConfig`.
-        callback: see `portraitkit.vlm.trainers`.
-        lora: a `peft.LoraConfig`, or None to train all that is not frozen.
-        frozen: the vision tower must not be trained; checked now, and with the optimiser when training begins.
+    """TRL's SFTTrainer on the rows' targets; only the answers bear a loss. Model and processor are from `portraitkit.vlm.model`; the prompt
+    is the user turn's text, or one for each row; `arguments` are a `trl.SFTConfig`; without `lora`, a `peft.LoraConfig`, all is trained
+    that is not frozen.
 
     Raises:
-        ConfigError: it would be.
+        ConfigError: the vision tower must stay `frozen` and would be trained; looked at now, and with the optimiser when training begins.
     """
     from trl import SFTTrainer
 
@@ -150,16 +142,8 @@ RewardFunction = Callable[..., list[float | None]]
 
 
 def reward_functions(task: Task, rows: Sequence[Row], mode: Mode) -> list[RewardFunction]:
-    """One function `f(completions, index, **columns) -> rewards` for each part of the task's reward; their sum is the total.
-
-    Args:
-        task: that scores.
-        rows: the training rows; the data set's column `index` points into them.
-        mode: paper or fixed.
-
-    Returns:
-        The functions, named after the parts; None where a part does not apply to a row.
-    """
+    """One function `f(completions, index, **columns) -> rewards` for each part of the task's reward, named after it; their sum is the
+    total. The data set's column `index` points into the training `rows`; None where a part does not apply to a row."""
 
     @lru_cache(maxsize=4096)
     def score(completion: str, index: int) -> Score:
@@ -189,17 +173,8 @@ def text_of(completion: Any) -> str:
 
 
 class Follow(TrainerCallback):
-    """Logs every step to the run folder, shows it, validates now and then, and stops after a checkpoint when interrupted.
-
-    Args:
-        run: whose metrics.jsonl is written.
-        stage: sft or grpo, for the log.
-        interrupt: asked after every step.
-        progress: and `bar`, the progress line.
-        bar: of the progress.
-        validate: gives validation figures for the log; None: no validation.
-        every: training steps between two validations.
-    """
+    """Logs every step to the run folder, shows it, validates now and then, and stops after a checkpoint when interrupted. `stage` is
+    sft or grpo, for the log; `validate` gives figures for the log, every so many training steps; None: no validation."""
 
     def __init__(
         self,
@@ -248,10 +223,7 @@ INSTALL_VLLM = "install portraitkit[vllm] on a Linux machine with CUDA, or leave
 
 
 def check_vllm(arguments: Any, device: str) -> int | None:
-    """Refuse vLLM where it cannot work.
-
-    Returns:
-        Tokens of the longest sequence that the engine takes; None where vLLM is not used, or does not say.
+    """Refuse vLLM where it cannot work; else the tokens of the longest sequence that it takes, None where it is not used, or does not say.
 
     Raises:
         ConfigError: vLLM is not installed, the device is no CUDA one, the mode is unknown, or the server does not answer.
