@@ -9,21 +9,23 @@ import io
 import struct
 import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8, UInt16
 from PIL import Image as PilImage
 from PIL import ImageCms, ImageFile
+from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from PIL.TiffTags import TAGS_V2_GROUPS
 from torch import Tensor
 
 from portraitkit.errors import ImageError
 from portraitkit.files.atomic import replacing
-from portraitkit.pictures.images import STRIP, Image, Pixels, to_pil, to_uint8, unit, upright, write_image
+from portraitkit.pictures.images import ORIENTATION, STRIP, Image, Pixels, to_pil, to_uint8, unit, upright, write_image
 
 Samples = UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"]
 EXIF_HEADER = b"Exif\x00\x00"
@@ -33,6 +35,7 @@ CHANNELS = {"JPEG": (1, 3), "WEBP": (1, 3, 4), "BMP": (1, 3), "PNG": (1, 2, 3, 4
 PNG_COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}
 Strips = Iterable[tuple[int, Float[Tensor, "3 rows w"]]]
 """Strips of a picture, RGB in [0, 1], and the rows at which they begin; the rest of it is as it was."""
+Terms = Mapping[str, Mapping[str, Any]]  # Of a JPEG or WebP: its format, and what Pillow needs to encode another picture as the file was
 LUMA = (0.299, 0.587, 0.114)
 # What TIFF files keep beside EXIF, and what would be wrong in another file: the layout of the samples, the profile, and
 # XMP and Photoshop blocks, which repeat size and orientation.
@@ -47,16 +50,16 @@ class Stored:
 
     samples: Samples  # 1 grey, 2 grey and alpha, 3 RGB or 4 RGBA channels
     icc: bytes | None  # The file's colour profile
-    lossless_webp: bool  # Whether the file is a WebP without loss
+    terms: Terms  # How it was encoded
 
 
-def write_edited(image: Image, edited: Float[Tensor, "3 h w"] | Strips, path: str | Path, *, quality: int = 95) -> tuple[str, ...]:
+def write_edited(image: Image, edited: Float[Tensor, "3 h w"] | Strips, path: str | Path) -> tuple[str, ...]:
     """Write an edited picture in the terms of the file it was read from, which is opened again; returns what could not be kept, one line
     each.
 
-    Where `edited` equals `image.pixels`, a PNG, TIFF, BMP or lossless WebP has the samples of the source, bit for bit. JPEG and lossy WebP
-    are encoded anew, so every pixel may differ a little. `edited` is RGB in [0, 1], sRGB, upright, of the same size; or its changed strips,
-    so that no second picture is held.
+    Where `edited` equals `image.pixels`, a PNG, TIFF, BMP or lossless WebP has the samples of the source, bit for bit. A JPEG is encoded anew
+    by its own tables and subsampling, so that blocks without an edit stay all but the same, a lossy WebP at quality 95. `edited` is RGB in
+    [0, 1], sRGB, upright, of the same size; or its changed strips, so that no second picture is held.
 
     Raises:
         ImageError: the file has changed since it was read, or `path` cannot be written.
@@ -72,13 +75,12 @@ def write_edited(image: Image, edited: Float[Tensor, "3 h w"] | Strips, path: st
         whole = np.concatenate([to_uint8(unit(strip)) for strip in image.pixels.split(STRIP, 1)])
         for start, rows in strips:
             whole[start : start + rows.shape[1]] = to_uint8(rows)
-        write_image(path, whole, exif=exif, quality=quality)
+        write_image(path, whole, exif=exif)
         return tuple(notes)
     if stored.samples.shape[:2] != tuple(image.pixels.shape[1:]):
         raise ImageError(f"{image.path}: has changed since it was read; run again")
     add_edits(stored, image.pixels, strips)
-    lossless = stored.lossless_webp
-    _write(path, encode(path.suffix, stored.samples, exif=exif, icc=stored.icc, quality=quality, lossless=lossless))
+    _write(path, encode(path.suffix, stored.samples, exif=exif, icc=stored.icc, terms=stored.terms))
     return tuple(notes)
 
 
@@ -89,7 +91,7 @@ def read_stored(path: Path) -> tuple[Stored | None, str]:
         raw = {_raw_mode(tile)[:-1] for tile in opened.tile}
         opened.load()
         picture = upright(opened)
-        icc, mode = opened.info.get("icc_profile"), opened.mode
+        icc, mode, terms = opened.info.get("icc_profile"), opened.mode, _terms(opened, path)
     if raw in ({"RGB;16"}, {"RGBA;16"}):  # Pillow has just reduced it to the high bytes
         samples, mode = np.asarray(picture).astype(np.uint16) << 8 | _low_bytes(path), f"16-bit {mode}"
     elif raw == {"LA;16"}:
@@ -104,7 +106,7 @@ def read_stored(path: Path) -> tuple[Stored | None, str]:
         samples = samples[..., None] if samples.ndim == 2 else samples
     else:
         samples = None
-    return None if samples is None else Stored(samples, icc, _is_lossless_webp(path)), mode
+    return None if samples is None else Stored(samples, icc, terms), mode
 
 
 def add_edits(stored: Stored, picture: Pixels, strips: Strips) -> None:
@@ -158,6 +160,16 @@ def _raw_mode(tile: ImageFile._Tile) -> str:
     return str(tile.args[0] if isinstance(tile.args, tuple) else tile.args)
 
 
+def _terms(opened: PilImage.Image, path: Path) -> Terms:
+    if not isinstance(opened, JpegImageFile):
+        return {"WEBP": {"lossless": True, "exact": True}} if _is_lossless_webp(path) else {}
+    tables, sampling = opened.quantization, get_sampling(opened)
+    if opened.getexif().get(ORIENTATION, 1) >= 5:  # it is stored on its side, and so are its tables
+        tables = {name: np.reshape(table, (8, 8)).T.ravel().tolist() for name, table in tables.items()}
+        sampling = 0 if sampling == 1 else sampling  # 4:2:2 cannot be halved upright
+    return {"JPEG": {"qtables": tables, "subsampling": max(sampling, 0)}}
+
+
 def _is_lossless_webp(path: Path) -> bool:
     data = path.read_bytes()
     position = 12 if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else len(data)
@@ -197,19 +209,17 @@ def can_hold(suffix: str, samples: Samples) -> bool:
     return name is not None and samples.shape[2] in CHANNELS[name] and (not deep or name in ("PNG", "TIFF"))
 
 
-def encode(suffix: str, samples: Samples, *, exif: bytes | None, icc: bytes | None, quality: int = 95, lossless: bool = False) -> bytes:
+def encode(suffix: str, samples: Samples, *, exif: bytes | None, icc: bytes | None, terms: Terms | None = None) -> bytes:
     """Encode a picture that the format of the suffix (such as .png) `can_hold`; returns the file's bytes. The EXIF block has the
-    orientation 1 and no tags that describe a file's layout; `quality` is that of JPEG and lossy WebP."""
+    orientation 1 and no tags that describe a file's layout; without terms of the format, JPEG and WebP get quality 95."""
     name = FORMATS[suffix.lower()]
     if name == "TIFF":
         return _tiff(samples, exif, icc)
     if samples.dtype == np.uint16:
         return _png(samples, exif, icc)
-    options: dict[str, object] = {key: value for key, value in (("exif", exif), ("icc_profile", icc)) if value}
-    if name == "JPEG":
-        options |= {"quality": quality, "subsampling": 0}
-    elif name == "WEBP":
-        options |= {"lossless": True, "exact": True} if lossless else {"quality": quality}
+    options: dict[str, Any] = {key: value for key, value in (("exif", exif), ("icc_profile", icc)) if value}
+    if name in ("JPEG", "WEBP"):
+        options |= (terms or {}).get(name, {"quality": 95, "subsampling": 0})
     file = io.BytesIO()
     PilImage.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples).save(file, name, **options)
     return file.getvalue()

@@ -9,9 +9,11 @@ import tifffile
 import torch
 from PIL import Image as PilImage
 from PIL import ImageCms, ImageOps
+from PIL.JpegImagePlugin import get_sampling
 
 from portraitkit.errors import ImageError
-from portraitkit.pictures.images import from_uint8, read_image
+from portraitkit.faces.portraits import bundled_portraits
+from portraitkit.pictures.images import from_uint8, read_image, to_uint8
 from portraitkit.pictures.stored import encode, read_stored, write_edited
 
 HEIGHT, WIDTH = 24, 36
@@ -190,6 +192,23 @@ def test_jpeg_keeps_exif_and_profile_and_most_of_the_rest(tmp_path):
     assert difference.mean() < 2 / 255
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(("quality", "subsampling"), [(40, 2), (75, 0), (100, 0)])
+def test_a_jpeg_keeps_its_quality(tmp_path, quality, subsampling, orientation):
+    """By its own tables and subsampling: what has no edit is all but the same, and the file as large as it was."""
+    picture = to_uint8(bundled_portraits()["astronaut"][:, 80:160, 150:262])
+    PilImage.fromarray(picture).save(tmp_path / "a.jpg", quality=quality, subsampling=subsampling, exif=exif_block(orientation))
+    image, terms = read_image(tmp_path / "a.jpg"), []
+    assert write_edited(image, image.pixels, tmp_path / "b.jpg") == ()
+    for name in ("a.jpg", "b.jpg"):
+        with PilImage.open(tmp_path / name) as opened:
+            turned = name == "a.jpg" and orientation == 6
+            tables = {key: np.reshape(table, (8, 8)) for key, table in opened.quantization.items()}
+            terms.append([get_sampling(opened), *((table.T if turned else table).tolist() for table in tables.values())])
+    assert terms[0] == terms[1]
+    assert (read_image(tmp_path / "b.jpg").pixels - image.pixels).abs().mean() < 0.2 / 255
+
+
 def test_another_colour_space_is_kept_to_the_bit(tmp_path):
     profile = wide_profile()
     picture = samples(3)
@@ -215,11 +234,11 @@ def test_palette_becomes_rgb_with_the_same_colours(tmp_path):
 def test_a_lossy_webp_stays_lossy(tmp_path):
     PilImage.fromarray(samples(3)).save(tmp_path / "a.webp", quality=80, exif=exif_block())
     PilImage.fromarray(samples(3)).save(tmp_path / "c.webp", lossless=True, exif=exif_block())
-    assert not read_stored(tmp_path / "a.webp")[0].lossless_webp
-    assert read_stored(tmp_path / "c.webp")[0].lossless_webp
+    assert not read_stored(tmp_path / "a.webp")[0].terms
+    assert read_stored(tmp_path / "c.webp")[0].terms["WEBP"]["lossless"]
     image = read_image(tmp_path / "a.webp")
     write_edited(image, edited(image), tmp_path / "b.webp")
-    assert not read_stored(tmp_path / "b.webp")[0].lossless_webp
+    assert not read_stored(tmp_path / "b.webp")[0].terms
     check_exif(tmp_path / "b.webp")
 
 
