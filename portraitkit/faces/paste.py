@@ -24,6 +24,7 @@ from portraitkit.faces.warp import sample
 from portraitkit.pictures.images import STRIP, Pixels, unit
 
 FRAME = 1 / 16
+SOFTNESS = 0.15  # Width of the mask's edge over the distance between the outer eye corners
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,18 +62,11 @@ def paste_mask(oval: Float[Tensor, "n 2"], height: int, width: int, *, softness:
 
 
 def face_edit(
-    aligned: AlignedFace,
-    retouched: Float[Tensor, "3 size size"],
-    mesh: Float[Tensor, "468 dim"],
-    height: int,
-    width: int,
-    *,
-    softness: float = 0.15,
+    aligned: AlignedFace, retouched: Float[Tensor, "3 size size"], mesh: Float[Tensor, "468 dim"], height: int, width: int
 ) -> FaceEdit:
     """Carry the edit of an aligned crop to the picture's resolution; returns the edit within the rectangle around the face oval.
 
-    The mesh is in pixels of the picture, `height` and `width` are the picture's; `softness` is the width of the mask's edge over the
-    distance between the outer eye corners.
+    The mesh is in pixels of the picture, `height` and `width` are the picture's.
     """
     points = mesh.detach().to(retouched)
     oval = points[list(OVAL), :2]
@@ -81,7 +75,7 @@ def face_edit(
     box_width, box_height = max(min(high[0], width) - left, 0), max(min(high[1], height) - top, 0)
     eyes = float((points[33, :2] - points[263, :2]).norm())
     difference = (retouched - aligned.pixels) * _frame(retouched)
-    return FaceEdit(top, left, box_height, box_width, difference, aligned.inverse, oval, softness * eyes)
+    return FaceEdit(top, left, box_height, box_width, difference, aligned.inverse, oval, SOFTNESS * eyes)
 
 
 def edited_strips(image: Pixels, edits: Sequence[FaceEdit], *, strength: float = 1.0) -> Iterator[tuple[int, Float[Tensor, "3 rows w"]]]:

@@ -29,8 +29,7 @@ from portraitkit.pictures.images import ORIENTATION, STRIP, Image, Pixels, to_pi
 
 Samples = UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"]
 EXIF_HEADER = b"Exif\x00\x00"
-FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-FORMATS |= {".bmp": "BMP"}
+FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
 CHANNELS = {"JPEG": (1, 3), "WEBP": (1, 3, 4), "BMP": (1, 3), "PNG": (1, 2, 3, 4), "TIFF": (1, 2, 3, 4)}
 PNG_COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}
 Strips = Iterable[tuple[int, Float[Tensor, "3 rows w"]]]
@@ -57,9 +56,9 @@ def write_edited(image: Image, edited: Float[Tensor, "3 h w"] | Strips, path: st
     """Write an edited picture in the terms of the file it was read from, which is opened again; returns what could not be kept, one line
     each.
 
-    Where `edited` equals `image.pixels`, a PNG, TIFF, BMP or lossless WebP has the samples of the source, bit for bit. A JPEG is encoded anew
-    by its own tables and subsampling, so that blocks without an edit stay all but the same, a lossy WebP at quality 95. `edited` is RGB in
-    [0, 1], sRGB, upright, of the same size; or its changed strips, so that no second picture is held.
+    Where `edited` equals `image.pixels`, a PNG, TIFF, BMP or lossless WebP has the samples of the source, bit for bit. A JPEG is encoded
+    anew by its own tables and subsampling, so that blocks without an edit stay all but the same; lossy WebP at quality 95. `edited` is RGB
+    in [0, 1], sRGB, upright, of the same size; or its changed strips, so that no second picture is held.
 
     Raises:
         ImageError: the file has changed since it was read, or `path` cannot be written.
@@ -80,7 +79,12 @@ def write_edited(image: Image, edited: Float[Tensor, "3 h w"] | Strips, path: st
     if stored.samples.shape[:2] != tuple(image.pixels.shape[1:]):
         raise ImageError(f"{image.path}: has changed since it was read; run again")
     add_edits(stored, image.pixels, strips)
-    _write(path, encode(path.suffix, stored.samples, exif=exif, icc=stored.icc, terms=stored.terms))
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(encode(path.suffix, stored.samples, exif=exif, icc=stored.icc, terms=stored.terms))
+    except (OSError, ValueError) as error:  # ValueError: more pixels a side than the format has
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"{path}: could not be written ({reason}); check its size, the folder and the disk") from error
     return tuple(notes)
 
 
@@ -191,22 +195,13 @@ def _clean_exif(exif: bytes | None) -> bytes | None:
     return block.tobytes() if len(block) else None
 
 
-def _write(path: Path, data: bytes) -> None:
-    try:
-        with replacing(path) as temporary:
-            temporary.write_bytes(data)
-    except OSError as error:
-        raise ImageError(f"{path}: could not be written ({error.strerror or error}); check the folder and the disk") from error
-
-
 # ---- sample arrays as files; Pillow writes most of them; 16-bit colour, and TIFF with EXIF and compression, it cannot
 
 
 def can_hold(suffix: str, samples: Samples) -> bool:
     """Whether a format keeps these channels (1 grey, 2 with alpha, 3 RGB, 4 with alpha) at this bit depth."""
     name = FORMATS.get(suffix.lower())
-    deep = samples.dtype == np.uint16
-    return name is not None and samples.shape[2] in CHANNELS[name] and (not deep or name in ("PNG", "TIFF"))
+    return name is not None and samples.shape[2] in CHANNELS[name] and (samples.dtype == np.uint8 or name in ("PNG", "TIFF"))
 
 
 def encode(suffix: str, samples: Samples, *, exif: bytes | None, icc: bytes | None, terms: Terms | None = None) -> bytes:

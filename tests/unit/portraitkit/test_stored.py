@@ -289,6 +289,9 @@ def test_errors(tmp_path):
     image = read_image(tmp_path / "a.png")
     with pytest.raises(ImageError, match="could not be written"):
         write_edited(image, edited(image), tmp_path / "missing" / "b.png")
+    PilImage.new("RGB", (16_400, 170)).save(tmp_path / "wide.png")
+    with pytest.raises(ImageError, match=r"wide\.webp: could not be written .*16383"):
+        write_edited(wide := read_image(tmp_path / "wide.png"), wide.pixels, tmp_path / "wide.webp")
     PilImage.fromarray(samples(3)[:10]).save(tmp_path / "a.png")
     with pytest.raises(ImageError, match="has changed since it was read"):
         write_edited(image, edited(image), tmp_path / "b.png")
