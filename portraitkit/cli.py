@@ -7,6 +7,7 @@ import os
 import select
 import sys
 from collections.abc import Callable, Mapping
+from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -34,6 +35,11 @@ def run_command(main: Callable[[list[str]], int | None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter fails to flush at exit
         code = 141
     sys.exit(code)
+
+
+def command(main: Callable[[list[str]], int | None]) -> Callable[[], NoReturn]:
+    """The console command that is called as a function is, and does what it does: see `run_command`."""
+    return wraps(main)(lambda: run_command(main))
 
 
 def run_subcommand(command: str, about: str, package: str, subcommands: Mapping[str, tuple[str, str, str]], argv: list[str]) -> int:

@@ -1,6 +1,6 @@
 """Entry point of `make-preferences SUBCOMMAND`. Imports nothing heavy: `--help` must answer at once."""
 
-from portraitkit.cli import run_command, run_subcommand
+from portraitkit.cli import command, run_subcommand
 
 SUBCOMMANDS = {
     "build": ("build:build_pairs", "preference pairs of retouches, from photos or from synthetic people", "data/photos --output-dir pairs"),
@@ -13,10 +13,10 @@ SUBCOMMANDS = {
 }
 
 
-def make_preferences() -> None:
-    """Console command `make-preferences SUBCOMMAND ...`: build, check, annotate, merge and export data sets."""
-    about, package = "Build, check and annotate data sets", "preference_data.commands"
-    run_command(lambda argv: run_subcommand("make-preferences", about, package, SUBCOMMANDS, argv))
+@command
+def make_preferences(argv: list[str]) -> int:
+    """Build, check, annotate, merge and export data sets."""
+    return run_subcommand("make-preferences", "Build, check and annotate data sets", "preference_data.commands", SUBCOMMANDS, argv)
 
 
 if __name__ == "__main__":  # torchrun -m preference_data.main build ...

@@ -1,6 +1,6 @@
 """Who it is by ArcFace (Deng et al., 2019), a second net beside dlib's: a reward, and a measure of evaluations where its weights are."""
 
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -55,9 +55,7 @@ def arcface_change(candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> Floa
     return _distance(_own_net(str(candidates.device)), candidates, photos)
 
 
-@cache
-def _own_net(device: str) -> ArcFaceIdentity:
-    return open_arcface(None, device)
+_own_net = cache(partial(open_arcface, None))  # by its device
 
 
 def _distance(net: ArcFaceIdentity, candidates: Tensor, photos: Photos) -> Float[Tensor, " n"]:

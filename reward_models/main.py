@@ -2,15 +2,12 @@
 
 import sys
 
-from portraitkit.cli import run_command
+from portraitkit.cli import command
 
 
-def train_reward_model() -> None:
-    """Console command `train-reward-model`: train the five-dimension judge, and say how good and how biased it is."""
-    run_command(_train)
-
-
-def _train(argv: list[str]) -> int:
+@command
+def train_reward_model(argv: list[str]) -> int:
+    """Train the five-dimension judge, and say how good and how biased it is."""
     from portraitkit.config import load_config
     from reward_models.training.config import RewardModelConfig
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from portraitkit.errors import ConfigError
+from reward_models.judge.judge import Counts
 from reward_models.photos import Photos
 from reward_models.verifiable import GUARDS
 
@@ -24,8 +25,19 @@ Parts = dict[str, Float[Tensor, " n"]]
 
 @runtime_checkable
 class GroupReward(Protocol):
-    """A reward that sees all candidates of a photo together, such as a judge. Its NaN means that a candidate could not be scored at all:
-    the others of its group have this part, so what remains of its own reward is not to be compared with theirs."""
+    """A reward that sees all candidates of a photo together: a judge, in this process or behind a worker. Its NaN means that a candidate
+    could not be scored at all: the others of its group have this part, so what remains of its own reward is not to be compared with theirs.
+    """
+
+    @property
+    def needs_anchors(self) -> bool:
+        """Whether photos without a preferred retouch have no value."""
+        ...
+
+    @property
+    def counts(self) -> Counts:
+        """What the judge was asked so far."""
+        ...
 
     def of_groups(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, photo_of: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The reward of every candidate; candidate i is a retouch of photo `photo_of[i]`, together with all others of that photo."""
@@ -34,16 +46,11 @@ class GroupReward(Protocol):
 
 @runtime_checkable
 class Elsewhere(Protocol):
-    """What scores some of the rewards outside this process; see `reward_models.workers.client`."""
+    """What scores some of the rewards outside this process: `reward_models.workers.client.RewardWorkers`, or a test's."""
 
     def submit(self, names: Sequence[str], candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> "Sequence[Future[Parts]]":
-        """Begin to score one unit; the parts of the futures together have every reward in `names`, which it serves.
-
-        Args:
-            names: of rewards.
-            candidates: RGB, [0, 1].
-            photos: one, whose group the candidates are; or one a candidate, each a group of its own.
-        """
+        """Begin to score one unit, whose photos are one, whose group the candidates are, or one a candidate, each a group of its own; the
+        parts of the futures together have every reward in `names`, which it serves."""
         ...
 
 

@@ -38,11 +38,7 @@ class Scoring:
     units: Sequence[Unit]  # together all candidates
 
     def result(self) -> Parts:
-        """Every reward of every candidate, once all are there: a number each, on the CPU, wherever it was scored.
-
-        Raises:
-            WorkersLost: a reward that is scored elsewhere never came.
-        """
+        """Every reward of every candidate, once all are there: a number each, on the CPU, wherever it was scored."""
         order = torch.cat([unit.rows for unit in self.units])
         done = [unit.here | {name: values for part in unit.there for name, values in part.result().items()} for unit in self.units]
         parts = {}
@@ -71,9 +67,6 @@ class RewardSet:
             candidates: RGB, [0, 1].
             photos: that they are retouches of.
             photo_of: index of each candidate's photo; photo i belongs to candidate i, which is alone in its group, if not given.
-
-        Raises:
-            WorkersLost: a reward that is scored elsewhere never came.
         """
         return self.submit(candidates, photos, photo_of).result()
 

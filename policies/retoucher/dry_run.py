@@ -123,12 +123,7 @@ def plan_memory(config: RetoucherConfig) -> Memory:
     """What one device holds and needs.
 
     Pictures and latents are where the policy is; only what reports show is on the CPU. Offloaded text encoders stand beside the
-    transformer while they encode. A judge on the same device stays there all the time. FSDP2 divides the transformer alone.
-
-    Raises:
-        ConfigError: no built-in backbone, or a judge's name is none.
-        WeightsError: a folder holds no model, or another one.
-    """
+    transformer while they encode. A judge on the same device stays there all the time. FSDP2 divides the transformer alone."""
     gpu, offloaded, nf4 = config.device != "cpu", config.offload_text_encoder, config.quantize == "nf4"
     planned = planned_backbone(spec := _spec(config))
     check_guidance(config, planned.backbone)

@@ -106,10 +106,6 @@ def evaluate_policy(
         processes: that take a part of the photos each; all have the values of all photos afterwards.
         pictures: whether pictures are wanted; without, several processes do not exchange them, and the evaluation has none.
         fitting: photos that go through the networks at once; for all if not given.
-
-    Raises:
-        WorkersLost: a reward that is scored elsewhere never came.
-        OutOfMemory: there is no room for one photo.
     """
 
     def retouched(part: EvaluationSet) -> Float[Tensor, "n 3 h w"]:

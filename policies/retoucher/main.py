@@ -2,20 +2,12 @@
 
 import sys
 
-from portraitkit.cli import run_command
+from portraitkit.cli import command
 
 
-def align_retoucher() -> None:
-    """Console command `align-retoucher`: align a diffusion portrait retoucher by online reinforcement learning."""
-    run_command(_align)
-
-
-def retouch_portrait() -> None:
-    """Console command `retouch-portrait IN OUT`: retouch every face of a photo or of a folder of photos."""
-    run_command(_retouch)
-
-
-def _align(argv: list[str]) -> int:
+@command
+def align_retoucher(argv: list[str]) -> int:
+    """Align a diffusion portrait retoucher by online reinforcement learning."""
     from policies.retoucher.backbones import check_backbone
     from policies.retoucher.config import RetoucherConfig
     from policies.retoucher.model.adapter import check_start
@@ -43,7 +35,9 @@ def _align(argv: list[str]) -> int:
     return run_alignment(config, [sys.argv[0], *argv])
 
 
-def _retouch(argv: list[str]) -> int:
+@command
+def retouch_portrait(argv: list[str]) -> int:
+    """Retouch every face of a photo or of a folder of photos."""
     from policies.retoucher.retouch.command import retouch_main
 
     return retouch_main(argv)

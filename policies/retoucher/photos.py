@@ -123,11 +123,7 @@ class FolderSource:
         self.anchored = painted or all(row.anchor is not None for row in folder.rows)
 
     def load(self, split: str, indices: list[int]) -> TrainingPhotos:
-        """See `PhotoSource.load`.
-
-        Raises:
-            ImageError: a picture cannot be read.
-        """
+        """See `PhotoSource.load`."""
         rows = [self.rows[split][index % len(self.rows[split]) if split == "train" else index] for index in indices]
         names = [self.folder.name(row) for row in rows]
         seeds = indices if split == "train" else [zlib.crc32(name.encode()) for name in names]

@@ -27,8 +27,8 @@ from portraitkit.pictures.images import read_image, write_image
 from portraitkit.processor import bf16_autocast
 from portraitkit.stats import group_rank, ranks_in_groups
 from preference_data.schema import DIMENSIONS
-from reward_models.judge.reward import CountedJudge
 from reward_models.photos import Photos
+from reward_models.reward import GroupReward
 from reward_models.reward_set import RewardSet, judged_dimensions, judged_reward, verifiable_dimensions, verifiable_reward
 
 RANKED_GROUPS = 8
@@ -137,21 +137,7 @@ def roll_out_groups(
 
     Which photos go together follows from the configuration, never from where rewards are scored; the noise is drawn before. So the
     step is the same, bit by bit, with workers and without. Advantages need every reward of a group, and `--global-std` those of the
-    step, and the next rollout needs the updated policy: rewards overlap with rollouts within a step, never across an update.
-
-    Args:
-        backbone: the policy.
-        source: of the photos.
-        rewards: that score.
-        scheduler: takes the steps.
-        config: the run.
-        step: training step.
-        groups: numbers of the groups in the step, at least one.
-        fitting: candidates that go through the networks at once; a micro-batch if not given.
-
-    Raises:
-        UserError: a photo cannot be used, reward workers are lost, or there is no room for one candidate.
-    """
+    step, and the next rollout needs the updated policy: rewards overlap with rollouts within a step, never across an update."""
     start = step * config.photos_per_step
     batch = source.load("train", [start + group for group in groups])
     condition = backbone.condition(batch.photos.source, config.prompt)
@@ -159,7 +145,7 @@ def roll_out_groups(
     if config.learns_from_anchors and batch.anchors is not None:
         wrong = config.anchor == "wrong"
         anchors = _anchors_of_others(backbone, source, config, start, groups, batch) if wrong else backbone.encode(batch.anchors)
-    judges = [function for function in rewards.functions.values() if isinstance(function, CountedJudge)]
+    judges = [function for function in rewards.functions.values() if isinstance(function, GroupReward)]
     before = [judge.counts.copy() for judge in judges]
     drawn = {"group_size": config.group_size, "shared_noise": config.shared_noise, "seed": config.seed, "iteration": step}
     neighbors = config.perturbation if config.loss == "neighbor" else 0.0

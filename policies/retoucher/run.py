@@ -37,7 +37,7 @@ from portraitkit.runs.progress import progress_bar
 from portraitkit.stats import LEAST_PEOPLE, Change, GroupRank, group_rank, person_interval
 from preference_data.pair_set import write_quarantine
 from reward_models.arcface import check_arcface
-from reward_models.judge.reward import CountedJudge
+from reward_models.reward import GroupReward
 from reward_models.reward_set import RewardSet, build_rewards, check_names, judged_reward
 from reward_models.workers.client import RewardWorkers, connect
 
@@ -63,12 +63,7 @@ def run_alignment(config: RetoucherConfig, command: list[str]) -> int:
 
 @contextmanager
 def open_rewards(config: RetoucherConfig, console: Console) -> Iterator[RewardSet]:
-    """The rewards that the configuration names; workers are asked first, before anything is loaded or written.
-
-    Raises:
-        ConfigError: a reward's name is unknown, or a worker does not answer or does not fit.
-        WeightsError: a learned reward's weights are not there.
-    """
+    """The rewards that the configuration names; workers are asked first, before anything is loaded or written."""
     workers = None
     if config.reward_worker:
         say = partial(console.print, style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -214,7 +209,7 @@ def _saved_without_workers(trainer: Trainer, run: RunFolder) -> Iterator[None]:
 
 
 def _check_anchors(rewards: RewardSet, validation: EvaluationSet) -> None:
-    needing = [name for name, function in rewards.functions.items() if isinstance(function, CountedJudge) and function.needs_anchors]
+    needing = [name for name, function in rewards.functions.items() if isinstance(function, GroupReward) and function.needs_anchors]
     if needing and bool(validation.batch.photos.clean.isnan().any()):
         raise ConfigError(f"--reward {needing[0]}: needs an anchor_file_name for every photo; add them, or use judge:PATH:score")
 

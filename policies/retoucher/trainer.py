@@ -86,16 +86,7 @@ class StepResult:
 
 
 class Trainer:
-    """One policy being aligned. Every random draw follows from the seed and the step, so that a resumed run equals an uninterrupted one.
-
-    Args:
-        config: the run.
-        backbone: the policy; LoRA adapters are added to its transformer.
-        source: photos to train on and to evaluate on.
-        rewards: what is maximised.
-        console: where warnings go.
-        processes: that train it together; this one alone if not given. Each holds all of the adapter and of the optimiser's state.
-    """
+    """One policy being aligned. Every random draw follows from the seed and the step, so that a resumed run equals an uninterrupted one."""
 
     def __init__(
         self,

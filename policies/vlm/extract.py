@@ -57,12 +57,6 @@ def run_extraction(config: ExtractConfig, command: list[str]) -> int:
 
     Returns:
         The exit code: 0, or 1 where the answer cannot be read as makeup; then nothing is written.
-
-    Raises:
-        ConfigError: an option cannot be used here, or the output folder holds a result already.
-        ImageError: a photo cannot be read.
-        FaceError: a photo shows no face, several, or one that is too small or hidden.
-        WeightsError: the model cannot be loaded.
     """
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     check_output(config.folder, overwrite=config.overwrite)
@@ -119,12 +113,7 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
 
 
 def open_one_face(path: Path, min_face: int) -> tuple[OneFace, tuple[str, ...]]:
-    """The face of a photo and what the reader changed or dropped, one line each.
-
-    Raises:
-        ImageError: the photo cannot be read.
-        FaceError: no face, several of `min_face` pixels or more, or none that is large and visible enough.
-    """
+    """The face of a photo and what the reader changed or dropped, one line each."""
     image = read_image(path)
     large = [face for face in detect_faces(image.pixels) if face.size >= min_face]
     if len(large) > 1:
@@ -141,12 +130,7 @@ def embedded_face() -> OneFace:
 
 
 def ask(config: ExtractConfig, photo: OneFace) -> tuple[str, Completion]:
-    """The prompt, and the model's greedy answer about the aligned face.
-
-    Raises:
-        WeightsError: the model or its adapter cannot be loaded, or do not fit.
-        ConfigError: an option does not fit the model.
-    """
+    """The prompt, and the model's greedy answer about the aligned face."""
     task = LIPS if config.lips_only else TASK
     brief = config.prompt == "brief" or (config.prompt == "auto" and asked_briefly(config.model))
     prompt = task.brief if brief else task.prompt
@@ -177,12 +161,7 @@ def read_answer(config: ExtractConfig, answer: Completion) -> Look | str:
 
 
 def write_result(config: ExtractConfig, found: dict[str, Any], photo: OneFace, other: OneFace, look: Look) -> None:
-    """Draw first, then write both files, each in one piece.
-
-    Raises:
-        ConfigError: the folder cannot be written.
-        ImageError: the picture cannot be written.
-    """
+    """Draw first, then write both files, each in one piece."""
     with torch.no_grad():
         bare, mesh = other.aligned(SHOWN)
         picture = draw_try_on(photo.aligned(SHOWN)[0], bare, render_makeup(bare, mesh, look), look)

@@ -94,16 +94,7 @@ HEADS = ("answer", "what it is", "rows", "its value", "right one preferred", "wh
 
 
 def probe_judge(judge: AnswerJudge, task: Task, rows: Sequence[Row], constant: str, mode: Mode, weights: Sequence[float]) -> JudgeProbe:
-    """Ask about known answers to some rows; several processes divide them.
-
-    Args:
-        judge: that is probed.
-        task: whose answers it sees.
-        rows: training rows.
-        constant: the best constant answer.
-        mode: of the task's rewards.
-        weights: of the task's parts, and the judge's behind them.
-    """
+    """Ask about known answers to some rows; several processes divide them."""
     draw = random.Random(0)
     others = [draw.choice([other for other in rows if other.truth != row.truth] or [row]) for row in rows]
     answers = [_answers(task, row.truth, other.truth, constant) for row, other in zip(rows, others, strict=True)]

@@ -2,26 +2,20 @@
 
 import sys
 
-from portraitkit.cli import run_command
+from portraitkit.cli import command
 
 
-def score_completions() -> None:
-    """Console command `score-completions ROWS.jsonl`: verifiable rewards of completions, without a model."""
-    run_command(_score)
-
-
-def _score(argv: list[str]) -> int:
+@command
+def score_completions(argv: list[str]) -> int:
+    """Verifiable rewards of completions, without a model."""
     from policies.vlm.score import score_main
 
     return score_main(argv)
 
 
-def align_vlm() -> None:
-    """Console command `align-vlm`: align a vision-language model with a task's verifiable rewards."""
-    run_command(_align)
-
-
-def _align(argv: list[str]) -> int:
+@command
+def align_vlm(argv: list[str]) -> int:
+    """Align a vision-language model with a task's verifiable rewards."""
     from policies.vlm.align.align_config import AlignVlmConfig
     from portraitkit.config import load_config
 
@@ -39,12 +33,9 @@ def _align(argv: list[str]) -> int:
     return run_alignment(config, [sys.argv[0], *argv])
 
 
-def extract_makeup() -> None:
-    """Console command `extract-makeup PHOTO`: the makeup of a face as JSON, and on a second face."""
-    run_command(_extract)
-
-
-def _extract(argv: list[str]) -> int:
+@command
+def extract_makeup(argv: list[str]) -> int:
+    """The makeup of a face as JSON, and on a second face."""
     from policies.vlm.config import ExtractConfig
     from portraitkit.config import load_config
 
@@ -54,12 +45,9 @@ def _extract(argv: list[str]) -> int:
     return run_extraction(config, [sys.argv[0], *argv])
 
 
-def synthesize_emotion() -> None:
-    """Console command `synthesize-emotion ROWS`: reasoned answers about labelled faces, kept if they agree with the truth exactly."""
-    run_command(_synthesize)
-
-
-def _synthesize(argv: list[str]) -> int:
+@command
+def synthesize_emotion(argv: list[str]) -> int:
+    """Reasoned answers about labelled faces, kept if they agree with the truth exactly."""
     from policies.vlm.config import SynthesizeConfig
     from portraitkit.config import load_config
 

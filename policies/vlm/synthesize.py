@@ -109,14 +109,7 @@ Writer = Callable[[Sequence[str], Sequence[Path]], list[Reply]]
 
 
 def run_synthesis(config: SynthesizeConfig, command: list[str]) -> int:
-    """Synthesise, in one round or several; returns the exit code.
-
-    Raises:
-        ConfigError: the local model is the embedded one or its offspring, or the device is not there.
-        WeightsError: there is no such local model.
-        DataError: bad rows, no row was accepted, or the endpoint does not answer.
-        RunFolderError: the output folder holds something else, or a synthesis with other options.
-    """
+    """Synthesise, in one round or several; returns the exit code."""
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     if not config.endpoint:
         from portraitkit.vlm.model import check_device, model_path

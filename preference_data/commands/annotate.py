@@ -57,11 +57,7 @@ class Tally:
 
 
 def annotate(config: AnnotateConfig) -> int:
-    """Run; returns the exit code.
-
-    Raises:
-        UserError: no pairs to judge, an address that cannot be listened on, an endpoint that does not answer.
-    """
+    """Run; returns the exit code."""
     pairs = chosen_pairs(read_pairs(config.data), config)
     if config.web:
         from preference_data.web.app import serve_page
@@ -83,12 +79,7 @@ def chosen_pairs(pairs: list[Pair], config: AnnotateConfig) -> list[Pair]:
 
 
 def ask_models(config: AnnotateConfig, pairs: list[Pair]) -> int:
-    """Ask; returns 0, 1 where answers were unreadable or the cost limit was reached, 130 or 143 when interrupted.
-
-    Raises:
-        EndpointError: the endpoint refused, or did not answer after all retries. What was answered is on disk.
-        RunFolderError: another process asks one of the models about this set.
-    """
+    """Ask; returns 0, 1 where answers were unreadable or the cost limit was reached, 130 or 143 when interrupted."""
     with ExitStack() as stack:
         for model in config.model:
             stack.enter_context(only_writer(config.data / FOLDER, f".asking-{file_of(config.data, model).stem}"))

@@ -63,11 +63,7 @@ STATE, FACES, DONE = ".building.json", ".faces.jsonl", ".built.jsonl"
 
 
 def build_pairs(config: BuildConfig) -> int:
-    """Build a pair set; returns the exit code: 0, 1 where too many photos were refused, 130 or 143 when interrupted.
-
-    Raises:
-        UserError: options that cannot work, no photos, a folder that holds something else or that another process is writing.
-    """
+    """Build a pair set; returns the exit code: 0, 1 where too many photos were refused, 130 or 143 when interrupted."""
     out, shard = config.output_dir, current_shard(config.shard)
     console = Console(stderr=True, quiet=shard is not None and shard.launched and not shard.merges)
     photos = None if config.photos == "embedded" else Path(config.photos)

@@ -38,12 +38,7 @@ Kept = tuple[Record, EmotionRow]
 
 
 def build_emotion_rows(config: EmotionConfig) -> int:
-    """Build the set; returns the exit code.
-
-    Raises:
-        DataError: the folder breaks the data set's layout, holds no usable row, or too many pictures are missing.
-        RunFolderError: the output folder holds something else, or a set made with other options.
-    """
+    """Build the set; returns the exit code."""
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     adapter = load_adapter(config.dataset)
     records = adapter.read(config.folder, ReadOptions(config.every, config.min_intensity, lambda text: console.print(f"note: {text}")))

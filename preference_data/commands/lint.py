@@ -101,11 +101,7 @@ class Pictures:
 
 
 def lint_data(config: LintConfig) -> int:
-    """Check and print; returns 0 without findings, 1 with some.
-
-    Raises:
-        DataError: no `metadata.jsonl`, or nothing in it.
-    """
+    """Check and print; returns 0 without findings, 1 with some."""
     console = Console(stderr=True)
     entries, findings = read_entries(config.data)
     if not entries and not findings:
@@ -129,11 +125,7 @@ def lint_data(config: LintConfig) -> int:
 
 
 def read_entries(folder: Path) -> tuple[list[Entry], list[Finding]]:
-    """The rows of a pair set or of a photo folder, and the findings "bad_row".
-
-    Raises:
-        DataError: no such file.
-    """
+    """The rows of a pair set or of a photo folder, and the findings "bad_row"."""
     path = metadata_of(folder, f"give a folder of pairs or photos with {METADATA}")
     if any(read_json_lines(path, lambda row: "input_file_name" in row or "file_name" not in row).rows):
         row_set = scan_pairs(folder)

@@ -110,13 +110,7 @@ def open_face(config: MakeupConfig, name: str) -> BareFace:
 
 
 def build_makeup_pairs(config: MakeupConfig) -> int:
-    """Build the set, or what is missing of it; returns the exit code.
-
-    Raises:
-        ImageError: no photos.
-        RunFolderError: the folder holds something else, or a set made with other options.
-        DataError: too many photos without a usable face, or none with one.
-    """
+    """Build the set, or what is missing of it; returns the exit code."""
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     names = list_photos(config)
     fixed = {"count"} if config.embedded else set()  # the split of the embedded people depends on their count
@@ -140,11 +134,7 @@ def build_makeup_pairs(config: MakeupConfig) -> int:
 
 
 def _look_for_a_face(config: MakeupConfig, names: Sequence[str], console: Console) -> dict[str, str]:
-    """Before a folder is made: open photos up to the first that can be used; why those before it cannot.
-
-    Raises:
-        DataError: none can be used, or too many of the first ones cannot.
-    """
+    """Before a folder is made: open photos up to the first that can be used; why those before it cannot."""
     unusable: dict[str, str] = {}
     with progress_bar(console) as bar:
         progress = bar.add_task("looking for a face", total=len(names))

@@ -15,12 +15,7 @@ from preference_data.schema import Pair
 
 
 def merge(config: MergeConfig) -> int:
-    """Merge and print; returns 0, or 1 where rows could not be read or pairs are still in conflict.
-
-    Raises:
-        DataError: no pair set, a file that cannot be opened, or nothing to merge.
-        RunFolderError: another process is writing the set.
-    """
+    """Merge and print; returns 0, or 1 where rows could not be read or pairs are still in conflict."""
     metadata_of(config.data, "give the folder of a pair set")
     if config.dry_run:
         return _merge(config)

@@ -121,13 +121,7 @@ def embedded_rows(count: int, shares: tuple[float, ...], seed: int) -> list[Phot
 
 
 def open_subject(row: PhotoRow, size: int) -> tuple[Subject, str]:
-    """The aligned photo and who it is.
-
-    Raises:
-        ImageError: photo or anchor cannot be read.
-        FaceError: no usable face.
-        DataError: the anchor shows another frame, another person, or its face elsewhere.
-    """
+    """The aligned photo and who it is."""
     if row.file is None:
         case = make_case(row.split, row.seed, size=size, count=SPOTS)
         return Subject(row.id, case, case.clean, row.split, synthetic=True), identity_of(case)

@@ -84,9 +84,6 @@ def render_makeup(photo: Float[Tensor, "3 h w"], mesh: Float[Tensor, "468 dim"],
         photo: RGB in [0, 1].
         mesh: x, y (and z, unused) in pixels of the photo.
         look: items; a color is `#RRGGBB` or a tensor of sRGB in [0, 1].
-
-    Raises:
-        DataError: see `check_look`.
     """
     check_look(look)
     out = photo

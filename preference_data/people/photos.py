@@ -170,11 +170,7 @@ def open_photo(photo: Path, anchor: Path | None, size: int, face: PhotoFace | No
 
 
 def find_face(pixels: Float[Tensor, "3 h w"], path: Path) -> PhotoFace:
-    """The face of a picture, RGB in [0, 1].
-
-    Raises:
-        FaceError: no usable face.
-    """
+    """The face of a picture, RGB in [0, 1]."""
     _, mesh = require_mesh(pixels, path, min_size=MIN_FACE)
     with torch.no_grad():
         embedding = identity_embedding(pixels[None], mesh[None, :, :2])[0]

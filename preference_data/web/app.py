@@ -199,11 +199,7 @@ def _salt(path: Path) -> str:
 
 
 def serve_page(config: AnnotateConfig, pairs: list[Pair]) -> int:
-    """Serve the pairs; returns 0 after Ctrl-C.
-
-    Raises:
-        ConfigError: the address is taken or not this machine's.
-    """
+    """Serve the pairs; returns 0 after Ctrl-C."""
     with listen(config.host, config.port) as listener:
         app = make_app(Desk(Path(config.data), pairs), hosts=hosts_of(config.host))
         url = url_of(config.host, listener)

@@ -111,11 +111,7 @@ def _ask_share(
     command: list[str],
     console: Console,
 ) -> int:
-    """Ask about one process's share; the first process then waits for the others. 0, or 130 or 143 after a signal.
-
-    Raises:
-        RunFolderError: the folder holds something else, or a finished run.
-    """
+    """Ask about one process's share; the first process then waits for the others. 0, or 130 or 143 after a signal."""
     folder, stored = Path(config.folder), config_to_dict(config)
     if (folder / "summary.json").is_file():
         raise RunFolderError(f"{folder}: holds a finished run; give another --output-dir")

@@ -13,8 +13,7 @@ Columns and the meaning of verdicts are those that the owners' own evaluation sc
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,8 +120,8 @@ def benchmark_files(name: str, folder: Path) -> list[Path]:
     if not files:
         raise DataError(f"--data {folder}: holds no {' or '.join(benchmark.suffixes)} of {name}; give the folder it was downloaded to")
     for path in files:
-        missing = [column for column in benchmark.columns if column not in _columns(path)]
-        if missing:
+        first = next(_rows(path), {})
+        if missing := [column for column in benchmark.columns if column not in first]:
             raise DataError(f"{path}: has no column {missing[0]!r}; {name} has {', '.join(benchmark.columns)}")
     return files
 
@@ -174,51 +173,20 @@ def _bytes(value: Any, column: str) -> bytes:
     return data
 
 
-def _columns(path: Path) -> list[str]:
-    if path.suffix == ".json":
-        rows = _json_pairs(path)
-        return list(rows[0]) if rows else []
-    with _undamaged(path):
-        return _table(path)[0]
-
-
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    if path.suffix == ".json":
-        yield from _json_pairs(path)
-        return
-    with _undamaged(path):
-        for batch in _table(path)[1]:
-            yield from batch.to_pylist()
-
-
-def _table(path: Path) -> tuple[list[str], Iterable[Any]]:
-    """Columns and record batches of a parquet file, or of a stream as the datasets library writes its arrow files."""
+    """Of a JSON file of MMRB2, of a parquet file, or of a stream as the datasets library writes its arrow files."""
     import pyarrow
     from pyarrow import ipc, parquet
 
-    if path.suffix == ".parquet":
-        file = parquet.ParquetFile(path)
-        return file.schema_arrow.names, file.iter_batches(batch_size=16)
-    reader = ipc.open_stream(pyarrow.memory_map(str(path)))
-    return reader.schema.names, reader
-
-
-@contextmanager
-def _undamaged(path: Path) -> Iterator[None]:
-    """Arrow's errors as the user's: the file is not what its name says."""
-    import pyarrow
-
+    if path.suffix == ".json":
+        try:
+            yield from (dict(pair) for pair in json.loads(path.read_text(encoding="utf-8"))["pairs"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: is no MMRB2 file ({error}); it holds an object with pairs, a list of objects") from error
+        return
     try:
-        yield
+        table = parquet.ParquetFile(path).iter_batches(16) if path.suffix == ".parquet" else ipc.open_stream(pyarrow.memory_map(str(path)))
+        for batch in table:
+            yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: is no {path.suffix[1:]} table, or damaged; download it again") from error
-
-
-def _json_pairs(path: Path) -> list[Mapping[str, Any]]:
-    try:
-        pairs = json.loads(path.read_text(encoding="utf-8"))["pairs"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: is no MMRB2 file ({error}); it holds an object with pairs") from error
-    if not isinstance(pairs, list) or not all(isinstance(pair, dict) for pair in pairs):
-        raise DataError(f"{path}: pairs must be a list of objects")
-    return pairs

@@ -101,26 +101,15 @@ class NliCoherence:
     0 where the choice has the lower average, whatever the words say. Hackable by reasoning that only repeats the conclusion: keep the
     rewards of the dimensions beside it.
 
-    Args:
-        source: a local folder or a hub id of a sequence classifier with an entailment label.
-        device: as torch names it.
-
-    Raises:
-        WeightsError: it cannot be loaded.
-        ConfigError: none of its labels, or more than one, is entailment.
+    The source is a local folder or a hub id of a sequence classifier with one label for entailment; see `check_coherence`.
     """
 
     def __init__(self, source: str, device: str = "cpu") -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         check_coherence(f"nli:{source}")
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            self.model: Any = AutoModelForSequenceClassification.from_pretrained(source, trust_remote_code=False).to(device).eval()
-        except (OSError, ValueError) as error:
-            raise WeightsError(
-                f"--coherence nli:{source}: could not be loaded ({reason_of(error)}); give a local folder or a hub id"
-            ) from error
+        self.tokenizer = _loaded(AutoTokenizer, source)
+        self.model = _loaded(AutoModelForSequenceClassification, source).to(device).eval()
         check_weights(f"--coherence nli:{source}", self.model)
         self.entailment = _entailment(source, self.model.config.id2label)
 
@@ -138,6 +127,15 @@ class NliCoherence:
         )
         logits = self.model(**inputs.to(self.model.device)).logits[0]
         return float(logits.float().softmax(0)[self.entailment])
+
+
+def _loaded(kind: Any, source: str) -> Any:
+    try:
+        return kind.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"--coherence nli:{source}: could not be loaded ({reason_of(error)}); give a local folder or a hub id"
+        ) from error
 
 
 def _entailment(source: str, id2label: Mapping[int, str]) -> int:
@@ -163,13 +161,7 @@ def check_coherence(which: str) -> None:
         raise WeightsError(f"--coherence nli:{source}: no such folder; give a local folder or a hub id of an NLI model")
     from transformers import AutoConfig
 
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"--coherence nli:{source}: could not be loaded ({reason_of(error)}); give a local folder or a hub id"
-        ) from error
-    _entailment(source, config.id2label or {})
+    _entailment(source, _loaded(AutoConfig, source).id2label or {})
 
 
 def load_coherence(which: str, device: str = "cpu") -> Coherence:

@@ -7,7 +7,7 @@ statistics, never scored 0, and counted (`Judge.counts`). Comparisons are asked 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -28,25 +28,6 @@ FORMS: dict[str, str] = {
 }
 NEED_ANCHORS = ("score_beside_anchor", "versus_anchor")
 Pictures = Sequence[Float[Tensor, "3 h w"]]
-
-
-@runtime_checkable
-class CountedJudge(Protocol):
-    """A judge as a reward, in this process or behind a worker."""
-
-    @property
-    def needs_anchors(self) -> bool:
-        """Whether photos without a preferred retouch have no value."""
-        ...
-
-    @property
-    def counts(self) -> Counts:
-        """What the judge was asked so far."""
-        ...
-
-    def of_groups(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, photo_of: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """See `reward.GroupReward`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -86,13 +67,7 @@ class JudgeReward:
 
     @torch.no_grad()
     def of_groups(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, photo_of: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """The reward of every candidate.
-
-        Args:
-            candidates: RGB, [0, 1]; one with a pixel that is not finite gets NaN.
-            photos: that they are retouches of.
-            photo_of: index of each candidate's photo; those of one photo are a group.
-        """
+        """The reward of every candidate."""
         values = torch.full((len(candidates),), torch.nan)
         pictures = list(candidates.detach().float().cpu())  # processors and endpoints take them from there
         good = [bool(picture.isfinite().all()) for picture in pictures]

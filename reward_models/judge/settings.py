@@ -81,11 +81,7 @@ def read_settings(folder: Path) -> JudgeSettings | None:
 
 
 def view_of(model: str, shown: str = "auto", form: str = "auto") -> View:
-    """The view for a model: what is given, unless it is auto, else what its folder says, else a large model's.
-
-    Raises:
-        WeightsError: its `judge.json` is none.
-    """
+    """The view for a model: what is given, unless it is auto, else what its folder says, else a large model's."""
     settings = read_settings(Path(source_of(model))) or JudgeSettings()
     return View(settings.shown if shown == "auto" else shown, settings.form if form == "auto" else form)
 

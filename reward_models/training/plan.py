@@ -15,13 +15,7 @@ VIEW_TOKENS = 72  # Of one of the embedded judge's two pictures: 192 x 96 pixels
 
 
 def dry_run(config: RewardModelConfig) -> int:
-    """Print the plan of a run and refuse data or an NLI model that is not there and what cannot fit; returns the exit code.
-
-    Raises:
-        DataError: --data cannot be read.
-        WeightsError: the NLI model of --coherence is not there.
-        ConfigError: the run cannot fit on the device; the message names the change that makes it fit.
-    """
+    """Print the plan of a run and refuse data or an NLI model that is not there and what cannot fit; returns the exit code."""
     view = view_of(config.model, config.shown, config.form)
     planner = planner_of(config)
     lines = plan(config, planner)

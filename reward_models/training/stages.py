@@ -67,12 +67,7 @@ class Training:
 
 
 def fit(context: RunContext, name: str, start: str, rows: Sequence[Row], *, steps: int, task: Task | None = None) -> None:
-    """Train a stored model and leave the whole result in `NAME/model`; goes on from the stage's newest complete checkpoint if there is one.
-
-    Raises:
-        Interrupted: a checkpoint is saved.
-        TrainingStopped: a weight is not finite.
-    """
+    """Train a stored model and leave the whole result in `NAME/model`; goes on from the stage's newest complete checkpoint."""
     options, folder = context.options, context.run.path / name
     torch.manual_seed(options.seed)
     model = load_model(start, dtype=options.dtype, device=options.device, freeze_vision=options.freeze_vision)

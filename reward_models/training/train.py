@@ -93,12 +93,7 @@ def _add_seconds(run: RunFolder, started: float) -> float:
 
 
 def check_folder(config: RewardModelConfig) -> bool:
-    """Refuse a run folder that cannot be used, before anything is read or made; returns whether its later stages are to be done again.
-
-    Raises:
-        RunFolderError: it holds another run or other files, or `--overwrite` would delete what the run needs.
-        CheckpointError: there is nothing to resume.
-    """
+    """Refuse a run folder that cannot be used, before anything is read or made; returns whether its later stages are to be done again."""
     folder, resume = Path(config.folder), config.resume_from_checkpoint
     if resume not in (None, "latest"):
         raise CheckpointError(f"--resume-from-checkpoint {resume}: a run of several stages goes on from the newest; give latest")
@@ -115,9 +110,6 @@ def check_stages(config: RewardModelConfig, count: int) -> list[str]:
 
     Returns:
         What differs where that is allowed, one line for each checkpoint.
-
-    Raises:
-        CheckpointError: it is not allowed, or impossible.
     """
     if config.resume_from_checkpoint is None:
         return []
@@ -127,12 +119,7 @@ def check_stages(config: RewardModelConfig, count: int) -> list[str]:
 
 
 def open_folder(config: RewardModelConfig, command: list[str]) -> RunFolder:
-    """A new run; the run to resume; or one whose later stages are to be done again from its earlier ones.
-
-    Raises:
-        RunFolderError: the folder holds something else, or pairs, model or seed differ.
-        CheckpointError: there is nothing to resume.
-    """
+    """A new run; the run to resume; or one whose later stages are to be done again from its earlier ones."""
     folder, again = Path(config.folder), check_folder(config)
     if not again:
         return open_run(config, command)
@@ -246,11 +233,7 @@ def check_pair_lengths(
     """Refuse pairs that leave no room for an answer; both orders are equally long, so that one of them is counted.
 
     Pictures that are shown as they were taken are all counted, from their files' heads. Views that are drawn are counted once for each size
-    of the photo. `longest` are the tokens that the engine takes which generates, if there is one.
-
-    Raises:
-        DataError: a pair does not fit; it is named.
-    """
+    of the photo. `longest` are the tokens that the engine takes which generates, if there is one."""
     context, limit = context_of(config.source), "the model's context"
     if longest is not None and (context is None or longest < context):
         context, limit = longest, "vLLM's longest sequence"

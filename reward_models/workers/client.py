@@ -101,11 +101,7 @@ class RewardWorkers:
         return [job.future for job in jobs]
 
     def score(self, names: Sequence[str], candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> Parts:
-        """Score one unit and wait for it.
-
-        Raises:
-            WorkersLost: nobody scored it.
-        """
+        """Score one unit and wait for it."""
         return {name: value for future in self.submit(names, candidates, photos) for name, value in future.result().items()}
 
     def figures(self) -> dict[str, dict[str, int]]:

@@ -1,18 +1,9 @@
 """Entry point of `serve-judge`. Imports nothing heavy at its top: `--help` must answer at once."""
 
-from portraitkit.cli import run_command
+from portraitkit.cli import command
 from portraitkit.config import load_config
 from portraitkit.errors import ConfigError
 from reward_models.workers.options import ServeJudgeConfig
-
-
-def serve_judge() -> None:
-    """Console command `serve-judge`: a judge behind an OpenAI-compatible endpoint."""
-    run_command(_serve)
-
-
-def _serve(argv: list[str]) -> int:
-    return serve(load_config(ServeJudgeConfig, argv, prog="serve-judge", example="--model runs/reward-model/model --port 8000"))
 
 
 def serve(config: ServeJudgeConfig) -> int:
@@ -20,10 +11,6 @@ def serve(config: ServeJudgeConfig) -> int:
 
     Returns:
         0 where nothing else ends it; a signal ends the process as signals do (130 or 143) once all is answered.
-
-    Raises:
-        ConfigError: the address cannot be listened on, or the device is not there.
-        WeightsError: the model cannot be loaded.
     """
     from rich.console import Console
 
@@ -49,3 +36,9 @@ def serve(config: ServeJudgeConfig) -> int:
         console.print(f"judge {config.model} at {url_of(config.host, listener)}/v1", markup=False, soft_wrap=True)
         server_of(app, timeout_graceful_shutdown=30).run(sockets=[listener])
     return 0
+
+
+@command
+def serve_judge(argv: list[str]) -> int:
+    """A judge behind an OpenAI-compatible endpoint."""
+    return serve(load_config(ServeJudgeConfig, argv, prog="serve-judge", example="--model runs/reward-model/model --port 8000"))

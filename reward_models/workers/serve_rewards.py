@@ -1,26 +1,12 @@
 """Entry point of `serve-rewards`. Imports nothing heavy at its top: `--help` must answer at once."""
 
-from portraitkit.cli import run_command
+from portraitkit.cli import command
 from portraitkit.config import load_config
 from reward_models.workers.options import ServeRewardsConfig
 
 
-def serve_rewards() -> None:
-    """Console command `serve-rewards`: rewards in a process or on a host of their own."""
-    run_command(_serve)
-
-
-def _serve(argv: list[str]) -> int:
-    return serve(load_config(ServeRewardsConfig, argv, prog="serve-rewards", example="--rewards judge:embedded --port 8600"))
-
-
 def serve(config: ServeRewardsConfig) -> int:
-    """Serve until SIGINT or SIGTERM; what is being scored or waits for it is answered first; returns 0 after a clean stop.
-
-    Raises:
-        ConfigError: a reward's name is unknown, the address cannot be listened on, or the device is not there.
-        WeightsError: a reward cannot be loaded.
-    """
+    """Serve until SIGINT or SIGTERM; what is being scored or waits for it is answered first; returns 0 after a clean stop."""
     from rich.console import Console
 
     from portraitkit.endpoint import read_key
@@ -48,3 +34,9 @@ def serve(config: ServeRewardsConfig) -> int:
         if desk.failure is not None:
             raise desk.failure
     return 0
+
+
+@command
+def serve_rewards(argv: list[str]) -> int:
+    """Rewards in a process or on a host of their own."""
+    return serve(load_config(ServeRewardsConfig, argv, prog="serve-rewards", example="--rewards judge:embedded --port 8600"))

@@ -27,7 +27,7 @@ from portraitkit.errors import DataError, ImageError, UserError
 from portraitkit.serving import hosts_of, read_body
 from reward_models.judge.backends import Backend, Said
 from reward_models.judge.judge import Judge
-from reward_models.judge.reward import CountedJudge
+from reward_models.reward import GroupReward
 from reward_models.reward_set import RewardSet
 from reward_models.workers.chat import ChatRequest, completion_of, read_request
 from reward_models.workers.options import ServeJudgeConfig, ServerConfig, ServeRewardsConfig
@@ -211,7 +211,7 @@ class Desk:
         started = time.monotonic()
         asked = unpack(body)
         self._check(asked)
-        judges = {name: one for name in asked.rewards if isinstance(one := self.rewards.functions[name], CountedJudge)}
+        judges = {name: one for name in asked.rewards if isinstance(one := self.rewards.functions[name], GroupReward)}
         before = {name: judge.counts.copy() for name, judge in judges.items()}
         photos, candidates = asked.photos.each(lambda part: part.to(self.device)), asked.candidates.to(self.device)
         parts = self.rewards.score_unit(list(asked.rewards), candidates, photos)

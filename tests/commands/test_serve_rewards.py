@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from policies.retoucher.main import align_retoucher
 from policies.retoucher.photos import SyntheticSource
-from reward_models.judge.reward import CountedJudge
+from reward_models.reward import GroupReward
 from reward_models.reward_set import build_rewards
 from reward_models.workers.client import connect
 from reward_models.workers.serve_rewards import serve_rewards
@@ -103,7 +103,7 @@ def test_the_same_values_as_in_process_shared_by_two_workers(pair, groups):
         alone = groups[0], groups[1].select(groups[2])  # as in evaluation
         assert equal(here.parts(*alone), there.parts(*alone))
         judges = [rewards.functions[names[-1]] for rewards in (here, there)]
-        assert isinstance(judges[0], CountedJudge) and isinstance(judges[1], CountedJudge)
+        assert isinstance(judges[0], GroupReward) and isinstance(judges[1], GroupReward)
         assert judges[0].counts == judges[1].counts and judges[1].counts.asked > 0
         for _ in range(3):
             assert equal(ours, there.parts(*groups))

@@ -23,10 +23,6 @@ BUILT_IN = tuple(PIPELINES)
 def check_backbone(name: str, model: str | None) -> None:
     """Refuse a backbone or a local folder of weights that is not there or another's, before torch is imported.
 
-    Args:
-        name: as given to `--backbone`.
-        model: as given to `--model`; a hub id is not looked up.
-
     Raises:
         ConfigError: the name is unknown, or there is no such file.
         WeightsError: the folder holds another pipeline.
@@ -44,20 +40,7 @@ def check_backbone(name: str, model: str | None) -> None:
 
 
 def load_backbone(name: str, model: str | None, resolution: int | None, device: str, **options: Any) -> "Backbone":
-    """Load a backbone by built-in name or as `my_file.py:BACKBONE`.
-
-    Args:
-        name: as given to `--backbone`.
-        model: hub id or local folder; the backbone's own default if None.
-        resolution: side of the pictures; the backbone's own default if None.
-        device: as torch names it.
-        **options: those of `policies.retoucher.model.loading.LOADING` that are not at their default.
-
-    Raises:
-        ConfigError: the name is unknown, the file exports no such object, the device is not there, or the backbone lacks the option or
-            a part of the contract.
-        WeightsError: its weights are not there, another backbone's, or not finite.
-    """
+    """Load a backbone by name or as `my_file.py:BACKBONE`; `options` are those of `LOADING` that are not at their default."""
     check_backbone(name, model)
 
     import torch

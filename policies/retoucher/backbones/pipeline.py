@@ -78,22 +78,7 @@ class PipelineBackbone:
         vae_tiling: bool,
         **facts: Any,
     ) -> Self:
-        """A published model or one in a local folder, bf16, 512 px unless told otherwise.
-
-        Args:
-            kind: class of the pipeline.
-            model: hub id or local folder.
-            resolution: side of the pictures, a multiple of 16.
-            device: of the networks.
-            quantize: none, or nf4 for the transformer's frozen weights.
-            offload_text_encoder: see the class.
-            vae_tiling: encode and decode in tiles.
-            **facts: further arguments of the class.
-
-        Raises:
-            ConfigError: the resolution is not a multiple of 16, or a quantiser is missing.
-            WeightsError: the weights are not there and cannot be had.
-        """
+        """A published model or one in a local folder, bf16, 512 px unless told otherwise."""
         side = check_multiple(resolution or 512, 16)
         resident = ("transformer", "vae", *(() if offload_text_encoder else cls.text_parts))
         pipeline = load_pipeline(kind, model, device, quantize=quantize, resident=resident, vae_tiling=vae_tiling)

@@ -97,11 +97,7 @@ def load_lora(transformer: Any, folder: str | Path) -> None:
 
 
 def read_tensors(file: AdapterFile, modules: Iterable[str]) -> dict[str, Any]:
-    """The tensors of a LoRA file by the transformer's own modules; an alpha that has a tensor of its own is multiplied in.
-
-    Raises:
-        WeightsError: a tensor is not finite.
-    """
+    """The tensors of a LoRA file by the transformer's own modules; an alpha that has a tensor of its own is multiplied in."""
     from safetensors.torch import load_file
 
     from portraitkit.runs.checkpoint import check_weights

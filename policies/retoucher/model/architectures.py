@@ -35,10 +35,6 @@ def meta_backbone(
         device: any other holds transformer and autoencoder, with random weights; text encoders never, see `stand_in_condition`.
         guidance: scale, or None for the backbone's own.
         vae_tiling: the autoencoder works in tiles.
-
-    Raises:
-        ConfigError: no built-in backbone, or an impossible resolution.
-        WeightsError: the folder holds no pipeline, or another one.
     """
     import diffusers
 

@@ -41,11 +41,7 @@ class CachedBackbone:
         self._key = backbone.encoding_key()
 
     def keep_in(self, folder: Path) -> None:
-        """Keep encodings in this folder from now on, and write those that waited for it.
-
-        Raises:
-            RunFolderError: it cannot be made or written.
-        """
+        """Keep encodings in this folder from now on, and write those that waited for it."""
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -139,11 +135,7 @@ def with_cache(backbone: Backbone, config: RetoucherConfig) -> Backbone:
 
 
 def open_cache(backbone: Backbone, config: RetoucherConfig) -> None:
-    """Name the folder of a backbone's cache, if it has one; once the run folder may be written.
-
-    Raises:
-        RunFolderError: the folder cannot be written.
-    """
+    """Name the folder of a backbone's cache, if it has one; once the run folder may be written."""
     if isinstance(backbone, CachedBackbone):
         backbone.keep_in(Path(config.cache_dir) if config.cache_dir is not None else Path(config.output_dir) / "cache")
 

@@ -33,14 +33,6 @@ def load_pipeline(
 ) -> Any:
     """A stock pipeline in bf16.
 
-    Args:
-        kind: the pipeline's class.
-        name: hub id or local folder.
-        device: of the resident parts.
-        quantize: none, or nf4: 4-bit NF4 weights of the transformer with bf16 arithmetic (bitsandbytes), for a frozen base.
-        resident: parts that are put on the device; the others stay on the CPU.
-        vae_tiling: encode and decode large pictures in tiles.
-
     Raises:
         ConfigError: `quantize` is unknown, or bitsandbytes is missing.
         WeightsError: the weights are not there, cannot be had, or are another pipeline's.

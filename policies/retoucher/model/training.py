@@ -69,10 +69,6 @@ def divide_base(backbone: Backbone, device: str) -> None:
 def divide_weights(transformer: nn.Module, device: str) -> None:
     """FSDP2 on each of a frozen transformer's blocks, and on what is left of it.
 
-    Args:
-        transformer: a diffusers model, on the CPU; blocks are those that it says not to split.
-        device: of this process.
-
     Raises:
         ConfigError: it names no blocks.
     """
@@ -92,10 +88,6 @@ def prepare_training(transformer: nn.Module, *, gradient_checkpointing: bool) ->
 
     Steps of bfloat16 weights are lost to rounding once they are below 1/256 of a weight; those of a LoRA at usual learning rates are.
 
-    Args:
-        transformer: with its LoRA layers, which alone are trainable.
-        gradient_checkpointing: compute activations of each block again in the backward.
-
     Raises:
         ConfigError: the transformer cannot do that.
     """
@@ -110,11 +102,7 @@ def prepare_training(transformer: nn.Module, *, gradient_checkpointing: bool) ->
 
 
 def make_optimizer(kind: str, parameters: list[nn.Parameter], *, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW with betas .9 and .95, its state in float32 or, for tensors of 4096 values and more, in 8 bits.
-
-    Raises:
-        ConfigError: bitsandbytes is missing.
-    """
+    """AdamW with betas .9 and .95, its state in float32 or, for tensors of 4096 values and more, in 8 bits."""
     settings = {"lr": learning_rate, "betas": (0.9, 0.95), "weight_decay": weight_decay}
     if kind == "adamw_8bit":
         return need_bitsandbytes("--optimizer adamw_8bit", "--optimizer adamw").optim.AdamW8bit(parameters, **settings)

@@ -149,12 +149,7 @@ def write_pictures(folder: Path, data: EvaluationSet, base: Evaluation, aligned:
 
 def write_report(folder: Path) -> Path:
     """Write `report.html` into the folder of a finished run: one file, no outside requests, everything escaped; returns its path. It reads
-    config.json, environment.json, summary.json, metrics.jsonl, and held_out/ where there are pictures.
-
-    Raises:
-        RunFolderError: a file is missing or is not valid JSON.
-        ImageError: a picture cannot be read.
-    """
+    config.json, environment.json, summary.json, metrics.jsonl, and held_out/ where there are pictures."""
     return write_page(folder / "report.html", Path(__file__).parent / "templates" / "report.html.j2", _context(read_run(folder)))
 
 

@@ -25,11 +25,7 @@ def retouch_main(argv: list[str]) -> int:
     """Parse the arguments and retouch; returns the exit code: 0, or 2 where a photo of a folder failed.
 
     One photo: its first error ends the command, nothing is written. A folder: the other photos go on, failures are
-    listed at the end.
-
-    Raises:
-        UserError: see `portraitkit.errors`.
-    """
+    listed at the end."""
     config = load_config(RetouchConfig, argv, prog="retouch-portrait", example="me.jpg retouched.jpg")
     jobs = plan_jobs(config.source, config.target, overwrite=config.overwrite) if config.source and config.target else []
     check_backbone(config.backbone, config.model)
@@ -52,11 +48,6 @@ def retouch_main(argv: list[str]) -> int:
 
 def plan_jobs(source: Path, target: Path, *, overwrite: bool = False) -> list[Job]:
     """Which photo becomes which file. Nothing is written, no folder is made.
-
-    Args:
-        source: a photo or a folder of photos.
-        target: a file or a folder; a path without the suffix of a picture is a folder.
-        overwrite: whether a target may exist already.
 
     Returns:
         Pairs of photo and target, sorted by name. Targets keep their photo's name; what is read but not written, as a GIF, becomes a PNG.

@@ -106,14 +106,6 @@ class FacePlan:
 def take_apart(pixels: Pixels, faces: Faces, backbone: Backbone, *, prompt: str, num_steps: int, seed: int) -> Iterator[FacePlan]:
     """Run the retoucher's anchor-free ODE once on each face and sort its change; a face's result does not depend on the others.
 
-    Args:
-        pixels: the picture.
-        faces: found in it.
-        backbone: the editor.
-        prompt: editing instruction.
-        num_steps: sampling steps.
-        seed: of the initial noise, the same for every face.
-
     Raises:
         ImageError: an edit has a pixel that is not finite.
     """

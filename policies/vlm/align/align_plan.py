@@ -16,11 +16,7 @@ from reward_models.judge.settings import source_of
 
 
 def dry_run(config: AlignVlmConfig) -> int:
-    """Print the plan of a run and refuse what cannot fit; returns the exit code.
-
-    Raises:
-        ConfigError: the run cannot fit on the device; the message names the change that makes it fit.
-    """
+    """Print the plan of a run and refuse what cannot fit; returns the exit code."""
     maker = recipe_that_makes(config.model)
     made = [("model", f"{config.model}, which --config {maker[0]} makes from {maker[1]}")] if maker else []
     if config.data != "embedded" and not Path(config.data).is_dir():

@@ -33,12 +33,7 @@ def check_enough(config: AlignVlmConfig, rows: int, processes: int) -> None:
 
 
 def load_policy(config: AlignVlmConfig) -> Any:
-    """The model to align: with the LoRA of `--adapter` on it, or merged into it without --rank.
-
-    Raises:
-        WeightsError: the model cannot be loaded, or the adapter is damaged or of another model.
-        ConfigError: the adapter would train the vision tower, which is to stay frozen.
-    """
+    """The model to align: with the LoRA of `--adapter` on it, or merged into it without --rank."""
     model = _load(config, config.model)
     if config.adapter is not None:
         upcast = config.deepspeed is None

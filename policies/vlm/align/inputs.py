@@ -25,11 +25,7 @@ def prompt_of(config: AlignVlmConfig, task: Task) -> str:
 
 
 def open_all_rows(config: AlignVlmConfig, task: Task, console: Console) -> dict[str, list[Row]]:
-    """The rows of the three splits, made or read.
-
-    Raises:
-        DataError: see `portraitkit.vlm.rows.open_rows`.
-    """
+    """The rows of the three splits, made or read."""
     counts = {"train": config.train_rows, "validation": config.validation_rows, "held_out": config.held_out_rows}
     if config.data != "embedded":
         return open_rows(task, config.data, counts, config.seed)
@@ -40,11 +36,7 @@ def open_all_rows(config: AlignVlmConfig, task: Task, console: Console) -> dict[
 def readable_rows(
     config: AlignVlmConfig, rows: Mapping[str, Sequence[Row]], console: Console, where: Path
 ) -> tuple[dict[str, list[Row]], list[dict[str, str]]]:
-    """The rows whose pictures can be decoded to their end, and the others with their reasons; one line on the screen says so.
-
-    Raises:
-        DataError: more than `--max-unusable` cannot, a split is left without rows.
-    """
+    """The rows whose pictures can be decoded to their end, and the others with their reasons; one line on the screen says so."""
     files = files_of(rows)
     if not files:
         return {split: list(some) for split, some in rows.items()}, []
@@ -73,11 +65,7 @@ def check_held_out(config: AlignVlmConfig, rows: Sequence[Row]) -> None:
 
 
 def write_aside(path: Path, aside: Sequence[Mapping[str, str]]) -> None:
-    """Write the rows that were set aside, a JSON object a line; without any, no file stays.
-
-    Raises:
-        RunFolderError: it cannot be written.
-    """
+    """Write the rows that were set aside, a JSON object a line; without any, no file stays."""
     if aside:
         write_lines(path, aside)
     else:
@@ -87,11 +75,7 @@ def write_aside(path: Path, aside: Sequence[Mapping[str, str]]) -> None:
 def check_all_lengths(
     config: AlignVlmConfig, processor: Any, rows: Mapping[str, Sequence[Row]], prompt: str, longest: int | None = None
 ) -> Lengths:
-    """Refuse rows that fit neither into the model's context nor into what the engine takes that generates (`longest` tokens, if given).
-
-    Raises:
-        DataError: a row does not fit; it is named.
-    """
+    """Refuse rows that fit neither into the model's context nor into what the engine takes that generates (`longest` tokens, if given)."""
     context, limit = context_of(config.model), "the model's context"
     if longest is not None and (context is None or longest < context):
         context, limit = longest, "vLLM's longest sequence"

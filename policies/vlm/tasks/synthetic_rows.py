@@ -33,9 +33,6 @@ def makeup_row(split: str, seed: int, *, lips_only: bool = False, draw: Draw | N
     Returns:
         `image` (RGB, 3 x 128 x 128, [0, 1]), `solution` (items, in the order lips, blush, eyeshadow), and where it comes from:
         `synthetic` (True), `split`, `seed`, `morph` (who it is, see `preference_data.people.synthetic`).
-
-    Raises:
-        DataError: no such split.
     """
     digest = _digest("makeup", split, seed)
     person = draw(torch.Generator().manual_seed(digest)) if draw else bare_person(split, seed)
@@ -54,9 +51,6 @@ def emotion_row(split: str, seed: int, *, draw: Draw | None = None) -> dict[str,
     Returns:
         `image` (RGB, 3 x 128 x 128, [0, 1]), `AUs` (such as ["AU6", "AU12"]), `labels` (one emotion), `target` (the completion to
         imitate), `intensities` (by unit, in [0, 1]), and where it comes from, as in `makeup_row`.
-
-    Raises:
-        DataError: no such split.
     """
     digest = _digest("emotion", split, seed)
     generator = torch.Generator().manual_seed(digest)

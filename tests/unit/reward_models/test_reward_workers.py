@@ -9,7 +9,7 @@ import torch
 from patience import LONGEST
 
 from portraitkit.errors import WorkersLost
-from reward_models.judge.reward import CountedJudge
+from reward_models.reward import GroupReward
 from reward_models.reward_set import build_rewards
 from reward_models.workers.client import BUGS, RewardWorkers, Worker
 from reward_models.workers.wire import pack_answer, unpack
@@ -161,7 +161,7 @@ def test_each_reward_goes_to_workers_that_serve_it(photos):
             assert torch.equal(parts[name], photos.source.mean((1, 2, 3)))
         assert torch.equal(parts["identity"], build_rewards(("identity",), (), "product").parts(photos.source, photos)["identity"])
         judge = rewards.functions["judge:x:win_rate"]
-        assert isinstance(judge, CountedJudge)
+        assert isinstance(judge, GroupReward)
         assert torch.equal(judge.of_groups(photos.source, photos, torch.arange(8)), parts["judge:x:win_rate"]) and not judge.needs_anchors
 
 
@@ -174,6 +174,6 @@ def test_what_a_judge_counted_there_is_counted_here(unit):
         for _ in range(2):
             rewards.parts(*unit, torch.zeros(2, dtype=torch.int64))
         judge = rewards.functions["judge:x"]
-    assert isinstance(judge, CountedJudge)
+    assert isinstance(judge, GroupReward)
     counts = judge.counts
     assert (counts.asked, counts.unreadable, counts.flips) == (8, 2, 0)

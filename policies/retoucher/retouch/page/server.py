@@ -132,11 +132,7 @@ class Studio:
             return within(read_image(path, lean=True).pixels, SCREEN)
 
     def open(self, token: str, path: Path | None = None) -> Opened:
-        """A photo, ready for the sliders.
-
-        Raises:
-            HTTPException: 404, there is none of this name.
-        """
+        """A photo, ready for the sliders."""
         path = path or self.file_of(token)
         if (opened := self._opened.get(token)) is None:  # a slider does not wait while another photo is at work
             with self.lock:
