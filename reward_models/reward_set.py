@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -156,26 +157,19 @@ def build_rewards(
     """
     check_names(names)
     served = tuple(name for name in names if workers is not None and name in workers.served)
-    functions: dict[str, RewardFunction | GroupReward] = {name: _load(name, device) for name in names if name not in served}
-    if workers is not None:
-        functions = {name: stand_in(name, workers) if name in served else functions[name] for name in names}
+    learned = {"clip_similarity": clip_similarity, "iqa": iqa_reward, "arcface": partial(arcface_reward, device=device)}
+    learned["judge"] = partial(judge_reward, device=device)
+    functions: dict[str, RewardFunction | GroupReward] = {}
+    for name in names:
+        kind, _, argument = name.partition(":")
+        there = workers is not None and name in served
+        functions[name] = stand_in(name, workers) if there else REWARDS[name] if name in REWARDS else learned[kind](argument)
     defaults = {name: REWARDS[name].weight if name in REWARDS else LEARNED_WEIGHT for name in names}
     chosen = dict(zip(names, weights, strict=True)) if weights else defaults
     for name, weight in chosen.items():
         if not weight > 0:
             raise ConfigError(f"weight {weight} of reward {name!r}: must be above 0; leave the reward out instead")
     return RewardSet(functions, chosen, how, elsewhere=workers, served=served)
-
-
-def _load(name: str, device: str) -> RewardFunction | GroupReward:
-    kind, _, argument = name.partition(":")
-    if kind == "clip_similarity":
-        return clip_similarity(argument)
-    if kind == "iqa":
-        return iqa_reward(argument)
-    if kind == "arcface":
-        return arcface_reward(argument, device)
-    return judge_reward(argument, device=device) if kind == "judge" else REWARDS[kind]
 
 
 # ---- the verifiable rewards as an independent check of a judge, whether or not they are part of what is maximised

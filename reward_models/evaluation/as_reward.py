@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from portraitkit.files.jsonl import read_objects, write_lines
 from portraitkit.stats import cluster_interval, group_rank, ranks_in_groups, wilson_interval
@@ -90,7 +89,10 @@ def ask_cues(judge: Judge, pairs: Sequence[JudgedPair], folder: Path, *, advance
                 questions.extend((pixels, order, sentence.format(it=NUMBERS[loser])) for sentence in sentences)
                 asked.append((order, name, before))
             for name, draw in DRAWN.items():
-                questions.extend((_marked(pixels, file, draw, meant), order, "") for meant in (True, False))
+                for meant in (True, False):
+                    photo, a, b = pixels
+                    marked = (photo, draw(a, meant=meant), b) if file == "a" else (photo, a, draw(b, meant=meant))
+                    questions.append((marked, order, ""))
                 asked.append((order, name, before))
         said = _ask(judge, questions)
         for (order, name, before), after, control in zip(asked, said[::2], said[1::2], strict=True):
@@ -98,11 +100,6 @@ def ask_cues(judge: Judge, pairs: Sequence[JudgedPair], folder: Path, *, advance
             rows.append(facts | {"before": before, "after": after, "control": control})
         advance()
     write_lines(folder / CUES, rows)
-
-
-def _marked(pixels: Pictures, file: str, draw: Callable[..., Picture], meant: bool) -> Pictures:
-    photo, a, b = pixels
-    return (photo, draw(a, meant=meant), b) if file == "a" else (photo, a, draw(b, meant=meant))
 
 
 def _ask(judge: Judge, questions: Sequence[Question]) -> list[Place | None]:
@@ -175,30 +172,18 @@ def ask_group(judge: Judge, photo: Picture, group: Sequence[Candidate]) -> dict[
     """Rank correlations inside a group, overall and by dimension; and of each two neighbours in it the difference of their truth, the
     verdict (None where it cannot be read), whether it changed with the order, and whose mean score is higher."""
     alone = judge.judge([Comparison(photo, one.pixels, photo) for one in group])
-    pairs = list(zip(group[::2], group[1::2], strict=True))
-    beside = judge.judge([Comparison(photo, a.pixels, b.pixels) for a, b in pairs])
+    beside = judge.judge([Comparison(photo, a.pixels, b.pixels) for a, b in zip(group[::2], group[1::2], strict=True)])
 
-    def column(name: str) -> Tensor:
-        means = [one.means[0] if name == "overall" else one.scores[name][0] for one in alone if isinstance(one, Judgement)]
-        found = iter(means)
-        return torch.tensor([next(found) if isinstance(one, Judgement) else math.nan for one in alone])
-
-    truths = [one.truth or {} for one in group]
-    ranks = {
-        name: ranks_in_groups(column(name), torch.tensor([truth[name] for truth in truths]), [0] * len(group))
-        for name in ("overall", *DIMENSIONS)
-    }
-    couples = [
-        (_of(a) - _of(b), one.overall, one.flipped, winner(*one.means))
-        if isinstance(one, Judgement)
-        else (_of(a) - _of(b), None, False, None)
-        for (a, b), one in zip(pairs, beside, strict=True)
-    ]
+    scores = [one.scores | {"overall": one.means} if isinstance(one, Judgement) else {} for one in alone]
+    truths, ranks = [one.truth or {} for one in group], {}
+    for name in ("overall", *DIMENSIONS):
+        judged = torch.tensor([some[name][0] if some else math.nan for some in scores])
+        ranks[name] = ranks_in_groups(judged, torch.tensor([truth[name] for truth in truths]), [0] * len(group))
+    couples = []
+    for one, a, b in zip(beside, truths[::2], truths[1::2], strict=True):
+        said = (one.overall, one.flipped, winner(*one.means)) if isinstance(one, Judgement) else (None, False, None)
+        couples.append((a["overall"] - b["overall"], *said))
     return {"policy": group[0].origin.model, "ranks": ranks, "couples": couples}
-
-
-def _of(candidate: Candidate) -> float:
-    return candidate.truth["overall"] if candidate.truth else math.nan
 
 
 def rollout_figures(folder: Path) -> dict[str, Any]:

@@ -25,19 +25,12 @@ from reward_models.evaluation.as_reward import (
 from reward_models.evaluation.figures import all_figures, by_group, calibration, fit_thresholds, majority, unreadable_share
 from reward_models.evaluation.hacks import DISTURBANCES, HACKS, disturbed, hack_figures, hack_pairs, stability
 from reward_models.judge.judge import load_judge
-from reward_models.judge.pairs import Judged, JudgedPair, View, exchanged, judged_from, judged_of
+from reward_models.judge.pairs import Judged, JudgedPair, View, exchanged, judged_of
 from reward_models.training.config import RewardModelConfig
 
 EXCHANGE = 7  # Seed by which pictures are exchanged among held-out pairs, the same for every run
-KEPT = (
-    "hacks",
-    "stability",
-    "cues",
-    "clean_faces",
-    "rollouts",
-    "groups",
-    "calibration",
-)  # Of `checks_summary`, what `summary.json` has as it is
+KEPT = ("hacks", "stability", "cues", "clean_faces", "rollouts", "groups", "calibration")
+"""Of `checks_summary`, what `summary.json` has as it is."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +103,7 @@ def write_answers(folder: Path, shards: Sequence[Sequence[Mapping[str, Any]]]) -
 
 def read_judged(path: Path, view: View) -> list[Judged]:
     """Answers that `Asking.judge` kept."""
-    return [judged_from(view, row) for _, row in read_objects(path)]
+    return [judged_of(view, row["pair"], (row["ab"], row["ba"])) for _, row in read_objects(path)]
 
 
 def check_judge(asking: Asking, model: Any, pairs: Sequence[JudgedPair], folder: Path) -> None:
@@ -151,6 +144,20 @@ def checks_summary(folder: Path, view: View, pairs: Sequence[JudgedPair], judged
         "rollouts": rollout_figures(folder),
         "groups": by_group(pairs, judged),
         "calibration": calibration(pairs, judged),
+    }
+
+
+def run_facts(
+    config: RewardModelConfig, pairs: Mapping[str, Sequence[JudgedPair]], checks: Mapping[str, Any], final: str, seconds: float
+) -> dict[str, Any]:
+    """What `summary.json` has of every run: the checks as they are, the model that they are of, time, pairs and seed."""
+    return {
+        **{name: checks[name] for name in KEPT},
+        "final": final,
+        "seconds": seconds,
+        "pairs": {split: len(some) for split, some in pairs.items()},
+        "seed": config.seed,
+        "synthetic": all(pair.synthetic for pair in pairs["held_out"]),
     }
 
 

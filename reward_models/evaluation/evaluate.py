@@ -19,13 +19,13 @@ from portraitkit.runs.shards import Shard, ShardFile, check_shard, clear_shards,
 from portraitkit.vlm.model import be_quiet, check_device, load_model, load_processor
 from portraitkit.vlm.stages import Interrupted
 from reward_models.evaluation.battery import (
-    KEPT,
     Asking,
     ask_about_rewards,
     check_judge,
     checks_summary,
     held_out_summary,
     read_judged,
+    run_facts,
     write_answers,
 )
 from reward_models.evaluation.public_pairs import benchmark_files, read_benchmark
@@ -53,9 +53,13 @@ def run_evaluation(config: RewardModelConfig, command: list[str]) -> int:
         check_run_folder(folder, overwrite=config.overwrite, report_to=list(config.report_to), needed=needed_by(config))
     view = view_of(config.model, config.shown, config.form)
     processor = load_processor(config.source, max_pixels=config.max_pixels)
+    pairs: dict[str, list[JudgedPair]] = {}
     if config.benchmark != "none":
         benchmark_files(config.benchmark, Path(config.data))  # refused before anything is written
-    pairs = {} if config.benchmark != "none" else _embedded_or_stored(config, console)
+    else:
+        counts = {split: config.counts[split] for split in ("validation", "held_out")}  # validation pairs are for the tie thresholds
+        with counting(console, "reading pairs", sum(counts.values()) if config.data == "embedded" else None) as advance:
+            pairs = open_pairs(config.data, counts, config.seed, advance=advance)
     if shard is not None:
         code = _ask_share(config, shard, processor, view, pairs, command, console)
         if code or not shard.merges:
@@ -76,16 +80,8 @@ def run_evaluation(config: RewardModelConfig, command: list[str]) -> int:
             return interrupt.exit_code
         judged = {split: read_judged(folder / "base" / f"{split}.jsonl", view) for split in pairs}
         checks = checks_summary(folder / "checks", view, pairs["held_out"], judged["held_out"])
-        summary: dict[str, Any] = {
-            **held_out_summary(pairs, {"base": judged}, checks, None),
-            **{name: checks[name] for name in KEPT},
-            "final": "base",
-            "benchmark": config.benchmark,
-            "seconds": time.monotonic() - started,
-            "pairs": {split: len(some) for split, some in pairs.items()},
-            "seed": config.seed,
-            "synthetic": all(pair.synthetic for pair in pairs["held_out"]),
-        }
+        summary = held_out_summary(pairs, {"base": judged}, checks, None) | {"benchmark": config.benchmark}
+        summary |= run_facts(config, pairs, checks, "base", time.monotonic() - started)
         run.write_json("summary.json", summary)
         write_report(folder, pairs["held_out"])
         clear_shards(folder)
@@ -144,10 +140,3 @@ def _public(config: RewardModelConfig, folder: Path, console: Console) -> dict[s
     pairs, left_out = read_benchmark(config.benchmark, Path(config.data), folder / "pictures", limit=config.benchmark_rows)
     console.print(f"{config.benchmark}: {len(pairs)} pairs, {left_out} rows of another kind left out", highlight=False)
     return {"held_out": pairs}
-
-
-def _embedded_or_stored(config: RewardModelConfig, console: Console) -> dict[str, list[JudgedPair]]:
-    """Held-out pairs, and validation pairs for the tie thresholds."""
-    counts = {split: config.counts[split] for split in ("validation", "held_out")}
-    with counting(console, "reading pairs", sum(counts.values()) if config.data == "embedded" else None) as advance:
-        return open_pairs(config.data, counts, config.seed, advance=advance)

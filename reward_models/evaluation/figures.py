@@ -51,7 +51,8 @@ def figures(pairs: Sequence[JudgedPair], judged: Sequence[Judged], name: str, th
     readable = [(first, second) for first, second in verdicts if first is not None and second is not None]
     said = [(verdict, place) for pair in verdicts for place, verdict in enumerate(pair) if verdict is not None]
     decided = [(verdict == "a") == (place == 0) for verdict, place in said if verdict != "tie"]
-    tau, diff = tau_and_diff(pairs, judged, name, threshold)
+    rows = differences(pairs, judged, name)
+    diff = [0.5 if value == 0 else (value > 0) == (truth == "a") and value == value for value, truth in rows if truth != "tie"]
     return {
         "acc_forward": _mean(forward),
         "acc_reversed": _mean(reversed_),
@@ -61,8 +62,8 @@ def figures(pairs: Sequence[JudgedPair], judged: Sequence[Judged], name: str, th
         "flip_rate": _share([first != second for first, second in readable]),
         "p_first": _share(decided),
         "tie_rate": _share([verdict == "tie" for verdict, _ in said]),
-        "tau": tau,
-        "diff": diff,
+        "tau": _share([by_threshold(value, threshold) == truth for value, truth in rows]),
+        "diff": _share(diff),
         "n": int(forward.isfinite().sum()),
     }
 
@@ -79,11 +80,11 @@ def right(pairs: Sequence[JudgedPair], judged: Sequence[Judged], name: str) -> t
     return correct[:, 0], correct[:, 1]
 
 
-def gain(pairs: Sequence[JudgedPair], before: Sequence[Judged], after: Sequence[Judged], name: str = "overall") -> dict[str, Any]:
-    """Paired difference of acc_consistent, after minus before, with its bootstrap interval by person."""
-    old, new = (torch.prod(torch.stack(right(pairs, judged, name)), 0) for judged in (before, after))
-    change = paired_change(old, new)
-    return {name: change.gain, "ci95": list(cluster_interval(new - old, [pair.identity or pair.id for pair in pairs]))}
+def gain(pairs: Sequence[JudgedPair], before: Sequence[Judged], after: Sequence[Judged]) -> dict[str, Any]:
+    """Paired difference of the overall acc_consistent, after minus before, with its bootstrap interval by person."""
+    old, new = (torch.prod(torch.stack(right(pairs, judged, "overall")), 0) for judged in (before, after))
+    people = [pair.identity or pair.id for pair in pairs]
+    return {"overall": paired_change(old, new).gain, "ci95": list(cluster_interval(new - old, people))}
 
 
 def majority(pairs: Sequence[JudgedPair]) -> dict[str, float]:
@@ -101,16 +102,6 @@ def unreadable_share(judged: Sequence[Judged]) -> float:
     """Share of answers that cannot be read."""
     answers = [answer for one in judged for answer in one.answers]
     return sum(isinstance(answer, Unreadable) for answer in answers) / max(len(answers), 1)
-
-
-def tau_and_diff(pairs: Sequence[JudgedPair], judged: Sequence[Judged], name: str, threshold: float) -> tuple[float | None, float | None]:
-    """See the module; None where no pair counts."""
-    rows = differences(pairs, judged, name)
-    tau = [by_threshold(value, threshold) == truth for value, truth in rows]
-    diff = [
-        0.5 if value == 0 else float(not math.isnan(value) and (value > 0) == (truth == "a")) for value, truth in rows if truth != "tie"
-    ]
-    return _share(tau), sum(diff) / len(diff) if diff else None
 
 
 def differences(pairs: Sequence[JudgedPair], judged: Sequence[Judged], name: str) -> list[tuple[float, Verdict]]:
@@ -179,5 +170,5 @@ def _mean(values: Tensor) -> float | None:
     return float(known.mean()) if len(known) else None
 
 
-def _share(values: Sequence[bool]) -> float | None:
+def _share(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None

@@ -15,8 +15,9 @@ from portraitkit.report.charts import Series, curve_svg, series_of
 from portraitkit.report.page import data_uri, interval, number, plural, setup, signed, write_page
 from preference_data.pair_set import scan_pairs
 from preference_data.schema import DIMENSIONS, TITLES
+from reward_models.evaluation.battery import read_judged
 from reward_models.evaluation.figures import NAMES, truth_of
-from reward_models.judge.pairs import Judged, JudgedPair, View, judged_from
+from reward_models.judge.pairs import Judged, JudgedPair, View
 from reward_models.training.config import STAGES, RewardModelConfig
 
 SHOWN = 3
@@ -38,26 +39,29 @@ def print_result(console: Console, summary: dict[str, Any], folder: Path) -> Non
     """The main figures as a table."""
     held_out, stages = summary["held_out"], stages_of(summary)
     last = stages[-1]
-    names = [name for name in NAMES if name in held_out[last]]
-    table = Table(title=f"Right in both orders, {plural(summary['pairs']['held_out'], 'held-out pair')}", title_justify="left")
-    for column in ("", *stages, "95 % interval"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for name in names:
-        row = held_out[last][name]
-        values = [number(held_out[stage].get(name, {}).get("acc_consistent")) for stage in stages]
-        table.add_row(SHORT[name], *values, interval(row["ci95"]))
-    console.print(table)
-    table = Table(title=f"An answer of {last}, and what needs no eyes", title_justify="left")
-    for column in ("", "right", "P(first)", "flips", "blind", "shuffled", "majority"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for name in names:
-        row = held_out[last][name]
-        baselines = [number(held_out.get(key, {}).get(name)) for key in ("blind", "shuffled_images", "majority")]
-        table.add_row(SHORT[name], number(row["acc_average"]), number(row["p_first"]), number(row["flip_rate"]), *baselines)
-    console.print(table)
-    console.print(headline(summary), highlight=False, markup=False, soft_wrap=True)
-    for warning in warnings(summary):
-        console.print(warning, highlight=False, markup=False, soft_wrap=True)
+    rows = {name: held_out[last][name] for name in NAMES if name in held_out[last]}
+    tables = {
+        f"Right in both orders, {plural(summary['pairs']['held_out'], 'held-out pair')}": (
+            ("", *stages, "95 % interval"),
+            lambda name, row: [*(number(held_out[one].get(name, {}).get("acc_consistent")) for one in stages), interval(row["ci95"])],
+        ),
+        f"An answer of {last}, and what needs no eyes": (
+            ("", "right", "P(first)", "flips", "blind", "shuffled", "majority"),
+            lambda name, row: [
+                *(number(row[key]) for key in ("acc_average", "p_first", "flip_rate")),
+                *(number(held_out.get(key, {}).get(name)) for key in ("blind", "shuffled_images", "majority")),
+            ],
+        ),
+    }
+    for title, (columns, cells) in tables.items():
+        table = Table(title=title, title_justify="left")
+        for column in columns:
+            table.add_column(column, justify="right" if column else "left", no_wrap=True)
+        for name, row in rows.items():
+            table.add_row(SHORT[name], *cells(name, row))
+        console.print(table)
+    for line in (headline(summary), *warnings(summary)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", highlight=False)
 
 
@@ -88,19 +92,15 @@ def headline(summary: Mapping[str, Any]) -> str:
 def warnings(summary: Mapping[str, Any]) -> list[str]:
     """What speaks against the judge, a sentence each."""
     last = stages_of(summary)[-1]
-    lines = []
-    beaten = [name.replace("_", " ") for name, row in summary["hacks"].items() if row["ci95"][0] <= 0.5]
-    if beaten:
-        lines.append(f"Not shown to see through: {', '.join(beaten)}.")
-    swayed = [name for name, row in summary.get("cues", {}).items() if row["ci95"][0] is not None and row["ci95"][0] > 0]
-    if swayed:
-        lines.append(f"Swayed by what says nothing about the retouch: {', '.join(swayed)}.")
-    shaken = [name for name, row in summary.get("cues", {}).items() if (row["control"] or 0) > LOOSE]  # None: no answer could be read
-    if shaken:
-        lines.append(f"Turned by changes without a meaning, too: the controls of {', '.join(shaken)}.")
-    touched = [name.replace("_", " ") for name, row in summary.get("clean_faces", {}).items() if row["ci95"][0] <= 0.5]
-    if touched:
-        lines.append(f"Not shown to prefer an untouched clean face to {', '.join(touched)}.")
+    cues, faces = summary.get("cues", {}), summary.get("clean_faces", {})
+    named = {
+        "Not shown to see through: ": [name for name, row in summary["hacks"].items() if row["ci95"][0] <= 0.5],
+        "Swayed by what says nothing about the retouch: ": [name for name, row in cues.items() if (row["ci95"][0] or 0) > 0],
+        # None: no answer could be read
+        "Turned by changes without a meaning, too: the controls of ": [name for name, row in cues.items() if (row["control"] or 0) > LOOSE],
+        "Not shown to prefer an untouched clean face to ": [name for name, row in faces.items() if row["ci95"][0] <= 0.5],
+    }
+    lines = [f"{text}{', '.join(names).replace('_', ' ')}." for text, names in named.items() if names]
     if summary["unreadable"][last]:
         lines.append(f"{summary['unreadable'][last]:.1%} of the answers cannot be read; they count as wrong.")
     first = summary["held_out"][last]["overall"]["p_first"]
@@ -163,8 +163,7 @@ def plots(metrics: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> l
 
 def examples(folder: Path, pairs: Sequence[JudgedPair], stage: str) -> list[tuple[str, list[dict[str, Any]]]]:
     """(heading, pairs with pictures and both answers): right in both orders, changed with the order, wrong in both."""
-    view = View(**read_json(folder / "view.json"))
-    judged = [judged_from(view, row) for _, row in read_objects(folder / stage / "held_out.jsonl")]
+    judged = read_judged(folder / stage / "held_out.jsonl", View(**read_json(folder / "view.json")))
     groups: dict[str, list[dict[str, Any]]] = {"Wrong in both orders": [], "Changed with the order": [], "Right in both orders": []}
     (folder / "held_out").mkdir(exist_ok=True)
     for number_, (pair, one) in enumerate(zip(pairs, judged, strict=True)):
@@ -182,10 +181,7 @@ def _example(folder: Path, pair: JudgedPair, judged: Judged, place: int) -> dict
         path = folder / "held_out" / f"{place:04d}-{name}.png"
         write_image(path, pixels)
         pictures[name] = data_uri(path, largest=256, lossless=96)
-    rows = []
-    for name in NAMES:
-        forward, backward = judged.verdicts(name)
-        rows.append((TITLE[name], truth_of(pair, name), forward, backward))
+    rows = [(TITLE[name], truth_of(pair, name), *judged.verdicts(name)) for name in NAMES]
     return {"id": pair.id, "pictures": pictures, "rows": rows, "texts": judged.texts, "synthetic": pair.synthetic}
 
 

@@ -5,7 +5,7 @@ In this process by transformers, or by vLLM for large models on GPUs, or behind 
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -72,19 +72,19 @@ def read_certainty(text: str, choices: Sequence[Choice], names: Sequence[str] = 
     """
     tokens = [token for token in choices for char in token[0] if char.isdecimal()]
     places = [place for place, char in enumerate(text) if char.isdecimal()]
-    wanted = _digits_of(text, len(names))
-    found: list[Choice] = []
-    for place in wanted:
+    found: list[dict[str, float]] = []  # of each digit: digit -> log-probability of the same token with that digit in it, where it is told
+    for place in _digits_of(text, len(names)):
         behind = len(places) - places.index(place)
         if behind > len(tokens):
             return None
-        token = tokens[-behind]
-        if sum(char.isdecimal() for char in token[0]) != 1 or text[place] not in token[0]:
+        token, chances = tokens[-behind]
+        if sum(char.isdecimal() for char in token) != 1 or text[place] not in token:
             return None
-        found.append((text[place], _by_digit(token, text[place])))
-    expected = [_expected(chances) for _, chances in found[:-1]]
+        found.append({other: chances[key] for other in DIGITS if (key := token.replace(text[place], other)) in chances})
+    weights = [{int(digit): math.exp(log) for digit, log in chances.items()} for chances in found[:-1]]
+    expected = [sum(value * weight for value, weight in some.items()) / sum(some.values()) for some in weights]
     scores = {name: (expected[2 * place], expected[2 * place + 1]) for place, name in enumerate(names)}
-    first, second = (found[-1][1].get(digit, -math.inf) for digit in "12")
+    first, second = (found[-1].get(digit, -math.inf) for digit in "12")
     odds = 0.0 if math.isinf(first) and math.isinf(second) else first - second
     return Certainty(max(-MOST_SURE, min(MOST_SURE, odds)), scores)
 
@@ -98,18 +98,6 @@ def _digits_of(text: str, count: int) -> list[int]:
     pairs = list(re.finditer(r"Image1 = (\d), Image2 = (\d)", text[start:]))[:count]
     chosen = list(re.finditer(r"Image([12]) is better", text[start:]))[-1]
     return [start + pair.start(group) for pair in pairs for group in (1, 2)] + [start + chosen.start(1)]
-
-
-def _by_digit(token: Choice, digit: str) -> dict[str, float]:
-    """Digit -> log-probability of the same token with that digit in it; digits that are not told are left out."""
-    text, chances = token
-    return {other: chances[key] for other in DIGITS if (key := text.replace(digit, other)) in chances}
-
-
-def _expected(chances: dict[str, float]) -> float:
-    weights = {int(digit): math.exp(log) for digit, log in chances.items()}
-    total = sum(weights.values())
-    return sum(value * weight for value, weight in weights.items()) / total
 
 
 # ---- three kinds of models
@@ -146,16 +134,17 @@ class TransformersBackend:
         Raises:
             WeightsError: nothing can be loaded from there.
         """
-        dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-        base = _base_of(Path(source))
+        from peft import PeftConfig, PeftModel
+
+        dtype, base = dtype or ("float32" if device == "cpu" else "bfloat16"), None
+        if Path(source, "adapter_config.json").is_file() and not Path(source, "config.json").is_file():
+            base = str(PeftConfig.from_pretrained(source).base_model_name_or_path)
         try:
             model = load_model(base or source_of(source), dtype=dtype, device=device)
             processor = load_processor(base or source_of(source))
         except WeightsError as error:
             raise WeightsError(str(error).replace("--model", "judge", 1)) from error
         if base is not None:
-            from peft import PeftModel
-
             try:
                 model = PeftModel.from_pretrained(model, source).merge_and_unload().eval()
             except (OSError, ValueError, RuntimeError) as error:
@@ -167,7 +156,10 @@ class TransformersBackend:
         """See `Backend`."""
         rows, prompts = [Row(pictures, None, "", {}) for pictures in shown], each(prompt, len(shown))
         said: list[Said] = [Said(None)] * len(rows)
-        for places in by_size(shown, key=lambda pictures: tuple(tuple(picture.shape) for picture in pictures)):
+        by_size: dict[Any, list[int]] = {}
+        for place, pictures in enumerate(shown):
+            by_size.setdefault(tuple(tuple(picture.shape) for picture in pictures), []).append(place)
+        for places in by_size.values():
             answers = complete(
                 self.model,
                 self.processor,
@@ -186,24 +178,6 @@ class TransformersBackend:
 def each(prompt: str | Sequence[str], count: int) -> list[str]:
     """One prompt a question."""
     return [prompt] * count if isinstance(prompt, str) else list(prompt)
-
-
-def by_size(shown: Sequence[tuple[Picture, ...]], key: Callable[[tuple[Picture, ...]], Any]) -> list[list[int]]:
-    """Places of the questions, those with an equal key together, otherwise in their order."""
-    groups: dict[Any, list[int]] = {}
-    for place, pictures in enumerate(shown):
-        groups.setdefault(key(pictures), []).append(place)
-    return list(groups.values())
-
-
-def _base_of(folder: Path) -> str | None:
-    """The base of a LoRA's folder; None for anything else."""
-    path = folder / "adapter_config.json"
-    if not path.is_file() or (folder / "config.json").is_file():
-        return None
-    from peft import PeftConfig
-
-    return str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
 
 
 class VllmBackend:
@@ -241,18 +215,15 @@ class VllmBackend:
             content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": urls[id(picture)]}} for picture in pictures]
             chats.append([{"role": "user", "content": [*content, {"type": "text", "text": text}]}])
         sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, logprobs=TOP, repetition_penalty=1.0)
-        outputs = self.engine.chat(chats, sampling, use_tqdm=False)
-        return [_said(output.outputs[0]) for output in outputs]
-
-
-def _said(output: Any) -> Said:
-    choices: list[Choice] = []
-    for token, places in zip(output.token_ids, output.logprobs or [], strict=False):
-        told = {other.decoded_token: float(other.logprob) for other in places.values() if other.decoded_token is not None}
-        text = places[token].decoded_token if token in places else None
-        if text is not None:
-            choices.append((text, told))
-    return Said(output.text, "", tuple(choices))
+        said = []
+        for output, *_ in (answer.outputs for answer in self.engine.chat(chats, sampling, use_tqdm=False)):
+            choices: list[Choice] = []
+            for token, places in zip(output.token_ids, output.logprobs or [], strict=False):
+                if token in places and (text := places[token].decoded_token) is not None:
+                    told = {other.decoded_token: float(other.logprob) for other in places.values() if other.decoded_token is not None}
+                    choices.append((text, told))
+            said.append(Said(output.text, "", tuple(choices)))
+        return said
 
 
 class HttpBackend:

@@ -7,6 +7,7 @@ answer that breaks the contract in either order makes the comparison unreadable:
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 from portraitkit.errors import ConfigError
 from preference_data.contract import Answer, Unreadable, every_digit, verdicts_in_files
@@ -151,15 +152,19 @@ class Judge:
     def _merge(self, answers: Sequence[Answer], certain: Sequence[Certainty | None]) -> Judgement:
         read = [verdicts_in_files(answer, order) for answer, order in zip(answers, self.orders, strict=True)]
         names, scores, odds = list(answers[0].scores), [], []
+
+        def agreed(verdicts: list[Verdict]) -> Verdict:
+            return verdicts[0] if len(set(verdicts)) == 1 else "tie"
+
         for order, (_, overall, whole), sure in zip(self.orders, read, certain, strict=True):
             scores.append(whole if sure is None else {name: in_order(sure.scores[name], order) for name in names})
             odds.append({"a": 1.0, "b": -1.0}[overall] if sure is None else sure.log_odds * (1 if order == "ab" else -1))
         overalls = [overall for _, overall, _ in read]
         log_odds = sum(odds) / len(odds)
         return Judgement(
-            verdicts={name: _agreed([verdicts[name] for verdicts, _, _ in read]) for name in names},
-            scores={name: (_mean([one[name][0] for one in scores]), _mean([one[name][1] for one in scores])) for name in names},
-            overall=_agreed(overalls),
+            verdicts={name: agreed([verdicts[name] for verdicts, _, _ in read]) for name in names},
+            scores={name: (fmean(one[name][0] for one in scores), fmean(one[name][1] for one in scores)) for name in names},
+            overall=agreed(overalls),
             probability=probability_of(log_odds, self.settings.temperature),
             log_odds=log_odds,
             reasoning=answers[0].reasoning,
@@ -167,14 +172,6 @@ class Judge:
             flipped=len(set(overalls)) > 1,
             answers=tuple(answers),
         )
-
-
-def _agreed(verdicts: Sequence[Verdict]) -> Verdict:
-    return verdicts[0] if len(set(verdicts)) == 1 else "tie"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def calibrate(judge: Judge, comparisons: Sequence[Comparison], truths: Sequence[Verdict]) -> JudgeSettings:

@@ -19,7 +19,7 @@ from portraitkit.vlm.rows import SPLITS, Row, first_row
 from preference_data.contract import BRIEF_PROMPT, Answer, Unreadable, prompt, read_answer, read_brief, write_answer, write_brief
 from preference_data.pair_set import read_pairs, scan_pairs
 from preference_data.schema import CHOICES, Pair, whole_scores
-from preference_data.verdict import ORDERS, Order, Verdict, about_files, turned, winner
+from preference_data.verdict import ORDERS, Order, Verdict, about_files, in_order, turned, winner
 from reward_models.judge.coherence import reason
 from reward_models.judge.preference_task import SHOWN, Preference, answer_of, preference_of, said
 
@@ -75,21 +75,17 @@ class View:
 
     def rows(self, pair: JudgedPair) -> list[Row]:
         """The pair in both orders, a first and b first; both rows carry its id."""
-        if self.shown == "as-taken" and isinstance(pair.photo, Path):
-            pictures: dict[Order, tuple[Any, ...]] = {"ab": (pair.photo, pair.a, pair.b), "ba": (pair.photo, pair.b, pair.a)}
-        else:
-            photo, a, b = pair.pixels()
-            shown = SHOWN[self.shown](photo, a, b)
-            forward = tuple(shown)
-            pictures = {"ab": forward, "ba": (*forward[:-2], forward[-1], forward[-2])}
-        return [self._row(pair, order, pictures[order]) for order in ORDERS]
-
-    def _row(self, pair: JudgedPair, order: Order, pictures: tuple[Any, ...]) -> Row:
-        truth = pair.shown(order)
-        words = pair.reasoning if order == "ab" else turned(pair.reasoning)
-        answer = answer_of(truth)
-        target = self.write(replace(answer, reasoning=words or reason(answer)))
-        return Row(pictures, truth, target, {"pair": pair.id, "order": order, "coherent": answer.coherent}, f"pair {pair.id}")
+        as_files = self.shown == "as-taken" and isinstance(pair.photo, Path)
+        *before, a, b = (pair.photo, pair.a, pair.b) if as_files else SHOWN[self.shown](*pair.pixels())
+        rows = []
+        for order in ORDERS:
+            truth = pair.shown(order)
+            words = pair.reasoning if order == "ab" else turned(pair.reasoning)
+            answer = answer_of(truth)
+            target = self.write(replace(answer, reasoning=words or reason(answer)))
+            columns = {"pair": pair.id, "order": order, "coherent": answer.coherent}
+            rows.append(Row((*before, *in_order((a, b), order)), truth, target, columns, f"pair {pair.id}"))
+        return rows
 
 
 @dataclass(frozen=True)
@@ -125,11 +121,6 @@ class Judged:
 def judged_of(view: View, pair: str, texts: tuple[str, str]) -> Judged:
     """Read two answers about one pair."""
     return Judged(pair, texts, (view.read(texts[0]), view.read(texts[1])))
-
-
-def judged_from(view: View, row: Mapping[str, Any]) -> Judged:
-    """The inverse of `Judged.to_row`."""
-    return judged_of(view, row["pair"], (row["ab"], row["ba"]))
 
 
 def synthetic_pair(split: str, seed: int) -> JudgedPair:
@@ -240,18 +231,13 @@ def check_disjoint(pairs: Mapping[str, Sequence[JudgedPair]]) -> dict[str, list[
     Raises:
         DataError: somebody is in two splits, or a pair does not say who is in it.
     """
-    nameless = next((pair for some in pairs.values() for pair in some if not pair.identity), None)
-    if nameless is not None and len(pairs) > 1:
-        raise DataError(f"pair {nameless.id}: has no identity, so that its split cannot be trusted; make-preferences build names people")
-    hashes = {split: sorted({identity_hash(pair.identity) for pair in some}) for split, some in pairs.items()}
     seen: dict[str, str] = {}
-    for split, some in hashes.items():
-        for value in some:
-            if value in seen:
-                name = next(pair.identity for pair in pairs[split] if identity_hash(pair.identity) == value)
-                raise DataError(f"identity {name!r}: is in the splits {seen[value]} and {split}; splits are by person, never by row")
-            seen[value] = split
-    return hashes
+    for split, pair in ((split, pair) for split, some in pairs.items() for pair in some):
+        if not pair.identity and len(pairs) > 1:
+            raise DataError(f"pair {pair.id}: has no identity, so that its split cannot be trusted; make-preferences build names people")
+        if (first := seen.setdefault(pair.identity, split)) != split:
+            raise DataError(f"identity {pair.identity!r}: is in the splits {first} and {split}; splits are by person, never by row")
+    return {split: sorted({identity_hash(pair.identity) for pair in some}) for split, some in pairs.items()}
 
 
 def identity_hash(name: str) -> str:

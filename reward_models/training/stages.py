@@ -4,7 +4,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,10 +163,10 @@ def _imitate_own(training: Training, start: str, folder: Path) -> dict[str, Any]
         decoding, what = Decoding(training.context.processor, view.prompt, *sampling), f"sampling {config.reject_samples} trajectories"
         with counting(training.context.console, what, len(asked), stop=training.asking.stop) as advance:
             trajectories = decoding.complete(training.load(start), asked, advance=advance)
-        kept = keep(asked, trajectories, view, training.coherence, least=config.reject_dimensions, most=config.reject_keep)
+        kept, note = keep(asked, trajectories, view, training.coherence, least=config.reject_dimensions, most=config.reject_keep)
         if training.writes:
-            write_lines(kept_file, ({"pair": row.columns["pair"], "order": row.columns["order"], "text": row.target} for row in kept.rows))
-            write_text(note_file, json.dumps(kept.to_dict(), indent=2) + "\n")
+            write_lines(kept_file, ({"pair": row.columns["pair"], "order": row.columns["order"], "text": row.target} for row in kept))
+            write_text(note_file, json.dumps(note, indent=2) + "\n")
         training.wait()
     note = json.loads(note_file.read_text(encoding="utf-8"))
     chosen = [replace(rows[row["pair"], row["order"]], target=row["text"]) for _, row in read_objects(kept_file)]
@@ -188,11 +188,8 @@ def still_wrong(pair: JudgedPair, judged: Judged, which: str) -> bool:
     An answer that cannot be read is wrong. Pairs without an overall winner are never wrong overall.
     """
     names = NAMES if which == "dimensions" else ("overall",)
-    for name in names:
-        truth = truth_of(pair, name)
-        if truth is not None and not (name == "overall" and truth == "tie") and any(said != truth for said in judged.verdicts(name)):
-            return True
-    return which == "all"
+    known = {name: truth for name in names if (truth := truth_of(pair, name)) is not None and (name, truth) != ("overall", "tie")}
+    return which == "all" or any(said != truth for name, truth in known.items() for said in judged.verdicts(name))
 
 
 def _reinforce(training: Training, start: str, folder: Path) -> dict[str, Any]:
@@ -285,29 +282,6 @@ def judge_task(view: View, coherence: Coherence = deterministic, consistency_wei
 ENOUGH = 0.5  # Of an NLI model's probability
 
 
-@dataclass
-class Kept:
-    """What was kept of the trajectories sampled."""
-
-    rows: list[Row] = field(default_factory=list)  # with the trajectory as target
-    sampled: int = 0  # trajectories in all
-    # reason -> trajectories; "kept" among them, before equal ones of a row are counted once
-    why: Counter[str] = field(default_factory=Counter)
-    answered: int = 0  # rows of which at least one was kept
-    asked: int = 0  # rows in all
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        share = {reason: count / max(self.sampled, 1) for reason, count in sorted(self.why.items())}
-        return {
-            "sampled": self.sampled,
-            "shares": share,
-            "keep_rate": share.get("kept", 0.0),
-            "rows_with_one": self.answered / max(self.asked, 1),
-            "imitated": len(self.rows),
-        }
-
-
 def verdict_on(text: str, truth: Preference, view: View, coherence: Coherence, least: float) -> tuple[str, float]:
     """(why a trajectory is kept or not, the share of its dimensions that are right).
 
@@ -334,20 +308,26 @@ def verdict_on(text: str, truth: Preference, view: View, coherence: Coherence, l
 
 def keep(
     rows: Sequence[Row], trajectories: Sequence[Sequence[Completion]], view: View, coherence: Coherence, *, least: float, most: int
-) -> Kept:
+) -> tuple[list[Row], dict[str, Any]]:
     """Sort the trajectories of each row by `verdict_on`, and keep at most `most` different ones of a row, those with the most right
     dimensions first.
+
+    Returns:
+        The rows with a trajectory that was kept as target; and of all trajectories the share of each reason, "kept" among them before
+        equal ones of a row are counted once, of how many, and in how many rows.
     """
-    kept = Kept(asked=len(rows))
+    kept: list[Row] = []
+    reasons, sampled, answered = Counter[str](), 0, 0
     for row, some in zip(rows, trajectories, strict=True):
         good: dict[str, float] = {}
         for one in some:
             why, share = verdict_on(one.text, row.truth, view, coherence, least)
-            kept.why[why] += 1
+            reasons[why] += 1
             if why == "kept":
                 good.setdefault(one.text, share)
-        kept.sampled += len(some)
-        kept.answered += bool(good)
+        sampled, answered = sampled + len(some), answered + bool(good)
         best = sorted(good, key=lambda text: -good[text])[:most]
-        kept.rows += [Row(row.pictures, row.truth, text, row.columns) for text in best]
-    return kept
+        kept += [Row(row.pictures, row.truth, text, row.columns) for text in best]
+    shares = {reason: count / max(sampled, 1) for reason, count in sorted(reasons.items())}
+    note = {"sampled": sampled, "shares": shares, "keep_rate": shares.get("kept", 0.0)}
+    return kept, note | {"rows_with_one": answered / max(len(rows), 1), "imitated": len(kept)}

@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from portraitkit.config import config_to_dict
 from portraitkit.errors import CheckpointError, ConfigError, RunFolderError
 from portraitkit.files.jsonl import read_json
@@ -21,12 +19,20 @@ from portraitkit.vlm.model import load_processor
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.stages import Interrupted, RunContext, newest_checkpoint, start_run
 from portraitkit.vlm.trainers import check_vllm
-from reward_models.evaluation.battery import KEPT, Asking, ask_about_rewards, check_judge, checks_summary, held_out_summary, read_judged
+from reward_models.evaluation.battery import (
+    Asking,
+    ask_about_rewards,
+    check_judge,
+    checks_summary,
+    held_out_summary,
+    read_judged,
+    run_facts,
+)
 from reward_models.evaluation.figures import gain, right
 from reward_models.evaluation.report import print_result, write_judge_card, write_report
 from reward_models.judge.coherence import load_coherence
 from reward_models.judge.judge import Comparison, calibrate, load_judge
-from reward_models.judge.pairs import Judged, JudgedPair, Stored, View, check_disjoint, open_pairs
+from reward_models.judge.pairs import Judged, JudgedPair, View, check_disjoint, open_pairs
 from reward_models.judge.settings import view_of, write_settings
 from reward_models.training.config import STAGES, RewardModelConfig, needed_by
 from reward_models.training.stages import Training, forget, is_done, newest, run_stage, train_blind
@@ -48,7 +54,9 @@ def run_training(config: RewardModelConfig, command: list[str]) -> int:
     view = view_of(config.model, config.shown, config.form)
     processor = load_processor(config.source, max_pixels=config.max_pixels)
     coherence = load_coherence(config.coherence, config.device)
-    pairs = read_all(config, console)
+    total = sum(config.counts.values()) if config.data == "embedded" else None
+    with counting(console, "making pairs" if total else "reading pairs", total) as advance:
+        pairs = open_pairs(config.data, config.counts, config.seed, advance=advance)
     console.print(str(check_pair_lengths(config, processor, view, pairs, longest)), highlight=False)
     folder = Path(config.folder)
     repo = open_repo(config.push_to_hub) if config.push_to_hub is not None and first else None
@@ -60,10 +68,13 @@ def run_training(config: RewardModelConfig, command: list[str]) -> int:
             if interrupt.requested:
                 raise Interrupted
 
+        def validate(model: Any) -> dict[str, float]:
+            forward, backward = right(pairs["validation"], asking.ask(model, pairs["validation"]), "overall")
+            return {"acc_average": float(((forward + backward) / 2).nanmean()), "acc_consistent": float((forward * backward).nanmean())}
+
         run.write_json("identities.json", check_disjoint(pairs))
         run.write_json("view.json", vars(view))
         asking = Asking(config, processor, view, console, stop, write=first)
-        validate = _validation(asking, pairs["validation"])
         context = RunContext(config, run, processor, view.prompt, interrupt, console, processes, validate)
         training = Training(context, config, asking, pairs, coherence)
         try:
@@ -129,23 +140,6 @@ def open_folder(config: RewardModelConfig, command: list[str]) -> RunFolder:
     for stage in config.stages:
         forget(folder, stage)
     return open_run(config, command, resume="latest", allow_changed=True)
-
-
-def read_all(config: RewardModelConfig, console: Console) -> dict[str, list[JudgedPair]]:
-    """The pairs of all splits."""
-    total = sum(config.counts.values()) if config.data == "embedded" else None
-    with counting(console, "making pairs" if total else "reading pairs", total) as advance:
-        return open_pairs(config.data, config.counts, config.seed, advance=advance)
-
-
-def _validation(asking: Asking, pairs: Sequence[JudgedPair]) -> Any:
-    """Overall accuracy in both orders on the validation pairs, for the log."""
-
-    def validate(model: Any) -> dict[str, float]:
-        forward, backward = right(pairs, asking.ask(model, pairs), "overall")
-        return {"acc_average": float(((forward + backward) / 2).nanmean()), "acc_consistent": float((forward * backward).nanmean())}
-
-    return validate
 
 
 def _all_stages(training: Training) -> None:
@@ -215,16 +209,7 @@ def summarise(training: Training, seconds: float) -> dict[str, Any]:
         gains = {name: gain(pairs["held_out"], stages[stage]["held_out"], stages["grpo"]["held_out"]) for name, stage in before.items()}
         summary["held_out"]["grpo_gain"] = gains["sft"]
         summary["held_out"]["grpo_gain_over_its_start"] = {**gains["start"], "from": notes["grpo"]["from"]}
-    return {
-        **summary,
-        **{name: checks[name] for name in KEPT},
-        "stages": notes,
-        "final": last,
-        "seconds": seconds,
-        "pairs": {split: len(some) for split, some in pairs.items()},
-        "seed": training.config.seed,
-        "synthetic": all(pair.synthetic for pair in pairs["held_out"]),
-    }
+    return summary | run_facts(training.config, pairs, checks, last, seconds) | {"stages": notes}
 
 
 def check_pair_lengths(
@@ -240,12 +225,9 @@ def check_pair_lengths(
     rows: dict[object, Row] = {}
     for pair in (pair for some in pairs.values() for pair in some):
         whole = view.shown == "as-taken" and isinstance(pair.photo, Path)
-        key = pair.id if whole else tuple(_size_of(one) for one in (pair.photo, pair.a, pair.b))
+        sizes = [image_size(one) if isinstance(one, Path) else one.shape[:2] for one in (pair.photo, pair.a, pair.b)]
+        key = pair.id if whole else tuple(sizes)
         if key not in rows:
             rows[key] = view.rows(pair)[0]
     settings: dict[str, Any] = {"max_tokens": config.max_tokens, "context": context, "limit": limit, "targets": "sft" in config.stages}
     return check_lengths(processor, list(rows.values()), view.prompt, **settings)
-
-
-def _size_of(picture: Stored) -> tuple[int, int]:
-    return image_size(picture) if isinstance(picture, Path) else (picture.shape[0], picture.shape[1])

@@ -51,24 +51,19 @@ def read_request(body: bytes, *, model: str, max_pictures: int, max_tokens: int)
     messages = value.get("messages")
     if not isinstance(messages, list) or len(messages) != 1 or not isinstance(messages[0], dict) or messages[0].get("role") != "user":
         raise DataError("messages: must be one turn of the user")
-    prompt, pictures = _read_content(messages[0].get("content"), max_pictures)
+    content = messages[0].get("content")
+    kinds = [part.get("type") if isinstance(part, dict) else None for part in content] if isinstance(content, list) else []
+    if kinds != ["image_url"] * (len(kinds) - 1) + ["text"] or len(kinds) < 2:
+        raise DataError("content: must be a list of at least one image_url part and then one text part")
+    if len(kinds) - 1 > max_pictures:
+        raise DataError(f"{len(kinds) - 1} pictures: at most {max_pictures} are looked at")
+    prompt = content[-1].get("text")
+    if not isinstance(prompt, str) or not 0 < len(prompt) <= MOST_PROMPT:
+        raise DataError(f"text: must be a string of 1 to {MOST_PROMPT} characters")
+    pictures = tuple(_read_picture(part.get("image_url"), place) for place, part in enumerate(content[:-1], start=1))
     wanted = _whole(value, "max_tokens", "max_completion_tokens", default=max_tokens, low=1, high=1 << 20)
     told = _whole(value, "top_logprobs", default=0, low=0, high=20) if value.get("logprobs") else None
     return ChatRequest(prompt, pictures, min(wanted, max_tokens), told)
-
-
-def _read_content(content: Any, most: int) -> tuple[str, tuple[Picture, ...]]:
-    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
-        raise DataError("content: must be a list of image_url parts and one text part")
-    kinds = [part.get("type") for part in content]
-    if kinds != ["image_url"] * (len(kinds) - 1) + ["text"] or len(kinds) < 2:
-        raise DataError("content: must be at least one image_url part and then one text part")
-    if len(kinds) - 1 > most:
-        raise DataError(f"{len(kinds) - 1} pictures: at most {most} are looked at")
-    text = content[-1].get("text")
-    if not isinstance(text, str) or not 0 < len(text) <= MOST_PROMPT:
-        raise DataError(f"text: must be a string of 1 to {MOST_PROMPT} characters")
-    return text, tuple(_read_picture(part.get("image_url"), place) for place, part in enumerate(content[:-1], start=1))
 
 
 def _read_picture(value: Any, place: int) -> Picture:

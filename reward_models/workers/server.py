@@ -85,8 +85,11 @@ class Batcher:
                 while len(batch) < self.most and (left := until - loop.time()) > 0:
                     with suppress(TimeoutError):
                         batch.append(await asyncio.wait_for(self._queue.get(), left))
-                batch = [one for one in batch if not one[1].done()]  # whoever has gone needs no answer
-                for alike in _alike(batch):
+                calls: dict[tuple[str, int, int], list[Any]] = {}  # one call of the backend answers one prompt with as many pictures
+                for one in batch:
+                    if not one[1].done():  # whoever has gone needs no answer
+                        calls.setdefault((one[0].prompt, len(one[0].pictures), one[0].max_tokens), []).append(one)
+                for alike in calls.values():
                     await self._ask(alike, thread)
 
     async def _ask(self, batch: Sequence[tuple[ChatRequest, "asyncio.Future[Said]"]], thread: ThreadPoolExecutor) -> None:
@@ -98,23 +101,16 @@ class Batcher:
         try:
             said: Sequence[Said] = await work
         except BaseException as error:  # a bug, or the server stops: whoever waits must be told
+            stops = isinstance(error, asyncio.CancelledError)
             for _, future in batch:
                 if not future.done():
-                    future.set_exception(error if not isinstance(error, asyncio.CancelledError) else RuntimeError("the server stops"))
-            if isinstance(error, asyncio.CancelledError):
+                    future.set_exception(RuntimeError("the server stops") if stops else error)
+            if stops:
                 raise
             return
         for (_, future), one in zip(batch, said, strict=True):
             if not future.done():
                 future.set_result(one)
-
-
-def _alike(batch: Sequence[tuple[ChatRequest, Any]]) -> list[list[tuple[ChatRequest, Any]]]:
-    """The batch divided into what one call of the backend can answer: one prompt, as many pictures, one limit of tokens."""
-    calls: dict[tuple[str, int, int], list[tuple[ChatRequest, Any]]] = {}
-    for one in batch:
-        calls.setdefault((one[0].prompt, len(one[0].pictures), one[0].max_tokens), []).append(one)
-    return list(calls.values())
 
 
 def judge_app(judge: Judge, config: ServeJudgeConfig) -> Starlette:

@@ -76,11 +76,11 @@ def test_incoherent_reasoning_is_rejected_though_the_answer_is_right():
 def test_equal_trajectories_are_kept_once_and_the_best_first(pairs):
     row = replace(BRIEF.rows(pairs["train"][0])[0], truth=TRUTH)
     texts = [brief(identity=(4, 3)), brief(), brief(), "no idea", brief(better="second")]
-    kept = keep([row], [[Completion(text, 9, False) for text in texts]], BRIEF, deterministic, least=0.8, most=2)
-    assert [one.target for one in kept.rows] == [brief(), brief(identity=(4, 3))]
-    assert kept.to_dict()["keep_rate"] == pytest.approx(3 / 5) and kept.to_dict()["rows_with_one"] == 1
-    one = keep([row], [[Completion(text, 9, False) for text in texts]], BRIEF, deterministic, least=0.8, most=1)
-    assert [row.target for row in one.rows] == [brief()]
+    kept, note = keep([row], [[Completion(text, 9, False) for text in texts]], BRIEF, deterministic, least=0.8, most=2)
+    assert [one.target for one in kept] == [brief(), brief(identity=(4, 3))]
+    assert note["keep_rate"] == pytest.approx(3 / 5) and note["rows_with_one"] == 1
+    one, _ = keep([row], [[Completion(text, 9, False) for text in texts]], BRIEF, deterministic, least=0.8, most=1)
+    assert [row.target for row in one] == [brief()]
 
 
 def test_reasons_in_words_agree_with_their_scores_and_turn_with_the_order():
