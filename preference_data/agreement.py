@@ -103,28 +103,23 @@ def print_agreement(judgements: list[Judgement], pairs: list[Pair]) -> None:
     console.print(table)
     if report["bradley_terry"]:
         order = sorted(report["bradley_terry"].items(), key=lambda item: -item[1])
-        console.print(
-            "Bradley-Terry, overall: " + ", ".join(f"{name} {score:+.2f}" for name, score in order), markup=False, highlight=False
-        )
-    if report["conflicts"]:
-        console.print(
-            f"{len(report['conflicts'])} pairs in conflict: a senior settles them on the page (annotate DATA --web)", highlight=False
-        )
+        scores = ", ".join(f"{name} {score:+.2f}" for name, score in order)
+        console.print(f"Bradley-Terry, overall: {scores}", markup=False, highlight=False)
+    if count := len(report["conflicts"]):
+        console.print(f"{count} pairs in conflict: a senior settles them on the page (annotate DATA --web)", highlight=False)
 
 
 def _flips(judgements: list[Judgement]) -> dict[str, dict[str, float]]:
     """Annotator -> dimension -> share of the pairs judged in both orders whose verdicts differ."""
     by_order = {(row.annotator, row.pair, row.order): row for row in judgements}
-    shares: dict[str, dict[str, float]] = {}
-    for annotator in sorted({row.annotator for row in judgements}):
-        both = [
-            (row, other)
-            for (name, pair, order), row in by_order.items()
-            if name == annotator and order == "ab" and (other := by_order.get((name, pair, "ba")))
-        ]
-        if both:
-            shares[annotator] = {name: sum(a.named[name] != b.named[name] for a, b in both) / len(both) for name in ASPECTS}
-    return shares
+    both: dict[str, list[tuple[Judgement, Judgement]]] = {}
+    for (name, pair, order), row in by_order.items():
+        if order == "ab" and (other := by_order.get((name, pair, "ba"))):
+            both.setdefault(name, []).append((row, other))
+    return {
+        annotator: {name: sum(a.named[name] != b.named[name] for a, b in both[annotator]) / len(both[annotator]) for name in ASPECTS}
+        for annotator in sorted(both)
+    }
 
 
 def _number(value: float | None) -> str:

@@ -7,6 +7,7 @@ Verdicts are stored about the files a and b, never about the places where they w
 import hashlib
 import re
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -100,17 +101,19 @@ def both_orders(judgements: list[Judgement]) -> list[Judgement]:
     groups: dict[tuple[str, str, str], list[Judgement]] = defaultdict(list)
     for judgement in judgements:
         groups[judgement.pair, judgement.annotator, judgement.role].append(judgement)
-    return [group[0] if len(group) == 1 else _one_of_two(*group[:2]) for group in groups.values()]
+    merged = []
+    for one, two in ((group[0], group[-1]) for group in groups.values()):
+        verdicts: dict[str, Verdict] = {name: _common([one.verdicts[name], two.verdicts[name]]) or "tie" for name in DIMENSIONS}
+        scores = _means([one.scores, two.scores]) if one.scores and two.scores else None
+        if scores and one is not two:
+            verdicts = {name: winner(a, b) for name, (a, b) in scores.items()}
+        merged.append(replace(one, verdicts=verdicts, overall=_common([one.overall, two.overall]) or "tie", scores=scores))
+    return merged
 
 
-def _one_of_two(one: Judgement, two: Judgement) -> Judgement:
-    verdicts: dict[str, Verdict] = {name: _common([one.verdicts[name], two.verdicts[name]]) or "tie" for name in DIMENSIONS}
-    scores: dict[str, tuple[float, float]] | None = None
-    if one.scores and two.scores:
-        first, second = one.scores, two.scores
-        scores = {name: ((first[name][0] + second[name][0]) / 2, (first[name][1] + second[name][1]) / 2) for name in DIMENSIONS}
-        verdicts = {name: winner(a, b) for name, (a, b) in scores.items()}
-    return replace(one, verdicts=verdicts, overall=_common([one.overall, two.overall]) or "tie", scores=scores)
+def _means(scores: Sequence[dict[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+    a, b = ({name: sum(each[name][side] for each in scores) / len(scores) for name in DIMENSIONS} for side in (0, 1))
+    return {name: (a[name], b[name]) for name in DIMENSIONS}
 
 
 def conflicts(judgements: list[Judgement]) -> dict[str, list[str]]:
@@ -118,14 +121,15 @@ def conflicts(judgements: list[Judgement]) -> dict[str, list[str]]:
 
     A verdict against a tie is no conflict: the majority decides.
     """
-    disputes: dict[str, list[str]] = {}
-    for pair, group in _by_pair(judgements).items():
-        if any(judgement.role == "senior" for judgement in group):
-            continue
-        disputed = [name for name in ASPECTS if {"a", "b"} <= {judgement.named[name] for judgement in group}]
-        if disputed:
-            disputes[pair] = disputed
-    return disputes
+    groups: dict[str, list[Judgement]] = defaultdict(list)
+    for judgement in both_orders(judgements):
+        groups[judgement.pair].append(judgement)
+    disputes = {
+        pair: [name for name in ASPECTS if {"a", "b"} <= {judgement.named[name] for judgement in group}]
+        for pair, group in groups.items()
+        if all(judgement.role != "senior" for judgement in group)
+    }
+    return {pair: disputed for pair, disputed in disputes.items() if disputed}
 
 
 def consensus(pair: Pair, judgements: list[Judgement]) -> Pair | None:
@@ -145,12 +149,9 @@ def consensus(pair: Pair, judgements: list[Judgement]) -> Pair | None:
         verdicts[name] = verdict
     overall = verdicts.pop("overall")
     scored = [judgement.scores for judgement in deciding if judgement.scores]
-    scores = None
-    if scored and len(scored) == len(deciding):
-        means = {name: [sum(each[name][side] for each in scored) / len(scored) for side in (0, 1)] for name in DIMENSIONS}
-        scores = {name: (a, b) for name, (a, b) in means.items()}
-        if any((a > b and verdicts[name] == "b") or (b > a and verdicts[name] == "a") for name, (a, b) in scores.items()):
-            scores = None
+    scores = _means(scored) if scored and len(scored) == len(deciding) else None
+    if scores and any((a > b and verdicts[name] == "b") or (b > a and verdicts[name] == "a") for name, (a, b) in scores.items()):
+        scores = None
     names = ", ".join(dict.fromkeys(judgement.annotator for judgement in deciding))
     # What was said about Image1 and Image2 is kept about a and b.
     words = [one.reasoning if one.order == "ab" else turned(one.reasoning) for one in deciding if one.overall == overall]
@@ -175,10 +176,3 @@ def _common(verdicts: list[Verdict]) -> Verdict | None:
     if len(top) == 1:
         return top[0]
     return None if {"a", "b"} <= set(top) else "tie"
-
-
-def _by_pair(judgements: list[Judgement]) -> dict[str, list[Judgement]]:
-    groups: dict[str, list[Judgement]] = defaultdict(list)
-    for judgement in both_orders(judgements):
-        groups[judgement.pair].append(judgement)
-    return groups

@@ -6,6 +6,7 @@ One object a line: `id` (unique), `dataset`, `image` (a path relative to an imag
 Coding System (Ekman and Friesen); what they look like is in our words.
 """
 
+import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -15,65 +16,14 @@ from portraitkit.errors import DataError, nearest
 from portraitkit.files.jsonl import read_objects
 from preference_data.schema import text_of
 
-DEFINITIONS = {
-    1: ("inner brow raiser", "the inner ends of the brows go up"),
-    2: ("outer brow raiser", "the outer ends of the brows go up"),
-    4: ("brow lowerer", "the brows come down and together"),
-    5: ("upper lid raiser", "the upper lids rise and bare more of the eyes"),
-    6: ("cheek raiser", "the cheeks rise and push the lower lids up, with crow's feet"),
-    7: ("lid tightener", "the lids tense and narrow the eyes"),
-    9: ("nose wrinkler", "the nose wrinkles and its wings rise"),
-    10: ("upper lip raiser", "the middle of the upper lip rises"),
-    11: ("nasolabial deepener", "the fold beside the nose deepens at its upper part"),
-    12: ("lip corner puller", "the lip corners are drawn up and back, as in a smile"),
-    13: ("sharp lip puller", "the lip corners rise steeply and the cheeks puff"),
-    14: ("dimpler", "the lip corners tighten inwards and make dimples"),
-    15: ("lip corner depressor", "the lip corners turn down"),
-    16: ("lower lip depressor", "the lower lip is drawn down"),
-    17: ("chin raiser", "the chin bulges and pushes the lower lip up"),
-    18: ("lip pucker", "the lips are drawn together and forwards, as to kiss"),
-    19: ("tongue show", "the tongue shows"),
-    20: ("lip stretcher", "the lips are stretched sideways"),
-    22: ("lip funneler", "the lips open outwards into a funnel"),
-    23: ("lip tightener", "the lips tighten and look narrower"),
-    24: ("lip pressor", "the lips press on each other"),
-    25: ("lips part", "the lips part"),
-    26: ("jaw drop", "the jaw hangs down, relaxed"),
-    27: ("mouth stretch", "the mouth is stretched wide open"),
-    28: ("lip suck", "the lips are drawn in over the teeth"),
-    29: ("jaw thrust", "the lower jaw is pushed forwards"),
-    30: ("jaw sideways", "the lower jaw is pushed to one side"),
-    31: ("jaw clencher", "the teeth are clenched and the jaw muscles bulge"),
-    32: ("lip bite", "the teeth bite a lip"),
-    43: ("eyes closed", "the eyes are closed"),
-}
+TABLES = tomllib.loads(Path(__file__).with_name("emotions.toml").read_text(encoding="utf-8"))
+DEFINITIONS: dict[int, tuple[str, str]] = {int(number): (name, seen) for number, (name, seen) in TABLES["definitions"].items()}
 """The 30 action units that the prompt defines: number -> (FACS name, what is seen)."""
 ACTION_UNITS = {number: name for number, (name, _) in DEFINITIONS.items()}  # FACS names alone
-EMOTIONS = ("anger", "contempt", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
-
-AU_LISTS = {
-    "all": tuple(DEFINITIONS),
-    "disfa": (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26),
-    "bp4d": (1, 2, 4, 5, 6, 7, 9, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 22, 23, 24, 27, 28, 30, 32, 34, 38, 39),
-    "raf-au": (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 16, 17, 18, 19, 20, 22, 23, 24, 25, 26, 27, 28, 29, 30, 32, 43),
-    "faba": (1, 2, 4, 5, 6, 7, 9, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 22, 23, 24, 25, 26, 27, 28, 30, 43),
-    "emola-disfa": (1, 2, 4, 6, 9, 12, 25, 26),
-    "emola-bp4d": (1, 2, 4, 6, 7, 10, 12, 14, 15, 17, 23, 24),
-    "emola-faba": (1, 2, 4, 5, 6, 10, 12, 17, 24, 25, 26, 43),
-}
-"""Units that an evaluation scores, by name: the prompt's, the sets that Facial-R1's configuration lists for DISFA, BP4D (test),
-RAF-AU and FABA (training), and what EmoLA's evaluation selects. AU34, AU38 and AU39 of BP4D are not among the prompt's 30."""
-
-SYNONYMS = {
-    "anger": ("angry",),
-    "contempt": ("contemptuous",),
-    "disgust": ("disgusted",),
-    "fear": ("fearful", "scared", "afraid"),
-    "happiness": ("happy", "joy"),
-    "neutral": ("neutrality",),
-    "sadness": ("sad",),
-    "surprise": ("surprised",),
-}
+AU_LISTS: dict[str, tuple[int, ...]] = {"all": tuple(DEFINITIONS)} | {name: tuple(units) for name, units in TABLES["au_lists"].items()}
+"""Units that an evaluation scores, by name: the prompt's, and those of the sources that emotions.toml names."""
+SYNONYMS: dict[str, tuple[str, ...]] = {noun: tuple(words) for noun, words in TABLES["emotions"].items()}
+EMOTIONS = tuple(SYNONYMS)
 _NOUNS = {word: noun for noun, words in SYNONYMS.items() for word in (noun, *words)}
 
 
@@ -128,20 +78,21 @@ def parse_row(row: Any) -> EmotionRow:
     """
     if not isinstance(row, dict):
         raise DataError(f"{type(row).__name__}: must be a JSON object")
-    for name in row:
-        if name not in FIELDS:
-            raise DataError(f"column {name!r}: unknown{nearest(name, FIELDS)}; use {', '.join(FIELDS)}")
-    for name in REQUIRED:
-        if name not in row:
-            raise DataError(f"column {name!r} is missing; a row needs {', '.join(REQUIRED)}")
+    if (name := next((name for name in row if name not in FIELDS), None)) is not None:
+        raise DataError(f"column {name!r}: unknown{nearest(name, FIELDS)}; use {', '.join(FIELDS)}")
+    if (name := next((name for name in REQUIRED if name not in row), None)) is not None:
+        raise DataError(f"column {name!r} is missing; a row needs {', '.join(REQUIRED)}")
     meta = row.get("meta_info")
     if meta is not None and not isinstance(meta, dict):
         raise DataError(f"meta_info {meta!r}: must be an object")
+    path = PurePosixPath(text_of(row, "image").replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+        raise DataError(f"image {row['image']!r}: must be a path inside the image folder, relative to it")
     units, labels = parse_truth(row)
     return EmotionRow(
         id=text_of(row, "id"),
         dataset=text_of(row, "dataset"),
-        image=check_path(text_of(row, "image")),
+        image=str(path),
         question=text_of(row, "question", "") or QUESTION,
         AUs=units,
         labels=labels,
@@ -159,10 +110,12 @@ def parse_truth(row: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, tuple[s
     Raises:
         DataError: a unit or an emotion is none, or not given as a list.
     """
-    units = _units(row.get("AUs"))
+    units, labels = _units(row.get("AUs")), row.get("labels") if row.get("labels") is not None else []
     if units == () and str(row.get("dataset")).lower() in EMOTION_ONLY:
         units = None
-    return units, _labels(row.get("labels"))
+    if not isinstance(labels, list) or len(labels) > 1 or not all(isinstance(label, str) for label in labels):
+        raise DataError(f'labels {labels!r}: must be a list of one emotion such as ["sadness"], or empty')
+    return units, tuple(map(normalise_label, labels))
 
 
 def unknown_units(row: Mapping[str, Any]) -> frozenset[int]:
@@ -209,18 +162,6 @@ def read_emotion_rows(path: Path) -> list[EmotionRow]:
     return rows
 
 
-def check_path(name: str) -> str:
-    """A relative path that stays inside its folder.
-
-    Raises:
-        DataError: it is absolute, or leads out of the folder.
-    """
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-        raise DataError(f"image {name!r}: must be a path inside the image folder, relative to it")
-    return str(path)
-
-
 def unit_names(numbers: Iterable[int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names in ascending order of the units that the prompt defines, and of the others."""
     ordered = sorted(set(numbers))
@@ -240,11 +181,3 @@ def _units(value: Any) -> tuple[str, ...] | None:
             raise DataError(f"AUs item {name!r}: must be one of {', '.join(f'AU{number}' for number in ACTION_UNITS)}")
         numbers.append(int(digits))
     return unit_names(numbers)[0]
-
-
-def _labels(value: Any) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    if not isinstance(value, list) or len(value) > 1 or not all(isinstance(label, str) for label in value):
-        raise DataError(f'labels {value!r}: must be a list of one emotion such as ["sadness"], or empty')
-    return tuple(normalise_label(label) for label in value)

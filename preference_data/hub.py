@@ -156,18 +156,11 @@ def trl_rows(pair: Pair, folder: Path, order: Order) -> dict[str, Any]:
     }
     if pair.verdicts and pair.overall:
         row |= {"verdicts": {name: names[verdict] for name, verdict in pair.verdicts.items()}, "overall": names[pair.overall]}
-    answer = _answer(pair)
-    if answer is not None and answer.coherent and not contradictions(pair):
-        shown = answer if order == "ab" else answer.exchanged()
-        row["completion"] = [{"role": "assistant", "content": write_answer(shown)}]
+    if pair.scores is not None and pair.overall in ("a", "b") and not contradictions(pair):
+        answer = Answer(whole_scores(pair.scores, pair.verdicts), place_of(pair.overall, "ab"), pair.reasoning)
+        if answer.coherent:
+            row["completion"] = [{"role": "assistant", "content": write_answer(answer if order == "ab" else answer.exchanged())}]
     return row
-
-
-def _answer(pair: Pair) -> Answer | None:
-    """The pair's judgement with a as Image1; None where it has no scores or no winner."""
-    if pair.scores is None or pair.overall not in ("a", "b"):
-        return None
-    return Answer(whole_scores(pair.scores, pair.verdicts), place_of(pair.overall, "ab"), pair.reasoning)
 
 
 def _encoded(folder: str, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -127,9 +127,8 @@ def read_verdicts(value: Any) -> dict[str, Verdict] | None:
     Raises:
         DataError: a dimension is missing or unknown, or a verdict is not a, b or tie.
     """
-    if value is None:
-        return None
-    return {name: choice_of(f"verdicts.{name}", verdict, VERDICTS) for name, verdict in _five("verdicts", value).items()}
+    five = {} if value is None else _five("verdicts", value)
+    return None if value is None else {name: choice_of(f"verdicts.{name}", verdict, VERDICTS) for name, verdict in five.items()}
 
 
 def read_scores(value: Any) -> dict[str, tuple[float, float]] | None:
@@ -180,12 +179,10 @@ def contradictions(pair: Pair) -> list[str]:
 def _five(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{name}: must be an object with {', '.join(DIMENSIONS)}")
-    for key in value:
-        if key not in DIMENSIONS:
-            raise DataError(f"{name}.{key}: unknown dimension{nearest(str(key), DIMENSIONS)}")
-    for dimension in DIMENSIONS:
-        if dimension not in value:
-            raise DataError(f"{name}.{dimension}: missing; all five dimensions are needed")
+    if (key := next((key for key in value if key not in DIMENSIONS), None)) is not None:
+        raise DataError(f"{name}.{key}: unknown dimension{nearest(str(key), DIMENSIONS)}")
+    if (key := next((key for key in DIMENSIONS if key not in value), None)) is not None:
+        raise DataError(f"{name}.{key}: missing; all five dimensions are needed")
     return {dimension: value[dimension] for dimension in DIMENSIONS}
 
 

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from portraitkit.errors import ConfigError
@@ -42,18 +44,12 @@ def join_names(names: list[str], clusters: list[int]) -> dict[str, str]:
     Returns:
         Name -> the first of the names that go together with it.
     """
-    first: dict[str, str] = {name: name for name in sorted(set(names))}
-
-    def root(name: str) -> str:
-        while first[name] != name:
-            name = first[name]
-        return name
-
-    seen: dict[int, str] = {}
-    for name, cluster in zip(names, clusters, strict=True):
-        one, other = sorted((root(name), root(seen.setdefault(cluster, name))))
-        first[other] = one
-    return {name: root(name) for name in first}
+    places = {name: place for place, name in enumerate(sorted(set(names)))}
+    edges = [places[name] for name in names], [len(places) + cluster for cluster in clusters]
+    nodes = len(places) + max(clusters, default=0) + 1
+    parts = connected_components(coo_array((np.ones(len(names)), edges), shape=(nodes, nodes)), directed=False)[1]
+    first: dict[int, str] = {}
+    return {name: first.setdefault(int(parts[place]), name) for name, place in places.items()}
 
 
 def split_identities(identities: list[str], *, shares: tuple[float, ...] = SHARES, seed: int = 0) -> dict[str, str]:

@@ -58,24 +58,15 @@ class Tally:
 
 def annotate(config: AnnotateConfig) -> int:
     """Run; returns the exit code."""
-    pairs = chosen_pairs(read_pairs(config.data), config)
-    if config.web:
-        from preference_data.web.app import serve_page
-
-        return serve_page(config, pairs)
-    return ask_models(config, pairs)
-
-
-def chosen_pairs(pairs: list[Pair], config: AnnotateConfig) -> list[Pair]:
-    """The pairs that are to be judged.
-
-    Raises:
-        DataError: there are none.
-    """
+    pairs = read_pairs(config.data)
     chosen = [pair for pair in pairs if config.pairs == "all" or pair.verdicts is None][: config.limit]
     if not chosen:
         raise DataError(f"{config.data}: all {len(pairs)} pairs have verdicts already; --pairs all takes them too")
-    return chosen
+    if config.web:
+        from preference_data.web.app import serve_page
+
+        return serve_page(config, chosen)
+    return ask_models(config, chosen)
 
 
 def ask_models(config: AnnotateConfig, pairs: list[Pair]) -> int:
@@ -107,8 +98,8 @@ def _ask_all(config: AnnotateConfig, pairs: list[Pair]) -> int:
         max_tokens=config.max_tokens,
     )
     console.print(f"{len(questions)} questions, {len(questions) - len(todo)} answered before")
-    tally, stopped, asked = Tally(), "", 0
-    kept = _kept_unreadable(folder)
+    tally, stopped, asked, path = Tally(), "", 0, folder / FOLDER / UNREADABLE
+    kept = {_identifying(row) for row in read_json_lines(path, dict).rows} if path.is_file() else set()
     with Interruptible() as interrupt, progress_bar(console) as bar:
         task = bar.add_task("asking", total=len(todo))
         pool = ThreadPoolExecutor(config.workers)
@@ -160,12 +151,6 @@ def _may_ask(config: AnnotateConfig, tally: Tally, running: int) -> bool:
     if tally.dearest is None:
         return not running
     return tally.cost + (running + 1) * tally.dearest <= config.max_cost * (1 + 1e-9)
-
-
-def _kept_unreadable(folder: Path) -> set[tuple[str, ...]]:
-    path = folder / FOLDER / UNREADABLE
-    rows = read_json_lines(path, dict).rows if path.is_file() else []
-    return {_identifying(row) for row in rows}
 
 
 def _identifying(row: dict[str, Any]) -> tuple[str, ...]:

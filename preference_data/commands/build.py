@@ -85,7 +85,9 @@ def _build(config: BuildConfig, photos: Path | None, shard: Shard | None, consol
     out = config.output_dir
     made = merged_rows(out) if shard is None and not config.overwrite and has_shards(out) else None
     names = () if photos is None else tuple(row["file_name"] for row in list_photos(photos).rows)
-    options = GeneratorOptions(config.prompt, config.num_steps, _device(config, shard), photos, names)
+    several = shard is not None and config.device == "cuda" and torch.cuda.is_available()  # each of a machine's processes has its own GPU
+    device = f"cuda:{shard.local % torch.cuda.device_count()}" if several and shard is not None else config.device
+    options = GeneratorOptions(config.prompt, config.num_steps, device, photos, names)
     generators = open_generators(config.generators, options) if made is None else []
     _open_folder(out, config, console, shard)
     with ExitStack() as stack:
@@ -110,7 +112,14 @@ def _build(config: BuildConfig, photos: Path | None, shard: Shard | None, consol
                     return interrupt.exit_code
             made = merged_rows(out)
     if made is not None:
-        done = _by_subject(made, rows, out)
+        done = {row["subject"]: row for part in made for row in part}
+        lacking = next((place for place, row in enumerate(rows) if row.id not in done), None)
+        if lacking is not None:
+            lost = Shard(lacking % len(made), len(made))
+            raise RunFolderError(
+                f"{out}: shard {lost} lacks {rows[lacking].id}: the photos have changed since; remove {out / SHARDS / lost.name}.jsonl and "
+                "make that shard again"
+            )
     return _finish(rows, done, rejected, config, console)
 
 
@@ -154,39 +163,16 @@ def _make(
     return 0
 
 
-def _by_subject(shards: list[list[dict[str, Any]]], rows: list[PhotoRow], out: Path) -> dict[str, dict[str, Any]]:
-    done = {row["subject"]: row for shard in shards for row in shard}
-    lacking = next((place for place, row in enumerate(rows) if row.id not in done), None)
-    if lacking is not None:
-        shard = Shard(lacking % len(shards), len(shards))
-        raise RunFolderError(
-            f"{out}: shard {shard} lacks {rows[lacking].id}: the photos have changed since; remove {out / SHARDS / shard.name}.jsonl and "
-            "make that shard again"
-        )
-    return done
-
-
-def _device(config: BuildConfig, shard: Shard | None) -> str:
-    """The device of this process: of a machine's processes each takes a GPU of its own, in turn."""
-    if shard is None or config.device != "cuda" or not torch.cuda.is_available():
-        return config.device
-    return f"cuda:{shard.local % torch.cuda.device_count()}"
-
-
 def pair_candidates(
     candidates: list[Candidate], label: Candidate | None, *, pairs: int, generator: torch.Generator
 ) -> list[tuple[Candidate, Candidate]]:
     """Who is compared with whom, and who is a: every group within itself, at most `pairs` or as many as it has members; the others with
     each other and with the label, where it is to be compared, by turns: at most `pairs` of these.
     """
-    groups: dict[str, list[Candidate]] = {}
-    free = []
+    groups: dict[str | None, list[Candidate]] = {None: []}
     for candidate in candidates:
-        if candidate.group is None:
-            free.append(candidate)
-        else:
-            groups.setdefault(candidate.group, []).append(candidate)
-    made = []
+        groups.setdefault(candidate.group, []).append(candidate)
+    free, made = groups.pop(None), []
     for members in groups.values():
         couples, most = list(combinations(members, 2)), max(pairs, len(members))
         few = range(len(couples)) if len(couples) <= most else torch.randperm(len(couples), generator=generator)[:most].tolist()
@@ -257,28 +243,14 @@ def _write(
             write_image(images / f"{subject.id}-{what}.png", pixels)
         return names[id(pixels)]
 
-    rows = []
+    rows, facts = [], {"identity": identity, "split": row.split, "synthetic": subject.synthetic or tag != "c", **row.facts}
     for index, (a, b) in enumerate(couples):
-        verdicts, overall, scores = known_truth(a, b)
-        pair = Pair(
-            id=f"{subject.id}-{tag}{index}",
-            input=stored(subject.case.source, f"{tag}-input"),
-            a=stored(a.pixels, f"{tag}{index}-a"),
-            b=stored(b.pixels, f"{tag}{index}-b"),
-            verdicts=verdicts,
-            overall=overall,
-            scores=scores,
-            annotator=TRUTH_OF.get(a.origin.generator, "degradation") if verdicts else "",
-            reasoning="",
-            origin_a=a.origin,
-            origin_b=b.origin,
-            anchor=stored(subject.label, f"{tag}-anchor") if subject.label is not None else None,
-            synthetic=subject.synthetic or tag != "c",
-            identity=identity,
-            split=row.split,
-            **row.facts,
-        )
-        rows.append(row_of(pair))
+        files = (stored(subject.case.source, f"{tag}-input"), stored(a.pixels, f"{tag}{index}-a"), stored(b.pixels, f"{tag}{index}-b"))
+        anchor = stored(subject.label, f"{tag}-anchor") if subject.label is not None else None
+        truth = known_truth(a, b)
+        judge = TRUTH_OF.get(a.origin.generator, "degradation") if truth[0] else ""
+        origins = {"origin_a": a.origin, "origin_b": b.origin}
+        rows.append(row_of(Pair(f"{subject.id}-{tag}{index}", *files, *truth, annotator=judge, anchor=anchor, **origins, **facts)))
     return rows
 
 
@@ -306,16 +278,12 @@ def _check_folder(out: Path, config: BuildConfig, shard: Shard | None) -> None:
     if (out / STATE).is_file():
         state = read_json_lines(out / STATE, dict).rows
         now = _resumable(config)
-        changed = [key for key in now if not state or state[0].get(key) != now[key]]
-        if changed:
-            raise ConfigError(
-                f"--output-dir {out}: holds an unfinished build with another --{changed[0].replace('_', '-')}; give the same options to "
-                "go on, or add --overwrite to start anew"
-            )
+        if changed := [key for key in now if not state or state[0].get(key) != now[key]]:
+            other = f"holds an unfinished build with another --{changed[0].replace('_', '-')}"
+            raise ConfigError(f"--output-dir {out}: {other}; give the same options to go on, or add --overwrite to start anew")
         if shard is not None and ((out / DONE).is_file() or ((out / WRITING).exists() and not has_shards(out))):
-            raise ConfigError(
-                f"--output-dir {out}: holds an unfinished build by one process; go on without shards, or choose another folder"
-            )
+            one = "holds an unfinished build by one process; go on without shards, or choose another folder"
+            raise ConfigError(f"--output-dir {out}: {one}")
     elif files:
         raise ConfigError(f"--output-dir {out}: holds files that are no pair set; choose another folder or empty it")
 
@@ -360,16 +328,14 @@ def _resumable(config: BuildConfig) -> dict[str, Any]:
 
 def _finish(rows: list[PhotoRow], done: dict[str, dict[str, Any]], rejected: list[Rejected], config: BuildConfig, console: Console) -> int:
     out = config.output_dir
-    rejected = rejected + [
-        Rejected(row.line, done[row.id]["error"], str(row.file or row.id)) for row in rows if done[row.id]["error"] is not None
-    ]
+    failed = [row for row in rows if done[row.id]["error"] is not None]
+    rejected = rejected + [Rejected(row.line, done[row.id]["error"], str(row.file or row.id)) for row in failed]
     rejected.sort(key=lambda row: row.line)
     pairs = [pair for row in rows for pair in done[row.id]["pairs"]]
     write_quarantine(out, rejected)
     if not pairs:
-        raise ConfigError(
-            f"{config.photos}: no pair could be made; the first reason: {rejected[0].reason if rejected else 'no candidates'}"
-        )
+        first = rejected[0].reason if rejected else "no candidates"
+        raise ConfigError(f"{config.photos}: no pair could be made; the first reason: {first}")
     write_text(out / BUILT, json.dumps(build_record(config_to_dict(config), config.photos == "embedded"), indent=2) + "\n")
     write_lines(out / METADATA, pairs)
     clear_shards(out)
@@ -379,7 +345,7 @@ def _finish(rows: list[PhotoRow], done: dict[str, dict[str, Any]], rejected: lis
     synthetic = sum(pair["synthetic"] for pair in pairs)
     by_split = ", ".join(f"{split} {count}" for split, count in Counter(pair["split"] for pair in pairs).items())
     print(f"{out}: {len(pairs)} pairs ({by_split}), {synthetic} synthetic, {judged} with known truth")
-    total = len(rejected) + sum(done[row.id]["error"] is None for row in rows)
+    total = len(rejected) + len(rows) - len(failed)
     if rejected:
         print(f"{len(rejected)} of {total} photos could not be used; see {out / QUARANTINE}", file=sys.stderr)
     if judged < len(pairs):

@@ -88,15 +88,10 @@ def build_emotion_rows(config: EmotionConfig) -> int:
         console.print(f"units that the prompt does not define stand in meta_info.other_AUs: {', '.join(summary['other_units'])}")
     if not splits["test"]:
         console.print("test.jsonl is empty: --split subject draws one")
-    if bare := [] if config.every > 1 else _without_label(labelled):
+    folders = sorted({picture.parent for picture in labelled} if config.every == 1 else ())
+    if bare := [path for folder in folders if folder.is_dir() for path in list_images(folder) if path not in labelled]:
         console.print(f"note: {len(bare)} pictures beside the labelled ones have no label and are left out, for example {bare[0]}")
     return 0
-
-
-def _without_label(labelled: set[Path]) -> list[Path]:
-    """Pictures in the folders of labelled ones that no label names."""
-    folders = sorted({picture.parent for picture in labelled})
-    return [path for folder in folders if folder.is_dir() for path in list_images(folder) if path not in labelled]
 
 
 class _Pictures:
@@ -114,7 +109,14 @@ class _Pictures:
         """
         picture = record.picture
         if not isinstance(picture, Path):
-            return self._make(record, picture)
+            stem = re.sub(r"[^\w.-]", "_", record.key)[:80]
+            target = (
+                self.folder / "faces" / f"{stem if stem == record.key else f'{stem}-{sha256(record.key.encode()).hexdigest()[:8]}'}.png"
+            )
+            if not target.is_file():
+                target.parent.mkdir(exist_ok=True)
+                write_image(target, picture())
+            return f"faces/{target.name}"
         if not picture.is_file():
             raise ImageError(f"{picture}: no such picture")
         if self.config.check_images:
@@ -134,16 +136,6 @@ class _Pictures:
         if not link.is_symlink():
             link.symlink_to(root, target_is_directory=True)
         return f"{link.name}/{Path(name).as_posix()}"
-
-    def _make(self, record: Record, make: Any) -> str:
-        stem = re.sub(r"[^\w.-]", "_", record.key)[:80]
-        if stem != record.key:
-            stem += "-" + sha256(record.key.encode()).hexdigest()[:8]
-        name = f"faces/{stem}.png"
-        if not (self.folder / name).is_file():
-            (self.folder / "faces").mkdir(exist_ok=True)
-            write_image(self.folder / name, make())
-        return name
 
 
 def _to_row(adapter: Adapter, record: Record, pictures: _Pictures) -> EmotionRow | str:

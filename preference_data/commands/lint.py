@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -115,11 +114,14 @@ def lint_data(config: LintConfig) -> int:
     findings += check_verdicts(entries)
     findings.sort(key=lambda finding: (list(KINDS).index(finding.kind), finding.lines))
     report = {"rows": len(entries), "findings": [vars(finding) for finding in findings], "counts": Counter(f.kind for f in findings)}
-    if config.json is not None and str(config.json) == "-":
+    if str(config.json) == "-":
         print(json.dumps(report))
         return 1 if findings else 0
     if config.json is not None:
-        _write(config.json, report)
+        try:
+            write_text(config.json, json.dumps(report, indent=2) + "\n")
+        except OSError as error:
+            raise DataError(f"--json {config.json}: could not be written ({error.strerror}); give another file") from error
     _show(findings, len(entries), config.data)
     return 1 if findings else 0
 
@@ -159,13 +161,6 @@ def _show(findings: list[Finding], rows: int, data: Path) -> None:
     console.print(table)
 
 
-def _write(path: Path, report: dict[str, Any]) -> None:
-    try:
-        write_text(path, json.dumps(report, indent=2) + "\n")
-    except OSError as error:
-        raise DataError(f"--json {path}: could not be written ({error.strerror}); give another file") from error
-
-
 def look(folder: Path, entries: list[Entry], *, identity: bool, advance: Callable[[], None]) -> tuple[Pictures, list[Finding]]:
     """Open every file of a set once, call `advance` after each, and look for faces in photos, anchors and retouches where `identity` is
     asked for. Returns what is known, and the findings "bad_image" and "no_face".
@@ -202,19 +197,13 @@ def check_sizes(entries: list[Entry], pictures: Pictures) -> list[Finding]:
     """Candidates and anchors must show their photo's frame at no less than half its size."""
     findings = []
     for entry in entries:
-        for file in (*entry.others, *([entry.anchor] if entry.anchor else [])):
-            if file not in pictures.size or entry.photo not in pictures.size:
-                continue
+        for file in (file for file in entry.files[1:] if file in pictures.size and entry.photo in pictures.size):
             (height, width), (own_height, own_width) = pictures.size[entry.photo], pictures.size[file]
-            if abs(own_height / own_width / (height / width) - 1) > 0.01:
-                why = "has another aspect ratio than"
-            elif own_height < height / 2:
-                why = "is less than half the size of"
-            else:
-                continue
-            findings.append(
-                Finding("bad_image", (entry.line,), f"{file} ({own_width}x{own_height}) {why} its photo {entry.photo} ({width}x{height})")
-            )
+            other = abs(own_height / own_width / (height / width) - 1) > 0.01
+            if other or own_height < height / 2:
+                why = "has another aspect ratio than" if other else "is less than half the size of"
+                text = f"{file} ({own_width}x{own_height}) {why} its photo {entry.photo} ({width}x{height})"
+                findings.append(Finding("bad_image", (entry.line,), text))
     return findings
 
 
@@ -240,20 +229,18 @@ def check_duplicates(entries: list[Entry], pictures: Pictures, *, max_bits: int,
     for entry in entries:
         pair = entry.pair
         if pair and pair.overall in ("a", "b") and pictures.digest.get(pair.a, "a") == pictures.digest.get(pair.b, "b"):
-            findings.append(
-                Finding("same_candidates", (entry.line,), f"{pair.id}: {pair.a} and {pair.b} are one picture, yet {pair.overall} wins")
-            )
-    unique = {(entry.photo, entry.split): entry for entry in entries if entry.split and entry.photo in pictures.small}
-    if unique:
-        smalls = np.stack([pictures.small[photo] for photo, _ in unique])
-        hashes = np.stack([perceptual_hash(small) for small in smalls])
-        owners = list(unique.values())
-        groups = [entry.split for entry in owners]
-        for i, j in near_duplicates(hashes, smalls, groups, max_bits=max_bits, min_correlation=min_correlation):
-            one, other = owners[i], owners[j]
-            if pictures.digest[one.photo] != pictures.digest[other.photo]:
-                text = f"{one.photo} ({one.split}) looks like {other.photo} ({other.split})"
-                findings.append(Finding("near_duplicate_across_splits", (one.line, other.line), text))
+            text = f"{pair.id}: {pair.a} and {pair.b} are one picture, yet {pair.overall} wins"
+            findings.append(Finding("same_candidates", (entry.line,), text))
+    owners = list({(entry.photo, entry.split): entry for entry in entries if entry.split and entry.photo in pictures.small}.values())
+    if not owners:
+        return findings
+    smalls = np.stack([pictures.small[entry.photo] for entry in owners])
+    hashes, groups = np.stack([perceptual_hash(small) for small in smalls]), [entry.split for entry in owners]
+    for i, j in near_duplicates(hashes, smalls, groups, max_bits=max_bits, min_correlation=min_correlation):
+        one, other = owners[i], owners[j]
+        if pictures.digest[one.photo] != pictures.digest[other.photo]:
+            text = f"{one.photo} ({one.split}) looks like {other.photo} ({other.split})"
+            findings.append(Finding("near_duplicate_across_splits", (one.line, other.line), text))
     return findings
 
 
@@ -314,13 +301,12 @@ def check_verdicts(entries: list[Entry]) -> list[Finding]:
         pair = entry.pair
         if pair is None:
             continue
-        findings += [Finding("verdict_inconsistent", (entry.line,), f"{pair.id}: {text}") for text in contradictions(pair)]
+        wrong = contradictions(pair)
         if pair.annotator == "degradation" and pair.scores and pair.verdicts:
             whole = {name: (round(a), round(b)) for name, (a, b) in pair.scores.items()}
             if (pair.verdicts, pair.overall) != verdicts_of(whole):
-                findings.append(
-                    Finding("verdict_inconsistent", (entry.line,), f"{pair.id}: verdicts do not follow from the degradations' scores")
-                )
+                wrong.append("verdicts do not follow from the degradations' scores")
+        findings += [Finding("verdict_inconsistent", (entry.line,), f"{pair.id}: {text}") for text in wrong]
         if pair.overall:
             winner = {"a": pair.a, "b": pair.b, "tie": ""}[pair.overall]
             key = (pair.input, pair.annotator, *sorted((pair.a, pair.b)))

@@ -207,23 +207,13 @@ def _make_pairs(config: MakeupConfig, folder: Path, name: str) -> Row:
         if look:
             with torch.no_grad():
                 write_image(folder / image, render_makeup(face.pixels, face.mesh, look))
-        rows.append(_row(config, name, face, image, bare, look))
+        row: Row = {"image": image, "bare_image": bare, "solution": look}
+        row["prompt"] = makeup_prompts.LIPS if config.lips_only else makeup_prompts.MAKEUP
+        row["parameters"] = [{key: getattr(SHAPES[item["shape"]], key) for key in PARAMETERS} for item in look]
+        row |= {"synthetic_makeup": bool(look), "synthetic_face": config.embedded, "source_photo": name, "source_sha256": face.digest}
+        rows.append(row)
     notes = {"notes": list(face.warnings)} if face.warnings else {}
     return {"photo": name, "look_alike": face.look_alike, "rows": rows, **notes}
-
-
-def _row(config: MakeupConfig, name: str, face: BareFace, image: str, bare: str, look: list[dict[str, str]]) -> Row:
-    return {
-        "image": image,
-        "bare_image": bare,
-        "solution": look,
-        "prompt": makeup_prompts.LIPS if config.lips_only else makeup_prompts.MAKEUP,
-        "parameters": [{key: getattr(SHAPES[item["shape"]], key) for key in PARAMETERS} for item in look],
-        "synthetic_makeup": bool(look),
-        "synthetic_face": config.embedded,
-        "source_photo": name,
-        "source_sha256": face.digest,
-    }
 
 
 def _finish(config: MakeupConfig, folder: Path, records: list[Row], console: Console) -> tuple[int, int]:
@@ -285,25 +275,19 @@ def _read_journal(path: Path, looks: int) -> dict[str, Row]:
 
 def _write_sheet(folder: Path, records: Sequence[Row]) -> None:
     """Faces in rows: bare, then its looks."""
-    rows: list[Tensor] = []
-    shown = records[:SHEET_FACES]
-    looks = min(len(shown[0]["rows"]), SHEET_LOOKS)
-    for record in shown:
-        names = [record["rows"][0]["bare_image"], *(row["image"] for row in record["rows"][:looks])]
-        rows.append(torch.cat([_cell(read_image(folder / name).pixels) for name in names], 2))
-    half = -(-len(rows) // 2)
-    columns = [torch.cat(part, 1) for part in (rows[:half], rows[half:]) if part]
-    if len(columns) == 2:
-        columns[1] = pad(columns[1], (0, 0, 0, columns[0].shape[1] - columns[1].shape[1]), value=1.0)
+    faces: list[Tensor] = []
+    for record in records[:SHEET_FACES]:
+        cells = []
+        for name in (record["rows"][0]["bare_image"], *(row["image"] for row in record["rows"][:SHEET_LOOKS])):
+            pixels = read_image(folder / name).pixels
+            scale = SHEET_CELL / max(pixels.shape)
+            small = resize(pixels, tuple(max(round(side * scale), 1) for side in pixels.shape[1:]))
+            cells.append(pad(small, (0, SHEET_CELL - small.shape[2], 0, SHEET_CELL - small.shape[1]), value=1.0))
+        faces.append(torch.cat(cells, 2))
+    half = -(-len(faces) // 2)
+    faces += [torch.ones_like(faces[0])] * (len(faces) % 2 if len(faces) > 1 else 0)
+    columns = [torch.cat(part, 1) for part in (faces[:half], faces[half:]) if part]
     write_image(folder / "contact_sheet.png", torch.cat(columns, 2))
-
-
-def _cell(pixels: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 s s"]:
-    """The picture, whole, in a white square."""
-    height, width = pixels.shape[1:]
-    scale = SHEET_CELL / max(height, width)
-    small = resize(pixels, (max(round(height * scale), 1), max(round(width * scale), 1)))
-    return pad(small, (0, SHEET_CELL - small.shape[2], 0, SHEET_CELL - small.shape[1]), value=1.0)
 
 
 def difference_hash(pixels: Float[Tensor, "3 h w"]) -> int:

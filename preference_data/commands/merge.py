@@ -1,6 +1,7 @@
 """The commands `make-preferences merge`, many annotators' files into one set of verdicts, and `make-preferences export`."""
 
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,21 +66,16 @@ def merge_pairs(pairs: list[Pair], judgements: list[Judgement], *, relabel: bool
     """
     joined = both_orders(judgements)
     judged = {row.pair for row in joined}
-    counts: dict[str, int] = dict.fromkeys(("new", "kept", "unused", "open", "conflict"), 0)
+    counts: Counter[str] = Counter(dict.fromkeys(("new", "kept", "unused", "open", "conflict"), 0))
     merged = []
     for pair in pairs:
-        asked = pair.id in judged and (pair.verdicts is None or relabel)
-        if not asked:
-            counts["open" if pair.verdicts is None else "kept"] += 1
-            counts["unused"] += pair.id in judged
+        if pair.id not in judged or (pair.verdicts is not None and not relabel):
+            counts.update(["open" if pair.verdicts is None else "kept", *(["unused"] if pair.id in judged else [])])
             merged.append(pair)
-        elif (agreed := consensus(pair, joined)) is not None:
-            counts["new"] += 1
-            merged.append(agreed)
-        else:
-            counts["open"] += 1
-            counts["conflict"] += 1
-            merged.append(replace(pair, verdicts=None, overall=None, scores=None, reasoning="", annotator=""))
+            continue
+        agreed = consensus(pair, joined)
+        counts.update(["open", "conflict"] if agreed is None else ["new"])
+        merged.append(agreed or replace(pair, verdicts=None, overall=None, scores=None, reasoning="", annotator=""))
     return merged, counts
 
 

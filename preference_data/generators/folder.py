@@ -43,15 +43,13 @@ class Folder:
         """
         if subject.path is None:
             raise DataError(f"{subject.id}: the embedded people have no finished retouches; give a folder of photos")
-        retouches = self.files.get(os.path.relpath(subject.path, self.photos), [])
-        return [self._read(file, subject) for file in retouches[:count]]
-
-    def _read(self, file: Path, subject: Subject) -> Candidate:
         assert subject.matrix is not None and subject.face is not None
-        pixels = fit_retouch(read_image(file).pixels, subject.face, file, "retouch")
-        side = subject.case.source.shape[-1]
-        cut = sample(pixels[None], subject.matrix[None], side, outside="border", mode="bicubic")[0].clamp(0, 1)
-        return Candidate(torch.round(cut * 255) / 255, Origin(self.name, model=file.relative_to(self.path).as_posix()))
+        made, side = [], subject.case.source.shape[-1]
+        for file in self.files.get(os.path.relpath(subject.path, self.photos), [])[:count]:
+            pixels = fit_retouch(read_image(file).pixels, subject.face, file, "retouch")
+            cut = sample(pixels[None], subject.matrix[None], side, outside="border", mode="bicubic")[0].clamp(0, 1)
+            made.append(Candidate(torch.round(cut * 255) / 255, Origin(self.name, model=file.relative_to(self.path).as_posix())))
+        return made
 
 
 def match_retouches(folder: Path, names: Sequence[str]) -> dict[str, list[Path]]:
@@ -75,7 +73,8 @@ def match_retouches(folder: Path, names: Sequence[str]) -> dict[str, list[Path]]
     for file in _pictures(folder):
         place = PurePath(matched_name(str(file.relative_to(folder))))
         owners: dict[str, int] = {}
-        for stem, number in _readings(place.stem):
+        numbered = NUMBERED.fullmatch(place.stem)  # the photo's name, or that and the number of the retouch
+        for stem, number in ((place.stem, 0), *([(numbered[1], int(numbered[2]))] if numbered else [])):
             photos = places.get(place.parent / stem) or (stems.get(stem, []) if place.parent == PurePath() else [])
             owners |= dict.fromkeys(photos, number)
         if len(owners) > 1:
@@ -86,13 +85,6 @@ def match_retouches(folder: Path, names: Sequence[str]) -> dict[str, list[Path]]
         for name, number in owners.items():
             matched[name].append((number, file))
     return {name: [file for _, file in sorted(files)] for name, files in matched.items()}
-
-
-def _readings(stem: str) -> Iterator[tuple[str, int]]:
-    """What a file's name may say: the photo's name, or the photo's name and the number of the retouch."""
-    yield stem, 0
-    if numbered := NUMBERED.fullmatch(stem):
-        yield numbered[1], int(numbered[2])
 
 
 def _pictures(folder: Path) -> Iterator[Path]:

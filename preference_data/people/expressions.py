@@ -116,7 +116,11 @@ def perform(
         if number not in UNITS or not 0 <= intensity <= 1:
             raise ValueError(f"AU{number} at {intensity}: must be one of {', '.join(map(str, UNITS))}, at an intensity in [0, 1]")
     units = {number: intensity for number, intensity in units.items() if intensity > 0}
-    x0, y0, x1, y1 = _box(photo, mesh)
+    (beside, above, below), photo_size = REACH, torch.tensor([photo.shape[2], photo.shape[1]])
+    corners = torch.tensor([[-beside, -above], [beside, -above], [beside, below], [-beside, below]])
+    corners = FaceFrame.of(mesh[:, :2]).to_pixels(corners)  # a large photo is not worked through for a small face in it
+    x0, y0 = corners.amin(0).floor().long().clamp_min(0).tolist()
+    x1, y1 = torch.minimum(corners.amax(0).ceil().long(), photo_size).tolist()
     if not units or x0 >= x1 or y0 >= y1:
         return photo, mesh
     corner = torch.tensor([x0, y0])
@@ -126,18 +130,14 @@ def perform(
     return out, torch.cat([points + corner, mesh[:, 2:]], 1)
 
 
-def _box(photo: Tensor, mesh: Tensor) -> tuple[int, int, int, int]:
-    """x0, y0, x1, y1 of what can change; a large photo is not worked through for a small face in it."""
-    face, (beside, above, below) = FaceFrame.of(mesh[:, :2]), REACH
-    corners = face.to_pixels(torch.tensor([[-beside, -above], [beside, -above], [beside, below], [-beside, below]]))
-    x0, y0 = corners.amin(0).floor().long().clamp_min(0).tolist()
-    x1, y1 = torch.minimum(corners.amax(0).ceil().long(), torch.tensor([photo.shape[2], photo.shape[1]])).tolist()
-    return x0, y0, x1, y1
-
-
 def _perform_here(photo: Tensor, mesh: Tensor, units: Mapping[int, float]) -> tuple[Tensor, Tensor]:
     face = FaceFrame.of(mesh)
-    moves = Moves.of(face, [(_beside(push, number, units), a) for number, a in units.items() for push in UNITS[number].pushes])
+    pushes = []
+    for number, a in units.items():
+        for push in UNITS[number].pushes:  # AU4 draws brows together that AU1 or AU2 raises, but hardly lowers them
+            raised = units.get(1 if push.at == 55 else 2, 0.0) if number == 4 else 0.0
+            pushes.append((replace(push, dy=push.dy * (1 - 0.6 * raised)), a))
+    moves = Moves.of(face, pushes)
     height, width = photo.shape[1:]
     at = moves.undo(face.to_frame(warps.pixel_grid(height, width)))
     lower, lift = _lids(units)
@@ -149,13 +149,6 @@ def _perform_here(photo: Tensor, mesh: Tensor, units: Mapping[int, float]) -> tu
             out = out * (1 - tint * (fold.depth * intensity) * _closeness(face, fold, at))
     points = opening.move(slide_lid_points(face, lower=lower, lift=lift))
     return out.clamp(0, 1), face.to_pixels(points + moves(points))
-
-
-def _beside(push: Push, number: int, units: Mapping[int, float]) -> Push:
-    """A unit's push beside other units: AU4 draws brows together that AU1 or AU2 raises, but hardly lowers them."""
-    if number != 4:
-        return push
-    return replace(push, dy=push.dy * (1 - 0.6 * units.get(1 if push.at == 55 else 2, 0.0)))
 
 
 def _lids(units: Mapping[int, float]) -> tuple[float, float]:

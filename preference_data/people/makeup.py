@@ -19,7 +19,6 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -93,7 +92,9 @@ def render_makeup(photo: Float[Tensor, "3 h w"], mesh: Float[Tensor, "468 dim"],
         drawn = draw_shape(shape, mesh.to(photo.device), *photo.shape[1:], sigma=sigma, split=split) if alpha else None
         if drawn is not None:
             sparkle = 0.0 if shape.region == "lips" or not gamma else _sparkle(drawn, mesh)
-            out = apply_product(out, drawn, _as_rgb(item["color"]).to(photo), alpha, gamma, sparkle)
+            color = item["color"]
+            rgb = color if isinstance(color, Tensor) else torch.tensor([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+            out = apply_product(out, drawn, rgb.to(photo), alpha, gamma, sparkle)
     return out
 
 
@@ -121,16 +122,8 @@ def apply_product(
 ) -> Float[Tensor, "3 h w"]:
     """Lay one product over the skin, see the module's three steps.
 
-    Args:
-        photo: RGB in [0, 1].
-        drawn: where.
-        color: of the product, sRGB in [0, 1].
-        alpha: opacity, 0 to 255.
-        gamma: gloss or shimmer, 0 to 255.
-        sparkle: strength of the powder's glitter in [0, 1], of the size of the mask.
-
-    Returns:
-        RGB in [0, 1]; the photo's own pixels, bit for bit, where mask times alpha is 0.
+    All colours are sRGB in [0, 1]; opacity `alpha` and gloss or shimmer `gamma` are 0 to 255, the powder's glitter `sparkle` is in [0, 1].
+    Where mask times alpha is 0, the photo's own pixels are returned, bit for bit.
     """
     height, width = drawn.mask.shape
     window = (slice(None), slice(drawn.top, drawn.top + height), slice(drawn.left, drawn.left + width))
@@ -155,15 +148,6 @@ def apply_product(
     return out
 
 
-def _as_rgb(color: str | Tensor) -> Float[Tensor, "3"]:
-    return color if isinstance(color, Tensor) else torch.tensor([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-
-
-@cache
-def _grains() -> Float[Tensor, "256 256"]:
-    return torch.rand(256, 256, generator=torch.Generator().manual_seed(0)) ** 6
-
-
 def _sparkle(drawn: Drawn, mesh: Float[Tensor, "468 dim"]) -> Float[Tensor, "h w"]:
     """Glitter that sticks to the face: the same grains at every size, finer than a pixel in small pictures."""
     points = mesh.detach()[:, :2].float()
@@ -171,7 +155,8 @@ def _sparkle(drawn: Drawn, mesh: Float[Tensor, "468 dim"]) -> Float[Tensor, "h w
     height, width = drawn.mask.shape
     y = ((torch.arange(height) + drawn.top + 0.5 - float(points[168, 1])) * cell).floor().long() % 256
     x = ((torch.arange(width) + drawn.left + 0.5 - float(points[168, 0])) * cell).floor().long() % 256
-    return 0.5 * _grains()[y[:, None], x].to(drawn.mask)
+    grains = torch.rand(256, 256, generator=torch.Generator().manual_seed(0)) ** 6
+    return 0.5 * grains[y[:, None], x].to(drawn.mask)
 
 
 def split_of(color: str) -> str:

@@ -155,24 +155,16 @@ def _draw_patch(
     mask = torch.special.ndtr(signed / edge)
     mask = torch.where(signed < -REACH * edge, 0.0, mask)
     if split:
-        if patch.root:
-            from_root = _distance(points[list(patch.root)], y, x)
+        if patch.root:  # the rim is the part of the outline that is not the root; the whole outline, closed, where they do not touch
+            rim = [point for point in patch.outline if point not in patch.root]
+            rim += rim[:1] if len(rim) == len(patch.outline) else []
+            from_root, to_rim = (_distance(points[list(line)], y, x) for line in (patch.root, rim))
         else:
-            middle = outline.mean(0)
-            from_root = _distance(torch.stack([middle, middle]), y, x)
-        to_rim = signed.clamp_min(0) if not patch.root else _distance(_rim(patch, points), y, x)
+            from_root, to_rim = _distance(outline.mean(0).expand(2, -1), y, x), signed.clamp_min(0)
         along = from_root / (from_root + to_rim).clamp_min(1e-6)
         side = (split / 255 - along) / (0.04 + 0.3 * sigma / 255)
         mask = mask * torch.special.ndtr(-side if rim_side else side)
     return mask
-
-
-def _rim(patch: Patch, points: Tensor) -> Float[Tensor, "n 2"]:
-    """The part of the outline that is not the root; the whole outline, closed, where they do not touch."""
-    rest = [point for point in patch.outline if point not in patch.root]
-    if len(rest) == len(patch.outline):
-        rest = [*rest, rest[0]]
-    return points[rest]
 
 
 def _around(points: Float[Tensor, "n 2"], margin: float, y: Float[Tensor, " h"], x: Float[Tensor, " w"]) -> tuple[slice, slice]:

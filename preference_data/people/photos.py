@@ -113,23 +113,21 @@ def folder_rows(
     """
     listed = list_photos(folder)
     entries = _look_at_photos(folder, {row["file_name"]: row.get("anchor_file_name") for row in listed.rows}, cache, shard, track)
-    rows, row_lines, faces, rejected = [], [], [], list(listed.rejected)
-    for row, line in zip(listed.rows, listed.lines, strict=True):
-        entry = entries[row["file_name"]]
-        if entry["error"] is not None:
-            rejected.append(Rejected(line, entry["error"], row["file_name"]))
-            continue
-        rows.append(row)
-        row_lines.append(line)
-        faces.append(PhotoFace.unpack(entry["face"]))
+    looked = [(row, line, entries[row["file_name"]]) for row, line in zip(listed.rows, listed.lines, strict=True)]
+    rejected = [
+        *listed.rejected,
+        *(Rejected(line, one["error"], row["file_name"]) for row, line, one in looked if one["error"] is not None),
+    ]
+    good = [(row, line, PhotoFace.unpack(one["face"])) for row, line, one in looked if one["error"] is None]
+    rows = [row for row, _, _ in good]
     if not rows:
         first = f"; the first: {rejected[0].reason}" if rejected else ""
         raise DataError(f"{folder}: no photo can be used ({len(rejected)} were refused){first}")
-    names, persons = _name_people(rows, torch.stack([face.embedding for face in faces]))
+    names, persons = _name_people(rows, torch.stack([face.embedding for _, _, face in good]))
     splits = _deal_splits(rows, names, persons, shares, seed)
     facts = {"source": folder.resolve().name} | (facts or {})
     photos = []
-    for index, (row, line, name, face) in enumerate(zip(rows, row_lines, names, faces, strict=True)):
+    for index, ((row, line, face), name) in enumerate(zip(good, names, strict=True)):
         row_facts = facts | {key: row[key] for key in ("consent", "licence", *CHOICES) if key in row}
         row_facts["source"] = row.get("source") or f"{facts['source']}/{row['file_name']}"
         photo, anchor = folder / row["file_name"], folder / row["anchor_file_name"] if row.get("anchor_file_name") else None
@@ -140,12 +138,8 @@ def folder_rows(
 
 def describe_rows(rows: list[PhotoRow]) -> str:
     """How many photos and people each split has, as one line of text."""
-    counts = []
-    for split in SPLITS:
-        chosen = [row for row in rows if row.split == split]
-        people = {row.identity or row.id for row in chosen}
-        counts.append(f"{split} {len(chosen)} photos of {len(people)} people")
-    return ", ".join(counts)
+    chosen = {split: [row.identity or row.id for row in rows if row.split == split] for split in SPLITS}
+    return ", ".join(f"{split} {len(people)} photos of {len(set(people))} people" for split, people in chosen.items())
 
 
 def open_photo(photo: Path, anchor: Path | None, size: int, face: PhotoFace | None = None) -> AlignedPhoto:
@@ -157,9 +151,7 @@ def open_photo(photo: Path, anchor: Path | None, size: int, face: PhotoFace | No
         FaceError: no usable face.
         DataError: the anchor shows another frame, another person, or its face elsewhere.
     """
-    image, retouch = read_image(photo).pixels, None
-    if anchor is not None:
-        retouch = read_image(anchor).pixels
+    image, retouch = read_image(photo).pixels, None if anchor is None else read_image(anchor).pixels
     if face is None:
         face = find_face(image, photo)
         retouch = None if retouch is None or anchor is None else fit_retouch(retouch, face, anchor, "anchor")
@@ -223,7 +215,10 @@ def _look_at_photos(
     """The face of each photo, or why it has none that can be used; those that neither an earlier run nor another process has looked at
     are looked at here."""
     shared = None if cache is None else Growing(cache.parent, "faces")
-    stamps = {name: [_stamp(folder / file) for file in (name, anchor) if file] for name, anchor in anchors.items()}
+    stamps: dict[str, list[list[int]]] = {}  # what changes when a file does; nothing where there is none, which reading it will say
+    for name, anchor in anchors.items():
+        paths = [folder / file for file in (name, anchor) if file]
+        stamps[name] = [[path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else [] for path in paths]
     entries: dict[str, dict[str, Any]] = {}
 
     def learn(rows: Iterable[dict[str, Any]]) -> None:
@@ -242,15 +237,6 @@ def _look_at_photos(
             if cache is not None:
                 append_line(cache if shared is None or shard is None else shared.own(shard), entries[name])
     return entries
-
-
-def _stamp(path: Path) -> list[int]:
-    """What changes when a file does; nothing where there is none, which reading it will say."""
-    try:
-        status = path.stat()
-    except OSError:
-        return []
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _look(photo: Path, anchor: Path | None) -> dict[str, Any]:

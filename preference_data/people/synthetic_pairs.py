@@ -106,16 +106,11 @@ def make_pair(split: str, seed: int, *, size: int = 128, mode: str | None = None
     """
     case = make_case(split, seed, size=size, count=SPOTS)
     plan = draw_plan(split, torch.Generator().manual_seed(seed + 2**40), mode)
-    faults_a, faults_b, scores = plan.faults("a"), plan.faults("b"), plan.scores()
-    verdicts, overall = verdicts_of(scores)
+    scores, (verdicts, overall) = plan.scores(), verdicts_of(plan.scores())
     truth = {"scores": scores, "verdicts": verdicts, "overall": overall, "identity": identity_of(case)}
-    return truth | {
-        "input": (case.source * 255).round() / 255,
-        "a": degrade(case, faults_a, plan.variant),
-        "b": degrade(case, faults_b, plan.variant),
-        "faults_a": faults_a,
-        "faults_b": faults_b,
-    }
+    faults = {f"faults_{side}": plan.faults(side) for side in ("a", "b")}
+    pictures = {side: degrade(case, faults[f"faults_{side}"], plan.variant) for side in ("a", "b")}
+    return {**truth, "input": (case.source * 255).round() / 255, **pictures, **faults}
 
 
 def identity_of(case: Case) -> str:

@@ -3,8 +3,6 @@
 All fields are dense maps from output pixels to input pixels, applied by one `grid_sample`.
 """
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -62,7 +60,10 @@ def skin_likeness(image: Float[Tensor, "3 h w"], skin: Float[Tensor, "1 h w"]) -
 def random_tone(image: Float[Tensor, "3 h w"], skin: Float[Tensor, "1 h w"], generator: torch.Generator) -> Float[Tensor, "3 h w"]:
     """Another skin tone, white balance, exposure, contrast, saturation and direction of light; RGB stays in [0, 1]."""
     height, width = image.shape[-2:]
-    normal = partial(_draw_normal, generator)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).clamp(-2, 2)
+
     melanin = -0.15 + 1.0 * torch.rand(1, generator=generator)
     darker = image.clamp_min(1e-3) ** (1 + melanin * torch.tensor([0.65, 0.85, 0.95]).view(3, 1, 1))
     out = torch.lerp(image, darker, skin_likeness(image, skin))
@@ -73,7 +74,3 @@ def random_tone(image: Float[Tensor, "3 h w"], skin: Float[Tensor, "1 h w"], gen
     at = pixel_grid(height, width) / torch.tensor([width, height]) - 0.5
     light = 1 + 0.35 * (at @ normal(2)) * 0.7
     return (out * light).clamp(0.0, 1.0)
-
-
-def _draw_normal(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=generator).clamp(-2, 2)

@@ -23,19 +23,15 @@ PARTS: tuple[tuple[str, str, Split], ...] = (("train_set", "training.csv", "trai
 def _read(folder: Path, options: ReadOptions) -> Iterator[Record]:
     later = find(folder, LAYOUT, *(name for part in PARTS for name in part[:2])).is_dir()
     for directory, table, split in PARTS:
-        if later and (folder / directory).is_dir():
-            yield from _read_arrays(folder / directory, split)
-        elif not later and (folder / table).is_file():
+        if not later and (folder / table).is_file():
             yield from _read_csv(folder, table, split)
-
-
-def _read_arrays(folder: Path, split: Split) -> Iterator[Record]:
-    for path in sorted((folder / "annotations").glob("*_exp.npy"), key=lambda path: (len(path.name), path.name)):
-        stem = path.name.removesuffix("_exp.npy")
-        files = {name: path.with_name(f"{stem}_{short}.npy") for name, short in (("valence", "val"), ("arousal", "aro"))}
-        meta = finite(str(path), **{name: str(_array(file)) for name, file in files.items() if file.is_file()})
-        emotion = coded(str(path), CODES, str(_array(path)).strip().removesuffix(".0"))
-        yield Record(f"{folder.name}-{stem}", folder / "images" / f"{stem}.jpg", emotion=emotion, split=split, meta=meta)
+        paths = (folder / directory / "annotations").glob("*_exp.npy") if later else ()
+        for path in sorted(paths, key=lambda path: (len(path.name), path.name)):
+            stem = path.name.removesuffix("_exp.npy")
+            files = {name: path.with_name(f"{stem}_{short}.npy") for name, short in (("valence", "val"), ("arousal", "aro"))}
+            meta = finite(str(path), **{name: str(_array(file)) for name, file in files.items() if file.is_file()})
+            emotion = coded(str(path), CODES, str(_array(path)).strip().removesuffix(".0"))
+            yield Record(f"{directory}-{stem}", folder / directory / "images" / f"{stem}.jpg", emotion=emotion, split=split, meta=meta)
 
 
 def _array(path: Path) -> Any:

@@ -33,12 +33,13 @@ def _read(folder: Path, options: ReadOptions) -> Iterator[Record]:
         emotions = _annotations(folder, part, "emotion")
         for image in dict.fromkeys([*units, *emotions]):
             (where, au), (where_too, emotion) = units.get(image, ("", None)), emotions.get(image, ("", None))
+            label = None if emotion is None else emotion.get("label")
             texts = {name: _text(item) for name, item in (("au", au), ("emotion", emotion)) if item is not None}
             yield Record(
                 f"{part}-{Path(image).stem}",
                 _picture(folder, part, image),
                 units=None if au is None else _units(where, au),
-                emotion=None if emotion is None else _emotion(where_too, emotion),
+                emotion=None if label is None else coded(where_too, {**NUMBERS, **WORDS}, str(label).strip().lower()),
                 split=split,
                 description=" ".join(text for text in texts.values() if text),
                 meta={f"{name}_description": text for name, text in texts.items() if text},
@@ -73,11 +74,6 @@ def _units(where: str, item: dict[str, Any]) -> frozenset[int] | None:
     if not all(number.isdecimal() for number in numbers):
         raise DataError(f'{where}: label {label!r} must be units such as "1, 2, 4"')
     return frozenset(int(number) for number in numbers)
-
-
-def _emotion(where: str, item: dict[str, Any]) -> str | None:
-    label = item.get("label")
-    return None if label is None else coded(where, {**NUMBERS, **WORDS}, str(label).strip().lower())
 
 
 def _text(item: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ Training, PublicTest (here: validation), PrivateTest (here: test). Persons are n
 """
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,21 +24,16 @@ SIDE = 48
 
 def _read(folder: Path, options: ReadOptions) -> Iterator[Record]:
     if find(folder, LAYOUT, "fer2013.csv", "train").is_dir():
-        yield from _read_folders(folder)
+        parts: tuple[Split, ...] = ("train", "test")
+        for part, emotion in product(parts, CODES.values()):
+            for path in sorted((folder / part / emotion).glob("*.*")):
+                yield Record(f"{part}-{emotion}-{path.stem}", path, emotion=emotion, split=part)
         return
     for number, (where, row) in enumerate(read_csv(folder / "fer2013.csv", "emotion", "pixels", "Usage")):
         if row["Usage"] not in SPLITS:
             raise DataError(f"{where}: Usage {row['Usage']!r} is none of {', '.join(SPLITS)}")
         emotion = coded(where, CODES, row["emotion"])
         yield Record(f"{number:05d}", _pixels(where, row["pixels"]), emotion=emotion, split=SPLITS[row["Usage"]])
-
-
-def _read_folders(folder: Path) -> Iterator[Record]:
-    parts: tuple[Split, ...] = ("train", "test")
-    for part in parts:
-        for emotion in CODES.values():
-            for path in sorted((folder / part / emotion).glob("*.*")):
-                yield Record(f"{part}-{emotion}-{path.stem}", path, emotion=emotion, split=part)
 
 
 def _pixels(where: str, text: str) -> "Callable[[], ndarray]":

@@ -27,19 +27,15 @@ def _read(folder: Path, options: ReadOptions) -> Iterator[Record]:
         numbers = [part.lstrip("LR") for part in parts]
         if not all(number.isdecimal() for number in numbers):
             raise DataError(f"{where}: {codes!r} must be units such as 1+2+L12, or null")
+        names = [folder / "aligned" / f"{name}_aligned.jpg" for name in (stem, stem.zfill(4))]
+        names += [folder / "original" / f"{name}.jpg" for name in (stem, stem.zfill(4))]
         yield Record(
             stem,
-            _picture(folder, stem),
+            first_file(*names),
             units=frozenset(int(number) for number in numbers),
             emotion=emotions.get(stem.lstrip("0")),
             meta={"one_sided": sides} if sides else {},
         )
-
-
-def _picture(folder: Path, stem: str) -> Path:
-    names = [folder / "aligned" / f"{name}_aligned.jpg" for name in (stem, stem.zfill(4))]
-    names += [folder / "original" / f"{name}.jpg" for name in (stem, stem.zfill(4))]
-    return first_file(*names)
 
 
 def _emotions(path: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from portraitkit.errors import DataError
-from preference_data.sources import Adapter, ReadOptions, Record, Split, coded, find, read_table
+from preference_data.sources import Adapter, ReadOptions, Record, Split, coded, find, first_file, read_table
 
 LAYOUT = "basic/EmoLabel/list_patition_label.txt and basic/Image/aligned/train_00001_aligned.jpg ..."
 CODES = dict(zip("1234567", ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral"), strict=True))
@@ -23,8 +23,7 @@ def _read(folder: Path, options: ReadOptions) -> Iterator[Record]:
         stem, part = Path(name).stem, name.partition("_")[0]
         if part not in SPLITS:
             raise DataError(f"{where}: {name!r} must begin with train_ or test_")
-        aligned, original = pictures / "aligned" / f"{stem}_aligned.jpg", pictures / "original" / f"{stem}.jpg"
-        picture = original if original.is_file() and not aligned.is_file() else aligned
+        picture = first_file(pictures / "aligned" / f"{stem}_aligned.jpg", pictures / "original" / f"{stem}.jpg")
         yield Record(stem, picture, emotion=coded(where, CODES, code), split=SPLITS[part])
 
 

@@ -37,7 +37,11 @@ class Desk:
 
     def __init__(self, folder: Path, pairs: list[Pair]) -> None:
         self.folder, self.lock = folder, Lock()
-        self.salt = _salt(folder / FOLDER / ".salt")
+        salt = folder / FOLDER / ".salt"  # a secret of the set: names of pairs and pictures tell nothing, and stay the same after a restart
+        salt.parent.mkdir(parents=True, exist_ok=True)
+        if not salt.is_file():
+            salt.write_text(secrets.token_hex(16), encoding="utf-8")
+        self.salt = salt.read_text(encoding="utf-8").strip()
         self.pairs = {self._token("pair", pair.id): pair for pair in pairs}
         self.files = {self._token("file", file): file for pair in pairs for file in (pair.input, pair.a, pair.b)}
         self.judgements = {(row.pair, row.annotator, row.role): row for row in both_orders(read_judgements(folder)[0])}
@@ -68,8 +72,10 @@ class Desk:
         mine = self.judgements.get((pair.id, name, role))
         files = {"photo": pair.input, "1": first, "2": second}
         pictures = {kind: f"/picture/{self._token('file', file)}" for kind, file in files.items()}
-        large = any(_is_large(self.folder / file) for file in files.values())
-        whole = {kind: f"{url}?whole=1" for kind, url in pictures.items()} if large else pictures
+        whole = pictures
+        with suppress(ImageError):
+            if any(max(image_size(self.folder / file)) > SCREEN for file in files.values()):
+                whole = {kind: f"{url}?whole=1" for kind, url in pictures.items()}
         said = {"answers": _shown(mine, order) if mine else {}, "note": mine.reasoning if mine else ""}
         return {"pair": token, "pictures": pictures, "whole": whole, **said}
 
@@ -169,13 +175,6 @@ def make_app(desk: Desk, *, hosts: tuple[str, ...] = ("127.0.0.1", "localhost"))
     return page_app(routes, hosts, {DataError: refused, HTTPException: refused, RunFolderError: not_stored})
 
 
-def _is_large(path: Path) -> bool:
-    try:
-        return max(image_size(path)) > SCREEN
-    except ImageError:
-        return False
-
-
 def _who(values: Any) -> tuple[str, str]:
     name, role = values.get("name"), values.get("role", "annotator")
     if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME or not name.isprintable():
@@ -188,14 +187,6 @@ def _who(values: Any) -> tuple[str, str]:
 def _shown(judgement: Judgement, order: Order) -> Shown:
     names = {order[0]: "1", order[1]: "2", "tie": "tie"}
     return {name: names[verdict] for name, verdict in judgement.named.items()}
-
-
-def _salt(path: Path) -> str:
-    """A secret of the set, so that names of pairs and pictures tell nothing, and stay the same after a restart."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.is_file():
-        path.write_text(secrets.token_hex(16), encoding="utf-8")
-    return path.read_text(encoding="utf-8").strip()
 
 
 def serve_page(config: AnnotateConfig, pairs: list[Pair]) -> int:
