@@ -143,8 +143,15 @@ def roll_out_groups(
     condition = backbone.condition(batch.photos.source, config.prompt)
     anchors = None
     if config.learns_from_anchors and batch.anchors is not None:
-        wrong = config.anchor == "wrong"
-        anchors = _anchors_of_others(backbone, source, config, start, groups, batch) if wrong else backbone.encode(batch.anchors)
+        preferred = batch.anchors
+        if config.anchor == "wrong":  # that of the photo before in the step; that of the last one for the first
+            others = [(group - 1) % config.photos_per_step for group in groups]
+            missing = [other for other in others if other not in groups]
+            by_group = dict(zip(groups, preferred, strict=True))
+            if missing and (more := source.load("train", [start + other for other in missing]).anchors) is not None:
+                by_group |= dict(zip(missing, more, strict=True))
+            preferred = torch.stack([by_group[other] for other in others])
+        anchors = backbone.encode(preferred)
     judges = [function for function in rewards.functions.values() if isinstance(function, GroupReward)]
     before = [judge.counts.copy() for judge in judges]
     drawn = {"group_size": config.group_size, "shared_noise": config.shared_noise, "seed": config.seed, "iteration": step}
@@ -158,22 +165,31 @@ def roll_out_groups(
         def sampled(size: int, rows: Tensor = rows) -> Rollout:
             return roll_out(backbone, condition, anchors, scheduler, noise, rows, batch=size, bf16=bf16)
 
+        @torch.no_grad()
+        def decoded(size: int) -> Tensor:
+            drawn = zip(rollouts[-1].latents.split(size), rollouts[-1].photo_of.split(size), strict=True)
+            with bf16_autocast(bf16):
+                return torch.cat([backbone.decode(latents, condition.select(photo_of)) for latents, photo_of in drawn])
+
         rollouts.append(part := fitting.fit(members, sampled))
-        pictures.append(fitting.fit(members, lambda size, part=part: _decoded(backbone, condition, part, size, bf16)))
+        pictures.append(fitting.fit(members, decoded))
         scorings.append(rewards.submit(pictures[-1], batch.photos, part.photo_of))
     rolled = time.monotonic()
     done = [scoring.result() for scoring in scorings]
     parts = {name: torch.cat([part[name] for part in done]) for name in done[0]}
     rollout, candidates, waited = join(rollouts), torch.cat(pictures), time.monotonic() - rolled
     new = [judge.counts.since(count) for judge, count in zip(judges, before, strict=True)]
+    given = (candidates, batch.photos, rollout.photo_of)
+    judged = judged_dimensions(rewards, *given) if new and start < RANKED_GROUPS else {}
+    kinds = {"judged": judged, "checked": verifiable_dimensions(*given) if judged else {}}
     scores = GroupScores(
         parts,
         batch.ids,
         rollout.evaluations + batch.evaluations,
         waited,
         {name: sum(count[name] for count in new) for name in new[0]} if new else {},
-        verifiable_reward(rewards, parts, candidates, batch.photos, rollout.photo_of) if new else None,
-        _dimensions(rewards, candidates, batch.photos, rollout.photo_of) if new and start < RANKED_GROUPS else {},
+        verifiable_reward(rewards, parts, *given) if new else None,
+        {f"{kind}/{name}": values[name].cpu() for kind, values in kinds.items() for name in judged},  # where they are ranked
         diversity_of(candidates, config.group_size).sum().item(),
     )
     return RankGroups(groups, condition, rollout, candidates, batch.photos, anchors), scores
@@ -182,13 +198,6 @@ def roll_out_groups(
 def diversity_of(candidates: Float[Tensor, "members 3 h w"], group_size: int) -> Float[Tensor, " groups"]:
     """How far apart two candidates of a group are: root mean square over pairs and pixel values in [0, 1]; groups are contiguous."""
     return torch.stack([(2 * group.float().var(0).mean()).sqrt() for group in candidates.split(group_size)])
-
-
-def _dimensions(rewards: RewardSet, candidates: Tensor, photos: Photos, photo_of: Tensor) -> dict[str, Tensor]:
-    judged = judged_dimensions(rewards, candidates, photos, photo_of)
-    checked = verifiable_dimensions(candidates, photos, photo_of) if judged else {}
-    kinds = (("judged", judged), ("checked", checked))
-    return {f"{kind}/{name}": values[name].cpu() for kind, values in kinds for name in judged}  # where they are ranked
 
 
 def gather_scores(processes: Processes, scores: GroupScores, group_size: int) -> GroupScores:
@@ -226,23 +235,3 @@ def judge_figures(rewards: RewardSet, scores: GroupScores, groups: Tensor) -> tu
         "judge_agreement": group_rank(ranks["overall"]).rank,
     }
     return figures, ranks
-
-
-def _anchors_of_others(
-    backbone: Backbone, source: PhotoSource, config: RetoucherConfig, start: int, groups: list[int], batch: TrainingPhotos
-) -> Latents | None:
-    """The anchor of the photo before in the step, for each group; that of the last one for the first."""
-    others = [(group - 1) % config.photos_per_step for group in groups]
-    missing = [other for other in others if other not in groups]
-    anchors = {group: batch.anchors[row] for row, group in enumerate(groups)} if batch.anchors is not None else {}
-    if missing:
-        more = source.load("train", [start + other for other in missing]).anchors
-        anchors |= dict(zip(missing, more, strict=True)) if more is not None else {}
-    return backbone.encode(torch.stack([anchors[other] for other in others]))
-
-
-@torch.no_grad()
-def _decoded(backbone: Backbone, condition: Condition, rollout: Rollout, batch: int, bf16: bool) -> Float[Tensor, "members 3 h w"]:
-    parts = zip(rollout.latents.split(batch), rollout.photo_of.split(batch), strict=True)
-    with bf16_autocast(bf16):
-        return torch.cat([backbone.decode(latents, condition.select(photo_of)) for latents, photo_of in parts])

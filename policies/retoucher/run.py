@@ -77,11 +77,6 @@ def open_rewards(config: RetoucherConfig, console: Console) -> Iterator[RewardSe
             workers.close()
 
 
-def workers_of(rewards: RewardSet) -> RewardWorkers | None:
-    """The workers behind the rewards, where there are some."""
-    return rewards.elsewhere if isinstance(rewards.elsewhere, RewardWorkers) else None
-
-
 def _check(config: RetoucherConfig, processes: Processes) -> None:
     """What can be refused before anything is loaded."""
     config.check_sampling()
@@ -110,8 +105,11 @@ def _align(
     photos = processes.gather(processes.only_first(lambda: read_photos(config.photos, config.cache_dir, console)))[0]
     backbone, source, validation, held_out = processes.together(lambda: _load(config, photos, rewards))
     say = partial(console.print, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    for line in _fewer(config, validation, held_out):
-        say(line)
+    for name, asked_for, data in (("validation", config.validation_photos, validation), ("held-out", config.held_out_photos, held_out)):
+        if len(data.noise) < asked_for:
+            say(f"--{name}-photos {asked_for}: there are {len(data.noise)}; each counts once")
+    if (people := len(set(held_out.batch.people))) < LEAST_PEOPLE:
+        say(f"too few held-out people ({people}) for a verdict: at least {LEAST_PEOPLE} are needed")
 
     with processes.only_first(lambda: open_run(asked, command)) or SilentRunFolder(folder) as run:
         processes.together(lambda: open_cache(backbone, config))
@@ -129,9 +127,9 @@ def _align(
             trainer.restore(checkpoint.tensors, checkpoint.state)
             run.truncate_metrics(checkpoint.step)
             console.print(checkpoint.note)
-        with _saved_without_workers(trainer, run):
+        try:
             with Interruptible() as interrupt:
-                if (workers := workers_of(rewards)) is not None:
+                if isinstance(workers := rewards.elsewhere, RewardWorkers):
                     workers.give_up = lambda: interrupt.requested is not None
                 try:
                     _train(trainer, validation, run, console, interrupt)
@@ -144,6 +142,10 @@ def _align(
                     return 128 + stopped_by
             _checkpoint(trainer, run)
             _finish(trainer, validation, held_out, run, console, started)
+        except WorkersLost as error:  # a step or validation that had begun is done again on resume
+            _checkpoint(trainer, run)
+            saved = f"step {trainer.progress.step} is saved: start the workers and go on with --resume-from-checkpoint latest"
+            raise WorkersLost(f"{error}; {saved}") from error
     if repo is not None:
         console.print(f"pushed: {push_folder(folder, repo, files=FILES)}", highlight=False)
     return 0
@@ -161,19 +163,10 @@ def _load(
     backbone = with_cache(loaded, config)
     source = open_photos(photos, backbone.resolution, config.anchors, config.device)
     validation, held_out = make_evaluation_sets(config, backbone, source)
-    _check_anchors(rewards, validation)
+    needing = [name for name, function in rewards.functions.items() if isinstance(function, GroupReward) and function.needs_anchors]
+    if needing and bool(validation.batch.photos.clean.isnan().any()):
+        raise ConfigError(f"--reward {needing[0]}: needs an anchor_file_name for every photo; add them, or use judge:PATH:score")
     return backbone, source, validation, held_out
-
-
-def _fewer(config: RetoucherConfig, validation: EvaluationSet, held_out: EvaluationSet) -> list[str]:
-    """A line for each split that has fewer photos than asked for, or too few people for a verdict."""
-    sets = (("validation", config.validation_photos, validation), ("held-out", config.held_out_photos, held_out))
-    lines = [
-        f"--{name}-photos {asked}: there are {len(data.noise)}; each counts once" for name, asked, data in sets if len(data.noise) < asked
-    ]
-    people = len(set(held_out.batch.people))
-    few = f"too few held-out people ({people}) for a verdict: at least {LEAST_PEOPLE} are needed"
-    return [*lines, few] if people < LEAST_PEOPLE else lines
 
 
 def _finish(trainer: Trainer, validation: EvaluationSet, held_out: EvaluationSet, run: RunFolder, console: Console, started: float) -> None:
@@ -196,24 +189,6 @@ def _finish(trainer: Trainer, validation: EvaluationSet, held_out: EvaluationSet
     trainer.processes.only_first(write)
 
 
-@contextmanager
-def _saved_without_workers(trainer: Trainer, run: RunFolder) -> Iterator[None]:
-    """A run whose reward workers are lost keeps what it has: a step or validation that had begun is done again on resume."""
-    try:
-        yield
-    except WorkersLost as error:
-        _checkpoint(trainer, run)
-        raise WorkersLost(
-            f"{error}; step {trainer.progress.step} is saved: start the workers and go on with --resume-from-checkpoint latest"
-        ) from error
-
-
-def _check_anchors(rewards: RewardSet, validation: EvaluationSet) -> None:
-    needing = [name for name, function in rewards.functions.items() if isinstance(function, GroupReward) and function.needs_anchors]
-    if needing and bool(validation.batch.photos.clean.isnan().any()):
-        raise ConfigError(f"--reward {needing[0]}: needs an anchor_file_name for every photo; add them, or use judge:PATH:score")
-
-
 def _train(trainer: Trainer, validation: EvaluationSet, run: RunFolder, console: Console, interrupt: Interruptible) -> None:
     config, progress = trainer.config, trainer.progress
     with progress_bar(console, elapsed=True) as bar:
@@ -233,7 +208,9 @@ def _train(trainer: Trainer, validation: EvaluationSet, run: RunFolder, console:
             _warn(trainer, run, console, trainer.alarms.after_step(progress.step, on_policy=config.updates_per_step == 1, **seen))
             _rank_judge(trainer, run, console)
             progress.rollout_reward = float(result.rewards.nanmean())
-            bar.update(task, completed=progress.step, description=_describe(result, progress.rollout_reward, progress.best_reward))
+            said = f"rollout {progress.rollout_reward:.3f}±{result.spread:.3f} |ratio-1| {seen['ratio_deviation']:.0e}"
+            said += f" grad {result.gradient_norm:.2g} best {progress.best_reward:.3f}"
+            bar.update(task, completed=progress.step, description=said)
             if progress.step % config.validation_steps == 0 or trainer.out_of_budget():
                 progress.owes_validation = True
                 _validate(trainer, validation, run, console)
@@ -277,11 +254,6 @@ def _judged(trainer: Trainer, evaluation: Evaluation) -> float | None:
     return float(judged_reward(rewards, evaluation.values).nanmean()) if rewards.group_rewards else None
 
 
-def _describe(result: StepResult, reward: float, best: float) -> str:
-    deviation = max(figures.ratio_deviation for figures in result.figures)
-    return f"rollout {reward:.3f}±{result.spread:.3f} |ratio-1| {deviation:.0e} grad {result.gradient_norm:.2g} best {best:.3f}"
-
-
 def _warn(trainer: Trainer, run: RunFolder, console: Console, alarms: list[Alarm]) -> None:
     for alarm in alarms:
         console.print(f"[yellow]step {alarm.step} {alarm.name}: {alarm.message}[/yellow]")
@@ -292,7 +264,7 @@ def _warn(trainer: Trainer, run: RunFolder, console: Console, alarms: list[Alarm
 
 
 def _log_step(run: RunFolder, trainer: Trainer, result: StepResult) -> None:
-    progress, count = trainer.progress, len(result.figures)
+    progress = trainer.progress
     run.log(
         progress.step,
         kind="train",
@@ -300,13 +272,11 @@ def _log_step(run: RunFolder, trainer: Trainer, result: StepResult) -> None:
         reward_std=result.spread,
         diversity=result.diversity,
         ratio_deviation=max(figures.ratio_deviation for figures in result.figures),
-        clipped=sum(figures.clipped for figures in result.figures) / count,
         gradient_norm=result.gradient_norm,
-        loss=sum(figures.loss for figures in result.figures) / count,
-        kl=sum(figures.kl for figures in result.figures) / count,
+        **{name: sum(getattr(figures, name) for figures in result.figures) / len(result.figures) for name in ("clipped", "loss", "kl")},
         zero_groups=result.zero_groups,
         seconds=progress.seconds,
-        **({"seconds_waiting_for_rewards": result.waited} if workers_of(trainer.rewards) else {}),
+        **({"seconds_waiting_for_rewards": result.waited} if isinstance(trainer.rewards.elsewhere, RewardWorkers) else {}),
         network_evaluations=progress.evaluations,
         **result.judged,
         **{f"parts/{name}": float(value.nanmean()) for name, value in result.parts.items()},
@@ -327,6 +297,8 @@ def _checkpoint(trainer: Trainer, run: RunFolder) -> None:
 
 def _summary(trainer: Trainer, changes: dict[str, Change], untouched: Evaluation, seconds: float) -> dict[str, object]:
     config, progress = trainer.config, trainer.progress
+    counts = ("zero_groups", "unscorable", "skipped_updates")
+    counts += ("judge_asked", "judge_unreadable") if trainer.rewards.group_rewards else ()
     return {
         "held_out": {name: asdict(change) for name, change in changes.items()},
         "untouched": untouched.means(),
@@ -337,13 +309,10 @@ def _summary(trainer: Trainer, changes: dict[str, Change], untouched: Evaluation
         "processes": trainer.processes.count,
         "train_steps": progress.step,
         "best_step": progress.best_step if config.keep_best else progress.step,
-        "zero_groups": progress.zero_groups,
-        "unscorable": progress.unscorable,
-        **({"judge_asked": progress.judge_asked, "judge_unreadable": progress.judge_unreadable} if trainer.rewards.group_rewards else {}),
+        **{name: getattr(progress, name) for name in counts},
         "judge_rank": {name: asdict(rank) for name, rank in judge_ranks(trainer).items()},
-        "skipped_updates": progress.skipped_updates,
         "alarms": [asdict(alarm) for alarm in trainer.alarms.raised],
-        **({"reward_workers": workers.figures()} if (workers := workers_of(trainer.rewards)) else {}),
+        **({"reward_workers": workers.figures()} if isinstance(workers := trainer.rewards.elsewhere, RewardWorkers) else {}),
     }
 
 

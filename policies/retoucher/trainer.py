@@ -147,7 +147,12 @@ class Trainer:
             rolled, scores = self.processes.together(lambda: roll_out_groups(*shared) if groups else (None, NO_SCORES))
         scores = gather_scores(self.processes, scores, config.group_size)
         group_of = torch.arange(config.photos_per_step).repeat_interleave(config.group_size)
-        judged = self._judged(scores, group_of)
+        judged, ranks = judge_figures(self.rewards, scores, group_of)
+        self.progress.judge_asked += int(judged.get("judge_asked", 0))
+        self.progress.judge_unreadable += int(judged.get("judge_unreadable", 0))
+        if step * config.photos_per_step < RANKED_GROUPS:
+            for name, some in ranks.items():
+                self.progress.judge_ranks.setdefault(name, []).extend(some)
         rewards = self.rewards.combined(scores.parts)
         advantages = self._advantages(scores.parts, rewards, group_of)
         self.progress.evaluations += scores.evaluations
@@ -174,16 +179,6 @@ class Trainer:
         spread, diversity = rewards.view(-1, config.group_size).std(1).nanmean(), scores.diversity / config.photos_per_step
         return StepResult(scores.parts, rewards, float(spread), diversity, figures, norm, advantages.zero_groups, judged, scores.waited)
 
-    def _judged(self, scores: GroupScores, groups: Tensor) -> dict[str, float]:
-        """What the judges did in this step, see `judge_figures`; the ranks of the first groups are kept."""
-        figures, ranks = judge_figures(self.rewards, scores, groups)
-        self.progress.judge_asked += int(figures.get("judge_asked", 0))
-        self.progress.judge_unreadable += int(figures.get("judge_unreadable", 0))
-        if self.progress.step * self.config.photos_per_step < RANKED_GROUPS:
-            for name, some in ranks.items():
-                self.progress.judge_ranks.setdefault(name, []).extend(some)
-        return figures
-
     def _advantages(self, parts: dict[str, Tensor], rewards: Tensor, groups: Tensor) -> Advantages:
         config = self.config
         if config.advantage != "combined":
@@ -207,9 +202,11 @@ class Trainer:
         self, rolled: RankGroups | None, advantages: Tensor | None, photos: list[int], ids: list[str]
     ) -> tuple[UpdateFigures, float]:
         """One optimiser step on some groups of the training step, whichever processes have them."""
-        config = self.config
+        config, step = self.config, self.progress.step
+        warm = min(1.0, (step + 1) / max(1, config.warmup_steps))  # functions of the step alone need no state
+        falling = max(0.0, 1 - step / config.max_train_steps) if config.lr_scheduler == "linear" else 1.0
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * self._schedule()
+            group["lr"] = config.learning_rate * (warm * falling)
         self.optimizer.zero_grad(set_to_none=True)
         figures = NO_FIGURES
         if rolled is not None and advantages is not None:
@@ -247,13 +244,6 @@ class Trainer:
         with torch.no_grad():
             for name, value in average.items():
                 value.lerp_(self.adapter[name], 1 - decay)
-
-    def _schedule(self) -> float:
-        """Learning rate of this step as a share of the peak: a function of the step alone, so that it needs no state."""
-        config, step = self.config, self.progress.step
-        warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-        falling = max(0.0, 1 - step / config.max_train_steps) if config.lr_scheduler == "linear" else 1.0
-        return warm * falling
 
     def _skip_update(self, ids: list[str], photos: list[int], loss: float, norm: float) -> None:
         self.progress.bad_updates += 1
@@ -358,8 +348,7 @@ class Trainer:
     def restore(self, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
         """Continue from a checkpoint's tensors and state."""
         self.use(tensors["adapter"])
-        kept = {"average": self.average, "best": self.best, "old": self.old}
-        for name, values in kept.items():
+        for name, values in {"average": self.average, "best": self.best, "old": self.old}.items():
             for key, value in values.items():
                 value.copy_(tensors.get(name, tensors["adapter"])[key])  # in place: a checkpoint is read onto the CPU
         restore_optimizer(self.optimizer, tensors["optimizer"])

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,23 +85,17 @@ def featured(photos: Sequence[Photo], each: int = 3) -> list[tuple[str, Photo]]:
     return [(f"{places[place]}, rank {place + 1} of {count}", order[place]) for place in sorted(places)]
 
 
-def full_figure(folder: Path, photo: Photo, label: str) -> Figure | None:
-    """A photo with zooms and difference maps; None where its pictures are not in the folder."""
+def figure_of(folder: Path, photo: Photo, label: str, *, zoomed: bool = True) -> Figure | None:
+    """A photo with zooms and difference maps, or without and compressed a little; None where its pictures are not in the folder."""
     pictures = _read(folder, photo.row)
     if pictures is None:
         return None
+    if not zoomed:
+        return Figure(photo, label, [Tile(KINDS[kind], data_uri(picture, lossless=0), kind=kind) for kind, picture in pictures.items()])
     source = pictures["input"]
     box = zoom_box(source, pictures.get("clean", pictures["aligned"]))
     tiles = [tile(KINDS[kind], picture, source, box, kind=kind) for kind, picture in pictures.items()]
     return Figure(photo, label, tiles, in_percent(box, source.size))
-
-
-def plain_figure(folder: Path, photo: Photo, label: str) -> Figure | None:
-    """A photo without zooms and difference maps, compressed a little; None where its pictures are not in the folder."""
-    pictures = _read(folder, photo.row)
-    if pictures is None:
-        return None
-    return Figure(photo, label, [Tile(KINDS[kind], data_uri(picture, lossless=0), kind=kind) for kind, picture in pictures.items()])
 
 
 def write_overview(folder: Path, target: Path, *, photos: int = 4, side: int = 240) -> None:
@@ -154,16 +149,13 @@ def write_report(folder: Path) -> Path:
 
 
 def _context(run: Run) -> dict[str, object]:
-    measures = read_measures(run)
-    figures = [figure for label, photo in featured(run.photos) if (figure := full_figure(run.folder / "held_out", photo, label))]
+    measures, folder = read_measures(run), run.folder / "held_out"
+    figures = [figure for label, photo in featured(run.photos) if (figure := figure_of(folder, photo, label))]
     shown = {figure.photo.row for figure in figures}
-    ranks = {photo.row: rank for rank, photo in enumerate(ranked(run.photos), start=1)}
-    rest = [
-        figure
-        for photo in run.photos
-        if photo.row not in shown
-        and (figure := plain_figure(run.folder / "held_out", photo, f"rank {ranks[photo.row]} of {len(run.photos)}"))
-    ]
+    median = [figure for figure in figures if figure.label.startswith("median")] or figures[:1]
+    hero = median[len(median) // 2] if median else None  # the large comparison: a typical photo, not the best
+    ranks = {photo.row: f"rank {rank} of {len(run.photos)}" for rank, photo in enumerate(ranked(run.photos), start=1)}
+    others = (figure_of(folder, photo, ranks[photo.row], zoomed=False) for photo in run.photos if photo.row not in shown)
     return {
         "title": f"Alignment report: {run.folder.resolve().name}",
         "headline": headline(measures.get("reward")),
@@ -173,8 +165,8 @@ def _context(run: Run) -> dict[str, object]:
         "facts": _facts(run),
         "measures": list(measures.values()),
         "figures": figures,
-        "hero": _hero(figures),
-        "rest": rest,
+        "hero": hero and (hero.label, {tile.kind: tile.picture for tile in hero.tiles}),
+        "rest": list(filter(None, others)),
         "photo_measures": [name for name in ("blemish_residual", "texture_error", "identity_distance") if name in measures],
         "titles": {name: meaning_of(name).title.lower() for name in measures},
         "amplify": AMPLIFY,
@@ -187,15 +179,6 @@ def _context(run: Run) -> dict[str, object]:
         "files": _files(run.folder),
         **setup(run.environment, run.config, RetoucherConfig),
     }
-
-
-def _hero(figures: Sequence[Figure]) -> tuple[str, dict[str, str]] | None:
-    """Label and pictures of the large comparison: a typical photo, not the best."""
-    median = [figure for figure in figures if figure.label.startswith("median")] or list(figures[:1])
-    if not median:
-        return None
-    figure = median[len(median) // 2]
-    return figure.label, {tile.kind: tile.picture for tile in figure.tiles}
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -239,15 +222,16 @@ def _validation_plots(run: Run, names: Sequence[str]) -> list[Plot]:
         ends = [line.get(f"{name}_ci95") or (None, None) for line in points]
         series = series_of(points, name, low=[as_float(low) for low, _ in ends], high=[as_float(high) for _, high in ends])
         better = "higher is better" if name in ("reward", "verifiable", *run.rewards) else "lower is better"
-        out.append((meaning_of(name).title, better, curve_svg([series], mark=_best_step(run), least_span=0.04)))
+        step = as_float(run.summary.get("best_step"))
+        best = step if math.isfinite(step) and run.config.get("keep_best", True) else None
+        out.append((meaning_of(name).title, better, curve_svg([series], mark=best, least_span=0.04)))
     return _drawn(out)
 
 
 def _rollout_plot(run: Run) -> Plot | None:
     both = [line for line in run.validation if "rollout_reward" in line and "ode_reward" in line]
     lines = [series_of(run.train, "reward", kind="line", colour="muted"), series_of(both, "ode_reward", kind="dots")]
-    plots = _drawn([("Rollout reward", "not progress", curve_svg(lines, least_span=0.04))])
-    return plots[0] if plots else None
+    return next(iter(_drawn([("Rollout reward", "not progress", curve_svg(lines, least_span=0.04))])), None)
 
 
 def _judge_plots(run: Run) -> list[Plot]:
@@ -282,18 +266,16 @@ def _drawn(plots: Sequence[Plot]) -> list[Plot]:
     return [plot for plot in plots if plot[2]]
 
 
-def _best_step(run: Run) -> float | None:
-    step = as_float(run.summary.get("best_step"))
-    return step if math.isfinite(step) and run.config.get("keep_best", True) else None
-
-
 # ---- the model card
 
 
 def write_retoucher_card(folder: Path, base_model: str, licence: str) -> Path:
     """Write `README.md` beside the LoRA of a finished run; returns its path. The base model is a hub id, a folder, or a name of ours."""
     run = read_run(folder)
-    measures, base, rows = read_measures(run), base_of(base_model, named_licence(licence)), _photo_rows(run)
+    measures, base = read_measures(run), base_of(base_model, named_licence(licence))
+    rows: dict[str, Json] = {}  # of a user's photos, by file name; without any, the card knows of no groups
+    with suppress(DataError):  # it may have changed since the run began
+        rows = {row["file_name"]: row for row in list_photos(Path(str(run.config.get("photos")))).rows}
     columns = [rows.get(photo.name, {}) for photo in run.photos]
     before, after = (torch.tensor([getattr(photo, when).get("reward", torch.nan) for photo in run.photos]) for when in ("before", "after"))
     figures = [
@@ -336,14 +318,6 @@ def write_retoucher_card(folder: Path, base_model: str, licence: str) -> Path:
         adapter=True,
     )
     return write_card(folder, card)
-
-
-def _photo_rows(run: Run) -> dict[str, Json]:
-    """The rows of a user's photos, by file name; none of the embedded ones."""
-    try:
-        return {row["file_name"]: row for row in list_photos(Path(str(run.config.get("photos")))).rows}
-    except DataError:
-        return {}  # it changed since the run began; the card then knows of no groups
 
 
 def _provenance(run: Run, rows: dict[str, Json]) -> list[str]:

@@ -2,13 +2,13 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from portraitkit.errors import DataError, RunFolderError
-from portraitkit.files.jsonl import read_objects
+from portraitkit.files.jsonl import read_json, read_objects
 from portraitkit.report.charts import as_float
 from portraitkit.report.page import number, signed
 from portraitkit.stats import LEAST_PEOPLE
@@ -141,23 +141,18 @@ def read_run(folder: Path) -> Run:
     Raises:
         RunFolderError: a file is missing or is not valid JSON.
     """
-    lines = _read_lines(folder / "metrics.jsonl")
     values = folder / "held_out" / "values.jsonl"
-    photos = [
-        Photo(
-            row, name := str(line.get("id", row)), *map(as_floats, (line.get("before"), line.get("after"))), str(line.get("person", name))
-        )
-        for row, line in enumerate(_read_lines(values) if values.is_file() else [])
-    ]
-    return Run(
-        folder=folder,
-        config=_read_json(folder / "config.json"),
-        environment=_read_json(folder / "environment.json"),
-        summary=_read_json(folder / "summary.json"),
-        train=[line for line in lines if line.get("kind") == "train"],
-        validation=[line for line in lines if line.get("kind") == "validation"],
-        photos=photos,
-    )
+    try:
+        lines = [row for _, row in read_objects(folder / "metrics.jsonl")]
+        measured = [row for _, row in read_objects(values)] if values.is_file() else []
+    except DataError as error:
+        raise RunFolderError(f"{error}; a report needs the folder of a finished align-retoucher run") from error
+    photos = []
+    for row, line in enumerate(measured):
+        name = str(line.get("id", row))
+        photos.append(Photo(row, name, as_floats(line.get("before")), as_floats(line.get("after")), str(line.get("person", name))))
+    files = (_read_json(folder / f"{name}.json") for name in ("config", "environment", "summary"))
+    return Run(folder, *files, *([line for line in lines if line.get("kind") == kind] for kind in ("train", "validation")), photos)
 
 
 def read_measures(run: Run) -> dict[str, Measure]:
@@ -167,24 +162,16 @@ def read_measures(run: Run) -> dict[str, Measure]:
     out = {}
     for name in ordered(held_out, rewards):
         change = held_out[name]
-        low, high = (as_float(end) for end in change.get("ci95") or (None, None))
-        out[name] = Measure(
-            name=name,
-            higher_is_better=name in ("reward", "verifiable", *rewards),
-            untouched=untouched.get(name, math.nan),
-            before=as_float(change.get("before")),
-            after=as_float(change.get("after")),
-            gain=as_float(change.get("gain")),
-            low=low,
-            high=high,
-            people=as_float(change.get("people", math.inf)),
-        )
+        ends = map(as_float, change.get("ci95") or (None, None))
+        means = (untouched.get(name, math.nan), *(as_float(change.get(key)) for key in ("before", "after", "gain")))
+        higher = name in ("reward", "verifiable", *rewards)
+        out[name] = Measure(name, higher, *means, *ends, as_float(change.get("people", math.inf)))
     return out
 
 
 def _read_json(path: Path) -> Json:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except OSError as error:
         raise RunFolderError(f"{path}: missing; a report needs the folder of a finished align-retoucher run") from error
     except json.JSONDecodeError as error:
@@ -192,13 +179,6 @@ def _read_json(path: Path) -> Json:
     if not isinstance(value, dict):
         raise RunFolderError(f"{path}: holds {type(value).__name__}, expected an object")
     return value
-
-
-def _read_lines(path: Path) -> list[Json]:
-    try:
-        return [row for _, row in read_objects(path)]
-    except DataError as error:
-        raise RunFolderError(f"{error}; a report needs the folder of a finished align-retoucher run") from error
 
 
 def as_floats(values: object) -> dict[str, float]:
@@ -239,17 +219,19 @@ def headline(reward: Measure | None) -> str:
 
 def findings(measures: Mapping[str, Measure]) -> list[tuple[str, str, str]]:
     """What happened to blemishes, pores, the person and the lips: (subject, verdict, sentence) where it was measured."""
-    told: tuple[tuple[str, str, Callable[[Measure], str]], ...] = (
-        (
-            "blemish_residual",
-            "Blemishes",
-            lambda one: f"{_percent(one.after)} of the blemish error is left; the base left {_percent(one.before)}, the photo has 100 %.",
-        ),
-        ("texture_error", "Pores", lambda one: f"Texture error {_moved(one)}; 0 keeps every pore, about 1 is plastic."),
-        ("identity_distance", "The person", lambda one: f"Identity distance {_moved(one)}; two people are about 0.6 apart."),
-        ("lip_dE", "Lips", lambda one: f"Their colour's difference from the photo {_moved(one)}; up to 2 is hardly seen."),
-    )
-    return [(subject, one.verdict, say(one)) for name, subject, say in told if (one := measures.get(name)) is not None and one.verdict]
+    told = {
+        "blemish_residual": ("Blemishes", "{after:.0f} % of the blemish error is left; the base left {before:.0f} %, the photo has 100 %."),
+        "texture_error": ("Pores", "Texture error {moved}; 0 keeps every pore, about 1 is plastic."),
+        "identity_distance": ("The person", "Identity distance {moved}; two people are about 0.6 apart."),
+        "lip_dE": ("Lips", "Their colour's difference from the photo {moved}; up to 2 is hardly seen."),
+    }
+    out = []
+    for name, (subject, text) in told.items():
+        if (one := measures.get(name)) is not None and one.verdict:
+            numbers = f"{number(one.before)} to {number(one.after)}"
+            moved = f"did not clearly change ({numbers})" if one.verdict == "unclear" else f"went from {numbers}"
+            out.append((subject, one.verdict, text.format(before=100 * one.before, after=100 * one.after, moved=moved)))
+    return out
 
 
 def caveats(config: Mapping[str, object], summary: Mapping[str, object]) -> list[str]:
@@ -290,17 +272,7 @@ def _counted(summary: Mapping[str, object]) -> list[str]:
         "judge_unreadable": "answers of the judge could not be read; they were never scored",
         "skipped_updates": "updates were skipped because loss or gradient was not finite",
     }
-    counts = {text: summary.get(key) for key, text in counted.items()}
-    return [f"{count} {text}." for text, count in counts.items() if isinstance(count, int) and count > 0]
-
-
-def _moved(measure: Measure) -> str:
-    numbers = f"{number(measure.before)} to {number(measure.after)}"
-    return f"did not clearly change ({numbers})" if measure.verdict == "unclear" else f"went from {numbers}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return [f"{count} {text}." for key, text in counted.items() if isinstance(count := summary.get(key), int) and count > 0]
 
 
 def ordered(names: Iterable[str], rewards: Iterable[str]) -> list[str]:

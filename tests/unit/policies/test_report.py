@@ -18,7 +18,7 @@ from PIL import Image
 
 from policies.retoucher.ablate import ablation_plot, ablation_table_markdown, curves_plot
 from policies.retoucher.config import RetoucherConfig
-from policies.retoucher.report.report import featured, full_figure, ranked, write_report
+from policies.retoucher.report.report import featured, figure_of, ranked, write_report
 from policies.retoucher.report.results import Measure, Photo, findings, headline, read_measures, read_run
 from portraitkit.errors import RunFolderError
 from portraitkit.report.page import zoom_box
@@ -280,7 +280,7 @@ def test_the_featured_photos_are_best_median_and_worst():
 
 def test_the_zoom_finds_the_blemish_and_the_difference_map_is_grey_elsewhere(make_run):
     folder = make_run(photos=1)
-    figure = full_figure(folder / "held_out", Photo(0, "a", {}, {}), "best")
+    figure = figure_of(folder / "held_out", Photo(0, "a", {}, {}), "best")
     assert figure is not None and figure.box is not None
     left, top, width, height = (share * 48 / 100 for share in figure.box)
     assert left <= SPOT[0] and top <= SPOT[1] and left + width >= SPOT[0] + 8 and top + height >= SPOT[1] + 8
@@ -297,7 +297,7 @@ def test_the_zoom_finds_the_blemish_and_the_difference_map_is_grey_elsewhere(mak
 
 
 def test_large_pictures_are_reduced(make_run):
-    figure = full_figure(make_run(photos=1, size=700) / "held_out", Photo(0, "a", {}, {}), "best")
+    figure = figure_of(make_run(photos=1, size=700) / "held_out", Photo(0, "a", {}, {}), "best")
     assert figure is not None
     picture = decode(figure.tiles[0].picture)
     assert picture.size == (512, 512) and picture.format == "JPEG"
