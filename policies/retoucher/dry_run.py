@@ -3,13 +3,14 @@
 The backbone's own code runs on the meta device; the judges that the run loads itself are planned beside it.
 """
 
+from collections import namedtuple
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -131,7 +132,11 @@ def plan_memory(config: RetoucherConfig) -> Memory:
     shards = Shards(config.sharding, config.plan_devices)
     gathered = 2 * planned.largest_block if shards.of_weights > 1 else 0
     photos = max(config.validation_photos, config.held_out_photos)  # of the larger evaluation
-    rolled_out, updated, evaluated = _rollout_rows(config), _update_rows(config), min(config.micro_batch, photos)
+    batched, drawn = config.photos_per_step, _drawn_steps(config)
+    groups = min(batched, max(1, config.micro_batch // config.group_size))  # rolled out together, or as many of them as a forward takes
+    rolled_out, evaluated = min(config.micro_batch, groups * config.group_size), min(config.micro_batch, photos)
+    rows = ceil(batched / config.updates_per_step) * (1 if config.shared_noise and drawn == 1 else config.group_size)
+    updated = min(rows, config.micro_batch)  # of the largest forward with gradients
     first = min(photos, batch)  # that an evaluation encodes at once, before anything is trained
     beside = _picture_bytes(config, updated)
     judges, judging, said = plan_judges(config, planned.backbone.resolution)
@@ -173,19 +178,6 @@ def _drawn_steps(config: RetoucherConfig) -> int:
     return len(config.scheduler([1 - step / config.num_steps for step in range(config.num_steps + 1)], 0).drawn_steps)
 
 
-def _update_rows(config: RetoucherConfig) -> int:
-    """Candidates (or photos, where their first step is shared) of the largest forward with gradients."""
-    photos = ceil(config.photos_per_step / config.updates_per_step)
-    shared = config.shared_noise and _drawn_steps(config) == 1
-    return min(photos if shared else photos * config.group_size, config.micro_batch)
-
-
-def _rollout_rows(config: RetoucherConfig) -> int:
-    """Candidates of the photos that are rolled out together, or as many of them as a forward takes."""
-    photos = min(config.photos_per_step, max(1, config.micro_batch // config.group_size))
-    return min(config.micro_batch, photos * config.group_size)
-
-
 def _picture_bytes(config: RetoucherConfig, updated: int) -> dict[str, int]:
     """Bytes of pictures and latents: at rest, and what an update and an evaluation add.
 
@@ -209,21 +201,12 @@ def _picture_bytes(config: RetoucherConfig, updated: int) -> dict[str, int]:
 # ---- the backbone on the meta device
 
 
-class Spec(NamedTuple):
-    """What a backbone is made of, as `meta_backbone` takes it, and how it is trained."""
-
-    name: str
-    model: str | None
-    resolution: int | None
-    guidance: float | None
-    vae_tiling: bool
-    rank: int
-    checkpointing: bool
+Spec = namedtuple("Spec", ("backbone", "model", "resolution", "guidance", "vae_tiling", "rank", "gradient_checkpointing"))
+"""Options that say what a backbone is made of and how it is trained."""
 
 
 def _spec(config: RetoucherConfig) -> Spec:
-    made = (config.backbone, config.model, config.resolution, config.guidance, config.vae_tiling)
-    return Spec(*made, config.rank, config.gradient_checkpointing)
+    return Spec(*(getattr(config, name) for name in Spec._fields))
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,7 +252,7 @@ def planned_backbone(spec: Spec) -> PlannedBackbone:
     lora = LoraConfig(r=spec.rank, lora_alpha=spec.rank, target_modules=backbone.lora_targets, init_lora_weights="gaussian")
     with torch.device("meta"):  # peft would draw the LoRA's numbers on the CPU
         transformer.add_adapter(lora)
-    prepare_training(transformer, gradient_checkpointing=spec.checkpointing)
+    prepare_training(transformer, gradient_checkpointing=spec.gradient_checkpointing)
     trained = [p for p in transformer.parameters() if p.requires_grad]
     return PlannedBackbone(backbone, trained, parameters, parts, quantised, max(linear) * width, block)
 
@@ -295,24 +278,24 @@ def decode_bytes(spec: Spec, pictures: int) -> int:
 @torch.no_grad()
 def text_bytes(spec: Spec) -> int:
     planned = planned_backbone(spec)
-    encoders = planned.backbone.text_encoders
-    return max(planned.added(lambda module=module: _read_prompt(module, planned.backbone), module) for module in encoders)
+    backbone = planned.backbone
 
+    def read_prompt(module: nn.Module) -> Any:
+        """One prompt through a text encoder; of one that sees, the language part."""
+        if hasattr(backbone, "text_tokens"):
+            longest = getattr(module.config, "max_position_embeddings", backbone.text_tokens)
+            length, how = min(longest, backbone.text_tokens), {}
+            if hasattr(module, "lm_head"):  # as FLUX.2's pipeline calls Qwen3; the mask is made ready, since making it looks at values
+                mask = torch.empty(1, 1, length, length, dtype=torch.bool)
+                how = {"output_hidden_states": True, "use_cache": False, "attention_mask": mask}
+            return module(torch.empty(1, length, dtype=torch.long), **how)
+        language: Any = module.get_submodule("model.language_model")
+        length = WORDS + (backbone.prompt_side // 28) ** 2
+        embedded = torch.empty(1, length, language.config.hidden_size, dtype=next(module.parameters()).dtype)
+        positions = torch.empty(3, 1, length, dtype=torch.long)
+        return language(inputs_embeds=embedded, position_ids=positions, use_cache=False).last_hidden_state
 
-def _read_prompt(module: nn.Module, backbone: Any) -> Any:
-    """One prompt through a text encoder; of one that sees, the language part."""
-    if hasattr(backbone, "text_tokens"):
-        longest = getattr(module.config, "max_position_embeddings", backbone.text_tokens)
-        length, how = min(longest, backbone.text_tokens), {}
-        if hasattr(module, "lm_head"):  # as FLUX.2's pipeline calls Qwen3; the mask is made ready, since making it looks at values
-            mask = torch.empty(1, 1, length, length, dtype=torch.bool)
-            how = {"output_hidden_states": True, "use_cache": False, "attention_mask": mask}
-        return module(torch.empty(1, length, dtype=torch.long), **how)
-    language: Any = module.get_submodule("model.language_model")
-    length = WORDS + (backbone.prompt_side // 28) ** 2
-    embedded = torch.empty(1, length, language.config.hidden_size, dtype=next(module.parameters()).dtype)
-    positions = torch.empty(3, 1, length, dtype=torch.long)
-    return language(inputs_embeds=embedded, position_ids=positions, use_cache=False).last_hidden_state
+    return max(planned.added(partial(read_prompt, module), module) for module in backbone.text_encoders)
 
 
 @lru_cache(maxsize=32)

@@ -98,14 +98,8 @@ def evaluate_policy(
 ) -> Evaluation:
     """Retouch every photo of the set by the ODE and measure it.
 
-    Args:
-        backbone: the policy.
-        data: photos.
-        rewards: that score.
-        num_steps: of the ODE.
-        processes: that take a part of the photos each; all have the values of all photos afterwards.
-        pictures: whether pictures are wanted; without, several processes do not exchange them, and the evaluation has none.
-        fitting: photos that go through the networks at once; for all if not given.
+    Several processes take a part of the photos each, and all have the values of all photos afterwards; the pictures only where they are
+    wanted. As many photos as `fitting` says go through the networks at once, all if it is not given.
     """
 
     def retouched(part: EvaluationSet) -> Float[Tensor, "n 3 h w"]:

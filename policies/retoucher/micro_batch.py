@@ -14,25 +14,16 @@ ADVICE = "a smaller --resolution, --gradient-checkpointing, --offload-text-encod
 class MicroBatch:
     """Rows that go through the networks at once. Once halved it stays so: what does not fit now will not fit later.
 
-    Args:
-        rows: at first, `--micro-batch`.
-        what: they are there for, as messages say it.
-        say: where a halving is noted, one line.
-        fixed: whether other processes must evaluate equally often (`--sharding fsdp2`): then nothing is tried again.
-
-    Attributes:
-        rows: now.
+    Messages say `what` they are there for; `say` notes a halving in a line. Where other processes must evaluate equally often (`fixed`, as
+    with `--sharding fsdp2`), nothing is tried again.
     """
 
     def __init__(self, rows: int, what: str = "work", *, say: Callable[[str], object] = lambda line: None, fixed: bool = False) -> None:
         self.rows, self.what, self.say, self.fixed = rows, what, say, fixed
 
     def fit(self, total: int, work: Callable[[int], T]) -> T:
-        """What `work` returns with as many rows at once as there is room for.
-
-        Args:
-            total: rows that there are.
-            work: takes the rows that may be evaluated at once; it can be begun again, and ends then as if it had not been tried before.
+        """What `work` returns with as many of all rows, `total`, at once as there is room for. It can be begun again, and ends then as if
+        it had not been tried before.
 
         Raises:
             OutOfMemory: one row does not fit, or all processes would have to try again.
@@ -43,15 +34,13 @@ class MicroBatch:
             except torch.OutOfMemoryError as error:
                 reason = str(error).partition(". ")[0]
             # Outside of the handler: until here the error held what the attempt had allocated.
-            self._halve(min(self.rows, total), reason)
-
-    def _halve(self, tried: int, reason: str) -> None:
-        if tried <= 1:
-            raise OutOfMemory(f"{self.what}, one at a time: {reason}; {ADVICE}", alone=self.fixed)
-        if self.fixed:
-            fix = f"with --sharding fsdp2 no process can halve alone; start with --micro-batch {tried // 2}"
-            raise OutOfMemory(f"{self.what}, {tried} at once: {reason}; {fix}", alone=True)
-        self.rows = tried // 2
-        self.say(f"{self.what}: out of memory with {tried} at once; on with {self.rows}, as --micro-batch {self.rows} would")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            tried = min(self.rows, total)
+            if tried <= 1:
+                raise OutOfMemory(f"{self.what}, one at a time: {reason}; {ADVICE}", alone=self.fixed)
+            if self.fixed:
+                fix = f"with --sharding fsdp2 no process can halve alone; start with --micro-batch {tried // 2}"
+                raise OutOfMemory(f"{self.what}, {tried} at once: {reason}; {fix}", alone=True)
+            self.rows = tried // 2
+            self.say(f"{self.what}: out of memory with {tried} at once; on with {self.rows}, as --micro-batch {self.rows} would")
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()

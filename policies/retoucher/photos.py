@@ -105,14 +105,9 @@ class FolderSource:
     """A user's photos. Rewards know their blemishes where they are painted on, measure them against the anchor where every photo has one,
     and else against the skin around spots that a detector finds, which can be hacked by smoothing (docs/rewards.md).
 
-    Photos come in an order drawn by their names: a few steps, or an evaluation of a few, see more than the first people of a list.
-
-    Args:
-        folder: with a photo for each split.
-        size: side of the aligned faces in pixels.
-        painted: take the photos as clean portraits and paint blemishes onto them: new ones whenever training comes to a photo again, always
-            the same in the other splits.
-        device: of the photos that are loaded.
+    Photos come in an order drawn by their names: a few steps, or an evaluation of a few, see more than the first people of a list. With
+    `painted` they are taken as clean portraits, and blemishes are painted onto them: new ones whenever training comes to a photo again,
+    always the same in the other splits.
     """
 
     def __init__(self, folder: PhotoFolder, size: int, *, painted: bool = False, device: str = "cpu") -> None:
@@ -169,11 +164,6 @@ def check_photos(config: RetoucherConfig) -> None:
 def read_photos(photos: str, cache_dir: str | None, console: Console) -> PhotoFolder | None:
     """The folder named by `--photos`, split by person; None for the embedded people. The first photos that are set aside are named.
 
-    Args:
-        photos: `embedded` or the folder, see `folder_rows`.
-        cache_dir: where faces are kept, see `--cache-dir`.
-        console: where the progress and what is set aside are shown.
-
     Raises:
         DataError: no folder, no usable photo, or too few people.
     """
@@ -194,10 +184,8 @@ def read_photos(photos: str, cache_dir: str | None, console: Console) -> PhotoFo
             f"{folder}: {len(rows)} photos of {people} people{unusable} leave none for {missing[0]}; train, validation and held_out need a "
             "person each, who is in no other: add people, or name the split of every photo in metadata.jsonl"
         )
-    lines = [f"{folder} {reason}; set aside" for reason in aside[:SHOWN]]
-    if len(aside) > SHOWN:
-        lines.append(f"{folder}: {len(aside)} photos set aside in all, see quarantine.jsonl in the run's folder")
-    for line in lines:
+    more = [f"{folder}: {len(aside)} photos set aside in all, see quarantine.jsonl in the run's folder"] if len(aside) > SHOWN else []
+    for line in (*(f"{folder} {reason}; set aside" for reason in aside[:SHOWN]), *more):
         console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     console.print(describe_rows(rows), highlight=False, soft_wrap=True)
     return PhotoFolder(folder, rows, rejected)

@@ -161,11 +161,9 @@ def own_device(device: str) -> str:
     Raises:
         ConfigError: see `open_processes`.
     """
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise ConfigError(
-            f"WORLD_SIZE {os.environ['WORLD_SIZE']}: {', '.join(missing)} missing beside it; start by torchrun or accelerate launch"
-        )
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        size = os.environ["WORLD_SIZE"]
+        raise ConfigError(f"WORLD_SIZE {size}: {', '.join(missing)} missing beside it; start by torchrun or accelerate launch")
     if device == "cpu":
         return device
     kind, _, index = device.partition(":")

@@ -3,8 +3,8 @@
 Every part on the meta device, for plans; or transformer and autoencoder with random weights on a real one, to measure what work costs.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,17 @@ def meta_backbone(
         check_pipeline(kind.__name__, folder)
     dtype = torch.float32 if name == "tiny" else torch.bfloat16
     makers = _parts_of_folder(folder) if from_folder else published()
-    parts = {}
-    for part, make in makers.items():
-        with torch.device("meta" if part in TEXT_PARTS else device), _default(dtype):
-            parts[part] = make()
+    parts, before = {}, torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # 12 billion parameters in float32 would take twice what they are to take
+    try:
+        for part, make in makers.items():
+            with torch.device("meta" if part in TEXT_PARTS else device):
+                parts[part] = make()
+    finally:
+        torch.set_default_dtype(before)
     for part in parts.values():
         torch.nn.Module.to(part, dtype)  # not diffusers' own, which warns of data that is not there
-    pipeline = kind(scheduler=_scheduler(), **dict.fromkeys(missing), **parts)
+    pipeline = kind(scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), **dict.fromkeys(missing), **parts)
     if name == "tiny":
         return tiny.wrap(pipeline)
     if vae_tiling:
@@ -79,12 +83,7 @@ def meta_backbone(
 
 
 def stand_in_condition(backbone: Any, photos: int) -> Condition:
-    """What `backbone.condition` gives, by shape and type, with normal random numbers in its place; residuals are one 0 a channel.
-
-    Args:
-        backbone: of this file.
-        photos: how many.
-    """
+    """What a backbone of this file gives for so many photos, by shape and type: normal random numbers, residuals one 0 a channel."""
     transformer = backbone.transformer
     own = hasattr(backbone, "prompt_side")
     text = WORDS + (backbone.prompt_side // 28) ** 2 if own else backbone.text_tokens
@@ -99,23 +98,6 @@ def stand_in_condition(backbone: Any, photos: int) -> Condition:
 def parts_of(backbone: PipelineBackbone) -> dict[str, list[torch.nn.Module]]:
     """transformer, autoencoder and text encoders of a backbone."""
     return {"transformer": [backbone.transformer], "autoencoder": [backbone.pipeline.vae], "text encoders": backbone.text_encoders}
-
-
-def _scheduler() -> Any:
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    return FlowMatchEulerDiscreteScheduler()
-
-
-@contextmanager
-def _default(dtype: torch.dtype) -> Iterator[None]:
-    """New parameters are of this type: 12 billion of them in float32 would take twice what they are to take."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def _flux_parts() -> dict[str, Callable[[], Any]]:
@@ -154,17 +136,16 @@ def _qwen_parts() -> dict[str, Callable[[], Any]]:
 
 def _parts_of_folder(folder: Path) -> dict[str, Callable[[], Any]]:
     """Makers of the parts with parameters that a pipeline's folder names, from their configurations alone."""
-    index = read_json(folder / "model_index.json")
-    named = {name: entry for name, entry in index.items() if isinstance(entry, list) and (folder / name / "config.json").is_file()}
-    return {name: lambda entry=entry, name=name: _made_like(*entry, folder / name) for name, entry in named.items()}
-
-
-def _made_like(library: str, kind: str, folder: Path) -> Any:
     import diffusers
     import transformers
 
-    if library == "diffusers":
-        made: Any = getattr(diffusers, kind)
-        return made.from_config(made.load_config(folder))
-    made = getattr(transformers, kind)
-    return made(made.config_class.from_pretrained(folder))
+    def made_like(name: str, library: str, kind: str) -> Any:
+        if library == "diffusers":
+            made: Any = getattr(diffusers, kind)
+            return made.from_config(made.load_config(folder / name))
+        made = getattr(transformers, kind)
+        return made(made.config_class.from_pretrained(folder / name))
+
+    index = read_json(folder / "model_index.json")
+    named = {name: entry for name, entry in index.items() if isinstance(entry, list) and (folder / name / "config.json").is_file()}
+    return {name: partial(made_like, name, *entry) for name, entry in named.items()}

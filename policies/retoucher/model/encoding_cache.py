@@ -70,8 +70,10 @@ class CachedBackbone:
         missing = _first_of_each(keys, entries) if each_own_text or text is not None else _first_of_each(keys, {})
         if missing:
             made = self.backbone.condition(images[missing], prompt)
-            for row, index in enumerate(missing):
-                entries[keys[index]] = self._keep(keys[index], _row(made, row))
+            for row, index in enumerate(missing):  # a residual of zeros is left out, text that is not the photo's own, too
+                entry = {"reference": made.reference[row]} | ({"residual": made.residual[row]} if made.residual[row].any() else {})
+                own = _text(made, slice(row, row + 1)) if made.own_text else {}
+                entries[keys[index]] = self._keep(keys[index], entry | own)
             if not made.own_text:
                 text = self._keep(text_key, _text(made, slice(None)))
         rows = [_entry(entries[key]) for key in keys]
@@ -84,8 +86,7 @@ class CachedBackbone:
 
     def _device(self) -> torch.device:
         """Where encodings are wanted; in memory and in files they wait on the CPU."""
-        parameter = next(self.transformer.parameters(), None)
-        return torch.device("cpu") if parameter is None else parameter.device
+        return next((parameter.device for parameter in self.transformer.parameters()), torch.device("cpu"))
 
     # ---- files
 
@@ -95,13 +96,10 @@ class CachedBackbone:
             digest.update(image.detach().cpu().contiguous().numpy().tobytes())  # to be hashed
         return digest.hexdigest()
 
-    def _path(self, folder: Path, key: str) -> Path:
-        return folder / f"{key}.safetensors"
-
     def _read(self, key: str) -> Entry | None:
         if key in self.waiting:
             return self.waiting[key]
-        if self.folder is None or not (path := self._path(self.folder, key)).is_file():
+        if self.folder is None or not (path := self.folder / f"{key}.safetensors").is_file():
             return None
         try:
             return load_file(path)
@@ -118,7 +116,7 @@ class CachedBackbone:
 
     def _write(self, key: str, entry: Entry) -> None:
         assert self.folder is not None
-        path = self._path(self.folder, key)
+        path = self.folder / f"{key}.safetensors"
         try:
             with replacing(path) as temporary:
                 save_file(entry, temporary)
@@ -153,11 +151,3 @@ def _entry(entry: Entry | None) -> Entry:
 def _text(made: Condition, rows: slice) -> Entry:
     texts = {name: getattr(made, name) for name in TEXT}
     return {name: value[rows] for name, value in texts.items() if value is not None}
-
-
-def _row(made: Condition, row: int) -> Entry:
-    """One photo's part of a condition; a residual of zeros is left out, text only where it is the photo's own."""
-    entry = {"reference": made.reference[row]}
-    if bool(made.residual[row].any()):
-        entry["residual"] = made.residual[row]
-    return entry | _text(made, slice(row, row + 1)) if made.own_text else entry

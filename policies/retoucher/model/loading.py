@@ -40,15 +40,24 @@ def load_pipeline(
     import torch
     from huggingface_hub.errors import HFValidationError
 
-    extra = {"quantization_config": _quantization(quantize)} if quantize != "none" else {}
+    extra = {}
+    if quantize == "nf4":
+        from diffusers import PipelineQuantizationConfig
+
+        need_bitsandbytes("--quantize nf4", "--quantize none")
+        if not has_accelerator():
+            raise ConfigError("--quantize nf4: diffusers quantises on a GPU only, and there is none here; use --quantize none")
+        nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
+        parts = {"quant_kwargs": nf4, "components_to_quantize": ["transformer"]}
+        extra = {"quantization_config": PipelineQuantizationConfig(quant_backend="bitsandbytes_4bit", **parts)}
+    elif quantize != "none":
+        raise ConfigError(f"--quantize {quantize}: use none or nf4")
     check_pipeline(kind.__name__, Path(name))
     try:
         pipeline = kind.from_pretrained(name, dtype=torch.bfloat16, **extra)
     except (OSError, HFValidationError) as error:
-        raise WeightsError(
-            f"{name}: no {kind.__name__} weights there ({reason_of(error)}); accept the licence on its model page and log in, or give "
-            "--model a local folder"
-        ) from error
+        advice = "accept the licence on its model page and log in, or give --model a local folder"
+        raise WeightsError(f"{name}: no {kind.__name__} weights there ({reason_of(error)}); {advice}") from error
     for part in resident:
         getattr(pipeline, part).to(device)
     if vae_tiling:
@@ -67,19 +76,6 @@ def check_pipeline(kind: str, folder: Path) -> None:
         raise WeightsError(f"{index}: no JSON object ({error}); download the model again") from error
     if stored != kind:
         raise WeightsError(f"{folder}: holds a {stored}, but this --backbone is made for {kind}; give another --model")
-
-
-def _quantization(quantize: str) -> Any:
-    import torch
-    from diffusers import PipelineQuantizationConfig
-
-    if quantize != "nf4":
-        raise ConfigError(f"--quantize {quantize}: use none or nf4")
-    need_bitsandbytes("--quantize nf4", "--quantize none")
-    if not has_accelerator():
-        raise ConfigError("--quantize nf4: diffusers quantises on a GPU only, and there is none here; use --quantize none")
-    settings = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
-    return PipelineQuantizationConfig(quant_backend="bitsandbytes_4bit", quant_kwargs=settings, components_to_quantize=["transformer"])
 
 
 def has_accelerator() -> bool:

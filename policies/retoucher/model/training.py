@@ -34,14 +34,12 @@ def check_sharding(config: RetoucherConfig, processes: int) -> None:
     if processes == 1:
         raise ConfigError("--sharding fsdp2: divides the base among processes, and there is one; start several, or use --sharding none")
     if config.photos_per_step % processes:
-        raise ConfigError(
-            f"--photos-per-step {config.photos_per_step}: with --sharding fsdp2 a multiple of the {processes} processes; try "
-            f"{-(-config.photos_per_step // processes) * processes}"
-        )
-    for option in ("validation_photos", "held_out_photos"):
-        if getattr(config, option) < processes:
-            name = option.replace("_", "-")
-            raise ConfigError(f"--{name} {getattr(config, option)}: with --sharding fsdp2 at least one for each of {processes} processes")
+        rule = f"with --sharding fsdp2 a multiple of the {processes} processes"
+        more = -(-config.photos_per_step // processes) * processes
+        raise ConfigError(f"--photos-per-step {config.photos_per_step}: {rule}; try {more}")
+    for name, count in (("validation", config.validation_photos), ("held-out", config.held_out_photos)):
+        if count < processes:
+            raise ConfigError(f"--{name}-photos {count}: with --sharding fsdp2 at least one for each of {processes} processes")
 
 
 def check_guidance(config: RetoucherConfig, backbone: Any) -> None:

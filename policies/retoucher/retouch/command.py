@@ -56,32 +56,30 @@ def plan_jobs(source: Path, target: Path, *, overwrite: bool = False) -> list[Jo
         ImageError: no such photo, or a folder without photos.
         ConfigError: IN is OUT, OUT exists, OUT is a file where a folder is needed, or its suffix or folder cannot be written.
     """
+
+    def name_of(photo: Path) -> str:
+        return photo.name if photo.suffix.lower() in WRITABLE else photo.with_suffix(".png").name
+
     if source.is_dir():
         photos = list_images(source, flat=True)
         if not photos:
             raise ImageError(f"{source}: no photos in this folder; give a photo, or a folder that holds some")
         if target.exists() and not target.is_dir():
             raise ConfigError(f"OUT {target}: is a file, but IN {source} is a folder; give a folder")
-        jobs = [(photo, target / _file_name(photo)) for photo in photos]
+        jobs = [(photo, target / name_of(photo)) for photo in photos]
     elif source.is_file():
         into_folder = target.is_dir() or not target.suffix
-        jobs = [(source, target / _file_name(source) if into_folder else target)]
+        jobs = [(source, target / name_of(source) if into_folder else target)]
     else:
         raise ImageError(f"{source}: no such file or folder")
-    _check_targets(jobs, overwrite=overwrite)
-    return jobs
-
-
-def _check_targets(jobs: list[Job], *, overwrite: bool) -> None:
     taken: dict[Path, Path] = {}
-    for photo, target in jobs:
-        if target.suffix.lower() not in WRITABLE:
-            raise ConfigError(f"OUT {target}: cannot write {target.suffix}; use {', '.join(WRITABLE)}")
-        if target.exists() and target.samefile(photo):
-            raise ConfigError(f"OUT {target}: is the photo itself; give another file or folder, photos are never replaced")
-        if target in taken:
-            raise ConfigError(f"OUT {target}: {taken[target].name} and {photo.name} would both become it; rename one of them")
-        taken[target] = photo
+    for photo, file in jobs:
+        if file.suffix.lower() not in WRITABLE:
+            raise ConfigError(f"OUT {file}: cannot write {file.suffix}; use {', '.join(WRITABLE)}")
+        if file.exists() and file.samefile(photo):
+            raise ConfigError(f"OUT {file}: is the photo itself; give another file or folder, photos are never replaced")
+        if (other := taken.setdefault(file, photo)) is not photo:
+            raise ConfigError(f"OUT {file}: {other.name} and {photo.name} would both become it; rename one of them")
     existing = [target for _, target in jobs if target.exists()]
     if existing and not overwrite:
         more = f" and {len(existing) - 1} more" if existing[1:] else ""
@@ -89,10 +87,7 @@ def _check_targets(jobs: list[Job], *, overwrite: bool) -> None:
     folder = next(path for path in jobs[0][1].parents if path.exists())
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"OUT {jobs[0][1]}: nothing can be written in {folder}; give another place")
-
-
-def _file_name(photo: Path) -> str:
-    return photo.name if photo.suffix.lower() in WRITABLE else photo.with_suffix(".png").name
+    return jobs
 
 
 def analyser(config: RetouchConfig) -> "Callable[[Tensor, Faces], Iterator[FacePlan]]":

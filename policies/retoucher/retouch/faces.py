@@ -72,11 +72,10 @@ def find_faces(pixels: Pixels, min_face: int = 32, path: Path | None = None) -> 
         where = f"face at ({face.box[0]:.0f}, {face.box[1]:.0f})"
         if face.size < min_face:
             skipped.append(f"{where} is {int(face.size)} px, below --min-face {min_face}")
-            continue
-        if score < MIN_SCORE:
+        elif score < MIN_SCORE:
             skipped.append(f"{where} has landmark score {shown_score(score)}, below {MIN_SCORE}")
-            continue
-        meshes.append(mesh)
+        else:
+            meshes.append(mesh)
     if not meshes:
         check_size(faces[0][0], path, min_face)
         raise FaceError(f"{path or 'picture'}: {'; '.join(skipped)}: use a picture in which the face is not hidden or turned away")
@@ -135,18 +134,9 @@ def apply_controls(
     chosen: Mapping[int, Mapping[int, bool]] | None = None,
     skipped: tuple[str, ...] = (),
 ) -> RetouchedPicture:
-    """Put the faces of a picture together again, with these strengths.
-
-    Args:
-        pixels: the picture.
-        plans: of its faces; one at a time is held if they come one by one.
-        controls: the strengths.
-        chosen: by a face's number, the spots by number that are removed or kept whatever their kind.
-        skipped: faces that were left before, in words.
-
-    Returns:
-        The picture; a face whose identity would move by more than `IDENTITY_BOUND` is left as it is, and named.
-    """
+    """Put the faces of a picture together again, with these strengths. A face whose identity would move by more than `IDENTITY_BOUND` is
+    left as it is, and named with those `skipped` before. By a face's number, the spots by number that are `chosen` are removed or kept
+    whatever their kind. If plans come one by one, one at a time is held."""
     edits = []
     for number, plan in enumerate(plans):
         after = combine(plan.parts, controls, (chosen or {}).get(number, {}))

@@ -136,18 +136,17 @@ class Studio:
         path = path or self.file_of(token)
         if (opened := self._opened.get(token)) is None:  # a slider does not wait while another photo is at work
             with self.lock:
-                opened = self._opened[token] = self._opened.get(token) or self._look_at(path)
+                if (opened := self._opened.get(token)) is None:
+                    image = read_image(path, lean=True)
+                    height, width = image.pixels.shape[1:]
+                    faces = find_faces(image.pixels, self.config.smallest_face(height, width), path)
+                    plans, shown = list(self.analyse(image.pixels, faces)), within(image.pixels, SCREEN)
+                    opened = self._opened[token] = Opened(plans, faces.skipped, shown, (height, width), image.warnings)
                 while len(self._opened) > KEPT:
                     self._opened.popitem(last=False)
         with suppress(KeyError):  # it may have had to go meanwhile
             self._opened.move_to_end(token)
         return opened
-
-    def _look_at(self, path: Path) -> Opened:
-        image = read_image(path, lean=True)
-        height, width = image.pixels.shape[1:]
-        faces = find_faces(image.pixels, self.config.smallest_face(height, width), path)
-        return Opened(list(self.analyse(image.pixels, faces)), faces.skipped, within(image.pixels, SCREEN), (height, width), image.warnings)
 
     def write(self, token: str, controls: Controls, chosen: Chosen) -> tuple[Path, tuple[str, ...]]:
         """Retouch a photo at its own size, in the terms of its file; returns the new file, and the faces left as they are, in words."""
