@@ -62,16 +62,10 @@ class Alarms:
         agreement: float | None = None,
         diversity: float | None = None,
     ) -> list[Alarm]:
-        """Check a training step; returns the alarms newly raised.
-
-        Args:
-            step: training step.
-            spread: mean standard deviation of the reward inside groups.
-            ratio_deviation: largest |ratio - 1| of the step.
-            on_policy: whether the policy had not moved since the rollout, so that the ratio must be 1.
-            clip_range: of the surrogate.
-            agreement: rank correlation of judge and verifiable rewards inside groups; None without a judge, NaN where it is not known.
-            diversity: mean distance of two candidates of a group, in pixel values of [0, 1].
+        """Check a training step; returns the alarms newly raised. `spread` is the mean standard deviation of the reward inside groups,
+        `ratio_deviation` the largest |ratio - 1|, 0 if the policy had not moved since the rollout (`on_policy`). `agreement` is the rank
+        correlation of judge and verifiable rewards inside groups, NaN where it is not known, `diversity` the mean distance of two
+        candidates of a group, in pixel values of [0, 1].
         """
         out: list[Alarm] = []
         if spread < SPREAD_FLOOR:
@@ -109,15 +103,8 @@ class Alarms:
     def after_validation(
         self, step: int, means: dict[str, float], *, rollout_reward: float | None, ode_reward: float | None, judged: float | None = None
     ) -> list[Alarm]:
-        """Check a validation; returns the alarms newly raised.
-
-        Args:
-            step: training step.
-            means: mean of every validated value, as `Evaluation.means`.
-            rollout_reward: mean reward of this step's rollouts.
-            ode_reward: mean reward of the plain ODE on the same photos.
-            judged: mean of the judges' values; `means` then has `verifiable` to set beside it.
-        """
+        """Check a validation by its `Evaluation.means`; returns the alarms newly raised. The rewards are those of this step's rollouts and
+        of the plain ODE on the same photos; `judged` is the mean of the judges' values, beside which `means` has `verifiable`."""
         out = [] if judged is None else self._follow(step, judged, means["verifiable"])
         if not self.first:
             self.first = dict(means)

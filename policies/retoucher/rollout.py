@@ -47,20 +47,11 @@ def noise_of_groups(
     iteration: int,
     perturbation: float = 0.0,
 ) -> Noise:
-    """The noise of some groups of a training step, each candidate's from its own generator.
+    """The noise of some groups of a training step, each candidate's from its own generator, at the start and at the `drawn` steps.
 
     Its seed is made of the run's seed, the step, the group's number in the step and the candidate's in the group: a group has the same
-    noise whichever process rolls it out, on whatever device, and whatever other groups that one has; no two candidates share any.
-
-    Args:
-        backbone: the policy.
-        drawn: indices of the stochastic steps.
-        groups: numbers of the groups in the step.
-        group_size: candidates a group.
-        shared_noise: one initial noise a group instead of one a candidate.
-        seed: of the run.
-        iteration: training step.
-        perturbation: where above 0, each candidate starts from a neighbor of its group's noise e, `sqrt(1 - p^2) e + p e_i`.
+    noise whichever process rolls it out, on whatever device, and whatever other groups that one has; no two candidates share any. With
+    `shared_noise` a group has one initial noise e, and with a perturbation p above 0 each candidate starts at `sqrt(1 - p^2) e + p e_i`.
     """
     starts: list[Tensor] = []
     steps: dict[int, list[Tensor]] = {index: [] for index in drawn}
@@ -91,20 +82,11 @@ def roll_out(
     batch: int,
     bf16: bool = False,
 ) -> Rollout:
-    """Draw the candidates of the photos, or of some of them.
+    """Draw the candidates of the photos, or of some consecutive ones (`photos`), `batch` of them evaluated at once.
 
-    Args:
-        backbone: the policy.
-        condition: the encoded photos, all of them.
-        anchors: encoded anchors of all photos; None without guidance.
-        scheduler: on the timesteps of the rollout, with its stochastic steps drawn; it takes every step.
-        noise: of all photos.
-        photos: indices of those that are rolled out, consecutive; all if not given.
-        batch: candidates evaluated at once.
-        bf16: evaluate the ODE steps that a candidate takes on its own in bfloat16. No ratio ever sees them.
-
-    Returns:
-        The part of the whole rollout; `photo_of` counts all photos. `join` puts parts together.
+    Condition, anchors (None without guidance) and noise are of all photos. The scheduler is on the timesteps of the rollout, with its
+    stochastic steps drawn, and takes every step. With `bf16`, the ODE steps that a candidate takes on its own are evaluated in bfloat16: no
+    ratio ever sees them. What is returned is the part of the whole rollout, whose `photo_of` counts all photos; `join` puts parts together.
     """
     photos = torch.arange(len(condition)) if photos is None else photos
     group_size, drawn = noise.group_size, scheduler.drawn_steps

@@ -214,18 +214,8 @@ ANCHOR_DRAWS = 4
 def forward_noise(
     backbone: Backbone, sigmas: Sequence[float], count: int, groups: Sequence[int], *, seed: int, iteration: int
 ) -> dict[float, Float[Tensor, "groups draws tokens channels"]]:
-    """What the candidates and anchors of a training step are noised with.
-
-    Args:
-        backbone: the policy.
-        sigmas: noise levels of the sampler's steps, from 1 down; 0 at the end.
-        count: how many of them are drawn, all if there are fewer.
-        groups: numbers of the groups in the step; each has noise from generators of its own.
-        seed: of the run.
-        iteration: training step.
-
-    Returns:
-        By noise level: of each group one noise for all its candidates, then `ANCHOR_DRAWS` for its anchor.
+    """What the candidates and anchors of a training step are noised with: at up to `count` levels drawn of the sampler's `sigmas` (from 1
+    down to 0), of each group (by its number in the step) one noise for all its candidates, then `ANCHOR_DRAWS` for its anchor.
     """
     order = torch.randperm(len(sigmas) - 1, generator=torch.Generator().manual_seed(mix(seed, iteration)))
     chosen = sorted(order[:count].tolist())
@@ -252,18 +242,10 @@ def accumulate_forward_gradients(
 ) -> UpdateFigures:
     """Add the gradients of the mean loss over the candidates of `photos` and the noise levels to the parameters.
 
-    Args:
-        backbone: the policy, which drew the candidates.
-        condition: of all photos.
-        rollout: whose final latents are learned from.
-        advantages: one a candidate, or one a token of it; candidates whose advantages are all 0 are left out and count as loss 0.
-        photos: whose candidates are learned from.
-        loss: its `beta`, `kl_beta` (on the squared distance between the `x0` of policy and base) and `anchor_weight`.
-        noise: from `forward_noise`, one row a photo.
-        anchors: of all photos, learned from as candidates with r = 1; weighed by `anchor_weight` against all candidates of the photo.
-        old_policy: puts the old policy in place for a while; None where it is the policy as it is now.
-        micro_batch: candidates that go forward and backward at once.
-        candidates: those of the whole update, of which other processes have some; gradients and figures of all processes then add up.
+    Advantages are one a candidate, or one a token of it; candidates whose advantages are all 0 are left out and count as loss 0. The noise
+    is from `forward_noise`. Anchors are learned from as candidates with r = 1, weighed by `anchor_weight` against all candidates of their
+    photo; `kl_beta` is on the squared distance between the `x0` of policy and base. `old_policy` puts the old policy in place for a while;
+    without it, it is the policy as it is now. `micro_batch` and `candidates` are as in `accumulate_gradients`.
     """
     members = torch.isin(rollout.photo_of, photos).nonzero()[:, 0]
     if not len(members):  # all candidates of the update are in other processes

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from policies.vlm.align.inputs import (
     write_aside,
 )
 from policies.vlm.export_reward import with_reward_file
-from policies.vlm.judge_probe import JudgeProbe, probe_judge
+from policies.vlm.judge_probe import probe_judge
 from policies.vlm.judged import AnswerJudge, UnitCheck, check_bare, close_judge, judge_function, open_judge, split_name
 from policies.vlm.tasks import load_task
 from portraitkit.files.jsonl import read_objects
@@ -39,7 +38,7 @@ from portraitkit.runs.folder import SilentRunFolder, check_run_folder, open_run
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import counting
 from portraitkit.stats import bootstrap_interval, paired_change
-from portraitkit.vlm.evaluate import Evaluation, Probe, best_constant, compare, evaluate, probe, score_all
+from portraitkit.vlm.evaluate import Evaluation, best_constant, compare, evaluate, probe, score_all
 from portraitkit.vlm.generate import Decoding
 from portraitkit.vlm.model import load_processor
 from portraitkit.vlm.rows import Row, imitable
@@ -107,23 +106,38 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
             write_aside(folder / QUARANTINE, aside)
         sampling = (config.max_tokens, config.temperature, config.top_p, config.samples, config.generation_batch)
         decoding = Decoding(processor, prompt, *sampling)
-        found = _probe(config, task, model, rows["train"], decoding, console)
-        run.write_json("probe.json", asdict(found))
-        judged = None if judge is None else _probe_judge(config, judge, task, rows["train"], found.constant_answer, console)
-        if judged is not None:
-            run.write_json("judge_probe.json", asdict(judged))
+        some, probing = rows["train"][: config.probe_rows], replace(decoding, samples=config.group_size, seed=config.seed)
+        with counting(console, "probing the reward", len(some)) as advance:
+            found = probe(model, probing, task, some, config.mode, advance=advance)
+
+        def tell(name: str, probed: Probe | JudgeProbe) -> None:
+            console.print(probed.table())
+            console.print(probed.advice(), highlight=False, soft_wrap=True)
+            run.write_json(f"{name}.json", asdict(probed))
+
+        tell("probe", found)
+        if isinstance(judge, UnitCheck):
+            console.print(f"--reward {config.reward}: no judge, a check of the action units that a reasoning names", highlight=False)
+        if judge is not None:
+            tell("judge_probe", probe_judge(judge, task, some, found.constant_answer, config.mode, config.reward_weights))
         if config.probe:
             if first:
                 console.print(f"report: {write_probe_report(folder)}", highlight=False, soft_wrap=True)
             return 0
         answer, floor = best_constant(task, rows["held_out"], config.mode, candidates=[found.constant_answer])
-        measure = partial(_measure, config, task, rows["held_out"], decoding, console)
+
+        def measure(model: Any, when: str) -> Evaluation:
+            with counting(console, f"held-out, {when} training", 3 * len(rows["held_out"])) as advance:
+                return evaluate(model, decoding, task, rows["held_out"], config.mode, advance=advance)
+
+        def validate(model: Any) -> dict[str, float]:
+            answers = [answers[0] for answers in decoding.complete(model, rows["validation"], greedy=True)]
+            return {"greedy": float(score_all(task, answers, rows["validation"], config.mode).mean())}
+
         before = measure(model, "before")
         validation_floor = best_constant(task, rows["validation"], config.mode)[1]
-        run.write_json(
-            "floors.json", {"constant": floor, "validation_constant": validation_floor, "shuffled_image": float(before.blind.mean())}
-        )
-        validate = partial(_validate, config, task, rows["validation"], decoding)
+        floors = {"constant": floor, "validation_constant": validation_floor, "shuffled_image": float(before.blind.mean())}
+        run.write_json("floors.json", floors)
         context = RunContext(config, run, processor, prompt, interrupt, console, processes, validate)
         if config.deepspeed is not None:
             model = None  # what DeepSpeed shares out must not be held here, whole
@@ -188,26 +202,6 @@ def holds_probe_only(folder: Path) -> bool:
     return isinstance(config, dict) and config.get("probe") is True
 
 
-def _probe(config: AlignVlmConfig, task: Task, model: Any, rows: list[Row], decoding: Decoding, console: Console) -> Probe:
-    some, decoding = rows[: config.probe_rows], replace(decoding, samples=config.group_size, seed=config.seed)
-    with counting(console, "probing the reward", len(some)) as advance:
-        found = probe(model, decoding, task, some, config.mode, advance=advance)
-    console.print(found.table())
-    console.print(found.advice(), highlight=False, soft_wrap=True)
-    return found
-
-
-def _probe_judge(
-    config: AlignVlmConfig, judge: AnswerJudge, task: Task, rows: Sequence[Row], constant: str, console: Console
-) -> JudgeProbe:
-    if isinstance(judge, UnitCheck):
-        console.print(f"--reward {config.reward}: no judge, a check of the action units that a reasoning names", highlight=False)
-    found = probe_judge(judge, task, rows[: config.probe_rows], constant, config.mode, config.reward_weights)
-    console.print(found.table())
-    console.print(found.advice(), highlight=False, soft_wrap=True)
-    return found
-
-
 def _judge_held_out(
     config: AlignVlmConfig, judge: AnswerJudge, rows: Sequence[Row], before: Evaluation, after: Evaluation
 ) -> dict[str, Any]:
@@ -221,18 +215,6 @@ def _judge_held_out(
         change = paired_change(one, two)
         summary |= {"before": change.before, "after": change.after, "gain": change.gain, "gain_ci95": change.ci95}
     return summary
-
-
-def _measure(
-    config: AlignVlmConfig, task: Task, rows: list[Row], decoding: Decoding, console: Console, model: Any, when: str
-) -> Evaluation:
-    with counting(console, f"held-out, {when} training", 3 * len(rows)) as advance:
-        return evaluate(model, decoding, task, rows, config.mode, advance=advance)
-
-
-def _validate(config: AlignVlmConfig, task: Task, rows: list[Row], decoding: Decoding, model: Any) -> dict[str, float]:
-    answers = [answers[0] for answers in decoding.complete(model, rows, greedy=True)]
-    return {"greedy": float(score_all(task, answers, rows, config.mode).mean())}
 
 
 def _provenance(rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:

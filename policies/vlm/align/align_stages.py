@@ -54,19 +54,8 @@ def train_stages(
 ) -> Any:
     """Train the stages and leave the model in the run folder; `forget_stages` removes what the stages before the last have left.
 
-    With DeepSpeed, whose processes may hold a share of each weight, it is gathered, written and read again, whole, in every process.
-
-    Args:
-        context: of the run.
-        config: its options.
-        task: that scores.
-        rows: to train on.
-        model: to train; None to load it here, so that nobody else holds what DeepSpeed shares out.
-        start: what is left to train.
-        more: rewards beside the task's.
-
-    Returns:
-        The trained model.
+    With DeepSpeed, whose processes may hold a share of each weight, it is gathered, written and read again, whole, in every process; the
+    model is None then, to be loaded here, so that nobody else holds what DeepSpeed shares out.
 
     Raises:
         Interrupted: what is done is saved.
@@ -90,7 +79,9 @@ def train_stages(
         store(context, trainer, target)
         if context.interrupt.requested:
             raise Interrupted
-        if config.deepspeed is not None or (name != stages[-1] and _read_again(config)):
+        # From files: with DeepSpeed; since TRL reads its reference model from where the policy came; to train all weights before GRPO
+        again = not config.rank and (config.beta > 0 or config.last_norm)
+        if config.deepspeed is not None or (name != stages[-1] and again):
             del trainer, model
             release()
             model = _read(config, target)
@@ -101,14 +92,6 @@ def forget_stages(config: AlignVlmConfig) -> None:
     """Remove the models between the stages of a finished run."""
     for stage in config.stages[:-1]:
         shutil.rmtree(stage_model(Path(config.folder), stage, config.stages))
-
-
-def _read_again(config: AlignVlmConfig) -> bool:
-    """Whether the next stage starts from files.
-
-    With DeepSpeed; since TRL reads its reference model from where the policy came; or to train all weights when it is not GRPO's turn.
-    """
-    return config.deepspeed is not None or (not config.rank and (config.beta > 0 or config.last_norm))
 
 
 def _read(config: AlignVlmConfig, saved: Path) -> Any:
@@ -135,47 +118,35 @@ def stage_model(run: Path, stage: str, stages: Sequence[str]) -> Path:
 
 
 def find_start(run: Path, stages: Sequence[str], which: str | None) -> Start:
-    """The stage and checkpoint to go on from.
-
-    Args:
-        run: the run's folder; checkpoints of GRPO stand in it, those of another stage in the stage's folder.
-        stages: of the run, in order.
-        which: as --resume-from-checkpoint has it: None, latest, or a checkpoint's folder.
+    """The stage and checkpoint to go on from, `which` being as --resume-from-checkpoint has it: None, latest, or a checkpoint's folder.
+    Checkpoints of GRPO stand in the run's folder, those of another stage in the stage's.
 
     Raises:
         CheckpointError: there is none, it is incomplete, or is not of one of the stages.
     """
     if which is None:
         return Start(stages[0])
+    folders = {stage: run if stage == "grpo" else run / stage for stage in stages}
     if which != "latest":
-        return _given(run, stages, find_checkpoint(run, which))
-    for place in reversed(range(len(stages))):
-        stage = stages[place]
+        return _given(run, folders, find_checkpoint(run, which))
+    for place, stage in reversed(list(enumerate(stages))):
         before = stage_model(run, stages[place - 1], stages) if place else None
         if before is not None and not before.is_dir():
             continue
-        if (checkpoint := newest_checkpoint(_folder(run, stage))) is not None or before is not None:
+        if (checkpoint := newest_checkpoint(folders[stage])) is not None or before is not None:
             return Start(stage, checkpoint)
     raise CheckpointError(f"{run}: holds no complete checkpoint; leave --resume-from-checkpoint out and use --overwrite")
 
 
-def _given(run: Path, stages: Sequence[str], checkpoint: Path) -> Start:
+def _given(run: Path, folders: dict[str, Path], checkpoint: Path) -> Start:
     """A checkpoint that the user names belongs to the stage in whose folder it stands; another run's are GRPO's."""
-    place = checkpoint.resolve().parent
-    stage = "sft" if place.name == "sft" else "grpo"
+    stages, stage = list(folders), "sft" if checkpoint.resolve().parent.name == "sft" else "grpo"
     if stage not in stages:
         raise CheckpointError(f"--resume-from-checkpoint {checkpoint}: is of the stage {stage}; this run has --stages {' '.join(stages)}")
-    start = Start(stage, checkpoint)
-    before = [stage_model(run, name, stages) for name in stages[: stages.index(stage)]]
-    if before and not before[-1].is_dir():
-        raise CheckpointError(f"--resume-from-checkpoint {checkpoint}: {before[-1]}, which it started from, is gone; use --overwrite")
-    later = [_folder(run, name) for name in stages[stages.index(stage) + 1 :]]
-    if any(next(folder.glob("checkpoint-*"), None) for folder in later):
-        raise CheckpointError(
-            f"--resume-from-checkpoint {checkpoint}: a later stage has checkpoints already; give latest, or use --overwrite"
-        )
-    return start
-
-
-def _folder(run: Path, stage: str) -> Path:
-    return run if stage == "grpo" else run / stage
+    place = stages.index(stage)
+    if place and not (before := stage_model(run, stages[place - 1], stages)).is_dir():
+        raise CheckpointError(f"--resume-from-checkpoint {checkpoint}: {before}, which it started from, is gone; use --overwrite")
+    if any(next(folders[name].glob("checkpoint-*"), None) for name in stages[place + 1 :]):
+        done = "a later stage has checkpoints already"
+        raise CheckpointError(f"--resume-from-checkpoint {checkpoint}: {done}; give latest, or use --overwrite")
+    return Start(stage, checkpoint)

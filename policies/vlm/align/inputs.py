@@ -52,11 +52,7 @@ def readable_rows(
 
 
 def check_held_out(config: AlignVlmConfig, rows: Sequence[Row]) -> None:
-    """Refuse a single held-out row: it could be shown no other row's picture, and has no interval.
-
-    Raises:
-        DataError: there is but one, and something is to be evaluated.
-    """
+    """DataError for a single held-out row: it could be shown no other row's picture, and has no interval."""
     if len(rows) < 2 and not config.probe:
         raise DataError(
             f"{len(rows)} held-out row: each is also shown another row's picture, so 2 or more are needed; give more rows in test.jsonl of "
@@ -96,11 +92,7 @@ def weights_of(given: Sequence[float], parts: Sequence[str]) -> tuple[float, ...
 
 
 def check_groups(config: AlignVlmConfig) -> None:
-    """Refuse groups that are split over devices: a judge compares the answers of a whole one.
-
-    Raises:
-        ConfigError: a device takes a part of a group.
-    """
+    """ConfigError for groups that are split over devices: a judge compares the answers of a whole one."""
     batch = batch_of(config)
     if batch.answers % batch.group:
         raise ConfigError(
