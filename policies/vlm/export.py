@@ -42,7 +42,13 @@ def run_export(config: AlignVlmConfig) -> int:
     """
     console, folder = Console(stderr=True), Path(config.folder)
     task = load_task(config.task)
-    _check_folder(folder, config)
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / MARK).is_file():
+            raise ConfigError(f"--output-dir {folder}: holds files that are no export; choose another folder or empty it")
+        if not config.overwrite:
+            raise ConfigError(f"--output-dir {folder}: holds an export; use --overwrite or another folder")
+    elif folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output-dir {folder}: is a file; give a folder")
     prompt = task.prompt if config.model == "embedded" and config.prompt == "auto" else prompt_of(config, task)
     if found := next((word for word in PLACEHOLDERS if word in prompt), None):
         raise ConfigError(f"--export {config.export}: the prompt of {task.name} holds {found}, which stands for a picture there")
@@ -91,16 +97,6 @@ def export_features(kind: str) -> Any:
     )
 
 
-def _check_folder(folder: Path, config: AlignVlmConfig) -> None:
-    if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / MARK).is_file():
-            raise ConfigError(f"--output-dir {folder}: holds files that are no export; choose another folder or empty it")
-        if not config.overwrite:
-            raise ConfigError(f"--output-dir {folder}: holds an export; use --overwrite or another folder")
-    elif folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--output-dir {folder}: is a file; give a folder")
-
-
 def _write(
     path: Path, kind: str, task: Task, prompt: str, split: str, rows: Sequence[Row], truths: Sequence[str], limit: Limit | None
 ) -> Iterator[int]:
@@ -113,29 +109,19 @@ def _write(
         for start in range(0, len(rows), AT_ONCE):
             part = []
             for index in range(start, min(start + AT_ONCE, len(rows))):
-                images = [{"bytes": _png(image), "path": None} for image in shown(rows[index], limit)]
+                images = []
+                for image in shown(rows[index], limit):
+                    image.save(buffer := io.BytesIO(), "PNG")
+                    images.append({"bytes": buffer.getvalue(), "path": None})
                 content = "<image>" * len(images) + prompt
                 if kind == "easyr1":
                     part.append({"prompt": content, "images": images, "answer": truths[index]})
                     continue
-                part.append(
-                    {
-                        "data_source": f"portraitkit/{task.name}",
-                        "prompt": [{"role": "user", "content": content}],
-                        "images": images,
-                        "ability": task.name,
-                        "reward_model": {"style": "rule", "ground_truth": truths[index]},
-                        "extra_info": {"split": split, "index": index, "row": Path(rows[index].name).name},
-                    }
-                )
+                row = {"data_source": f"portraitkit/{task.name}", "prompt": [{"role": "user", "content": content}], "images": images}
+                row |= {"ability": task.name, "reward_model": {"style": "rule", "ground_truth": truths[index]}}
+                part.append(row | {"extra_info": {"split": split, "index": index, "row": Path(rows[index].name).name}})
             writer.write_table(pyarrow.Table.from_pylist(part, schema=schema))
             yield len(part)
-
-
-def _png(image: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _write_words(

@@ -65,7 +65,9 @@ def run_extraction(config: ExtractConfig, command: list[str]) -> int:
     check_adapter(config.adapter)
     with torch.no_grad():
         photo, notes = open_one_face(config.photo, config.min_face)
-        other, other_notes = open_one_face(config.face, config.min_face) if config.face else (embedded_face(), ())
+        embedded = bundled_portraits()[EMBEDDED_FACE]
+        face = open_one_face(config.face, config.min_face) if config.face else (OneFace(embedded, require_mesh(embedded)[1]), ())
+    other, other_notes = face
     for note in (*notes, *other_notes):
         console.print(f"note: {note}")
     be_quiet()
@@ -120,13 +122,6 @@ def open_one_face(path: Path, min_face: int) -> tuple[OneFace, tuple[str, ...]]:
         places = ", ".join(f"({sum(face.box[::2]) / 2:.0f}, {sum(face.box[1::2]) / 2:.0f})" for face in large)
         raise FaceError(f"{path}: {len(large)} faces, around {places} px: one is needed; crop the picture to it")
     return OneFace(image.pixels, require_mesh(image.pixels, path, min_size=min_face)[1]), image.warnings
-
-
-def embedded_face() -> OneFace:
-    """The portrait that a look is tried on where the user gives none."""
-    pixels = bundled_portraits()[EMBEDDED_FACE]
-    with torch.no_grad():
-        return OneFace(pixels, require_mesh(pixels)[1])
 
 
 def ask(config: ExtractConfig, photo: OneFace) -> tuple[str, Completion]:

@@ -97,7 +97,11 @@ def probe_judge(judge: AnswerJudge, task: Task, rows: Sequence[Row], constant: s
     """Ask about known answers to some rows; several processes divide them."""
     draw = random.Random(0)
     others = [draw.choice([other for other in rows if other.truth != row.truth] or [row]) for row in rows]
-    answers = [_answers(task, row.truth, other.truth, constant) for row, other in zip(rows, others, strict=True)]
+    answers = []
+    for row, other in zip(rows, others, strict=True):
+        given = (row.truth, other.truth, constant)
+        made = _expressions(*given) if task.name == "emotion" else _looks(task, *given)
+        answers.append({name: text for name, text in made.items() if name == "right" or text != made["right"]})
 
     def work(places: Sequence[int]) -> list[list[float]]:
         return judge.values([(rows[place], list(answers[place].values())) for place in places])
@@ -130,12 +134,6 @@ def _shown(mean: float | None) -> str:
 
 def _wins(pairs: Sequence[tuple[float, float]]) -> float:
     return sum(1.0 if right > other + 1e-9 else 0.5 if right > other - 1e-9 else 0.0 for right, other in pairs)
-
-
-def _answers(task: Task, truth: Any, other: Any, constant: str) -> dict[str, str]:
-    """Kind -> answer; those that are the right one are left out."""
-    made = _expressions(truth, other, constant) if task.name == "emotion" else _looks(task, truth, other, constant)
-    return {name: text for name, text in made.items() if name == "right" or text != made["right"]}
 
 
 def _looks(task: Task, truth: list[dict[str, Any]], other: list[dict[str, Any]], constant: str) -> dict[str, str]:

@@ -152,21 +152,18 @@ def bare_faces(data: str) -> Callable[[Row], Bare | None]:
     """Finds the bare face of a row; None where it cannot be read or shows no face."""
 
     @lru_cache(maxsize=CACHED)
-    def find(key: Any) -> Bare | None:
-        if isinstance(key, tuple):
+    def find(*key: Any) -> Bare | None:
+        if data == "embedded":
             person = bare_person(*key)
             return person.clean, person.mesh
         try:
-            pixels = within(read_image(Path(data) / key).pixels, LARGEST)
+            pixels = within(read_image(Path(data, *key)).pixels, LARGEST)
             return pixels, require_mesh(pixels)[1]
         except (FaceError, ImageError):
             return None
 
-    def of(row: Row) -> Bare | None:
-        columns = row.columns
-        return find((columns["split"], columns["seed"]) if data == "embedded" else columns["bare_image"])
-
-    return of
+    names = ("split", "seed") if data == "embedded" else ("bare_image",)
+    return lambda row: find(*(row.columns[name] for name in names))
 
 
 @dataclass(frozen=True)
@@ -186,29 +183,24 @@ class MakeupJudge:
     @torch.no_grad()
     def values(self, groups: Sequence[Group]) -> list[list[float]]:
         """See `AnswerJudge`."""
-        return [values for start in range(0, len(groups), AT_ONCE) for values in self._values(groups[start : start + AT_ONCE])]
-
-    def _values(self, groups: Sequence[Group]) -> list[list[float]]:
-        rendered = [self.render(row, answers) for row, answers in groups]
-        rivals = []
-        for (row, _), pictures in zip(groups, rendered, strict=True):
-            good = [picture for picture in pictures or () if picture is not None]
-            if self.reward.form == "win_rate" and len(good) == 1:
-                good = []  # with nobody to be compared with
-            rivals.append(Rivals(_photo(row, like=good[0]) if good else torch.empty(3, 0, 0), good))
-        found = self.reward.of_rivals(rivals)
-        return [self._place(pictures, judged, len(row[1])) for row, pictures, judged in zip(groups, rendered, found, strict=True)]
-
-    def _place(self, pictures: Sequence[Tensor | None] | None, judged: Sequence[float], size: int) -> list[float]:
-        """Values of the answers that have a picture, and 0 for the others."""
-        if pictures is None:
-            return [math.nan] * size
-        good = sum(picture is not None for picture in pictures)
-        if self.reward.form == "win_rate" and good:
-            share = (good - 1) / max(size - 1, 1)  # of the others, those that have a picture, too
-            judged = [value * share + 1 - share for value in judged] if judged else [1.0]
-        left = iter(judged)
-        return [0.0 if picture is None else next(left) for picture in pictures]
+        values: list[list[float]] = []
+        for start in range(0, len(groups), AT_ONCE):
+            some = groups[start : start + AT_ONCE]
+            rendered = [self.render(row, answers) for row, answers in some]
+            rivals = []
+            for (row, _), pictures in zip(some, rendered, strict=True):
+                good = [picture for picture in pictures or () if picture is not None]
+                if self.reward.form == "win_rate" and len(good) == 1:
+                    good = []  # with nobody to be compared with
+                rivals.append(Rivals(_photo(row, like=good[0]) if good else torch.empty(3, 0, 0), good))
+            for (_, answers), pictures, judged in zip(some, rendered, self.reward.of_rivals(rivals), strict=True):
+                good = sum(picture is not None for picture in pictures or ())
+                if self.reward.form == "win_rate" and good:
+                    share = (good - 1) / max(len(answers) - 1, 1)  # of the others, those that have a picture, too
+                    judged = [value * share + 1 - share for value in judged] if judged else [1.0]
+                left, unknown = iter(judged), [math.nan] * len(answers)
+                values.append(unknown if pictures is None else [0.0 if picture is None else next(left) for picture in pictures])
+        return values
 
     def render(self, row: Row, answers: Sequence[str]) -> list[Tensor | None] | None:
         """The picture of each answer, None where it names no look; equal looks are one object. None alone where there is no bare face."""
@@ -217,21 +209,15 @@ class MakeupJudge:
         made: dict[str, Tensor] = {}
         pictures: list[Tensor | None] = []
         for answer in answers:
-            look = self._look(answer, row)
-            if look is None:
+            items = read_lips(answer, row.truth) if self.lips else read_look(answer)
+            if items is None or any(item["shape"] not in SHAPES for item in items):
                 pictures.append(None)
-            else:
-                if (key := json.dumps(look).upper()) not in made:
-                    made[key] = render_makeup(*bare, look).clamp(0, 1)
-                pictures.append(made[key])
+                continue
+            look = [{"shape": item["shape"], "color": item["color"]} for item in items]
+            if (key := json.dumps(look).upper()) not in made:
+                made[key] = render_makeup(*bare, look).clamp(0, 1)
+            pictures.append(made[key])
         return pictures
-
-    def _look(self, answer: str, row: Row) -> list[Item] | None:
-        items = read_lips(answer, row.truth) if self.lips else read_look(answer)
-        if items is None:
-            return None
-        look = [{"shape": item["shape"], "color": item["color"]} for item in items]
-        return look if all(item["shape"] in SHAPES for item in look) else None
 
 
 def _photo(row: Row, *, like: Tensor | None = None) -> Tensor:

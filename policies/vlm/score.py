@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,22 @@ def score_main(argv: list[str]) -> int:
         print(json.dumps({"reward": round(score.reward, 10), "parts": score.parts, "parsed": score.parsed}))
     if summarise is not None and config.metrics is not None:
         summary = {"task": task.name, "rows": len(rows), "reward": sum(rewards) / len(rewards), **summarise()}
-        _write(config.metrics, json.dumps(finite(summary), indent=2) + "\n")
+        with _writable(config.metrics):
+            config.metrics.parent.mkdir(parents=True, exist_ok=True)
+            write_text(config.metrics, json.dumps(finite(summary), indent=2) + "\n")
         print(f"{config.metrics}: {', '.join(_headlines(summary))}", file=sys.stderr)
     return 0
 
 
 def _prepare_metrics(config: ScoreConfig, task: Task, rows: list[Columns]) -> Callable[[], dict[str, Any]]:
     """What computes the metrics once the rewards are printed; everything that can be refused is refused here."""
-    if config.metrics is not None:
-        _check_target(config.metrics, config.rows)
+    if (path := config.metrics) is not None:
+        with _writable(path):
+            if path.is_dir():
+                raise ConfigError(f"--metrics {path}: is a folder; give the path of a JSON file")
+            if path.exists() and config.rows.exists() and path.samefile(config.rows):  # by whatever name
+                raise ConfigError(f"--metrics {path}: is the file of the rows, which it would replace; give another path")
+            check_writable(path.parent)
     completions, truths, columns, lines = (list(column) for column in zip(*rows, strict=True))
     if config.task != "emotion":
         if task.metrics is None:
@@ -64,7 +72,13 @@ def _prepare_metrics(config: ScoreConfig, task: Task, rows: list[Columns]) -> Ca
 
     units = au_list(config.au_list)
     descriptions = [text if isinstance(text := row.get("description"), str) else "" for row in columns]
-    groups = [_group(config, row, line) for row, line in zip(columns, lines, strict=True)] if config.group_by else None
+    groups = [] if config.group_by else None
+    for row, line in zip(columns, lines, strict=True) if groups is not None else ():
+        meta = row.get("meta_info")
+        value = row.get(config.group_by, meta.get(config.group_by) if isinstance(meta, dict) else None)
+        if value is None:
+            raise DataError(f"{config.rows} line {line}: has no {config.group_by!r}, neither as a column nor in meta_info")
+        groups.append(str(value))
     endpoint = None
     if config.judge_url:
         if not any(text.strip() for text in descriptions):
@@ -83,28 +97,12 @@ def _prepare_metrics(config: ScoreConfig, task: Task, rows: list[Columns]) -> Ca
     return summarise
 
 
-def _check_target(path: Path, rows: Path) -> None:
-    """Refuse a file of metrics that would replace the rows, by whatever name, or that cannot be written."""
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
     try:
-        if path.is_dir():
-            raise ConfigError(f"--metrics {path}: is a folder; give the path of a JSON file")
-        if path.exists() and rows.exists() and path.samefile(rows):
-            raise ConfigError(f"--metrics {path}: is the file of the rows, which it would replace; give another path")
-        check_writable(path.parent)
+        yield
     except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"--metrics {path}: cannot be written ({error.strerror}); give the path of a JSON file")
-
-
-def _group(config: ScoreConfig, row: dict[str, Any], line: int) -> str:
-    meta = row.get("meta_info")
-    value = row.get(config.group_by, meta.get(config.group_by) if isinstance(meta, dict) else None)
-    if value is None:
-        raise DataError(f"{config.rows} line {line}: has no {config.group_by!r}, neither as a column nor in meta_info")
-    return str(value)
+        raise ConfigError(f"--metrics {path}: cannot be written ({error.strerror}); give the path of a JSON file") from error
 
 
 def _headlines(summary: dict[str, Any]) -> Iterator[str]:
@@ -114,14 +112,6 @@ def _headlines(summary: dict[str, Any]) -> Iterator[str]:
         for key, figure in inner.items():
             if isinstance(figure, int | float) and not isinstance(figure, bool):
                 yield f"{name}{'.' * bool(key)}{key} {figure:.4g}"
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, text)
-    except OSError as error:
-        raise _unwritable(path, error) from error
 
 
 def _read_columns(path: Path, task: Task) -> Iterator[Columns]:

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,9 @@ def find_errors(row: EmotionRow, completion: str) -> list[str]:
         truth = {int(unit.removeprefix("AU")) for unit in row.AUs}
         errors += [f"AU{unit} shows, but is not named" for unit in sorted(truth - read.units)]
         errors += [f"AU{unit} is named, but does not show" for unit in sorted(read.units - truth)]
-        said = (unit for unit in sorted(ACTION_UNITS.keys() - truth - read.units) if _says(read.reasoning, ACTION_UNITS[unit]))
-        errors += [f"{ACTION_UNITS[unit]!r} is AU{unit}, which does not show" for unit in said]
+        for unit in sorted(ACTION_UNITS.keys() - truth - read.units):
+            if re.search(rf"\b{ACTION_UNITS[unit]}\b", read.reasoning, re.IGNORECASE):
+                errors.append(f"{ACTION_UNITS[unit]!r} is AU{unit}, which does not show")
     else:
         errors += [f"AU{unit} is not in the list" for unit in sorted(read.units - ACTION_UNITS.keys())]
     errors += [f"{found!r}: each action unit must stand by itself, as (AU4), with no other number" for found in _loose(read.reasoning)]
@@ -80,10 +81,6 @@ def find_errors(row: EmotionRow, completion: str) -> list[str]:
     if not read.reasoning:
         errors.append("<think></think> is empty")
     return errors
-
-
-def _says(text: str, name: str) -> bool:
-    return re.search(rf"\b{name}\b", text, re.IGNORECASE) is not None
 
 
 def _loose(text: str) -> Iterator[str]:
@@ -132,7 +129,16 @@ def run_synthesis(config: SynthesizeConfig, command: list[str]) -> int:
         raise DataError(
             f"{source}: has no test.jsonl; --rounds fine-tunes with align-vlm, which needs held-out rows beside {config.path.name}"
         )
-    endpoint = _open_endpoint(config)
+    endpoint = None
+    if config.endpoint:
+        options = {"per_minute": config.requests_per_minute, "workers": config.workers, "max_tokens": config.max_tokens}
+        options |= {"timeout": config.timeout, "retries": config.request_retries, "key_env": config.key_env}
+        endpoint = Endpoint(config.endpoint, config.endpoint_model, **options)
+
+    def ask(prompts: Sequence[str], pictures: Sequence[Path]) -> list[Reply]:
+        assert endpoint is not None
+        return endpoint.ask([Question(prompt, (path,)) for prompt, path in zip(prompts, pictures, strict=True)])
+
     maker, options = Maker("synthesize-emotion", "endpoint_model", "a synthesis", may_change(SynthesizeConfig)), config_to_dict(config)
     with start_or_go_on(config.output_dir, options, maker, command=command, seed=0, overwrite=config.overwrite) as run:
         done = _read_journal(run.path / "journal.jsonl")
@@ -151,7 +157,7 @@ def run_synthesis(config: SynthesizeConfig, command: list[str]) -> int:
                     return code
             again = {key for key, record in done.items() if not record["accepted"] and record["attempts"] and record["round"] < number}
             todo = [row for row in rows if row.id not in done or row.id in again]
-            writer = _endpoint_writer(endpoint) if endpoint else _local_writer(config, trained) if todo else None
+            writer = ask if endpoint else _local_writer(config, trained) if todo else None
             code = _work(config, run.path, todo, done, source, writer, number, console) if writer else 0
             if code:
                 return code
@@ -289,50 +295,21 @@ def _fine_tune(config: SynthesizeConfig, folder: Path, trained: str | None, numb
         "overwrite": True,
         **{name: getattr(config, name) for name in (*TRAINED_WITH, *(field.name for field in fields(TuningOptions)))},
     }
-    if config.deepspeed is not None:
-        return _launch(options), model
+    if config.deepspeed is not None:  # on all GPUs of this machine
+        import torch
+
+        words: list[str] = []
+        for name, value in options.items():
+            if value is not None and value is not False:
+                values = () if value is True else value if isinstance(value, tuple) else (value,)
+                words += [f"--{name.replace('_', '-')}", *map(str, values)]
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+        devices = str(max(torch.cuda.device_count(), 1))
+        return subprocess.run([*launcher, devices, "-m", "policies.vlm.main", *words], check=False).returncode, model
     from policies.vlm.align.align import run_alignment
     from policies.vlm.align.align_config import AlignVlmConfig
 
     return run_alignment(AlignVlmConfig(**options), sys.argv), model
-
-
-def _launch(options: Mapping[str, Any]) -> int:
-    """`align-vlm` on all GPUs of this machine, by torchrun; returns its exit code."""
-    import torch
-
-    words: list[str] = []
-    for name, value in options.items():
-        flag = f"--{name.replace('_', '-')}"
-        if isinstance(value, bool):
-            words += [flag] if value else []
-        elif value is not None:
-            words += [flag, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    devices = max(torch.cuda.device_count(), 1)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(devices)]
-    return subprocess.run([*launcher, "-m", "policies.vlm.main", *words], check=False).returncode
-
-
-def _open_endpoint(config: SynthesizeConfig) -> Endpoint | None:
-    if not config.endpoint:
-        return None
-    return Endpoint(
-        config.endpoint,
-        config.endpoint_model,
-        key_env=config.key_env,
-        timeout=config.timeout,
-        retries=config.request_retries,
-        per_minute=config.requests_per_minute,
-        workers=config.workers,
-        max_tokens=config.max_tokens,
-    )
-
-
-def _endpoint_writer(endpoint: Endpoint) -> Writer:
-    def write(prompts: Sequence[str], pictures: Sequence[Path]) -> list[Reply]:
-        return endpoint.ask([Question(prompt, (path,)) for prompt, path in zip(prompts, pictures, strict=True)])
-
-    return write
 
 
 def _local_writer(config: SynthesizeConfig, trained: str | None) -> Writer:

@@ -110,7 +110,7 @@ def run_alignment(config: AlignVlmConfig, command: list[str]) -> int:
         with counting(console, "probing the reward", len(some)) as advance:
             found = probe(model, probing, task, some, config.mode, advance=advance)
 
-        def tell(name: str, probed: Probe | JudgeProbe) -> None:
+        def tell(name: str, probed: Any) -> None:
             console.print(probed.table())
             console.print(probed.advice(), highlight=False, soft_wrap=True)
             run.write_json(f"{name}.json", asdict(probed))

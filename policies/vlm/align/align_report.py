@@ -14,11 +14,13 @@ from portraitkit.report.card import Card, Table, base_of, cell, write_card
 from portraitkit.report.charts import Reference, Series, curve_svg, series_of
 from portraitkit.report.page import data_uri, interval, number, setup, signed, write_page
 from portraitkit.stats import bootstrap_interval
+from portraitkit.vlm.evaluate import Inversion, Probe
 
 TEMPLATE = Path(__file__).parents[1] / "templates" / "align.html.j2"
 SHOWN = 4
 SMOOTH = 5
 Json = dict[str, Any]
+CHANGE = ("before", "ci95_before", "after", "ci95_after", "gain", "gain_ci95")  # Of a reward, in the table of the result
 SETTINGS = ("stages", "mode", "max_train_steps", "prompts_per_step", "group_size", "learning_rate", "beta", "loss_type", "rank")
 SETTINGS += ("lora_alpha", "weights", "freeze_vision", "sft_steps", "sft_learning_rate", "max_tokens", "max_pixels", "dtype", "seed")
 """Options that the card names."""
@@ -63,45 +65,44 @@ def write_probe_report(folder: Path) -> Path:
 
 def _origin(folder: Path, config: Json) -> Json:
     """How a run was made, and what its probe found."""
-    probe = _probe_lines(read_json(folder / "probe.json"))
-    judge = read_json(path) if (path := folder / "judge_probe.json").is_file() else None
-    judged = {"judge": judge and judge_lines(judge), "judge_heads": HEADS}
-    return {"probe": probe, **judged, **setup(read_json(folder / "environment.json"), config, AlignVlmConfig)}
+    found, judge = read_json(folder / "probe.json"), None
+    example = found.pop("inversion_example")
+    found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}  # JSON knows no tuples
+    probe = Probe(**found, inversion_example=Inversion(**example) if example else None).lines()
+    if (path := folder / "judge_probe.json").is_file():
+        said = read_json(path)
+        kinds = tuple(Kind(**(kind | {"ci95": tuple(kind["ci95"])})) for kind in said["kinds"])
+        judge = JudgeProbe(said["part"], said["judge"], said["total"], kinds).lines()
+    return {"probe": probe, "judge": judge, "judge_heads": HEADS, **setup(read_json(folder / "environment.json"), config, AlignVlmConfig)}
 
 
 def _rewards(held_out: Json) -> list[Json]:
     """Lines of the table of the result."""
-    rows = []
-    for name in ("greedy", "sampled"):
-        row = held_out[name]
-        ends = {"before_ci": row["ci95_before"], "after_ci": row["ci95_after"], "gain_ci": row["gain_ci95"]}
-        rows.append({"name": name, "note": "", "before": row["before"], "after": row["after"], "gain": row["gain"], **ends})
-    shuffled = {"before": held_out["shuffled_image"], "before_ci": held_out["shuffled_image_ci95"]}
-    shuffled |= {"after": held_out["shuffled_image_after"], "after_ci": held_out["shuffled_image_after_ci95"], "gain_ci": None}
-    rows.append({"name": "shuffled pictures", "note": "greedy, each with another row's picture", **shuffled})
-    floor = held_out["constant_floor"]
-    constant = {"before": floor, "before_ci": None, "after": floor, "after_ci": None, "gain_ci": None}
-    rows.append({"name": "best constant answer", "note": held_out["constant_answer"], **constant})
-    return rows
+    columns, floor = ("name", "note", "before", "before_ci", "after", "after_ci", "gain", "gain_ci"), held_out["constant_floor"]
+    shuffled = [held_out[f"shuffled_image{name}"] for name in ("", "_ci95", "_after", "_after_ci95")]
+    rows = [
+        *((name, "", *(held_out[name][key] for key in CHANGE)) for name in ("greedy", "sampled")),
+        ("shuffled pictures", "greedy, each with another row's picture", *shuffled, None, None),
+        ("best constant answer", held_out["constant_answer"], floor, None, floor, None, None, None),
+    ]
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def headline(summary: Json) -> str:
     """What happened, in one sentence that the intervals allow."""
     held_out = summary["held_out"]
     greedy, sampled = held_out["greedy"], held_out["sampled"]
-    words = [
-        f"{name} {_verdict(row['gain_ci95'])} ({signed(row['gain'])})" for name, row in (("Sampled reward", sampled), ("greedy", greedy))
-    ]
+    words = []
+    for name, row in (("Sampled reward", sampled), ("greedy", greedy)):
+        low, high = row["gain_ci95"]
+        verdict = "rose" if low > 0 else "fell" if high < 0 else "did not change beyond chance"
+        words.append(f"{name} {verdict} ({signed(row['gain'])})")
     low = greedy["ci95_after"][0]
     looks = "It looks: " if low > max(held_out["constant_floor"], held_out["shuffled_image_after"]) else "It is not shown to look: "
     return (
         f"{words[0]}, {words[1]}. {looks}greedy {number(greedy['after'])} against {number(held_out['constant_floor'])} for the best "
         f"constant answer and {number(held_out['shuffled_image_after'])} with shuffled pictures."
     )
-
-
-def _verdict(interval: Sequence[float]) -> str:
-    return "rose" if interval[0] > 0 else "fell" if interval[1] < 0 else "did not change beyond chance"
 
 
 def _published(summary: Json) -> list[Reference]:
@@ -140,20 +141,6 @@ def _plots(metrics: list[Json], floors: dict[str, float], published: Sequence[Re
     return [plot for plot in plots if plot[2]]
 
 
-def _probe_lines(found: Json) -> list[tuple[str, str, str]]:
-    from portraitkit.vlm.evaluate import Inversion, Probe
-
-    example = found.pop("inversion_example")
-    found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}  # JSON knows no tuples
-    return Probe(**found, inversion_example=Inversion(**example) if example else None).lines()
-
-
-def judge_lines(found: Json) -> list[tuple[str, ...]]:
-    """Lines of the table of a judge's probe."""
-    kinds = tuple(Kind(**(kind | {"ci95": tuple(kind["ci95"])})) for kind in found["kinds"])  # JSON knows no tuples
-    return JudgeProbe(found["part"], found["judge"], found["total"], kinds).lines()
-
-
 def judge_words(found: Json | None, metrics: Sequence[Json]) -> list[str]:
     """What a judge said of the run, a sentence each; none without one."""
     if found is None:
@@ -181,15 +168,14 @@ def judge_words(found: Json | None, metrics: Sequence[Json]) -> list[str]:
 def _examples(folder: Path) -> list[tuple[str, list[Json]]]:
     """(heading, answers) of the most improved, typical and worst held-out rows, pictures included."""
     rows = [row for _, row in read_objects(folder / "answers.jsonl")]
-    improved = [row for row in rows if row["after"]["reward"] > row["before"]["reward"]]
-    improved.sort(key=lambda row: row["before"]["reward"] - row["after"]["reward"])
+    improved = sorted(rows, key=lambda row: row["before"]["reward"] - row["after"]["reward"])
+    improved = [row for row in improved if row["after"]["reward"] > row["before"]["reward"]]
     by_reward = sorted(rows, key=lambda row: row["after"]["reward"])
     middle = max(len(rows) // 2 - SHOWN // 2, 0)
-    groups = (("Most improved", improved[:SHOWN]), ("Typical", by_reward[middle : middle + SHOWN]), ("Worst", by_reward[:SHOWN]))
-    return [
-        (name, [row | {"pictures": [data_uri(folder / file, largest=256, lossless=96) for file in row["images"]]} for row in some])
-        for name, some in groups
-    ]
+    groups = {"Most improved": improved[:SHOWN], "Typical": by_reward[middle : middle + SHOWN], "Worst": by_reward[:SHOWN]}
+    for row in (row for some in groups.values() for row in some):
+        row["pictures"] = [data_uri(folder / file, largest=256, lossless=96) for file in row["images"]]
+    return list(groups.items())
 
 
 # ---- the model card
@@ -199,6 +185,11 @@ def write_align_card(folder: Path) -> Path:
     """Write `model/README.md` of a finished run from its config.json, summary.json and environment.json; returns its path."""
     config, summary, environment = (read_json(folder / f"{name}.json") for name in ("config", "summary", "environment"))
     task, stages, adapter = summary["task"], ", ".join(config["stages"]), bool(config["rank"])
+    foreign = ("learning_rate", "weights") if "grpo" not in config["stages"] else ("weights",) if config["rank"] else ()
+    foreign += ("sft_steps", "sft_learning_rate") if "sft" not in config["stages"] else ()  # of stages that the run had not
+    used = config | {"learning_rate": AlignVlmConfig.rate_of(config)}
+    settings = {name: used[name] for name in SETTINGS if name in config and name not in foreign}
+    face = ["Not for decisions about people: what a face shows is not what a person feels, is or deserves."] if task in ON_FACES else []
     card = Card(
         title=f"{task} by portraitkit",
         what=f"A vision-language model aligned with the verifiable rewards of the task {task} by supervised fine-tuning or GRPO "
@@ -215,13 +206,9 @@ def write_align_card(folder: Path) -> Path:
             "One run with one seed: the intervals say nothing about other seeds.",
             "The reward is what a program can check in an answer. Reasoning in words is not checked beyond its form.",
             "It was not tried on people, cameras and light other than those of the rows above.",
-            *(
-                ["Not for decisions about people: what a face shows is not what a person feels, is or deserves."]
-                if task in ON_FACES
-                else []
-            ),
+            *face,
         ],
-        settings=_settings(config) | ({"processes": summary["processes"]} if summary.get("processes", 1) > 1 else {}),
+        settings=settings | ({"processes": summary["processes"]} if summary.get("processes", 1) > 1 else {}),
         versions=environment["versions"],
         usage='from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base, "OWNER/NAME")'
         if adapter
@@ -234,15 +221,6 @@ def write_align_card(folder: Path) -> Path:
         adapter=adapter,
     )
     return write_card(folder / "model", card)
-
-
-def _settings(config: Json) -> Json:
-    """What a run was trained with, of the stages that it had."""
-    rate = AlignVlmConfig.rate_of(config)
-    foreign = ("learning_rate", "weights") if "grpo" not in config["stages"] else ("weights",) if config["rank"] else ()
-    foreign += ("sft_steps", "sft_learning_rate") if "sft" not in config["stages"] else ()
-    settings = config | {"learning_rate": rate}
-    return {name: settings[name] for name in SETTINGS if name in config and name not in foreign}
 
 
 def _provenance(config: Json, summary: Json) -> list[str]:

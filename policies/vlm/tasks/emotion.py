@@ -40,8 +40,11 @@ def emotion_task(*, signed: bool = False, rarity: Mapping[int, int] | None = Non
             formed = whole is not None
             reasoning, word = (whole[1], whole[2].lower()) if whole else ("", "")
             named = frozenset(int(number) for number in UNIT.findall(reasoning))
-        scored = named if mode == "paper" else named - truth.unknown
-        units = _units_reward(f1(scored, truth.units or frozenset(), weights), truth.units, mode, readable=formed, signed=signed)
+        value = f1(named if mode == "paper" else named - truth.unknown, truth.units or frozenset(), weights)
+        value = value if formed or mode == "paper" else 0.0
+        units = 2 * value - 1 if signed else value
+        if not truth.units and (mode == "paper" or truth.units is None):
+            units = 0.0 if mode == "paper" else None
         unlabelled = 0.5 if mode == "paper" else None
         accuracy = unlabelled if truth.emotion is None else float(word == truth.emotion)
         parts = {"action_units": units, "emotion": accuracy, "format": float(formed)}
@@ -61,7 +64,7 @@ def emotion_task(*, signed: bool = False, rarity: Mapping[int, int] | None = Non
         make_row=_make_row,
         brief="Emotion?",
         most=_most,
-        constants=_constants,
+        constants=lambda truths, mode: [_perfect(expression) for expression in best_expressions(truths)],
         whole=lambda truth: truth.units is not None and truth.emotion is not None and not truth.unknown,
     )
 
@@ -93,17 +96,6 @@ def rarity_weights(counts: Mapping[int, int]) -> dict[int, float]:
     return {unit: value / sum(inverse.values()) for unit, value in inverse.items()}
 
 
-def _units_reward(value: float, truth: frozenset[int] | None, mode: Mode, *, readable: bool, signed: bool) -> float | None:
-    if mode == "paper":
-        if not truth:
-            return 0.0
-        return 2 * value - 1 if signed else value
-    if truth is None:
-        return None
-    value = value if readable else 0.0
-    return 2 * value - 1 if signed else value
-
-
 def _read_truth(row: Mapping[str, Any]) -> Expression:
     if row.get("AUs") is None and row.get("labels") is None:
         raise DataError("needs AUs, labels or both")
@@ -132,10 +124,6 @@ def _most(truth: Expression, mode: Mode) -> float:
     if mode == "paper":
         return 1.0 + bool(truth.units) + (0.5 if truth.emotion is None else 1.0)
     return 1.0 + (truth.units is not None) + (truth.emotion is not None)
-
-
-def _constants(truths: Sequence[Expression], mode: Mode) -> list[str]:
-    return [_perfect(expression) for expression in best_expressions(truths)]
 
 
 def best_expressions(truths: Sequence[Expression]) -> list[Expression]:

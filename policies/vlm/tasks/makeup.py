@@ -41,11 +41,9 @@ PAPER_FLOOR = 0.2
 
 
 def _score_look(completion: str, truth: list[Item], mode: Mode) -> Score:
-    return _published_look(completion, truth) if mode == "paper" else _repaired_look(completion, truth)
-
-
-def _published_look(completion: str, truth: list[Item]) -> Score:
-    """Tags count around a list only; what is no list of objects is unparseable; every object of a list is matched."""
+    """`paper`: tags count around a list only; what is no list of objects is unparseable; every object of a list is matched."""
+    if mode == "fixed":
+        return _repaired_look(completion, truth)
     value, tagged = _read_published(completion, "[]")
     items: list[Any] = value if isinstance(value, list) and all(isinstance(item, dict) for item in value) else []
     good = [_has_color(item) and isinstance(item.get("shape"), str) for item in items]
@@ -142,22 +140,6 @@ def _make_row(split: str, seed: int, *, lips_only: bool = False) -> dict[str, An
     return makeup_row(split, seed, lips_only=lips_only)
 
 
-def _metrics(completions: Sequence[str], truths: Sequence[Any]) -> dict[str, float]:
-    return look_metrics([read_look(completion) for completion in completions], truths)
-
-
-def _lips_metrics(completions: Sequence[str], truths: Sequence[Any]) -> dict[str, float]:
-    return color_metrics([read_lips(completion, truth) for completion, truth in zip(completions, truths, strict=True)], truths)
-
-
-def _constant_looks(truths: Sequence[list[Item]], mode: Mode) -> list[str]:
-    return [_write_look(look) for look in ([], *best_looks(truths, mode))]
-
-
-def _constant_lips(truths: Sequence[list[Item]], mode: Mode) -> list[str]:
-    return [f'<answer>{{"color": "{best_lipstick(truths)}"}}</answer>']
-
-
 def _write_look(items: Sequence[Item]) -> str:
     return f"<answer>{json.dumps([{'shape': item['shape'], 'color': item['color']} for item in items])}</answer>"
 
@@ -207,9 +189,9 @@ TASK = Task(
     perfect=_write_look,
     make_row=_make_row,
     brief="Makeup?",
-    metrics=_metrics,
+    metrics=lambda completions, truths: look_metrics([read_look(completion) for completion in completions], truths),
     most=_most,
-    constants=_constant_looks,
+    constants=lambda truths, mode: [_write_look(look) for look in ([], *best_looks(truths, mode))],
 )
 
 LIPS = Task(
@@ -221,6 +203,6 @@ LIPS = Task(
     perfect=lambda truth: f"<answer>{json.dumps({'color': truth[0]['color']})}</answer>",
     make_row=partial(_make_row, lips_only=True),
     brief="Lipstick?",
-    metrics=_lips_metrics,
-    constants=_constant_lips,
+    metrics=lambda completions, truths: color_metrics(list(map(read_lips, completions, truths)), truths),
+    constants=lambda truths, mode: [f'<answer>{{"color": "{best_lipstick(truths)}"}}</answer>'],
 )

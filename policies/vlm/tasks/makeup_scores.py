@@ -165,7 +165,7 @@ def look_metrics(answers: Sequence[list[Item] | None], truths: Sequence[Sequence
         "unreadable": _share(answer is None for answer in answers),
         "set_f1": _share(0.0 if answer is None else greedy_f1(answer, truth) for answer, truth in both),
         "soft_f1": _share(0.0 if answer is None else soft_f1(answer, truth) for answer, truth in both),
-        **({"shape_accuracy": _shape_accuracy(pairs), **_colors(pairs)} if pairs else {}),
+        **_items(pairs),
         "unknown_region": left.count("unknown") / len(truths),
     }
     for name, bare in (("bare_as_bare", True), ("made_up_as_bare", False)):
@@ -173,12 +173,15 @@ def look_metrics(answers: Sequence[list[Item] | None], truths: Sequence[Sequence
         if own and not all(truths):
             out[name] = _share(answer == [] for answer in own)
     for region in REGIONS.values():
-        own = [pair for pair in pairs if pair.region == region]
-        if own:
-            figures = {"shape_accuracy": _shape_accuracy(own), **_colors(own)}
-            out |= {f"{region}_{name}": value for name, value in figures.items()}
+        figures = _items([pair for pair in pairs if pair.region == region])
+        out |= {f"{region}_{name}": value for name, value in figures.items()}
         out[f"{region}_extra"] = left.count(region) / len(truths)
     return out
+
+
+def _items(pairs: Sequence[Pair]) -> dict[str, float]:
+    right = _share(pair.item is not None and pair.item["shape"] == pair.truth["shape"] for pair in pairs)
+    return {"shape_accuracy": right, **_colors(pairs)} if pairs else {}
 
 
 def _colors(pairs: Sequence[Pair]) -> dict[str, float]:
@@ -189,10 +192,6 @@ def _colors(pairs: Sequence[Pair]) -> dict[str, float]:
         out["de2000"] = float(np.mean([pair.de2000 for pair in answered]))
     out["de76_missing_100"] = float(np.mean([pair.de76 if pair.item else MISSING_DE76 for pair in pairs]))
     return out
-
-
-def _shape_accuracy(pairs: Sequence[Pair]) -> float:
-    return _share(pair.item is not None and pair.item["shape"] == pair.truth["shape"] for pair in pairs)
 
 
 def _share(values) -> float:
@@ -225,20 +224,16 @@ def best_looks(truths: Sequence[Sequence[Item]], mode: Mode) -> list[list[Item]]
     colors = {shape: rows.best_color(shape, np.where(rows.shapes == shape, rows.weights(1), 0.0)) for shape in shapes}
     sets = [some for count in range(1, MOST + 1) for some in combinations(shapes, count)]
     looks = [[{"shape": shape, "color": colors[shape]} for shape in some] for some in sets]
-    return [_ascend(look, rows) for look in sorted(looks, key=lambda look: -rows.match(look)[0])[:REFINED]]
-
-
-def _ascend(look: list[Item], rows: "_Rows") -> list[Item]:
-    mean, matched = rows.match(look)
-    while True:
-        better = [
-            {"shape": item["shape"], "color": rows.best_color(item["shape"], rows.weights(len(look)) * matched[:, place])}
-            for place, item in enumerate(look)
-        ]
-        found, matched = rows.match(better)
-        if found <= mean + 1e-9:
-            return look
-        look, mean = better, found
+    best = []
+    for look in sorted(looks, key=lambda look: -rows.match(look)[0])[:REFINED]:
+        better, mean, (found, matched) = look, -math.inf, rows.match(look)
+        while found > mean + 1e-9:
+            better, mean = look, found
+            colored = [rows.best_color(item["shape"], rows.weights(len(look)) * matched[:, i]) for i, item in enumerate(look)]
+            look = [{"shape": item["shape"], "color": color} for item, color in zip(look, colored, strict=True)]
+            found, matched = rows.match(look)
+        best.append(better)
+    return best
 
 
 class _Rows:
@@ -290,13 +285,7 @@ def _best_color(labs: Float[np.ndarray, "n 3"], worth: Worth) -> str:
         offsets = np.concatenate([-offsets[:0:-1], offsets])
         levels = [np.unique(np.clip(value + offsets, 0, 255)) for value in found]
         grid = np.array(list(product(*levels)))
-        found = grid[worth(cdist(_labs(grid), labs)).argmax()]
+        found = grid[worth(cdist(rgb2lab(grid[None] / 255.0)[0], labs)).argmax()]
         if step == 1:
             return "#" + "".join(f"{value:02X}" for value in found)
         reach, step = step, max(step // 4, 1)
-
-
-def _labs(rgb: np.ndarray) -> Float[np.ndarray, "n 3"]:
-    from skimage.color import rgb2lab
-
-    return rgb2lab(rgb[None] / 255.0)[0]
