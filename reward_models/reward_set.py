@@ -10,9 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from portraitkit.errors import ConfigError, nearest
-from reward_models.arcface import arcface_reward
 from reward_models.judge.reward import JudgeReward, judge_reward
-from reward_models.learned import clip_similarity, iqa_reward
+from reward_models.learned import arcface_reward, clip_similarity, iqa_reward
 from reward_models.photos import Photos
 from reward_models.reward import Elsewhere, GroupReward, How, Parts, RewardFunction, combine
 from reward_models.verifiable import REWARDS

@@ -44,7 +44,7 @@ ROOMS: dict[str, tuple[list[str], list[str]]] = {
     "area": (["policies/vlm/tasks/shape_area.py"], [f"{VLM}/test_shape_area.py"]),
     "contract": (["preference_data/contract.py"], [f"{UNIT}/preference_data/test_contract.py"]),
     "statistics": (
-        ["portraitkit/stats.py", "portraitkit/votes.py", "benchmarks/stats.py", "preference_data/agreement.py"],
+        ["portraitkit/stats.py", "portraitkit/votes.py", "benchmarks/stats.py", "preference_data/annotations.py"],
         [
             f"{UNIT}/{name}.py"
             for name in ("portraitkit/test_stats", "portraitkit/test_votes", "benchmarks/test_stats", "preference_data/test_agreement")

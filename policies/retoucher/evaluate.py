@@ -13,7 +13,7 @@ from policies.retoucher.model.backbone import Backbone, Condition, sample_ode
 from policies.retoucher.photos import PhotoSource, TrainingPhotos
 from policies.retoucher.processes import Processes
 from portraitkit.stats import Change, mean_by, paired_change
-from reward_models.arcface import arcface_change, has_arcface
+from reward_models.learned import arcface_change, has_arcface
 from reward_models.reward_set import RewardSet, verifiable_reward
 from reward_models.verifiable import blemish_residual, clarity_error, identity_change, lip_change, residual_grain, texture_error, tone_error
 

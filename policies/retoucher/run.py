@@ -36,7 +36,7 @@ from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import progress_bar
 from portraitkit.stats import LEAST_PEOPLE, Change, GroupRank, group_rank, person_interval
 from preference_data.pair_set import write_quarantine
-from reward_models.arcface import check_arcface
+from reward_models.learned import check_arcface
 from reward_models.reward import GroupReward
 from reward_models.reward_set import RewardSet, build_rewards, check_names, judged_reward
 from reward_models.workers.client import RewardWorkers, connect

@@ -19,8 +19,7 @@ from portraitkit.files.jsonl import append_line, read_json_lines
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.locks import only_writer
 from portraitkit.runs.progress import progress_bar
-from preference_data.agreement import print_agreement
-from preference_data.annotations import FOLDER, UNREADABLE, Judgement, append_judgement, file_of, read_judgements
+from preference_data.annotations import FOLDER, UNREADABLE, Judgement, append_judgement, file_of, print_agreement, read_judgements
 from preference_data.commands.options import AnnotateConfig
 from preference_data.contract import Unreadable, prompt, read_answer, verdicts_in_files
 from preference_data.pair_set import read_pairs

@@ -8,8 +8,7 @@ from pathlib import Path
 from portraitkit.errors import DataError
 from portraitkit.runs.locks import only_writer
 from preference_data import hub
-from preference_data.agreement import print_agreement
-from preference_data.annotations import Judgement, append_judgement, both_orders, conflicts, consensus, read_judgements
+from preference_data.annotations import Judgement, append_judgement, both_orders, conflicts, consensus, print_agreement, read_judgements
 from preference_data.commands.options import ExportConfig, MergeConfig
 from preference_data.pair_set import metadata_of, read_pairs, write_pairs
 from preference_data.schema import Pair

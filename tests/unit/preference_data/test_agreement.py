@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from preference_data.agreement import agreement, bradley_terry
+from preference_data.annotations import agreement, bradley_terry
 from preference_data.schema import DIMENSIONS
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from portraitkit.errors import DataError
-from preference_data.agreement import agreement_report
 from preference_data.annotations import (
     Judgement,
+    agreement_report,
     append_judgement,
     both_orders,
     conflicts,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from portraitkit.errors import ConfigError
-from preference_data.split import cluster_identities, identity_name, split_identities
+from preference_data.people.photos import cluster_identities, identity_name, split_identities
 
 
 def test_clusters_are_people_whatever_the_order():

@@ -17,12 +17,12 @@ from tiny_judge import TAGS
 from tiny_qwen3_vl import build_qwen3_5, build_qwen3_vl
 
 from preference_data.contract import BRIEF_PROMPT
-from reward_models import arcface
-from reward_models.arcface import arcface_change, has_arcface
+from reward_models import learned as arcface
 from reward_models.judge import backends
 from reward_models.judge.judge import load_judge
 from reward_models.judge.reward import JudgeReward
 from reward_models.judge.settings import JudgeSettings, write_settings
+from reward_models.learned import arcface_change, has_arcface
 from reward_models.photos import Photos
 from reward_models.reward_set import build_rewards
 from tools.embedded.tiny_vlm import build_model, build_processor
