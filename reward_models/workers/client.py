@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -66,13 +66,8 @@ class _Job:
 
 
 class RewardWorkers:
-    """The workers of a run. Use `connect`, which asks each of them what it serves.
-
-    Args:
-        workers: at least one.
-        patience: seconds without any value after which a run ends.
-        say: told, once, of every worker that begins to fail and of every one that is back.
-    """
+    """The workers of a run. Use `connect`, which asks each of them what it serves. `patience` are the seconds without any value after which
+    the run ends; `say` is told, once, of every worker that begins to fail and of every one that is back."""
 
     def __init__(self, workers: Sequence[Worker], *, patience: float, say: Callable[[str], object] = lambda text: None) -> None:
         self.workers, self.patience, self.say = list(workers), patience, say
@@ -115,12 +110,6 @@ class RewardWorkers:
             self._jobs.put(None)
         for worker in self.workers:
             worker.client.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     # ---- one thread
 
@@ -294,14 +283,8 @@ def connect(
 ) -> RewardWorkers:
     """Ask every worker what it serves, and take those of the rewards that one serves there.
 
-    A verifiable reward that none serves is scored in this process, and so is a judge behind a URL of its own (`judge:http://...`).
-
-    Args:
-        urls: one a worker.
-        names: the run's rewards, of which each exists (`reward_set.check_names`).
-        timeout: seconds for one request.
-        patience: seconds to wait for a worker that is still loading, and see `RewardWorkers`.
-        say: told of workers that load, fail and come back.
+    A verifiable reward that none serves is scored in this process, and so is a judge behind a URL of its own (`judge:http://...`). One
+    request takes up to `timeout` seconds; a worker that is still loading is waited for with `patience`, too.
 
     Raises:
         ConfigError: a URL is none or comes twice; nothing answers there, or no worker of this version; a learned reward is served by
@@ -329,7 +312,14 @@ def connect(
             if not workers[-1].serves:
                 near = nearest(names[0], served)
                 raise ConfigError(f"--reward-worker {url}: serves {', '.join(served)} and none of the run's {', '.join(names)}{near}")
-        _check_together(workers, names)
+        for name in names:
+            serving = [worker for worker in workers if name in worker.serves]
+            if not serving and name not in REWARDS and not name.startswith(("judge:http://", "judge:https://")):
+                cure = f"start one with serve-rewards --rewards {name}, or leave the workers out"
+                raise ConfigError(f"reward {name!r}: no --reward-worker serves it; {cure}")
+            if other := next((worker for worker in serving if worker.serves[name] != serving[0].serves[name]), None):
+                first = f"that of {serving[0].url} is {serving[0].serves[name]}; serve the same weights"
+                raise ConfigError(f"--reward-worker {other.url}: its {name} is {other.serves[name]}, {first}")
     except BaseException:
         for worker in workers:
             worker.client.close()
@@ -342,18 +332,17 @@ def _health(client: Any, url: str, patience: float, say: Callable[[str], object]
     import httpx
 
     until, said = time.monotonic() + patience, False
+    other = ConfigError(f"--reward-worker {url}: is no serve-rewards; give its address, such as {EXAMPLE}")
     while True:
         try:
-            response = client.get(f"{url}/health", timeout=min(client.timeout.read, 20.0))
-            told = response.json()
+            told = client.get(f"{url}/health", timeout=min(client.timeout.read, 20.0)).json()
         except httpx.HTTPError as error:
-            raise ConfigError(
-                f"--reward-worker {url}: nothing answers there ({type(error).__name__}); start serve-rewards, or check host and port"
-            ) from error
+            found = f"nothing answers there ({type(error).__name__})"
+            raise ConfigError(f"--reward-worker {url}: {found}; start serve-rewards, or check host and port") from error
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"--reward-worker {url}: is no serve-rewards; give its address, such as {EXAMPLE}") from error
+            raise other from error
         if not isinstance(told, dict) or told.get("service") != SERVICE:
-            raise ConfigError(f"--reward-worker {url}: is no serve-rewards; give its address, such as {EXAMPLE}")
+            raise other
         if told.get("ready") is True:
             break
         if time.monotonic() > until:
@@ -370,20 +359,5 @@ def _health(client: Any, url: str, patience: float, say: Callable[[str], object]
             f"(protocol {PROTOCOL}); rewards may differ: install one version on both sides"
         )
     if not isinstance(told["rewards"], dict) or not isinstance(told.get("max_request_mib"), int | float):
-        raise ConfigError(f"--reward-worker {url}: is no serve-rewards; give its address, such as {EXAMPLE}")
+        raise other
     return told
-
-
-def _check_together(workers: Sequence[Worker], names: Sequence[str]) -> None:
-    for name in names:
-        serving = [worker for worker in workers if name in worker.serves]
-        if not serving and name not in REWARDS and not name.startswith(("judge:http://", "judge:https://")):
-            raise ConfigError(
-                f"reward {name!r}: no --reward-worker serves it; start one with serve-rewards --rewards {name}, or leave the workers out"
-            )
-        for worker in serving[1:]:
-            if worker.serves[name] != serving[0].serves[name]:
-                raise ConfigError(
-                    f"--reward-worker {worker.url}: its {name} is {worker.serves[name]}, that of {serving[0].url} is "
-                    f"{serving[0].serves[name]}; serve the same weights"
-                )

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
@@ -95,7 +95,7 @@ def equal(a, b):
 def test_the_same_values_as_in_process_shared_by_two_workers(pair, groups):
     names, one, two = pair
     here = build_rewards(names, (), "product")
-    with connect([one.url, two.url], names, timeout=400, patience=400) as workers:
+    with closing(connect([one.url, two.url], names, timeout=400, patience=400)) as workers:
         there = build_rewards(names, (), "product", workers=workers)
         assert there.weights == here.weights and there.group_rewards == here.group_rewards
         ours, theirs = here.parts(*groups), there.parts(*groups)
@@ -125,7 +125,7 @@ def test_the_same_values_as_in_process_shared_by_two_workers(pair, groups):
 def test_a_worker_that_hangs_is_asked_again(pair, groups):
     names, one, _ = pair
     said = []
-    with connect([one.url], names[:1], timeout=1.0, patience=400, say=said.append) as workers:
+    with closing(connect([one.url], names[:1], timeout=1.0, patience=400, say=said.append)) as workers:
         rewards = build_rewards(names[:1], (), "product", workers=workers)
         expected = rewards.parts(*groups)
         one.process.send_signal(signal.SIGSTOP)
@@ -137,7 +137,7 @@ def test_a_worker_that_hangs_is_asked_again(pair, groups):
 
 def test_a_full_worker_is_left_alone_and_nothing_is_lost(pair, groups):
     names, _, two = pair
-    with connect([two.url], names, timeout=400, patience=400) as workers:
+    with closing(connect([two.url], names, timeout=400, patience=400)) as workers:
         rewards = build_rewards(names, (), "product", workers=workers)
         scorings = [rewards.submit(*groups) for _ in range(3)]
         results = [scoring.result() for scoring in scorings]

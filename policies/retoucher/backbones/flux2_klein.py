@@ -23,16 +23,8 @@ HEADS_OF_4B = 24  # The 9B models have 32
 
 
 class KleinBackbone(PipelineBackbone):
-    """Wraps a `Flux2KleinPipeline`.
-
-    Args:
-        pipeline: the stock pipeline; its transformer is aligned, the rest frozen.
-        text_tokens: length of the text sequence, padded (512 as published).
-        guidance: classifier-free guidance scale (4 as published); 1 turns it off and halves the cost. Off for a step-distilled model.
-        negative_prompt: what guidance leads away from; empty as published.
-        text_layers: layers of the text encoder that are read.
-        **facts: see `PipelineBackbone`.
-    """
+    """Wraps a `Flux2KleinPipeline`; the defaults are as published. Guidance is classifier-free: 1 turns it off and halves the cost, and it
+    is off for a step-distilled model. Text is padded to `text_tokens`; `text_layers` of its encoder are read."""
 
     text_parts = ("text_encoder",)
 
@@ -79,21 +71,14 @@ class KleinBackbone(PipelineBackbone):
         return self.pipeline.vae.decode(self.pipeline._unpatchify_latents(z * std + mean).to(self.pipeline.vae.dtype)).sample
 
     def _text(self, images: Images, prompt: str) -> dict[str, Any]:
-        words = self._words(prompt)
-        negative = self._words(self.negative_prompt) if self.forwards == 2 else None
+        how = {"max_sequence_length": self.text_tokens, "text_encoder_out_layers": self.text_layers, "device": self.device}
+        words = self.pipeline.encode_prompt(prompt, **how)[0]
+        negative = self.pipeline.encode_prompt(self.negative_prompt, **how)[0] if self.forwards == 2 else None
         return {"prompt": words, "pooled": words.new_zeros(1, 0), "negative": negative}
-
-    def _words(self, prompt: str) -> Tensor:
-        how = {"max_sequence_length": self.text_tokens, "text_encoder_out_layers": self.text_layers}
-        return self.pipeline.encode_prompt(prompt, device=self.device, **how)[0]
 
     def velocity(self, x: Latents, sigma: float, condition: Condition) -> Latents:
         """See `Backbone.velocity`."""
-        v = self._evaluate(x, sigma, condition.reference, condition.prompt)
-        if condition.negative is None:
-            return v
-        negative = self._evaluate(x, sigma, condition.reference, condition.negative)
-        return negative + self.guidance * (v - negative)
+        return self._guided(x, sigma, condition)[0]
 
     def _evaluate(self, x: Latents, sigma: float, reference: Latents, words: Tensor) -> Tensor:
         dtype = self.transformer.dtype

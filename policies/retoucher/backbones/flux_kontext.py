@@ -14,15 +14,8 @@ LORA_TARGETS = [*(f"attn.{name}" for name in ATTENTION), "ff.net.0.proj", "ff.ne
 
 
 class KontextBackbone(PipelineBackbone):
-    """Wraps a `FluxKontextPipeline`.
-
-    Args:
-        pipeline: the stock pipeline; its transformer is aligned, the rest frozen.
-        text_tokens: length of the T5 sequence (512 as published).
-        guidance: distilled guidance scale (2.5 as published); unused where the transformer has no guidance embedding.
-        lora_targets: module names that LoRA adapts; the published ones if not given.
-        **facts: see `PipelineBackbone`.
-    """
+    """Wraps a `FluxKontextPipeline`. The T5 sequence has `text_tokens` (512 as published); `guidance` is the distilled scale (2.5 as
+    published), unused where the transformer has no guidance embedding. LoRA adapts the published modules if no others are named."""
 
     text_parts = ("text_encoder", "text_encoder_2")
 

@@ -3,8 +3,6 @@
 import copy
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -24,23 +22,15 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "ad
 class PipelineBackbone:
     """Wraps a stock pipeline; a subclass says how to encode, decode and evaluate. See `policies.retoucher.model.backbone.Backbone`.
 
-    What it returns lives on the transformer's device, wherever the pictures that it is given are.
-
-    Args:
-        pipeline: the stock pipeline; its transformer is aligned, the rest frozen.
-        name: as logged.
-        resolution: side of the square pictures, in pixels; a multiple of what one token covers.
-        base_model: hub id or name of the base.
-        licence: licence of the base.
-        batch: pictures encoded, decoded or evaluated at once.
-        lora_targets: module names that LoRA adapts.
-        add_residual: return `source + decode(z_out) - decode(z_source)` instead of `decode(z_out)`: what the
-            autoencoder cannot carry (pores, sharp hair) then stays exactly as it was in the photo.
-        offload_text_encoder: text encoders are on the device only while they encode.
+    The transformer is aligned, the rest frozen. What it returns lives on the transformer's device, wherever the pictures that it is given
+    are; `batch` of them are encoded, decoded or evaluated at once. With `add_residual` it returns `source + decode(z_out) -
+    decode(z_source)` instead of `decode(z_out)`: what the autoencoder cannot carry (pores, sharp hair) then stays exactly as it was in the
+    photo. With `offload_text_encoder`, text encoders are on the device only while they encode.
     """
 
     text_parts: ClassVar[tuple[str, ...]]  # Names of the pipeline's text encoders
     forwards = 1
+    guidance = 1.0
 
     def __init__(
         self,
@@ -102,7 +92,19 @@ class PipelineBackbone:
         """What else encodings depend on."""
         return {}
 
+    def _evaluate(self, x: Tensor, sigma: float, reference: Tensor, words: Tensor) -> Tensor:
+        """The velocity by one text, where guidance is classifier-free."""
+        raise NotImplementedError
+
     # ---- what all share
+
+    def _guided(self, x: Latents, sigma: float, condition: Condition) -> tuple[Latents, Latents]:
+        """The velocity with and without classifier-free guidance; without a negative prompt, both are one."""
+        v = self._evaluate(x, sigma, condition.reference, condition.prompt)
+        if condition.negative is None:
+            return v, v
+        negative = self._evaluate(x, sigma, condition.reference, condition.negative)
+        return negative + self.guidance * (v - negative), v
 
     @property
     def device(self) -> torch.device:
@@ -149,16 +151,11 @@ class PipelineBackbone:
         reference = self.encode(images)
         images = images.to(self.device)
         residual = images - self._pictures(reference) if self.add_residual else torch.zeros_like(images)
-        with self._text_encoders_at_work():
-            return Condition(reference, residual, **self._text(images, prompt))
-
-    @contextmanager
-    def _text_encoders_at_work(self) -> Iterator[None]:
         moved = self.text_encoders if self.offload_text_encoder else []
         for part in moved:
             part.to(self.device)
         try:
-            yield
+            return Condition(reference, residual, **self._text(images, prompt))
         finally:
             for part in moved:
                 part.to("cpu")  # which is what was asked for: room on the device

@@ -19,14 +19,9 @@ LORA_TARGETS += ["img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "t
 class QwenEditBackbone(PipelineBackbone):
     """Wraps a `QwenImageEditPipeline` or a `QwenImageEditPlusPipeline`.
 
-    All photos have one size and one prompt, so all rows of text embeddings have one length and no mask is needed.
-
-    Args:
-        pipeline: the stock pipeline; its transformer is aligned, the rest frozen.
-        guidance: true classifier-free guidance scale (4 as published); 1 turns it off and halves the cost.
-        negative_prompt: what guidance leads away from.
-        prompt_side: side in pixels of the photo as the text encoder sees it; the resolution if not given.
-        **facts: see `PipelineBackbone`.
+    All photos have one size and one prompt, so all rows of text embeddings have one length and no mask is needed. Guidance is true
+    classifier-free guidance, 4 as published; 1 turns it off and halves the cost. The text encoder sees the photo `prompt_side` pixels wide,
+    as wide as it is if not given.
     """
 
     text_parts = ("text_encoder",)
@@ -71,12 +66,8 @@ class QwenEditBackbone(PipelineBackbone):
 
     def velocity(self, x: Latents, sigma: float, condition: Condition) -> Latents:
         """See `Backbone.velocity`; the guided velocity is scaled to the unguided one's length token by token, as in the pipeline."""
-        v = self._evaluate(x, sigma, condition.reference, condition.prompt)
-        if condition.negative is None:
-            return v
-        negative = self._evaluate(x, sigma, condition.reference, condition.negative)
-        guided = negative + self.guidance * (v - negative)
-        return guided * (v.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+        guided, v = self._guided(x, sigma, condition)
+        return v if guided is v else guided * (v.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
 
     def _evaluate(self, x: Latents, sigma: float, reference: Latents, words: Tensor) -> Tensor:
         dtype = self.transformer.dtype

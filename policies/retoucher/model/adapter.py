@@ -118,10 +118,8 @@ def attach_adapter(backbone: Any, folder: str | Path) -> None:
     The rank is that of the file's tensors; alpha is what the file's metadata or its own tensors of alpha say, or else the rank, as in
     diffusers. Everything is checked before the first layer is added: an error leaves the backbone as it was.
 
-    Args:
-        backbone: a `Backbone` without LoRA layers.
-        folder: holds `pytorch_lora_weights.safetensors`, as align-retoucher and diffusers write it; or the file. Names may begin as
-            other trainers have them (`LAYOUTS`), if modules are called as in diffusers after that.
+    The folder holds `pytorch_lora_weights.safetensors`, as align-retoucher and diffusers write it, or it is the file. Names may begin as
+    other trainers have them (`LAYOUTS`), if modules are called as in diffusers after that.
 
     Raises:
         WeightsError: no LoRA there, an unreadable file, one that is not finite, or one made for another base; the keys are named.
@@ -157,10 +155,7 @@ def attach_adapter(backbone: Any, folder: str | Path) -> None:
 
 
 def read_adapter(folder: str | Path) -> AdapterFile:
-    """Read the header of a LoRA file; no tensor is loaded.
-
-    Args:
-        folder: holds `pytorch_lora_weights.safetensors`; or a safetensors file.
+    """Read the header of a LoRA file, or of `pytorch_lora_weights.safetensors` in a folder; no tensor is loaded.
 
     Raises:
         WeightsError: no such file, it is no safetensors file, or a DoRA.

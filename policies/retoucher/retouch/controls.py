@@ -61,12 +61,7 @@ DARK = 0.5
 
 def open_skin(lab: Float[Tensor, "3 size size"], mesh: Float[Tensor, "468 dim"]) -> Float[Tensor, "1 size size"]:
     """Where an aligned face crop shows skin that nothing covers, in [0, 1]: the face's oval without eyes, lids, brows, lips and nostrils,
-    and without hair, stubble and glasses, which have more fine detail than skin or are much darker.
-
-    Args:
-        lab: the crop in CIELAB.
-        mesh: in pixels of the crop.
-    """
+    and without hair, stubble and glasses, which have more fine detail than skin or are much darker. The crop is in CIELAB."""
     size, unit = lab.shape[-1], lab.shape[-1] / 128
     masks = region_masks(mesh, size, size, only=("skin", "eyelids", "eyes", "lips"))
     near = torch.cat([masks[name] for name in ("eyelids", "eyes", "lips")]).amax(0)[None, None]
@@ -85,11 +80,8 @@ def open_skin(lab: Float[Tensor, "3 size size"], mesh: Float[Tensor, "468 dim"])
 def find_spots(
     lab: Float[Tensor, "3 size size"], skin: Bool[Tensor, "1 size size"]
 ) -> tuple[list[Spot], Int[Tensor, "size size"], Float[Tensor, "1 1 size size"]]:
-    """The spots of an aligned face crop, strongest first, and which pixels are theirs.
-
-    Args:
-        lab: the crop in CIELAB.
-        skin: where spots may lie; a spot's centre keeps off the edge of it by its own size.
+    """The spots of an aligned face crop in CIELAB, strongest first, and which pixels are theirs. They lie on `skin`; a spot's centre keeps
+    off the edge of it by its own size.
 
     Returns:
         Spots in pixels of the crop; the number of the spot that a pixel belongs to, -1 where there is none; and how far it does, in
@@ -191,16 +183,8 @@ class FaceParts:
 
 
 def split_edit(crop: Float[Tensor, "3 size size"], retouched: Float[Tensor, "3 size size"], mesh: Float[Tensor, "468 dim"]) -> FaceParts:
-    """Take the change from a crop to its retouch apart.
-
-    Args:
-        crop: aligned face, RGB in [0, 1].
-        retouched: the same after the retoucher.
-        mesh: in pixels of the crop.
-
-    Returns:
-        The parts, each of them 0 where no open skin is: on eyes, lids, brows, lips, nostrils, hair, stubble, glasses and off the face.
-    """
+    """Take the change from a crop to its retouch, RGB in [0, 1], apart. Each part is 0 where no open skin is: on eyes, lids, brows, lips,
+    nostrils, hair, stubble, glasses and off the face."""
     lab, unit = srgb_to_lab(crop)[None], crop.shape[-1] / 128
     change = srgb_to_lab(retouched)[None] - lab
     skin = open_skin(lab[0], mesh)[None]
@@ -230,16 +214,8 @@ def split_edit(crop: Float[Tensor, "3 size size"], retouched: Float[Tensor, "3 s
 
 
 def combine(parts: FaceParts, controls: Controls, chosen: Mapping[int, bool]) -> Float[Tensor, "3 size size"]:
-    """The face with so much of each part: more of a control changes more where its part is, and nothing elsewhere.
-
-    Args:
-        parts: of `split_edit`.
-        controls: the strengths.
-        chosen: spots by number that are removed (or not) whatever their kind.
-
-    Returns:
-        RGB in [0, 1]; where nothing changes, the very pixels of the crop.
-    """
+    """The face, RGB in [0, 1], with so much of each part: more of a control changes more where its part is, and nothing elsewhere, where
+    the very pixels of the crop stay. Spots that are `chosen` by number are removed (or not) whatever their kind."""
     moles = controls.moles == "remove" and not controls.children
     removed = [chosen.get(number, spot.kind == "blemish" or moles) for number, spot in enumerate(parts.spots)]
     healed = torch.tensor([*removed, False], device=parts.owner.device)[parts.owner]  # -1 is the last

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import closing
 
 import httpx
 import pytest
@@ -72,7 +73,7 @@ def test_what_may_pass_is_tried_again(unit, trouble, monkeypatch):
     monkeypatch.setattr("reward_models.workers.client.random.uniform", lambda low, high: (low + high) / 2)
     said = []
     one = worker([trouble, trouble, answer])
-    with RewardWorkers([one], patience=LONGEST, say=said.append) as workers:
+    with closing(RewardWorkers([one], patience=LONGEST, say=said.append)) as workers:
         assert torch.equal(workers.score(["texture"], *unit)["texture"], means(unit))
     assert len(one.seen) == 3 and (one.scored, one.failed) == (1, 2)
     assert len(said) == 2 and "tried again" in said[0] and "answers again" in said[1]
@@ -81,14 +82,14 @@ def test_what_may_pass_is_tried_again(unit, trouble, monkeypatch):
 
 def test_the_wait_that_a_busy_worker_asks_for_is_kept(unit):
     one = worker([httpx.Response(503, headers={"retry-after": "0.7"}, json={"error": "full"}), answer])
-    with RewardWorkers([one], patience=LONGEST) as workers:
+    with closing(RewardWorkers([one], patience=LONGEST)) as workers:
         assert torch.equal(workers.score(["texture"], *unit)["texture"], means(unit))
     assert one.seen[1] - one.seen[0] >= 0.69 and (one.busy, one.failed) == (1, 0)
 
 
 @pytest.mark.parametrize("script", [[httpx.ConnectError("refused")], [httpx.Response(503, headers={"retry-after": "0.05"})]])
 def test_patience_ends(unit, script):
-    with RewardWorkers([worker(script)], patience=0.4) as workers:
+    with closing(RewardWorkers([worker(script)], patience=0.4)) as workers:
         started = time.monotonic()
         with pytest.raises(WorkersLost, match=r"no reward worker scored anything for 0.4 s \(http://a: "):
             workers.score(["texture"], *unit)
@@ -99,7 +100,7 @@ def test_patience_ends(unit, script):
 def test_a_worker_that_refuses_for_good_is_left_out(unit, status, words):
     bad, good = worker([httpx.Response(status, json={"error": "no"})]), worker([answer], name="b")
     bad.scored = -1  # it is asked first
-    with RewardWorkers([bad, good], patience=LONGEST) as workers:
+    with closing(RewardWorkers([bad, good], patience=LONGEST)) as workers:
         for _ in range(3):
             assert torch.equal(workers.score(["texture"], *unit)["texture"], means(unit))
     assert len(bad.seen) == 1 and words in bad.out and good.scored == 3
@@ -112,20 +113,20 @@ def test_a_worker_that_refuses_for_good_is_left_out(unit, status, words):
 
 def test_a_request_beyond_a_workers_limit_is_not_sent(unit):
     small = worker([answer], most=1000)
-    with RewardWorkers([small], patience=LONGEST) as workers, pytest.raises(WorkersLost, match="MiB"):
+    with closing(RewardWorkers([small], patience=LONGEST)) as workers, pytest.raises(WorkersLost, match="MiB"):
         workers.score(["texture"], *unit)
     assert small.seen == []
 
 
 def test_a_bug_in_a_worker_ends_the_run_soon(unit):
     one = worker([httpx.Response(500, text="Internal Server Error")])
-    with RewardWorkers([one], patience=60) as workers, pytest.raises(WorkersLost, match=f"failed {BUGS} times .*see its log"):
+    with closing(RewardWorkers([one], patience=60)) as workers, pytest.raises(WorkersLost, match=f"failed {BUGS} times .*see its log"):
         workers.score(["texture"], *unit)
     assert len(one.seen) == BUGS
 
 
 def test_a_stop_that_is_asked_for_does_not_wait_for_a_dead_worker(unit):
-    with RewardWorkers([worker([httpx.ConnectError("refused")])], patience=60) as workers:
+    with closing(RewardWorkers([worker([httpx.ConnectError("refused")])], patience=60)) as workers:
         workers.give_up = lambda: True
         with pytest.raises(WorkersLost, match="stopped while"):
             workers.score(["texture"], *unit)
@@ -137,12 +138,12 @@ def test_workers_share_the_units_and_one_takes_over(unit):
         return answer(request)
 
     a, b = worker([slow]), worker([slow], name="b")
-    with RewardWorkers([a, b], patience=LONGEST) as workers:
+    with closing(RewardWorkers([a, b], patience=LONGEST)) as workers:
         futures = [future for _ in range(12) for future in workers.submit(["texture"], *unit)]
         assert all(torch.equal(future.result()["texture"], means(unit)) for future in futures)
     assert a.scored + b.scored == 12 and min(a.scored, b.scored) >= 4
     a, b = worker([slow, httpx.ConnectError("killed")]), worker([slow], name="b")
-    with RewardWorkers([a, b], patience=LONGEST) as workers:
+    with closing(RewardWorkers([a, b], patience=LONGEST)) as workers:
         futures = [future for _ in range(12) for future in workers.submit(["texture"], *unit)]
         assert all(torch.equal(future.result()["texture"], means(unit)) for future in futures)
     assert a.scored == 1 and b.scored == 11 and a.failed >= 1
@@ -152,7 +153,7 @@ def test_workers_share_the_units_and_one_takes_over(unit):
 def test_each_reward_goes_to_workers_that_serve_it(photos):
     a, b = worker([answer], serves=("texture", "clarity")), worker([answer], serves=("clarity", "judge:x:win_rate"), name="b")
     names = ("texture", "judge:x:win_rate", "clarity", "identity")
-    with RewardWorkers([a, b], patience=LONGEST) as workers:
+    with closing(RewardWorkers([a, b], patience=LONGEST)) as workers:
         rewards = build_rewards(names, (), "product", workers=workers)
         assert rewards.served == names[:3] and rewards.group_rewards == ["judge:x:win_rate"]
         parts = rewards.parts(photos.source, photos)
@@ -169,7 +170,7 @@ def test_what_a_judge_counted_there_is_counted_here(unit):
     def counted(request):
         return httpx.Response(200, content=pack_answer({"judge:x": means(unit)}, {"judge:x": {"asked": 4, "unreadable": 1}}, 0.0))
 
-    with RewardWorkers([worker([counted], serves=("judge:x",))], patience=LONGEST) as workers:
+    with closing(RewardWorkers([worker([counted], serves=("judge:x",))], patience=LONGEST)) as workers:
         rewards = build_rewards(("judge:x",), (), "product", workers=workers)
         for _ in range(2):
             rewards.parts(*unit, torch.zeros(2, dtype=torch.int64))
