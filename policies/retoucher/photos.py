@@ -198,8 +198,6 @@ def open_photos(folder: PhotoFolder | None, size: int, anchors: str | None = Non
 
 def faces_file(folder: Path, cache_dir: str | None = None) -> Path | None:
     """The file in which the faces of a folder are kept from run to run."""
-    if cache_dir == "none":
-        return None
     home = Path(cache_dir or os.environ.get("PORTRAITKIT_CACHE") or "~/.cache/portraitkit").expanduser()
     name = hashlib.sha256(f"{FACES_VERSION} {folder.resolve()}".encode()).hexdigest()[:16]
-    return home / "faces" / f"{name}.jsonl"
+    return None if cache_dir == "none" else home / "faces" / f"{name}.jsonl"

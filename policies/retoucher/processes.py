@@ -103,9 +103,8 @@ class Processes:
 
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite the tensors by those of the first process."""
-        if self.count > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor.detach(), 0)
+        for tensor in tensors if self.count > 1 else ():
+            dist.broadcast(tensor.detach(), 0)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each parameter's gradient by the sum over all processes; it stays None where no process has one."""
@@ -114,11 +113,15 @@ class Processes:
         parameters = list(parameters)
         used = self.gather([p.grad is not None for p in parameters])
         summed = [p for p, has in zip(parameters, zip(*used, strict=True), strict=True) if any(has)]
-        for parameter in summed:
+        buckets, size = list[list[Tensor]](), BUCKET
+        for parameter in summed:  # consecutive ones of together at most `BUCKET` values, or one that is larger
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        for bucket in _buckets(summed):
-            gradients = [p.grad for p in bucket if p.grad is not None]
+            if (size := size + parameter.numel()) > BUCKET:
+                buckets.append([])
+                size = parameter.numel()
+            buckets[-1].append(parameter.grad)
+        for gradients in buckets:
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             dist.all_reduce(flat)
             for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
@@ -174,16 +177,3 @@ def own_device(device: str) -> str:
         raise ConfigError(f"--device cuda: process {local} finds {torch.cuda.device_count()} GPUs here; start one process a GPU")
     torch.cuda.set_device(local)
     return f"cuda:{local}"
-
-
-def _buckets(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Consecutive parameters of together at most `BUCKET` values, or one that is larger."""
-    buckets: list[list[nn.Parameter]] = []
-    size = BUCKET
-    for parameter in parameters:
-        if size + parameter.numel() > BUCKET:
-            buckets.append([])
-            size = 0
-        buckets[-1].append(parameter)
-        size += parameter.numel()
-    return buckets

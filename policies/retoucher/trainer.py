@@ -36,7 +36,7 @@ from policies.retoucher.update import (
     forward_noise,
 )
 from portraitkit.errors import TrainingStopped
-from portraitkit.grpo import Advantages, group_advantages, local_advantages, per_reward_advantages, quasi_norm_weights
+from portraitkit.grpo import group_advantages, local_advantages, per_reward_advantages, quasi_norm_weights
 from portraitkit.runs.checkpoint import flatten_optimizer, restore_optimizer
 from reward_models.credit import local_credit, to_tokens
 from reward_models.reward_set import RewardSet
@@ -154,7 +154,11 @@ class Trainer:
             for name, some in ranks.items():
                 self.progress.judge_ranks.setdefault(name, []).extend(some)
         rewards = self.rewards.combined(scores.parts)
-        advantages = self._advantages(scores.parts, rewards, group_of)
+        if config.advantage == "combined":
+            advantages = group_advantages(rewards, group_of, global_std=config.global_std)
+        else:
+            scored = {name: self.rewards.drop_unscored(part, scores.parts) for name, part in scores.parts.items()}
+            advantages = per_reward_advantages(scored, group_of, self.rewards.weights, config.advantage)
         self.progress.evaluations += scores.evaluations
         self.progress.zero_groups += advantages.zero_groups
         self.progress.unscorable += advantages.unscorable
@@ -178,13 +182,6 @@ class Trainer:
         self.progress.seconds += time.monotonic() - started
         spread, diversity = rewards.view(-1, config.group_size).std(1).nanmean(), scores.diversity / config.photos_per_step
         return StepResult(scores.parts, rewards, float(spread), diversity, figures, norm, advantages.zero_groups, judged, scores.waited)
-
-    def _advantages(self, parts: dict[str, Tensor], rewards: Tensor, groups: Tensor) -> Advantages:
-        config = self.config
-        if config.advantage != "combined":
-            scored = {name: self.rewards.drop_unscored(part, parts) for name, part in parts.items()}
-            return per_reward_advantages(scored, groups, self.rewards.weights, config.advantage)
-        return group_advantages(rewards, groups, global_std=config.global_std)
 
     def _rank_advantages(self, rolled: RankGroups, scores: GroupScores, rewards: Tensor, values: Tensor, groups: Tensor) -> Tensor:
         """Advantages of this process's candidates, one each, or one a token of each; they are compared inside groups alone then."""

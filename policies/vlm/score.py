@@ -49,7 +49,11 @@ def score_main(argv: list[str]) -> int:
         with _writable(config.metrics):
             config.metrics.parent.mkdir(parents=True, exist_ok=True)
             write_text(config.metrics, json.dumps(finite(summary), indent=2) + "\n")
-        print(f"{config.metrics}: {', '.join(_headlines(summary))}", file=sys.stderr)
+        single = {}  # figures of a summary, one level deep, for the screen
+        for name, value in summary.items():
+            single |= {f"{name}.{key}": figure for key, figure in value.items()} if isinstance(value, dict) else {name: value}
+        said = [f"{name} {figure:.4g}" for name, figure in single.items() if type(figure) in (int, float)]
+        print(f"{config.metrics}: {', '.join(said)}", file=sys.stderr)
     return 0
 
 
@@ -103,15 +107,6 @@ def _writable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(f"--metrics {path}: cannot be written ({error.strerror}); give the path of a JSON file") from error
-
-
-def _headlines(summary: dict[str, Any]) -> Iterator[str]:
-    """The single figures of a summary, one level deep, for the screen."""
-    for name, value in summary.items():
-        inner = value if isinstance(value, dict) else {"": value}
-        for key, figure in inner.items():
-            if isinstance(figure, int | float) and not isinstance(figure, bool):
-                yield f"{name}{'.' * bool(key)}{key} {figure:.4g}"
 
 
 def _read_columns(path: Path, task: Task) -> Iterator[Columns]:

@@ -92,14 +92,6 @@ def _loose(text: str) -> Iterator[str]:
     yield from (spelt[0] for spelt in SPELT_UNIT.finditer(text))
 
 
-def unverifiable(row: EmotionRow, need: str) -> str:
-    """Why a row's answers could not be checked; empty if they can."""
-    missing = [name for name, value in (("action units", row.AUs), ("emotion", row.labels or None)) if value is None]
-    if len(missing) == 2 or (missing and need == "both"):
-        return f"the row labels no {' and no '.join(missing)}: an answer cannot be checked exactly"
-    return ""
-
-
 TRAINED_WITH = ("device", "dtype", "sft_steps", "sft_batch", "sft_learning_rate", "max_tokens", "max_pixels")
 """Options that the fine-tuning takes over as they are, besides those of `TuningOptions`."""
 Writer = Callable[[Sequence[str], Sequence[Path]], list[Reply]]
@@ -214,7 +206,12 @@ def _write(
 ) -> list[tuple[EmotionRow, dict[str, Any], str]]:
     """Each row of a batch with its record, and why it stays open, if it does."""
     attempts: dict[str, list[dict[str, Any]]] = {row.id: [] for row in part}
-    reasons = {row.id: unverifiable(row, config.need) or why_unreadable(source / row.image) for row in part}
+    reasons: dict[str, str] = {}  # why a row's answers could not be checked; empty if they can
+    for row in part:
+        missing = [name for name, value in (("action units", row.AUs), ("emotion", row.labels or None)) if value is None]
+        lacks = len(missing) == 2 or (missing and config.need == "both")
+        unlabelled = f"the row labels no {' and no '.join(missing)}: an answer cannot be checked exactly"
+        reasons[row.id] = unlabelled if lacks else why_unreadable(source / row.image)
     accepted: dict[str, str] = {}
     failures: dict[str, str] = {}
     for _ in range(config.retries + 1):

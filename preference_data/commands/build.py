@@ -134,8 +134,12 @@ def _photos(config: BuildConfig, photos: Path | None, shard: Shard | None, conso
             deal: dict[str, Any] = {"shares": config.split_shares, "seed": config.seed, "shard": shard}
             rows, rejected = folder_rows(photos, cache=out / FACES, facts=facts, track=track, **deal)
     except UserError:
-        if shard is None:
-            _leave_folder(out)
+        if shard is None and not (out / DONE).is_file():  # take back what was made: other photos may go there
+            for name in (STATE, FACES):
+                (out / name).unlink(missing_ok=True)
+            for folder in (out / "images", out):
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
         raise
     return [replace(row, anchor=None) for row in rows] if config.anchors == "painted" else rows, rejected
 
@@ -309,17 +313,6 @@ def _open_folder(out: Path, config: BuildConfig, console: Console, shard: Shard 
         console.print(f"{out}: going on with the build that was interrupted", highlight=False)
         clear_unfinished(out)
     write_lines(out / STATE, [_resumable(config)])
-
-
-def _leave_folder(out: Path) -> None:
-    """Take back what `_open_folder` made where no photo can be used: other photos may go there."""
-    if (out / DONE).is_file():
-        return
-    for name in (STATE, FACES):
-        (out / name).unlink(missing_ok=True)
-    for folder in (out / "images", out):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
 
 
 def _resumable(config: BuildConfig) -> dict[str, Any]:

@@ -64,7 +64,11 @@ def draw_plan(split: str, generator: torch.Generator, mode: str | None = None, k
     """Draw the faults of one pair, offsets from the split's range; no plan is an overall tie. The mode (see `PairPlan`) is drawn by `MODES`
     if not given; kinds are drawn from `kinds_of`.
     """
-    integer, chance = partial(_draw_integer, generator), partial(draw_uniform, generator)
+    chance = partial(draw_uniform, generator)
+
+    def integer(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (1,), generator=generator))
+
     kinds = {name: kinds_of[name][integer(0, len(kinds_of[name]) - 1)] for name in DIMENSIONS}
     offset = {name: chance(*OFFSETS[split]) for name in DIMENSIONS}
     if mode is None:
@@ -88,10 +92,6 @@ def draw_plan(split: str, generator: torch.Generator, mode: str | None = None, k
         plan = PairPlan(mode, kinds, a, b, offset, variant)
         if verdicts_of(plan.scores())[1] != "tie":
             return plan
-
-
-def _draw_integer(generator: torch.Generator, low: int, high: int) -> int:
-    return int(torch.randint(low, high + 1, (1,), generator=generator))
 
 
 def make_pair(split: str, seed: int, *, size: int = 128, mode: str | None = None) -> dict[str, Any]:

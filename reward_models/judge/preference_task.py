@@ -123,15 +123,14 @@ def read_truth(columns: Mapping[str, Any]) -> Preference:
             raise DataError(f"verdict of {name} {value!r}: must be x, y or tie")
     scores = columns.get("scores")
     if scores is not None:
-        if not isinstance(scores, Mapping) or set(scores) != set(DIMENSIONS) or not all(map(_is_pair, scores.values())):
+        pairs = list(scores.values()) if isinstance(scores, Mapping) and set(scores) == set(DIMENSIONS) else [None]
+        if any(
+            not isinstance(pair, list | tuple) or [type(one) for one in pair] != [int, int] or {*pair} - {1, 2, 3, 4, 5} for pair in pairs
+        ):
             raise DataError(f"scores {scores!r}: must give every dimension two whole numbers from 1 to 5")
         scores = {name: (int(scores[name][0]), int(scores[name][1])) for name in DIMENSIONS}
     known: dict[str, Any] = {name: PLACE_OF[value] for name, value in verdict.items()}
     return Preference(known.pop("overall", None), known, scores)
-
-
-def _is_pair(value: object) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 2 and all(type(score) is int and 1 <= score <= 5 for score in value)
 
 
 def score(completion: str, truth: Preference, mode: Mode) -> Score:

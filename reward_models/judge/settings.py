@@ -129,6 +129,7 @@ def fit_temperature(log_odds: Sequence[float], truths: Sequence[Verdict]) -> flo
     Raises:
         ValueError: no pairs, or not as many log-odds as truths.
     """
+    import numpy as np
     from scipy.optimize import minimize_scalar
 
     if not log_odds or len(log_odds) != len(truths):
@@ -138,11 +139,7 @@ def fit_temperature(log_odds: Sequence[float], truths: Sequence[Verdict]) -> flo
 
     def loss(log_temperature: float) -> float:
         scale = math.exp(-log_temperature)
-        return sum(_softplus(odds * scale) - wins[truth] * odds * scale for odds, truth in zip(log_odds, truths, strict=True))
+        return sum(float(np.logaddexp(0, odds * scale)) - wins[truth] * odds * scale for odds, truth in zip(log_odds, truths, strict=True))
 
     minimum: Any = minimize_scalar(loss, bounds=(math.log(0.01), math.log(HOTTEST)), method="bounded", options={"xatol": 1e-4})
     return float(min(math.exp(minimum.x), HOTTEST))
-
-
-def _softplus(x: float) -> float:
-    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))

@@ -44,7 +44,10 @@ def load_backbone(name: str, model: str | None, resolution: int | None, device: 
     check_backbone(name, model)
 
     import torch
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
+    from policies.retoucher.model.backbone import Backbone
     from portraitkit.discover import load_object
     from portraitkit.runs.checkpoint import check_weights
 
@@ -57,30 +60,17 @@ def load_backbone(name: str, model: str | None, resolution: int | None, device: 
     for option, value in options.items():
         if option not in inspect.signature(make).parameters:
             raise ConfigError(f"--{option.replace('_', '-')} {value}: --backbone {name} has no such option; leave it out")
-    _quiet()
+    diffusers_logging.disable_progress_bar()  # loading a pipeline is not worth a screen of them
+    transformers_logging.disable_progress_bar()
     made = make(model, resolution, device, **options)
-    if lacking := _lacking(made):
+    contract = [*Backbone.__annotations__, *(part for part in vars(Backbone) if not part.startswith("_"))]
+    lacking = [part for part in contract if not hasattr(made, part)]
+    adapters = ("add_adapter", "disable_adapters", "enable_adapters") if hasattr(made, "transformer") else ()
+    lacking += [f"transformer.{part}" for part in adapters if not hasattr(made.transformer, part)]
+    if lacking:
         raise ConfigError(f"--backbone {name}: its {type(made).__name__} lacks {', '.join(lacking)}; docs/backbones.md has the contract")
     parts = getattr(getattr(made, "pipeline", None), "components", {}) | {"transformer": made.transformer}
     for part, network in parts.items():
         if isinstance(network, torch.nn.Module):
             check_weights(f"{model or f'--backbone {name}'}, {part}", network)
     return made
-
-
-def _lacking(made: Any) -> list[str]:
-    """The parts of the contract that an object has not got; those of its transformer as `transformer.NAME`."""
-    from policies.retoucher.model.backbone import Backbone
-
-    parts = [*Backbone.__annotations__, *(part for part in vars(Backbone) if not part.startswith("_"))]
-    adapters = [f"transformer.{part}" for part in ("add_adapter", "disable_adapters", "enable_adapters") if hasattr(made, "transformer")]
-    return [part for part in (*parts, *adapters) if not hasattr(made.transformer if "." in part else made, part.rpartition(".")[2])]
-
-
-def _quiet() -> None:
-    """Loading a pipeline is not worth a screen of progress bars."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()

@@ -155,6 +155,9 @@ def _context(run: Run) -> dict[str, object]:
     median = [figure for figure in figures if figure.label.startswith("median")] or figures[:1]
     hero = median[len(median) // 2] if median else None  # the large comparison: a typical photo, not the best
     ranks = {photo.row: f"rank {rank} of {len(run.photos)}" for rank, photo in enumerate(ranked(run.photos), start=1)}
+    both = [line for line in run.validation if "rollout_reward" in line and "ode_reward" in line]
+    lines = [series_of(run.train, "reward", kind="line", colour="muted"), series_of(both, "ode_reward", kind="dots")]
+    rollout_plots = _drawn([("Rollout reward", "not progress", curve_svg(lines, least_span=0.04))])
     others = (figure_of(folder, photo, ranks[photo.row], zoomed=False) for photo in run.photos if photo.row not in shown)
     return {
         "title": f"Alignment report: {run.folder.resolve().name}",
@@ -173,7 +176,7 @@ def _context(run: Run) -> dict[str, object]:
         "validation_plots": _validation_plots(run, list(measures)),
         "judge_plots": _judge_plots(run),
         "judge_rank": [(RANK_TITLES[name], row) for name, row in (run.summary.get("judge_rank") or {}).items()],
-        "rollout_plot": _rollout_plot(run),
+        "rollout_plot": next(iter(rollout_plots), None),
         "training_plots": _training_plots(run),
         "alarms": run.summary.get("alarms") or [],
         "files": _files(run.folder),
@@ -202,13 +205,10 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 def _files(folder: Path) -> list[tuple[str, str]]:
     """(name, size) of what the run folder holds; a folder is one line."""
     out = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith((".", "report.html")):
-            continue
+    for path in sorted(path for path in folder.iterdir() if not path.name.startswith((".", "report.html"))):
         inside = [file for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
-        size = sum(file.stat().st_size for file in inside)
-        count = f"{plural(len(inside), 'file')}, " if path.is_dir() else ""
-        out.append((path.name + ("/" if path.is_dir() else ""), f"{count}{size / 1024:,.0f} KiB"))
+        size = f"{sum(file.stat().st_size for file in inside) / 1024:,.0f} KiB"
+        out.append((f"{path.name}/", f"{plural(len(inside), 'file')}, {size}") if path.is_dir() else (path.name, size))
     return out
 
 
@@ -228,12 +228,6 @@ def _validation_plots(run: Run, names: Sequence[str]) -> list[Plot]:
     return _drawn(out)
 
 
-def _rollout_plot(run: Run) -> Plot | None:
-    both = [line for line in run.validation if "rollout_reward" in line and "ode_reward" in line]
-    lines = [series_of(run.train, "reward", kind="line", colour="muted"), series_of(both, "ode_reward", kind="dots")]
-    return next(iter(_drawn([("Rollout reward", "not progress", curve_svg(lines, least_span=0.04))])), None)
-
-
 def _judge_plots(run: Run) -> list[Plot]:
     """For each judge its reward and the verifiable rewards in one panel: at validation, and over the rollouts."""
     out = []
@@ -247,12 +241,10 @@ def _judge_plots(run: Run) -> list[Plot]:
 
 
 def _training_plots(run: Run) -> list[Plot]:
-    out = []
-    loss = run.config.get("loss")
+    out, loss = [], run.config.get("loss")
     for key, title, reads in SIGNALS:
-        if key in ("clipped", "kl") and not any(as_float(line.get(key)) > 0 for line in run.train):
-            continue
-        if loss == "nft" and key == "ratio_deviation":  # it has no ratio
+        unused = key in ("clipped", "kl") and not any(as_float(line.get(key)) > 0 for line in run.train)
+        if unused or (loss == "nft" and key == "ratio_deviation"):  # it has no ratio
             continue
         if loss in ("nft", "neighbor") and key == "kl":
             title, reads = "Distance from the base", "squared, of the latents that both predict"

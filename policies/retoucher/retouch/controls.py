@@ -113,7 +113,9 @@ def find_spots(
     for _, y, x, size in sorted(found, reverse=True):
         if taken[y, x] > 0.3:
             continue
-        shape = _shape(standing[size][0, 0], y, x, size * unit) * inside[0, 0]
+        # its opacity: what stands out at least a fifth as much as its middle, no further from it than three sigma
+        shares = standing[size][0, 0] / standing[size][0, 0, y, x]
+        shape = ((shares - 0.1) / 0.2).clamp(0, 1) * _disc(shares, y, x, 2.4 * (size * unit)) * inside[0, 0]
         ring = (_disc(shape, y, x, 4.5 * size * unit) > 0.5) & (_disc(shape, y, x, 2.8 * size * unit) < 0.5) & skin[0]
         if not ring.any():
             continue
@@ -150,12 +152,6 @@ def _disc(like: Float[Tensor, "h w"], y: int, x: int, radius: float) -> Float[Te
     rows, columns = torch.arange(like.shape[0]).to(like) - y, torch.arange(like.shape[1]).to(like) - x
     distance = (rows[:, None].square() + columns[None].square()).sqrt()
     return (1 - (distance - radius) / (radius / 3)).clamp(0, 1)
-
-
-def _shape(response: Float[Tensor, "h w"], y: int, x: int, sigma: float) -> Float[Tensor, "h w"]:
-    """A spot's opacity: what stands out at least a fifth as much as its middle, no further from it than three sigma."""
-    shares = response / response[y, x]
-    return ((shares - 0.1) / 0.2).clamp(0, 1) * _disc(response, y, x, 2.4 * sigma)
 
 
 # ---- the change taken apart, and put together

@@ -119,7 +119,11 @@ def take_apart(pixels: Pixels, faces: Faces, backbone: Backbone, *, prompt: str,
                 f"the retouch by backbone {backbone.name} is not finite (NaN or infinity) and is not written; check its weights"
             )
         for mesh, crop, change in zip(meshes, crops, edited - before, strict=True):
-            aligned = align_face(pixels, mesh, _working_size(crop))
+            size = crop.pixels.shape[-1]
+            native = size / float(crop.matrix[:, 0].norm())
+            # spots are sought at about the photo's own resolution, and bounded: neither memory nor time grows with the photo
+            working = next((side for side in (128, 256, 512) if side >= native * 0.75), max(512, size))
+            aligned = align_face(pixels, mesh, working)
             change = interpolate(change[None], size=aligned.pixels.shape[1:], mode="bicubic", antialias=True, align_corners=False)[0]
             parts = split_edit(aligned.pixels, (aligned.pixels + change).clamp(0, 1), aligned.to_crop(mesh.to(change)))
             yield FacePlan(aligned, mesh, parts)
@@ -150,11 +154,3 @@ def apply_controls(
             continue
         edits.append(face_edit(plan.aligned, after, plan.mesh, *pixels.shape[1:]))
     return RetouchedPicture(pixels, edits, skipped)
-
-
-def _working_size(crop: AlignedFace) -> int:
-    """Side of the crop in which spots are sought and parts made: about the photo's own resolution, and bounded, so that neither memory nor
-    time grows with the photo."""
-    size = crop.pixels.shape[-1]
-    native = size / float(crop.matrix[:, 0].norm())
-    return next((side for side in (128, 256, 512) if side >= native * 0.75), max(512, size))

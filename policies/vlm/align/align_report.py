@@ -107,10 +107,8 @@ def headline(summary: Json) -> str:
 
 def _published(summary: Json) -> list[Reference]:
     """Where the published run of the same task began and ended; none for other tasks, or for rewards that it did not use."""
-    curve = PUBLISHED_CURVES.get(summary["task"]) if summary["mode"] == "paper" and not summary.get("reward_file") else None
-    if curve is None:
-        return []
-    return [Reference(value, f"published, real model: {when} {value:g}") for when, value in zip(("start", "end"), curve, strict=True)]
+    curve = PUBLISHED_CURVES.get(summary["task"], ()) if summary["mode"] == "paper" and not summary.get("reward_file") else ()
+    return [Reference(value, f"published, real model: {when} {value:g}") for when, value in zip(("start", "end"), curve, strict=False)]
 
 
 def _plots(metrics: list[Json], floors: dict[str, float], published: Sequence[Reference]) -> list[tuple[str, str, str]]:

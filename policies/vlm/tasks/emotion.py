@@ -29,7 +29,10 @@ def emotion_task(*, signed: bool = False, rarity: Mapping[int, int] | None = Non
     Raises:
         ConfigError: a count is not above 0.
     """
-    weights = None if rarity is None else rarity_weights(rarity)
+    if rarity is not None and (not rarity or any(count <= 0 for count in rarity.values())):
+        raise ConfigError(f"rarity {dict(rarity)}: must give each unit the number of rows that show it, above 0; leave the others out")
+    total = sum(1 / count for count in (rarity or {}).values())
+    weights = None if rarity is None else {unit: 1 / count / total for unit, count in rarity.items()}  # in inverse proportion, sum 1
 
     def score(completion: str, truth: Expression, mode: Mode) -> Score:
         if mode == "paper":
@@ -82,18 +85,6 @@ def f1(named: frozenset[int | str], truth: frozenset[int], weights: Mapping[int,
 
 def _order(unit: int | str) -> tuple[bool, int | str]:
     return isinstance(unit, str), unit
-
-
-def rarity_weights(counts: Mapping[int, int]) -> dict[int, float]:
-    """Weights that sum to 1, in inverse proportion to how often each unit shows.
-
-    Raises:
-        ConfigError: there is no count, or one is not above 0.
-    """
-    if not counts or any(count <= 0 for count in counts.values()):
-        raise ConfigError(f"rarity {dict(counts)}: must give each unit the number of rows that show it, above 0; leave the others out")
-    inverse = {unit: 1 / count for unit, count in counts.items()}
-    return {unit: value / sum(inverse.values()) for unit, value in inverse.items()}
 
 
 def _read_truth(row: Mapping[str, Any]) -> Expression:

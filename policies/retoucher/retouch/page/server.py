@@ -32,7 +32,7 @@ from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 from torch import Tensor
 
-from policies.retoucher.retouch.faces import FacePlan, RetouchedPicture, apply_controls, find_faces
+from policies.retoucher.retouch.faces import FacePlan, apply_controls, find_faces
 from policies.retoucher.retouch.options import WRITABLE, Controls, RetouchConfig
 from portraitkit.errors import ConfigError, UserError
 from portraitkit.pictures.images import MAX_BYTES, Pixels, read_image, to_pil, within
@@ -63,11 +63,6 @@ class Opened:
     shown: Float[Tensor, "3 h w"]  # the photo as large as the page shows it
     size: tuple[int, int]  # height and width of the photo
     notes: tuple[str, ...]  # what reading it changed or dropped
-
-    def preview(self, controls: Controls, chosen: Chosen) -> RetouchedPicture:
-        """As the page shows it."""
-        plans = [plan.scaled(self.shown.shape[2] / self.size[1]) for plan in self.plans]
-        return apply_controls(self.shown, plans, controls, chosen=chosen, skipped=self.skipped)
 
 
 class Studio:
@@ -250,7 +245,9 @@ def make_app(studio: Studio, *, hosts: tuple[str, ...], key: str | None = None) 
         controls, chosen = read_settings(request.query_params, studio.config)
 
         def draw() -> Response:
-            result = studio.open(request.path_params["token"]).preview(controls, chosen)
+            opened = studio.open(request.path_params["token"])
+            plans = [plan.scaled(opened.shown.shape[2] / opened.size[1]) for plan in opened.plans]
+            result = apply_controls(opened.shown, plans, controls, chosen=chosen, skipped=opened.skipped)
             return picture(result.pixels, result.skipped)
 
         return await run_in_threadpool(draw)
