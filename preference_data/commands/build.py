@@ -247,7 +247,8 @@ def _write(
             write_image(images / f"{subject.id}-{what}.png", pixels)
         return names[id(pixels)]
 
-    rows, facts = [], {"identity": identity, "split": row.split, "synthetic": subject.synthetic or tag != "c", **row.facts}
+    facts: dict[str, Any] = {"identity": identity, "split": row.split, "synthetic": subject.synthetic or tag != "c", **row.facts}
+    rows = []
     for index, (a, b) in enumerate(couples):
         files = (stored(subject.case.source, f"{tag}-input"), stored(a.pixels, f"{tag}{index}-a"), stored(b.pixels, f"{tag}{index}-b"))
         anchor = stored(subject.label, f"{tag}-anchor") if subject.label is not None else None

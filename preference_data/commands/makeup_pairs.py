@@ -281,7 +281,7 @@ def _write_sheet(folder: Path, records: Sequence[Row]) -> None:
         for name in (record["rows"][0]["bare_image"], *(row["image"] for row in record["rows"][:SHEET_LOOKS])):
             pixels = read_image(folder / name).pixels
             scale = SHEET_CELL / max(pixels.shape)
-            small = resize(pixels, tuple(max(round(side * scale), 1) for side in pixels.shape[1:]))
+            small = resize(pixels, (max(round(pixels.shape[1] * scale), 1), max(round(pixels.shape[2] * scale), 1)))
             cells.append(pad(small, (0, SHEET_CELL - small.shape[2], 0, SHEET_CELL - small.shape[1]), value=1.0))
         faces.append(torch.cat(cells, 2))
     half = -(-len(faces) // 2)
