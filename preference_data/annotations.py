@@ -51,11 +51,7 @@ class Judgement:
 
 
 def judgement_of(row: dict[str, Any]) -> Judgement:
-    """Read one row, strictly.
-
-    Raises:
-        DataError: a key is unknown, missing, or holds an impossible value.
-    """
+    """Read one row, strictly; DataError for a key that is unknown, missing, or holds an impossible value."""
     if unknown := next((key for key in row if key not in KEYS), None):
         raise DataError(f"key {unknown!r} is unknown; a judgement has {', '.join(KEYS)}")
     pair, annotator, reasoning = text_of(row, "pair"), text_of(row, "annotator"), text_of(row, "reasoning", "")

@@ -28,11 +28,7 @@ _NOUNS = {word: noun for noun, words in SYNONYMS.items() for word in (noun, *wor
 
 
 def normalise_label(word: str) -> str:
-    """The lower-case noun of an emotion, as in "Angry" -> "anger".
-
-    Raises:
-        DataError: not one of the eight emotions or a common word for one.
-    """
+    """The lower-case noun of an emotion, as in "Angry" -> "anger"; DataError for none of the eight or a common word for one."""
     noun = _NOUNS.get(word.strip().lower())
     if noun is None:
         raise DataError(f"label {word!r}: unknown emotion{nearest(word.strip().lower(), _NOUNS)}; use {', '.join(EMOTIONS)}")
@@ -71,11 +67,7 @@ REQUIRED = ("id", "dataset", "image", "AUs", "labels")
 
 
 def parse_row(row: Any) -> EmotionRow:
-    """One object of a file to a row; emotions become nouns, units are sorted.
-
-    Raises:
-        DataError: anything that is not as described at the top of this module.
-    """
+    """One object of a file to a row; emotions become nouns, units are sorted. DataError for one unlike the top of this module."""
     if not isinstance(row, dict):
         raise DataError(f"{type(row).__name__}: must be a JSON object")
     if (name := next((name for name in row if name not in FIELDS), None)) is not None:
@@ -140,11 +132,7 @@ def unknown_units(row: Mapping[str, Any]) -> frozenset[int]:
 
 
 def read_emotion_rows(path: Path) -> list[EmotionRow]:
-    """Every row of a file.
-
-    Raises:
-        DataError: the file cannot be read, a row breaks the format, or an id comes twice; the line's number is named.
-    """
+    """Every row of a file; DataError, with the line's number, for one that breaks the format or an id that comes twice."""
     rows: list[EmotionRow] = []
     seen: dict[str, int] = {}
     for number, columns in read_objects(path, strict=True):

@@ -121,11 +121,7 @@ def _check_free(out: Path) -> None:
 
 @contextmanager
 def _whole_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write to; it becomes `out` when the block ends well, and is gone if it does not.
-
-    Raises:
-        DataError: `out` holds files, or cannot be written.
-    """
+    """A folder beside `out` that becomes `out` when the block ends well, and is gone if not; DataError where `out` cannot be written."""
     _check_free(out)
     try:
         with replacing_folder(out) as new:

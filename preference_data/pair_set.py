@@ -32,11 +32,7 @@ def read_pairs(folder: Path) -> list[Pair]:
 
 
 def scan_pairs(folder: Path) -> RowSet[Pair]:
-    """All pairs of a folder and all bad rows, without writing anything. Pictures are looked for, not opened.
-
-    Raises:
-        DataError: no such folder or file.
-    """
+    """All pairs of a folder and all bad rows, without writing anything; pictures are looked for, not opened. DataError for no such file."""
     path = metadata_of(folder, f"a pair set is a folder with {METADATA} and pictures, see docs/preference_data.md")
     seen: set[str] = set()
     root = folder.resolve()
@@ -55,11 +51,7 @@ def scan_pairs(folder: Path) -> RowSet[Pair]:
 
 
 def metadata_of(folder: Path, needed: str) -> Path:
-    """The `metadata.jsonl` of a folder; `needed` is what the folder must be, for the message.
-
-    Raises:
-        DataError: it has none, or is a file.
-    """
+    """The `metadata.jsonl` of a folder; DataError says what the folder must be (`needed`)."""
     if folder.is_file():
         raise DataError(f"{folder}: is a file; give the folder that it is in")
     if not (folder / METADATA).is_file():

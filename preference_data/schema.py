@@ -122,21 +122,13 @@ def pair_of(row: dict[str, Any]) -> Pair:
 
 
 def read_verdicts(value: Any) -> dict[str, Verdict] | None:
-    """Verdicts on all five dimensions, in their order, or None.
-
-    Raises:
-        DataError: a dimension is missing or unknown, or a verdict is not a, b or tie.
-    """
+    """Verdicts on all five dimensions, in their order, or None; DataError for any other dimension or verdict."""
     five = {} if value is None else _five("verdicts", value)
     return None if value is None else {name: choice_of(f"verdicts.{name}", verdict, VERDICTS) for name, verdict in five.items()}
 
 
 def read_scores(value: Any) -> dict[str, tuple[float, float]] | None:
-    """Scores of a and b on all five dimensions, or None.
-
-    Raises:
-        DataError: a dimension is missing or unknown, or a score is not a number in [1, 5].
-    """
+    """Scores of a and b on all five dimensions, or None; DataError for any other dimension or a score outside [1, 5]."""
     if value is None:
         return None
     scores: dict[str, tuple[float, float]] = {}
@@ -191,11 +183,7 @@ def _is_number(value: Any) -> bool:
 
 
 def text_of(row: Mapping[str, Any], key: str, default: str | None = None) -> str:
-    """The text of a column, `default` where it is missing or null; without a default it must be there and not be empty.
-
-    Raises:
-        DataError: it is no such text.
-    """
+    """The text of a column, `default` where it is missing or null; without a default, DataError for a missing or an empty one."""
     value = row.get(key)
     if value is None and default is not None:
         return default
@@ -206,11 +194,7 @@ def text_of(row: Mapping[str, Any], key: str, default: str | None = None) -> str
 
 
 def choice_of(key: str, value: Any, known: tuple[str, ...]) -> Any:
-    """The value of a column.
-
-    Raises:
-        DataError: it is none of the known ones.
-    """
+    """The value of a column; DataError where it is none of the known ones."""
     if value not in known or not isinstance(value, str):
         raise DataError(f"{key} {value!r}: must be one of {', '.join(known)}{nearest(str(value), known)}")
     return value

@@ -122,11 +122,7 @@ class RewardSet:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse names that no reward has, before anything is loaded.
-
-    Raises:
-        ConfigError: there is none, one comes twice, or one is unknown.
-    """
+    """ConfigError for no name, one that comes twice, or one that no reward has, before anything is loaded."""
     if not names:
         raise ConfigError("--rewards is empty: name at least one, for example blemish_removal")
     for name in names:

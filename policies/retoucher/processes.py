@@ -159,11 +159,7 @@ def open_processes(device: str) -> Iterator[Processes]:
 
 
 def own_device(device: str) -> str:
-    """The device of this process out of `--device`.
-
-    Raises:
-        ConfigError: see `open_processes`.
-    """
+    """The device of this process out of `--device`; ConfigError as in `open_processes`."""
     if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         size = os.environ["WORLD_SIZE"]
         raise ConfigError(f"WORLD_SIZE {size}: {', '.join(missing)} missing beside it; start by torchrun or accelerate launch")

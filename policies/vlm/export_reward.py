@@ -43,11 +43,7 @@ class _Watched(UserDict[str, Any]):
 
 
 def ground_truth_of(task: Task, row: Row) -> str:
-    """The columns that the task reads its truth from, as JSON; `Task.read_truth` makes the same truth of them again.
-
-    Raises:
-        DataError: they cannot be written as JSON.
-    """
+    """The columns that the task reads its truth from, as JSON that it reads again; DataError where they cannot be written so."""
     watched = _Watched(row.columns)
     task.read_truth(watched)
     try:

@@ -97,11 +97,7 @@ def run_extraction(config: ExtractConfig, command: list[str]) -> int:
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that cannot take the result, before anything is read.
-
-    Raises:
-        ConfigError: it is a file, holds a result already, or cannot be written.
-    """
+    """ConfigError for a folder that cannot take the result, before anything is read: a file, one with a result or not to be written."""
     above = next(path for path in (folder, *folder.parents) if path.exists())
     if not above.is_dir():
         raise ConfigError(f"--output-dir {folder}: {above} is a file; give a folder")

@@ -134,11 +134,7 @@ def split_name(name: str, task: Task) -> tuple[str, Any]:
 
 
 def check_bare(judge: AnswerJudge, rows: Sequence[Row], data: str) -> None:
-    """Refuse rows of a folder without the picture of the bare face, where the judge sees answers on it.
-
-    Raises:
-        DataError: the first one is named.
-    """
+    """DataError for the first row of a folder without the picture of the bare face, where the judge sees answers on it."""
     for row in rows if isinstance(judge, MakeupJudge) and data != "embedded" else ():
         if not isinstance(row.columns.get("bare_image"), str):
             raise DataError(

@@ -102,11 +102,7 @@ class _Pictures:
         self.source = config.folder.resolve()
 
     def place(self, record: Record) -> str:
-        """The row's `image`.
-
-        Raises:
-            ImageError: the picture is missing or cannot be read.
-        """
+        """The row's `image`; ImageError where the picture is missing or cannot be read."""
         picture = record.picture
         if not isinstance(picture, Path):
             stem = re.sub(r"[^\w.-]", "_", record.key)[:80]

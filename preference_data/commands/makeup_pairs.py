@@ -85,12 +85,7 @@ def split_of_person(name: str) -> str | None:
 
 
 def open_face(config: MakeupConfig, name: str) -> BareFace:
-    """Read or make one face of `list_photos`.
-
-    Raises:
-        ImageError: the photo cannot be read.
-        FaceError: it shows no face, a small one, or one whose mesh cannot be trusted.
-    """
+    """Read or make one face of `list_photos`; ImageError for a photo that cannot be read, FaceError for no face to be trusted."""
     if config.embedded:
         number = int.from_bytes(sha256(f"{config.seed} {name}".encode()).digest()[:7])
         person = make_person(split_of_person(name) or "train", torch.Generator().manual_seed(number), size=config.size)

@@ -95,11 +95,7 @@ def _pictures(folder: Path) -> Iterator[Path]:
 
 
 def open_folder(argument: str | None, options: GeneratorOptions) -> Folder:
-    """The generator of `folder:PATH`.
-
-    Raises:
-        ConfigError: no path, no such folder, no photos, no retouch of them in it, or one that may be of two photos.
-    """
+    """The generator of `folder:PATH`; ConfigError for no path, no such folder, no photos, or a retouch that may be of two photos."""
     if argument is None:
         raise ConfigError("--generators folder: needs the folder, as folder:PATH")
     if not Path(argument).is_dir():

@@ -42,12 +42,7 @@ class Pipeline:
 
 
 def open_pipeline(argument: str | None, options: GeneratorOptions) -> Pipeline:
-    """The generator of `pipeline:PATH_OR_HUB_ID`. Nothing is fetched for a path; a hub id is looked for in the cache, then on the hub.
-
-    Raises:
-        ConfigError: no argument, a device that is not there, or a pipeline that edits no pictures.
-        WeightsError: no pipeline there.
-    """
+    """The generator of `pipeline:PATH_OR_HUB_ID`. Nothing is fetched for a path; a hub id is looked for in the cache, then on the hub."""
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

@@ -99,11 +99,7 @@ def render_makeup(photo: Float[Tensor, "3 h w"], mesh: Float[Tensor, "468 dim"],
 
 
 def check_look(look: Sequence[Item]) -> None:
-    """Check a look before anything is drawn.
-
-    Raises:
-        DataError: a shape that is not known (with the nearest), a colour that is no `#RRGGBB`, or a parameter out of 0..255.
-    """
+    """DataError for a shape that is not known, a colour that is no `#RRGGBB`, or a parameter out of 0..255, before anything is drawn."""
     for item in look:
         name = item.get("shape")
         if not isinstance(name, str) or name not in SHAPES:

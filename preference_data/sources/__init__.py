@@ -57,11 +57,7 @@ class Adapter:
 
 
 def load_adapter(name: str) -> Adapter:
-    """Load an adapter by built-in name or as `my_file.py:ADAPTER`.
-
-    Raises:
-        ConfigError: the name is unknown, or the file exports no adapter.
-    """
+    """Load an adapter by built-in name or as `my_file.py:ADAPTER`; ConfigError where there is none."""
     from portraitkit.discover import load_known
 
     return load_known(name, BUILT_IN, Adapter, "DATASET")
@@ -119,11 +115,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def finite(where: str, **texts: str) -> dict[str, float]:
-    """Texts that must be numbers, by name.
-
-    Raises:
-        DataError: one is none, or not finite.
-    """
+    """Texts that must be finite numbers, by name; DataError where one is not."""
     try:
         numbers = {name: float(text) for name, text in texts.items()}
     except ValueError as error:
@@ -135,11 +127,7 @@ def finite(where: str, **texts: str) -> dict[str, float]:
 
 
 def coded(where: str, codes: Mapping[str, str], code: str) -> str:
-    """The emotion of a data set's code.
-
-    Raises:
-        DataError: no such code.
-    """
+    """The emotion of a data set's code; DataError for no such code."""
     if code not in codes:
         raise DataError(f"{where}: code {code!r} is none of {', '.join(codes)}")
     return codes[code]
@@ -157,11 +145,7 @@ def first_file(*paths: Path) -> Path:
 
 
 def find(folder: Path, adapter_layout: str, *names: str) -> Path:
-    """The first of some paths in the folder that exists.
-
-    Raises:
-        DataError: none does; the message says what the folder should hold.
-    """
+    """The first of some paths in the folder that exists; DataError says what the folder should hold."""
     for name in names:
         if (folder / name).exists():
             return folder / name

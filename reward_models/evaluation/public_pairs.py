@@ -104,11 +104,7 @@ BENCHMARKS = {
 
 
 def benchmark_files(name: str, folder: Path) -> list[Path]:
-    """The files that a benchmark is read from, checked for their columns.
-
-    Raises:
-        DataError: there are none, or a column is missing.
-    """
+    """The files that a benchmark is read from; DataError where there are none, or a column is missing."""
     benchmark = BENCHMARKS[name]
     if not folder.is_dir():
         raise DataError(f"--data {folder}: no such folder; download {name} and give the folder")

@@ -188,11 +188,7 @@ class VllmBackend:
 
     @classmethod
     def load(cls, source: str) -> "VllmBackend":
-        """Start the engine on a local folder or a hub id.
-
-        Raises:
-            WeightsError: vLLM is not installed, or the model cannot be loaded.
-        """
+        """Start the engine on a local folder or a hub id; WeightsError where vLLM is not installed, or the model cannot be loaded."""
         try:
             from vllm import LLM  # pyright: ignore[reportMissingImports]
         except ImportError as error:

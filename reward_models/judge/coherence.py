@@ -165,11 +165,7 @@ def check_coherence(which: str) -> None:
 
 
 def load_coherence(which: str, device: str = "cpu") -> Coherence:
-    """`deterministic`, or `nli:` and a folder or hub id.
-
-    Raises:
-        ConfigError: neither.
-    """
+    """`deterministic`, or `nli:` and a folder or hub id; ConfigError for neither."""
     kind, colon, source = which.partition(":")
     if which == "deterministic":
         return deterministic

@@ -201,21 +201,13 @@ def open_pairs(
 
 
 def check_several_people(pairs: Sequence[JudgedPair], where: str) -> None:
-    """Refuse held-out pairs of one person: no other person's pictures could be shown in their place, and no interval be made.
-
-    Raises:
-        DataError: they are.
-    """
+    """DataError for held-out pairs of one person: no other person's pictures could be shown in their place, and no interval be made."""
     if len(pairs) > 1 and len({pair.identity for pair in pairs}) == 1:
         raise DataError(f"{where}: all {len(pairs)} held-out pairs show one person; give photos of more people")
 
 
 def check_pairs(data: str) -> None:
-    """Refuse a pair set that cannot be read, without opening its pictures or writing anything.
-
-    Raises:
-        DataError: no such folder, no row in it, or a bad one; the first is named.
-    """
+    """DataError for a pair set that cannot be read, its first bad row named, without opening its pictures or writing anything."""
     if data == "embedded":
         return
     found = scan_pairs(Path(data))
@@ -226,11 +218,7 @@ def check_pairs(data: str) -> None:
 
 
 def check_disjoint(pairs: Mapping[str, Sequence[JudgedPair]]) -> dict[str, list[str]]:
-    """The hashed identities of each split.
-
-    Raises:
-        DataError: somebody is in two splits, or a pair does not say who is in it.
-    """
+    """The hashed identities of each split; DataError where somebody is in two splits, or a pair does not say who is in it."""
     seen: dict[str, str] = {}
     for split, pair in ((split, pair) for split, some in pairs.items() for pair in some):
         if not pair.identity and len(pairs) > 1:

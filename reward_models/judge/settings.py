@@ -65,11 +65,7 @@ def write_settings(folder: Path, settings: JudgeSettings) -> None:
 
 
 def read_settings(folder: Path) -> JudgeSettings | None:
-    """The settings beside a judge's weights; None where there are none.
-
-    Raises:
-        WeightsError: the file is damaged, or a value is impossible.
-    """
+    """The settings beside a judge's weights, None where there are none; WeightsError where they are damaged."""
     path = folder / FILE
     if not path.is_file():
         return None
@@ -87,11 +83,7 @@ def view_of(model: str, shown: str = "auto", form: str = "auto") -> View:
 
 
 def settings_from(value: Any, where: str) -> JudgeSettings:
-    """Settings out of JSON.
-
-    Raises:
-        WeightsError: a value is impossible.
-    """
+    """Settings out of JSON; WeightsError for an impossible value."""
     known = {"shown", "form", "temperature", "model"}
     if not isinstance(value, Mapping) or not set(value) <= known:
         raise WeightsError(f"{where}: must be an object with {', '.join(sorted(known))} only")

@@ -75,11 +75,7 @@ def pack(rewards: Mapping[str, str], candidates: Float[Tensor, "n 3 h w"], photo
 
 
 def unpack(body: bytes) -> Asked:
-    """Read the body of a request; nothing in it is run.
-
-    Raises:
-        DataError: it is none, of another protocol, or its tensors do not fit each other.
-    """
+    """Read the body of a request; nothing in it is run. DataError for none, another protocol, or tensors that do not fit each other."""
     end = body.find(b"\n", 0, LONGEST_HEAD)
     try:
         head = json.loads(body[:end]) if end > 0 else None
@@ -122,11 +118,7 @@ def pack_answer(parts: Mapping[str, Tensor], counts: Mapping[str, Mapping[str, i
 
 
 def unpack_answer(body: bytes, names: Sequence[str], count: int) -> tuple[dict[str, Float[Tensor, " n"]], dict[str, dict[str, int]]]:
-    """Values of every reward asked for, and what judges among them counted.
-
-    Raises:
-        DataError: it is no answer to that question.
-    """
+    """Values of every reward asked for, and what judges among them counted; DataError for no answer to that question."""
     try:
         answer: Any = json.loads(body)
         parts = {

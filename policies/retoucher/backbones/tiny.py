@@ -23,12 +23,7 @@ TEXT_TOKENS = 16
 
 
 def load_tiny(model: str | None, resolution: int | None, device: str) -> "KontextBackbone":
-    """The committed embedded retoucher, or one of the same make in a folder of yours.
-
-    Raises:
-        ConfigError: a resolution other than the 128 px it was trained at.
-        WeightsError: the folder holds no pipeline.
-    """
+    """The committed embedded retoucher, or one of the same make in a folder of yours; ConfigError for another resolution."""
     from diffusers import FluxKontextPipeline
 
     if resolution not in (None, RESOLUTION):

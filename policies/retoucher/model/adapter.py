@@ -80,11 +80,7 @@ def save_lora(transformer: Any, folder: str | Path) -> None:
 
 
 def load_lora(transformer: Any, folder: str | Path) -> None:
-    """Load a LoRA file into the LoRA layers of a transformer.
-
-    Raises:
-        WeightsError: no LoRA there, one of other modules or another rank, or one that is not finite; the keys are named.
-    """
+    """Load a LoRA file into a transformer's LoRA layers; WeightsError names the keys where it is of other modules or another rank."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     file = read_adapter(folder)
@@ -179,11 +175,7 @@ def read_adapter(folder: str | Path) -> AdapterFile:
 
 
 def check_start(folder: str | Path, rank: int, alpha: int) -> None:
-    """Refuse a LoRA to start from that a run's rank and alpha would scale differently from how it was trained.
-
-    Raises:
-        WeightsError: no LoRA there, or one of another rank or alpha.
-    """
+    """WeightsError for a LoRA to start from that a run's rank and alpha would scale differently from how it was trained."""
     file = read_adapter(folder)
     have = max(file.ranks, default=0)
     has_alpha = have if file.alpha is None else file.alpha

@@ -18,11 +18,7 @@ def loading_options(config: Any) -> dict[str, Any]:
 
 
 def check_multiple(resolution: int, of: int) -> int:
-    """A resolution that the model can work at.
-
-    Raises:
-        ConfigError: not a positive multiple.
-    """
+    """A resolution that the model can work at; ConfigError for none."""
     if resolution < of or resolution % of:
         raise ConfigError(f"--resolution {resolution}: this backbone works on multiples of {of}; try {max(of, resolution // of * of)}")
     return resolution
@@ -86,11 +82,7 @@ def has_accelerator() -> bool:
 
 
 def need_bitsandbytes(option: str, instead: str) -> Any:
-    """The module bitsandbytes.
-
-    Raises:
-        ConfigError: not installed.
-    """
+    """The module bitsandbytes; ConfigError where it is not installed."""
     try:
         import bitsandbytes
     except ImportError as error:

@@ -24,11 +24,7 @@ from portraitkit.errors import ConfigError
 
 
 def check_sharding(config: RetoucherConfig, processes: int) -> None:
-    """Refuse what cannot be divided, before anything is loaded.
-
-    Raises:
-        ConfigError: one process, or shares that are not equal.
-    """
+    """ConfigError for what cannot be divided, before anything is loaded: one process, or shares that are not equal."""
     if config.sharding == "none":
         return
     if processes == 1:
@@ -43,11 +39,7 @@ def check_sharding(config: RetoucherConfig, processes: int) -> None:
 
 
 def check_guidance(config: RetoucherConfig, backbone: Any) -> None:
-    """Refuse to regress a velocity that is a difference of two: guidance drew the candidates, but is not what DiffusionNFT's policies are.
-
-    Raises:
-        ConfigError: DiffusionNFT with classifier-free guidance.
-    """
+    """ConfigError for DiffusionNFT with guidance that is a difference of two velocities: its policies are not what drew the candidates."""
     if config.loss == "nft" and backbone.forwards > 1:
         raise ConfigError(f"--guidance {backbone.guidance:g}: --loss nft regresses the velocity of the prompt alone; give --guidance 1")
 

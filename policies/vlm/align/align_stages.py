@@ -18,11 +18,7 @@ from portraitkit.vlm.trainers import RewardFunction
 
 
 def check_enough(config: AlignVlmConfig, rows: int, processes: int) -> None:
-    """Refuse fewer rows than one update of GRPO takes: TRL would end at once, without an update and without a word.
-
-    Raises:
-        DataError: there are fewer.
-    """
+    """DataError for fewer rows than one update of GRPO takes: TRL would end at once, without an update and without a word."""
     wanted = config.prompts_per_step * processes
     if "grpo" in config.stages and not config.probe and rows < wanted:
         shared = f" x {processes} processes" if processes > 1 else ""

@@ -81,11 +81,7 @@ def check_all_lengths(
 
 
 def weights_of(given: Sequence[float], parts: Sequence[str]) -> tuple[float, ...]:
-    """A weight for each part of the task's reward and the judge's behind them: those given, or 1 each and .2.
-
-    Raises:
-        ConfigError: there are not as many as parts.
-    """
+    """A weight for each part of the task's reward and the judge's behind them: those given, or 1 each and .2; ConfigError if too few."""
     if given and len(given) != len(parts):
         raise ConfigError(f"--reward-weights has {len(given)} values for the parts {', '.join(parts)}: give one each")
     return tuple(given) or (*[1.0] * (len(parts) - 1), LEARNED_WEIGHT)

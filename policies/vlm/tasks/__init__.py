@@ -14,11 +14,7 @@ BUILT_IN = {
 
 
 def load_task(name: str) -> Task:
-    """Load a task by built-in name or as `my_file.py:TASK`.
-
-    Raises:
-        ConfigError: the name is unknown, or the file exports no task.
-    """
+    """Load a task by built-in name or as `my_file.py:TASK`; ConfigError where there is none."""
     from portraitkit.discover import load_known
 
     return load_known(name, BUILT_IN, Task, "--task")

@@ -94,11 +94,7 @@ def published_form(completion: str) -> bool:
 
 
 def au_list(name: str) -> tuple[int, ...]:
-    """A list of units by its name, or as numbers with commas, as in "1,2,4".
-
-    Raises:
-        ConfigError: no such list.
-    """
+    """A list of units by its name, or as numbers with commas, as in "1,2,4"; ConfigError for no such list."""
     if name in AU_LISTS:
         return AU_LISTS[name]
     parts = [part.strip().upper().removeprefix("AU") for part in name.split(",")]

@@ -109,11 +109,7 @@ class Studio:
         return told | {"spots": spots, "notes": notes}
 
     def file_of(self, token: str) -> Path:
-        """Where a photo lies.
-
-        Raises:
-            HTTPException: 404, there is none of this name.
-        """
+        """Where a photo lies; HTTPException 404 where there is none of this name."""
         if token not in self.files:
             raise HTTPException(404, "This photo is gone; drop it again.")
         return self.files[token]
@@ -316,11 +312,7 @@ def make_app(studio: Studio, *, hosts: tuple[str, ...], key: str | None = None) 
 
 
 def serve_page(config: RetouchConfig, analyse: Analyse) -> int:
-    """Serve until Ctrl-C, SIGTERM or until the terminal is closed; returns 0. Photos are deleted whichever it is.
-
-    Raises:
-        ConfigError: the address cannot be listened on.
-    """
+    """Serve until Ctrl-C, SIGTERM or until the terminal is closed; returns 0. Photos are deleted whichever it is."""
 
     def stop(*_: object) -> None:  # uvicorn finishes what is under way, and then raises the signal that it got once more
         raise KeyboardInterrupt
