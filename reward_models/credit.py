@@ -29,18 +29,8 @@ def local_credit(
     rewards: RewardSet,
     parts: dict[str, Float[Tensor, " n"]],
 ) -> Float[Tensor, "n cells"]:
-    """The part of the combined reward that each cell answers for, up to a constant of the group.
-
-    Args:
-        candidates: RGB, [0, 1].
-        photos: that they are retouches of.
-        photo_of: index of each candidate's photo; those of one photo are a group.
-        rewards: the rewards in use.
-        parts: `rewards.parts(candidates, photos, photo_of)`.
-
-    Returns:
-        `CELLS * CELLS` values a candidate, row by row; on the CPU, as `parts` are.
-    """
+    """The part of the combined reward that each cell answers for, up to a constant of the group: `CELLS * CELLS` values a candidate, row by
+    row; on the CPU, as `parts` are, which are `rewards.parts(candidates, photos, photo_of)`."""
     errors = {name: _cells(candidates, photos, photo_of, local, rewards.batch) for name in parts if (local := _local(rewards, name))}
     _, index = torch.unique(photo_of, return_inverse=True)
     totals = {name: _group_mean(cells.sum(1), index).requires_grad_() for name, cells in errors.items()}
@@ -52,9 +42,8 @@ def local_credit(
     slope = {name: s.nan_to_num(0.0, 0.0, 0.0) for name, s in zip([*totals, *others], slopes, strict=True)}
     credit = torch.zeros(len(candidates), CELLS * CELLS)
     for name, cells in errors.items():
-        local = _local(rewards, name)
-        assert local is not None
-        credit += (slope[name][:, None] * _within(cells, local.reach)).nan_to_num()
+        if local := _local(rewards, name):
+            credit += (slope[name][:, None] * _within(cells, local.reach)).nan_to_num()
     for name in others:
         credit += (slope[name] * parts[name].nan_to_num())[:, None]
     return credit

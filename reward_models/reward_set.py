@@ -61,13 +61,8 @@ class RewardSet:
     served: tuple[str, ...] = ()  # names of the rewards that are scored elsewhere
 
     def parts(self, candidates: Float[Tensor, "n 3 h w"], photos: Photos, photo_of: Int[Tensor, " n"] | None = None) -> Parts:
-        """Every reward of every candidate, NaN throughout where a pixel is not finite.
-
-        Args:
-            candidates: RGB, [0, 1].
-            photos: that they are retouches of.
-            photo_of: index of each candidate's photo; photo i belongs to candidate i, which is alone in its group, if not given.
-        """
+        """Every reward of every candidate (RGB, [0, 1]), NaN throughout where a pixel is not finite. If it is not said which photo each is
+        of (`photo_of`), photo i belongs to candidate i, which is alone in its group."""
         return self.submit(candidates, photos, photo_of).result()
 
     @torch.no_grad()
@@ -137,14 +132,8 @@ def check_names(names: Sequence[str]) -> None:
 def build_rewards(
     names: tuple[str, ...], weights: tuple[float, ...], how: How, device: str = "cpu", *, workers: RewardWorkers | None = None
 ) -> RewardSet:
-    """Rewards by name: a verifiable one, `clip_similarity:PATH`, `iqa:NAME`, `arcface[:PATH]` or `judge:PATH[:FORM]`.
-
-    Args:
-        names: at least one.
-        weights: one a name, or empty for each reward's own.
-        how: see `reward.combine`.
-        device: of the candidates, and so of all that scores them here.
-        workers: score what they serve; its weights are not loaded here.
+    """Rewards by name: a verifiable one, `clip_similarity:PATH`, `iqa:NAME`, `arcface[:PATH]` or `judge:PATH[:FORM]`, with a weight each,
+    or their own if none are given. Workers score what they serve; its weights are not loaded here.
 
     Raises:
         ConfigError: a name is unknown or comes twice, or a weight is not above 0.

@@ -62,12 +62,9 @@ class JudgedTruth:
 
 
 def with_reward_file(task: Task, where: str) -> Task:
-    """The task with the same rows, prompt and perfect answers, rewarded by a function of the user's.
-
-    Args:
-        task: whose rows are judged.
-        where: `my_file.py:compute_score`; called as verl calls it: data_source, solution_str, ground_truth, extra_info by name. It returns
-            a number, or an object with a number `score`.
+    """The task with the same rows, prompt and perfect answers, rewarded by a function of the user's, `my_file.py:compute_score`. It is
+    called as verl calls it, data_source, solution_str, ground_truth, extra_info by name, and returns a number, or an object with a number
+    `score`.
 
     Raises:
         ConfigError: there is no such function, or it takes other arguments.

@@ -80,13 +80,7 @@ class AnswerJudge(Protocol):
 
 
 def open_judge(name: str, task: Task, *, data: str, device: str) -> AnswerJudge:
-    """The judge that `--reward` names, for a task.
-
-    Args:
-        name: judge:SOURCE[:FORM].
-        task: whose answers it sees.
-        data: where the rows come from, `embedded` or a folder; see `check_bare`.
-        device: of a model in this process.
+    """The judge that `--reward` names as judge:SOURCE[:FORM], for a task, whose rows come from `data`, `embedded` or a folder.
 
     Raises:
         ConfigError: no judge is named, or the task takes none.
@@ -98,9 +92,8 @@ def open_judge(name: str, task: Task, *, data: str, device: str) -> AnswerJudge:
             return UnitCheck()
         judge = load_judge(source, device=device)
         if judge.settings.form == "brief":
-            raise ConfigError(
-                f"--reward {name}: that judge answers about pairs of retouches in numbers only; give a model that can rate texts"
-            )
+            only = "that judge answers about pairs of retouches in numbers only"
+            raise ConfigError(f"--reward {name}: {only}; give a model that can rate texts")
         return ReasoningJudge(judge.backend)
     judge = load_judge(source, device=device, untaught=MakeupSettings)
     dimension = "" if isinstance(judge.settings, MakeupSettings) else "identity"
@@ -117,16 +110,13 @@ def split_name(name: str, task: Task) -> tuple[str, Any]:
     if kind != "judge":
         raise ConfigError(f"--reward {name}: must be judge:SOURCE, as judge:embedded, judge:FOLDER-OR-ID or judge:http://127.0.0.1:8000/v1")
     if task.name not in JUDGED:
-        raise ConfigError(
-            f"--reward {name}: the task {task.name} takes no judge, its own reward checks all of an answer; leave --reward out "
-            f"({', '.join(JUDGED)} take one)"
-        )
+        takes = f"the task {task.name} takes no judge, its own reward checks all of an answer"
+        raise ConfigError(f"--reward {name}: {takes}; leave --reward out ({', '.join(JUDGED)} take one)")
     source, form = split_argument(argument, default="win_rate")
-    if form in NEED_ANCHORS or (task.name == "emotion" and form != "win_rate"):
-        allowed = (
-            "rates each answer alone; leave the form out" if task.name == "emotion" else "has no preferred retouch; use win_rate or score"
-        )
-        raise ConfigError(f"--reward {name}: {task.name} {allowed}")
+    if task.name == "emotion" and form != "win_rate":
+        raise ConfigError(f"--reward {name}: {task.name} rates each answer alone; leave the form out")
+    if form in NEED_ANCHORS:
+        raise ConfigError(f"--reward {name}: {task.name} has no preferred retouch; use win_rate or score")
     return source, form
 
 
@@ -339,12 +329,10 @@ def judge_function(judge: AnswerJudge, task: Task, rows: Sequence[Row], mode: Mo
                 f"{unjudged} of {len(texts)} answers of an update could not be judged, more than {MOST_UNJUDGED:.0%}: look at the judge "
                 "(is its server up, does it answer in the form asked for?), then go on with --resume-from-checkpoint latest"
             )
-        if log_metric is not None:
-            log_metric("judge_asked", float(judge.counts.asked - asked))
-            log_metric("judge_unjudged", unjudged / len(texts))
-            for agreement in agreements:
-                if not math.isnan(agreement):
-                    log_metric("judge_agreement", agreement)
+        logged = [("judge_asked", float(judge.counts.asked - asked)), ("judge_unjudged", unjudged / len(texts))]
+        logged += [("judge_agreement", agreement) for agreement in agreements if not math.isnan(agreement)]
+        for name, value in logged if log_metric is not None else ():
+            log_metric(name, value)
         return values
 
     judged.__name__ = judge.name

@@ -99,15 +99,9 @@ def draw_expression(rng: random.Random) -> tuple[str, dict[int, float]]:
 def perform(
     photo: Float[Tensor, "3 h w"], mesh: Float[Tensor, "468 dim"], units: Mapping[int, float]
 ) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "468 dim"]]:
-    """Let a face perform action units.
-
-    Args:
-        photo: RGB, [0, 1].
-        mesh: 468 landmarks in pixels; what follows x and y (depth) is passed through.
-        units: intensity in [0, 1] by number, of `UNITS`. 26 alone parts the lips too, so that a label says 25 as well.
-
-    Returns:
-        The photo and the mesh with the expression. No unit above 0: both as they are.
+    """The photo and the mesh of a face that performs action units, given as intensities in [0, 1] by number, of `UNITS`; both as they are
+    where none is above 0. 26 alone parts the lips too, so that a label says 25 as well. What follows x and y of a landmark is passed
+    through.
 
     Raises:
         ValueError: a unit that is not rendered, or an intensity outside [0, 1].

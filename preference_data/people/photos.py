@@ -105,14 +105,9 @@ def folder_rows(
     without an identity gets that of the nearest photo of the same person. Two names for one person are both kept, and go into the same
     split.
 
-    Args:
-        folder: of the photos.
-        shares: of train, validation and held_out.
-        seed: of the assignment.
-        cache: file in which faces are kept, so that a second run does not look for them again; a photo that has changed is looked at anew.
-        facts: consent, licence and source of photos that do not say.
-        shard: of this process; the processes look at the photos together, and each has all faces in the end.
-        track: passes the names of the photos through, to show how far the work is.
+    Faces are kept in the file `cache`, so that a second run does not look for them again; a photo that has changed is looked at anew. The
+    processes of several shards look at the photos together, and each has all faces in the end. `facts` are consent, licence and source of
+    photos that do not say; `track` passes the names of the photos through, to show how far the work is.
 
     Returns:
         Good rows, and the photos that cannot be used with the reason (line number, or position in the folder from 1).

@@ -60,16 +60,8 @@ class Certainty:
 
 
 def read_certainty(text: str, choices: Sequence[Choice], names: Sequence[str] = DIMENSIONS) -> Certainty | None:
-    """The probabilities behind the digits of a readable answer.
-
-    Args:
-        text: that one of the contracts can read.
-        choices: tokens of the text that hold a digit, at least; others are ignored.
-        names: of the dimensions that it scores, in order.
-
-    Returns:
-        None where the tokens are not there, hold several digits each, or are not those of the text.
-    """
+    """The probabilities behind the digits of an answer that one of the contracts can read, on the dimensions `names`, by its tokens that
+    hold a digit, at least; None where these are not there, hold several digits each, or are not those of the text."""
     tokens = [token for token in choices for char in token[0] if char.isdecimal()]
     places = [place for place, char in enumerate(text) if char.isdecimal()]
     found: list[dict[str, float]] = []  # of each digit: digit -> log-probability of the same token with that digit in it, where it is told
@@ -110,15 +102,9 @@ MOST_PICTURES = 3
 class TransformersBackend:
     """A vision-language model and its processor.
 
-    Questions with equally large pictures are answered together. Within such a batch the vision tower reads each different picture once
-    (`portraitkit.vlm.shared_prefix`): both orders of a comparison, and all candidates of a photo, share its passes.
-
-    Args:
-        model: in evaluation mode.
-        processor: padding on the left.
-        name: of the model, as it is reported.
-        batch_size: questions answered at once.
-        form: answers that may not be departed from but in their choices; see `portraitkit.vlm.generate.complete`.
+    Questions with equally large pictures are answered together, `batch_size` at once. Within such a batch the vision tower reads each
+    different picture once (`portraitkit.vlm.shared_prefix`): both orders of a comparison, and all candidates of a photo, share its passes.
+    Answers depart from `form` in their choices alone; see `portraitkit.vlm.generate.complete`.
     """
 
     def __init__(self, model: Any, processor: Any, *, name: str, batch_size: int = 32, form: Sequence[str] = ()) -> None:

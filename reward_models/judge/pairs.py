@@ -165,13 +165,9 @@ def drawn_scores(pair: Pair) -> dict[str, tuple[int, int]]:
 def open_pairs(
     data: str, counts: Mapping[str, int], seed: int, *, advance: Callable[[], object] = lambda: None
 ) -> dict[str, list[JudgedPair]]:
-    """The three splits, disjoint in who is in them.
-
-    Args:
-        data: embedded, or the folder of a pair set.
-        counts: most pairs of each split; 0 leaves a split out of the embedded data and takes all that a folder has.
-        seed: of the embedded training and validation pairs; the held-out ones are the same for all.
-        advance: called after each pair that was made.
+    """The three splits of the embedded data or of a pair set's folder, disjoint in who is in them. `counts` are the most pairs of each; 0
+    leaves a split out of the embedded data and takes all that a folder has. The seed is that of the embedded training and validation pairs;
+    the held-out ones are the same for all.
 
     Raises:
         DataError: the set cannot be read, a split has no judged pair, or a person is in two splits.

@@ -245,11 +245,7 @@ def judge_task(view: View, coherence: Coherence = deterministic, consistency_wei
     Parts in the mode `fixed`: form .5, coherence up to .5, the right overall choice 1, the share of right dimensions 1, and with a weight
     above 0 the position consistency: the weight where the overall choice names the same file as the greedy answer to the other order did,
     asked once before the stage. It rewards agreement with an answer that may be wrong: keep its weight well below the 1 of a right choice.
-
-    Args:
-        view: gives prompt and form; an answer in another form cannot be read.
-        coherence: of an answer, 0 to 1.
-        consistency_weight: of the position consistency.
+    An answer in another form than the view's cannot be read.
     """
 
     def score(completion: str, truth: Preference, mode: Mode) -> Score:

@@ -127,9 +127,8 @@ def macro_f1(counts: np.ndarray) -> np.ndarray:
     """Mean F1 over the units that occur in the truth; NaN where none does. Takes what `f1_of` takes, drops the last axis."""
     each = f1_of(counts)
     known = ~np.isnan(each)
-    total = np.where(known, each, 0).sum(-1)
     with np.errstate(invalid="ignore"):
-        return np.where(known.any(-1), total / known.sum(-1), np.nan)
+        return np.where(known, each, 0).sum(-1) / np.where(known.any(-1), known.sum(-1), np.nan)
 
 
 def micro_f1(counts: np.ndarray) -> np.ndarray:
@@ -139,13 +138,9 @@ def micro_f1(counts: np.ndarray) -> np.ndarray:
 
 def confusion(answers: Sequence[Answer], truths: Sequence[Expression]) -> dict[str, dict[str, int]]:
     """Rows of each true emotion by what was answered; `other` is everything that is no emotion. Only emotions that occur are rows."""
-    known = [truth.emotion for truth in truths if truth.emotion is not None]
-    columns: list[str] = [*EMOTIONS, OTHER]
-    table = {emotion: dict.fromkeys(columns, 0) for emotion in EMOTIONS if emotion in known}
-    for answer, truth in zip(answers, truths, strict=True):
-        if truth.emotion is not None:
-            table[truth.emotion][answer.emotion if answer.emotion in EMOTIONS else OTHER] += 1
-    return table
+    said = [(truth.emotion, one.emotion if one.emotion in EMOTIONS else OTHER) for one, truth in zip(answers, truths, strict=True)]
+    occurring = {emotion for emotion, _ in said}
+    return {name: {column: said.count((name, column)) for column in (*EMOTIONS, OTHER)} for name in EMOTIONS if name in occurring}
 
 
 def rouge_l(texts: Sequence[str], references: Sequence[str]) -> float:
@@ -191,20 +186,9 @@ def report(
     groups: Sequence[str] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Everything that is reported of an evaluation, as JSON values.
-
-    Args:
-        completions: one a row.
-        truths: one a row.
-        units: that are scored, see `au_list`.
-        mode: how completions are read, see `read_answer`.
-        descriptions: reference texts for ROUGE-L; rows with an empty one are left out of it.
-        groups: a name a row; the figures are given for each group, too.
-        seed: of the bootstrap.
-
-    Returns:
-        `rows`, `unreadable`, `action_units`, `emotions`, `rouge_l` and `rege` where there are descriptions, `groups` where given.
-    """
+    """Everything that is reported of an evaluation, as JSON values: `rows`, `unreadable`, `action_units`, `emotions`, `rouge_l` and `rege`
+    of the rows with a description, and the figures of each of the `groups` (a name a row) where these are given. `units` are scored, see
+    `au_list`; completions are read as `read_answer` does in this mode."""
     answers = [read_answer(completion, mode) for completion in completions]
     result: dict[str, Any] = {"mode": mode, "au_list": [f"AU{unit}" for unit in units], **_figures(answers, truths, units, seed)}
     if descriptions is not None and any(text.strip() for text in descriptions):

@@ -27,32 +27,20 @@ def area_task(
     max_angle: float = 0.0,
     name: str = "area",
 ) -> Task:
-    """The task with another reasoning tag (one setting for prompt and parser), another floor, or other shapes.
-
-    Args:
-        think_tag: name of the tag around the reasoning: the source says reasoning in its code and think in its write-up.
-        floor: the relative error is `|p - a| / max(a, floor)`; 0 makes it relative to the area alone.
-        sizes: smallest and largest dimension in axis units.
-        max_angle: the shapes' rotation in degrees, uniform in +- this.
-        name: as `--task` takes it.
-    """
+    """The task with another tag around the reasoning (one setting for prompt and parser; the source says reasoning in its code and think in
+    its write-up), another floor of the relative error (0: relative to the area alone), or other shapes (see `draw_shape`)."""
     turn = re.compile(rf"</{think_tag}>\s*<answer>")
     body = rf"(?:(?!</?(?:{think_tag}|answer)>).)*"
     whole = re.compile(rf"\s*<{think_tag}>{body}</{think_tag}>\s*<answer>\s*[0-9]+\.[0-9]{{2}}\s*</answer>\s*", re.DOTALL)
 
-    def structured(completion: str) -> bool:
-        """Whether `<think_tag>.*?</think_tag>\\s*<answer>.*?</answer>` is found anywhere, in linear time."""
-        start = completion.find(f"<{think_tag}>")
-        turned = turn.search(completion, start) if start >= 0 else None
-        return turned is not None and completion.find("</answer>", turned.end()) >= 0
-
     def score(completion: str, area: float, mode: Mode) -> Score:
         number = NUMBER.search(completion)
-        readable = number is not None and (mode == "paper" or whole.fullmatch(completion) is not None)
-        if mode == "paper":
-            form = {"two_decimals": 0.5 if number else 0.0, "structure": 0.5 if structured(completion) else 0.0}
-        else:
-            form = {"two_decimals": 0.5 if readable else 0.0, "structure": 0.5 if readable else 0.0}
+        readable = structured = number is not None and (mode == "paper" or whole.fullmatch(completion) is not None)
+        if mode == "paper":  # whether `<think_tag>.*?</think_tag>\s*<answer>.*?</answer>` is found anywhere, in linear time
+            start = completion.find(f"<{think_tag}>")
+            turned = turn.search(completion, start) if start >= 0 else None
+            structured = turned is not None and completion.find("</answer>", turned.end()) >= 0
+        form = {"two_decimals": 0.5 * readable, "structure": 0.5 * structured}
         value = float(number[1]) if number and readable else None
         correctness = -3.0 if value is None else 3 - 6 * min(1.0, abs(value - area) / max(area, floor))
         parts: dict[str, float | None] = {"correctness": correctness, **form}

@@ -59,14 +59,8 @@ def split_of(kind: Kind, width: float, height: float) -> str:
 
 
 def draw_shape(split: str, seed: int, *, sizes: tuple[float, float] = (20.0, 35.0), max_angle: float = 0.0) -> Shape:
-    """A random shape of a split that fits into the axes; equal seeds give equal shapes.
-
-    Args:
-        split: train, validation or held_out.
-        seed: of the draw.
-        sizes: smallest and largest dimension in axis units; published: (20, 35), extension (5, 35).
-        max_angle: rotation is uniform in +- this many degrees; published: 0, extension 45.
-    """
+    """A random shape of a split (train, validation or held_out) that fits into the axes; equal seeds give equal shapes. Its dimensions lie
+    between `sizes` in axis units (published: 20 to 35, extension 5 to 35), its rotation is uniform in +- `max_angle` degrees (0 and 45)."""
     random = np.random.default_rng([seed, sorted(SHARES).index(split)])
     kind = KINDS[random.integers(4)]
     while True:

@@ -22,13 +22,8 @@ Draw = Callable[[torch.Generator], Person]  # Gives a person, `SIZE` pixels wide
 
 
 def makeup_row(split: str, seed: int, *, lips_only: bool = False, draw: Draw | None = None) -> dict[str, Any]:
-    """One face with makeup, or bare, and the truth about it.
-
-    Args:
-        split: train, validation or held_out.
-        seed: equal ones give equal rows.
-        lips_only: a lipstick of the published shape and nothing else.
-        draw: gives the person.
+    """One face with makeup, or bare, and the truth about it; `lips_only` is a lipstick of the published shape and nothing else. Equal
+    splits and seeds give equal rows.
 
     Returns:
         `image` (RGB, 3 x 128 x 128, [0, 1]), `solution` (items, in the order lips, blush, eyeshadow), and where it comes from:
