@@ -2,7 +2,8 @@
 
 Large portraits that nobody retouched are rare, so groups are laid from portraits of about 1024 px, side by side, not enlarged: the people
 of one split whose photos are of the sets named by `--sets`, and as many second photos as the largest group has places left. They lie in a
-temporary folder. Memory is the peak of the command in a process of its own, seconds are of the processor.
+temporary folder. `--across 0` takes every photo by itself, at its own size. Memory is the peak of the command in a process of its own, for
+the first photo; seconds are of the processor.
 """
 
 import argparse
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path, help="a folder of portraits with metadata.jsonl, which names split and identity")
     parser.add_argument("--split", default="validation", choices=("train", "validation", "held_out"))
     parser.add_argument("--sets", nargs="+", default=["london", "canada"], help="what the identities start with")
-    parser.add_argument("--across", type=int, nargs="+", default=[1, 2, 4], help="people side by side")
+    parser.add_argument("--across", type=int, nargs="+", default=[1, 2, 4], help="people side by side; 0: one, as the photo is")
     parser.add_argument("--keep", type=Path, default=None, help="a folder for the photos before and after, to look at")
     asked = parser.parse_args()
     photos: dict[str, list[Path]] = {}
@@ -124,37 +125,47 @@ def main() -> None:
         out = asked.keep or Path(folder)
         out.mkdir(exist_ok=True, parents=True)
         for across in asked.across:
-            source, target = out / f"group-{across * TILE}.png", out / f"group-{across * TILE}-retouched.png"
-            write_image(source, group([file for _, file in places], across))
-            target.unlink(missing_ok=True)
-            memory = peak(source, target)
-            before, after = (read_image(path, lean=True).pixels for path in (source, target))
-            clock = time.process_time()
-            faces = find_faces(before, max(32, across * TILE // 40))
-            found = time.process_time()
-            plans = list(analyse(before, faces))
-            apart = time.process_time()
-            list(apply_controls(before, plans, RetouchConfig(source, target)).strips())
-            together = time.process_time()
-            centres = [(plan.mesh[:, :2].mean(0) / TILE).long().tolist() for plan in plans]
-            people = [places[y * across + x][0] for x, y in centres]
-            rows = [figures(before, after, plan) for plan in plans]
+            sources = [out / f"group-{across * TILE}.png"] if across else [file for _, file in places]
+            if across:
+                write_image(sources[0], group([file for _, file in places], across))
+            rows, people, seconds, off, memory = [], [], [0.0, 0.0, 0.0], 0, None
+            for source, (name, _) in zip(sources, places, strict=False):
+                target = out / f"{source.stem}-retouched.png"
+                target.unlink(missing_ok=True)
+                memory = memory or peak(source, target)
+                before = read_image(source, lean=True).pixels
+                clock = time.process_time()
+                faces = find_faces(before, max(32, max(before.shape[1:]) // 40))
+                found = time.process_time()
+                plans = list(analyse(before, faces))
+                apart = time.process_time()
+                strips = list(apply_controls(before, plans, RetouchConfig(source, target)).strips())
+                seconds = [sum(both) for both in zip(seconds, (found - clock, apart - found, time.process_time() - apart), strict=True)]
+                after = before.clone()
+                for start, strip in strips:
+                    after[:, start : start + strip.shape[1]] = (255 * strip).round().to(after)
+                write_image(target, unit(after))
+                centres = [(plan.mesh[:, :2].mean(0) / TILE).long().tolist() for plan in plans]
+                people += [places[y * across + x][0] for x, y in centres] if across else [name] * len(plans)
+                rows += [figures(before, after, plan) for plan in plans]
+                off = max(off, outside(before, after, plans))
             cells = {}
             for name in rows[0]:
                 values = torch.tensor([row[name] for row in rows])
                 low, high = person_interval(values, people)
                 worst = values.min() if "left" in name else values.max()
                 cells[name] = f"{float(mean_by(values, people).nanmean()):.3f} [{low:.3f}, {high:.3f}] {float(worst):.3f}"
-            cells["outside the ovals, levels"] = str(outside(before, after, plans))
-            seconds = ((found - clock), (apart - found) / len(plans), (together - apart) / len(plans))
-            cells["s: find; apart, together a face"] = "; ".join(f"{one:.2f}" for one in seconds)
+            cells["outside the ovals, levels"] = str(off)
+            each = (seconds[0] / len(sources), seconds[1] / len(rows), seconds[2] / len(rows))
+            cells["s: find a photo's; apart, together a face"] = "; ".join(f"{one:.2f}" for one in each)
             cells["peak, GB"] = f"{memory:.3f}"
             if not table.columns:
                 table.add_column("photo, faces, people")
                 for name in cells:
                     table.add_column(name, justify="right")
-            table.add_row(f"{across * TILE}; {len(plans)} of {across**2}; {len(set(people))}", *cells.values())
-    Console(width=240).print(table)
+            title = f"{across * TILE}; {len(rows)} of {across**2}" if across else f"{len(sources)} photos; {len(rows)}"
+            table.add_row(f"{title}; {len(set(people))}", *cells.values())
+    Console(width=240, markup=False).print(table)  # an interval is no markup
 
 
 if __name__ == "__main__":

@@ -335,7 +335,11 @@ def test_the_line_and_the_zoom(page, photos):
     page.mouse.down()
     page.mouse.move(box["x"] + 180, box["y"] + box["height"] - 160, steps=3)
     page.mouse.up()
-    assert page.evaluate("document.body.dataset.view") != before
+    moved = page.evaluate("document.body.dataset.view")
+    assert moved != before
+    page.keyboard.press("r")
+    settled(page)
+    assert page.evaluate("document.body.dataset.view") == moved, "Reset is of the controls: who looks at a spot goes on looking at it"
 
 
 def test_several_photos_and_one_that_has_no_face(page, photos):

@@ -75,13 +75,13 @@
     element("all").textContent = `Download all ${photos.length}`;
   }
   function show(photo) {
+    if (photo !== current) { view.zoom = 1; view.x = view.y = 0.5; }
     current = photo;
     before.src = `/photo/${photo.id}/before.jpg`;
     after.src = before.src;
     drawn = "";
     SLIDERS.forEach((name) => { element(name).value = photo.settings[name]; });
     element("children").checked = photo.settings.children;
-    view.zoom = 1; view.x = view.y = 0.5;
     strip();
     rings();
     place();
