@@ -48,12 +48,15 @@ def build_qwen3_vl(texts: Sequence[str], words: Sequence[str] = ()) -> tuple[Any
     return _build(Qwen3VLForConditionalGeneration, Qwen3VLConfig, vision, text, texts, words)
 
 
-def build_qwen3_5(texts: Sequence[str], words: Sequence[str] = ()) -> tuple[Any, Any]:
-    """The same of Qwen3.5."""
+def build_qwen3_5(texts: Sequence[str], words: Sequence[str] = (), *, rounds: int = 1) -> tuple[Any, Any]:
+    """The same of Qwen3.5; with more rounds, each has three layers of linear attention before one of full, as the published ones."""
     from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
     rope = ROPE | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.25}
-    return _build(Qwen3_5ForConditionalGeneration, Qwen3_5Config, VISION, TEXT | LINEAR | {"rope_parameters": rope}, texts, words)
+    text = TEXT | LINEAR | {"rope_parameters": rope}
+    if rounds > 1:
+        text |= {"num_hidden_layers": 4 * rounds, "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * rounds}
+    return _build(Qwen3_5ForConditionalGeneration, Qwen3_5Config, VISION, text, texts, words)
 
 
 def _build(kind: Any, config: Any, vision: Any, text: Any, texts: Sequence[str], words: Sequence[str]) -> tuple[Any, Any]:

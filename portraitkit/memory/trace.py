@@ -83,21 +83,14 @@ def fused_attention() -> Iterator[None]:
 
 
 def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False, **how: Any
 ) -> Tensor:
-    if enable_gqa:
+    if how.get("enable_gqa"):
         key, value = (heads.repeat_interleave(query.shape[1] // heads.shape[1], 1) for heads in (key, value))
     if attn_mask is not None:  # fused kernels take a mask of numbers
         attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device="meta")
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return fused(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+    return fused(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=how.get("scale"))[0]
 
 
 @contextmanager
@@ -110,27 +103,28 @@ def tracing(held: Iterable[Tensor] = ()) -> Iterator[LiveBytes]:
 def added_bytes(held: Sequence[Tensor], compute: Callable[[], Any], *networks: nn.Module) -> int:
     """Most bytes that a computation on the meta device adds to the tensors that are held: the model, and gradients that are there already.
 
-    Its result is alive at the end; deep stacks of blocks of the `networks` are not run whole, see `by_depth`.
+    Its result counts; deep stacks of blocks of the `networks` are not run whole, see `by_depth`.
     """
 
     def once() -> int:
         with tracing(held) as live:
             before = live.now
-            result = compute()
-        del result
+            compute()
         return live.peak - before
 
     return by_depth([stack for network in networks for stack in stacks_of(network)], once)
 
 
 def by_depth(stacks: Sequence[nn.ModuleList], measure: Callable[[], int]) -> int:
-    """What `measure` gives for a model with deep stacks of equal blocks, from measurements with 2 and 3 blocks a stack.
+    """What `measure` gives for a model with deep stacks of blocks, from measurements with 2 and 3 of them a stack.
 
     What a pass holds at its peak grows by the same bytes with each block: what the block keeps for the backward (with checkpointing, its
-    input). Stacks of at most `SHALLOW` blocks are measured as they are.
+    input). Where kinds of blocks take turns, as Qwen3.5's linear and full attention do, it grows so with each round of them, and one and
+    two rounds are measured. Stacks of at most `SHALLOW` blocks are measured as they are.
     """
     deep = [stack for stack in stacks if len(stack) > SHALLOW]
-    depths, whole = [len(stack) for stack in deep], [stack._modules for stack in deep]
+    depths, whole, rounds = [len(stack) for stack in deep], [stack._modules for stack in deep], [_round(stack) for stack in deep]
+    few = [2 + (depth - 2) % length for depth, length in zip(depths, rounds, strict=True)]
 
     def cut(lengths: Sequence[int]) -> int:
         for stack, modules, length in zip(deep, whole, lengths, strict=True):
@@ -138,13 +132,20 @@ def by_depth(stacks: Sequence[nn.ModuleList], measure: Callable[[], int]) -> int
         return measure()
 
     try:
-        total = base = cut([2] * len(deep))
+        total = base = cut(few)
         for place, depth in enumerate(depths):
-            total += (depth - 2) * (cut([2 + (place == other) for other in range(len(deep))]) - base)
+            more = cut([*few[:place], few[place] + rounds[place], *few[place + 1 :]]) - base
+            total += (depth - few[place]) // rounds[place] * more
     finally:
         for stack, modules in zip(deep, whole, strict=True):
             stack._modules = modules
     return total
+
+
+def _round(stack: nn.ModuleList) -> int:
+    """After how many blocks their kinds, by names and shapes of their parameters, begin anew; all of them where they never do."""
+    kinds = [[(name, parameter.shape) for name, parameter in block.named_parameters()] for block in stack]
+    return next(length for length in range(1, len(kinds) + 1) if kinds[length:] == kinds[:-length])
 
 
 def stacks_of(module: nn.Module) -> list[nn.ModuleList]:

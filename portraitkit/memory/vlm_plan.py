@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from portraitkit.memory.plan import Change, Memory, Shards, check_fits, device_limit, print_table, set_to
-from portraitkit.memory.vlm_trace import Load, ModelSizes, ModelSpec, generation_bytes, model_sizes, read_bytes, update_bytes
+from portraitkit.memory.vlm_trace import Load, ModelSpec, generation_bytes, model_sizes, read_bytes, update_bytes
 from portraitkit.vlm.model import be_quiet
 from portraitkit.vlm.trainer_arguments import batch_of, deepspeed_file, grpo_values, lora_arguments, parse_extra, sft_values, taken
 from portraitkit.vlm.trainer_options import TrainerOptions
@@ -64,56 +64,53 @@ class Planner:
 
     def memory(self, options: TrainerOptions) -> Memory | None:
         """What one device holds and needs; None where the model's architecture is not known."""
+        from trl import GRPOConfig
+
         spec = self.spec(options)
-        sizes = model_sizes(spec)
-        return None if sizes is None else _memory(self, options, spec, sizes)
+        if (sizes := model_sizes(spec)) is None:
+            return None
+        shards = _shards(options)
+        trained, batch = sizes.trained, batch_of(options)
+        answers, at_once = batch.answers, batch.at_once
+        generated, updated, imitated = (self.load(options, rows) for rows in (answers, at_once, options.sft_batch))
+        extra = parse_extra(options.trl, GRPOConfig)
+        vllm = extra.get("vllm_mode", "server") if extra.get("use_vllm") else None
+        share = float(extra.get("vllm_gpu_memory_utilization", 0.3)) if vllm == "colocate" else 0.0
+        limit = device_limit(options.device_memory, options.device)
+        gathered = 2 * sizes.largest_block if shards.of_weights > 1 else 0
+        reference = sizes.weights if options.beta > 0 and options.rank == 0 and "grpo" in self.stages else 0
+        held = {
+            "weights": sizes.weights // shards.of_weights + gathered,
+            "LoRA": sizes.adapter // shards.of_weights,
+            "reference copy": reference // shards.of_weights,
+            "optimiser states": trained.states("adamw", shards),
+            "vLLM, colocated": int(share * (limit or 0)),
+        }
+        elsewhere = trained.size - trained.size // shards.of_state  # gradients that other devices keep
+        whole = sizes.weights - sizes.weights // shards.of_weights  # answers are generated with all weights on each device
+        phases: dict[str, int] = {}
 
-
-def _memory(planner: Planner, options: TrainerOptions, spec: ModelSpec, sizes: ModelSizes) -> Memory:
-    from trl import GRPOConfig
-
-    shards = _shards(options)
-    trained, batch = sizes.trained, batch_of(options)
-    answers, at_once = batch.answers, batch.at_once
-    generated, updated, imitated = (planner.load(options, rows) for rows in (answers, at_once, options.sft_batch))
-    extra = parse_extra(options.trl, GRPOConfig)
-    vllm = extra.get("vllm_mode", "server") if extra.get("use_vllm") else None
-    share = float(extra.get("vllm_gpu_memory_utilization", 0.3)) if vllm == "colocate" else 0.0
-    limit = device_limit(options.device_memory, options.device)
-    gathered = 2 * sizes.largest_block if shards.of_weights > 1 else 0
-    reference = sizes.weights if options.beta > 0 and options.rank == 0 and "grpo" in planner.stages else 0
-    held = {
-        "weights": sizes.weights // shards.of_weights + gathered,
-        "LoRA": sizes.adapter // shards.of_weights,
-        "reference copy": reference // shards.of_weights,
-        "optimiser states": trained.states("adamw", shards),
-        "vLLM, colocated": int(share * (limit or 0)),
-    }
-    elsewhere = trained.size - trained.size // shards.of_state  # gradients that other devices keep
-    whole = sizes.weights - sizes.weights // shards.of_weights  # answers are generated with all weights on each device
-    phases: dict[str, int] = {}
-
-    if {"sft", "reject"} & set(planner.stages):
-        phases[f"sft, {options.sft_batch} rows at once"] = update_bytes(spec, imitated, accumulated=False) - elsewhere
-    if {"grpo", "reject"} & set(planner.stages) and vllm is None:
-        phases[f"generation, {answers} answers at once"] = whole + generation_bytes(spec, generated)
-    if "grpo" in planner.stages:
-        pixels = 4 * sizes.values_per_token * generated.picture_tokens * generated.pictures * generated.rows
-        held["pictures of a step"] = pixels
-        if reference:
-            phases["reference's log-probabilities"] = read_bytes(replace(spec, lora=None), updated, scored=True)
-        phases[f"grpo update, {at_once} sequences at once"] = update_bytes(spec, updated, accumulated=batch.parts > 1) - elsewhere
-    phases["evaluation, generation"] = whole + generation_bytes(spec, planner.load(options, options.generation_batch))
-    step = trained.size // shards.of_state
-    phases["optimiser step"] = step + (step if spec.gpu else trained.largest)
-    notes = {
-        "gradients": f"{trained.size / shards.of_state / 2**20:.1f} MiB, within sft, update and optimiser step",
-        "activations, checkpointing": "on" if spec.checkpointing else "off",
-        "attention": "fused (SDPA), no score matrix; head fused (TRL), no matrix of logits",
-    }
-    if shards.devices > 1 or shards.kind != "none":
-        notes["split"] = f"{shards.kind} over {shards.devices} devices"
-    return Memory(sizes.parameters, trained.values, held, phases, spec.gpu, notes)
+        if {"sft", "reject"} & set(self.stages):
+            phases[f"sft, {options.sft_batch} rows at once"] = update_bytes(spec, imitated, accumulated=False) - elsewhere
+        if {"grpo", "reject"} & set(self.stages) and vllm is None:
+            phases[f"generation, {answers} answers at once"] = whole + generation_bytes(spec, generated)
+        if "grpo" in self.stages:
+            pixels = 4 * sizes.values_per_token * generated.picture_tokens * generated.pictures * generated.rows
+            held["pictures of a step"] = pixels
+            if reference:
+                phases["reference's log-probabilities"] = read_bytes(replace(spec, lora=None), updated, scored=True)
+            phases[f"grpo update, {at_once} sequences at once"] = update_bytes(spec, updated, accumulated=batch.parts > 1) - elsewhere
+        phases["evaluation, generation"] = whole + generation_bytes(spec, self.load(options, options.generation_batch))
+        step = trained.size // shards.of_state
+        phases["optimiser step"] = step + (step if spec.gpu else trained.largest)
+        notes = {
+            "gradients": f"{trained.size / shards.of_state / 2**20:.1f} MiB, within sft, update and optimiser step",
+            "activations, checkpointing": "on" if spec.checkpointing else "off",
+            "attention": "fused (SDPA), no score matrix; head fused (TRL), no matrix of logits",
+        }
+        if shards.devices > 1 or shards.kind != "none":
+            notes["split"] = f"{shards.kind} over {shards.devices} devices"
+        return Memory(sizes.parameters, trained.values, held, phases, spec.gpu, notes)
 
 
 def _largest_picture(model: str) -> int | None:
@@ -161,23 +158,14 @@ def changes(*, lora: bool = True) -> list[Change[TrainerOptions]]:
     """What may be changed to make a run fit, the least painful first; a LoRA in place of all weights only with `lora`."""
     return [
         lambda options: None if options.last_norm else set_to(options, gradient_checkpointing=True),
-        _one_answer_at_a_time,
+        lambda options: set_to(options, accumulation_steps=options.prompts_per_step * options.group_size),  # an answer at a time
         _at_most("sft_batch", 1),
         _at_most("generation_batch", 8),
-        *([_lora] if lora else []),
+        *([lambda options: None if options.rank or options.last_norm else set_to(options, rank=64, lora_alpha=128)] if lora else []),
         _at_most("max_pixels", 401408),
         _fewer("group_size", 4),
         _fewer("prompts_per_step", 1),
     ]
-
-
-def _one_answer_at_a_time(options: TrainerOptions) -> TrainerOptions | None:
-    answers = options.prompts_per_step * options.group_size
-    return set_to(options, accumulation_steps=answers) if options.accumulation_steps < answers else None
-
-
-def _lora(options: TrainerOptions) -> TrainerOptions | None:
-    return set_to(options, rank=64, lora_alpha=128) if options.rank == 0 and not options.last_norm else None
 
 
 def _at_most(name: str, value: int) -> Change[TrainerOptions]:

@@ -58,8 +58,9 @@ class ModelSizes:
     trained: Trained
     adapter: int  # Bytes of the LoRA, which stand beside the weights; 0 without one
     largest_block: int
-    layers: int
-    cache_per_token: int  # Bytes of keys and values of a token in all layers
+    layers: int  # That keep keys and values
+    cache_per_token: int  # Bytes of keys and values of a token in all layers that have some
+    cache_per_row: int  # Bytes of the states of linear attention of a sequence, whatever its length
     vocabulary: int
     token_side: int  # Pixels along a side of what one token of a picture covers
     values_per_token: int  # Values of a picture's patches behind one of its tokens
@@ -76,6 +77,9 @@ def model_sizes(spec: ModelSpec) -> ModelSizes | None:
     blocks = [size_of(tensors_of(module)) for module in model.modules() if type(module).__name__.endswith(("DecoderLayer", "Block"))]
     text, width = model.config.get_text_config(), next(model.parameters()).element_size()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    linear = [module for module in model.modules() if type(module).__name__.endswith("GatedDeltaNet")]
+    states = sum(4 * net.num_v_heads * net.head_k_dim * net.head_v_dim + width * net.conv_dim * net.conv_kernel_size for net in linear)
+    layers = text.num_hidden_layers - len(linear)
     vision = model.config.vision_config
     side = vision.patch_size * getattr(vision, "spatial_merge_size", 1)
     whole, trained = _trainable(model, spec)
@@ -86,8 +90,9 @@ def model_sizes(spec: ModelSpec) -> ModelSizes | None:
         Trained(tuple((p.numel(), p.element_size()) for p in trained)),
         adapter,
         max(blocks, default=0),
-        text.num_hidden_layers,
-        2 * text.num_hidden_layers * text.num_key_value_heads * head * width,
+        layers,
+        2 * layers * text.num_key_value_heads * head * width,
+        states,
         text.vocab_size,
         side,
         3 * getattr(vision, "temporal_patch_size", 1) * side**2,
@@ -103,7 +108,8 @@ def update_bytes(spec: ModelSpec, load: Load, *, accumulated: bool) -> int:
     exact = all(len(stack) <= SHALLOW for stack in stacks)
     dropped = [] if exact else [p for stack in stacks for p in stack.parameters() if p.requires_grad]
     # the gradients of blocks are added below: their sum grows while what the blocks kept shrinks
-    hooks = [parameter.register_post_accumulate_grad_hook(_drop) for parameter in {id(p): p for p in dropped}.values()]
+    each = {id(p): p for p in dropped}.values()
+    hooks = [parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None)) for parameter in each]
     measured: list[int] = []
 
     def once() -> int:
@@ -153,10 +159,6 @@ def _all_at_once(attention: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any
     return args, {**kwargs, "cu_seqlens": torch.tensor([0, len(args[0])])}
 
 
-def _drop(parameter: Tensor) -> None:
-    parameter.grad = None
-
-
 @lru_cache(maxsize=32)
 def read_bytes(spec: ModelSpec, load: Load, *, scored: bool) -> int:
     """Bytes that a forward without gradients adds: for the log-probabilities of answers if `scored`, else to begin an answer, with keys and
@@ -177,9 +179,8 @@ def generation_bytes(spec: ModelSpec, load: Load) -> int:
     """Bytes that answers of a batch add: the prompt is read at once, then keys and values grow, a layer's old and new ones side by side."""
     sizes = model_sizes(spec)
     assert sizes is not None
-    cache = sizes.cache_per_token * load.rows * load.length
-    logits = 16 * load.rows * sizes.vocabulary
-    return max(read_bytes(replace(spec, lora=None), load, scored=False), cache + cache // sizes.layers + logits)
+    cache, rest = sizes.cache_per_token * load.rows * load.length, load.rows * (sizes.cache_per_row + 16 * sizes.vocabulary)
+    return max(read_bytes(replace(spec, lora=None), load, scored=False), cache + cache // sizes.layers + rest)
 
 
 def _trainable(model: Any, spec: ModelSpec) -> tuple[Any, list[Tensor]]:
@@ -214,6 +215,7 @@ def hidden_states(model: Any, load: Load, *, cache: bool = False) -> Tensor:
         words = torch.empty(load.rows, length, dtype=torch.long)
         positions = torch.empty(3, load.rows, length, dtype=torch.long)
         mask = torch.empty(load.rows, 1, length, length, dtype=torch.bool)
+        seen_words = torch.empty(load.rows, length, dtype=torch.long)
         places = torch.empty(load.rows, length, 1, dtype=torch.bool)
         spots = torch.empty(count * patches, 2, dtype=torch.long)
         near = {"interp_indices": torch.empty(count * patches, 4, dtype=torch.long), "interp_weights": torch.empty(count * patches, 4)}
@@ -222,7 +224,8 @@ def hidden_states(model: Any, load: Load, *, cache: bool = False) -> Tensor:
     seen = core.visual(pixels, grid_thw=grid, position_ids=spots, **learned).pooler_output
     embedded = core.language_model.embed_tokens(words)
     embedded = embedded.masked_scatter(places.expand_as(embedded), seen.to(embedded.dtype))
-    seen_by = mask if learned else {"full_attention": mask}
+    kinds = hasattr(model.config.get_text_config(), "layer_types")  # Qwen3-VL's has none
+    seen_by = {"full_attention": mask, "linear_attention": seen_words} if kinds else mask
     out = core.language_model(inputs_embeds=embedded, position_ids=positions, attention_mask=seen_by, use_cache=cache, return_dict=True)
     return out.last_hidden_state
 

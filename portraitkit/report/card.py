@@ -53,6 +53,7 @@ KNOWN = {
     "Qwen/Qwen2.5-VL-3B-Instruct": Licence("other", "qwen-research", QWEN.format(size="3B")),
     "Qwen/Qwen2.5-VL-7B-Instruct": Licence("apache-2.0"),
     "Qwen/Qwen3-VL-8B-Instruct": Licence("apache-2.0"),
+    "Qwen/Qwen3.5-9B": Licence("apache-2.0"),
     "Qwen/Qwen2.5-VL-32B-Instruct": Licence("apache-2.0"),
     "Qwen/Qwen2.5-VL-72B-Instruct": Licence("other", "qwen", QWEN.format(size="72B")),
 }

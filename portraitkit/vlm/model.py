@@ -10,6 +10,7 @@ import torch
 from portraitkit.errors import ConfigError, WeightsError, reason_of
 from portraitkit.files.jsonl import read_json
 from portraitkit.runs.checkpoint import check_weights
+from portraitkit.vlm.rows import messages
 
 EMBEDDED = Path(__file__).parent / "embedded"  # The tiny Qwen2.5-VL that ships with the package; `tools.embedded.vlm` builds it
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -47,7 +48,7 @@ def model_path(source: str) -> str:
 
 def load_processor(source: str, *, max_pixels: int | None = None) -> Any:
     """The model's processor (see `model_path`), padding on the left; pictures of more than `max_pixels` are scaled down before they become
-    tokens.
+    tokens. An answer begins where the assistant's turn does: what a template would say there first, as Qwen3.5's `<think>`, is left out.
 
     Raises:
         WeightsError: nothing can be loaded from there.
@@ -61,6 +62,12 @@ def load_processor(source: str, *, max_pixels: int | None = None) -> Any:
         raise WeightsError(f"--model {source}: no processor could be loaded ({reason_of(error)}); {_where(source)}") from error
     if not hasattr(processor, "image_processor"):
         raise WeightsError(f"--model {source}: that model takes no pictures; give a vision-language model")
+    if "<think>" in (processor.chat_template or ""):
+        plain = (EMBEDDED / "chat_template.jinja").read_text(encoding="utf-8")
+        how = {"tokenize": False, "add_generation_prompt": True}
+        asked, own = (processor.apply_chat_template(messages("?"), chat_template=template, **how) for template in (plain, None))
+        if own != asked and own.startswith(asked):
+            processor.chat_template = plain
     if max_pixels is not None:
         size = dict(processor.image_processor.size)
         if "longest_edge" not in size:
@@ -213,8 +220,7 @@ PUBLISHED: dict[str, dict[str, Any]] = read_json(Path(__file__).with_name("publi
 
 
 def meta_model(source: str) -> Any:
-    """The model without data, on the meta device; None where neither the files nor our table know it, and for one whose blocks differ in
-    kind, as Qwen3.5's do: what its deep stack takes cannot be told from two blocks.
+    """The model without data, on the meta device; None where neither the files nor our table know it.
 
     Raises:
         WeightsError: a folder that holds no model.
@@ -222,7 +228,7 @@ def meta_model(source: str) -> Any:
     from transformers import AutoModelForImageTextToText
 
     config = configuration_of(source)
-    if config is None or "linear_attention" in (getattr(config.get_text_config(), "layer_types", None) or ()):
+    if config is None:
         return None
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config)

@@ -169,8 +169,8 @@ def each(prompt: str | Sequence[str], count: int) -> list[str]:
 class VllmBackend:
     """A model in vLLM's engine (`vllm.LLM`), which batches and caches pictures itself (`enable_prefix_caching`)."""
 
-    def __init__(self, engine: Any, name: str) -> None:
-        self.engine, self.name = engine, name
+    def __init__(self, engine: Any, name: str, template: str | None) -> None:
+        self.engine, self.name, self.template = engine, name, template
 
     @classmethod
     def load(cls, source: str) -> "VllmBackend":
@@ -180,7 +180,8 @@ class VllmBackend:
         except ImportError as error:
             raise WeightsError(f"judge vllm:{source}: vLLM is not installed; pip install vllm, or leave vllm: out") from error
         try:
-            return cls(LLM(model=source, limit_mm_per_prompt={"image": MOST_PICTURES}, enable_prefix_caching=True), source)
+            engine = LLM(model=source, limit_mm_per_prompt={"image": MOST_PICTURES}, enable_prefix_caching=True)
+            return cls(engine, source, load_processor(source).chat_template)  # in which an answer begins with its own thought
         except (OSError, ValueError) as error:
             raise WeightsError(f"judge vllm:{source}: could not be loaded ({reason_of(error)}); check the id") from error
 
@@ -198,7 +199,7 @@ class VllmBackend:
             chats.append([{"role": "user", "content": [*content, {"type": "text", "text": text}]}])
         sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, logprobs=TOP, repetition_penalty=1.0)
         said = []
-        for output, *_ in (answer.outputs for answer in self.engine.chat(chats, sampling, use_tqdm=False)):
+        for output, *_ in (answer.outputs for answer in self.engine.chat(chats, sampling, chat_template=self.template, use_tqdm=False)):
             choices: list[Choice] = []
             for token, places in zip(output.token_ids, output.logprobs or [], strict=False):
                 if token in places and (text := places[token].decoded_token) is not None:

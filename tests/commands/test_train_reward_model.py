@@ -211,7 +211,7 @@ def test_every_recipe_parses_and_dry_runs(command, pair_set, name):
     assert code == 0, err
     assert "peak, estimated" in out and "trl.SFTConfig" in out and "trl.GRPOConfig" in out
     assert ("zero3.json" in out.replace("\n", "")) == name.endswith("zero3")
-    parameters = {"qwen2": "8,292,166,656", "qwen3": "8,767,123,696"}
+    parameters = {"qwen2": "8,292,166,656", "qwen3_vl": "8,767,123,696", "qwen3_5": "9,409,813,744"}
     assert (
         all((count in out) == name.startswith(model) for model, count in parameters.items())
         and not (pair_set.parent.parent / "runs").exists()

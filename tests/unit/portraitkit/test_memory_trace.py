@@ -92,6 +92,19 @@ def test_a_deep_stack_is_extended_from_a_shallow_one(again):
     assert seen == [depth, 2, 3] and len(net.layers) == depth
 
 
+@pytest.mark.parametrize(("pattern", "runs"), [("LLLF" * 4, [4, 8]), ("LF" * 5 + "L", [3, 5]), ("L" * 9 + "F", [10, 10])])
+def test_kinds_of_blocks_that_take_turns_are_extended_by_rounds(pattern, runs):
+    with torch.device("meta"):
+        stack = nn.ModuleList(nn.Linear(4, 4 if kind == "L" else 8) for kind in pattern)
+    seen: list[int] = []
+
+    def measure() -> int:
+        seen.append(len(stack))
+        return 5 + sum(module.weight.numel() for module in stack)
+
+    assert by_depth([stack], measure) == 5 + sum(module.weight.numel() for module in stack) and seen == runs
+
+
 def test_a_shallow_stack_is_run_whole():
     net = Net(False, 4)
     assert by_depth(stacks_of(net), lambda: 10 * len(net.layers)) == 40

@@ -246,8 +246,8 @@ class Engine:
     def __init__(self, **options):
         self.options = options
 
-    def chat(self, chats, sampling, use_tqdm):
-        assert sampling.logprobs == 20 and len(chats[0][0]["content"]) == 4
+    def chat(self, chats, sampling, chat_template, use_tqdm):
+        assert chat_template == "as loaded" and sampling.logprobs == 20 and len(chats[0][0]["content"]) == 4
         text = write_answer(answer(4, 3, "first"))
         ids = list(range(len(text)))
         places = [{token: SimpleNamespace(decoded_token=char, logprob=-0.1), -1: SimpleNamespace(decoded_token="2", logprob=-2.4)}
@@ -257,6 +257,7 @@ class Engine:
 
 def test_vllm_is_asked_for_chats_and_log_probabilities(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Engine, SamplingParams=lambda **options: SimpleNamespace(**options)))
+    monkeypatch.setattr("reward_models.judge.backends.load_processor", lambda source: SimpleNamespace(chat_template="as loaded"))
     judge = load_judge("vllm:some/model")
     (one,) = judge.judge([Comparison(picture(0), picture(0.9), picture(0.1))])
     assert isinstance(one, Judgement) and one.flipped and one.log_odds == pytest.approx(0)

@@ -1,7 +1,10 @@
 """What was made for Qwen2-VL, with a tiny Qwen3-VL and a tiny Qwen3.5: read-once, the frozen tower, tokens, `--max-pixels`, GRPO."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import trl
 from tiny_qwen3_vl import build_qwen3_5, build_qwen3_vl
 from tiny_vlm import CHANCE
 from transformers import TrainerCallback
@@ -11,7 +14,7 @@ from portraitkit.vlm import generate
 from portraitkit.vlm.context import limit_of, picture_tokens
 from portraitkit.vlm.generate import complete
 from portraitkit.vlm.model import be_quiet, check_frozen, load_model, load_processor, train_last_norm, vision_tower
-from portraitkit.vlm.rows import Row
+from portraitkit.vlm.rows import Row, messages
 from portraitkit.vlm.shared_prefix import other_forward
 from portraitkit.vlm.trainer_arguments import grpo_arguments, lora_arguments, start_processes
 from portraitkit.vlm.trainer_options import TrainerOptions
@@ -81,13 +84,33 @@ def test_grpo_trains_a_lora_and_leaves_the_tower(folder, tmp_path):
     assert changed and all("lora_" in name and "visual" not in name for name in changed)
 
 
-def test_a_model_with_two_kinds_of_blocks_is_said_not_to_be_known(folder):
-    """What a plan measures with two blocks of a stack says nothing of the others, where only some of them attend."""
-    assert (model_sizes(ModelSpec(folder, "float32")) is None) == ("qwen3_5" in folder)
+@pytest.mark.parametrize("kind", ["think", "nothink"])
+def test_an_answer_begins_with_its_own_thought(kind, tmp_path):
+    """Qwen3.5's published templates, as TRL ships them, open or close one in the prompt: `<think>` would be missing from what is read."""
+    model, processor = build_qwen3_5(["Area? one two three"] * 3)
+    model.save_pretrained(tmp_path)
+    processor.chat_template = (Path(trl.__file__).parent / "chat_templates" / f"qwen3_5_{kind}.jinja").read_text()
+    processor.save_pretrained(tmp_path)
+    turns, target = messages("Area?", pictures=2), "<think>\nsmall</think><answer>1</answer>"
+    asked = "<|im_start|>user\n" + "<|vision_start|><|image_pad|><|vision_end|>" * 2 + "Area?<|im_end|>\n<|im_start|>assistant\n"
+    own = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert own.removeprefix(asked) == ("<think>\n" if kind == "think" else "<think>\n\n</think>\n\n")
+    loaded = load_processor(str(tmp_path))
+    assert loaded.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) == asked
+    assert loaded.apply_chat_template(messages("Area?", target, pictures=2), tokenize=False) == f"{asked}{target}<|im_end|>\n"
 
 
-def test_the_published_model_is_planned():
-    spec = ModelSpec("Qwen/Qwen3-VL-8B-Instruct", "bfloat16", gpu=True)
+@pytest.mark.parametrize(
+    ("name", "parameters", "bytes_per_token", "bytes_per_row"),
+    [
+        ("Qwen/Qwen3-VL-8B-Instruct", 8_767_123_696, 36 * 2 * 8 * 128 * 2, 0),
+        ("Qwen/Qwen3.5-9B", 9_409_813_744, 8 * 2 * 4 * 256 * 2, 24 * (32 * 128 * 128 * 4 + (2 * 16 + 32) * 128 * 4 * 2)),
+    ],
+)
+def test_the_published_models_are_planned(name, parameters, bytes_per_token, bytes_per_row):
+    """Of Qwen3.5's 32 layers 8 keep keys and values; the others have a state, in float32, and the last 4 tokens of a convolution."""
+    spec = ModelSpec(name, "bfloat16", gpu=True)
     known = model_sizes(spec)
-    assert known is not None and known.parameters == 8_767_123_696 and known.token_side == 32
+    assert known is not None and known.parameters == parameters and known.token_side == 32
+    assert (known.cache_per_token, known.cache_per_row) == (bytes_per_token, bytes_per_row)
     assert generation_bytes(spec, Load(1, 1, 64, 20, 8)) > 0
