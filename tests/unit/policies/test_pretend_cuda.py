@@ -200,9 +200,17 @@ def test_rollouts_for_pairs_are_the_cpus():
 
 def test_what_comes_back_to_the_cpu_has_a_reason():
     """In rollout, update and rewards every line that moves something there says why."""
-    root, without = Path(__file__).parents[3], []
-    for package in ("policies/retoucher", "reward_models"):
-        for path in (root / package).rglob("*.py"):
-            lines = path.read_text(encoding="utf-8").splitlines()
-            without += [f"{path}: {line}" for line in lines if re.search(r"\.cpu\(\)|\.to\(.cpu.\)", line) and "  # " not in line]
-    assert not without
+    assert not [line for line in lines_with(r"\.cpu\(\)|\.to\(.cpu.\)") if "  # " not in line]
+
+
+def test_what_is_drawn_on_the_cpu_is_drawn_by_a_seed():
+    """By a generator of its own: a seed's noise is then the same on each device. What a plan draws has no data."""
+    drawn = [line for line in lines_with(r"torch\.(Generator|rand\w*|normal|multinomial|bernoulli)\(") if "architectures.py" not in line]
+    assert len(drawn) > 9 and not [line for line in drawn if "generator=" not in line and ".manual_seed(" not in line]
+
+
+def lines_with(words: str) -> list[str]:
+    """Lines of the rollout, update and reward path in which a pattern is found, each after its file."""
+    root = Path(__file__).parents[3]
+    files = [path for package in ("policies/retoucher", "reward_models") for path in (root / package).rglob("*.py")]
+    return [f"{path}: {line}" for path in files for line in path.read_text(encoding="utf-8").splitlines() if re.search(words, line)]
