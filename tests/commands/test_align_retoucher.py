@@ -52,7 +52,7 @@ LARGE = [name for name in recipe_names(RetoucherConfig) if load_config(Retoucher
 TWIN_OF = dict.fromkeys(
     ["dpg_klein_8x80gb", "dpg_kontext_1x80gb", "dpg_kontext_8x80gb", "dpg_qwen_image_edit_8x80gb"], "beautygrpo_kontext"
 )
-TWIN_OF["dpg_klein_1x24gb"] = "dpg_kontext_1x24gb"
+TWIN_OF |= {"dpg_klein_1x24gb": "dpg_kontext_1x24gb", "nft_klein_8x80gb": "nft_kontext_8x80gb"}
 """Recipes that are the same run as another one's where both run on the embedded model: they differ in model, devices and sizes alone."""
 
 
