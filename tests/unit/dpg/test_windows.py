@@ -33,6 +33,12 @@ def test_segments_are_drawn_anew_each_iteration_and_each_seed() -> None:
     assert draws[25] == stochastic_steps("segments", 28, seed=1, iteration=5)
 
 
+def test_the_draws_of_a_seed_stay_what_they_are() -> None:
+    """A run that is resumed with a later version draws the steps it would have drawn."""
+    assert [stochastic_steps("segments", 28, seed=1, iteration=i) for i in (0, 5, 6)] == [[8, 14, 26], [4, 16, 21], [8, 12, 20]]
+    assert stochastic_steps("window", 20, seed=2, iteration=3, start=None) == [11, 12]
+
+
 @given(
     window=st.sampled_from(WINDOWS),
     num_steps=st.integers(4, 40),

@@ -50,6 +50,12 @@ def test_advantages_are_standardised_inside_each_group_in_any_order():
     close(group_advantages(rewards, groups, eps=1.0).values, reals(-1 / 2, -10 / 11, 0, 10 / 11, 1 / 2, 0))
 
 
+def test_equal_rewards_below_zero_are_a_group_without_spread():
+    advantages = group_advantages(reals(-0.1, -0.1, -0.1, -0.3, -0.2, -0.1), ints(0, 0, 0, 1, 1, 1), eps=0.0)
+    close(advantages.values, reals(0, 0, 0, -1, 0, 1))
+    assert advantages.zero_groups == 1
+
+
 @pytest.mark.parametrize("missing", [NAN, INF, -INF])
 def test_unscorable_rewards_are_out_of_the_statistics(missing):
     advantages = group_advantages(reals(1, missing, 3, 5, 7), ints(0, 0, 0, 1, 1), eps=0.0)

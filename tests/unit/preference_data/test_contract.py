@@ -34,6 +34,12 @@ def test_what_is_written_is_read(answer):
     assert read_answer(write_answer(answer)) == answer
 
 
+def test_one_dimension_has_no_averages():
+    titles, answer = {"texture": TITLES["texture"]}, Answer({"texture": (4, 2)}, "first", "pores")
+    assert "Average" not in write_answer(answer, titles) and read_answer(write_answer(answer, titles), titles) == answer
+    assert isinstance(read_answer(GOOD, titles), Unreadable)
+
+
 def test_the_prompt_names_every_line_of_the_answer():
     for line in write_answer(Answer(dict.fromkeys(DIMENSIONS, (1, 1)), "first", "")).splitlines()[2:-2]:
         assert line.split(":")[0] + ":" in prompt()
