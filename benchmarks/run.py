@@ -1,6 +1,5 @@
 """One run of `benchmark-portraits`: gather, measure, compute how sure, write."""
 
-import shutil
 import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from benchmarks.store import FILE, ShardStore, Store, merge_into
 from benchmarks.suite import Results, Suite
 from benchmarks.weight_files import Digests, search_folders, weights_table, with_weights
 from portraitkit.config import config_to_dict, may_change
-from portraitkit.errors import UserError
 from portraitkit.runs.folder import Maker, start_or_go_on
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.progress import progress_bar
@@ -71,17 +69,11 @@ class _Run:
         """Measure what no shard and no earlier run has, and write the results. 0, or 130 or 143 after a signal."""
         config = self.config
         shards = merged_rows(config.output_dir) if has_shards(config.output_dir) and not config.overwrite else []
-        fresh = not config.output_dir.exists()
         resolved, maker = _resolved(config), _maker(config)
         opened = start_or_go_on(config.output_dir, resolved, maker, command=self.command, seed=config.seed, overwrite=config.overwrite)
         with opened as folder, Store(config.cache.expanduser()) as store, Interruptible() as interrupt:
             merge_into(store, shards)
-            try:
-                inputs = self.gather(folder.path)
-            except UserError:
-                if fresh and not (folder.path / "retouched").exists():  # nothing was done that is worth keeping
-                    shutil.rmtree(folder.path)
-                raise
+            inputs = self.gather(folder.path)
             for note in inputs.notes:
                 self.console.print(f"note: {note}")
             results = self.measure(inputs, store, interrupt)

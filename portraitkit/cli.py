@@ -1,10 +1,12 @@
 """What every console command shares: mistakes in one line, quiet interrupts and pipes, one home for all packages."""
 
+import atexit
 import errno
 import importlib.util
 import logging
 import os
 import select
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -34,6 +36,8 @@ def run_command(main: Callable[[list[str]], int | None]) -> NoReturn:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter fails to flush at exit
         code = 141
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # all is said: Ctrl-C while libraries are put away is silent
     sys.exit(code)
 
 

@@ -91,8 +91,8 @@ class Options:
         defaults = {field.name: field.default for field in fields(cls)}  # type: ignore[arg-type]
         return defaults | dict(values) | {name: words[0] for name, words in typed.items() if words}
 
-    def check_given(self, names: Collection[str]) -> None:
-        """A class may refuse options that a recipe or the command line names, after `check` and whatever their value."""
+    def check_given(self, names: Collection[str], recipe: Collection[str] = ()) -> None:
+        """A class may refuse options that are given, after `check` and whatever their value; those of `recipe` by --config alone."""
 
     def __init_subclass__(cls) -> None:
         if "__post_init__" in vars(cls):
@@ -149,9 +149,11 @@ def load_config(cls: type[Config], argv: list[str], *, prog: str, example: str =
     for name in types:
         value = getattr(config, name)
         for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, float) and not math.isfinite(item):
-                raise ConfigError(f"{flag_of(name)} {item}: must be a finite number")
-    config.check_given({*recipe, *given})
+            most = 2**63 if isinstance(item, int) else 1e16
+            if isinstance(item, int | float) and not abs(item) < most:
+                size = f" below {most:g} in size" if abs(item) < math.inf else ""
+                raise ConfigError(f"{flag_of(name)} {item}: must be a finite number{size}")
+    config.check_given({*recipe, *given}, recipe.keys() - given.keys())
     return config
 
 
@@ -191,7 +193,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, not UTF-8, a number of thousands of digits, nested too deep
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
 
 
@@ -211,7 +213,7 @@ def _read_recipe(path: Path, cls: type[Options]) -> dict[str, Any]:
             raise ConfigError(f"{path}: unknown option {key!r}{nearest(key, types)}")
         try:
             values[key] = _convert(types[key], value)
-        except ValueError:
+        except (ValueError, OverflowError):
             shown = str(value).lower() if isinstance(value, bool) else repr(value)
             raise ConfigError(f"{path}: {key} = {shown}: must be {_wanted(types[key])}") from None
     return values

@@ -105,15 +105,15 @@ class RolloutOptions(Options):
     """Noise level of the stochastic steps; 0.7 is Pref-GRPO's on FLUX.1 Kontext."""
     window: Literal["all", "segments", "window", "sliding"] = "segments"
     """Which steps are stochastic: all (Flow-GRPO), one of each segment (DPG), a fixed window (Flow-GRPO-Fast), a sliding one (MixGRPO)."""
-    segments: int = 3
+    segments: AtLeast1 = 3
     """K: with --window segments, one random step of each of K equal parts is stochastic and trained; 3 is BeautyGRPO's."""
-    window_start: int = 0
+    window_start: AtLeast0 = 0
     """First step of the window."""
-    window_width: int = 2
+    window_width: AtLeast1 = 2
     """Steps in the window."""
-    window_stride: int = 1
+    window_stride: AtLeast1 = 1
     """With --window sliding: steps the window moves on."""
-    window_every: int = 25
+    window_every: AtLeast1 = 25
     """With --window sliding: training steps between two moves."""
     photos_per_step: AtLeast1 = 4
     """Groups in a training step."""
@@ -337,12 +337,14 @@ class RetoucherConfig(
         if len(self.reward_weights) not in (0, wanted := len(self.all_rewards)):
             raise ConfigError(f"--reward-weights has {len(self.reward_weights)} values for {wanted} rewards: give one each, or none")
 
-    def check_given(self, names: Collection[str]) -> None:
+    def check_given(self, names: Collection[str], recipe: Collection[str] = ()) -> None:
         """Refuse what does nothing, its default value too."""
         if idle := [name for name in idle_options(self.loss, self.dpg) if name in names]:
-            given = ", ".join(f"--{name.replace('_', '-')} {getattr(self, name)}".removesuffix(" True") for name in idle)
+            shown = {name: f"--{name.replace('_', '-')} {getattr(self, name)}".removesuffix(" True") for name in idle}
+            given = ", ".join(option + " (of the recipe)" * (name in recipe) for name, option in shown.items())
             does, it = ("does", "it") if len(idle) == 1 else ("do", "them")
-            raise ConfigError(f"{given}: {does} nothing with --loss {self.loss} {'--dpg' if self.dpg else '--no-dpg'}; leave {it} out")
+            where = f"leave {it} out" + (", in a copy of the recipe" if set(idle) & set(recipe) else "")
+            raise ConfigError(f"{given}: {does} nothing with --loss {self.loss} {'--dpg' if self.dpg else '--no-dpg'}; {where}")
 
     def scheduler(self, sigmas: Sequence[float], iteration: int) -> "DPGScheduler":
         """The scheduler that takes the steps between `sigmas`, from 1 to 0; seed and training step draw its stochastic ones."""
@@ -368,7 +370,8 @@ class RetoucherConfig(
             if drawn := scheduler.drawn_steps:
                 scheduler.sampler.coefficients(sigmas[drawn[0]], sigmas[drawn[0] + 1])
         except ValueError as error:
-            raise ConfigError(str(error)) from error
+            option = "--window-" if str(error).startswith(("start ", "width ")) else ""
+            raise ConfigError(f"{option}{error}") from error
         if not drawn and not self.plain_rollouts:
             given = f"--num-steps {self.num_steps}, --window {self.window}, --lam-max {self.lam_max}"
             never = "(the last one never is, nor one with guidance 1)"

@@ -117,9 +117,9 @@ def run_synthesis(config: SynthesizeConfig, command: list[str]) -> int:
     for row in rows:
         if not (source / row.image).is_file():
             raise DataError(f"{config.path}: row {row.id}: image {row.image!r} must name a file beside {config.path.name}")
-    if config.rounds > 1 and not (source / "test.jsonl").is_file():
+    if config.rounds > 1 and not ((source / "test.jsonl").is_file() and (source / "test.jsonl").stat().st_size):
         raise DataError(
-            f"{source}: has no test.jsonl; --rounds fine-tunes with align-vlm, which needs held-out rows beside {config.path.name}"
+            f"{source}: has no rows in test.jsonl; --rounds fine-tunes with align-vlm, which needs held-out rows beside {config.path.name}"
         )
     endpoint = None
     if config.endpoint:
@@ -256,7 +256,7 @@ def _finish(
     write_lines(run.path / "train.jsonl", accepted)
     write_lines(run.path / "rejected.jsonl", rejected)
     beside = source / "test.jsonl"
-    if beside.is_file() and beside != config.path.resolve():
+    if beside.is_file() and beside.stat().st_size and beside != config.path.resolve():  # make-preferences emotion may write an empty one
         write_lines(run.path / "test.jsonl", (replace(row, image=f"images/{row.image}").to_dict() for row in read_emotion_rows(beside)))
     kept = [done[row["id"]] for row in accepted]
     summary = {

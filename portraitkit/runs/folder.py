@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +23,8 @@ from portraitkit.files.jsonl import finite, read_json
 from portraitkit.runs.locks import Lock
 
 LOCK = ".lock"
+START = {LOCK, "config.json", "environment.json", "metrics.jsonl", "unpacked"}
+"""What a run has before its first result; it goes again where a new run fails before that."""
 PACKAGES = ("portraitkit", "torch", "diffusers", "transformers", "peft", "trl", "accelerate", "numpy")
 
 
@@ -29,10 +32,11 @@ class RunFolder:
     """An open run folder; use `RunFolder.open`.
 
     It holds `config.json`, `environment.json`, `metrics.jsonl` and whatever the run adds; `.lock` while it is being written (`locks.Lock`).
+    A new run that fails before it has added anything leaves no folder.
     """
 
     def __init__(self, path: Path, trackers: list[Any], lock: Lock) -> None:
-        self.path, self.trackers, self._lock = path, trackers, lock
+        self.path, self.trackers, self._lock, self._new = path, trackers, lock, False
         self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8")
 
     @classmethod
@@ -79,7 +83,7 @@ class RunFolder:
                         f"{path}: the run to resume had another configuration ({'; '.join(changed)}); use --allow-changed to go on"
                     )
             elif overwrite:
-                for item in path.iterdir():
+                for item in sorted(path.iterdir(), key=lambda item: item.name in START):  # killed here, it can still be overwritten
                     if item.name != LOCK:
                         shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
             made_on = environment(command, seed)
@@ -87,8 +91,9 @@ class RunFolder:
             run.write_json("config.json", config)
             run.write_json("environment.json", made_on)
         except BaseException:
-            lock.release()
+            _release(path, lock, undo=resume is None)
             raise
+        run._new = resume is None
         return run
 
     def log(self, step: int, **values: Any) -> None:
@@ -113,18 +118,18 @@ class RunFolder:
         """Write a JSON file in one piece."""
         _write_text(self.path / name, json.dumps(finite(value), indent=2) + "\n")
 
-    def close(self) -> None:
-        """Finish trackers and release the lock."""
+    def close(self, *, undo: bool = False) -> None:
+        """Finish trackers and release the lock; with `undo` a new run without any result goes."""
         for tracker in self.trackers:
             tracker.finish()
         self._metrics.close()
-        self._lock.release()
+        _release(self.path, self._lock, undo=undo and self._new)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        self.close(undo=kind is not None)
 
 
 class SilentRunFolder(RunFolder):
@@ -282,6 +287,19 @@ def _stays(line: str, step: int, stage: str | None) -> bool:
     except json.JSONDecodeError:
         return False
     return row["step"] <= step or (stage is not None and stage not in (row.get("kind"), row.get("stage")))
+
+
+def _release(path: Path, lock: Lock, *, undo: bool) -> None:
+    """Let go of a folder; with `undo` and nothing in it but `START`, remove it."""
+    log = path / "metrics.jsonl"
+    if undo := undo and {item.name for item in path.iterdir()} <= START and not (log.exists() and log.stat().st_size):
+        shutil.rmtree(path / "unpacked", ignore_errors=True)
+        for name in START - {LOCK, "unpacked"}:
+            (path / name).unlink(missing_ok=True)
+    lock.release()
+    if undo:
+        with suppress(OSError):  # another process took it
+            path.rmdir()
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -266,6 +266,6 @@ def _longest_served(answer: Any) -> int | None:
     """`max_model_len` of the first model that a server lists."""
     try:
         found = answer.json()["data"][0]["max_model_len"]
-    except (ValueError, KeyError, IndexError, TypeError):
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         return None
     return found if isinstance(found, int) else None

@@ -233,7 +233,7 @@ class HttpBackend:
             name = card["id"]
         except httpx.HTTPError as error:
             raise WeightsError(f"judge {url}: nothing answers there ({type(error).__name__}); start serve-judge, or check it") from error
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise WeightsError(f"judge {url}: {url}/models lists no model; check address and {KEY_ENV}") from error
         finally:
             probe.close()

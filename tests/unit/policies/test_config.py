@@ -100,9 +100,30 @@ def test_what_nft_has_no_use_for_is_refused(options, words):
 
 def test_an_idle_option_is_refused_at_its_default_value_too(tmp_path):
     (tmp_path / "r.toml").write_text('loss = "dppo"\nclip_range = 1e-4\n')
-    for argv in (["--loss", "dppo", "--clip-range", "1e-4"], ["--config", str(tmp_path / "r.toml")]):
-        with pytest.raises(ConfigError, match="^--clip-range 0.0001: does nothing with --loss dppo --dpg; leave it out$"):
+    ways = [
+        (["--loss", "dppo", "--clip-range", "1e-4"], "", ""),
+        (["--config", str(tmp_path / "r.toml")], " (of the recipe)", ", in a copy of the recipe"),
+        (["--config", str(tmp_path / "r.toml"), "--clip-range", "1e-4"], "", ""),
+    ]
+    for argv, of, where in ways:
+        with pytest.raises(ConfigError) as refused:
             load_config(RetoucherConfig, argv, prog="align-retoucher")
+        assert str(refused.value) == f"--clip-range 0.0001{of}: does nothing with --loss dppo --dpg; leave it out{where}"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"window": "window", "window_width": 9}, "^--window-width 9 must lie in 1 .. 7"),
+        ({"window": "window", "window_start": 9}, "^--window-start 9 must lie in 0 .. 5"),
+        ({"window": "sliding", "window_stride": 0}, "^--window-stride 0: must be 1 or more"),
+        ({"window": "sliding", "window_every": 0}, "^--window-every 0: must be 1 or more"),
+        ({"segments": 0}, "^--segments 0: must be 1 or more"),
+    ],
+)
+def test_a_window_that_does_not_fit_is_named_by_its_option(options, words):
+    with pytest.raises(ConfigError, match=words):
+        RetoucherConfig.of(num_steps=8, **options).check_sampling()
 
 
 @pytest.mark.parametrize(

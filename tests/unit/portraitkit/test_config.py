@@ -184,6 +184,11 @@ def test_rules_between_fields_see_recipe_and_command_line_together(tmp_path: Pat
         (["--sampler", "flow_sd"], "--sampler flow_sd: must be one of flow_sde, cps; did you mean 'flow_sde'?"),
         (["--eta", "nan"], "--eta nan: must be a finite number"),
         (["--eta", "inf"], "--eta inf: must be a finite number"),
+        (["--eta", "1e300"], "--eta 1e+300: must be a finite number below 1e+16 in size"),
+        (["--eta", "-1e16"], "--eta -1e+16: must be a finite number below 1e+16 in size"),
+        (["--num-steps", "9" * 30], f"--num-steps {'9' * 30}: must be a finite number below 9.22337e+18 in size"),
+        (["--num-steps", "9" * 400], f"--num-steps {'9' * 400}: must be a finite number below 9.22337e+18 in size"),
+        (["--num-steps", "9" * 5000], "--num-steps 999"),
         (["--num-stepz", "3"], "unknown option --num-stepz; did you mean '--num-steps'?; see test-command --help"),
         (["--no-sampler"], "unknown option --no-sampler; did you mean '--sampler'?; see test-command --help"),
         (["--config"], "--config needs a value: the name of a recipe or a .toml file"),
@@ -218,6 +223,10 @@ def test_stray_arguments_are_named(argv: list[str]):
         ("num_steps =", "not valid TOML: Invalid value"),
         ("num_steps = 4\nnum_steps = 5", "not valid TOML: Cannot overwrite a value"),
         ("eta = nan", "--eta nan: must be a finite number"),
+        ("eta = 1" + "0" * 400, ": must be a number"),
+        ("num_steps = 1" + "0" * 400, "must be a finite number below 9.22337e+18"),
+        ("num_steps = 1" + "0" * 5000, "not valid TOML: Exceeds the limit"),
+        ("rewards = " + "[" * 5000, "not valid TOML: maximum recursion depth"),
     ],
 )
 def test_wrong_recipes_are_refused_in_one_line(tmp_path: Path, toml: str, message: str):

@@ -280,8 +280,26 @@ def test_a_run_killed_before_its_first_file_leaves_a_folder_to_use(path):
         run.log(1)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_that_fails_before_its_first_result_leaves_no_folder(path, overwrite):
+    if overwrite:
+        finished(path, 1)
+    with pytest.raises(ZeroDivisionError), start(path, overwrite=overwrite) as run:
+        (run.path / "unpacked").mkdir()
+        raise ZeroDivisionError
+    assert not path.exists() and path.parent.exists()
+    with pytest.raises(KeyboardInterrupt), start(path) as run:
+        (run.path / "image.png").touch()
+        raise KeyboardInterrupt
+    assert (path / "image.png").exists(), "something was made"
+    with pytest.raises(ZeroDivisionError), start(path, resume="latest") as run:
+        raise ZeroDivisionError
+    assert (path / "config.json").exists()
+
+
 def test_the_folder_is_free_again_after_a_failure(path):
-    with pytest.raises(ZeroDivisionError), start(path):
+    with pytest.raises(ZeroDivisionError), start(path) as run:
+        run.log(1, reward=0.5)
         raise ZeroDivisionError
     with pytest.raises(RunFolderError, match="another configuration"):
         start(path, {}, resume="latest")
