@@ -25,8 +25,7 @@ from benchmarks.stats import (
     too_few,
 )
 from benchmarks.suite import Results
-from portraitkit.errors import RunFolderError
-from portraitkit.files.atomic import replacing, write_csv, write_text
+from portraitkit.files.atomic import replacing, write_csv, write_text, writing
 from portraitkit.files.jsonl import finite, write_lines
 from portraitkit.report.page import markdown_text
 
@@ -110,12 +109,10 @@ def write_tables(folder: Path, analysis: Analysis) -> None:
     (folder / "failed.jsonl").unlink(missing_ok=True)
     if analysis.results.failed:
         write_lines(folder / "failed.jsonl", _failed(analysis.results))
-    try:
+    with writing(folder):
         _write_json(folder / "results.json", analysis)
         write_text(folder / "summary.md", markdown(analysis))
         write_text(folder / "summary.tex", latex(analysis))
-    except OSError as error:
-        raise RunFolderError(f"{folder}: cannot be written ({error.strerror}); check the folder and the disk") from error
 
 
 def _failed(results: Results) -> list[dict[str, str]]:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from portraitkit.errors import ConfigError, RunFolderError
-from portraitkit.files.atomic import write_text
+from portraitkit.errors import ConfigError
+from portraitkit.files.atomic import write_text, writing
 
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
 LONGEST_WAIT = 60.0
@@ -280,8 +280,6 @@ def _kept(path: Path) -> Reply | None:
 
 
 def _keep(path: Path, reply: Reply) -> None:
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps({"text": reply.text, "tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}))
-    except OSError as error:
-        raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error

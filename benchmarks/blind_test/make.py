@@ -18,7 +18,7 @@ from benchmarks.blind_test.study import CONSENT, FILE, PICTURES, VOTES, Photo, S
 from benchmarks.blind_test.vote_store import count_votes
 from portraitkit.config import config_to_dict
 from portraitkit.errors import DataError, ImageError, RunFolderError
-from portraitkit.files.atomic import replacing_folder
+from portraitkit.files.atomic import replacing_folder, writing
 from portraitkit.files.jsonl import read_objects, write_lines
 from portraitkit.pictures import list_images, matched_name
 from portraitkit.pictures.images import read_image, resize, within, write_image
@@ -47,23 +47,20 @@ def make_study(config: MakeConfig) -> int:
     pictures = {name: _by_stem(folder) for name, folder in folders.items()}
     names, skipped = _match(pictures)
     groups = read_groups(config.metadata, reversed(folders.values()), config.groups)
-    try:
-        with replacing_folder(out) as partial:
-            (partial / PICTURES).mkdir()
-            photos = []
-            for name in track(names, "pictures", console=console, transient=True):
-                versions = {method: files[name] for method, files in pictures.items()}
-                try:
-                    photos.append(_write_photo(partial / PICTURES, name, versions, groups.get(name, {}), config))
-                except ImageError as error:
-                    skipped.append({"photo": name, "reason": str(error)})
-                    if len(skipped) >= 5:
-                        _check_skipped(skipped, len(names), config)
-            _check_skipped(skipped, len(photos), config)
-            random.Random(config.seed).shuffle(photos)
-            _write_texts(partial, config, photos, skipped)
-    except OSError as error:
-        raise RunFolderError(f"{out}: could not be written ({error.strerror}); check the folder and the disk") from error
+    with writing(out), replacing_folder(out) as partial:
+        (partial / PICTURES).mkdir()
+        photos = []
+        for name in track(names, "pictures", console=console, transient=True):
+            versions = {method: files[name] for method, files in pictures.items()}
+            try:
+                photos.append(_write_photo(partial / PICTURES, name, versions, groups.get(name, {}), config))
+            except ImageError as error:
+                skipped.append({"photo": name, "reason": str(error)})
+                if len(skipped) >= 5:
+                    _check_skipped(skipped, len(names), config)
+        _check_skipped(skipped, len(photos), config)
+        random.Random(config.seed).shuffle(photos)
+        _write_texts(partial, config, photos, skipped)
     _say(console, config, len(photos), skipped, groups)
     return 0
 

@@ -16,6 +16,15 @@ from portraitkit.errors import RunFolderError
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the file system refuses in this block is told as RunFolderError: the path could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` to write to; it takes the place of `path` when the block ends well, and is gone if it does not.
 
@@ -72,13 +81,10 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, ob
     Raises:
         RunFolderError: it cannot be written.
     """
-    try:
-        with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns)
-            writer.writerows([_cell(row[column]) for column in columns] for row in rows)
-    except OSError as error:
-        raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error
+    with writing(path), replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_cell(row[column]) for column in columns] for row in rows)
 
 
 def _cell(value: object) -> object:

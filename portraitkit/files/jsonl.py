@@ -12,8 +12,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, NoReturn, TypeVar
 
-from portraitkit.errors import DataError, RunFolderError
-from portraitkit.files.atomic import replacing
+from portraitkit.errors import DataError
+from portraitkit.files.atomic import replacing, writing
 
 MAX_LINE = 4 * 2**20
 Row = TypeVar("Row")
@@ -96,14 +96,12 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         RunFolderError: it cannot be written.
     """
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary, temporary.open("wb") as file:
             file.writelines(_dump(row) for row in rows)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
-        raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
@@ -114,7 +112,7 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
     Raises:
         RunFolderError: the file cannot be written.
     """
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b", buffering=0) as file:
             data, end, written = _dump(row), file.seek(0, os.SEEK_END), 0
@@ -130,8 +128,6 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
                     if file.seek(0, os.SEEK_END) == end + written:  # else another's row would go, too; it closes this one
                         file.truncate(end)
                 raise
-    except OSError as error:
-        raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error
 
 
 def read_json(path: Path) -> Any:

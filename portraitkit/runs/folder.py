@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -10,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ from typing import Any, Self
 
 from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import CheckpointError, ConfigError, RunFolderError, nearest
-from portraitkit.files.atomic import clear_unfinished, write_text
+from portraitkit.files.atomic import clear_unfinished, write_text, writing
 from portraitkit.files.jsonl import finite, read_json
 from portraitkit.runs.locks import Lock
 
@@ -111,12 +112,14 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         self._metrics.close()
         kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _stays(line, step, stage)]
-        _write_text(path, "".join(line + "\n" for line in kept))
+        with writing(path):
+            write_text(path, "".join(line + "\n" for line in kept))
         self._metrics = path.open("a", encoding="utf-8")
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file in one piece."""
-        _write_text(self.path / name, json.dumps(finite(value), indent=2) + "\n")
+        with writing(self.path / name):
+            write_text(self.path / name, json.dumps(finite(value), indent=2) + "\n")
 
     def close(self, *, undo: bool = False) -> None:
         """Finish trackers and release the lock; with `undo` a new run without any result goes."""
@@ -255,22 +258,13 @@ def environment(command: list[str], seed: int) -> dict[str, Any]:
 
 def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
     """Installed versions; None of what is not installed."""
-    found: dict[str, str | None] = {}
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+    return {name: next((found.version for found in distributions(name=name)), None) for name in packages}
 
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
+    found = re.search(r"^model name\s*: *(.+)", info.read_text(encoding="utf-8"), re.MULTILINE) if info.is_file() else None
+    return found[1].strip() if found else platform.processor()
 
 
 def _revision() -> str | None:
@@ -300,13 +294,6 @@ def _release(path: Path, lock: Lock, *, undo: bool) -> None:
     if undo:
         with suppress(OSError):  # another process took it
             path.rmdir()
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error
 
 
 # ---- experiment trackers besides metrics.jsonl, through accelerate's own classes

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from portraitkit.errors import ConfigError, RunFolderError, UserError
-from portraitkit.files.atomic import create, write_text
+from portraitkit.files.atomic import create, write_text, writing
 from portraitkit.files.jsonl import append_line, read_json_lines
 from portraitkit.parallel import launched_processes
 from portraitkit.runs.folder import Maker, check_run_folder, environment, may_resume
@@ -140,12 +140,10 @@ class ShardFile:
         Raises:
             RunFolderError: other options or another number of shards, the folder cannot be written, or another process has this shard.
         """
-        try:
+        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             _agree(self.folder, self._options)
             self._lock.take()
-        except OSError as error:
-            raise RunFolderError(f"{self.folder}: cannot be written ({error.strerror}); check the folder and the disk") from error
         try:
             path = self._done if self.finished else self._part
             self.rows = read_json_lines(path, dict).rows if path.is_file() else []
