@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pyiqa_weights import head_and_backbone, resnet_clip, save, vit_clip, write_
 
 from benchmarks import suite
 from benchmarks.inputs import match, read_folder
-from benchmarks.metric import Pictures
+from benchmarks.metric import Metric, Pictures
 from benchmarks.metrics import built_in_metrics, laion_aes, load_metrics
 from benchmarks.nets.pyiqa_nets import empty_net, quiet
 from benchmarks.store import Store
@@ -99,6 +100,16 @@ def in_this_thread() -> Iterator[tuple[ThreadPoolExecutor, int]]:
     yield InThisThread(1), 1
 
 
+def seeing(metric: Metric, seen: list[str]) -> Metric:
+    """The metric, which notes where its pictures are."""
+
+    def score(pictures: Pictures) -> torch.Tensor:
+        seen.append(pictures.pixels.device.type)
+        return metric.open({})(pictures)
+
+    return replace(metric, open=lambda files: score)
+
+
 def test_the_suite_measures_on_the_device_and_keeps_its_values_apart(folders, monkeypatch):
     monkeypatch.setattr(suite, "one_at_a_time", in_this_thread)
     monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # which what is pretended does not know
@@ -107,7 +118,9 @@ def test_the_suite_measures_on_the_device_and_keeps_its_values_apart(folders, mo
     chosen = [(metric, find_weights(metric, [Path("/nowhere")], Digests())) for metric in load_metrics(("piqe", "psnr"))]
     with Store(None) as store:
         here = Suite(chosen, store, Digests()).run(inputs)
+        seen: list[str] = []
         with pretend_cuda():
-            there = Suite(chosen, store, Digests(), device="cuda").run(inputs)
+            there = Suite([(seeing(metric, seen), weights) for metric, weights in chosen], store, Digests(), device="cuda").run(inputs)
+    assert seen and set(seen) == {"cuda"}, "pictures that stay on the CPU have the same values, and are slow"
     assert here.computed == there.computed == 12
     assert all(torch.allclose(here.values[name], there.values[name], rtol=1e-4) for name in ("piqe", "psnr"))
