@@ -5,41 +5,23 @@ import gc
 import shutil
 import sys
 from collections.abc import Iterator
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import settings
-from jaxtyping import _import_hook, install_import_hook
+from typecheck import install
 
 # No time limit an example: a busy machine is not a mistake of the code.
 settings.register_profile("portraitkit", deadline=None)
 settings.load_profile("portraitkit")
 
-
-class _Checked(_import_hook._JaxtypingLoader):
-    """Bytecode with jaxtyping's checks has names of its own; the original gives these names to all that such a module imports, too, so
-    that torch and transformers are compiled anew: ten seconds a process where nothing keeps it."""
-
-    def get_code(self, fullname: str) -> CodeType | None:
-        marked = functools.partial(_import_hook._optimized_cache_from_source, self._typechecker.get_hash())
-        with patch("importlib._bootstrap_external.cache_from_source", marked):
-            return super().get_code(fullname)
-
-    exec_module = SourceFileLoader.exec_module
-
-
-_import_hook._JaxtypingLoader = _Checked
-
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("portraitkit", "dpg", "preference_data", "reward_models", "policies", "benchmarks")
 ARRAYS = [path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py") if "jaxtyping" in path.read_text()]
-"""Modules whose annotations are checked; in the others each call would be bound to its signature for nothing, a fifth of the time."""
-install_import_hook([".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in ARRAYS], "typecheck.check")
+"""Modules whose annotations are checked."""
+install(".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in ARRAYS)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
