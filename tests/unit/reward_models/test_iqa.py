@@ -129,9 +129,10 @@ def test_missing_weights_are_refused_on_one_line_and_nothing_is_fetched(pyiqa, t
     assert "\n" not in str(caught.value)
 
 
-def test_the_hub_is_offline_while_a_metric_is_built_and_all_is_put_back_after(pyiqa):
+def test_the_hub_is_offline_while_a_metric_is_built_and_all_is_put_back_after(pyiqa, monkeypatch):
     import huggingface_hub.constants as hub
 
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
     before = (torch.hub.download_url_to_file, urllib.request.urlopen, hub.HF_HUB_OFFLINE)
     seen = []
 
