@@ -62,11 +62,11 @@ def soft_polygon(
     x = (torch.arange(x0, x1, dtype=mask.dtype, device=mask.device) + 0.5)[None]
     inside, nearest = mask.new_zeros(y1 - y0, x1 - x0, dtype=torch.bool), mask.new_full((y1 - y0, x1 - x0), torch.inf)
     for (ax, ay), (bx, by) in zip(points.tolist(), points.roll(-1, 0).tolist(), strict=True):
-        dx, dy = bx - ax, by - ay
-        along = (((x - ax) * dx + (y - ay) * dy) / max(dx * dx + dy * dy, 1e-12)).clamp(0, 1)
-        nearest = torch.minimum(nearest, (x - ax - along * dx) ** 2 + (y - ay - along * dy) ** 2)
+        dx, dy, right, below = bx - ax, by - ay, x - ax, y - ay
+        along = (right * dx + below * dy).div_(max(dx * dx + dy * dy, 1e-12)).clamp_(0, 1)
+        torch.minimum(nearest, (right - along * dx).square_().add_((below - along * dy).square_()), out=nearest)
         if dy:  # even-odd rule: does a ray to the right cross this edge?
-            inside ^= ((ay > y) != (by > y)) & (x < ax + (y - ay) * (dx / dy))
+            inside ^= ((ay > y) != (by > y)) & (x < ax + below * (dx / dy))
     distance = torch.where(inside, nearest.sqrt(), -nearest.sqrt())
     mask[y0:y1, x0:x1] = torch.special.ndtr(distance / sigma)
     return mask
