@@ -29,10 +29,17 @@ SMALL = {"nrqm": 96, "dists": 128}  # pixels a side, where the whole pictures ta
 PLAIN = [name for name, metric in built_in_metrics().items() if not [w for w in metric.weights if not w.optional]]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pictures(portrait) -> Pictures:
+    """Whose faces are found once for all metrics."""
     pixels = portrait[..., 20:276, 100:356]
     return Pictures(torch.cat([pixels, pixels * 0.8]), pixels.repeat(2, 1, 1, 1), (pixels * 0.95).repeat(2, 1, 1, 1), ("a", "b"))
+
+
+@pytest.fixture(scope="module")
+def moved() -> dict[Any, Pictures]:
+    """The pictures on the device of each place, once they are there."""
+    return {}
 
 
 def state_of(name: str) -> dict[str, torch.Tensor]:
@@ -66,15 +73,16 @@ def weights_of(name: str, folder: Path) -> dict[str, Path]:
 @pytest.mark.parametrize("name", [*PLAIN, *BY_WEIGHTS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 @pytest.mark.parametrize(("place", "times"), PLACES)
 @torch.no_grad()
-def test_a_metric_on_the_device_is_the_cpus(name, place, times, tmp_path, pictures):
+def test_a_metric_on_the_device_is_the_cpus(name, place, times, tmp_path, pictures, moved):
     metric, files = built_in_metrics()[name], weights_of(name, tmp_path)
     if side := SMALL.get(name):
-        pictures = Pictures(
-            *(part[..., 100 : 100 + side, 100 : 100 + side] for part in (pictures.pixels, pictures.pixels, pictures.reference))
-        )
+        parts = (part[..., 100 : 100 + side, 100 : 100 + side] for part in (pictures.pixels, pictures.pixels, pictures.reference))
+        moved, pictures = {}, Pictures(*parts)
     expected = metric.open(files)(pictures)
     with place():
-        found = metric.open(files)(pictures.to("cuda")).cpu()
+        if place not in moved:
+            moved[place] = pictures.to("cuda")
+        found = metric.open(files)(moved[place]).cpu()
     near = {"rtol": 1e-3 * times, "atol": 1e-4 * times}
     assert torch.allclose(found.double(), expected.double(), **near, equal_nan=True) and not found.isnan().all()
 
