@@ -1,19 +1,31 @@
-"""`python -m tools.bench.gpu.main` with tiny models on the CPU: the code that measures real sizes on a GPU."""
+"""`make gpu-bench` with tiny models on the CPU: the code that measures real sizes on a GPU; and what `make bench` types."""
 
 import json
 
 import pytest
 import torch
 
+from policies.retoucher.config import RetoucherConfig
+from policies.vlm.align.align_config import AlignVlmConfig
+from portraitkit.config import load_config
 from portraitkit.runs.interrupt import Interruptible
 from portraitkit.vlm import model as vlm_model
+from reward_models.training.config import RewardModelConfig
 from tools.bench.gpu import retoucher, vlm
 from tools.bench.gpu.config import GpuBenchConfig
 from tools.bench.gpu.main import gpu_bench
 from tools.bench.group_cost import ALL_STEPS, DPG
+from tools.bench.processors import COMMANDS
 
 SMALL = ["--tiny", "--group", "2", "--steps", "3", "--rank", "4"]
 VLM = ["--vlm-group", "2", "--vlm-tokens", "4", "--vlm-updates", "2"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_make_bench_shortens_commands_by_options_that_there_are(command):
+    name, *words = f"{command} {COMMANDS[command]}".split()
+    options = {"align-retoucher": RetoucherConfig, "align-vlm": AlignVlmConfig, "train-reward-model": RewardModelConfig}[name]
+    assert load_config(options, words, prog=name).max_train_steps == 6
 
 
 def test_without_a_gpu_it_is_one_line_and_nothing_is_written(command, tmp_path, monkeypatch):

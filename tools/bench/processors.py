@@ -25,7 +25,7 @@ SHORT = "--overwrite --max-train-steps 6 --validation-steps 6"
 COMMANDS = {
     "align-retoucher --config demo": f"{SHORT} --validation-photos 2 --held-out-photos 2",
     "align-vlm --task area": f"{SHORT} --train-rows 96 --validation-rows 8 --held-out-rows 8 --samples 2",
-    "train-reward-model --stages grpo": f"{SHORT} --grpo-pairs 96 --validation-pairs 8 --held-out-pairs 8 --hack-cases 1 "
+    "train-reward-model --stages grpo": f"{SHORT} --train-pairs 96 --validation-pairs 8 --held-out-pairs 8 --hack-cases 1 "
     "--stability-pairs 2 --no-blind",
 }
 TASKS = ("area", "makeup-lips", "makeup", "emotion", "preference")
