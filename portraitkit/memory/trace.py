@@ -6,7 +6,7 @@ The planner runs a model's own code on the meta device under `LiveBytes`; a test
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, no_type_check
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,6 @@ class LiveBytes(TorchDispatchMode):
         for tensor in held:
             self.see(tensor)
 
-    @no_type_check  # of this and the operations: under the tests' type checks they would take a sixth of a trace
     def see(self, tensor: Tensor) -> None:
         """Count a tensor's storage, once."""
         if self.devices and tensor.device.type not in self.devices:
@@ -52,7 +51,6 @@ class LiveBytes(TorchDispatchMode):
         self.now += size
         self.peak = max(self.peak, self.now)
 
-    @no_type_check
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count what it read and made."""
         result = func(*args, **(kwargs or {}))
