@@ -74,13 +74,11 @@ class SyntheticSource:
 
     def load(self, split: str, indices: list[int]) -> TrainingPhotos:
         """See `PhotoSource.load`."""
-        cases = [make_case(split, SEEDS[split] + index, size=self.size) for index in indices]
-        source, mesh, opacity, clean = (
-            torch.stack([getattr(case, part) for case in cases]).to(self.device) for part in ("source", "mesh", "opacity", "clean")
-        )
-        photos = Photos.build(source, mesh, opacity=opacity, clean=clean)
+        cases = [vars(make_case(split, SEEDS[split] + index, size=self.size)) for index in indices]
+        part = {name: torch.stack([case[name] for case in cases]).to(self.device) for name in ("source", "mesh", "opacity", "clean")}
+        photos = Photos.build(part["source"], part["mesh"], opacity=part["opacity"], clean=part["clean"])
         ids = [f"synthetic-{split}-{index}" for index in indices]
-        return TrainingPhotos(photos, clean, ids, ids)
+        return TrainingPhotos(photos, part["clean"], ids, ids)
 
     def count(self, split: str) -> int | None:
         """None: every index is another person."""

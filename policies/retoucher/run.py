@@ -318,15 +318,15 @@ def _summary(trainer: Trainer, changes: dict[str, Change], untouched: Evaluation
 
 def _counts(trainer: Trainer, validation: EvaluationSet, held_out: EvaluationSet) -> dict[str, dict[str, int]]:
     """How many photos and people each split gave; where nobody said who is in them, each photo is a person."""
-    drawn = trainer.progress.step * trainer.config.photos_per_step
-    have = trainer.source.count("train")
-    photos = drawn if have is None else min(drawn, have)
-    sets = {"validation": validation.batch, "held_out": held_out.batch}
-    people = {split: len(set(batch.people)) for split, batch in sets.items()}
-    return {
-        "photos": {"train": photos} | {split: len(set(batch.ids)) for split, batch in sets.items()},
-        "people": {"train": min(photos, trainer.source.people.get("train", photos))} | people,
+    photos = trainer.progress.step * trainer.config.photos_per_step
+    if (have := trainer.source.count("train")) is not None:
+        photos = min(photos, have)
+    batches = (validation.batch, held_out.batch)
+    counts = {
+        "photos": (photos, *(len(set(batch.ids)) for batch in batches)),
+        "people": (min(photos, trainer.source.people.get("train", photos)), *(len(set(batch.people)) for batch in batches)),
     }
+    return {name: dict(zip(("train", "validation", "held_out"), count, strict=True)) for name, count in counts.items()}
 
 
 def _print_result(console: Console, changes: dict[str, Change], report: Path) -> None:

@@ -58,7 +58,8 @@ class JudgeProbe:
 
     def lines(self) -> list[tuple[str, ...]]:
         """Kind, what it is, rows, the judge's value, its preference for the right answer, the whole reward's."""
-        rows: list[tuple[str, ...]] = [("right", MEANS["right"], "", _shown(self.judge), "", _shown(self.total), "")]
+        judge, total = ("not judged" if mean is None else f"{mean:.3f}" for mean in (self.judge, self.total))
+        rows: list[tuple[str, ...]] = [("right", MEANS["right"], "", judge, "", total, "")]
         for kind in self.kinds:
             low, high = kind.ci95
             wins = f"{kind.wins:.0%} ({low:.0%} to {high:.0%})"
@@ -128,10 +129,6 @@ def probe_judge(judge: AnswerJudge, task: Task, rows: Sequence[Row], constant: s
     return JudgeProbe(judge.name, *means, tuple(kinds))
 
 
-def _shown(mean: float | None) -> str:
-    return "not judged" if mean is None else f"{mean:.3f}"
-
-
 def _wins(pairs: Sequence[tuple[float, float]]) -> float:
     return sum(1.0 if right > other + 1e-9 else 0.5 if right > other - 1e-9 else 0.0 for right, other in pairs)
 
@@ -159,18 +156,11 @@ def _expressions(truth: Expression, other: Expression, constant: str) -> dict[st
     right = _explain(truth)
     filler = " ".join(["The light is even and the picture shows the whole face from the front."] * (LONGEST // 4))
 
-    def say(text: str) -> str:
-        return f"<think>{text}</think><answer>{emotion}</answer>"
-
-    return {
-        "right": say(right),
-        "shuffled": f"<think>{_explain(other)}</think><answer>{other.emotion or 'neutral'}</answer>",
-        "constant": constant,
-        "flattering": say(PRAISE),
-        "empty": say(""),
-        "every_unit": say(" ".join(f"(AU{unit})" for unit in ACTION_UNITS)),
-        "over_long": say(f"{right} {filler}"),
-    }
+    reasonings = {"right": right, "flattering": PRAISE, "empty": "", "over_long": f"{right} {filler}"}
+    reasonings["every_unit"] = " ".join(f"(AU{unit})" for unit in ACTION_UNITS)
+    made = {name: f"<think>{text}</think><answer>{emotion}</answer>" for name, text in reasonings.items()}
+    shuffled = f"<think>{_explain(other)}</think><answer>{other.emotion or 'neutral'}</answer>"
+    return made | {"shuffled": shuffled, "constant": constant}
 
 
 def _explain(truth: Expression) -> str:

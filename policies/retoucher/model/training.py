@@ -50,8 +50,7 @@ def divide_base(backbone: Backbone, device: str) -> None:
     Raises:
         ConfigError: the backbone does not say how.
     """
-    divide: Any = getattr(backbone, "divide", None)
-    if divide is None:
+    if (divide := getattr(backbone, "divide", None)) is None:
         raise ConfigError(f"--sharding fsdp2: backbone {backbone.name!r} has no divide(device); leave the option out")
     divide(device)
 
@@ -85,10 +84,9 @@ def prepare_training(transformer: nn.Module, *, gradient_checkpointing: bool) ->
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     if gradient_checkpointing:
-        enable = getattr(transformer, "enable_gradient_checkpointing", None)
-        if enable is None:
+        if not hasattr(transformer, "enable_gradient_checkpointing"):
             raise ConfigError("--gradient-checkpointing: this backbone's transformer cannot; leave the option out")
-        enable()
+        transformer.enable_gradient_checkpointing()
 
 
 def make_optimizer(kind: str, parameters: list[nn.Parameter], *, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:

@@ -78,10 +78,8 @@ def featured(photos: Sequence[Photo], each: int = 3) -> list[tuple[str, Photo]]:
     order = ranked(photos)
     count = len(order)
     each = min(each, -(-count // 3))
-    middle = (count - each) // 2
-    places = {place: "best" for place in range(each)}
-    places |= {place: "worst" for place in range(count - each, count) if place not in places}
-    places |= {place: "median" for place in range(middle, middle + each) if place not in places}
+    places = dict.fromkeys(range((count - each) // 2, (count - each) // 2 + each), "median")
+    places |= dict.fromkeys(range(count - each, count), "worst") | dict.fromkeys(range(each), "best")
     return [(f"{places[place]}, rank {place + 1} of {count}", order[place]) for place in sorted(places)]
 
 
@@ -187,16 +185,14 @@ def _context(run: Run) -> dict[str, object]:
 def _facts(run: Run) -> list[tuple[str, str]]:
     summary = run.summary
     photos, people = summary.get("photos") or {}, summary.get("people") or {}
-    seeds = ", ".join(str(seed) for seed in summary.get("seeds") or [])
-    total = as_float(summary.get("seconds_total"))
-    seconds = duration(as_float(summary.get("seconds")))
+    total, seconds = as_float(summary.get("seconds_total")), duration(as_float(summary.get("seconds")))
     facts = [
         ("held-out photos", photos.get("held_out", len(run.photos))),
         ("people", ", ".join(f"{count} {split.replace('_', '-')}" for split, count in people.items()) or None),
         ("training steps", summary.get("train_steps")),
         ("training time", f"{seconds} ({duration(total)} in all)" if math.isfinite(total) else seconds),
         ("network evaluations", f"{summary['network_evaluations']:,}" if isinstance(summary.get("network_evaluations"), int) else None),
-        ("seed", seeds or None),
+        ("seed", ", ".join(map(str, summary.get("seeds") or [])) or None),
         ("hardware", summary.get("hardware")),
     ]
     return [(name, str(value)) for name, value in facts if value is not None]

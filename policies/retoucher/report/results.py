@@ -47,6 +47,13 @@ MEANINGS = {
 }
 
 
+COUNTED = {
+    "unscorable": "candidates could not be scored and were left out",
+    "judge_unreadable": "answers of the judge could not be read; they were never scored",
+    "skipped_updates": "updates were skipped because loss or gradient was not finite",
+}
+
+
 def meaning_of(name: str) -> Meaning:
     """Its title and how it reads; the bare name for rewards of the user's own."""
     if name.startswith("judge:"):
@@ -191,12 +198,10 @@ def as_floats(values: object) -> dict[str, float]:
 
 def duration(seconds: float) -> str:
     """Seconds as people say them."""
-    if not math.isfinite(seconds):
+    if not seconds < math.inf:
         return "–"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def headline(reward: Measure | None) -> str:
@@ -236,17 +241,14 @@ def findings(measures: Mapping[str, Measure]) -> list[tuple[str, str, str]]:
 
 def caveats(config: Mapping[str, object], summary: Mapping[str, object]) -> list[str]:
     """What a reader must know before believing the figures."""
+    photos = "The photos are the user's own: no clean portrait is known, so blemishes are found by a detector, which can err."
     if config.get("photos") == "embedded":
-        photos = (
-            "The photos are synthetic: morphs of two real portraits with painted blemishes, so that the clean face is "
-            "known. The held-out people were never trained on, but they lie between the same two portraits."
-        )
+        photos = "The photos are synthetic: morphs of two real portraits with painted blemishes, so that the clean face is known. "
+        photos += "The held-out people were never trained on, but they lie between the same two portraits."
     elif config.get("anchors") == "painted":
         photos = "The photos are the user's own, taken as clean portraits; blemishes with known masks are painted onto them."
-    else:
-        photos = "The photos are the user's own: no clean portrait is known, so blemishes are found by a detector, which can err."
     kept = "the adapter that was best on separate validation photos" if config.get("keep_best") else "the last adapter"
-    out = [
+    return [
         photos,
         f"Every figure and picture of the result is made by the plain ODE sampler, without any anchor, with {kept}. "
         "The held-out photos were looked at twice: before and after training.",
@@ -254,8 +256,8 @@ def caveats(config: Mapping[str, object], summary: Mapping[str, object]) -> list
         "It is plotted apart, for diagnosis only.",
         "Intervals resample the people of this one run; where nobody said who is who, each photo is a person. They say nothing about "
         "other seeds.",
+        *(f"{count} {text}." for key, text in COUNTED.items() if isinstance(count := summary.get(key), int) and count > 0),
     ]
-    return out + _counted(summary)
 
 
 def warnings(measures: Mapping[str, Measure]) -> list[str]:
@@ -266,17 +268,7 @@ def warnings(measures: Mapping[str, Measure]) -> list[str]:
     return []
 
 
-def _counted(summary: Mapping[str, object]) -> list[str]:
-    counted = {
-        "unscorable": "candidates could not be scored and were left out",
-        "judge_unreadable": "answers of the judge could not be read; they were never scored",
-        "skipped_updates": "updates were skipped because loss or gradient was not finite",
-    }
-    return [f"{count} {text}." for key, text in counted.items() if isinstance(count := summary.get(key), int) and count > 0]
-
-
 def ordered(names: Iterable[str], rewards: Iterable[str]) -> list[str]:
     """Names in reading order: the combined reward, its parts as configured, then the errors."""
-    names = list(names)
     order = {name: place for place, name in enumerate(dict.fromkeys(["reward", *rewards, *MEANINGS]))}
     return sorted(names, key=lambda name: (order.get(name, len(order)), name))

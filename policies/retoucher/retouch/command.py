@@ -43,7 +43,23 @@ def retouch_main(argv: list[str]) -> int:
     if config.source is not None and not config.source.is_dir():
         print(retouch(*jobs[0]))
         return 0
-    return _run_all(jobs, retouch)
+    from rich.console import Console
+
+    from portraitkit.runs.progress import progress_bar
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    failures = []
+    with progress_bar(console) as bar:
+        for photo, target in bar.track(jobs, description="retouching"):
+            try:
+                console.print(retouch(photo, target))
+            except (ImageError, FaceError) as error:
+                failures.append(str(error))
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    if failures:
+        print(f"{len(failures)} of {len(jobs)} photos could not be retouched", file=sys.stderr)
+    return 2 if failures else 0
 
 
 def plan_jobs(source: Path, target: Path, *, overwrite: bool = False) -> list[Job]:
@@ -133,23 +149,3 @@ def _retoucher(config: RetouchConfig, analyse: "Callable[[Tensor, Faces], Iterat
         return "\n".join(lines + [f"  note: {note}" for note in notes])
 
     return retouch
-
-
-def _run_all(jobs: list[Job], retouch: Callable[[Path, Path], str]) -> int:
-    from rich.console import Console
-
-    from portraitkit.runs.progress import progress_bar
-
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    failures = []
-    with progress_bar(console) as bar:
-        for photo, target in bar.track(jobs, description="retouching"):
-            try:
-                console.print(retouch(photo, target))
-            except (ImageError, FaceError) as error:
-                failures.append(str(error))
-    for failure in failures:
-        print(f"error: {failure}", file=sys.stderr)
-    if failures:
-        print(f"{len(failures)} of {len(jobs)} photos could not be retouched", file=sys.stderr)
-    return 2 if failures else 0

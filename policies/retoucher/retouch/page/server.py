@@ -171,9 +171,7 @@ def read_settings(query: Mapping[str, str], config: RetouchConfig) -> tuple[Cont
         ConfigError: an impossible value.
     """
     values: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(Controls)}
-    for name, kind in get_type_hints(Controls).items():
-        if name not in query or name not in values:
-            continue
+    for name, kind in ((name, kind) for name, kind in get_type_hints(Controls).items() if name in query and name in values):
         text = query[name]
         try:
             values[name] = float(text) if kind is float else {"0": False, "1": True}[text] if kind is bool else text
