@@ -75,14 +75,10 @@ FAMILIES = {
 
 
 def render_makeup(photo: Float[Tensor, "3 h w"], mesh: Float[Tensor, "468 dim"], look: Sequence[Item]) -> Float[Tensor, "3 h w"]:
-    """Put a look on a face; returns RGB in [0, 1]; differentiable in the photo and in colours that are tensors.
+    """Put a look on a face; RGB in [0, 1], differentiable in the photo and in colours that are tensors (sRGB in [0, 1]) instead of
+    `#RRGGBB`.
 
     Blush goes on first, then eyeshadow, then lips, whatever the order of the items; items of one region in their order.
-
-    Args:
-        photo: RGB in [0, 1].
-        mesh: x, y (and z, unused) in pixels of the photo.
-        look: items; a color is `#RRGGBB` or a tensor of sRGB in [0, 1].
     """
     check_look(look)
     out = photo

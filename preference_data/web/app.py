@@ -152,8 +152,8 @@ def make_app(desk: Desk, *, hosts: tuple[str, ...] = ("127.0.0.1", "localhost"))
         return FileResponse(path, filename=path.name, media_type="application/jsonl")
 
     def refused(request: Request, error: Exception) -> Response:
-        status, words = (error.status_code, error.detail) if isinstance(error, HTTPException) else (400, str(error))
-        return JSONResponse({"error": words}, status, headers=error.headers if isinstance(error, HTTPException) else None)
+        known = error if isinstance(error, HTTPException) else HTTPException(400, str(error))
+        return JSONResponse({"error": known.detail}, known.status_code, headers=known.headers)
 
     def not_stored(request: Request, error: Exception) -> Response:
         cause = error.__cause__

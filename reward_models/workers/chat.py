@@ -3,7 +3,6 @@
 import base64
 import binascii
 import json
-import math
 import time
 import uuid
 from dataclasses import dataclass
@@ -100,11 +99,7 @@ def completion_of(said: Said, request: ChatRequest, model: str) -> dict[str, Any
 
 
 def _token(text: str, chances: dict[str, float], most: int) -> dict[str, Any]:
-    likeliest = sorted(chances.items(), key=lambda pair: -pair[1])[:most]
-    told = [{"token": other, "logprob": _finite(chance), "bytes": list(other.encode())} for other, chance in likeliest]
-    return {"token": text, "logprob": _finite(chances[text]), "bytes": list(text.encode()), "top_logprobs": told}
+    def told(token: str) -> dict[str, Any]:  # JSON has no infinity; OpenAI gives -9999 there
+        return {"token": token, "logprob": max(chances[token], -9999.0), "bytes": list(token.encode())}
 
-
-def _finite(value: float) -> float:
-    """JSON has no infinity; OpenAI gives -9999 there."""
-    return value if math.isfinite(value) else -9999.0
+    return told(text) | {"top_logprobs": [told(token) for token in sorted(chances, key=lambda token: -chances[token])[:most]]}

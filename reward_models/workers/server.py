@@ -31,7 +31,7 @@ from reward_models.reward import GroupReward
 from reward_models.reward_set import RewardSet
 from reward_models.workers.chat import ChatRequest, completion_of, read_request
 from reward_models.workers.options import ServeJudgeConfig, ServerConfig, ServeRewardsConfig
-from reward_models.workers.wire import PROTOCOL, SERVICE, Asked, fingerprint, own_version, pack_answer, unpack
+from reward_models.workers.wire import PROTOCOL, SERVICE, fingerprint, own_version, pack_answer, unpack
 
 LONGEST_WAIT = 60  # Most seconds after which a refused request is asked to come again
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
@@ -41,10 +41,8 @@ def _app(routes: Sequence[Route], say: Callable[[int, str], object], lifespan: L
     """An application that answers the allowed hosts alone and says errors by `say(status, words)` as JSON."""
 
     async def refuse(request: Request, error: Exception) -> Response:
-        status, words, headers = 500, str(error), None
-        if isinstance(error, HTTPException):
-            status, words, headers = error.status_code, error.detail, error.headers
-        return JSONResponse({"error": say(status, words)}, status_code=status, headers=headers)
+        known = error if isinstance(error, HTTPException) else HTTPException(500, str(error))
+        return JSONResponse({"error": say(known.status_code, known.detail)}, status_code=known.status_code, headers=known.headers)
 
     middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts_of(config.host, config.allowed_hosts)), www_redirect=False)]
     handlers: dict[Any, Any] = {HTTPException: refuse, UserError: refuse}
@@ -206,7 +204,10 @@ class Desk:
         assert self.rewards is not None
         started = time.monotonic()
         asked = unpack(body)
-        self._check(asked)
+        for name, expected in asked.rewards.items():
+            if (served := self.prints.get(name)) != expected:
+                difference = "is not served here" if served is None else f"is {served} here, not {expected}"
+                raise HTTPException(409, f"reward {name!r} {difference}")
         judges = {name: one for name in asked.rewards if isinstance(one := self.rewards.functions[name], GroupReward)}
         before = {name: judge.counts.copy() for name, judge in judges.items()}
         photos, candidates = asked.photos.each(lambda part: part.to(self.device)), asked.candidates.to(self.device)
@@ -216,22 +217,10 @@ class Desk:
         self.scored, self.seconds = self.scored + 1, self.seconds + seconds
         return pack_answer({name: part.cpu() for name, part in parts.items()}, counts, seconds)  # to be sent
 
-    def _check(self, asked: Asked) -> None:
-        for name, expected in asked.rewards.items():
-            served = self.prints.get(name)
-            if served != expected:
-                difference = "is not served here" if served is None else f"is {served} here, not {expected}"
-                raise HTTPException(409, f"reward {name!r} {difference}")
-
 
 def rewards_app(desk: Desk, config: ServeRewardsConfig, *, token: str = "") -> Starlette:
-    """The application of `serve-rewards`.
-
-    Args:
-        desk: that scores.
-        config: limits.
-        token: that requests must bring as `Authorization: Bearer TOKEN`; none if empty. Without it /health tells `ready` alone.
-    """
+    """The application of `serve-rewards`. With a token, requests must bring it as `Authorization: Bearer TOKEN`; without, /health tells
+    `ready` alone."""
     most = int(config.max_request_mib * 2**20)
 
     def trusted(request: Request) -> bool:

@@ -26,6 +26,7 @@ SERVICE = "portraitkit-rewards"
 TOKEN_ENV = "REWARD_WORKER_TOKEN"
 LONGEST_HEAD = 2**16
 FIELDS = tuple(field.name for field in fields(Photos))
+MASKS = ("skin", "features", "opacity")
 
 
 def own_version() -> str:
@@ -87,11 +88,6 @@ def unpack(body: bytes) -> Asked:
     rewards = head.get("rewards")
     if not isinstance(rewards, dict) or not rewards or not all(isinstance(text, str) for text in rewards.values()):
         raise DataError("rewards: must name at least one reward with its fingerprint")
-    _check(tensors)
-    return Asked(rewards, tensors["candidates"], Photos(**{name: tensors[f"photos.{name}"] for name in FIELDS}))
-
-
-def _check(tensors: Mapping[str, Tensor]) -> None:
     wanted = {"candidates", *(f"photos.{name}" for name in FIELDS)}
     if set(tensors) != wanted:
         raise DataError(f"tensors {sorted(set(tensors) ^ wanted)} are missing or unknown")
@@ -100,15 +96,14 @@ def _check(tensors: Mapping[str, Tensor]) -> None:
         raise DataError(f"candidates {tuple(candidates.shape)}, photos {tuple(source.shape)}: must be n x 3 x h x w")
     (count, _, height, width), photos = candidates.shape, len(source)
     picture, mask = (photos, 3, height, width), (photos, 1, height, width)
-    shapes = {"candidates": (count, 3, height, width)}
-    shapes |= {"photos.source": picture, "photos.clean": picture, "photos.meshes": (photos, 468, 2), "photos.identity": (photos, 128)}
-    shapes |= {f"photos.{name}": mask for name in ("skin", "features", "opacity")}
+    shapes = {"candidates": (count, 3, height, width), "photos.meshes": (photos, 468, 2), "photos.identity": (photos, 128)}
+    shapes |= {f"photos.{name}": picture for name in ("source", "clean")} | {f"photos.{name}": mask for name in MASKS}
     for name, shape in shapes.items():
-        tensor = tensors[name]
-        if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
-            raise DataError(f"{name}: {tensor.dtype} {tuple(tensor.shape)}, must be {torch.float32} {shape}")
+        if tuple(tensors[name].shape) != shape or tensors[name].dtype != torch.float32:
+            raise DataError(f"{name}: {tensors[name].dtype} {tuple(tensors[name].shape)}, must be {torch.float32} {shape}")
     if photos not in (1, count):
         raise DataError(f"{photos} photos for {count} candidates: must be 1, or one a candidate")
+    return Asked(rewards, tensors["candidates"], Photos(**{name: tensors[f"photos.{name}"] for name in FIELDS}))
 
 
 def pack_answer(parts: Mapping[str, Tensor], counts: Mapping[str, Mapping[str, int]], seconds: float) -> bytes:

@@ -26,16 +26,9 @@ TEXT_PARTS = ("text_encoder", "text_encoder_2")
 def meta_backbone(
     name: str, model: str | None, resolution: int | None, *, device: str = "meta", guidance: float | None = None, vae_tiling: bool = False
 ) -> Any:
-    """A built-in backbone whose parts hold no data; its own code runs on meta tensors.
-
-    Args:
-        name: as given to `--backbone`.
-        model: a local folder, whose configurations count, or a hub id or None: the published architecture.
-        resolution: side of the pictures.
-        device: any other holds transformer and autoencoder, with random weights; text encoders never, see `stand_in_condition`.
-        guidance: scale, or None for the backbone's own.
-        vae_tiling: the autoencoder works in tiles.
-    """
+    """A built-in backbone whose parts hold no data; its own code runs on meta tensors. The configurations of a local folder count, of a hub
+    id or None the published architecture. Any other device holds transformer and autoencoder with random weights, and never text encoders,
+    see `stand_in_condition`."""
     import diffusers
 
     from policies.retoucher.backbones import tiny

@@ -89,12 +89,8 @@ class Backbone(Protocol):
 def sample_ode(backbone: Backbone, condition: Condition, noise: Latents, num_steps: int, batch: int | None = None) -> Images:
     """Retouch by the plain, anchor-free Euler ODE: the only sampler used at inference and for evaluation.
 
-    Args:
-        backbone: the policy.
-        condition: the encoded photos.
-        noise: initial latents, one row a photo. They and the photos may wait in main memory: pictures come back to where they are.
-        num_steps: of the ODE.
-        batch: photos that are evaluated and decoded at once; all if not given. What a photo becomes does not depend on it.
+    Noise is the initial latents, one row a photo. It and the encoded photos may wait in main memory: pictures come back to where they are.
+    `batch` photos are evaluated and decoded at once, all if it is not given; what a photo becomes does not depend on it.
     """
     if batch is not None and len(noise) > batch:
         parts = torch.arange(len(noise)).split(batch)

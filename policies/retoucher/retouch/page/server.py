@@ -66,13 +66,8 @@ class Opened:
 
 
 class Studio:
-    """The photos of a visit.
-
-    Args:
-        folder: where they lie.
-        config: the sliders' first places, and what faces are too small.
-        analyse: the retoucher's one pass, from a picture and its faces.
-    """
+    """The photos of a visit, and the folder where they lie. The configuration has the sliders' first places, and what faces are too small;
+    `analyse` is the retoucher's one pass, from a picture and its faces."""
 
     def __init__(self, folder: Path, config: RetouchConfig, analyse: Analyse) -> None:
         self.folder, self.config, self.analyse = folder, config, analyse
@@ -189,13 +184,8 @@ def read_settings(query: Mapping[str, str], config: RetouchConfig) -> tuple[Cont
 
 
 def make_app(studio: Studio, *, hosts: tuple[str, ...], key: str | None = None) -> Starlette:
-    """The ASGI application.
-
-    Args:
-        studio: the photos.
-        hosts: names by which the page may be asked for; others are refused (DNS rebinding).
-        key: what a visitor must bring, in the link the first time and in a cookie from then on; None asks for nothing.
-    """
+    """The ASGI application. It may be asked for by the names `hosts`; others are refused (DNS rebinding). A visitor must bring the key, in
+    the link the first time and in a cookie from then on; None asks for nothing."""
     archives: dict[str, Path] = {}  # the newest one alone
 
     def guarded(answer: Callable[[Request], Any]) -> Callable[[Request], Any]:
@@ -289,11 +279,8 @@ def make_app(studio: Studio, *, hosts: tuple[str, ...], key: str | None = None) 
         return FileResponse(path, filename="retouched.zip")
 
     async def refused(request: Request, error: Exception) -> Response:
-        status, words = (error.status_code, error.detail) if isinstance(error, HTTPException) else (400, str(error))
-        return JSONResponse({"error": words}, status, headers=error.headers if isinstance(error, HTTPException) else None)
-
-    async def icon(request: Request) -> Response:
-        return Response(status_code=204)
+        known = error if isinstance(error, HTTPException) else HTTPException(400, str(error))
+        return JSONResponse({"error": known.detail}, known.status_code, headers=known.headers)
 
     routes = [
         *(Route(path, guarded(static)) for path in STATIC),
@@ -304,7 +291,7 @@ def make_app(studio: Studio, *, hosts: tuple[str, ...], key: str | None = None) 
         Route("/photo/{token}/after.jpg", guarded(after)),
         Route("/photo/{token}/download", guarded(download)),
         Route("/archive/{name}", guarded(archive)),
-        Route("/favicon.ico", icon),
+        Route("/favicon.ico", lambda request: Response(status_code=204)),
     ]
     return page_app(routes, hosts, {UserError: refused, HTTPException: refused})
 
