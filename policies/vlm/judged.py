@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -60,78 +60,7 @@ How well does it explain this face? Give a whole number from 1 to 10:
 Length, style and confidence earn nothing. Answer with that number alone, inside <score></score>."""
 
 
-@runtime_checkable
-class AnswerJudge(Protocol):
-    """What values answers beside the task's own reward."""
-
-    @property
-    def name(self) -> str:
-        """Of its part of the reward, in logs."""
-        ...
-
-    @property
-    def counts(self) -> Counts:
-        """What was asked so far."""
-        ...
-
-    def values(self, groups: Sequence[Group]) -> list[list[float]]:
-        """The value of each answer of each group in [0, 1]; NaN where it could not be judged. One that breaks the form earns 0, unasked."""
-        ...
-
-
-def open_judge(name: str, task: Task, *, data: str, device: str) -> AnswerJudge:
-    """The judge that `--reward` names as judge:SOURCE[:FORM], for a task, whose rows come from `data`, `embedded` or a folder.
-
-    Raises:
-        ConfigError: no judge is named, or the task takes none.
-        WeightsError: the judge cannot be loaded, or nothing answers at its address.
-    """
-    source, form = split_name(name, task)
-    if task.name == "emotion":
-        if source == "embedded":
-            return UnitCheck()
-        judge = load_judge(source, device=device)
-        if judge.settings.form == "brief":
-            only = "that judge answers about pairs of retouches in numbers only"
-            raise ConfigError(f"--reward {name}: {only}; give a model that can rate texts")
-        return ReasoningJudge(judge.backend)
-    judge = load_judge(source, device=device, untaught=MakeupSettings)
-    dimension = "" if isinstance(judge.settings, MakeupSettings) else "identity"
-    return MakeupJudge(JudgeReward(judge, form, dimension), bare_faces(data), lips=task.name == "makeup-lips")
-
-
-def split_name(name: str, task: Task) -> tuple[str, Any]:
-    """Source and form of `judge:SOURCE[:FORM]`; makeup is compared by `win_rate` unless `score` is given.
-
-    Raises:
-        ConfigError: it is none, or the task takes no judge or not this form.
-    """
-    kind, _, argument = name.partition(":")
-    if kind != "judge":
-        raise ConfigError(f"--reward {name}: must be judge:SOURCE, as judge:embedded, judge:FOLDER-OR-ID or judge:http://127.0.0.1:8000/v1")
-    if task.name not in JUDGED:
-        takes = f"the task {task.name} takes no judge, its own reward checks all of an answer"
-        raise ConfigError(f"--reward {name}: {takes}; leave --reward out ({', '.join(JUDGED)} take one)")
-    source, form = split_argument(argument, default="win_rate")
-    if task.name == "emotion" and form != "win_rate":
-        raise ConfigError(f"--reward {name}: {task.name} rates each answer alone; leave the form out")
-    if form in NEED_ANCHORS:
-        raise ConfigError(f"--reward {name}: {task.name} has no preferred retouch; use win_rate or score")
-    return source, form
-
-
 # ---- makeup: pictures
-
-
-def check_bare(judge: AnswerJudge, rows: Sequence[Row], data: str) -> None:
-    """DataError for the first row of a folder without the picture of the bare face, where the judge sees answers on it."""
-    for row in rows if isinstance(judge, MakeupJudge) and data != "embedded" else ():
-        if not isinstance(row.columns.get("bare_image"), str):
-            raise DataError(
-                f"{row.name}: has no bare_image, the same photo without makeup, which a judge needs to see an answer on; "
-                "make rows with make-preferences makeup, or leave --reward out"
-            )
-        check_picture(Path(data) / "train.jsonl", row.columns["bare_image"], row.name)
 
 
 def bare_faces(data: str) -> Callable[[Row], Bare | None]:
@@ -292,6 +221,66 @@ def rubric(reasoning: str, truth: Expression) -> str:
     named = ", ".join(f"AU{unit} {ACTION_UNITS.get(unit, '')}".strip() for unit in sorted(truth.units or ()))
     units = "not labelled" if truth.units is None else named or "none"
     return RUBRIC.format(emotion=truth.emotion or "not labelled", units=units, text=json.dumps(reasoning, ensure_ascii=False))
+
+
+# ---- which one
+
+
+AnswerJudge = MakeupJudge | ReasoningJudge | UnitCheck
+"""What values answers beside the task's own reward: `values` gives each answer of each group a value in [0, 1], NaN where it could not be
+judged; one that breaks the form earns 0, unasked. `counts` is what was asked so far, `name` that of its part of the reward, in logs."""
+
+
+def open_judge(name: str, task: Task, *, data: str, device: str) -> AnswerJudge:
+    """The judge that `--reward` names as judge:SOURCE[:FORM], for a task, whose rows come from `data`, `embedded` or a folder.
+
+    Raises:
+        ConfigError: no judge is named, or the task takes none.
+        WeightsError: the judge cannot be loaded, or nothing answers at its address.
+    """
+    source, form = split_name(name, task)
+    if task.name == "emotion":
+        if source == "embedded":
+            return UnitCheck()
+        judge = load_judge(source, device=device)
+        if judge.settings.form == "brief":
+            only = "that judge answers about pairs of retouches in numbers only"
+            raise ConfigError(f"--reward {name}: {only}; give a model that can rate texts")
+        return ReasoningJudge(judge.backend)
+    judge = load_judge(source, device=device, untaught=MakeupSettings)
+    dimension = "" if isinstance(judge.settings, MakeupSettings) else "identity"
+    return MakeupJudge(JudgeReward(judge, form, dimension), bare_faces(data), lips=task.name == "makeup-lips")
+
+
+def split_name(name: str, task: Task) -> tuple[str, Any]:
+    """Source and form of `judge:SOURCE[:FORM]`; makeup is compared by `win_rate` unless `score` is given.
+
+    Raises:
+        ConfigError: it is none, or the task takes no judge or not this form.
+    """
+    kind, _, argument = name.partition(":")
+    if kind != "judge":
+        raise ConfigError(f"--reward {name}: must be judge:SOURCE, as judge:embedded, judge:FOLDER-OR-ID or judge:http://127.0.0.1:8000/v1")
+    if task.name not in JUDGED:
+        takes = f"the task {task.name} takes no judge, its own reward checks all of an answer"
+        raise ConfigError(f"--reward {name}: {takes}; leave --reward out ({', '.join(JUDGED)} take one)")
+    source, form = split_argument(argument, default="win_rate")
+    if task.name == "emotion" and form != "win_rate":
+        raise ConfigError(f"--reward {name}: {task.name} rates each answer alone; leave the form out")
+    if form in NEED_ANCHORS:
+        raise ConfigError(f"--reward {name}: {task.name} has no preferred retouch; use win_rate or score")
+    return source, form
+
+
+def check_bare(judge: AnswerJudge, rows: Sequence[Row], data: str) -> None:
+    """DataError for the first row of a folder without the picture of the bare face, where the judge sees answers on it."""
+    for row in rows if isinstance(judge, MakeupJudge) and data != "embedded" else ():
+        if not isinstance(row.columns.get("bare_image"), str):
+            raise DataError(
+                f"{row.name}: has no bare_image, the same photo without makeup, which a judge needs to see an answer on; "
+                "make rows with make-preferences makeup, or leave --reward out"
+            )
+        check_picture(Path(data) / "train.jsonl", row.columns["bare_image"], row.name)
 
 
 # ---- in training

@@ -3,8 +3,8 @@
 Every part on the meta device, for plans; or transformer and autoencoder with random weights on a real one, to measure what work costs.
 """
 
-from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from policies.retoucher.model.backbone import Condition
 from portraitkit.errors import ConfigError, WeightsError
 from portraitkit.files.jsonl import read_json
 
-PUBLISHED: dict[str, dict[str, dict[str, Any]]] = read_json(Path(__file__).with_name("published.json"))
-"""Backbone -> part -> configuration: FLUX.1-Kontext-dev's as its published files say, FLUX.2 [klein] 4B's as its authors' code has it
-(`Klein4BParams` of github.com/black-forest-labs/flux2), with Qwen3-4B as text encoder. What is not named is the class's own default."""
+PUBLISHED: dict[str, dict[str, tuple[str, str, dict[str, Any]]]] = read_json(Path(__file__).with_name("published.json"))
+"""Backbone -> part -> library, class and configuration: FLUX.1-Kontext-dev's as its published files say, FLUX.2 [klein] 4B's as its
+authors' code has it (`Klein4BParams` of github.com/black-forest-labs/flux2), with Qwen3-4B as text encoder. What is not named is the
+class's own default, and Qwen2.5-VL-7B, the text encoder of Qwen-Image-Edit, is `portraitkit.vlm`'s."""
 WORDS = 96  # Tokens of the edit instruction with its template, where the text encoder reads the photo, too (assumed)
 TEXT_PARTS = ("text_encoder", "text_encoder_2")
 
@@ -37,6 +38,7 @@ def meta_backbone(
     from policies.retoucher.backbones.qwen_image_edit import QwenEditBackbone
     from policies.retoucher.backbones.qwen_image_edit_plus import PROMPT_SIDE
     from policies.retoucher.model.loading import check_multiple, check_pipeline
+    from portraitkit.vlm.model import meta_model
 
     if name not in BUILT_IN:
         raise ConfigError(f"--backbone {name}: --dry-run knows the architectures of {', '.join(BUILT_IN)} only; leave --dry-run out")
@@ -45,17 +47,24 @@ def meta_backbone(
     if model is not None and not folder.is_dir() and (name == "tiny" or folder.is_absolute() or model.startswith(".")):
         raise WeightsError(f"--model {model}: no such folder; give a local folder or leave --model out")
     kind: Any = getattr(diffusers, PIPELINES[name])
-    published, missing, wrap, options = {
-        "flux_kontext": (_flux_parts, ("tokenizer", "tokenizer_2"), KontextBackbone, {"text_tokens": 512, "guidance": guidance or 2.5}),
-        "flux2_klein": (_klein_parts, ("tokenizer",), KleinBackbone, {"guidance": guidance or 4.0}),
-        "qwen_image_edit": (_qwen_parts, ("tokenizer", "processor"), QwenEditBackbone, {"guidance": guidance or 4.0}),
-    }[{"tiny": "flux_kontext", "qwen_image_edit_plus": "qwen_image_edit"}.get(name, name)]
+    family = {"tiny": "flux_kontext", "qwen_image_edit_plus": "qwen_image_edit"}.get(name, name)
+    missing, wrap, options = {
+        "flux_kontext": (("tokenizer", "tokenizer_2"), KontextBackbone, {"text_tokens": 512, "guidance": guidance or 2.5}),
+        "flux2_klein": (("tokenizer",), KleinBackbone, {"guidance": guidance or 4.0}),
+        "qwen_image_edit": (("tokenizer", "processor"), QwenEditBackbone, {"guidance": guidance or 4.0}),
+    }[family]
     if name == "qwen_image_edit_plus":
         options["prompt_side"] = PROMPT_SIDE
+    dtype = torch.float32 if name == "tiny" else torch.bfloat16
     if from_folder:
         check_pipeline(kind.__name__, folder)
-    dtype = torch.float32 if name == "tiny" else torch.bfloat16
-    makers = _parts_of_folder(folder) if from_folder else published()
+        index = read_json(folder / "model_index.json").items()
+        described = {part: (*of, folder / part) for part, of in index if isinstance(of, list) and (folder / part / "config.json").is_file()}
+    else:
+        described = PUBLISHED[family]
+    makers = {part: partial(_made_like, *of) for part, of in described.items()}
+    if family == "qwen_image_edit" and not from_folder:
+        makers["text_encoder"] = partial(meta_model, "Qwen/Qwen2.5-VL-7B-Instruct")
     parts, before = {}, torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # 12 billion parameters in float32 would take twice what they are to take
     try:
@@ -93,52 +102,9 @@ def parts_of(backbone: PipelineBackbone) -> dict[str, list[torch.nn.Module]]:
     return {"transformer": [backbone.transformer], "autoencoder": [backbone.pipeline.vae], "text encoders": backbone.text_encoders}
 
 
-def _flux_parts() -> dict[str, Callable[[], Any]]:
-    from diffusers import AutoencoderKL, FluxTransformer2DModel
-    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
-
-    known = PUBLISHED["flux_kontext"]
-    return {
-        "transformer": lambda: FluxTransformer2DModel(**known["transformer"]),
-        "vae": lambda: AutoencoderKL(**known["vae"]),
-        "text_encoder": lambda: CLIPTextModel(CLIPTextConfig(**known["text_encoder"])),
-        "text_encoder_2": lambda: T5EncoderModel(T5Config(**known["text_encoder_2"])),
-    }
-
-
-def _klein_parts() -> dict[str, Callable[[], Any]]:
-    from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    known = PUBLISHED["flux2_klein"]
-    return {
-        "transformer": lambda: Flux2Transformer2DModel(**known["transformer"]),
-        "vae": AutoencoderKLFlux2,
-        "text_encoder": lambda: Qwen3ForCausalLM(Qwen3Config(**known["text_encoder"])),
-    }
-
-
-def _qwen_parts() -> dict[str, Callable[[], Any]]:
-    from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
-
-    from portraitkit.vlm.model import meta_model
-
-    text = "Qwen/Qwen2.5-VL-7B-Instruct"
-    return {"transformer": QwenImageTransformer2DModel, "vae": AutoencoderKLQwenImage, "text_encoder": lambda: meta_model(text)}
-
-
-def _parts_of_folder(folder: Path) -> dict[str, Callable[[], Any]]:
-    """Makers of the parts with parameters that a pipeline's folder names, from their configurations alone."""
-    import diffusers
-    import transformers
-
-    def made_like(name: str, library: str, kind: str) -> Any:
-        if library == "diffusers":
-            made: Any = getattr(diffusers, kind)
-            return made.from_config(made.load_config(folder / name))
-        made = getattr(transformers, kind)
-        return made(made.config_class.from_pretrained(folder / name))
-
-    index = read_json(folder / "model_index.json")
-    named = {name: entry for name, entry in index.items() if isinstance(entry, list) and (folder / name / "config.json").is_file()}
-    return {name: partial(made_like, name, *entry) for name, entry in named.items()}
+def _made_like(library: str, kind: str, config: Path | dict[str, Any]) -> Any:
+    """A part by the class that a pipeline's `model_index.json` names, from its configuration or the folder of one."""
+    made: Any = getattr(import_module(library), kind)
+    if library == "diffusers":
+        return made.from_config(made.load_config(config) if isinstance(config, Path) else config)
+    return made(made.config_class.from_pretrained(config) if isinstance(config, Path) else made.config_class(**config))
