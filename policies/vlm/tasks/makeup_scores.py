@@ -180,8 +180,10 @@ def look_metrics(answers: Sequence[list[Item] | None], truths: Sequence[Sequence
 
 
 def _items(pairs: Sequence[Pair]) -> dict[str, float]:
+    if not pairs:
+        return {}
     right = _share(pair.item is not None and pair.item["shape"] == pair.truth["shape"] for pair in pairs)
-    return {"shape_accuracy": right, **_colors(pairs)} if pairs else {}
+    return {"shape_accuracy": right, **_colors(pairs)}
 
 
 def _colors(pairs: Sequence[Pair]) -> dict[str, float]:

@@ -105,7 +105,7 @@ def test_a_worker_that_refuses_for_good_is_left_out(unit, status, words):
             assert torch.equal(workers.score(["texture"], *unit)["texture"], means(unit))
     assert len(bad.seen) == 1 and words in bad.out and good.scored == 3
     with (
-        RewardWorkers([worker([httpx.Response(status)])], patience=LONGEST) as workers,
+        closing(RewardWorkers([worker([httpx.Response(status)])], patience=LONGEST)) as workers,
         pytest.raises(WorkersLost, match="no reward worker is left"),
     ):
         workers.score(["texture"], *unit)
