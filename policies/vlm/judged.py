@@ -320,8 +320,9 @@ def judge_function(judge: AnswerJudge, task: Task, rows: Sequence[Row], mode: Mo
             )
         logged = [("judge_asked", float(judge.counts.asked - asked)), ("judge_unjudged", unjudged / len(texts))]
         logged += [("judge_agreement", agreement) for agreement in agreements if not math.isnan(agreement)]
-        for name, value in logged if log_metric is not None else ():
-            log_metric(name, value)
+        if log_metric is not None:
+            for name, value in logged:
+                log_metric(name, value)
         return values
 
     judged.__name__ = judge.name

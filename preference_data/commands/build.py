@@ -254,7 +254,7 @@ def _write(
         anchor = stored(subject.label, f"{tag}-anchor") if subject.label is not None else None
         truth = known_truth(a, b)
         judge = TRUTH_OF.get(a.origin.generator, "degradation") if truth[0] else ""
-        more = facts | {"annotator": judge, "origin_a": a.origin, "origin_b": b.origin, "anchor": anchor}
+        more: dict[str, Any] = {**facts, "annotator": judge, "origin_a": a.origin, "origin_b": b.origin, "anchor": anchor}
         rows.append(row_of(Pair(f"{subject.id}-{tag}{index}", *files, *truth, **more)))
     return rows
 
