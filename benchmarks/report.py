@@ -27,7 +27,8 @@ MOST = 16  # Photos with pictures in a report; metrics beyond them name their ca
 def write_report(folder: Path, analysis: Analysis) -> Path:
     """Write the report into the run's folder; returns its path."""
     template = Path(__file__).parent / "templates" / "benchmark.html.j2"
-    return write_page(folder / "report.html", template, _context(analysis), percent=_percent, gain=_gain)
+    filters = {"percent": lambda share: f"{100 * share:.0f} %", "gain": lambda value: f"{value:+.{decimals(value, value)}f}"}
+    return write_page(folder / "report.html", template, _context(analysis), **filters)
 
 
 def _context(analysis: Analysis) -> dict[str, Any]:
@@ -99,14 +100,6 @@ def _groups(analysis: Analysis) -> list[dict[str, Any]]:
         mean, half = figure(row["mean"], row["ci95"])
         cells[row["method"]] = {"mean": mean, "half": half, "worst": row["worst"], "n": row["n"]}
     return [{"group": group, "rows": rows} for group, rows in out.items()]
-
-
-def _gain(value: float) -> str:
-    return f"{value:+.{decimals(value, value)}f}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
 
 
 # ---- the photos shown: those on which each metric sees the largest gain and the largest loss
@@ -183,7 +176,7 @@ def _case(name: str, place: int, items: list[Item], reasons: list[str]) -> Case:
     box = zoom_box(source, (last if reference is None else reference).resize(source.size, Image.Resampling.LANCZOS))
     of_method = {method: _tile(method, picture, source, box) for method, picture in pictures.items()}
     tiles = list(of_method.values())
-    if _none_equal(source, pictures):
+    if all(ImageChops.difference(source, picture.resize(source.size)).getbbox() is not None for picture in pictures.values()):
         tiles.insert(0, _tile(_title("photo", "--source", pictures), source, source, box))
     if reference is not None:
         tiles.append(_tile(_title("reference", "--reference", pictures), reference, source, box))
@@ -197,10 +190,6 @@ def _tile(title: str, picture: Image.Image, source: Image.Image, box: Box) -> Ti
 def _title(kind: str, option: str, methods: Collection[str]) -> str:
     """What is written over the photo and the reference; a method may be called so, too."""
     return f"{kind} ({option})" if kind in methods else kind
-
-
-def _none_equal(source: Image.Image, pictures: Mapping[str, Image.Image]) -> bool:
-    return all(ImageChops.difference(source, picture.resize(source.size)).getbbox() is not None for picture in pictures.values())
 
 
 def _small(pixels: torch.Tensor) -> Image.Image:

@@ -29,16 +29,13 @@ class Store:
     def __init__(self, folder: Path | None) -> None:
         self.note = ""
         try:
-            self._open(":memory:" if folder is None else self._file(folder))
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+            self._open(":memory:" if folder is None else str(folder / FILE))
         except (sqlite3.Error, OSError) as error:
             self.note = f"cache {folder}: cannot be used ({error}); values are not kept for the next run"
             print(f"note: {self.note}", file=sys.stderr)
             self._open(":memory:")
-
-    @staticmethod
-    def _file(folder: Path) -> str:
-        folder.mkdir(parents=True, exist_ok=True)
-        return str(folder / FILE)
 
     def _open(self, where: str) -> None:
         self._base = sqlite3.connect(where, timeout=30)

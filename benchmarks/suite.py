@@ -43,29 +43,23 @@ class Results:
     stopped: bool = False  # whether the run was interrupted
 
 
+@dataclass
 class Suite:
-    """One run over given inputs, by metrics whose weights were found and checked. `max_failed` is the share of pictures that may be
-    unreadable; `progress` is called with (done, total) pictures times metrics, `stop` asked between batches whether to end; metrics
-    compute on `device`, networks on a GPU in `dtype` or, if None, their own choice.
-    """
+    """One run over given inputs."""
 
-    def __init__(
-        self,
-        metrics: Sequence[tuple[Metric, MetricWeights]],
-        store: Store,
-        digest: Digests,
-        *,
-        max_failed: float = 0.1,
-        progress: Callable[[int, int], None] = lambda done, total: None,
-        stop: Callable[[], bool] = lambda: False,
-        device: str = "cpu",
-        dtype: str | None = None,
-    ) -> None:
-        self.metrics, self.store, self.digest, self.device, self.dtype = list(metrics), store, digest, device, dtype
-        if device != "cpu":
-            where = f" on {device.partition(':')[0]}, {dtype or 'own type'}"
-            self.metrics = [(metric, replace(weights, where=where)) for metric, weights in metrics]
-        self.max_failed, self.progress, self.stop = max_failed, progress, stop
+    metrics: Sequence[tuple[Metric, MetricWeights]]  # whose weights were found and checked
+    store: Store
+    digest: Digests
+    max_failed: float = 0.1  # share of pictures that may be unreadable
+    progress: Callable[[int, int], None] = lambda done, total: None  # called with (done, total) pictures times metrics
+    stop: Callable[[], bool] = lambda: False  # asked between batches whether to end
+    device: str = "cpu"  # where metrics compute
+    dtype: str | None = None  # of networks on a GPU; None: their own choice
+
+    def __post_init__(self) -> None:
+        if self.device != "cpu":
+            where = f" on {self.device.partition(':')[0]}, {self.dtype or 'own type'}"
+            self.metrics = [(metric, replace(weights, where=where)) for metric, weights in self.metrics]
         self._seconds: dict[str, float] = {}
 
     def run(self, inputs: Inputs, shard: Shard | None = None) -> Results:

@@ -20,7 +20,7 @@ import os
 import shlex
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -142,7 +142,8 @@ def load_config(cls: type[Config], argv: list[str], *, prog: str, example: str =
         switched = name not in types
         if (field := name.removeprefix("no_") if switched else name) in types:
             values = values | {field: not switched if types[field] is bool else _read_words(field, words, types[field])}
-    if lacking := [field.name for field in fields(cls) if field.name not in values and not _has_default(field)]:  # type: ignore[arg-type]
+    required = [field.name for field in fields(cls) if field.default is MISSING and field.default_factory is MISSING]  # type: ignore[arg-type]
+    if lacking := [name for name in required if name not in values]:
         named = [f"{option_words(cls, name)} ({field_docs(cls).get(name)})" for name in lacking]
         raise ConfigError(f"Missing from {prog}: {', '.join(named)}; see {prog} --help")
     config = cls(**values)
@@ -314,7 +315,3 @@ def _read_words(name: str, words: list[str], annotation: Any) -> Any:
     except ValueError:
         near = nearest(words[0], map(str, get_args(annotation))) if get_origin(annotation) is Literal else ""
         raise ConfigError(f"{flag_of(name)} {shlex.join(words)}: must be {_wanted(annotation)}{near}") from None
-
-
-def _has_default(field: Field[Any]) -> bool:
-    return field.default is not MISSING or field.default_factory is not MISSING

@@ -76,9 +76,6 @@ def _load_module(source: str) -> ModuleType:
         if error.name is None or not f"{source}.".startswith(f"{error.name}."):
             raise  # the module exists; something that it imports does not
         parent, _, last = source.rpartition(".")
-        known = _modules_in(parent) if parent and error.name == source else []
+        folders = getattr(sys.modules[parent], "__path__", []) if parent and error.name == source else []
+        known = [module.name for module in pkgutil.iter_modules(folders)] if folders else []
         raise ConfigError(f"{source}: no such module{nearest(last, known)}; a file is named as my_file.py:NAME") from error
-
-
-def _modules_in(package: str) -> list[str]:
-    return [module.name for module in pkgutil.iter_modules(getattr(sys.modules[package], "__path__", []))]

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,58 +67,41 @@ class Pace:
         self.stop.wait(turn - now)
 
 
+@dataclass
 class Endpoint:
     """Models behind `URL/chat/completions`; safe to use from several threads.
-
-    Args:
-        url: up to and including the version, as in http://localhost:8000/v1.
-        model: its name there.
-        key_env: environment variable that holds the key; no key is sent if it is empty.
-        key_optional: send none where the variable is not set, instead of refusing.
-        cache: folder of answers, so that the same question is never paid twice; None keeps none.
-        max_side: pictures are made smaller to this longer side in pixels before they are sent; 0 sends them as they are.
-        timeout: seconds for one request.
-        retries: further requests after one that failed for a reason that may pass.
-        per_minute: most requests a minute; 0 = no limit.
-        workers: requests of one `ask` under way at once.
-        temperature: of sampling.
-        max_tokens: most tokens of an answer.
-        top_logprobs: likeliest tokens to be told at each place of an answer; 0 asks for none.
 
     Raises:
         ConfigError: the URL is none, or the key is missing or cannot be one.
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        *,
-        key_env: str = "",
-        key_optional: bool = False,
-        cache: Path | None = None,
-        max_side: int = 0,
-        timeout: float = 120.0,
-        retries: int = 3,
-        per_minute: int = 0,
-        workers: int = 4,
-        temperature: float = 0.0,
-        max_tokens: int = 1024,
-        top_logprobs: int = 0,
-    ) -> None:
+    url: str  # up to and including the version, as in http://localhost:8000/v1
+    model: str  # its name there
+    _: KW_ONLY
+    key_env: str = ""  # environment variable that holds the key; no key is sent if it is empty
+    key_optional: bool = False  # send none where the variable is not set, instead of refusing
+    cache: Path | None = None  # folder of answers, so that the same question is never paid twice; None keeps none
+    max_side: int = 0  # pictures are made smaller to this longer side in pixels before they are sent; 0 sends them as they are
+    timeout: float = 120.0  # seconds for one request
+    retries: int = 3  # further requests after one that failed for a reason that may pass
+    per_minute: int = 0  # most requests a minute; 0 = no limit
+    workers: int = 4  # requests of one `ask` under way at once
+    temperature: float = 0.0  # of sampling
+    max_tokens: int = 1024  # most tokens of an answer
+    top_logprobs: int = 0  # likeliest tokens to be told at each place of an answer; 0 asks for none
+
+    def __post_init__(self) -> None:
         import httpx
 
-        check_url(f"endpoint {url}", url)
-        if not model:
-            raise ConfigError(f"endpoint {url}: needs the model's name there")
-        self._key = read_key(f"endpoint {url}", key_env, optional=key_optional)
+        check_url(f"endpoint {self.url}", self.url)
+        if not self.model:
+            raise ConfigError(f"endpoint {self.url}: needs the model's name there")
+        self._key = read_key(f"endpoint {self.url}", self.key_env, optional=self.key_optional)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        self.client = httpx.Client(timeout=timeout, headers=headers, follow_redirects=False)
-        self.url, self.model, self.retries, self.workers = url.rstrip("/"), model, retries, workers
-        self.cache, self.max_side, self.temperature, self.max_tokens = cache, max_side, temperature, max_tokens
-        self.top_logprobs = top_logprobs
+        self.client = httpx.Client(timeout=self.timeout, headers=headers, follow_redirects=False)
+        self.url = self.url.rstrip("/")
         self._stop = threading.Event()
-        self._pace = Pace(per_minute, self._stop)
+        self._pace = Pace(self.per_minute, self._stop)
 
     def ask(self, questions: Sequence[Question]) -> list[Reply]:
         """Answers in the order of the questions; see `ask_one`."""

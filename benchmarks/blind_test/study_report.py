@@ -109,7 +109,9 @@ def headline(results: Json) -> str:
     if too_few(pair, fewest):
         raters = plural(pair["raters"], "rater")
         return f"No verdict: {raters} compared {best} with {second}; it takes {fewest} to tell a preference from chance."
-    rate = pair["rate"] if pair["first"] == best else _turned(pair["rate"])
+    rate = pair["rate"]
+    if pair["first"] != best:
+        rate = {"value": 1 - rate["value"], "low": 1 - rate["high"], "high": 1 - rate["low"]}
     lead = f"{best} is preferred to {second}" if pair["preferred"] == best else f"No clear winner between {best} and {second}"
     return f"{lead}: {share(rate['value'])} of votes, 95 % interval {ends(rate)}."
 
@@ -124,10 +126,6 @@ def verdict(pair: Json, fewest: int) -> str:
 def too_few(pair: Json, fewest: int) -> bool:
     """Whether so few raters compared a pair that no votes of theirs could tell it apart."""
     return pair["preferred"] is None and pair["raters"] < fewest
-
-
-def _turned(rate: Json) -> Json:
-    return {"value": 1 - rate["value"], "low": 1 - rate["high"], "high": 1 - rate["low"]}
 
 
 def _strength_plot(results: Json) -> str:

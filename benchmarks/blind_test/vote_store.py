@@ -33,8 +33,6 @@ CREATE TABLE IF NOT EXISTS votes (
     trial INTEGER PRIMARY KEY REFERENCES trials, choice TEXT NOT NULL CHECK (choice IN ('left', 'right', 'tie')),
     seconds REAL);
 """
-NO_LONGER_STORED = (("raters", "started_at"), ("raters", "seen_at"), ("votes", "voted_at"))
-"""Columns of studies begun with an earlier version, dropped when they are served again."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,6 @@ class VoteStore:
         self._seen: dict[int, float] = {}
         self._db = _open(path)
         self._db.executescript(SCHEMA)
-        _forget_times(self._db)
 
     def close(self) -> None:
         """Close the file; what was answered is in it already."""
@@ -195,16 +192,6 @@ def _open(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         raise RunFolderError(f"{path}: cannot be opened ({error}); check the folder, or restore the file from a copy") from error
     return db
-
-
-def _forget_times(db: sqlite3.Connection) -> None:
-    """Drop NO_LONGER_STORED where it is there, and what it held from the file's free pages too."""
-    columns = {(table, row[1]) for table in ("raters", "votes") for row in db.execute(f"PRAGMA table_info ({table})")}
-    there = columns.intersection(NO_LONGER_STORED)
-    for table, column in there:
-        db.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
-    if there:
-        db.execute("VACUUM")
 
 
 def _hash(token: str) -> str:

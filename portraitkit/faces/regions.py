@@ -5,7 +5,7 @@ been blurred by a small gaussian. The oval ends where the mesh ends: a fringe
 below the hairline and the front of an ear lobe may be inside it, the neck is not.
 """
 
-from functools import cache, partial
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -83,14 +83,15 @@ def region_masks(
     """
     points = mesh.detach()[:, :2].cpu()  # at once: its numbers are looked at one by one
     sigma = max(softness * (points[33] - points[263]).norm().item(), MIN_SIGMA)
-    get = cache(partial(_draw_part, points, mesh.device, height, width, sigma))
+
+    @cache
+    def get(name: str) -> Tensor:
+        parts = [soft_polygon(points[list(part)], height, width, sigma, mesh.device) for part in PARTS[name]]
+        return torch.stack(parts).amax(0, keepdim=True)
+
     recipes = {
         "skin": lambda: get("face_oval") * (1 - get("eyes")) * (1 - get("brows")) * (1 - get("mouth")) * (1 - get("nostrils")),
         "lips": lambda: get("mouth") * (1 - get("opening")),
         "eyelids": lambda: get("lids") * (1 - get("eyes")),
     }
     return {name: recipes[name]() if name in recipes else get(name) for name in REGIONS if name in only}
-
-
-def _draw_part(points: Float[Tensor, "468 2"], device: torch.device, height: int, width: int, sigma: float, name: str) -> Tensor:
-    return torch.stack([soft_polygon(points[list(part)], height, width, sigma, device) for part in PARTS[name]]).amax(0, keepdim=True)

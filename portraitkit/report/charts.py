@@ -107,7 +107,8 @@ def curve_svg(
     first, last = min(min(one.x) for one in shown), max(max(one.x) for one in shown)
     low, high = _limits(shown, [*floors, *(one.value for one in references)], log, least_span)
     high += 0.1 * (high - low) * bool(references)  # for the label
-    labels = _decades(low, high) if log else _ticks(low, high)
+    decades = range(int(low), int(high) + 1, max(1, math.ceil((high - low) / TICKS))) if log else ()
+    labels = {10.0**exponent: f"1e{exponent}" for exponent in decades} if log else _ticks(low, high)
     width, height, right, top, bottom = 240.0, 126.0, 236.0, 5.0, 110.0
     left = 8 + 4.8 * max(map(len, labels.values()), default=0)
     pad = max(0.02 * (last - first), 0.5 if first == last else 0.0)
@@ -173,10 +174,6 @@ def _ticks(low: float, high: float, *, most: int = TICKS, whole: bool = False) -
         return {value: _scientific(value) for value in values}
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     return {value: f"{value:.{digits}f}".replace("-", "−") for value in values}
-
-
-def _decades(low: float, high: float) -> dict[float, str]:
-    return {10.0**exponent: f"1e{exponent}" for exponent in range(int(low), int(high) + 1, max(1, math.ceil((high - low) / TICKS)))}
 
 
 def _scientific(value: float) -> str:

@@ -69,11 +69,6 @@ def shown(row: Row, limit: Limit | None) -> list[Image.Image]:
     return [capped(image, limit) for image in row.images()]
 
 
-def sizes_of(row: Row) -> tuple[tuple[int, int], ...]:
-    """Height and width of each picture of a row; files are not decoded."""
-    return tuple(image_size(picture) if isinstance(picture, Path) else (picture.shape[-2], picture.shape[-1]) for picture in row.pictures)
-
-
 def picture_tokens(processor: Any, sizes: Sequence[tuple[int, int]]) -> int:
     """Tokens of pictures of these heights and widths together."""
     limit = limit_of(processor)
@@ -130,7 +125,7 @@ def check_lengths(
     known: dict[tuple[tuple[int, int], ...], int] = {}
     counts, most = [], max_tokens
     for place, row in enumerate(rows):
-        sizes = sizes_of(row)
+        sizes = tuple(image_size(one) if isinstance(one, Path) else (one.shape[-2], one.shape[-1]) for one in row.pictures)
         pictures = known[sizes] if sizes in known else known.setdefault(sizes, picture_tokens(processor, sizes))
         answer = max(max_tokens, len(tokenizer(row.target, add_special_tokens=False)["input_ids"]) + 1) if targets else max_tokens
         if context is not None and words + pictures + answer > context:

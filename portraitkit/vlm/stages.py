@@ -2,7 +2,7 @@
 
 import gc
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,9 @@ def store(context: RunContext, trainer: Any, target: Path, *, base: str | None =
     if options.deepspeed is not None:
         state = trainer.accelerator.get_state_dict(trainer.deepspeed)  # with ZeRO-3 whole in the first process, nothing in the others
     model = trainer.accelerator.unwrap_model(trainer.model)
-    check_finite(model, state)
+    weights = model.named_parameters() if state is None else state.items()  # a model in shares holds a part of its own only
+    if bad := next((name for name, value in weights if not bool(value.isfinite().all())), None):
+        raise TrainingStopped(f"{bad}: is not finite after training; nothing was saved, lower --learning-rate or raise --beta")
     if context.processes.is_main_process:
         unfinished, adapter = target.with_name("model.part"), target.with_name("adapter")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -166,14 +168,3 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def check_finite(model: Any, state: Mapping[str, Any] | None = None) -> None:
-    """Refuse a model that training has destroyed, by its `state` (weights by name) where it holds a share of its parameters only.
-
-    Raises:
-        TrainingStopped: a weight is not finite.
-    """
-    bad = [name for name, value in (model.named_parameters() if state is None else state.items()) if not bool(value.isfinite().all())]
-    if bad:
-        raise TrainingStopped(f"{bad[0]}: is not finite after training; nothing was saved, lower --learning-rate or raise --beta")

@@ -3,6 +3,7 @@
 import importlib.util
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -172,22 +173,18 @@ def text_of(completion: Any) -> str:
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
+@dataclass
 class Follow(TrainerCallback):
     """Logs every step to the run folder, shows it, validates now and then, and stops after a checkpoint when interrupted. `stage` is
     sft or grpo, for the log; `validate` gives figures for the log, every so many training steps; None: no validation."""
 
-    def __init__(
-        self,
-        run: RunFolder,
-        stage: str,
-        interrupt: Interruptible,
-        progress: Progress,
-        bar: TaskID,
-        validate: Callable[[], dict[str, float]] | None = None,
-        every: int = 0,
-    ) -> None:
-        self.run, self.stage, self.interrupt, self.progress, self.bar = run, stage, interrupt, progress, bar
-        self.validate, self.every = validate, every
+    run: RunFolder
+    stage: str
+    interrupt: Interruptible
+    progress: Progress
+    bar: TaskID
+    validate: Callable[[], dict[str, float]] | None = None
+    every: int = 0
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any

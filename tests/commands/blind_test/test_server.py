@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import sqlite3
-import struct
 import subprocess
 import sys
 import time
@@ -192,25 +191,6 @@ def test_what_is_stored_is_what_the_consent_text_says(study):
     said = " ".join((folder / "consent.txt").read_text().split())
     assert "the pairs that you are shown, your answers, how long each took, and a number in place of your name" in said
     assert "no time of day" in said and "only a checksum" in said
-
-
-def test_a_study_begun_with_times_loses_them_and_no_vote(make):
-    folder = make()
-    with contextlib.closing(sqlite3.connect(folder / VOTES)) as db:
-        db.executescript("""
-            CREATE TABLE raters (id INTEGER PRIMARY KEY, token_hash TEXT NOT NULL UNIQUE, started_at REAL NOT NULL, seen_at REAL NOT NULL);
-            CREATE TABLE trials (id INTEGER PRIMARY KEY, token TEXT NOT NULL UNIQUE, rater INTEGER NOT NULL REFERENCES raters,
-                position INTEGER NOT NULL, photo INTEGER NOT NULL, pair INTEGER NOT NULL, swapped INTEGER NOT NULL);
-            CREATE TABLE votes (trial INTEGER PRIMARY KEY REFERENCES trials, choice TEXT NOT NULL, seconds REAL, voted_at REAL NOT NULL);
-            INSERT INTO raters VALUES (1, 'checksum', 1700000000.5, 1700000001.5);
-            INSERT INTO trials VALUES (1, 'token', 1, 0, 0, 0, 0);
-            INSERT INTO votes VALUES (1, 'left', 2.5, 1700000002.5);
-        """)
-    with contextlib.closing(VoteStore(folder / VOTES, read_study(folder))) as store:
-        rater = store.find_rater(store.add_rater())
-        assert rater == 2 and len(store.trials(rater)) == 22
-    assert [(vote.choice, vote.seconds) for vote in read_votes(folder / VOTES)] == [("left", 2.5)]
-    assert not any(struct.pack(">d", 1700000000.5 + part) in (folder / VOTES).read_bytes() for part in range(3))
 
 
 def test_cells_of_a_rater_who_left_are_free_again_after_two_hours(make, monkeypatch):
