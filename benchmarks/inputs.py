@@ -209,11 +209,7 @@ def check_readable(config: BenchmarkConfig) -> None:
 
 def gather(config: BenchmarkConfig, work: Path, say: Callable[[str], None], shard: Shard | None = None) -> Inputs:
     """The pictures of a run; what is unpacked and retouched goes to `work`. The processes of a sharded run retouch together, and each has
-    all pictures in the end.
-
-    Raises:
-        UserError: see `read_folder`, `match` and `policies.retoucher.retouch.faces`.
-    """
+    all pictures in the end. UserError: see `read_folder`, `match` and `policies.retoucher.retouch.faces`."""
     sets = tuple(list_images(config.set)) if config.set else ()
     if not config.method:
         return _embedded(config, work, sets, say, shard)

@@ -64,11 +64,7 @@ class Suite:
 
     def run(self, inputs: Inputs, shard: Shard | None = None) -> Results:
         """Measure all inputs, or a shard's share of their batches; who is measured with whom does not depend on it. A shard gathers
-        nothing.
-
-        Raises:
-            DataError: more pictures than allowed cannot be read.
-        """
+        nothing. DataError: more pictures than allowed cannot be read."""
         results = Results(inputs, weights={metric.name: weights for metric, weights in self.metrics})
         plan = plan_batches(inputs, self.device)
         if shard is not None:

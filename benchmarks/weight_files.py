@@ -149,10 +149,7 @@ def with_weights(
 def read_state(path: Path, *, torchscript_sha256: str = "") -> dict[str, Any]:
     """A state dict: safetensors, or `torch.load(weights_only=True)`; never a full unpickling. `params`, `state_dict` or a DataParallel
     prefix inside are peeled off; `torchscript_sha256` is the published hash of the one TorchScript archive that may be opened ("" for
-    none).
-
-    Raises:
-        WeightsError: the file is damaged, holds more than tensors, or one that is not finite.
+    none). WeightsError: the file is damaged, holds more than tensors, or one that is not finite.
     """
     import torch
     from safetensors import SafetensorError

@@ -50,10 +50,7 @@ def run_subcommand(command: str, about: str, package: str, subcommands: Mapping[
     """Run the subcommand that `argv` names, or print all with `about` for --help; returns the exit code.
 
     `subcommands` are name -> (its `module:function` of `package`, which takes the options; what it does; options of a typical call); the
-    package's module `options` holds a class `NameConfig` for each.
-
-    Raises:
-        ConfigError: no subcommand is named, or an unknown one.
+    package's module `options` holds a class `NameConfig` for each. ConfigError: no subcommand is named, or an unknown one.
     """
     from portraitkit.config import load_config
     from portraitkit.discover import load_object

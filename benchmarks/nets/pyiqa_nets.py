@@ -77,11 +77,7 @@ def empty_net(name: str, **options: Any) -> torch.nn.Module:
 
 def fill(net: torch.nn.Module, path: Path, *, missing: tuple[str, ...] = ()) -> None:
     """Load a file into a net; every parameter and buffer must come from it, but for those whose names begin as in `missing`, and nothing
-    may be left over.
-
-    Raises:
-        WeightsError: the file is damaged or of another net; the first name that does not fit is given.
-    """
+    may be left over. WeightsError: the file is damaged or of another net; the first name that does not fit is given."""
     try:
         result = net.load_state_dict(read_state(path), strict=False)
     except RuntimeError as error:
@@ -146,10 +142,7 @@ def column(net: torch.nn.Module, *, reference: bool = False, dtype: str | None =
 def _in_parts(net: torch.nn.Module, *pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
     """Values of a batch, where its pictures are, `AT_ONCE` at a time; channels last, which convolutions like best.
 
-    pyiqa's nets refuse pictures by assertions and by what torch raises.
-
-    Raises:
-        DataError: the net cannot measure these pictures.
+    pyiqa's nets refuse pictures by assertions and by what torch raises. DataError: the net cannot measure these pictures.
     """
     count, height, width = len(pixels[0]), *pixels[0].shape[-2:]
     device = pixels[0].device

@@ -63,10 +63,7 @@ def unpack_weights(entries: list[dict[str, Any]], data: bytes) -> dict[str, Tens
     """Unpack a TensorFlow.js weight file: tensors lie one after the other, each perhaps quantised.
 
     `entries` are the manifest's {"name", "shape", "dtype", "quantization"?}. The tensors are in TensorFlow's own layout (filters are HWIO):
-    float32, or int32 where the manifest says so.
-
-    Raises:
-        WeightsError: the file is shorter or longer than its manifest says.
+    float32, or int32 where the manifest says so. WeightsError: the file is shorter or longer than its manifest says.
     """
     tensors, offset = {}, 0
     for entry in entries:

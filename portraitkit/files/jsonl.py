@@ -42,10 +42,7 @@ def read_json_lines(path: Path, read: Callable[[dict[str, Any]], Row]) -> RowSet
 
     Refused, each with its line number: what is not UTF-8 or not JSON, NaN and infinity, a key given twice, a line of more than 4 MiB, a
     value that is no object, and what `read` refuses by DataError. A BOM, CRLF and blank lines are taken. A last line that is cut off is
-    refused like any other.
-
-    Raises:
-        DataError: the file cannot be opened.
+    refused like any other. DataError: the file cannot be opened.
     """
     result: RowSet[Row] = RowSet([], [], [])
     try:
@@ -107,10 +104,7 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
     """Append one row, on the disk when this returns; a line that a killed process left unfinished is closed first.
 
-    On a full disk nothing of the row stays, unless another process has appended since.
-
-    Raises:
-        RunFolderError: the file cannot be written.
+    On a full disk nothing of the row stays, unless another process has appended since. RunFolderError: the file cannot be written.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,10 +20,7 @@ OTHERS = (".heic", ".heif", ".hif", ".jxl", ".psd", ".svg", ".dng", ".raw", ".cr
 def list_images(folder: str | Path, *, flat: bool = False) -> list[Path]:
     """Picture files directly in a folder, sorted by name; hidden files are left out. See `pick_images` for what is told.
 
-    With `flat` a line says which subfolders hold pictures, which are not listed.
-
-    Raises:
-        ImageError: no such folder.
+    With `flat` a line says which subfolders hold pictures, which are not listed. ImageError: no such folder.
     """
     folder = Path(folder)
     if not folder.is_dir():

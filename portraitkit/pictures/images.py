@@ -287,11 +287,8 @@ def write_image(
 
 
 def to_uint8(pixels: Float[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Round to 8 bits; values outside [0, 1] are clipped.
-
-    Raises:
-        ImageError: a value is not finite: such a picture is not written, shown or judged.
-    """
+    """Round to 8 bits; values outside [0, 1] are clipped. ImageError: a value is not finite: such a picture is not written, shown or
+    judged."""
     if not pixels.isfinite().all():
         raise ImageError("a picture with pixels that are not finite (NaN or infinity) cannot be written or judged; check what made it")
     return pixels.detach().clamp(0, 1).mul_(255).round_().to(torch.uint8).permute(1, 2, 0).cpu().numpy()

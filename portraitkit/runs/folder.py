@@ -198,11 +198,7 @@ class Maker:
 
 def may_resume(path: Path, config: dict[str, Any], maker: Maker, *, overwrite: bool = False) -> bool:
     """Whether a folder holds unfinished or finished work of the same command with the same options, to go on with; with `overwrite` it is
-    to be replaced, and only that this command made it is checked.
-
-    Raises:
-        RunFolderError: it holds work with other options, or something else.
-    """
+    to be replaced, and only that this command made it is checked. RunFolderError: it holds work with other options, or something else."""
     stored = path / "config.json"
     if not stored.is_file():
         return False  # RunFolder.open refuses a folder with other files

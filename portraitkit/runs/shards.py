@@ -165,11 +165,8 @@ def has_shards(folder: Path) -> bool:
 
 
 def merged_rows(folder: Path) -> list[list[dict[str, Any]]]:
-    """The rows of all shards of an output folder, shard by shard.
-
-    Raises:
-        RunFolderError: a shard is missing or not finished; all of them are named.
-    """
+    """The rows of all shards of an output folder, shard by shard. RunFolderError: a shard is missing or not finished; all of them are
+    named."""
     shards = _all(folder)
     missing = [shard for shard in shards if not (folder / SHARDS / f"{shard.name}.jsonl").is_file()]
     if missing:
@@ -184,10 +181,7 @@ def merged_rows(folder: Path) -> list[list[dict[str, Any]]]:
 def wait_for_shards(folder: Path, stop: Callable[[], bool], *, lost: float = LOST) -> bool:
     """Wait until the launcher's other processes have finished their shards; returns False where `stop`, asked twice a second, said so.
     `lost` are the seconds without a sign of life after which a process is taken for gone; a tenth of it, where it has let go of its
-    shard.
-
-    Raises:
-        RunFolderError: a process ended before its share was done, or gives no sign of life.
+    shard. RunFolderError: a process ended before its share was done, or gives no sign of life.
     """
     seen: dict[str, tuple[float | None, float]] = {}
     pending = _all(folder)

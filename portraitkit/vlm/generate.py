@@ -44,23 +44,13 @@ def complete(
     form: Sequence[str] = (),
     advance: Callable[[int], object] = lambda count: None,
 ) -> list[list[Completion]]:
-    """Answer the prompt about each row's picture; returns `samples` completions for each row.
+    """Answer a prompt, the user turn's text, the same for all rows or one a row, about each row's pictures, as many in each; returns
+    `samples` completions for each row. Options are those of `Decoding`; temperature 0 is greedy, and more than one sample needs more;
+    torch's global generator is left as it was.
 
-    Args:
-        model: from `portraitkit.vlm.model`, as is the processor, which pads on the left.
-        processor: of the model.
-        prompt: the user turn's text, the same for all rows or one a row.
-        rows: whose pictures are shown, as many in each row.
-        max_tokens: most tokens of an answer.
-        temperature: 0 is greedy decoding.
-        top_p: nucleus of the sampling.
-        samples: answers a row; more than one needs a temperature above 0.
-        batch_size: answers generated at once.
-        seed: of the sampling; torch's global generator is left as it was.
-        watch: texts of tokens whose probabilities are kept, such as digits; ignored where one of them is not a single token.
-        form: whole answers of one form with each of the choices that it leaves, such as its digits: only tokens that one of them has at a
-            place may stand there. Ignored where they have different numbers of tokens.
-        advance: called with the number of rows done, for a progress bar.
+    `watch` are texts of tokens whose probabilities are kept, such as digits; ignored where one of them is not a single token. `form` are
+    whole answers of one form with each of the choices that it leaves, such as its digits: only tokens that one of them has at a place may
+    stand there; ignored where they have different numbers of tokens. `advance` is called with the number of rows done, for a progress bar.
     """
     at_once = max(batch_size // samples, 1)
     prompts = [prompt] * len(rows) if isinstance(prompt, str) else list(prompt)

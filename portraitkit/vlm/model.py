@@ -160,11 +160,7 @@ def vision_tower(model: Any) -> torch.nn.Module:
 
 def check_frozen(model: Any, optimizer: Any = None) -> None:
     """Refuse to train a vision tower that must stay as it is: no weight of it asks for a gradient or stands in the optimiser, if there is
-    one.
-
-    Raises:
-        ConfigError: a weight of the tower would be trained, as by a LoRA of another program that adapts the tower.
-    """
+    one. ConfigError: a weight of the tower would be trained, as by a LoRA of another program that adapts the tower."""
     tower = dict(vision_tower(model).named_parameters())
     trained = [name for name, value in tower.items() if value.requires_grad]
     if optimizer is not None:

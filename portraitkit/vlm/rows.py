@@ -40,11 +40,7 @@ class Row:
 
 def make_rows(task: Task, split: str, count: int, seed: int, *, advance: Callable[[], object] = lambda: None) -> list[Row]:
     """Rows of the task's embedded data, its `make_row`'s. Those of other seeds are other rows, but held-out rows are the same for all;
-    `advance` is called after each row.
-
-    Raises:
-        DataError: the task has no data of its own.
-    """
+    `advance` is called after each row. DataError: the task has no data of its own."""
     if task.make_row is None:
         raise DataError(f"task {task.name}: has no data of its own; give --data FOLDER with train.jsonl and test.jsonl")
     first = first_row(split, seed)
@@ -108,10 +104,7 @@ def open_rows(task: Task, data: str, counts: Mapping[str, int], seed: int) -> di
 
     A folder holds train.jsonl, test.jsonl (or held_out.jsonl) and optionally validation.jsonl. The held-out rows are the first ones of
     their file; without a validation file, the last rows of train.jsonl are set aside for it. `counts` are the most rows of each split; 0
-    takes all that a folder has.
-
-    Raises:
-        DataError: see `make_rows` and `read_rows`; or a split is empty.
+    takes all that a folder has. DataError: see `make_rows` and `read_rows`; or a split is empty.
     """
     if data == "embedded":
         return {split: make_rows(task, split, counts[split], seed) for split in SPLITS}
@@ -171,10 +164,7 @@ def set_aside_unreadable(
     """The rows of each split whose pictures can be read, and the others as `{"row": where it stands, "reason": why}`.
 
     Pictures that are no files are taken as they are. Several processes divide the files; `advance` is called after each different one that
-    this process decodes.
-
-    Raises:
-        DataError: more than the share `most` of all rows are unreadable, or a split is left without rows.
+    this process decodes. DataError: more than the share `most` of all rows are unreadable, or a split is left without rows.
     """
     files = files_of(rows)
     with ThreadPoolExecutor(os.cpu_count()) as pool:

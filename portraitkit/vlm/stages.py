@@ -121,10 +121,7 @@ def store(context: RunContext, trainer: Any, target: Path, *, base: str | None =
     """Write a trained model with its processor, in one piece: a killed process leaves none or all of it. Every process must be here.
 
     Of a LoRA the adapter alone is written; with `base`, a model as `--model` takes it, the LoRA is merged into that, and the adapter is
-    kept in `adapter` beside the target.
-
-    Raises:
-        TrainingStopped: a weight is not finite; nothing is written.
+    kept in `adapter` beside the target. TrainingStopped: a weight is not finite; nothing is written.
     """
     options, state = context.options, None
     if options.deepspeed is not None:

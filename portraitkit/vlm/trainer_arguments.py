@@ -2,15 +2,14 @@
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
@@ -285,22 +284,11 @@ def _read_json(text: str) -> list[Any]:
 
 def _fits(value: Any, kind: Any) -> bool:
     """Whether a JSON value is of an annotated type; whole numbers are numbers, true and false are neither."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        return any(_fits(value, one) for one in inner)
-    if origin is Literal:
-        return value in inner
-    if origin is list:
-        return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(one, inner[1]) for one in value.values())
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return value in [one.value for one in kind]
-    return kind is Any or isinstance(value, kind)
+    try:
+        read = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True)).validate_json(json.dumps(value), strict=True)
+    except ValidationError:
+        return False
+    return not dataclasses.is_dataclass(read)  # TRL wants such an object itself
 
 
 def _say(kind: Any) -> list[str]:

@@ -66,10 +66,7 @@ def make_grpo_trainer(
     """TRL's GRPOTrainer with the task's rewards, one function for each part, and `more`; `arguments` are a `trl.GRPOConfig`.
 
     The rest is as for `make_sft_trainer`. With `last_norm` the gains of the language part's last norm alone are trained, unless there is
-    a LoRA.
-
-    Raises:
-        ConfigError: a frozen vision tower would be trained.
+    a LoRA. ConfigError: a frozen vision tower would be trained.
     """
     from peft import PeftModel
     from trl import GRPOTrainer
