@@ -6,7 +6,6 @@ its own crop. Pictures without a usable face get no value, not 0.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +83,15 @@ def face_metric(name: str, title: str, load: Callable[..., Measure], values: Ran
     common: dict[str, Any] = {"direction": "higher", "licence": "own code", "missing": NO_FACE}
 
     def open_faces(files: Mapping[str, Path], device: str = "cpu", dtype: str | None = None) -> Score:
-        return partial(on_faces, with_known(load, device=device, dtype=dtype)(files))
+        measure = with_known(load, device=device, dtype=dtype)(files)
+
+        def score(pictures: Pictures) -> Float[Tensor, " n"]:
+            faces = pictures.once(aligned_faces)
+            values = torch.full((len(pictures),), torch.nan)
+            if faces is not None:
+                values[faces.rows] = measure(faces.candidates, faces.photos).float().cpu()  # a number a face
+            return values
+
+        return score
 
     return Metric(name=name, title=title, range=values, reference="source", open=open_faces, smallest=MIN_FACE, **(common | fields))
-
-
-def on_faces(function: Measure, pictures: Pictures) -> Float[Tensor, " n"]:
-    """A measure of candidates and photos on a batch: NaN where there is no face."""
-    faces = pictures.once(aligned_faces)
-    values = torch.full((len(pictures),), torch.nan)
-    if faces is not None:
-        values[faces.rows] = function(faces.candidates, faces.photos).float().cpu()  # a number a face
-    return values

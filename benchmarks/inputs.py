@@ -208,8 +208,8 @@ def check_readable(config: BenchmarkConfig) -> None:
 
 
 def gather(config: BenchmarkConfig, work: Path, say: Callable[[str], None], shard: Shard | None = None) -> Inputs:
-    """The pictures of a run; what is unpacked and retouched goes to `work`. The processes of a sharded run retouch together, and each has
-    all pictures in the end. UserError: see `read_folder`, `match` and `policies.retoucher.retouch.faces`."""
+    """The pictures of a run; what is unpacked and retouched goes to `work`. The processes of a sharded run retouch together, and each
+    has all pictures in the end."""
     sets = tuple(list_images(config.set)) if config.set else ()
     if not config.method:
         return _embedded(config, work, sets, say, shard)
@@ -282,7 +282,11 @@ def _embedded(config: BenchmarkConfig, work: Path, sets: tuple[Path, ...], say: 
     """The held-out photos of the demo run: input, base and aligned; without such a run, input and base of fresh synthetic photos."""
     held_out = config.demo / "held_out"
     if held_out.is_dir():
-        pictures = {kind: _of_kind(held_out, kind) for kind in (*KINDS, "clean")}
+        files = list_images(held_out)
+        pictures = {
+            kind: {path.stem.removesuffix(f"_{kind}"): path for path in files if path.stem.endswith(f"_{kind}")}
+            for kind in (*KINDS, "clean")
+        }
         folders = {kind: Folder(pictures[kind]) for kind in KINDS if pictures[kind]}
         if "input" not in folders or len(folders) < 2:
             raise ConfigError(f"--demo {config.demo}: held_out lacks its pictures; run align-retoucher --config demo --overwrite again")
@@ -290,10 +294,6 @@ def _embedded(config: BenchmarkConfig, work: Path, sets: tuple[Path, ...], say: 
         return match(folders, folders["input"], Folder(pictures["clean"]) if pictures["clean"] else None, sets, config.limit)
     say(f"{config.demo} holds no aligned retoucher (make demo trains one): input and base only")
     return _synthetic(work / "embedded", config.limit or EMBEDDED, sets, say, shard, config.device)
-
-
-def _of_kind(folder: Path, kind: str) -> dict[str, Path]:
-    return {path.stem.removesuffix(f"_{kind}"): path for path in list_images(folder) if path.stem.endswith(f"_{kind}")}
 
 
 def _synthetic(work: Path, count: int, sets: tuple[Path, ...], say: Callable[[str], None], shard: Shard | None, device: str) -> Inputs:

@@ -2,15 +2,12 @@
 
 import sys
 
-from portraitkit.cli import run_command
+from portraitkit.cli import command
 
 
-def benchmark_portraits() -> None:
-    """Console command `benchmark-portraits`: is a retoucher better, by how much, for whom, and how sure."""
-    run_command(_benchmark)
-
-
-def _benchmark(argv: list[str]) -> int:
+@command
+def benchmark_portraits(argv: list[str]) -> int:
+    """Is a retoucher better, by how much, for whom, and how sure."""
     from benchmarks.config import BenchmarkConfig
     from portraitkit.config import load_config
 

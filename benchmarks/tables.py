@@ -106,20 +106,17 @@ def write_tables(folder: Path, analysis: Analysis) -> None:
     write_csv(folder / "rows.csv", ("image", "method", "metric", "value"), rows(analysis))
     flat = ({**asdict(entry), "ci95_low": entry.ci95[0], "ci95_high": entry.ci95[1]} for entry in analysis.means)
     write_csv(folder / "summary.csv", ("method", "metric", "mean", "ci95_low", "ci95_high", "n", "missing"), flat)
+    failed = [{"file": file, "metric": metric, "reason": reason} for file, metric, reason in analysis.results.failed]
     (folder / "failed.jsonl").unlink(missing_ok=True)
     if analysis.results.failed:
-        write_lines(folder / "failed.jsonl", _failed(analysis.results))
+        write_lines(folder / "failed.jsonl", failed)
     with writing(folder):
-        _write_json(folder / "results.json", analysis)
+        _write_json(folder / "results.json", analysis, failed)
         write_text(folder / "summary.md", markdown(analysis))
         write_text(folder / "summary.tex", latex(analysis))
 
 
-def _failed(results: Results) -> list[dict[str, str]]:
-    return [{"file": file, "metric": metric, "reason": reason} for file, metric, reason in results.failed]
-
-
-def _write_json(path: Path, analysis: Analysis) -> None:
+def _write_json(path: Path, analysis: Analysis, failed: list[dict[str, str]]) -> None:
     results = analysis.results
 
     def parts() -> Iterator[str]:
@@ -137,7 +134,7 @@ def _write_json(path: Path, analysis: Analysis) -> None:
             "correlation": {"metrics": analysis.names, "spearman": analysis.spearman.tolist(), "agreement": analysis.agreement.tolist()},
             "pairs": analysis.accuracy,
             "metrics": [_about(metric, results) for metric in results.metrics],
-            "failed": _failed(results),
+            "failed": failed,
             "published": PUBLISHED,
         }
         yield "\n]"

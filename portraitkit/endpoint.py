@@ -119,7 +119,9 @@ class Endpoint:
         if reply is None:
             reply = self._post(body)
             if reply.text is not None:
-                _keep(path, reply)
+                with writing(path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_text(path, json.dumps({"text": reply.text, "tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}))
         return reply
 
     def close(self) -> None:
@@ -260,9 +262,3 @@ def _kept(path: Path) -> Reply | None:
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return reply if isinstance(reply.text, str) else None
-
-
-def _keep(path: Path, reply: Reply) -> None:
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({"text": reply.text, "tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}))

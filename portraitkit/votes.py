@@ -167,12 +167,6 @@ def fit_davidson(counts: np.ndarray, methods: int) -> np.ndarray:
     return parameters
 
 
-def rater_draws(by_rater: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
-    """Bootstrap by rater: tables of counts (draws, pairs, 3) from raters drawn with replacement out of (raters, pairs, 3)."""
-    raters = len(by_rater)
-    return np.einsum("dr,rpo->dpo", np.random.default_rng(seed).multinomial(raters, np.full(raters, 1 / raters), size=draws), by_rater)
-
-
 def strengths(by_rater: np.ndarray, methods: int, *, draws: int = 2000, seed: int = 0) -> Strengths:
     """Davidson strengths of (raters, pairs, 3) votes with percentile intervals, resampling whole raters; NaN below `fewest_raters(1)`.
 
@@ -184,7 +178,8 @@ def strengths(by_rater: np.ndarray, methods: int, *, draws: int = 2000, seed: in
     if raters < fewest_raters(1):
         unknown = (math.nan,) * methods
         return Strengths(values, tie, unknown, unknown, unknown)
-    sampled = fit_davidson(rater_draws(by_rater, draws=draws, seed=seed), methods)[:, :methods]
+    drawn = np.random.default_rng(seed).multinomial(raters, np.full(raters, 1 / raters), size=draws)
+    sampled = fit_davidson(np.einsum("dr,rpo->dpo", drawn, by_rater), methods)[:, :methods]
     tail = stats.norm.cdf(stats.t.ppf(ALPHA / 2, raters - 1) * math.sqrt(raters / (raters - 1)))
     low, high = np.quantile(sampled, [tail, 1 - tail], axis=0)
     first = np.bincount(sampled.argmax(1), minlength=methods) / draws

@@ -34,10 +34,6 @@ def make_study(config: MakeConfig) -> int:
 
     Every picture is decoded by the one decoder and encoded anew without any metadata, under a random name, at a size common to all
     versions of the photo, with the same time stamp: neither name, size, EXIF nor date tells a method.
-
-    Raises:
-        RunFolderError: the output folder holds something else, or a study without --overwrite, or votes.
-        DataError: no photo that all methods have, or too many that had to be set aside.
     """
     console = Console(stderr=True, highlight=False)
     out = config.output_dir

@@ -41,12 +41,7 @@ STATIC = {"page.css": "text/css", "vote.js": "text/javascript", "icon.svg": "ima
 
 
 def serve_study(config: ServeConfig) -> int:
-    """Serve until interrupted; returns 0 after a clean stop.
-
-    Raises:
-        RunFolderError: no study, or another process serves it.
-        ConfigError: the address cannot be listened on.
-    """
+    """Serve until interrupted; returns 0 after a clean stop."""
     console = Console(stderr=True, highlight=False)
     study = read_study(config.folder)
     try:

@@ -140,15 +140,9 @@ def draw_session(shown: Iterable[Cell], *, photos: int, pairs: int, length: int,
         left[photo, pair] += side
         left_of_pair[pair] += side
     generator.shuffle(session)
-    for check in _checks(session, photos, checks, generator):
+    fresh = [photo for photo in range(photos) if not seen[photo]] or list(range(photos))  # checks are on photos outside the session
+    start = generator.random() < 0.5
+    # the sides by turns in an order drawn by lot
+    for check in [Cell(generator.choice(fresh), CHECK, bool(index % 2) != start) for index in range(checks)]:
         session.insert(generator.randint(1, len(session)), check)
     return session
-
-
-def _checks(session: list[Cell], photos: int, count: int, generator: random.Random) -> list[Cell]:
-    """Checks on photos outside the session where there are any, the sides by turns in an order drawn by lot."""
-    seen = {cell.photo for cell in session}
-    fresh = [photo for photo in range(photos) if photo not in seen] or list(range(photos))
-    sides = [bool(index % 2) for index in range(count)]
-    start = generator.random() < 0.5
-    return [Cell(generator.choice(fresh), CHECK, side != start) for side in sides]

@@ -17,7 +17,7 @@ from benchmarks.blind_test.study import CHECK, VOTES, Study, read_study
 from benchmarks.blind_test.vote_store import Vote, read_votes
 from portraitkit import votes as vote_stats
 from portraitkit.errors import DataError, RunFolderError
-from portraitkit.files.atomic import write_csv, write_text
+from portraitkit.files.atomic import write_csv, write_text, writing
 from portraitkit.files.jsonl import finite, write_lines
 from portraitkit.report.charts import Interval, interval_plot, outcome_bar
 from portraitkit.report.page import markdown_text, page_environment, plural, write_page
@@ -30,26 +30,19 @@ Json = dict[str, Any]
 
 
 def report_study(config: ReportConfig) -> int:
-    """Read the votes, also while a server runs, and write the report; returns 0.
-
-    Raises:
-        RunFolderError: no study, no votes file, or the folder cannot be written.
-        DataError: no votes that count.
-    """
+    """Read the votes, also while a server runs, and write the report; returns 0."""
     study = read_study(config.folder)
     results = analyse(study, read_votes(config.folder / VOTES), config)
     shown = context(results)
     filters = {"share": share, "ends": ends, "strength": signed, "cell": markdown_text, "words": _words}
     markdown = page_environment(TEMPLATES, autoescape=False)
     markdown.filters |= filters
-    try:
+    with writing(config.folder):
         write_text(config.folder / "results.json", json.dumps(results, indent=2) + "\n")
         write_text(config.folder / "report.md", markdown.get_template("report.md.j2").render(shown))
         write_page(
             config.folder / "report.html", TEMPLATES / "report.html.j2", shown | {"title": f"Blind test: {results['title']}"}, **filters
         )
-    except OSError as error:
-        raise RunFolderError(f"{error.filename}: could not be written ({error.strerror}); check the folder and the disk") from error
     console = Console(highlight=False)
     console.print(headline(results), markup=False, soft_wrap=True)
     console.print(f"{config.folder / 'report.html'}", markup=False, soft_wrap=True)
@@ -57,8 +50,7 @@ def report_study(config: ReportConfig) -> int:
 
 
 def export_votes(config: ExportConfig) -> int:
-    """Write one row a vote, in one piece; returns 0. RunFolderError: no study, no votes, the file is there already, or it cannot be
-    written."""
+    """Write one row a vote, in one piece; returns 0."""
     if config.output.exists() and not config.overwrite:
         raise RunFolderError(f"--output {config.output}: is there already; use --overwrite or another name")
     study, votes = read_study(config.folder), read_votes(config.folder / VOTES)
@@ -210,11 +202,8 @@ def failed_checks(votes: Iterable[Vote]) -> dict[int, int]:
 
 
 def analyse(study: Study, votes: Sequence[Vote], config: ReportConfig) -> dict[str, Any]:
-    """Everything that the report shows; strengths are None where the votes do not link all methods.
-
-    Raises:
-        DataError: no votes, or none of raters who passed.
-    """
+    """Everything that the report shows; strengths are None where the votes do not link all methods. DataError: no votes, or none of
+    raters who passed."""
     most, seed, failures = config.max_failed_checks, config.seed, failed_checks(votes)
     excluded = sorted(rater for rater, count in failures.items() if count > most)
     counted = [vote for vote in votes if vote.cell.pair != CHECK and failures[vote.rater] <= most]

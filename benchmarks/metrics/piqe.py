@@ -23,7 +23,8 @@ def piqe(maps: Float[Tensor, "n h w"]) -> Float[Tensor, " n"]:
     blocks = parts.unflatten(2, (-1, BLOCK)).unflatten(1, (-1, BLOCK)).transpose(2, 3).flatten(1, 2)
     variance = blocks.var((2, 3))
     active = variance > ACTIVE
-    distorted = _has_flat_edge(blocks)
+    edges = torch.stack([blocks[:, :, 0], blocks[:, :, -1], blocks[:, :, :, 0], blocks[:, :, :, -1]], 2)
+    distorted = (edges.unfold(-1, SEGMENT, 1).std(-1) < IMPAIRED).flatten(2).any(2)
     noisy = _is_noisy(blocks, variance)
     loss = (active * (distorted * (1 - variance) + noisy * variance)).sum(1)
     return 100 * (loss + 1) / (active.sum(1) + 1)
@@ -46,11 +47,6 @@ def _is_noisy(blocks: Float[Tensor, "n m 16 16"], variance: Float[Tensor, "n m"]
     around = torch.cat([blocks[..., : middle - 1], blocks[..., middle : middle + 1], blocks[..., middle + 2 :]], -1).std((2, 3))
     ratio = (centre / around).nan_to_num()
     return deviation > 2 * (deviation - ratio).abs() / torch.maximum(deviation, ratio)
-
-
-def _has_flat_edge(blocks: Float[Tensor, "n m 16 16"]) -> Bool[Tensor, "n m"]:
-    edges = torch.stack([blocks[:, :, 0], blocks[:, :, -1], blocks[:, :, :, 0], blocks[:, :, :, -1]], 2)
-    return (edges.unfold(-1, SEGMENT, 1).std(-1) < IMPAIRED).flatten(2).any(2)
 
 
 METRIC = Metric(

@@ -264,7 +264,9 @@ class FastTopiq(nn.Module):
         query = tokens[0]
         for block, memory in zip(net.attn_blks, tokens[1:], strict=True):
             for layer in block.layers:
-                query = _crossed(layer, query, memory)
+                beside, start = layer.norm2(memory), layer.norm1(query)
+                mixed = layer.multihead_attn(start, beside, beside, need_weights=False)[0]
+                query = _fed(layer, query + mixed, layer.norm3)
         return net.score_linear(_attended(net.attn_pool, query).mean(0))
 
 
@@ -272,12 +274,6 @@ def _attended(layer: Any, tokens: Float[Tensor, "k n dim"]) -> Float[Tensor, "k 
     """Tokens attending to each other."""
     start = layer.norm1(tokens)
     return _fed(layer, tokens + layer.self_attn(start, start, start, need_weights=False)[0], layer.norm2)
-
-
-def _crossed(layer: Any, tokens: Float[Tensor, "k n dim"], memory: Float[Tensor, "m n dim"]) -> Float[Tensor, "k n dim"]:
-    """Tokens attending to others."""
-    memory, start = layer.norm2(memory), layer.norm1(tokens)
-    return _fed(layer, tokens + layer.multihead_attn(start, memory, memory, need_weights=False)[0], layer.norm3)
 
 
 def _fed(layer: Any, tokens: Float[Tensor, "k n dim"], norm: nn.Module) -> Float[Tensor, "k n dim"]:

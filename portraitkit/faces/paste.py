@@ -74,7 +74,10 @@ def face_edit(
     left, top = max(low[0], 0), max(low[1], 0)
     box_width, box_height = max(min(high[0], width) - left, 0), max(min(high[1], height) - top, 0)
     eyes = float((points[33, :2] - points[263, :2]).norm())
-    difference = (retouched - aligned.pixels) * _frame(retouched)
+    size = retouched.shape[-1]
+    centres = (torch.arange(size).to(retouched) + 0.5) / size
+    ramp = (torch.minimum(centres, 1 - centres) / FRAME).clamp(max=1)  # falls to 0 along the border, for faces that reach beyond the crop
+    difference = (retouched - aligned.pixels) * (ramp[:, None] * ramp[None])
     return FaceEdit(top, left, box_height, box_width, difference, aligned.inverse, oval, SOFTNESS * eyes)
 
 
@@ -105,11 +108,3 @@ def paste_edits(image: Pixels, edits: Sequence[FaceEdit], *, strength: float = 1
     for start, rows in edited_strips(image, edits, strength=strength):
         out[:, start : start + STRIP] = rows
     return out
-
-
-def _frame(crop: Float[Tensor, "3 size size"]) -> Float[Tensor, "size size"]:
-    """1 inside a crop, falling to 0 along its border, for faces that reach beyond it."""
-    size = crop.shape[-1]
-    centres = (torch.arange(size).to(crop) + 0.5) / size
-    ramp = (torch.minimum(centres, 1 - centres) / FRAME).clamp(max=1)
-    return ramp[:, None] * ramp[None]

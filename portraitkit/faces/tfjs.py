@@ -102,10 +102,7 @@ def pad_same(x: Float[Tensor, "batch c h w"], kernel: tuple[int, int], stride: i
 
 class GraphModel(nn.Module):
     """One TensorFlow.js graph model with one picture as its input; `<name>.json` holds the graph, `<name>.bin` the weights.
-
-    Raises:
-        WeightsError: a file is missing or damaged, or the graph uses an operator that is not known here.
-    """
+    WeightsError: a file is missing or damaged, or the graph uses an operator that is not known here."""
 
     def __init__(self, name: str) -> None:
         super().__init__()

@@ -192,12 +192,11 @@ def _fewer(name: str, value: int) -> Change[TrainerOptions]:
 
 
 def _zero3(options: TrainerOptions) -> TrainerOptions | None:
-    """The base and its gradients on 8 devices."""
     split = options.deepspeed == "zero3" and options.plan_devices >= 8
     return None if split or options.device == "cpu" else set_to(options, deepspeed="zero3", plan_devices=8)
 
 
-MORE_DEVICES = (_zero3,)
+MORE_DEVICES = (_zero3,)  # The base and its gradients on 8 devices
 
 
 def print_plan(

@@ -223,22 +223,19 @@ def _png_chunks(source: Path | io.BytesIO) -> dict[bytes, bytes]:
 def _through_profile(image: PilImage.Image, profile: bytes, notes: list[str], path: Path) -> PilImage.Image:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if image.mode == "RGB" and _is_srgb(source):
-            return image
-        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        srgb = ImageCms.createProfile("sRGB")
+        if image.mode == "RGB":  # one that moves no colour by more than two levels of 255 leaves pixels exact; names lie: linear sRGB
+            levels = np.linspace(0, 255, 9).astype(np.uint8)
+            colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(27, 27, 3)
+            moved = ImageCms.profileToProfile(PilImage.fromarray(colours), source, srgb, outputMode="RGB")
+            if np.abs(np.asarray(moved).astype(int) - colours).max() <= 2:
+                return image
+        converted = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
     except (ImageCms.PyCMSError, OSError) as error:
         notes.append(f"{path}: its colour profile does not fit the picture ({error}); read without it")
         return image
     assert converted is not None
     return converted
-
-
-def _is_srgb(profile: ImageCms.ImageCmsProfile) -> bool:
-    """Whether it moves no colour by more than two levels of 255; then pixels stay exact. Names lie: there is linear sRGB."""
-    levels = np.linspace(0, 255, 9).astype(np.uint8)
-    colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(27, 27, 3)
-    moved = ImageCms.profileToProfile(PilImage.fromarray(colours), profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    return int(np.abs(np.asarray(moved).astype(int) - colours).max()) <= 2
 
 
 def _scaled(array: np.ndarray, notes: list[str], path: Path) -> np.ndarray:

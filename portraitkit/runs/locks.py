@@ -34,7 +34,10 @@ class Lock:
     def take(self) -> None:
         """Take the lock, also that of a process that is gone; RunFolderError: another process holds it. OSError: it cannot be written."""
         before, beat, waiting = self._holder(), last_change(self.path), False
-        while not self._try():
+        while True:
+            with suppress(Timeout):
+                self._lease.acquire(timeout=0.2, poll_interval=0.05)  # long enough to remove the marker of a process that is gone
+                break
             now = self._holder()
             if (now and now[1] == socket.gethostname()) or last_change(self.path) != beat:
                 pid, host = now or before or ("?", "?")
@@ -54,13 +57,6 @@ class Lock:
         """Process and machine that the marker names."""
         owner = self._lease.owner
         return (owner.pid, owner.hostname.partition("?")[0]) if owner else None  # behind the ? stands a container's name space
-
-    def _try(self) -> bool:
-        try:
-            self._lease.acquire(timeout=0.2, poll_interval=0.05)  # long enough to remove the marker of a process that is gone
-        except Timeout:
-            return False
-        return True
 
 
 @contextmanager

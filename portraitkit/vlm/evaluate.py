@@ -75,19 +75,13 @@ def best_constant(task: Task, rows: Sequence[Row], mode: Mode, *, candidates: Se
 
 def compare(before: Evaluation, after: Evaluation) -> dict[str, dict[str, object]]:
     """Greedy and sampled reward before and after, with bootstrap intervals over rows; the gain's is paired."""
-    return {name: _change(getattr(before, name), getattr(after, name)) for name in ("greedy", "sampled")}
-
-
-def _change(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> dict[str, object]:
-    change = paired_change(before, after)
-    return {
-        "before": change.before,
-        "after": change.after,
-        "ci95_before": bootstrap_interval(before),
-        "ci95_after": bootstrap_interval(after),
-        "gain": change.gain,
-        "gain_ci95": change.ci95,
-    }
+    found: dict[str, dict[str, object]] = {}
+    for name in ("greedy", "sampled"):
+        old, new = getattr(before, name), getattr(after, name)
+        change = paired_change(old, new)
+        ends = {"ci95_before": bootstrap_interval(old), "ci95_after": bootstrap_interval(new)}
+        found[name] = {"before": change.before, "after": change.after, **ends, "gain": change.gain, "gain_ci95": change.ci95}
+    return found
 
 
 # ---- the probe

@@ -55,7 +55,11 @@ def load_processor(source: str, *, max_pixels: int | None = None) -> Any:
     """
     from transformers import AutoProcessor
 
-    _check_files(source)
+    for path in sorted(Path(model_path(source)).glob("*.json")):  # the libraries' own exceptions for a file cut off are of many kinds
+        try:
+            read_json(path)
+        except ValueError as error:
+            raise WeightsError(f"--model {source}: {path.name} is damaged ({error}); copy the folder again") from error
     try:
         processor = AutoProcessor.from_pretrained(model_path(source), padding_side="left", trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -190,19 +194,6 @@ def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     """All parameters, and those that are trained; those in DeepSpeed's shards count whole."""
     sizes = [(getattr(parameter, "ds_numel", parameter.numel()), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
-
-
-def _check_files(source: str) -> None:
-    """Refuse a folder with a JSON file that was cut off: the libraries' own exceptions for that are of many kinds.
-
-    Raises:
-        WeightsError: the file is named.
-    """
-    for path in sorted(Path(model_path(source)).glob("*.json")):
-        try:
-            read_json(path)
-        except ValueError as error:
-            raise WeightsError(f"--model {source}: {path.name} is damaged ({error}); copy the folder again") from error
 
 
 def _where(source: str) -> str:

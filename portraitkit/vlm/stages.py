@@ -58,11 +58,7 @@ class Stage:
 
 
 def start_run(options: TrainerOptions, folder: str) -> tuple[Any, Console, Any]:
-    """The processes of a run, the main one's screen and GRPO's arguments; what TRL refuses is refused before anything is loaded.
-
-    Raises:
-        ConfigError: see `trainer_arguments`; or the device is not there.
-    """
+    """The processes of a run, the main one's screen and GRPO's arguments; what TRL refuses is refused before anything is loaded."""
     be_quiet()
     check_device(options.device)
     processes = start_processes(options)
