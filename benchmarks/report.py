@@ -12,7 +12,7 @@ from PIL import Image, ImageChops
 
 from benchmarks.inputs import Item
 from benchmarks.metric import Metric
-from benchmarks.stats import LEAST_EFFECT, Comparison
+from benchmarks.stats import LEAST_EFFECT
 from benchmarks.tables import PUBLISHED, Analysis, cells, decimals, figure, gained
 from portraitkit.errors import ImageError
 from portraitkit.pictures.images import read_image, to_pil
@@ -42,7 +42,7 @@ def _context(analysis: Analysis) -> dict[str, Any]:
         "verdicts": analysis.sides(),
         "too_few": analysis.too_few(),
         "metrics": [{"metric": metric, "cells": cells(analysis, metric)} for metric in results.metrics],
-        "comparisons": [_compared(analysis, entry) for entry in analysis.comparisons],
+        "comparisons": [(entry, *gained(entry)) for entry in analysis.comparisons],
         "effects": _effects(analysis),
         "least": LEAST_EFFECT,
         "plots": [(metric, _distribution(analysis, metric)) for metric in results.metrics if metric.name in table.values],
@@ -84,12 +84,6 @@ def _distribution(analysis: Analysis, metric: Metric) -> Markup:
     means = [(entry.mean, *entry.ci95) if entry and all(map(math.isfinite, entry.ci95)) else None for entry in entries]
     values = analysis.table.values[metric.name].numpy()
     return distribution(f"Distribution of {metric.name}", analysis.table.methods, values, means, decimals)
-
-
-def _compared(analysis: Analysis, entry: Comparison) -> dict[str, Any]:
-    arrow = next(metric.arrow for metric in analysis.results.metrics if metric.name == entry.metric)
-    gain, bounds = gained(entry)
-    return {"entry": entry, "gain": gain, "bounds": bounds, "verdict": entry.verdict, "arrow": arrow}
 
 
 def _groups(analysis: Analysis) -> list[dict[str, Any]]:

@@ -100,8 +100,12 @@ def _exit_code(main: Callable[[list[str]], int | None]) -> int | str | None:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except (OSError, MemoryError, RuntimeError) as error:
-        if not (said := _users_own(error)):
-            raise
+        if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            said = f"{error.filename}: {error.strerror}; give another path"
+        elif isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+            said = f"not enough memory ({error}); make the options' sizes and counts smaller"
+        else:
+            raise  # a bug
         print(f"error: {_one_line(said)}", file=sys.stderr)
         return ConfigError.exit_code
     except KeyboardInterrupt:
@@ -109,14 +113,6 @@ def _exit_code(main: Callable[[list[str]], int | None]) -> int | str | None:
         return 130
     except SystemExit as stop:
         return stop.code
-
-
-def _users_own(error: Exception) -> str:
-    """What a user can mend of an error that no command foresaw: a path too long, or sizes that no memory holds; empty for a bug."""
-    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-        return f"{error.filename}: {error.strerror}; give another path"
-    none_left = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
-    return f"not enough memory ({error}); make the options' sizes and counts smaller" if none_left else ""
 
 
 def _one_line(text: str) -> str:

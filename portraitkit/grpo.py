@@ -155,13 +155,8 @@ def neighbor_log_ratio(
 
 
 def quasi_norm_weights(advantages: Float[Tensor, " n"], groups: Int[Tensor, " n"], p: float) -> Float[Tensor, " n"]:
-    """What Neighbor GRPO multiplies a group's advantages by, `1 / (sum |A|^p)^(1/p)`: with p below 2 flat groups count for less.
-
-    Args:
-        advantages: any range; where all of a group are 0, so are its weights.
-        groups: equal numbers make a group.
-        p: in (0, 2].
-    """
+    """What Neighbor GRPO multiplies a group's advantages by, `1 / (sum |A|^p)^(1/p)`, p in (0, 2]: with p below 2 flat groups count for
+    less. Where all advantages of a group are 0, so are its weights."""
     _, index = torch.unique(groups, return_inverse=True)
     norm = torch.zeros_like(advantages).index_add(0, index, advantages.abs() ** p) ** (1 / p)
     return torch.where(norm > 0, 1 / norm, 0.0)[index]

@@ -44,12 +44,8 @@ class AlignedFace:
 
 
 def alignment_matrix(mesh: Float[Tensor, "468 dim"], size: int, *, margin: float = 0.3) -> Float[Tensor, "2 3"]:
-    """The similarity, picture -> crop in pixels, that `align_face` cuts with.
-
-    Args:
-        mesh: in pixels of the picture.
-        size: side of the crop in pixels.
-        margin: share of the crop's height outside a mean face's oval, .6 of it above.
+    """The similarity, picture -> crop of `size` pixels, that `align_face` cuts with, from a mesh in pixels of the picture. `margin` is the
+    share of the crop's height outside a mean face's oval, .6 of it above.
 
     Raises:
         ConfigError: `margin` is not in [0, .9], or `size` is below 16.

@@ -141,20 +141,14 @@ def _scaled(box: Box, factor: float) -> Box:
 
 @torch.no_grad()
 def detect_faces(image: Pixels, smallest: int | None = None) -> list[Face]:
-    """Find faces in a picture.
+    """Faces of a picture of any size, largest first; empty if there is none.
 
-    The picture is looked at as a whole and from further away (a face may fill it); if that shows no face, in nine
-    overlapping tiles of half its size (small faces). Every candidate is looked at a second time. Pictures larger than
-    1536 px are reduced to that first.
+    The picture is looked at as a whole and from further away (a face may fill it); if that shows no face, in nine overlapping tiles of half
+    its size (small faces). Every candidate is looked at a second time. Pictures larger than 1536 px are reduced to that first. `smallest`
+    is a side in pixels down to which faces beside larger ones are looked for, too, in ever smaller windows of the picture at its full size;
+    the large ones are enough if not given.
 
-    Args:
-        image: of any size.
-        smallest: side in pixels down to which faces beside larger ones are looked for, too, in ever smaller windows of the
-            picture at its full size; the large ones are enough if not given.
-
-    Returns:
-        Faces, largest first; empty if there is none. A detector alone takes some things for faces: `mesh.require_mesh`
-        is the stricter judge.
+    A detector alone takes some things for faces: `mesh.require_mesh` is the stricter judge.
     """
     height, width = image.shape[1:]
     side = float(max(height, width))

@@ -148,7 +148,15 @@ class GraphModel(nn.Module):
     def _step(self, node: dict[str, Any], x: Tensor, names: list[str], values: dict[str, Tensor]) -> Tensor:
         match node["op"]:
             case "_FusedConv2D":
-                return self._convolve(node, x, names)
+                weight, bias = self.weight(names[1]), self.weight(names[2])
+                stride = _stride(node)
+                if node["attr"]["padding"]["s"] == SAME:
+                    x = pad_same(x, (weight.shape[2], weight.shape[3]), stride)
+                x = F.conv2d(x, weight, bias, stride)
+                fused = [base64.b64decode(name) for name in node["attr"]["fused_ops"]["list"]["s"]]
+                if fused not in ([b"BiasAdd"], [b"BiasAdd", b"Relu"], [b"BiasAdd", b"Prelu"]):
+                    raise WeightsError(f"{node['name']} fuses {fused}: known are BiasAdd, then Relu or Prelu")
+                return F.relu(x) if fused[1:] == [b"Relu"] else F.prelu(x, self.weight(names[3]).flatten()) if fused[1:] else x
             case "DepthwiseConv2dNative":
                 weight = self.weight(names[1])
                 stride, same = _stride(node), node["attr"]["padding"]["s"] == SAME
@@ -174,22 +182,6 @@ class GraphModel(nn.Module):
                 return x.permute(0, 2, 3, 1).reshape(x.shape[0], *self.shapes[names[1]][1:])
             case _:
                 return x
-
-    def _convolve(self, node: dict[str, Any], x: Tensor, names: list[str]) -> Tensor:
-        weight, bias = self.weight(names[1]), self.weight(names[2])
-        stride = _stride(node)
-        if node["attr"]["padding"]["s"] == SAME:
-            x = pad_same(x, (weight.shape[2], weight.shape[3]), stride)
-        x = F.conv2d(x, weight, bias, stride)
-        match [base64.b64decode(name) for name in node["attr"]["fused_ops"]["list"]["s"]]:
-            case [b"BiasAdd", b"Relu"]:
-                return F.relu(x)
-            case [b"BiasAdd", b"Prelu"]:
-                return F.prelu(x, self.weight(names[3]).flatten())
-            case [b"BiasAdd"]:
-                return x
-            case fused:
-                raise WeightsError(f"{node['name']} fuses {fused}: known are BiasAdd, then Relu or Prelu")
 
 
 @cache

@@ -60,17 +60,12 @@ def sample(
     outside: str = "border",
     mode: str = "bilinear",
 ) -> Float[Tensor, "batch c rows columns"]:
-    """Cut crops, differentiable with respect to the images.
+    """Cut crops, differentiable with respect to the images, of any range; `matrix` is image -> crop, `size` the side of square crops in
+    pixels, or height and width.
 
-    Where a crop shrinks the picture, every output pixel is the mean of k x k samples (an area filter; k is at most 8),
-    so that fine texture does not alias.
-
-    Args:
-        images: any range; bytes are cut as floats in [0, 1], and only what a strip of the crop shows of a large picture is made floats.
-        matrix: image -> crop.
-        size: side of square crops in pixels, or height and width.
-        outside: "border" repeats the edge, "zeros" is black.
-        mode: "bilinear", or "bicubic" (sharper, may leave the range by a little).
+    Where a crop shrinks the picture, every output pixel is the mean of k x k samples (an area filter; k is at most 8), so that fine texture
+    does not alias. Bytes are cut as floats in [0, 1], and only what a strip of the crop shows of a large picture is made floats. Outside,
+    "border" repeats the edge and "zeros" is black; the mode is "bilinear", or "bicubic" (sharper, may leave the range by a little).
     """
     if not images.is_floating_point() and max(images.shape[-2:]) <= WHOLE:
         images = unit(images)

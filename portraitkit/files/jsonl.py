@@ -64,11 +64,8 @@ def read_json_lines(path: Path, read: Callable[[dict[str, Any]], Row]) -> RowSet
 
 
 def read_objects(path: Path, *, strict: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file with their line numbers, up to the first bad line. A BOM, CRLF and blank lines are taken.
-
-    Args:
-        path: of the file; - is the standard input.
-        strict: refuse NaN and infinity, which are no JSON, and a key given twice.
+    """The objects of a file (- is the standard input) with their line numbers, up to the first bad line. A BOM, CRLF and blank lines are
+    taken; `strict` refuses NaN and infinity, which are no JSON, and a key given twice.
 
     Raises:
         DataError: the file cannot be read, or a line is not a JSON object in UTF-8; its number is named.

@@ -59,14 +59,8 @@ def read_image(
     max_pixels: int = MAX_PIXELS,
     lean: bool = False,
 ) -> Image:
-    """Read one picture.
-
-    Args:
-        path: of the file.
-        background: RGB in [0, 1] under transparent pixels.
-        max_bytes: largest file.
-        max_pixels: most pixels, checked before decoding.
-        lean: leave pixels of 8 bits as bytes, a quarter of the memory, instead of floats.
+    """Read one picture, of at most so many bytes and pixels, which are checked before decoding. `background`, RGB in [0, 1], is laid under
+    transparent pixels; `lean` leaves pixels of 8 bits as bytes, a quarter of the memory, instead of floats.
 
     Raises:
         ImageError: missing, unreadable, truncated, too large, or of an impossible shape; the message names file, rule and fix.

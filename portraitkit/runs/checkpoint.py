@@ -260,16 +260,12 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor])
         place = states.setdefault(int(index), {})
         for group in groups:
             place = place.setdefault(group, {})
-        place[name] = _number(value) if value.dtype == torch.float64 and value.ndim == 0 else value.clone()
+        number = float(value) if value.dtype == torch.float64 and value.ndim == 0 else None
+        place[name] = value.clone() if number is None else int(number) if number.is_integer() else number
     have = sum(len(group["params"]) for group in optimizer.param_groups)
     if states and max(states) >= have:
         raise CheckpointError(f"optimiser state of parameter {max(states)}, but there are {have}: the checkpoint is of another model")
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _number(value: Tensor) -> float:
-    number = float(value)
-    return int(number) if number.is_integer() else number
 
 
 def _sha256(path: Path) -> str:
