@@ -18,9 +18,8 @@ from benchmarks.suite import Results, Suite
 from benchmarks.weight_files import Digests, search_folders, weights_table, with_weights
 from portraitkit.config import config_to_dict, may_change
 from portraitkit.runs.folder import Maker, start_or_go_on
-from portraitkit.runs.interrupt import Interruptible
-from portraitkit.runs.progress import progress_bar
 from portraitkit.runs.shards import Shard, ShardFile, clear_shards, current_shard, has_shards, join_run, merged_rows, wait_for_shards
+from portraitkit.runs.terminal import Interruptible, progress_bar
 from portraitkit.vlm.model import check_device
 
 NOT_COMPARED = may_change(BenchmarkConfig)

@@ -111,8 +111,7 @@ class PasteFacesBack:
     @outside_inference
     def paste(self, photo: "Tensor", edited: "Tensor", strength: float) -> tuple["Tensor", str]:
         """The photos with the edited faces, and in words which faces were left as they are."""
-        from portraitkit.faces.align import align_face
-        from portraitkit.faces.paste import face_edit, paste_edits
+        from portraitkit.faces.align import align_face, face_edit, paste_edits
         from portraitkit.pictures.images import resize
 
         check_pairs(photo, edited, same_size=False)

@@ -36,7 +36,7 @@ from portraitkit.files.jsonl import read_objects
 from portraitkit.parallel import launched_processes
 from portraitkit.report.charts import as_float
 from portraitkit.runs.folder import open_run
-from portraitkit.runs.interrupt import Interruptible
+from portraitkit.runs.terminal import Interruptible
 from reward_models.reward_set import RewardSet
 
 ARMS: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_name("arms.toml").read_text(encoding="utf-8"))

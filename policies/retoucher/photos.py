@@ -20,7 +20,7 @@ from policies.retoucher.config import RetoucherConfig
 from portraitkit.errors import DataError, RunFolderError
 from portraitkit.faces.regions import region_masks
 from portraitkit.files.jsonl import Rejected
-from portraitkit.runs.progress import progress_bar
+from portraitkit.runs.terminal import progress_bar
 from preference_data.pair_set import list_photos
 from preference_data.people.photos import PhotoRow, describe_rows, folder_rows, open_photo
 from preference_data.people.synthetic import SEEDS, make_case, paint_blemishes

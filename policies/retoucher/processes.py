@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from portraitkit.errors import ConfigError, OutOfMemory, TrainingStopped, UserError
 from portraitkit.parallel import launched_processes
-from portraitkit.runs.interrupt import Interruptible
+from portraitkit.runs.terminal import Interruptible
 
 T = TypeVar("T")
 TIMEOUT = timedelta(hours=2)  # How long a process waits for another: for its rewards, or while the first one writes the report

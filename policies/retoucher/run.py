@@ -32,8 +32,7 @@ from portraitkit.hub import open_repo, push_folder
 from portraitkit.processor import describe_cpu_bf16, keep_freed_memory
 from portraitkit.runs.checkpoint import check_processes, complete_checkpoints, find_checkpoint, load_checkpoint, save_checkpoint, step_of
 from portraitkit.runs.folder import RunFolder, SilentRunFolder, check_run_folder, open_run
-from portraitkit.runs.interrupt import Interruptible
-from portraitkit.runs.progress import progress_bar
+from portraitkit.runs.terminal import Interruptible, progress_bar
 from portraitkit.stats import LEAST_PEOPLE, Change, GroupRank, group_rank, person_interval
 from preference_data.pair_set import write_quarantine
 from reward_models.learned import check_arcface

@@ -17,8 +17,7 @@ from portraitkit.config import config_to_dict
 from portraitkit.errors import ConfigError
 from portraitkit.files.atomic import replacing_folder, write_text
 from portraitkit.report.page import page_environment
-from portraitkit.runs.interrupt import Interruptible
-from portraitkit.runs.progress import counting
+from portraitkit.runs.terminal import Interruptible, counting
 from portraitkit.vlm.context import Limit, limit_of, shown
 from portraitkit.vlm.model import load_processor
 from portraitkit.vlm.rows import Row

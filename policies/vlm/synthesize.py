@@ -24,8 +24,7 @@ from portraitkit.endpoint import Endpoint, Question, Reply
 from portraitkit.errors import ConfigError, DataError
 from portraitkit.files.jsonl import append_line, read_json_lines, write_lines
 from portraitkit.runs.folder import Maker, RunFolder, start_or_go_on
-from portraitkit.runs.interrupt import Interruptible
-from portraitkit.runs.progress import progress_bar
+from portraitkit.runs.terminal import Interruptible, progress_bar
 from portraitkit.vlm.rows import why_unreadable
 from portraitkit.vlm.trainer_options import TuningOptions
 from preference_data.emotion_rows import ACTION_UNITS, EMOTIONS, EmotionRow, read_emotion_rows

@@ -14,8 +14,7 @@ from portraitkit.errors import TrainingStopped
 from portraitkit.processor import keep_freed_memory
 from portraitkit.runs.checkpoint import complete_checkpoints, drop_checkpoints, step_of
 from portraitkit.runs.folder import RunFolder
-from portraitkit.runs.interrupt import Interruptible
-from portraitkit.runs.progress import progress_bar
+from portraitkit.runs.terminal import Interruptible, progress_bar
 from portraitkit.vlm.model import be_quiet, check_device, count_parameters, load_model
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.shared_prefix import read_once

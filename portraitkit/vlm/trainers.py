@@ -16,7 +16,7 @@ from portraitkit.errors import ConfigError
 from portraitkit.parallel import gathered
 from portraitkit.pictures.images import read_image, to_pil
 from portraitkit.runs.folder import RunFolder
-from portraitkit.runs.interrupt import Interruptible
+from portraitkit.runs.terminal import Interruptible
 from portraitkit.vlm.context import Limit, capped, limit_of, shown
 from portraitkit.vlm.model import check_frozen, train_last_norm
 from portraitkit.vlm.rows import Row

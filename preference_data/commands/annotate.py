@@ -16,9 +16,8 @@ from rich.console import Console
 from portraitkit.endpoint import Endpoint, Question, Reply
 from portraitkit.errors import DataError, ImageError, UserError
 from portraitkit.files.jsonl import append_line, read_json_lines
-from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.locks import only_writer
-from portraitkit.runs.progress import progress_bar
+from portraitkit.runs.terminal import Interruptible, progress_bar
 from preference_data.annotations import FOLDER, UNREADABLE, Judgement, append_judgement, file_of, print_agreement, read_judgements
 from preference_data.commands.options import AnnotateConfig
 from preference_data.contract import Unreadable, prompt, read_answer, verdicts_in_files

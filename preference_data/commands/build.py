@@ -22,9 +22,7 @@ from portraitkit.errors import ConfigError, RunFolderError, UserError
 from portraitkit.files.atomic import clear_unfinished, write_text
 from portraitkit.files.jsonl import Rejected, append_line, read_json_lines, write_lines
 from portraitkit.pictures.images import write_image
-from portraitkit.runs.interrupt import Interruptible
 from portraitkit.runs.locks import WRITING, only_writer
-from portraitkit.runs.progress import progress_bar
 from portraitkit.runs.shards import (
     SHARDS,
     Shard,
@@ -36,6 +34,7 @@ from portraitkit.runs.shards import (
     merged_rows,
     wait_for_shards,
 )
+from portraitkit.runs.terminal import Interruptible, progress_bar
 from preference_data.annotations import FOLDER as ANNOTATIONS
 from preference_data.card import BUILT, build_record
 from preference_data.commands.options import BuildConfig

@@ -27,7 +27,7 @@ from portraitkit.files.jsonl import write_lines
 from portraitkit.pictures import list_images
 from portraitkit.pictures.images import read_image, write_image
 from portraitkit.runs.folder import Maker, start_or_go_on
-from portraitkit.runs.interrupt import Interruptible
+from portraitkit.runs.terminal import Interruptible
 from preference_data.commands.options import EmotionConfig
 from preference_data.emotion_rows import QUESTION, EmotionRow, normalise_label, unit_names
 from preference_data.sources import Adapter, ReadOptions, Record, load_adapter

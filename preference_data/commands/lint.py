@@ -27,7 +27,7 @@ from portraitkit.faces.mesh import require_mesh
 from portraitkit.files.atomic import write_text
 from portraitkit.files.jsonl import read_json_lines
 from portraitkit.pictures.images import luminance, read_image, resize, to_uint8
-from portraitkit.runs.progress import counting
+from portraitkit.runs.terminal import counting
 from preference_data.commands.options import LintConfig
 from preference_data.pair_set import METADATA, metadata_of, read_photo_row, scan_pairs
 from preference_data.people.synthetic_pairs import verdicts_of

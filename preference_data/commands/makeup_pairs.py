@@ -32,8 +32,7 @@ from portraitkit.files.jsonl import append_line, read_json_lines, write_lines
 from portraitkit.pictures import list_images
 from portraitkit.pictures.images import luminance, read_image, resize, write_image
 from portraitkit.runs.folder import Maker, check_run_folder, may_resume, start_or_go_on
-from portraitkit.runs.interrupt import Interruptible
-from portraitkit.runs.progress import progress_bar
+from portraitkit.runs.terminal import Interruptible, progress_bar
 from preference_data import makeup_prompts
 from preference_data.commands.options import MakeupConfig
 from preference_data.people.makeup import BARE, PARAMETERS, draw_lips, draw_look, render_makeup

@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 
 from portraitkit.files.jsonl import read_objects, write_lines
-from portraitkit.runs.progress import counting
 from portraitkit.runs.shards import ShardFile
+from portraitkit.runs.terminal import counting
 from portraitkit.vlm.generate import Decoding
 from reward_models.evaluation.as_reward import (
     CUES,

@@ -13,9 +13,8 @@ from rich.console import Console
 from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import RunFolderError
 from portraitkit.runs.folder import Maker, check_run_folder, open_run
-from portraitkit.runs.interrupt import Interruptible
-from portraitkit.runs.progress import counting
 from portraitkit.runs.shards import Shard, ShardFile, check_shard, clear_shards, current_shard, join_run, merged_rows, wait_for_shards
+from portraitkit.runs.terminal import Interruptible, counting
 from portraitkit.vlm.model import be_quiet, check_device, load_model, load_processor
 from portraitkit.vlm.stages import Interrupted
 from reward_models.evaluation.battery import (

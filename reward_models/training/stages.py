@@ -12,7 +12,7 @@ import torch
 
 from portraitkit.files.atomic import write_text
 from portraitkit.files.jsonl import read_objects, write_lines
-from portraitkit.runs.progress import counting
+from portraitkit.runs.terminal import counting
 from portraitkit.vlm.generate import Completion, Decoding
 from portraitkit.vlm.model import load_model
 from portraitkit.vlm.rows import Row

@@ -12,8 +12,7 @@ from portraitkit.hub import open_repo, push_folder
 from portraitkit.pictures.images import image_size
 from portraitkit.runs.checkpoint import check_processes
 from portraitkit.runs.folder import RunFolder, SilentRunFolder, check_run_folder, differences, open_run
-from portraitkit.runs.interrupt import Interruptible
-from portraitkit.runs.progress import counting
+from portraitkit.runs.terminal import Interruptible, counting
 from portraitkit.vlm.context import Lengths, check_lengths, context_of
 from portraitkit.vlm.model import load_processor
 from portraitkit.vlm.rows import Row

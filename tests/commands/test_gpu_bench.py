@@ -8,7 +8,7 @@ import torch
 from policies.retoucher.config import RetoucherConfig
 from policies.vlm.align.align_config import AlignVlmConfig
 from portraitkit.config import load_config
-from portraitkit.runs.interrupt import Interruptible
+from portraitkit.runs.terminal import Interruptible
 from portraitkit.vlm import model as vlm_model
 from reward_models.training.config import RewardModelConfig
 from tools.bench.gpu import retoucher, vlm

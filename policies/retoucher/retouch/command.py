@@ -45,7 +45,7 @@ def retouch_main(argv: list[str]) -> int:
         return 0
     from rich.console import Console
 
-    from portraitkit.runs.progress import progress_bar
+    from portraitkit.runs.terminal import progress_bar
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
     failures = []

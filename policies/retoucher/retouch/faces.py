@@ -13,11 +13,10 @@ from policies.retoucher.model.backbone import Backbone, sample_ode
 from policies.retoucher.retouch.controls import FaceParts, Spot, combine, split_edit
 from policies.retoucher.retouch.options import Controls
 from portraitkit.errors import FaceError, ImageError
-from portraitkit.faces.align import AlignedFace, align_face
+from portraitkit.faces.align import AlignedFace, FaceEdit, align_face, edited_strips, face_edit, paste_edits
 from portraitkit.faces.detect import check_size, no_face
 from portraitkit.faces.identity import identity_embedding
 from portraitkit.faces.mesh import MIN_SCORE, faces_and_meshes, shown_score
-from portraitkit.faces.paste import FaceEdit, edited_strips, face_edit, paste_edits
 from portraitkit.faces.warp import transform
 from portraitkit.pictures.images import Pixels
 

@@ -35,8 +35,7 @@ from portraitkit.parallel import divided
 from portraitkit.report.card import by_group, counted, value_of
 from portraitkit.runs.checkpoint import check_processes
 from portraitkit.runs.folder import SilentRunFolder, check_run_folder, open_run
-from portraitkit.runs.interrupt import Interruptible
-from portraitkit.runs.progress import counting
+from portraitkit.runs.terminal import Interruptible, counting
 from portraitkit.stats import bootstrap_interval, paired_change
 from portraitkit.vlm.evaluate import Evaluation, best_constant, compare, evaluate, probe, score_all
 from portraitkit.vlm.generate import Decoding

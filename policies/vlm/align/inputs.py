@@ -10,7 +10,7 @@ from policies.vlm.align.align_config import AlignVlmConfig
 from portraitkit.errors import ConfigError, DataError
 from portraitkit.files.jsonl import write_lines
 from portraitkit.parallel import processes
-from portraitkit.runs.progress import counting
+from portraitkit.runs.terminal import counting
 from portraitkit.vlm.context import Lengths, check_lengths, context_of
 from portraitkit.vlm.rows import Row, files_of, make_rows, open_rows, set_aside_unreadable
 from portraitkit.vlm.task import Task, asked_briefly

@@ -8,13 +8,13 @@ import sys
 import pytest
 from patience import LONGEST
 
-from portraitkit.runs.interrupt import Interruptible
+from portraitkit.runs.terminal import Interruptible
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 NAMES = ["ctrl-c", "sigterm"]
 LOOP = """
 import sys, time
-from portraitkit.runs.interrupt import Interruptible
+from portraitkit.runs.terminal import Interruptible
 with Interruptible() as interrupt:
     print("ready", flush=True)
     while not interrupt.requested:

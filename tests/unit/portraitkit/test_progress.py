@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from portraitkit.runs.progress import progress_bar
+from portraitkit.runs.terminal import progress_bar
 
 
 @pytest.mark.parametrize(("terminal", "shown"), [(True, True), (False, False)])

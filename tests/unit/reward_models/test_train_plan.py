@@ -8,7 +8,7 @@ from rich.console import Console
 
 from portraitkit.memory.trace import LiveBytes
 from portraitkit.runs.folder import SilentRunFolder
-from portraitkit.runs.interrupt import Interruptible
+from portraitkit.runs.terminal import Interruptible
 from portraitkit.vlm.model import be_quiet, load_processor
 from portraitkit.vlm.shared_prefix import tower_once
 from portraitkit.vlm.stages import RunContext

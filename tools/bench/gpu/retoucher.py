@@ -22,7 +22,7 @@ from portraitkit.errors import ConfigError
 from portraitkit.grpo import group_advantages
 from portraitkit.memory.plan import Memory, check_fits, device_limit, human
 from portraitkit.memory.trace import tensors_of
-from portraitkit.runs.interrupt import Interruptible
+from portraitkit.runs.terminal import Interruptible
 from reward_models.reward_set import build_rewards
 from tools.bench.gpu.case import Case, Row
 from tools.bench.gpu.config import RECIPE, GpuBenchConfig

@@ -13,8 +13,7 @@ from portraitkit.config import config_to_dict
 from portraitkit.errors import RunFolderError
 from portraitkit.files.atomic import write_text
 from portraitkit.runs.folder import RunFolder, environment
-from portraitkit.runs.interrupt import Interruptible
-from portraitkit.runs.progress import progress_bar
+from portraitkit.runs.terminal import Interruptible, progress_bar
 from tools.bench.gpu.case import Case, Row
 from tools.bench.gpu.config import GpuBenchConfig
 from tools.bench.gpu.device import check_device, device_name, peak_flops

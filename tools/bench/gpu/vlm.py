@@ -18,7 +18,7 @@ from portraitkit.errors import ConfigError
 from portraitkit.memory.plan import Memory, check_fits, device_limit, human
 from portraitkit.memory.trace import tensors_of
 from portraitkit.memory.vlm_plan import MORE_DEVICES, Planner, changes
-from portraitkit.runs.interrupt import Interruptible
+from portraitkit.runs.terminal import Interruptible
 from portraitkit.vlm.context import picture_tokens
 from portraitkit.vlm.model import DTYPES, PUBLISHED, be_quiet, configuration_of, load_processor
 from portraitkit.vlm.rows import Row

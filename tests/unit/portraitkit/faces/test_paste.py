@@ -4,10 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from portraitkit.faces.align import align_face
+from portraitkit.faces.align import align_face, face_edit, paste_edits, paste_mask
 from portraitkit.faces.detect import detect_faces
 from portraitkit.faces.mesh import face_mesh
-from portraitkit.faces.paste import face_edit, paste_edits, paste_mask
 from portraitkit.faces.regions import region_masks
 from portraitkit.faces.warp import sample
 
@@ -55,7 +54,7 @@ def test_strips_leave_no_trace(portraits, meshes, monkeypatch):
     """Small ones, of the picture and of what a crop is sampled from, give the same picture as one large one."""
     pixels, mesh = portraits["astronaut"], meshes["astronaut"]
     whole, _ = retouch(pixels, mesh, lambda crop: smoothed(crop, 5), size=64)
-    monkeypatch.setattr("portraitkit.faces.paste.STRIP", 7)
+    monkeypatch.setattr("portraitkit.faces.align.STRIP", 7)
     monkeypatch.setattr("portraitkit.faces.warp.MAX_POINTS", 3000)
     strips, _ = retouch(pixels, mesh, lambda crop: smoothed(crop, 5), size=64)
     assert (strips - whole).abs().max() < 1e-4 and (whole - pixels).abs().max() > 0.05

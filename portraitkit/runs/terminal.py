@@ -1,9 +1,34 @@
-"""Ctrl-C and SIGTERM that let the current step finish: the first signal asks, a second one ends the process at once."""
+"""What a run shows on the terminal, and hears from it: progress bars; Ctrl-C and SIGTERM that let the current step finish."""
 
 import os
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+def progress_bar(console: Console, *, elapsed: bool = False) -> Progress:
+    """Description, bar, how many of how many, and the time left; nothing is shown where the console is no terminal."""
+    times: list[ProgressColumn] = [TimeElapsedColumn()] if elapsed else []
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), *times, TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+@contextmanager
+def counting(console: Console, what: str, total: int | None, *, stop: Callable[[], object] = lambda: None) -> Iterator[Callable[..., None]]:
+    """A bar of its own; call what it gives with the number of things done, one if none is said. `stop` is asked each time."""
+    with progress_bar(console, elapsed=True) as progress:
+        bar = progress.add_task(what, total=total)
+
+        def advance(count: int = 1) -> None:
+            progress.advance(bar, count)
+            stop()
+
+        yield advance
 
 
 class Interruptible:
