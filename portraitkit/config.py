@@ -129,7 +129,8 @@ def load_config(cls: type[Config], argv: list[str], *, prog: str, example: str =
             dataclass itself refuses.
     """
     types = _types(cls)
-    given, positional = _typed(argv, cls, prog)
+    given, unnamed = _typed(argv, cls, prog)
+    positional = dict(zip(positionals(cls), ([word] for word in unnamed), strict=False))
     source = given.pop("config", None)
     if source is not None and not any(source):
         raise ConfigError("--config needs a value: the name of a recipe or a .toml file")
@@ -147,6 +148,11 @@ def load_config(cls: type[Config], argv: list[str], *, prog: str, example: str =
         named = [f"{option_words(cls, name)} ({field_docs(cls).get(name)})" for name in lacking]
         raise ConfigError(f"Missing from {prog}: {', '.join(named)}; see {prog} --help")
     config = cls(**values)
+    if stray := [word for word in unnamed if word.startswith("-") and word != "-"] or unnamed[len(positional) :]:
+        raise ConfigError(
+            f"unexpected argument {stray[0]!r}: options begin with --, values with spaces need quotes, and on/off "
+            f"options take no value; see {prog} --help"
+        )
     for name in types:
         value = getattr(config, name)
         for item in value if isinstance(value, tuple) else (value,):
@@ -261,13 +267,12 @@ def _wanted(annotation: Any) -> str:
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path", NoneType: "None"}[annotation]
 
 
-def _typed(argv: list[str], cls: type[Options], prog: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Options on the command line with the words typed for them, and positional fields with theirs; unknown ones are refused by name.
+def _typed(argv: list[str], cls: type[Options], prog: str) -> tuple[dict[str, list[str]], list[str]]:
+    """Options on the command line with the words typed for them, and words without one; unknown ones are refused by name.
 
     Of an option given twice the last one counts, as everywhere; but a list would lose its first values unnoticed.
     """
-    types, unnamed = _types(cls), positionals(cls)
-    named = {name: annotation for name, annotation in types.items() if name not in unnamed} | {"config": str}
+    named = {name: annotation for name, annotation in _types(cls).items() if name not in positionals(cls)} | {"config": str}
     known = [*named, *(f"no_{name}" for name, annotation in named.items() if annotation is bool), "help"]
     given: dict[str, list[str]] = {}
     stray: list[str] = []
@@ -297,12 +302,7 @@ def _typed(argv: list[str], cls: type[Options], prog: str) -> tuple[dict[str, li
     for name, words in given.items():
         if words and (gone := f"{name} {words[0]}") in cls.REMOVED:
             raise ConfigError(f"{flag_of(name)} {words[0]} is gone: {cls.REMOVED[gone]}")
-    if stray[len(unnamed) :] and not {"-h", "--help"} & set(argv):
-        raise ConfigError(
-            f"unexpected argument {stray[len(unnamed)]!r}: options begin with --, values with spaces need quotes, and on/off "
-            f"options take no value; see {prog} --help"
-        )
-    return given, {name: [word] for name, word in zip(unnamed, stray, strict=False)}
+    return given, stray
 
 
 def _read_words(name: str, words: list[str], annotation: Any) -> Any:

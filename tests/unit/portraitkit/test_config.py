@@ -257,6 +257,11 @@ def test_help_shows_the_docstrings_and_the_recipe(recipes: Path, capsys: pytest.
     assert "--num-steps INT Sampling steps. (default: 4)" in text
 
 
+def test_what_looks_like_an_option_is_no_positional_field():
+    with pytest.raises(ConfigError, match="unexpected argument '-x'"):
+        load_config(Files, ["-x", "--count", "2"], prog="files")
+
+
 def test_required_fields_are_named():
     assert load_config(Files, ["in.png", "--count", "2"], prog="files") == Files(Path("in.png"), 2)
     for argv, words in [(["in.png"], ["--count INT", "How many"]), (["--count", "2"], ["PATH", "Photo to read"])]:
