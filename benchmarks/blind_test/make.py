@@ -41,7 +41,12 @@ def make_study(config: MakeConfig) -> int:
     methods = config.methods
     folders = methods | ({"(reference)": config.reference} if config.reference else {})
     pictures = {name: _by_stem(folder) for name, folder in folders.items()}
-    names, skipped = _match(pictures)
+    everything = sorted(set().union(*pictures.values()))
+    names = [name for name in everything if all(name in files for files in pictures.values())]
+    if not names:
+        raise DataError(f"{', '.join(pictures)}: have no file name in common; name the pictures of one photo alike in every folder")
+    lacking = {name: [method for method, files in pictures.items() if name not in files] for name in everything}
+    skipped = [{"photo": name, "reason": f"missing in {', '.join(methods)}"} for name, methods in lacking.items() if methods]
     groups = read_groups(config.metadata, reversed(folders.values()), config.groups)
     with writing(out), replacing_folder(out) as partial:
         (partial / PICTURES).mkdir()
@@ -97,20 +102,6 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     if not out:
         raise DataError(f"{folder}: holds no pictures")
     return out
-
-
-def _match(pictures: Mapping[str, Mapping[str, Path]]) -> tuple[list[str], list[dict[str, str]]]:
-    """Names that every folder has, and those that one lacks."""
-    everything = sorted(set().union(*pictures.values()))
-    names = [name for name in everything if all(name in files for files in pictures.values())]
-    if not names:
-        raise DataError(f"{', '.join(pictures)}: have no file name in common; name the pictures of one photo alike in every folder")
-    lacking = [
-        {"photo": name, "reason": f"missing in {', '.join(method for method, files in pictures.items() if name not in files)}"}
-        for name in everything
-        if name not in names
-    ]
-    return names, lacking
 
 
 def read_groups(path: Path | None, folders: Iterable[Path], columns: tuple[str, ...]) -> dict[str, dict[str, str]]:

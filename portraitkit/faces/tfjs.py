@@ -111,7 +111,15 @@ class GraphModel(nn.Module):
         nodes = model["modelTopology"]["node"]
         if unknown := sorted({node["op"] for node in nodes} - KNOWN):
             raise WeightsError(f"{name}.json uses unknown operators {', '.join(unknown)}: known are {', '.join(sorted(KNOWN))}")
-        self.plan = _sorted_by_need([node for node in nodes if node["op"] != "Const"])
+        pending = {node["name"]: node for node in nodes if node["op"] != "Const"}
+        for node in pending.values():  # without output numbers such as `:0`
+            node["input"] = [name.split(":")[0] for name in node.get("input") or []]
+        self.plan: list[dict[str, Any]] = []  # each node after its inputs
+        while pending:
+            ready = [node for node in pending.values() if not any(name in pending for name in node["input"])]
+            self.plan += ready
+            for node in ready:
+                del pending[node["name"]]
         self.outputs = [node["name"] for node in self.plan if node["op"] == "Identity"]
         self.needed_last = {name: node["name"] for node in self.plan for name in node["input"]}  # what a value's last reader is
         self.shapes = {key: value.tolist() for key, value in constants.items() if value.dtype == torch.int32}
@@ -193,17 +201,3 @@ def load_graph(name: str, device: torch.device) -> GraphModel:
 
 def _stride(node: dict[str, Any]) -> int:
     return int(node["attr"]["strides"]["list"]["i"][1])
-
-
-def _sorted_by_need(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Order nodes so that each comes after its inputs, and drop output numbers such as `:0` from the inputs' names."""
-    for node in nodes:
-        node["input"] = [name.split(":")[0] for name in node.get("input") or []]
-    pending = {node["name"]: node for node in nodes}
-    ordered = []
-    while pending:
-        ready = [node for node in pending.values() if not any(name in pending for name in node["input"])]
-        ordered += ready
-        for node in ready:
-            del pending[node["name"]]
-    return ordered

@@ -16,6 +16,7 @@ from transformers.trainer_utils import SchedulerType
 from portraitkit.config import RECIPES
 from portraitkit.errors import ConfigError, DataError, nearest
 from portraitkit.files.jsonl import no_constant
+from portraitkit.report.page import plural
 from portraitkit.vlm.model import check_adapter
 from portraitkit.vlm.trainer_options import TrainerOptions
 
@@ -141,11 +142,6 @@ class Batch:
         """All of the device's."""
         return self.at_once * self.parts
 
-    def words(self, processes: int) -> str:
-        """Prompts and answers of one update, over all devices."""
-        each = "1 device" if processes == 1 else f"{processes} devices"
-        return f"{self.answers * processes // self.group} prompts x {self.group} answers an update: {self.answers} answers x {each}"
-
 
 def batch_of(options: TrainerOptions) -> Batch:
     """How GRPO's updates are divided, after `--trl` has had its word."""
@@ -158,13 +154,14 @@ def taken(stage: str, options: TrainerOptions, processes: int, rows: int | None 
     it. `rows` are None where not known yet; `steps` are given where they are not the options' number for the stage."""
     if stage == "grpo":
         batch, steps = batch_of(options), options.max_train_steps if steps is None else steps
-        each, words = batch.answers * processes // batch.group, batch.words(processes)
+        each = batch.answers * processes // batch.group
+        words = f"{each} prompts x {batch.group} answers an update: {batch.answers} answers"
     else:
         steps = options.sft_steps if steps is None else steps
         each = options.sft_batch * processes
-        words = f"{each} rows an update: {options.sft_batch} rows x {processes} device{'s' if processes > 1 else ''}"
+        words = f"{each} rows an update: {options.sft_batch} rows"
     epochs = f", {steps * each / rows:.2g} epochs of {rows:,} rows" if rows else ""
-    return f"{words}; {steps:,} updates take {steps * each:,}{epochs}"
+    return f"{words} x {plural(processes, 'device')}; {steps:,} updates take {steps * each:,}{epochs}"
 
 
 def grpo_arguments(options: TrainerOptions, folder: str) -> Any:
