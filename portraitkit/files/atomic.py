@@ -73,15 +73,6 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Say what file it is that the block cannot write; RunFolderError in place of an OSError."""
-    try:
-        yield
-    except OSError as error:
-        raise RunFolderError(f"{path}: could not be written ({error.strerror}); check the folder and the disk") from error
-
-
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
     """Write a CSV file in one piece: numbers with 8 digits, nothing for NaN and None; further keys of a row are left out.
 
