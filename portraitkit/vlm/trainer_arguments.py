@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
@@ -281,9 +281,10 @@ def _read_json(text: str) -> list[Any]:
 
 def _fits(value: Any, kind: Any) -> bool:
     """Whether a JSON value is of an annotated type; whole numbers are numbers, true and false are neither."""
+    kinds = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
     try:
-        read = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True)).validate_json(json.dumps(value), strict=True)
-    except ValidationError:
+        read = kinds.validate_json(json.dumps(value, allow_nan=False), strict=True)
+    except ValueError:  # pydantic's own among them
         return False
     return not dataclasses.is_dataclass(read)  # TRL wants such an object itself
 
