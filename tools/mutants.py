@@ -5,7 +5,8 @@
 A place is a comparison, an arithmetic or logical operator, a number, a truth value or a sign in the files of `ROOMS`; strings, annotations
 and messages are left alone. A room's tests are collected once and run once, which tells the lines that each reaches and its seconds. A
 place inside a function is changed in a fork, where the code of living functions is replaced, and the tests that reach its line run, quick
-ones first; any other place in a copy of the repository. Tests that fail, fall over or take `--patience` times as long have caught it.
+ones first; any other place, and one that survives so, in a copy of the repository. Tests that fail, fall over or take `--patience` times
+as long have caught it.
 """
 
 import argparse
@@ -313,10 +314,9 @@ def try_room(mutants: list[Mutant], patience: float, folder: Path) -> dict[int, 
     os.close(out)
     inside, seconds = json.loads(fates.read_text())
     limit = patience * sum(seconds.values()) + 60
-    outside = [mutant for mutant in mutants if not mutant.inside]
-    return {int(number): fate for number, fate in inside.items()} | try_copy(
-        outside, folder / "copy", list(seconds), limit, folder / "said"
-    )
+    caught = {int(number): fate for number, fate in inside.items()}
+    again = [mutant for mutant in mutants if not caught.get(mutant.number)]  # a function may have run when its file was imported
+    return caught | try_copy(again, folder / "copy", list(seconds), limit, folder / "said")
 
 
 def main() -> None:

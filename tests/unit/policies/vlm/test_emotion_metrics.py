@@ -93,6 +93,13 @@ def test_the_report_with_descriptions_and_groups():
     low, high = found["action_units"]["micro_f1_ci95"]
     assert 0 <= low <= found["action_units"]["micro_f1"] <= high <= 1
     assert metrics.report(["x"], [TRUTHS[0]])["emotions"]["accuracy_ci95"] is None
+    assert metrics.report(COMPLETIONS[:2], TRUTHS[:2])["emotions"]["accuracy_ci95"] == [1, 1], "two rows have an interval"
+
+
+@pytest.mark.parametrize("text", ["<think>AU4", "AU4</think>", "AU4"])
+def test_the_published_reward_reads_units_between_two_tags_only(text):
+    assert metrics.read_rewarded(text)[0] == frozenset()
+    assert metrics.read_rewarded("<think>AU4</think>AU5")[0] == {4}
 
 
 def test_rouge_is_the_longest_common_subsequence():
