@@ -53,7 +53,13 @@ ROOMS: dict[str, tuple[list[str], list[str]]] = {
         ["portraitkit/stats.py", "portraitkit/votes.py", "benchmarks/stats.py", "preference_data/annotations.py"],
         [
             f"{UNIT}/{name}.py"
-            for name in ("portraitkit/test_stats", "portraitkit/test_votes", "benchmarks/test_stats", "preference_data/test_agreement")
+            for name in (
+                "portraitkit/test_stats",
+                "portraitkit/test_votes",
+                "benchmarks/test_stats",
+                "preference_data/test_agreement",
+                "preference_data/test_annotations",
+            )
         ],
     ),
 }

@@ -38,8 +38,7 @@ def make_study(config: MakeConfig) -> int:
     console = Console(stderr=True, highlight=False)
     out = config.output_dir
     _check_target(out, config.overwrite)
-    methods = config.methods
-    folders = methods | ({"(reference)": config.reference} if config.reference else {})
+    folders = config.methods | ({"(reference)": config.reference} if config.reference else {})
     pictures = {name: _by_stem(folder) for name, folder in folders.items()}
     everything = sorted(set().union(*pictures.values()))
     names = [name for name in everything if all(name in files for files in pictures.values())]
@@ -62,6 +61,7 @@ def make_study(config: MakeConfig) -> int:
         _check_skipped(skipped, len(photos), config)
         random.Random(config.seed).shuffle(photos)
         _write_texts(partial, config, photos, skipped)
+        _check_target(out, config.overwrite)  # another process may have made one meanwhile
     _say(console, config, len(photos), skipped, groups)
     return 0
 

@@ -56,7 +56,9 @@ def test_direction_decides_what_is_better(results):
     assert down.wins == pytest.approx(1 - up.wins) and down.wins > 0.7
     assert down.p_holm < 0.01 and down.n == COUNT - 1
     same = found["brisque", "a", "c"]
-    assert same.ties == COUNT - 1 and same.wins == 0.5 and same.p == 1
+    assert same.ties == COUNT - 1 and same.wins == 0.5 and same.p == 1 and not same.better
+    assert (down.verdict, up.verdict, same.verdict) == ("better", "worse", "undecided")
+    assert replace(down, effect=0.09).verdict == replace(down, p_holm=0.06).verdict == "undecided"
 
 
 def test_one_photo_has_no_interval_and_is_not_the_worst(results):
@@ -71,6 +73,14 @@ def test_one_photo_has_no_interval_and_is_not_the_worst(results):
     single = Results(replace(alone.inputs, items=alone.inputs.items[:3]), [fidelity.PSNR], values)
     table = grid(single)
     assert all(map(math.isnan, means(single, table)[0].ci95 + comparisons(single, table)[0].ci95))
+
+
+def test_two_photos_have_an_interval_and_are_a_group(results):
+    groups = {name: {"gender": "x" if name in ("03", "05") else "f"} for name in results.inputs.groups}
+    results.values["brisque"][3 * 3 : 3 * 4] = results.values["brisque"][3 * 5 : 3 * 6] = 1000
+    several = replace(results, inputs=replace(results.inputs, groups=groups))
+    rows = [row for row in group_tables(several, grid(several)) if row["metric"] == "brisque" and row["value"] == "x"]
+    assert len(rows) == 3 and all(row["n"] == 2 and row["ci95"] == (1000, 1000) and row["worst"] for row in rows)
 
 
 def test_the_seed_reaches_every_interval(results):
@@ -101,6 +111,16 @@ def test_agreement_is_the_share_of_photos_on_which_both_prefer_one_method():
     values = {"brisque": torch.tensor([1.0, 2, 2, 1, 3, 2, 4, 3]), "psnr": torch.tensor([5.0, 4, 5, 6, 5, 4, 5, 7])}
     results = Results(inputs, [brisque.METRIC, fidelity.PSNR], {name: value.double() for name, value in values.items()})
     np.testing.assert_allclose(correlations(results, grid(results))[2], [[1, 0.75], [0.75, 1]])
+
+
+def test_metrics_agree_whatever_their_sign_and_a_missing_value_is_no_verdict():
+    """A metric around zero, and the same one turned round; one of its values is missing."""
+    inputs = Inputs([Item(str(place), method, path=Path("x")) for place in range(4) for method in "ab"], ["a", "b"])
+    values = torch.tensor([-3.0, -1, 2, -2, 0.5, 1, 3, 4], dtype=torch.float64)
+    missing = torch.where(torch.arange(8) == 5, math.nan, -values)
+    results = Results(inputs, [brisque.METRIC, fidelity.PSNR], {"brisque": missing, "psnr": values})
+    _, spearman, agreement = correlations(results, grid(results))
+    np.testing.assert_allclose([spearman, agreement], np.ones((2, 2, 2)))
 
 
 def test_accuracy_on_pairs(results, tmp_path):

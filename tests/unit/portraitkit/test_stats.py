@@ -180,3 +180,14 @@ def test_ranks_are_taken_inside_groups_and_a_score_that_says_nothing_counts_as_c
 def test_a_person_with_one_photo_counts_in_an_interval():
     low, high = cluster_interval(torch.tensor([0.0, 1.0, 2.0, 3.0]), ["a", "b", "c", "d"])
     assert 0 < low < 1.5 < high < 3
+
+
+def test_a_person_without_a_value_counts_nowhere():
+    values, people = torch.tensor([0.0, 1.0, 2.0, 3.0, math.nan]), ["a", "b", "c", "d", "e"]
+    assert cluster_interval(values, people) == cluster_interval(values[:4], people[:4])
+
+
+def test_an_estimated_p_value_is_no_more_than_one():
+    differences = torch.tensor([1.0, -1.0] * 20 + [1e-6], dtype=torch.float64)
+    found = [sign_flip_test(differences, draws=200, seed=seed) for seed in range(20)]
+    assert max(found) == 1 and min(found) > 0.7

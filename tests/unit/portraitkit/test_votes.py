@@ -110,6 +110,22 @@ def test_two_methods_have_a_closed_form(monkeypatch):
     assert fitted[2] == pytest.approx(math.log(25 / math.sqrt(60 * 15)))
 
 
+@pytest.mark.parametrize("counts", [[1.0, 0.0, 0.0], [1e6, 1.0, 1.0], [0.0, 3.0, 1e5]])
+def test_few_and_very_many_votes_have_the_closed_form_of_theirs_and_the_virtual_ones(counts):
+    fitted = st.fit_davidson(np.array([[counts]]), 2)[0]
+    first, tie, second = (count + st.VIRTUAL_VOTES for count in counts)
+    assert fitted[0] - fitted[1] == pytest.approx(math.log(first / second), rel=1e-3)
+    assert fitted[2] == pytest.approx(math.log(tie / math.sqrt(first * second)), rel=1e-3)
+
+
+def test_intervals_of_few_raters_have_hesterbergs_percentiles():
+    votes = leaning_crowd(8, 20, lean=1.0, preference=0.3, seed=0)[:, None]
+    found = st.strengths(votes, 2, draws=300, seed=3)
+    sampled = st.fit_davidson(st.rater_draws(votes, draws=300, seed=3), 2)[:, 0]
+    tail = 0.0057375  # of the normal distribution below sqrt(8 / 7) times Student's 2.5 % quantile with 7 degrees of freedom, -2.3646
+    assert (found.low[0], found.high[0]) == pytest.approx(tuple(np.quantile(sampled, [tail, 1 - tail])), rel=1e-3)
+
+
 def test_a_method_that_never_loses_has_a_finite_strength():
     fitted = st.fit_davidson(np.array([[[30, 0, 0]]]), 2)[0]
     assert np.isfinite(fitted).all() and fitted[0] > 2
@@ -148,6 +164,16 @@ def test_alpha_is_that_of_krippendorffs_example():
         for value in pair:
             units[row, 2 * value] += 1
     assert st.ordinal_alpha(units) == pytest.approx(0.095, abs=5e-4)
+
+
+def test_a_value_that_one_vote_has_counts_in_alpha():
+    assert st.ordinal_alpha(np.array([[1, 1, 0], [0, 2, 0]])) == pytest.approx(0)  # 1 - (4 - 1) 1 / (1 3)
+
+
+def test_alpha_lies_in_its_interval():
+    units = np.random.default_rng(0).multinomial(5, [0.6, 0.3, 0.1], size=30) + np.eye(3, dtype=int)[np.arange(30) % 3] * 3
+    found = st.alpha_interval(units, draws=200)
+    assert found.low < found.value < found.high < 1 and found.high - found.low < 0.5
 
 
 def test_alpha_without_two_votes_on_a_unit_or_without_variation_is_unknown():

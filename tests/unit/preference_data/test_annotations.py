@@ -14,6 +14,7 @@ from preference_data.annotations import (
     consensus,
     file_of,
     judgement_of,
+    print_agreement,
     read_judgements,
 )
 from preference_data.commands.merge import merge_pairs
@@ -124,3 +125,14 @@ def test_the_report_has_flips_and_standings():
     assert report["flips"] == {"anna": dict.fromkeys((*DIMENSIONS, "overall"), 0.5)}
     assert report["annotators"] == {"anna": 2, "max": 1} and report["conflicts"] == {"p": [*DIMENSIONS, "overall"]}
     assert set(report["bradley_terry"]) == {"one", "two"}
+
+
+def test_the_printed_report_has_a_dash_where_nobody_can_agree_and_nothing_without_judgements(capsys):
+    print_agreement([], [PAIR])
+    assert capsys.readouterr().out == ""
+    print_agreement([says("a"), says("b", "max"), says("b", "max", pair="q")], [PAIR, replace(PAIR, id="q")])
+    out = capsys.readouterr().out
+    assert "Agreement of anna, max" in out and " 0.00 " in out and "Bradley-Terry" in out and "1 pairs in conflict" in out
+    print_agreement([says("a")], [PAIR])
+    row = next(line for line in capsys.readouterr().out.splitlines() if "Overall" in line)
+    assert row.split("│")[2:4] == ["     - ", "     - "]
