@@ -134,7 +134,7 @@ def load_config(cls: type[Config], argv: list[str], *, prog: str, example: str =
     source = given.pop("config", None)
     if source is not None and not any(source):
         raise ConfigError("--config needs a value: the name of a recipe or a .toml file")
-    recipe = _read_recipe(_find_recipe(source[0], cls), cls) if source else {}
+    recipe = _read_recipe(source[0], cls) if source else {}
     values = cls.revise(recipe, given)
     if {"-h", "--help"} & set(argv):
         print(format_help(cls, values, prog=prog, example=example, recipes=recipe_names(cls)))
@@ -183,18 +183,6 @@ def lay_beneath(recipe: str, cls: type, values: Mapping[str, Any]) -> dict[str, 
     return below | dict(values)
 
 
-def _find_recipe(source: str, cls: type) -> Path:
-    if source.endswith(".toml") or os.sep in source:
-        return Path(source)
-    path = RECIPES / f"{source}.toml"
-    if not path.is_file():
-        names = recipe_names(cls)
-        raise ConfigError(
-            f"--config {source}: no such recipe{nearest(source, names)}; known: {', '.join(names) or 'none'}, or the path of a .toml file"
-        )
-    return path
-
-
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -210,8 +198,14 @@ def _types(cls: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(cls)}
 
 
-def _read_recipe(path: Path, cls: type[Options]) -> dict[str, Any]:
-    values, types = {}, _types(cls)
+def _read_recipe(source: str, cls: type[Options]) -> dict[str, Any]:
+    path, values, types = Path(source), {}, _types(cls)
+    if not source.endswith(".toml") and os.sep not in source:
+        path = RECIPES / f"{source}.toml"
+        if not path.is_file():
+            names = recipe_names(cls)
+            known = ", ".join(names) or "none"
+            raise ConfigError(f"--config {source}: no such recipe{nearest(source, names)}; known: {known}, or the path of a .toml file")
     for key, value in _read_toml(path).items():
         gone = key if key in cls.REMOVED else f"{key} {value}"
         if gone in cls.REMOVED:

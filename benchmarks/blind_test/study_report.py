@@ -221,6 +221,8 @@ def analyse(study: Study, votes: Sequence[Vote], config: ReportConfig) -> dict[s
     strengths = _strengths(study, by_rater, config.draws, seed)
     pairs = _pairs(study, by_rater, config.detect, seed)
     fewest = vote_stats.fewest_raters(len(pairs))
+    more = {f"{pair['first']} and {pair['second']}": max(0, pair["needed"] - pair["votes"]) for pair in pairs}
+    more_raters = max(fewest - len(by_rater), 0, math.ceil(max(more.values()) * len(pairs) / study.photos_per_rater))
     return {
         "title": study.title,
         "question": study.question,
@@ -246,7 +248,7 @@ def analyse(study: Study, votes: Sequence[Vote], config: ReportConfig) -> dict[s
         "groups": _groups(study, counted),
         "agreement": _estimate(vote_stats.alpha_interval(units.reshape(-1, 3), draws=min(500, config.draws), seed=seed)),
         "position": {"left": int(sides[:, 0].sum()), "right": int(sides[:, 2].sum()), "left_share": _estimate(bias), "p": bias_p},
-        "power": _power(study, pairs, config.detect, missing=fewest - len(by_rater)),
+        "power": {"detect": config.detect, "alpha": ALPHA, "power": 0.8, "more_votes": more, "more_raters": more_raters},
     }
 
 
@@ -332,13 +334,6 @@ def _rate_against_all(study: Study, by_rater: np.ndarray, method: str) -> dict[s
         elif method == second:
             total += by_rater[:, row, ::-1]
     return _estimate(vote_stats.win_rate_by_rater(total)) | {"votes": int(total.sum())}
-
-
-def _power(study: Study, pairs: Sequence[dict[str, Any]], detect: float, *, missing: int) -> dict[str, Any]:
-    """Votes and raters still to come; `missing` raters at least, for a verdict at all."""
-    more = {f"{pair['first']} and {pair['second']}": max(0, pair["needed"] - pair["votes"]) for pair in pairs}
-    raters = max(missing, 0, math.ceil(max(more.values()) * len(pairs) / study.photos_per_rater))
-    return {"detect": detect, "alpha": ALPHA, "power": 0.8, "more_votes": more, "more_raters": raters}
 
 
 def _estimate(estimate: vote_stats.Estimate) -> dict[str, float | None]:

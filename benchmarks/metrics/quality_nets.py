@@ -12,7 +12,6 @@ Perceptual distances to the reference: LPIPS (Zhang et al., 2018), AlexNet, vers
 import struct
 import zlib
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -58,16 +57,14 @@ def open_nrqm(files: Mapping[str, Path]) -> Score:
         raise WeightsError(f"{files[NRQM_FILE]}: is not NRQM's model ({reason_of(error)}); download it again") from error
 
 
-def open_distance(name: str, head: str, backbone: str, elsewhere: tuple[str, ...], files: Mapping[str, Path]) -> Score:
-    """pyiqa's net of a name; parameters whose names begin as in `elsewhere` are not the head's."""
-    net = empty_net(name)
-    fill_backbone(net, files[backbone])
-    fill(net, files[head], missing=elsewhere)
-    return column(net, reference=True)
-
-
 def _distance(name: str, title: str, head: WeightFile, backbone: WeightFile, elsewhere: tuple[str, ...], licence: str) -> Metric:
-    opened = partial(open_distance, name, head.name, backbone.name, elsewhere)
+
+    def opened(files: Mapping[str, Path]) -> Score:  # parameters whose names begin as in `elsewhere` are not the head's
+        net = empty_net(name)
+        fill_backbone(net, files[backbone.name])
+        fill(net, files[head.name], missing=elsewhere)
+        return column(net, reference=True)
+
     fields: dict[str, Any] = {"direction": "lower", "reference": "full", "licence": f"{LICENCE}; {licence}"}
     return pyiqa_metric(name, title, Range(0, 1), head, backbone, open=opened, **fields)
 

@@ -69,7 +69,10 @@ class Planner:
         spec = self.spec(options)
         if (sizes := model_sizes(spec)) is None:
             return None
-        shards = _shards(options)
+        shards, path = Shards(options.plan_sharding, options.plan_devices), deepspeed_file(options.deepspeed)
+        if path is not None:  # --plan-sharding counts where DeepSpeed does not split the run
+            stage = json.loads(Path(path).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", 0)
+            shards = Shards("zero2" if stage == 2 else "zero3" if stage == 3 else "none", options.plan_devices)
         trained, batch = sizes.trained, batch_of(options)
         answers, at_once = batch.answers, batch.at_once
         generated, updated, imitated = (self.load(options, rows) for rows in (answers, at_once, options.sft_batch))
@@ -120,15 +123,6 @@ def _largest_picture(model: str) -> int | None:
             stored = json.loads(path.read_text(encoding="utf-8"))
             return stored.get("image_processor", stored).get("size", {}).get("longest_edge")
     return None
-
-
-def _shards(options: TrainerOptions) -> Shards:
-    """How DeepSpeed splits the run; `--plan-sharding` counts where it does not run."""
-    path = deepspeed_file(options.deepspeed)
-    if path is None:
-        return Shards(options.plan_sharding, options.plan_devices)
-    stage = json.loads(Path(path).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", 0)
-    return Shards("zero2" if stage == 2 else "zero3" if stage == 3 else "none", options.plan_devices)
 
 
 def plan(options: TrainerOptions, planner: Planner) -> list[tuple[str, str]]:

@@ -64,7 +64,13 @@ def write_edited(image: Image, edited: Float[Tensor, "3 h w"] | Strips, path: st
         ImageError: the file has changed since it was read, or `path` cannot be written.
     """
     path, strips = Path(path), [(0, edited)] if isinstance(edited, Tensor) else edited
-    exif, notes = _clean_exif(image.exif), []
+    exif, notes = image.exif, []
+    if exif is not None:
+        block = PilImage.Exif()
+        block.load(exif)
+        for tag in LAYOUT_TAGS & set(block):
+            del block[tag]
+        exif = block.tobytes() if len(block) else None
     if exif and path.suffix.lower() in (".jpg", ".jpeg") and len(exif) > MAX_JPEG_EXIF:
         notes.append(f"{path}: EXIF of {len(exif)} bytes dropped, a JPEG holds {MAX_JPEG_EXIF}")
         exif = None
@@ -183,16 +189,6 @@ def _is_lossless_webp(path: Path) -> bool:
             return kind == b"VP8L"
         position += 8 + size + size % 2
     return False
-
-
-def _clean_exif(exif: bytes | None) -> bytes | None:
-    if exif is None:
-        return None
-    block = PilImage.Exif()
-    block.load(exif)
-    for tag in LAYOUT_TAGS & set(block):
-        del block[tag]
-    return block.tobytes() if len(block) else None
 
 
 # ---- sample arrays as files; Pillow writes most of them; 16-bit colour, and TIFF with EXIF and compression, it cannot

@@ -45,7 +45,11 @@ def page_environment(folder: Path, *, autoescape: bool = True) -> "Environment":
 
     loader = FileSystemLoader([folder, TEMPLATES])
     environment = Environment(loader=loader, autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    ours: dict[str, Any] = {"number": number, "signed": signed, "interval": interval, "plural": plural, "p": p_value, "csp_hash": _csp_hash}
+
+    def csp_hash(script: str) -> str:  # the source expression under which a content security policy lets exactly this script run
+        return "sha256-" + base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode("ascii")
+
+    ours: dict[str, Any] = {"number": number, "signed": signed, "interval": interval, "plural": plural, "p": p_value, "csp_hash": csp_hash}
     environment.filters.update(ours)
     return environment
 
@@ -104,11 +108,6 @@ def _without_home(value: object) -> object:
     if not home or not isinstance(value, str) or value.startswith("data:"):
         return value
     return value.replace(home + "/", type(value)("~/"))
-
-
-def _csp_hash(script: str) -> str:
-    """The source expression under which a content security policy lets exactly this script run."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode("ascii")
 
 
 # ---- pictures, inlined as data: what is shown of a photo, where to zoom in, what a retouch changed
