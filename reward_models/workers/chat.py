@@ -100,6 +100,6 @@ def completion_of(said: Said, request: ChatRequest, model: str) -> dict[str, Any
 
 def _token(text: str, chances: dict[str, float], most: int) -> dict[str, Any]:
     def told(token: str) -> dict[str, Any]:  # JSON has no infinity; OpenAI gives -9999 there
-        return {"token": token, "logprob": max(chances[token], -9999.0), "bytes": list(token.encode())}
+        return {"token": token, "logprob": max(-9999.0, chances[token]), "bytes": list(token.encode())}
 
     return told(text) | {"top_logprobs": [told(token) for token in sorted(chances, key=lambda token: -chances[token])[:most]]}

@@ -198,7 +198,7 @@ def as_floats(values: object) -> dict[str, float]:
 
 def duration(seconds: float) -> str:
     """Seconds as people say them."""
-    if not seconds < math.inf:
+    if not math.isfinite(seconds):
         return "–"
     minutes = round(seconds / 60)
     return f"{seconds:.0f} s" if seconds < 120 else f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
