@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from dpg.scheduler import DPGScheduler
     from policies.retoucher.update import Loss
 
-
 USED_BY = {
     ("grpo",): ("ratio",),
     ("grpo", "neighbor"): ("clip_range",),
@@ -370,8 +369,7 @@ class RetoucherConfig(
             if drawn := scheduler.drawn_steps:
                 scheduler.sampler.coefficients(sigmas[drawn[0]], sigmas[drawn[0] + 1])
         except ValueError as error:
-            option = "--window-" if str(error).startswith(("start ", "width ")) else ""
-            raise ConfigError(f"{option}{error}") from error
+            raise ConfigError("--window-" * str(error).startswith(("start ", "width ")) + str(error)) from error
         if not drawn and not self.plain_rollouts:
             given = f"--num-steps {self.num_steps}, --window {self.window}, --lam-max {self.lam_max}"
             never = "(the last one never is, nor one with guidance 1)"
