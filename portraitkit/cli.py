@@ -9,6 +9,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
@@ -28,13 +29,13 @@ def run_command(main: Callable[[list[str]], int | None]) -> NoReturn:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin at barriers stall each other five times over on a busy machine
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; it warns of kernels that nothing here uses
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w", encoding="utf-8") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     try:
         code = _exit_code(main)
-        sys.stdout.flush()
     except BrokenPipeError:
         if not _reader_left():
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter fails to flush at exit
+        _drop_output()
         code = 141
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # all is said: Ctrl-C while libraries are put away is silent
@@ -92,20 +93,28 @@ def check_packages() -> None:
 def _exit_code(main: Callable[[list[str]], int | None]) -> int | str | None:
     try:
         check_packages()
-        if sys.argv[1:] == ["--version"]:
-            print(f"portraitkit {version('portraitkit')}")
-            return 0
-        return main(sys.argv[1:])
+        try:
+            if sys.argv[1:] == ["--version"]:
+                print(f"portraitkit {version('portraitkit')}")
+                return 0
+            return main(sys.argv[1:])
+        finally:
+            sys.stdout.flush()
     except UserError as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except (OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             said = f"{error.filename}: {error.strerror}; give another path"
+        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            said = f"{error.filename or 'the output'}: could not be written ({error.strerror}); check the folder and the disk"
+        elif isinstance(error, FileNotFoundError) and error.filename is None:  # os.getcwd
+            said = "the folder that this was started in is gone; change into another"
         elif isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
             said = f"not enough memory ({error}); make the options' sizes and counts smaller"
         else:
             raise  # a bug
+        _drop_output()
         print(f"error: {_one_line(said)}", file=sys.stderr)
         return ConfigError.exit_code
     except KeyboardInterrupt:
@@ -118,6 +127,12 @@ def _exit_code(main: Callable[[list[str]], int | None]) -> int | str | None:
 def _one_line(text: str) -> str:
     """Line breaks and control characters escaped: messages may quote file names and data."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def _drop_output() -> None:
+    """What standard output still holds goes nowhere, or the interpreter fails to flush it at exit."""
+    with suppress(OSError, ValueError):  # one of a test
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reader_left() -> bool:

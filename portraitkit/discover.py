@@ -38,8 +38,7 @@ def load_object(where: str) -> Any:
 def load_known(name: str, known: Mapping[str, str], kind: type[Kind], option: str) -> Kind:
     """An object of the class `kind` by a short name in `known`, or as `load_object` takes it; `option`, as --task, is for messages.
 
-    Raises:
-        ConfigError: the name is unknown, or stands for something else.
+    ConfigError: the name is unknown, or stands for something else.
     """
     if ":" not in name and name not in known:
         raise ConfigError(f"{option} {name}: unknown{nearest(name, known)}; use {', '.join(known)} or my_file.py:{kind.__name__.upper()}")

@@ -40,8 +40,7 @@ def hosts_of(host: str, more: Sequence[str] = ()) -> tuple[str, ...]:
 def listen(host: str, port: int) -> socket.socket:
     """A bound socket, so that a taken port is known before a model is loaded; port 0 takes a free one.
 
-    Raises:
-        ConfigError: no such address, or the port is taken.
+    ConfigError: no such address, or the port is taken.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]

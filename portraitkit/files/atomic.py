@@ -77,9 +77,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, ob
     """Write a CSV file in one piece: numbers with 8 digits, nothing for NaN and None; further keys of a row are left out.
 
     Text that a spreadsheet would run as a formula gets an apostrophe before it, which makes it text there.
-
-    Raises:
-        RunFolderError: it cannot be written.
+    RunFolderError: it cannot be written.
     """
     with writing(path), replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -66,9 +66,7 @@ def read_json_lines(path: Path, read: Callable[[dict[str, Any]], Row]) -> RowSet
 def read_objects(path: Path, *, strict: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a file (- is the standard input) with their line numbers, up to the first bad line. A BOM, CRLF and blank lines are
     taken; `strict` refuses NaN and infinity, which are no JSON, and a key given twice.
-
-    Raises:
-        DataError: the file cannot be read, or a line is not a JSON object in UTF-8; its number is named.
+    DataError: the file cannot be read, or a line is not a JSON object in UTF-8; its number is named.
     """
     try:
         text = sys.stdin.read().encode("utf-8", "surrogateescape") if str(path) == "-" else path.read_bytes()
@@ -87,8 +85,7 @@ def read_objects(path: Path, *, strict: bool = False) -> Iterator[tuple[int, dic
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write JSON lines in one piece, on the disk when this returns; the folder is made where it is missing.
 
-    Raises:
-        RunFolderError: it cannot be written.
+    RunFolderError: it cannot be written.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

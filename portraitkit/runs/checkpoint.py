@@ -41,9 +41,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor
 
     There is one safetensors file a name of `tensors`; `state` is JSON-able. Older complete checkpoints beyond `limit`, the new one among
     these, are removed after it is safe; None keeps all.
-
-    Raises:
-        CheckpointError: the disk is full or not writable; the temporary folder is removed, older checkpoints are untouched.
+    CheckpointError: the disk is full or not writable; the temporary folder is removed, older checkpoints are untouched.
     """
     final, temporary = folder / f"checkpoint-{step}", folder / f".checkpoint-{step}.{os.getpid()}"
     replaced = folder / f".checkpoint-{step}.replaced"
@@ -114,9 +112,7 @@ def check_processes(checkpoint: Path | None, count: int, *, allow_changed: bool 
 
     DeepSpeed's checkpoints hold a share of the optimiser for each process, which no other number can read: with them it cannot be. Returns
     what is not as in the run before, for the user; None where nothing is but the rounding of sums.
-
-    Raises:
-        CheckpointError: it was written by another number.
+    CheckpointError: it was written by another number.
     """
     before = count if checkpoint is None else _processes_of(checkpoint) or count
     if checkpoint is None or before == count:
@@ -190,9 +186,7 @@ def check_weights(where: str | Path, weights: torch.nn.Module | Mapping[str, Any
     """Refuse weights with NaN or infinity: what they make looks like a mistake of the picture.
 
     They come from `where`, and are a network, or tensors by name; what is no tensor of floats, or has no data here, is passed over.
-
-    Raises:
-        WeightsError: a tensor is not finite; it is named.
+    WeightsError: a tensor is not finite; it is named.
     """
     for name, value in (weights.state_dict() if isinstance(weights, torch.nn.Module) else weights).items():
         if isinstance(value, Tensor) and value.is_floating_point() and value.numel() and not value.is_meta:

@@ -63,9 +63,7 @@ class Lock:
 def only_writer(folder: Path, work: str = WRITING) -> Iterator[None]:
     """Keep other processes out of a folder while the block runs; a folder in which nothing was made is gone afterwards. `work` is a hidden
     name of what is done in it, where several works may be done at once.
-
-    Raises:
-        RunFolderError: another process is at it, or the folder cannot be written.
+    RunFolderError: another process is at it, or the folder cannot be written.
     """
     new, lock = not folder.exists(), Lock(folder / work, folder, "holds it")
     try:

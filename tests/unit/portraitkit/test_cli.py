@@ -107,3 +107,35 @@ def test_every_command_says_its_version(monkeypatch: pytest.MonkeyPatch, capsys:
     with pytest.raises(SystemExit) as stop:
         run_command(lambda argv: 1)
     assert stop.value.code == 0 and capsys.readouterr().out == f"portraitkit {version('portraitkit')}\n"
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_a_command_that_is_started_without_streams_ends_as_ever(closed, tmp_path):
+    """As some daemons and schedulers start it."""
+    code = "from portraitkit.cli import run_command; from portraitkit.errors import UserError; run_command({})"
+    for name, main in (("well", "lambda argv: print('said')"), ("badly", "lambda argv: open('x', 'rb')")):
+        (tmp_path / f"{name}.py").write_text(code.format(main))
+    for name, wanted in (("well", 0), ("badly", 1)):
+        shell = f"exec {sys.executable} {tmp_path / name}.py {closed}"
+        done = subprocess.run(["sh", "-c", shell], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        assert done.returncode == wanted and "NoneType" not in done.stderr, done.stderr
+
+
+def test_a_working_folder_that_is_gone_is_said(tmp_path):
+    code = "from portraitkit.cli import run_command; from pathlib import Path; run_command(lambda argv: Path('x').resolve() and 0)"
+    shell = f'mkdir gone; cd gone; rmdir ../gone; exec {sys.executable} -c "{code}"'
+    options = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
+    done = subprocess.run(["sh", "-c", shell], **options)
+    assert (done.returncode, done.stderr) == (2, "error: the folder that this was started in is gone; change into another\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("count", [1, 100_000])
+def test_output_that_cannot_be_written_is_said(count, tmp_path):
+    """Behind > on a full disk, whether it fails at a print or at the end."""
+    (tmp_path / "c.py").write_text(f"from portraitkit.cli import run_command; run_command(lambda argv: print('said\\n' * {count}))")
+    with open("/dev/full", "w") as full:
+        options = {"env": os.environ | {"PYTHONPATH": str(ROOT)}, "stdout": full, "stderr": subprocess.PIPE, "text": True}
+        done = subprocess.run([sys.executable, str(tmp_path / "c.py")], **options)
+    said = "error: the output: could not be written (No space left on device); check the folder and the disk\n"
+    assert (done.returncode, done.stderr) == (2, said)
