@@ -93,8 +93,9 @@ class JudgeConfig(Options):
     """Pair sets of make-preferences with what `SHARES` names."""
     note: str = ""
     """What recipe.json shall say besides."""
-    reinforced: str = ""
-    """What GRPO made of the judge that was taught, to be written in its place."""
+    reinforced: tuple[str, ...] = ()
+    """What GRPO made of the judge that was taught, to be written in its place: of several, the mean of their weights, in which a folder
+    named twice counts twice (Wortsman et al., 2022, arXiv 2203.05482)."""
     model_dir: str = "portraitkit/vlm/embedded"
     """The model that it is made from."""
     output_dir: str = "reward_models/embedded"
@@ -168,7 +169,10 @@ def main(argv: list[str]) -> int:
     work.mkdir(parents=True, exist_ok=True)
     random.seed(config.seed)  # draws the batches
     torch.manual_seed(config.seed)
-    model, processor = load_model(config.reinforced or config.model_dir), load_processor(config.model_dir)
+    model, processor = load_model(config.reinforced[0] if config.reinforced else config.model_dir), load_processor(config.model_dir)
+    if config.reinforced:
+        weights = [load_model(folder).state_dict() for folder in config.reinforced]
+        model.load_state_dict({name: torch.stack([one[name].float() for one in weights]).mean(0) for name in weights[0]})
     sets = {folder: read_pairs(Path(folder)) for folder in config.pairs}
     teaching = replace(TEACHING, steps=max(int(TEACHING.steps * config.scale), 1))
     if not config.reinforced:
