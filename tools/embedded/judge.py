@@ -308,7 +308,7 @@ def teach(teacher: Teacher, pairs: Sequence[Example], teaching: Teaching, keep: 
 def described(sets: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
     """For recipe.json: pairs, photos and people of the training split, and what they belong to."""
     taught = [pair for pairs in sets.values() for pair in pairs if pair.split == "train"]
-    sources = Counter(f"{pair.source}, {pair.licence}" for pair in {pair.input: pair for pair in taught}.values())
+    sources = Counter(f"{pair.source}, {pair.licence}" for pair in {pair.id.rsplit("-", 1)[0]: pair for pair in taught}.values())
     return {"pairs": len(taught), "people": len({pair.identity for pair in taught}), "photos": dict(sources)}
 
 
