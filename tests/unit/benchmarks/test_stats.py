@@ -114,10 +114,10 @@ def test_agreement_is_the_share_of_photos_on_which_both_prefer_one_method():
 
 
 def test_metrics_agree_whatever_their_sign_and_a_missing_value_is_no_verdict():
-    """A metric around zero, and the same one turned round; one of its values is missing."""
+    """A metric around zero, and one that falls as it rises; one of its values is missing."""
     inputs = Inputs([Item(str(place), method, path=Path("x")) for place in range(4) for method in "ab"], ["a", "b"])
     values = torch.tensor([-3.0, -1, 2, -2, 0.5, 1, 3, 4], dtype=torch.float64)
-    missing = torch.where(torch.arange(8) == 5, math.nan, -values)
+    missing = torch.where(torch.arange(8) == 5, math.nan, -(values + 10))
     results = Results(inputs, [brisque.METRIC, fidelity.PSNR], {"brisque": missing, "psnr": values})
     _, spearman, agreement = correlations(results, grid(results))
     np.testing.assert_allclose([spearman, agreement], np.ones((2, 2, 2)))

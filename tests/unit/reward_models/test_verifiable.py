@@ -52,6 +52,24 @@ def large(photos) -> Photos:
     return Photos.build(double(photos.source), 2 * photos.meshes, opacity=double(photos.opacity), clean=double(photos.clean).contiguous())
 
 
+def test_the_weights_are_what_runs_were_measured_with():
+    assert {name: reward.weight for name, reward in REWARDS.items() if not reward.guard} == {
+        "blemish_removal": 0.4,
+        "texture": 0.2,
+        "skin_tone": 0.15,
+        "identity": 0.15,
+        "clarity": 0.1,
+    }
+
+
+def test_the_error_of_clarity_is_nothing_unchanged_and_rises_with_blur(photos):
+    assert not verifiable.clarity_error(photos.source, photos).any()
+    blurred = [torch.lerp(photos.source, blur(photos.source, 2.0), share) for share in (0.3, 0.6)]
+    light, strong = (verifiable.clarity_error(candidate, photos) for candidate in blurred)
+    torch.testing.assert_close(strong, 2 * light, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(REWARDS["clarity"](blurred[1], photos), 1 / (1 + (strong / 0.5).square()))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_any_picture_scores_in_0_1(photos, name):
     static = torch.rand(photos.source.shape, generator=torch.Generator().manual_seed(0))
