@@ -14,7 +14,7 @@ from policies.retoucher.main import align_retoucher
 from portraitkit.errors import WorkersLost
 from reward_models.reward_set import build_rewards
 
-OPTIONS = ["--photos-per-step", 2, "--group-size", 2, "--micro-batch", 2, "--max-train-steps", 3, "--validation-steps", 2]
+OPTIONS = ["--photos-per-step", 2, "--group-size", 2, "--micro-batch", 2, "--max-train-steps", 2, "--validation-steps", 1]
 OPTIONS += ["--validation-photos", 1, "--held-out-photos", 2, "--num-steps", 2, "--segments", 1, "--warmup-steps", 0, "--ema-decay", 0.5]
 OPTIONS += ["--rewards", "texture", "clarity", "--checkpointing-steps", 0]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,8 +67,8 @@ def test_lost_at_any_moment_and_resumed(command, tmp_path, lose):
     assert code == 0, err
     total = counted.asked
     expected = load_file(tmp_path / "whole" / "pytorch_lora_weights.safetensors")
-    # The second group of the first step, the ODE of the validation after step 2, the held-out photos.
-    for lost_at, step in ((2, 0), (6, 2), (total - 2, 3)):
+    # The second group of the first step, the ODE of the validation after step 1, the held-out photos.
+    for lost_at, step in ((2, 0), (4, 1), (total - 2, 2)):
         run = tmp_path / f"lost-{lost_at}"
         lose(lost_at)
         code, _, err = command(align_retoucher, *OPTIONS, "--output-dir", run)
@@ -87,7 +87,7 @@ def test_lost_at_any_moment_and_resumed(command, tmp_path, lose):
 
 
 def test_an_interrupt_while_no_worker_answers(command, tmp_path, lose):
-    lose(4, signal.SIGINT)  # in the second step
+    lose(5, signal.SIGINT)  # in the second step
     code, _, err = command(align_retoucher, *OPTIONS, "--output-dir", tmp_path / "run")
     assert code == 130 and "stopped at step 1; go on with --resume-from-checkpoint latest" in err and "error:" not in err
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]

@@ -26,7 +26,7 @@ from reward_models.workers.serve_rewards import serve_rewards
 from reward_models.workers.wire import PROTOCOL, SERVICE, own_version, pack
 
 CODE = "from reward_models.workers.serve_rewards import serve_rewards; serve_rewards()"
-RUN = ["--photos-per-step", 2, "--group-size", 2, "--micro-batch", 2, "--max-train-steps", 3, "--validation-steps", 3]
+RUN = ["--photos-per-step", 2, "--group-size", 2, "--micro-batch", 2, "--max-train-steps", 2, "--validation-steps", 2]
 RUN += ["--validation-photos", 1, "--held-out-photos", 2, "--num-steps", 2, "--segments", 1, "--warmup-steps", 0]
 RUN += ["--rewards", "texture", "clarity", "--checkpointing-steps", 0]
 
@@ -212,7 +212,7 @@ def test_a_worker_killed_in_a_run(command, tmp_path):
         found, weights = outcome(tmp_path / "there")
         assert found == lines and all(torch.equal(value, weights[name]) for name, value in adapter.items())
         figures = json.loads((tmp_path / "there" / "summary.json").read_text())["reward_workers"][url]
-        assert figures["failed"] >= 1 and figures["scored"] >= 11
+        assert figures["failed"] >= 1 and figures["scored"] >= 9, figures
 
         # Never back: saved, told on one line, and resumed by another worker.
         short = [*worker[:2], "--reward-worker-timeout", 1, "--reward-worker-patience", 1]
