@@ -49,7 +49,7 @@ def test_the_parts_of_a_rollout_make_the_whole(backbone, source, config, shared)
 
 
 def test_a_group_is_scored_while_the_next_is_rolled_out_and_no_bit_changes(make_trainer, config):
-    config = replace(config, photos_per_step=3, micro_batch=4, credit="local", lr_scheduler="constant")
+    config = replace(config, photos_per_step=3, micro_batch=4, credit="local", lr_scheduler="constant", num_steps=2, segments=1)
     here, there, events = make_trainer(config), make_trainer(config), []
     local = build_rewards(config.rewards, (), "product")
     there.rewards = replace(there.rewards, elsewhere=Elsewhere(local, events), served=config.rewards)
