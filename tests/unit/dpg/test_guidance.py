@@ -66,6 +66,7 @@ def test_every_schedule_is_clamped_and_non_increasing(num_steps: int, kind: str,
         ("sigmas must be 4 non-increasing numbers", {"kind": "sigma", "sigmas": [1.0, 0.5]}),
         ("sigmas must be 4 non-increasing numbers", {"kind": "sigma", "sigmas": [0.2, 0.5, 0.4, 0.1]}),
         ("sigmas must be 4 non-increasing numbers", {"kind": "sigma", "sigmas": [0.9, 0.5, 0.6, 0.3]}),
+        ("sigmas must be 4 non-increasing numbers in .0, 1.", {"kind": "sigma", "sigmas": [1.5, 0.5, 0.4, 0.3]}),
     ],
 )
 def test_impossible_schedules_are_refused(message: str, arguments: dict[str, Any]) -> None:
