@@ -55,7 +55,7 @@ def test_an_arm_of_the_ablation_lays_its_settings_and_no_others_upon_the_recipe(
     if arm == "nft-anchors":
         tiny = load_config(RetoucherConfig, ["--config", "tiny_nft"], prog="align-retoucher")
         differ = {name for name, value in vars(config).items() if value != getattr(tiny, name)}
-        schedule = {"lr_scheduler", "max_train_steps", "held_out_photos", "checkpointing_steps"}
+        schedule = {"learning_rate", "lr_scheduler", "max_train_steps", "held_out_photos", "checkpointing_steps"}
         assert differ <= {"output_dir", "seed", "segments", "micro_batch"} | schedule
 
 
