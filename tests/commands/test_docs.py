@@ -22,7 +22,7 @@ ALL = [(name, *more) for name in ENTRIES for more in [(), *((subcommand,) for su
 OF_OTHERS = {
     "torchrun": "--standalone --nproc-per-node --nproc_per_node --nnodes --rdzv_backend --rdzv_endpoint --shutdown-timeout",
     "accelerate": "--multi_gpu --num_processes",
-    "vLLM": "--max_model_len",
+    "vLLM": "--max_model_len --chat-template",
     "SLURM": "--nodes --array",
     "portraitkit.ray_shards": "--gpus --cpus",
     "hf and uv": "--private --extra",

@@ -121,7 +121,8 @@ def test_few_and_very_many_votes_have_the_closed_form_of_theirs_and_the_virtual_
 def test_intervals_of_few_raters_have_hesterbergs_percentiles():
     votes = leaning_crowd(8, 20, lean=1.0, preference=0.3, seed=0)[:, None]
     found = st.strengths(votes, 2, draws=300, seed=3)
-    sampled = st.fit_davidson(st.rater_draws(votes, draws=300, seed=3), 2)[:, 0]
+    drawn = np.random.default_rng(3).multinomial(8, np.full(8, 1 / 8), size=300)
+    sampled = st.fit_davidson(np.einsum("dr,rpo->dpo", drawn, votes), 2)[:, 0]
     tail = 0.0057375  # of the normal distribution below sqrt(8 / 7) times Student's 2.5 % quantile with 7 degrees of freedom, -2.3646
     assert (found.low[0], found.high[0]) == pytest.approx(tuple(np.quantile(sampled, [tail, 1 - tail])), rel=1e-3)
 
