@@ -18,7 +18,7 @@ from benchmarks.suite import Results, Suite
 from benchmarks.weight_files import Digests, search_folders, weights_table, with_weights
 from portraitkit.config import config_to_dict, may_change
 from portraitkit.runs.folder import Maker, start_or_go_on
-from portraitkit.runs.shards import Shard, ShardFile, clear_shards, current_shard, has_shards, join_run, merged_rows, wait_for_shards
+from portraitkit.runs.shards import Shard, ShardFile, clear_shards, current_shard, join_run, merged_rows, shard_count, wait_for_shards
 from portraitkit.runs.terminal import Interruptible, progress_bar
 from portraitkit.vlm.model import check_device
 
@@ -67,7 +67,7 @@ class _Run:
     def measure_all(self) -> int:
         """Measure what no shard and no earlier run has, and write the results. 0, or 130 or 143 after a signal."""
         config = self.config
-        shards = merged_rows(config.output_dir) if has_shards(config.output_dir) and not config.overwrite else []
+        shards = merged_rows(config.output_dir) if shard_count(config.output_dir) and not config.overwrite else []
         resolved, maker = _resolved(config), _maker(config)
         opened = start_or_go_on(config.output_dir, resolved, maker, command=self.command, seed=config.seed, overwrite=config.overwrite)
         with opened as folder, Store(config.cache.expanduser()) as store, Interruptible() as interrupt:

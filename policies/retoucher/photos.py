@@ -20,6 +20,7 @@ from policies.retoucher.config import RetoucherConfig
 from portraitkit.errors import DataError, RunFolderError
 from portraitkit.faces.regions import region_masks
 from portraitkit.files.jsonl import Rejected
+from portraitkit.runs.shards import Growing
 from portraitkit.runs.terminal import progress_bar
 from preference_data.pair_set import list_photos
 from preference_data.people.photos import PhotoRow, describe_rows, folder_rows, open_photo
@@ -171,7 +172,7 @@ def read_photos(photos: str, cache_dir: str | None, console: Console) -> PhotoFo
     with progress_bar(console) as bar:
         track = partial(bar.track, description="looking at the photos")
         try:
-            rows, rejected = folder_rows(folder, cache=faces_file(folder, cache_dir), track=track)
+            rows, rejected = folder_rows(folder, cache=faces_cache(folder, cache_dir), track=track)
         except RunFolderError as error:
             raise RunFolderError(f"faces cannot be kept in {error}, or give another --cache-dir (none keeps nothing)") from error
     aside = [f"line {bad.line}: {bad.reason}" for bad in rejected]
@@ -194,8 +195,8 @@ def open_photos(folder: PhotoFolder | None, size: int, anchors: str | None = Non
     return SyntheticSource(size, device) if folder is None else FolderSource(folder, size, painted=anchors == "painted", device=device)
 
 
-def faces_file(folder: Path, cache_dir: str | None = None) -> Path | None:
-    """The file in which the faces of a folder are kept from run to run."""
+def faces_cache(folder: Path, cache_dir: str | None = None) -> Growing | None:
+    """Keeps the faces of a folder from run to run."""
     home = Path(cache_dir or os.environ.get("PORTRAITKIT_CACHE") or "~/.cache/portraitkit").expanduser()
     name = hashlib.sha256(f"{FACES_VERSION} {folder.resolve()}".encode()).hexdigest()[:16]
-    return None if cache_dir == "none" else home / "faces" / f"{name}.jsonl"
+    return None if cache_dir == "none" else Growing(home / "faces" / f"{name}.jsonl")

@@ -1,28 +1,28 @@
 """Work divided over processes and machines: each makes its share and keeps it in a file of its own; one merges them in the input's order.
 
 The processes share a file system and nothing else: `OUTPUT_DIR/shards/2-of-8.jsonl.part` grows row by row, loses its `.part` when the share
-is done, and has a lock beside it (`portraitkit.runs.locks`). Nobody waits in a collective once the work has begun, so
-a process that fails or is killed leaves nobody hanging; started again, it goes on with its own file.
+is done, and has a lock beside it (`portraitkit.runs.locks`). Nobody waits in a collective; a launcher ends the others where one fails, and
+a process that is started again goes on with its own file.
 """
 
 import json
 import os
 import re
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from portraitkit.errors import ConfigError, RunFolderError, UserError
+from portraitkit.errors import ConfigError, RunFolderError
 from portraitkit.files.atomic import create, write_text, writing
 from portraitkit.files.jsonl import append_line, read_json_lines
 from portraitkit.parallel import launched_processes
 from portraitkit.runs.folder import Maker, check_run_folder, environment, may_resume
-from portraitkit.runs.locks import LOST, Lock, last_change
+from portraitkit.runs.locks import Lock
 
 SHARDS = "shards"
 OPTIONS = "options.json"
@@ -99,21 +99,18 @@ def current_shard(option: str | None) -> Shard | None:
         return parse_shard(option)
     if launched_processes() == 1:
         return None
-    from accelerate import PartialState
-
-    state = PartialState(cpu=True)
-    return Shard(state.process_index, state.num_processes, True, state.local_process_index)
+    return Shard(int(os.environ["RANK"]), launched_processes(), True, int(os.environ["LOCAL_RANK"]))
 
 
 class ShardFile:
     """The rows of one shard, each on the disk when `append` returns; used as a context, it keeps other processes out.
 
-    `options` are what all shards of a folder must have in common, JSON-able; the first process to come says what. `rows` are what an
-    earlier run made of this shard; a line that a killed process left unfinished is left out.
+    `options` are what all shards of a folder must have in common, JSON-able; the first process to come says what, or the one that begins
+    `anew`. `rows` are what an earlier run made of this shard; a line that a killed process left unfinished is left out.
     """
 
-    def __init__(self, folder: Path, shard: Shard, options: Mapping[str, Any]) -> None:
-        self.folder, self.shard = folder / SHARDS, shard
+    def __init__(self, folder: Path, shard: Shard, options: Mapping[str, Any], *, anew: bool = False) -> None:
+        self.folder, self.shard, self._anew = folder / SHARDS, shard, anew
         self._options = {"shards": shard.count, **json.loads(json.dumps(options))}
         self._done, self._part = self.folder / f"{shard.name}.jsonl", self.folder / f"{shard.name}.jsonl.part"
         self._lock = Lock(self.folder / f"{shard.name}.lock", self.folder / shard.name, "is making this shard")
@@ -135,20 +132,22 @@ class ShardFile:
             self._part.replace(self._done)
 
     def __enter__(self) -> Self:
-        """Take the shard, and wait until the launcher's other processes have theirs.
+        """Take the shard.
 
         Raises:
             RunFolderError: other options or another number of shards, the folder cannot be written, or another process has this shard.
         """
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            _agree(self.folder, self._options)
             self._lock.take()
         try:
+            if self._anew:
+                for path in self.folder.glob("*.jsonl*"):
+                    path.unlink()
+                write_text(self.folder / OPTIONS, json.dumps(self._options) + "\n")
+            _agree(self.folder, self._options)
             path = self._done if self.finished else self._part
             self.rows = read_json_lines(path, dict).rows if path.is_file() else []
-            if self.shard.launched:
-                _start_together()
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -159,43 +158,35 @@ class ShardFile:
         self._lock.release()
 
 
-def has_shards(folder: Path) -> bool:
-    """Whether shards have been made in an output folder that are not merged yet."""
-    return (folder / SHARDS / OPTIONS).is_file()
+def shard_count(folder: Path, options: Mapping[str, Any] | None = None) -> int:
+    """Shards into which the work in an output folder is divided, until it is merged; 0 where none has begun.
+
+    Raises:
+        RunFolderError: it was begun with other `options`, or the folder cannot be read.
+    """
+    if not (folder / SHARDS / OPTIONS).is_file():
+        return 0
+    _agree(folder / SHARDS, json.loads(json.dumps(options or {})))
+    return len(_all(folder))
 
 
 def merged_rows(folder: Path) -> list[list[dict[str, Any]]]:
     """The rows of all shards of an output folder, shard by shard. RunFolderError: a shard is missing or not finished; all of them are
     named."""
-    shards = _all(folder)
-    missing = [shard for shard in shards if not (folder / SHARDS / f"{shard.name}.jsonl").is_file()]
-    if missing:
+    if missing := _unfinished(folder):
         named = ", ".join(map(str, missing[:8])) + (f" and {len(missing) - 8} more" if missing[8:] else "")
         raise RunFolderError(
             f"{folder}: shard {named} {'is' if len(missing) == 1 else 'are'} not finished; run the same command with --shard {missing[0]}, "
             f"or remove {folder / SHARDS} to start anew"
         )
-    return [read_json_lines(folder / SHARDS / f"{shard.name}.jsonl", dict).rows for shard in shards]
+    return [read_json_lines(folder / SHARDS / f"{shard.name}.jsonl", dict).rows for shard in _all(folder)]
 
 
-def wait_for_shards(folder: Path, stop: Callable[[], bool], *, lost: float = LOST) -> bool:
-    """Wait until the launcher's other processes have finished their shards; returns False where `stop`, asked twice a second, said so.
-    `lost` are the seconds without a sign of life after which a process is taken for gone; a tenth of it, where it has let go of its
-    shard. RunFolderError: a process ended before its share was done, or gives no sign of life.
-    """
-    seen: dict[str, tuple[float | None, float]] = {}
-    pending = _all(folder)
-    while pending := [shard for shard in pending if not (folder / SHARDS / f"{shard.name}.jsonl").is_file()]:
+def wait_for_shards(folder: Path, stop: Callable[[], bool]) -> bool:
+    """Wait until all shards are finished, or the launcher ends this process, too; False where `stop`, asked twice a second, said so."""
+    while _unfinished(folder):
         if stop():
             return False
-        for shard in pending:
-            beat, now = last_change(folder / SHARDS / f"{shard.name}.lock"), time.monotonic()
-            if shard.name not in seen or seen[shard.name][0] != beat:
-                seen[shard.name] = beat, now
-            elif beat is None and now - seen[shard.name][1] > lost / 10:
-                raise RunFolderError(f"{folder}: the process of shard {shard} ended before its share was done; the same command goes on")
-            elif now - seen[shard.name][1] > lost:
-                raise RunFolderError(f"{folder}: no sign of life of shard {shard} for {lost:.0f} s; the same command goes on")
         time.sleep(0.5)
     return True
 
@@ -203,28 +194,6 @@ def wait_for_shards(folder: Path, stop: Callable[[], bool], *, lost: float = LOS
 def clear_shards(folder: Path) -> None:
     """Remove the shards of an output folder: they are merged, or no longer wanted."""
     shutil.rmtree(folder / SHARDS, ignore_errors=True)
-
-
-def create_whole(folder: Path, files: Mapping[str, str]) -> None:
-    """Create a folder with files in it in one step; where several processes try, one does it. A folder with anything in it stays as it is.
-
-    Raises:
-        RunFolderError: it cannot be made.
-    """
-    temporary = folder.with_name(f".{folder.name}.{socket.gethostname()}-{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
-        for name, text in files.items():
-            write_text(temporary / name, text)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not (folder.is_dir() and any(folder.iterdir())):
-                raise
-    except OSError as error:
-        raise RunFolderError(f"{folder}: cannot be made a folder ({error.strerror}); choose another --output-dir") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def join_run(path: Path, config: dict[str, Any], maker: Maker, *, command: list[str], seed: int) -> None:
@@ -239,24 +208,27 @@ def join_run(path: Path, config: dict[str, Any], maker: Maker, *, command: list[
         except RunFolderError:
             if not (path / "config.json").is_file():  # else another shard has just made it
                 raise
-        texts = {"config.json": config, "environment.json": environment(command, seed)}
-        create_whole(path, {name: json.dumps(value, indent=2) + "\n" for name, value in texts.items()})
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            for name, value in (("config.json", config), ("environment.json", environment(command, seed))):
+                create(path / name, json.dumps(value, indent=2) + "\n")
     may_resume(path, config, maker)
 
 
 class Growing:
-    """JSON lines that several processes append to files `shards/<what>-<shard>.jsonl` of one folder, read as they grow."""
+    """JSON lines that several processes append to, each to its `own` file, read as they grow: those of the files beside it whose names
+    match the `pattern`, or of the own one alone."""
 
-    def __init__(self, folder: Path, what: str) -> None:
-        self.folder, self.what, self._read = folder / SHARDS, what, dict[Path, int]()
+    def __init__(self, own: Path, pattern: str = "") -> None:
+        self.own, self._pattern, self._read = own, pattern or escape(own.name), dict[Path, int]()
 
-    def own(self, shard: Shard) -> Path:
-        """The file that a shard appends to."""
-        return self.folder / f"{self.what}-{shard.name}.jsonl"
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Keep a row in the own file; RunFolderError: it cannot be written."""
+        append_line(self.own, row)
 
     def new(self) -> Iterator[dict[str, Any]]:
         """Rows that were not there at the last call; a line that is being written waits for the next one, a broken one is left out."""
-        for path in sorted(self.folder.glob(f"{self.what}-*.jsonl")):
+        for path in sorted(self.own.parent.glob(self._pattern)):
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
                 data = file.read()
@@ -269,6 +241,10 @@ class Growing:
                     continue
                 if isinstance(row, dict):
                     yield row
+
+
+def _unfinished(folder: Path) -> list[Shard]:
+    return [shard for shard in _all(folder) if not (folder / SHARDS / f"{shard.name}.jsonl").is_file()]
 
 
 def _all(folder: Path) -> list[Shard]:
@@ -297,23 +273,6 @@ def _agree(folder: Path, options: Mapping[str, Any]) -> None:
     if changed:
         key = changed[0]
         raise RunFolderError(
-            f"{folder}: the other shards have --{key.replace('_', '-')} {before.get(key)!r}, this one {options[key]!r}; give all the same "
-            "options, or remove that folder to start anew"
+            f"{folder}: holds work with another --{key.replace('_', '-')} ({before.get(key)!r}, now {options[key]!r}); give the same "
+            "options to go on, or remove that folder to start anew"
         )
-
-
-def _start_together() -> None:
-    """Wait until all processes have their shards: before, nobody can tell one that is late from one that is gone. Then the group ends.
-
-    Raises:
-        UserError: another process ended before.
-    """
-    from accelerate import PartialState
-
-    state = PartialState()
-    try:
-        state.wait_for_everyone()
-    except RuntimeError as error:
-        raise UserError("another process ended before the work began; its own line says why") from error
-    state.destroy_process_group()
-    PartialState._reset_state()  # what follows is a process of its own

@@ -6,10 +6,7 @@ import math
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -20,18 +17,18 @@ from rich.console import Console
 from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import ConfigError, RunFolderError, UserError
 from portraitkit.files.atomic import clear_unfinished, write_text
-from portraitkit.files.jsonl import Rejected, append_line, read_json_lines, write_lines
+from portraitkit.files.jsonl import Rejected, write_lines
 from portraitkit.pictures.images import write_image
 from portraitkit.runs.locks import WRITING, only_writer
 from portraitkit.runs.shards import (
     SHARDS,
+    Growing,
     Shard,
     ShardFile,
     clear_shards,
-    create_whole,
     current_shard,
-    has_shards,
     merged_rows,
+    shard_count,
     wait_for_shards,
 )
 from portraitkit.runs.terminal import Interruptible, progress_bar
@@ -58,7 +55,7 @@ from preference_data.people.synthetic_pairs import verdicts_of
 from preference_data.schema import DIMENSIONS, Origin, Pair, row_of
 from preference_data.verdict import Verdict, winner
 
-STATE, FACES, DONE = ".building.json", ".faces.jsonl", ".built.jsonl"
+ALONE = Shard(0, 1, launched=True)  # A build that is not divided
 
 
 def build_pairs(config: BuildConfig) -> int:
@@ -72,86 +69,74 @@ def build_pairs(config: BuildConfig) -> int:
         bare = next((row["file_name"] for row in list_photos(photos).rows if not row.get("anchor_file_name")), None)
         if bare is not None:
             raise ConfigError(f"--anchors file: {bare} has no anchor_file_name; add it, or leave --anchors out")
-    _check_folder(out, config, shard)
+    _check_folder(out, config)
     if shard is not None:
         return _build(config, photos, shard, console)
     with only_writer(out):
-        _check_folder(out, config, shard)  # another process may have been writing it
-        return _build(config, photos, shard, console)
+        _check_folder(out, config)  # another process may have been writing it
+        if shard_count(out) > 1 and not config.overwrite:  # jobs of their own made them
+            done = merged_rows(out)
+            return _finish(*_photos(config, photos, ALONE, console), done, config, console)
+        return _build(config, photos, ALONE, console)
 
 
-def _build(config: BuildConfig, photos: Path | None, shard: Shard | None, console: Console) -> int:
+def _build(config: BuildConfig, photos: Path | None, shard: Shard, console: Console) -> int:
+    """Make a shard's pairs; the process that merges then waits for the others, and writes the set."""
     out = config.output_dir
-    made = merged_rows(out) if shard is None and not config.overwrite and has_shards(out) else None
     names = () if photos is None else tuple(row["file_name"] for row in list_photos(photos).rows)
-    several = shard is not None and config.device == "cuda" and torch.cuda.is_available()  # each of a machine's processes has its own GPU
-    device = f"cuda:{shard.local % torch.cuda.device_count()}" if several and shard is not None else config.device
-    options = GeneratorOptions(config.prompt, config.num_steps, device, photos, names)
-    generators = open_generators(config.generators, options) if made is None else []
-    _open_folder(out, config, console, shard)
-    with ExitStack() as stack:
-        own = None if shard is None else stack.enter_context(ShardFile(out, shard, {}))
-        rows, rejected = _photos(config, photos, shard, console)
-        console.print(describe_rows(rows), highlight=False, soft_wrap=True)
-        before = own.rows if own is not None else read_json_lines(out / DONE, dict).rows if (out / DONE).is_file() else []
-        done = {row["subject"]: row for row in before}
-        if made is None:
-            mine = rows if shard is None else shard.share(rows)
-            keep = own.append if own is not None else partial(append_line, out / DONE)
-            stopped = _make(mine, done, keep, generators, config, console)
+    several = shard.count > 1 and config.device == "cuda" and torch.cuda.is_available()  # each of a machine's processes has its own GPU
+    device = f"cuda:{shard.local % torch.cuda.device_count()}" if several else config.device
+    generators = open_generators(config.generators, GeneratorOptions(config.prompt, config.num_steps, device, photos, names))
+    if shard is ALONE and shard_count(out) and not config.overwrite:
+        console.print(f"{out}: going on with the build that was interrupted", highlight=False)
+        clear_unfinished(out)
+    with ShardFile(out, shard, _resumable(config), anew=config.overwrite) as own:
+        if config.overwrite:  # the table first: killed from here on, it is a build to go on with, never a set without its pictures
+            for name in (METADATA, QUARANTINE, BUILT):
+                (out / name).unlink(missing_ok=True)
+            shutil.rmtree(out / "images", ignore_errors=True)
+        try:
+            rows, rejected = _photos(config, photos, shard, console)
+        except UserError:
+            if shard is ALONE and not own.rows:  # other photos may go there
+                clear_shards(out)
+            raise
+        if not own.finished:
+            stopped = _make(shard.share(rows), own, generators, config, console)
             if stopped:
                 return stopped
-        if own is not None and shard is not None:
             own.finish()
-            if not shard.merges:
-                console.print(f"{out}: shard {shard} is done; after all shards, the same command without --shard merges", highlight=False)
-                return 0
-            with Interruptible() as interrupt:
-                if not wait_for_shards(out, lambda: interrupt.requested is not None):
-                    return interrupt.exit_code
-            made = merged_rows(out)
-    if made is not None:
-        done = {row["subject"]: row for part in made for row in part}
-        lacking = next((place for place, row in enumerate(rows) if row.id not in done), None)
-        if lacking is not None:
-            lost = Shard(lacking % len(made), len(made))
-            raise RunFolderError(
-                f"{out}: shard {lost} lacks {rows[lacking].id}: the photos have changed since; remove {out / SHARDS / lost.name}.jsonl and "
-                "make that shard again"
-            )
-    return _finish(rows, done, rejected, config, console)
+        if not shard.merges:
+            console.print(f"{out}: shard {shard} is done; after all shards, the same command without --shard merges", highlight=False)
+            return 0
+        with Interruptible() as interrupt:
+            if not wait_for_shards(out, lambda: interrupt.requested is not None):
+                return interrupt.exit_code
+    return _finish(rows, rejected, merged_rows(out), config, console)
 
 
-def _photos(config: BuildConfig, photos: Path | None, shard: Shard | None, console: Console) -> tuple[list[PhotoRow], list[Rejected]]:
+def _photos(config: BuildConfig, photos: Path | None, shard: Shard, console: Console) -> tuple[list[PhotoRow], list[Rejected]]:
     """All rows, whatever the shard: who is in which split depends on all of them."""
     if photos is None:
-        return embedded_rows(config.count, config.split_shares, config.seed), []
-    facts, out = {"consent": config.consent, "licence": config.licence}, config.output_dir
-    try:
+        rows, rejected = embedded_rows(config.count, config.split_shares, config.seed), []
+    else:
+        facts, cache = {"consent": config.consent, "licence": config.licence}, config.output_dir / SHARDS / f"faces-{shard.name}.jsonl"
         with progress_bar(console) as bar:
-            track = partial(bar.track, description="looking at the photos")
-            deal: dict[str, Any] = {"shares": config.split_shares, "seed": config.seed, "shard": shard}
-            rows, rejected = folder_rows(photos, cache=out / FACES, facts=facts, track=track, **deal)
-    except UserError:
-        if shard is None and not (out / DONE).is_file():  # take back what was made: other photos may go there
-            for name in (STATE, FACES):
-                (out / name).unlink(missing_ok=True)
-            for folder in (out / "images", out):
-                if folder.is_dir() and not any(folder.iterdir()):
-                    folder.rmdir()
-        raise
+            rows, rejected = folder_rows(
+                photos,
+                shares=config.split_shares,
+                seed=config.seed,
+                cache=Growing(cache, "faces-*.jsonl"),
+                facts=facts,
+                track=lambda names: bar.track(shard.order(names), description="looking at the photos"),
+            )
+    console.print(describe_rows(rows), highlight=False, soft_wrap=True)
     return [replace(row, anchor=None) for row in rows] if config.anchors == "painted" else rows, rejected
 
 
-def _make(
-    rows: list[PhotoRow],
-    done: dict[str, dict[str, Any]],
-    keep: Callable[[dict[str, Any]], None],
-    generators: list[Generator],
-    config: BuildConfig,
-    console: Console,
-) -> int:
-    """Make the pairs of those photos that are not in `done`, and keep them there and by `keep`; 130 or 143 when interrupted."""
+def _make(rows: list[PhotoRow], own: ShardFile, generators: list[Generator], config: BuildConfig, console: Console) -> int:
+    """Make the pairs of those photos that the shard's file does not have; 130 or 143 when interrupted."""
+    done = {row["subject"] for row in own.rows}
     with Interruptible() as interrupt, progress_bar(console) as bar:
         task = bar.add_task("building", total=len(rows), completed=sum(row.id in done for row in rows))
         for row in rows:
@@ -160,8 +145,8 @@ def _make(
             if interrupt.requested:
                 console.print(f"stopped after {len(done)} of {len(rows)} photos; give the same command again to go on")
                 return interrupt.exit_code
-            done[row.id] = _one(row, generators, config)
-            keep(done[row.id])
+            own.append(_one(row, generators, config))
+            done.add(row.id)
             bar.advance(task)
     return 0
 
@@ -238,6 +223,7 @@ def _write(
     subject: Subject, couples: list[tuple[Candidate, Candidate]], tag: str, row: PhotoRow, identity: str, out: Path
 ) -> list[dict[str, Any]]:
     images = out / "images"
+    images.mkdir(exist_ok=True)
     names: dict[int, str] = {}
 
     def stored(pixels: torch.Tensor, what: str) -> str:
@@ -258,7 +244,7 @@ def _write(
     return rows
 
 
-def _check_folder(out: Path, config: BuildConfig, shard: Shard | None) -> None:
+def _check_folder(out: Path, config: BuildConfig) -> None:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--output-dir {out}: is a file; give a folder")
     photos = None if config.photos == "embedded" else Path(config.photos).resolve()
@@ -266,61 +252,37 @@ def _check_folder(out: Path, config: BuildConfig, shard: Shard | None) -> None:
         raise ConfigError(f"--output-dir {out}: holds PHOTOS {config.photos}; choose another folder")
     if not out.is_dir():
         return
-    files = [path for path in out.iterdir() if path.name != WRITING]
+    begun = shard_count(out, None if config.overwrite else _resumable(config)) > 0
+    foreign = not begun and any(path.name not in (WRITING, SHARDS) for path in out.iterdir())
     if config.overwrite:
-        if files and not (out / STATE).is_file() and not holds_pairs(out):
+        if foreign and not holds_pairs(out):
             raise ConfigError(f"--output-dir {out}: holds files that are no pair set; choose another folder or empty it")
         if any((out / ANNOTATIONS).glob("*.jsonl")):
             raise ConfigError(f"--output-dir {out}: people or models have judged these pairs ({ANNOTATIONS}/); choose another folder")
-        if any((out / SHARDS).glob("*.lock")):
+        if any(path.stem != ALONE.name for path in (out / SHARDS).glob("*.lock")):
             raise ConfigError(
                 f"--output-dir {out}: other processes are making its shards; wait for them, or remove {out / SHARDS} if they are gone"
             )
-        return
-    if (out / METADATA).is_file():
+    elif (out / METADATA).is_file():
         raise ConfigError(f"--output-dir {out}: holds a pair set; add --overwrite or choose another folder")
-    if (out / STATE).is_file():
-        state = read_json_lines(out / STATE, dict).rows
-        now = _resumable(config)
-        if changed := [key for key in now if not state or state[0].get(key) != now[key]]:
-            other = f"holds an unfinished build with another --{changed[0].replace('_', '-')}"
-            raise ConfigError(f"--output-dir {out}: {other}; give the same options to go on, or add --overwrite to start anew")
-        if shard is not None and ((out / DONE).is_file() or ((out / WRITING).exists() and not has_shards(out))):
-            one = "holds an unfinished build by one process; go on without shards, or choose another folder"
-            raise ConfigError(f"--output-dir {out}: {one}")
-    elif files:
+    elif foreign:
         raise ConfigError(f"--output-dir {out}: holds files that are no pair set; choose another folder or empty it")
-
-
-def _open_folder(out: Path, config: BuildConfig, console: Console, shard: Shard | None) -> None:
-    if shard is not None and not (out / STATE).is_file():
-        create_whole(out, {STATE: json.dumps(_resumable(config)) + "\n"})
-        _check_folder(out, config, shard)  # another shard may have been first
-    if config.overwrite and out.is_dir():
-        if shard is None:  # first: killed from here on, it is a build to go on with, never a set without its pictures
-            write_lines(out / STATE, [_resumable(config)])
-        for name in (DONE, METADATA, QUARANTINE, FACES, BUILT):
-            (out / name).unlink(missing_ok=True)
-        clear_shards(out)
-        shutil.rmtree(out / "images", ignore_errors=True)
-    try:
-        (out / "images").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output-dir {out}: cannot be made a folder ({error.strerror}); choose another") from error
-    if shard is not None:
-        return
-    if (out / STATE).is_file():
-        console.print(f"{out}: going on with the build that was interrupted", highlight=False)
-        clear_unfinished(out)
-    write_lines(out / STATE, [_resumable(config)])
 
 
 def _resumable(config: BuildConfig) -> dict[str, Any]:
     return {key: value for key, value in config_to_dict(config).items() if key not in may_change(BuildConfig)}
 
 
-def _finish(rows: list[PhotoRow], done: dict[str, dict[str, Any]], rejected: list[Rejected], config: BuildConfig, console: Console) -> int:
-    out = config.output_dir
+def _finish(rows: list[PhotoRow], rejected: list[Rejected], made: list[list[dict[str, Any]]], config: BuildConfig, console: Console) -> int:
+    """Write the set of what all shards have made."""
+    out, done = config.output_dir, {row["subject"]: row for part in made for row in part}
+    lacking = next((place for place, row in enumerate(rows) if row.id not in done), None)
+    if lacking is not None:
+        lost = Shard(lacking % len(made), len(made))
+        raise RunFolderError(
+            f"{out}: shard {lost} lacks {rows[lacking].id}: the photos have changed since; remove {out / SHARDS / lost.name}.jsonl and "
+            "make that shard again"
+        )
     failed = [row for row in rows if done[row.id]["error"] is not None]
     rejected = rejected + [Rejected(row.line, done[row.id]["error"], str(row.file or row.id)) for row in failed]
     rejected.sort(key=lambda row: row.line)
@@ -332,8 +294,6 @@ def _finish(rows: list[PhotoRow], done: dict[str, dict[str, Any]], rejected: lis
     write_text(out / BUILT, json.dumps(build_record(config_to_dict(config), config.photos == "embedded"), indent=2) + "\n")
     write_lines(out / METADATA, pairs)
     clear_shards(out)
-    for name in (STATE, FACES, DONE):
-        (out / name).unlink(missing_ok=True)
     judged = sum(pair["verdicts"] is not None for pair in pairs)
     synthetic = sum(pair["synthetic"] for pair in pairs)
     by_split = ", ".join(f"{split} {count}" for split, count in Counter(pair["split"] for pair in pairs).items())

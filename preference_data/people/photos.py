@@ -23,9 +23,9 @@ from portraitkit.errors import ConfigError, DataError, FaceError, UserError
 from portraitkit.faces.align import align_face
 from portraitkit.faces.identity import SAME_PERSON, identity_embedding
 from portraitkit.faces.mesh import require_mesh
-from portraitkit.files.jsonl import Rejected, append_line, read_json_lines
+from portraitkit.files.jsonl import Rejected
 from portraitkit.pictures.images import read_image, resize
-from portraitkit.runs.shards import Growing, Shard
+from portraitkit.runs.shards import Growing
 from preference_data.pair_set import list_photos
 from preference_data.schema import CHOICES, SPLITS
 
@@ -94,9 +94,8 @@ def folder_rows(
     *,
     shares: tuple[float, ...] = SHARES,
     seed: int = 0,
-    cache: Path | None = None,
+    cache: Growing | None = None,
     facts: dict[str, Any] | None = None,
-    shard: Shard | None = None,
     track: Callable[[list[str]], Iterable[str]] = iter,
 ) -> tuple[list[PhotoRow], list[Rejected]]:
     """The photos of a folder, with who is in them and in which split they go.
@@ -105,9 +104,9 @@ def folder_rows(
     without an identity gets that of the nearest photo of the same person. Two names for one person are both kept, and go into the same
     split.
 
-    Faces are kept in the file `cache`, so that a second run does not look for them again; a photo that has changed is looked at anew. The
-    processes of several shards look at the photos together, and each has all faces in the end. `facts` are consent, licence and source of
-    photos that do not say; `track` passes the names of the photos through, to show how far the work is.
+    Faces are kept in the `cache`, so that a second run does not look for them again; a photo that has changed is looked at anew. Processes
+    that share a cache look at the photos together, and each has all faces in the end. `facts` are consent, licence and source of photos
+    that do not say; `track` gives the names of the photos in the order in which they are looked at, to show how far the work is.
 
     Returns:
         Good rows, and the photos that cannot be used with the reason (line number, or position in the folder from 1).
@@ -116,7 +115,7 @@ def folder_rows(
         DataError: no photos, or one person given two splits.
     """
     listed = list_photos(folder)
-    entries = _look_at_photos(folder, {row["file_name"]: row.get("anchor_file_name") for row in listed.rows}, cache, shard, track)
+    entries = _look_at_photos(folder, {row["file_name"]: row.get("anchor_file_name") for row in listed.rows}, cache, track)
     looked = [(row, line, entries[row["file_name"]]) for row, line in zip(listed.rows, listed.lines, strict=True)]
     rejected = [
         *listed.rejected,
@@ -214,32 +213,25 @@ def _spread(mesh: Float[Tensor, "468 3"]) -> float:
 
 
 def _look_at_photos(
-    folder: Path, anchors: dict[str, str | None], cache: Path | None, shard: Shard | None, track: Callable[[list[str]], Iterable[str]]
+    folder: Path, anchors: dict[str, str | None], cache: Growing | None, track: Callable[[list[str]], Iterable[str]]
 ) -> dict[str, dict[str, Any]]:
     """The face of each photo, or why it has none that can be used; those that neither an earlier run nor another process has looked at
     are looked at here."""
-    shared = None if cache is None else Growing(cache.parent, "faces")
     stamps: dict[str, list[list[int]]] = {}  # what changes when a file does; nothing where there is none, which reading it will say
     for name, anchor in anchors.items():
         paths = [folder / file for file in (name, anchor) if file]
         stamps[name] = [[path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else [] for path in paths]
     entries: dict[str, dict[str, Any]] = {}
-
-    def learn(rows: Iterable[dict[str, Any]]) -> None:
-        for row in rows:
-            name = row["file"] if row.keys() >= CACHE_COLUMNS else None
-            if name in anchors and (row["anchor"], row["stamp"]) == (anchors[name], stamps[name]):
-                entries[name] = row
-
-    learn(read_json_lines(cache, dict).rows if cache is not None and cache.is_file() else [])
-    names = list(anchors)
-    for name in track(names if shard is None else shard.order(names)):
-        learn(shared.new() if shared is not None else [])
+    for name in track(list(anchors)):
+        for row in cache.new() if cache is not None else ():
+            known = row["file"] if row.keys() >= CACHE_COLUMNS else None
+            if known in anchors and (row["anchor"], row["stamp"]) == (anchors[known], stamps[known]):
+                entries[known] = row
         if name not in entries:
             found = _look(folder / name, folder / anchor if (anchor := anchors[name]) else None)
             entries[name] = {"file": name, "anchor": anchor, "stamp": stamps[name]} | found
             if cache is not None:
-                append_line(cache if shared is None or shard is None else shared.own(shard), entries[name])
+                cache.append(entries[name])
     return entries
 
 

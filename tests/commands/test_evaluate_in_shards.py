@@ -6,7 +6,6 @@ from functools import partial
 import pytest
 from tiny_vlm import THINK_ANSWER, write_tiny_vlm
 
-from portraitkit.runs import shards
 from portraitkit.runs.shards import Shard
 from preference_data.contract import BRIEF_PROMPT, BRIEF_WORDS
 from reward_models.evaluation import evaluate
@@ -30,7 +29,6 @@ def test_two_processes_find_what_one_finds(command, model, tmp_path, monkeypatch
     """As under torchrun, one after the other; the second process's first try is killed after three batches."""
     run = partial(command, train_reward_model, *OPTIONS, "--model", model, "--output-dir")
     assert run(tmp_path / "one")[0] == 0
-    monkeypatch.setattr(shards, "_start_together", lambda: None)
     asked = []
 
     def counted(asking, model, pairs, advance):

@@ -146,7 +146,8 @@ def test_two_processes_build_what_one_builds_although_one_is_killed(command, tmp
 import os
 import signal
 
-from preference_data import build, main
+from preference_data import main
+from preference_data.commands import build
 
 one = build._one
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from policies.retoucher.photos import faces_file
+from policies.retoucher.photos import faces_cache
 from policies.vlm.tasks.synthetic_rows import make_target
 from portraitkit.errors import DataError, UserError
 from portraitkit.faces.regions import region_masks
@@ -69,7 +69,13 @@ def read_faces(folder: Path, split: str, work: Path) -> Faces:
     """
     kept = work / f"faces-{split}.pt"
     if not kept.is_file():
-        rows, _ = folder_rows(folder, shares=(0.8, 0.1, 0.1), seed=0, cache=faces_file(folder), facts={"source": folder.name})
+        rows, _ = folder_rows(
+            folder,
+            shares=(0.8, 0.1, 0.1),
+            seed=0,
+            cache=faces_cache(folder),
+            facts={"source": folder.name},
+        )
         images, meshes, identities, hashes, sets = [], [], [], [], Counter()
         for row in rows:
             if row.split != split or row.file is None:

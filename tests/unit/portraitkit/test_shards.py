@@ -7,18 +7,17 @@ import subprocess
 import pytest
 
 from portraitkit.errors import ConfigError, RunFolderError
-from portraitkit.runs import locks
+from portraitkit.runs import locks, shards
 from portraitkit.runs.shards import (
     Growing,
     Shard,
     ShardFile,
     check_shard,
     clear_shards,
-    create_whole,
     current_shard,
-    has_shards,
     merged_rows,
     parse_shard,
+    shard_count,
     wait_for_shards,
 )
 
@@ -79,7 +78,7 @@ def test_a_shard_goes_on_after_a_line_that_was_cut(tmp_path):
     assert merged_rows(tmp_path) == [[{"row": 0}, {"row": 2}], [{"row": 1}]]
     assert not list((tmp_path / "shards").glob("*.lock")) and not list((tmp_path / "shards").glob(".*"))
     clear_shards(tmp_path)
-    assert not has_shards(tmp_path) and not list(tmp_path.iterdir())
+    assert shard_count(tmp_path) == 0 and not list(tmp_path.iterdir())
 
 
 def test_shards_that_are_not_there_are_named(tmp_path):
@@ -94,8 +93,11 @@ def test_another_number_or_other_options_are_refused(tmp_path):
     finish(tmp_path, 0, 2, [])
     with pytest.raises(RunFolderError, match="holds 2 shards, these would be 3; go on with 2"):
         finish(tmp_path, 0, 3, [])
-    with pytest.raises(RunFolderError, match="--seed 1, this one 2"), ShardFile(tmp_path, Shard(1, 2), {"seed": 2}):
+    with pytest.raises(RunFolderError, match=r"another --seed \(1, now 2\)"), ShardFile(tmp_path, Shard(1, 2), {"seed": 2}):
         pass
+    assert shard_count(tmp_path, OPTIONS) == 2
+    with pytest.raises(RunFolderError, match=r"another --seed \(1, now 2\)"):
+        shard_count(tmp_path, {"seed": 2})
     (tmp_path / "shards/options.json").write_text("[]")
     with pytest.raises(RunFolderError, match="remove .*shards to start anew"):
         finish(tmp_path, 1, 2, [])
@@ -141,35 +143,33 @@ def test_a_process_on_another_machine_counts_while_it_shows_life(tmp_path, monke
     finish(tmp_path, 0, 2, [])
 
 
-def test_the_merging_process_waits_for_the_living_only(tmp_path):
+def test_the_merging_process_waits_until_all_are_done(tmp_path, monkeypatch):
     finish(tmp_path, 0, 2, [])
     assert wait_for_shards(tmp_path, lambda: True) is False
-    with pytest.raises(RunFolderError, match="the process of shard 2/2 ended before its share was done"):
-        wait_for_shards(tmp_path, lambda: False, lost=1)
-    (tmp_path / "shards/2-of-2.lock").write_text("{}")
-    with pytest.raises(RunFolderError, match="no sign of life of shard 2/2"):
-        wait_for_shards(tmp_path, lambda: False, lost=0.1)
-    (tmp_path / "shards/2-of-2.lock").unlink()
-    finish(tmp_path, 1, 2, [])
-    assert wait_for_shards(tmp_path, lambda: True) is True
+    monkeypatch.setattr(shards.time, "sleep", lambda seconds: finish(tmp_path, 1, 2, []))
+    assert wait_for_shards(tmp_path, lambda: False) is True and wait_for_shards(tmp_path, lambda: True) is True
 
 
-def test_a_folder_appears_with_what_must_be_in_it(tmp_path):
-    create_whole(tmp_path / "a" / "run", {"config.json": "1"})
-    create_whole(tmp_path / "a" / "run", {"config.json": "2"})
-    assert [(path.name, path.read_text()) for path in (tmp_path / "a" / "run").iterdir()] == [("config.json", "1")]
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["run"]
-    (tmp_path / "file").touch()
-    with pytest.raises(RunFolderError, match="cannot be made a folder"):
-        create_whole(tmp_path / "file", {})
+def test_work_that_begins_anew_drops_what_was_made_with_other_options(tmp_path):
+    finish(tmp_path, 0, 2, [{"row": 1}])
+    with ShardFile(tmp_path, Shard(0, 1), {"seed": 2}, anew=True) as file:
+        assert file.rows == [] and not file.finished and shard_count(tmp_path, {"seed": 2}) == 1
+
+
+def test_a_launched_process_is_a_shard_without_talking_to_the_others(monkeypatch):
+    for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert current_shard(None) == Shard(3, 4, True, 1) and not Shard(3, 4, True, 1).merges and Shard(0, 4, True).merges
 
 
 def test_rows_of_all_processes_are_read_as_they_are_written(tmp_path):
-    rows = Growing(tmp_path, "faces")
+    own, other = tmp_path / "faces-[1].jsonl", tmp_path / "faces-[2].jsonl"
+    rows, alone = Growing(own, "faces-*.jsonl"), Growing(other)
     assert list(rows.new()) == []
-    (tmp_path / "shards").mkdir()
-    rows.own(Shard(0, 2)).write_text('{"a": 1}\n{"a": ')
+    own.write_text('{"a": 1}\n{"a": ')
     assert list(rows.new()) == [{"a": 1}] and list(rows.new()) == []
-    rows.own(Shard(0, 2)).write_text('{"a": 1}\n{"a": 2}\nbroken\n')
-    rows.own(Shard(1, 2)).write_text('{"a": 3}\n[]\n')
+    own.write_text('{"a": 1}\n{"a": 2}\nbroken\n')
+    other.write_text('{"a": 3}\n[]\n')
     assert list(rows.new()) == [{"a": 2}, {"a": 3}]
+    rows.append({"a": 4})
+    assert list(rows.new()) == [{"a": 4}] and list(alone.new()) == [{"a": 3}]

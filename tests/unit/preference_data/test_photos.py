@@ -8,6 +8,7 @@ import torch
 from portraitkit.errors import DataError
 from portraitkit.faces.portraits import bundled_portraits
 from portraitkit.pictures.images import write_image
+from portraitkit.runs.shards import Growing
 from preference_data.people import photos
 from preference_data.people.photos import PhotoFace, folder_rows, open_photo
 
@@ -65,13 +66,16 @@ def test_faces_are_looked_for_once(tmp_path, monkeypatch):
     listed = [{"file_name": "anna.png", "anchor_file_name": "anna-retouched.png"}, {"file_name": "grey.png"}]
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listed))
     monkeypatch.setattr(photos, "_look", lambda photo, anchor: seen.append(photo.name) or look(photo, anchor))
-    given = {"cache": tmp_path / "faces.jsonl", "shares": (1.0, 0.0, 0.0)}
-    (row,), rejected = folder_rows(folder, **given)
-    (again,), rejected_again = folder_rows(folder, **given)
+
+    def run():
+        return folder_rows(folder, cache=Growing(tmp_path / "faces.jsonl"), shares=(1.0, 0.0, 0.0))
+
+    (row,), rejected = run()
+    (again,), rejected_again = run()
     assert seen == ["anna.png", "grey.png"] and [bad.line for bad in rejected] == [2] and rejected_again == rejected
     once, anew = open_photo(again.file, again.anchor, 64, again.face), open_photo(row.file, row.anchor, 64)
     assert torch.equal(once.pixels, anew.pixels) and torch.equal(once.anchor, anew.anchor) and torch.equal(once.mesh, anew.mesh)
     write_image(folder / "anna-retouched.png", portraits["grace_hopper"])
     with pytest.raises(DataError, match=r"no photo can be used \(2 were refused\); the first: anchor .* aspect ratio"):
-        folder_rows(folder, **given)
+        run()
     assert seen == ["anna.png", "grey.png", "anna.png"]
