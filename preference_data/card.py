@@ -59,10 +59,6 @@ def write_data_card(folder: Path, pairs: Sequence[Pair], record: Mapping[str, An
         annotations_creators=["machine-generated"] if all(pair.annotator in ("degradation", "verifiable") for pair in pairs) else ["other"],
         tags=["portraitkit", "preference", *(["synthetic"] if synthetic else [])],
     )
-    made = f"**{synthetic or 'None'} of them are synthetic** (column `synthetic`): code altered what is compared."
-    if synthetic == len(pairs):
-        made = "All of them are **synthetic**: code made or altered what is compared, and says nothing about people's taste."
-    shown = ", ".join(f"{split.replace('_', '-')} {count}" for split, count in splits.items())
     counts = [
         ("photos come from", counted(pair.source for pair in pairs)),
         ("licence of the photo", counted(pair.licence for pair in pairs)),
@@ -70,30 +66,21 @@ def write_data_card(folder: Path, pairs: Sequence[Pair], record: Mapping[str, An
         ("judged by", counted((pair.annotator for pair in pairs if pair.overall is not None), nothing="not named") or "nobody"),
         ("not judged", sum(pair.overall is None for pair in pairs)),
     ]
-    without = sum(not pair.consent for pair in pairs if not pair.synthetic)
     groups = [(name.replace("_", " "), counted(str(getattr(pair, name) or "") for pair in pairs)) for name in CHOICES]
-    known = any(getattr(pair, name) for pair in pairs for name in CHOICES)
-    built = _record_lines(record)
+    known, built = any(getattr(pair, name) for pair in pairs for name in CHOICES), _record_lines(record)
     return write_readme(
         folder,
         metadata,
-        "# Preference pairs of portrait retouches",
-        f"{len(pairs)} pairs of {people} people: a photo, two retouches of it, and which is better on five dimensions and overall. {made} "
-        "The truth of synthetic pairs follows from known degradations (columns `origin_a` and `origin_b`). "
-        f"Splits ({shown}) are disjoint in the column `identity`.",
-        *("## Provenance, consent, licence", Table("", ("", "pairs"), counts)),
-        *([f"**{without} pairs of real photos do not say what the person agreed to.** Do not publish them yet."] if without else []),
-        "## Who is shown",
-        Table("", ("", "pairs"), groups)
-        if known
-        else "Age band, gender and skin tone are not recorded: whether all groups of people are shown alike is **not known**.",
-        *("## What made the candidates", _generators(pairs)),
-        Table("", ("built with", ""), built) if built else "The versions of the generators were not recorded.",
-        "## Limits",
-        [
-            "A verdict is about two retouches of one photo, not about the person in it.",
-            "A set is only as fair as its photos and its annotators; who they are stands above as far as it was recorded.",
-        ],
+        Path(__file__).with_name("card.md.j2"),
+        pairs=pairs,
+        people=people,
+        synthetic=synthetic,
+        splits=", ".join(f"{split.replace('_', '-')} {count}" for split, count in splits.items()),
+        counts=Table("", ("", "pairs"), counts),
+        without=sum(not pair.consent for pair in pairs if not pair.synthetic),
+        groups=Table("", ("", "pairs"), groups) if known else None,
+        generators=_generators(pairs),
+        built=Table("", ("built with", ""), built) if built else None,
     )
 
 

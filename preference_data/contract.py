@@ -17,14 +17,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from preference_data.schema import DIMENSIONS, QUESTIONS, TITLES
+from preference_data.schema import DIMENSIONS, JUDGING, QUESTIONS, TITLES
 from preference_data.verdict import NUMBERS, PLACES, Order, Place, Verdict, file_at, in_order, turned, winner
 
 SHAPE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 LINE = re.compile(r"(.+?): Image1 = (\d{1,9}), Image2 = (\d{1,9})", re.ASCII)
 AVERAGES = re.compile(r"Average: Image1 = (\d+(?:\.\d+)?), Image2 = (\d+(?:\.\d+)?)", re.ASCII)
 BETTER = re.compile(r"Image([12]) is better\.?")
-BRIEF_WORDS = dict(zip(DIMENSIONS, ("smooth", "blemish", "texture", "clarity", "identity"), strict=True))
+BRIEF_WORDS: dict[str, str] = {name: said["word"] for name, said in JUDGING["dimensions"].items()}
 BRIEF_PROMPT = "Which retouch is better?"
 BRIEF_SCORES = r"\s+".join(rf"{word}\s+([1-5])\s+([1-5])" for word in BRIEF_WORDS.values())
 BRIEF_SHAPE = re.compile(rf"\s*<think>\s*{BRIEF_SCORES}\s*</think>\s*<answer>\s*([12])\s*</answer>\s*")
@@ -34,17 +34,7 @@ def prompt() -> str:
     """What a judge is asked; the pictures are sent before it in the order photo, Image1, Image2."""
     questions = "\n".join(f"- {TITLES[name]}: {QUESTIONS[name]}" for name in DIMENSIONS)
     lines = "\n".join(f"{TITLES[name]}: Image1 = s, Image2 = s" for name in DIMENSIONS)
-    return (
-        "You see three pictures: a portrait as it was taken, then two retouches of it, Image1 and Image2. Compare the retouches with "
-        "the portrait and with each other on five points:\n"
-        f"{questions}\n"
-        "A retouch that changes nothing leaves the blemishes; one that changes too much loses skin or person. Neither is good.\n"
-        "First think between <think> and </think>: go through the five points, say how strong each edit is, how well it is done and "
-        "where in the face you see it. Then answer between <answer> and </answer> with exactly these lines, each s a whole number from "
-        f"1 (bad) to 5 (as a careful professional would do it):\n{lines}\n"
-        "Average: Image1 = m, Image2 = m\n"
-        "and as the last line either 'Image1 is better' or 'Image2 is better'."
-    )
+    return JUDGING["prompt"].format(questions=questions, lines=lines)
 
 
 MAKEUP_TITLES = {"identity": "Makeup"}
@@ -54,16 +44,7 @@ features that `identity` asks for."""
 
 def makeup_prompt() -> str:
     """What a judge is asked about a makeup pair; the pictures are sent before it in the order photo, Image1, Image2."""
-    title = MAKEUP_TITLES["identity"]
-    return (
-        "You see three pictures of one face: a photo, then two attempts, Image1 and Image2, to put the makeup of the photo on the bare "
-        "face. Which attempt comes nearer to the photo? Look at lips, cheeks and eyelids: is there makeup where the photo has it and none "
-        "where it has none, in the same shape and the same colour? Nothing else counts, and more makeup is not better.\n"
-        "First think between <think> and </think>: name what the photo wears and how each attempt departs from it. Then answer between "
-        "<answer> and </answer> with exactly these two lines, s a whole number from 1 (other makeup) to 5 (the same makeup):\n"
-        f"{title}: Image1 = s, Image2 = s\n"
-        "and as the last line either 'Image1 is better' or 'Image2 is better'."
-    )
+    return JUDGING["makeup_prompt"]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pair sets as Hugging Face data sets: parquet with Image features, and back; rows for TRL's trainers."""
+"""Pair sets as Hugging Face data sets: parquet with Image features, and back."""
 
 import tempfile
 from collections.abc import Iterator
@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 from portraitkit.errors import DataError
 from portraitkit.files.atomic import replacing_folder
 from preference_data.card import built_by, write_data_card
-from preference_data.contract import Answer, prompt, write_answer
 from preference_data.pair_set import read_pairs, write_pairs
-from preference_data.schema import CHOICES, DIMENSIONS, FILES, SPLITS, TEXTS, Pair, contradictions, pair_of, row_of, whole_scores
-from preference_data.verdict import Order, place_of
+from preference_data.schema import CHOICES, DIMENSIONS, FILES, SPLITS, TEXTS, Pair, pair_of, row_of
 
 if TYPE_CHECKING:
     from datasets import DatasetDict, Features
@@ -129,34 +127,6 @@ def _whole_folder(out: Path) -> Iterator[Path]:
             _check_free(out)
     except OSError as error:
         raise DataError(f"{out}: could not be written ({error.strerror or error}); check the folder and the disk") from error
-
-
-def trl_rows(pair: Pair, folder: Path, order: Order) -> dict[str, Any]:
-    """One pair as TRL's SFT and GRPO trainers take it.
-
-    Returns:
-        `prompt`: conversational; `images`: [photo, Image1, Image2] as PIL pictures; `pair_id`, `order`; and where the pair is judged
-        `verdicts`, `overall` (about Image1 and Image2: "1", "2" or "tie"), and `completion`: reasoning about Image1 and Image2, whole
-        scores that say what the verdicts say, and the overall winner. There is none where the pair has no scores, no overall winner, or
-        speaks against itself: scores against verdicts, or the higher average against the winner.
-    """
-    from portraitkit.pictures.images import read_image, to_pil
-
-    first, second = ("a", "b") if order == "ab" else ("b", "a")
-    names = {first: "1", second: "2", "tie": "tie"}
-    row: dict[str, Any] = {
-        "prompt": [{"role": "user", "content": prompt()}],
-        "images": [to_pil(read_image(folder / file).pixels) for file in (pair.input, getattr(pair, first), getattr(pair, second))],
-        "pair_id": pair.id,
-        "order": order,
-    }
-    if pair.verdicts and pair.overall:
-        row |= {"verdicts": {name: names[verdict] for name, verdict in pair.verdicts.items()}, "overall": names[pair.overall]}
-    if pair.scores is not None and pair.overall in ("a", "b") and not contradictions(pair):
-        answer = Answer(whole_scores(pair.scores, pair.verdicts), place_of(pair.overall, "ab"), pair.reasoning)
-        if answer.coherent:
-            row["completion"] = [{"role": "assistant", "content": write_answer(answer if order == "ab" else answer.exchanged())}]
-    return row
 
 
 def _encoded(folder: str, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

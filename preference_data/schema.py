@@ -6,30 +6,21 @@ place where an annotator saw them.
 """
 
 import sys
+import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from portraitkit.errors import DataError, nearest
 from preference_data.verdict import OTHER, VERDICTS, Verdict, winner
 
-DIMENSIONS: tuple[str, ...] = ("skin_smoothing", "blemish_removal", "texture", "clarity", "identity")  # In this order everywhere
+JUDGING = tomllib.loads(Path(__file__).with_name("judging.toml").read_text(encoding="utf-8"))
+DIMENSIONS: tuple[str, ...] = tuple(JUDGING["dimensions"])  # In this order everywhere
 ASPECTS = (*DIMENSIONS, "overall")  # What a judgement has a verdict on
-TITLES = {
-    "skin_smoothing": "Skin smoothing",
-    "blemish_removal": "Blemish removal",
-    "texture": "Skin tone and texture",
-    "clarity": "Clarity",
-    "identity": "Personal features",
-}
-QUESTIONS = {
-    "skin_smoothing": "Is the skin evened as a good retoucher would: not plastic, not left rough?",
-    "blemish_removal": "Are spots, scabs and redness gone?",
-    "texture": "Are skin tone and pores natural: no grey or white cast, no pattern, no lost pores?",
-    "clarity": "Is the picture sharp and clean: eyes, hair, edges; no blur, noise or compression?",
-    "identity": "Is it the same person: face shape, moles, freckles, facial hair, makeup and age kept?",
-}
+TITLES: dict[str, str] = {name: said["title"] for name, said in JUDGING["dimensions"].items()}
+QUESTIONS: dict[str, str] = {name: said["question"] for name, said in JUDGING["dimensions"].items()}
 Split = Literal["train", "validation", "held_out"]
 SPLITS: tuple[str, ...] = get_args(Split)
 AGE_BANDS = ("child", "teen", "18-29", "30-44", "45-59", "60-74", "75+")

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from portraitkit.files.atomic import write_text
-from portraitkit.report.page import interval, number
+from portraitkit.report.page import TEMPLATES, interval, number, page_environment
 from portraitkit.stats import bootstrap_interval, person_interval
 
 if TYPE_CHECKING:
@@ -143,36 +143,17 @@ def write_card(folder: Path, card: Card) -> Path:
         eval_results=results or None,
         **related,
     )
-    base = f"{'A LoRA for' if card.adapter else 'Trained from'} {card.base.words}. Licence of the base, which holds for this model, too: "
-    unrecorded = " **Nobody recorded it: look it up before you pass the model on.**" if licence.key == "unknown" else ""
-    limits = ["Learned and measured on synthetic pictures only: nothing is known about real photos."] if card.synthetic else []
-    limits += card.limits
-    if not card.groups:
-        limits.append(
-            f"The held-out {card.held_out} do not say who is shown: whether it serves all groups of people alike is **not known**."
-        )
     settings = [(name.replace("_", " "), value) for name, value in card.settings.items()]
     settings += [(name, version) for name, version in card.versions.items() if version]
-    return write_readme(
-        folder,
-        metadata,
-        *(f"# {card.title}", card.what, f"**Result.** {card.headline}"),
-        *("## Base and licence", f"{base}{licence}.{unrecorded}"),
-        *("## Data", list(card.data)),
-        *("## Measured on held-out data", *card.tables, *group_tables(card.groups, card.measured)),
-        *("## Limits", limits),
-        *("## Training", Table("", ("setting", "value"), settings)),
-        *(("## Use", f"```python\n{card.usage}\n```") if card.usage else ()),
-    )
+    tables, table = [*card.tables, *group_tables(card.groups, card.measured)], Table("", ("setting", "value"), settings)
+    return write_readme(folder, metadata, TEMPLATES / "model_card.md.j2", card=card, tables=tables, settings=table)
 
 
-def write_readme(folder: Path, metadata: "CardData", *blocks: str | list[str] | Table) -> Path:
-    """Write a card of a model or a data set as `README.md` in its folder; returns its path. `metadata` is for the hub; between the
-    `blocks`, which are Markdown, is an empty line, and a list has a point each.
-    """
-    parts = ["\n".join(f"- {line}" for line in block) if isinstance(block, list) else str(block) for block in blocks]
+def write_readme(folder: Path, metadata: "CardData", template: Path, **context: object) -> Path:
+    """Write a card of a model or a data set as `README.md` in its folder, the `metadata` for the hub above the text; returns its path."""
+    text = page_environment(template.parent, autoescape=False).get_template(template.name).render(context)
     path = folder / "README.md"
-    write_text(path, f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+    write_text(path, f"---\n{metadata.to_yaml()}\n---\n\n{text}\n")
     return path
 
 

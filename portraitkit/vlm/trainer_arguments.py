@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -14,8 +15,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from portraitkit.config import RECIPES
-from portraitkit.errors import ConfigError, DataError, nearest
-from portraitkit.files.jsonl import no_constant
+from portraitkit.errors import ConfigError, nearest
 from portraitkit.report.page import plural
 from portraitkit.vlm.model import check_adapter
 from portraitkit.vlm.trainer_options import TrainerOptions
@@ -264,29 +264,14 @@ def parse_extra(extra: Sequence[str], config: type) -> dict[str, Any]:
             raise ConfigError(f"--trl {item}: must be name=value, such as epsilon_high=0.28")
         if name not in known:
             raise ConfigError(f"--trl {item}: {config.__name__} has no {name!r}{nearest(name, sorted(known))}")
-        fitting = [value for value in (*_read_json(text), text) if _fits(value, known[name])]
-        if not fitting:
+        kind = TypeAdapter(known[name], config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
+        for read in (kind.validate_json, kind.validate_python):
+            with suppress(ValueError):  # pydantic's own among them
+                values[name] = read(text, strict=True)
+                break
+        else:
             raise ConfigError(f"--trl {item}: must be {' or '.join(dict.fromkeys(_say(known[name])))}")
-        values[name] = fitting[0]
     return values
-
-
-def _read_json(text: str) -> list[Any]:
-    """The value that a text is the JSON of, alone in a list; nothing where it is none. NaN and infinity are no JSON."""
-    try:
-        return [json.loads(text, parse_constant=no_constant)]
-    except (ValueError, RecursionError, DataError):
-        return []
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a JSON value is of an annotated type; whole numbers are numbers, true and false are neither."""
-    kinds = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
-    try:
-        read = kinds.validate_json(json.dumps(value, allow_nan=False), strict=True)
-    except ValueError:  # pydantic's own among them
-        return False
-    return not dataclasses.is_dataclass(read)  # TRL wants such an object itself
 
 
 def _say(kind: Any) -> list[str]:

@@ -2,7 +2,7 @@
 
 The folder: `images/`; `train.jsonl` and `test.jsonl`, split by photo, copies of one photo on the same side; `quarantine.jsonl`,
 the photos set aside and why; `contact_sheet.png`; `config.json`, `environment.json`; `faces.jsonl`, one line a photo that is done,
-by which an interrupted run goes on.
+by which an interrupted run goes on; those set aside are tried again.
 """
 
 import os
@@ -31,7 +31,7 @@ from portraitkit.faces.mesh import require_mesh
 from portraitkit.files.jsonl import append_line, read_json_lines, write_lines
 from portraitkit.pictures import list_images
 from portraitkit.pictures.images import luminance, read_image, resize, write_image
-from portraitkit.runs.folder import Maker, check_run_folder, may_resume, start_or_go_on
+from portraitkit.runs.folder import Maker, start_or_go_on
 from portraitkit.runs.terminal import Interruptible, progress_bar
 from preference_data import makeup_prompts
 from preference_data.commands.options import MakeupConfig
@@ -110,16 +110,12 @@ def build_makeup_pairs(config: MakeupConfig) -> int:
     fixed = {"count"} if config.embedded else set()  # the split of the embedded people depends on their count
     out, options = config.output_dir, config_to_dict(config)
     maker = Maker("make-preferences makeup", "looks_per_face", "a set made", may_change(MakeupConfig) - fixed)
-    goes_on = may_resume(out, options, maker, overwrite=config.overwrite)
-    check_run_folder(out, overwrite=config.overwrite, resume="latest" if goes_on else None)
-    unusable = {} if goes_on or config.embedded else _look_for_a_face(config, names, console)
     with start_or_go_on(out, options, maker, command=sys.argv, seed=config.seed, overwrite=config.overwrite) as run:
-        (run.path / "images").mkdir(exist_ok=True)
         done = _read_journal(run.path / "faces.jsonl", config.looks_per_face)
         if done:
             console.print(f"{run.path}: {len(done)} photos are done already, going on")
-        write_lines(run.path / "faces.jsonl", done.values())  # without a line that a killed process left unfinished
-        records = _make_all(config, run.path, names, done, unusable, console)
+            write_lines(run.path / "faces.jsonl", done.values())  # without a line that a killed process left unfinished
+        records = _make_all(config, run.path, names, done, console)
         if isinstance(records, int):
             return records
         train, test = _finish(config, run.path, records, console)
@@ -127,33 +123,7 @@ def build_makeup_pairs(config: MakeupConfig) -> int:
     return 0
 
 
-def _look_for_a_face(config: MakeupConfig, names: Sequence[str], console: Console) -> dict[str, str]:
-    """Before a folder is made: open photos up to the first that can be used; why those before it cannot."""
-    unusable: dict[str, str] = {}
-    with progress_bar(console) as bar:
-        progress = bar.add_task("looking for a face", total=len(names))
-        for name in names:
-            try:
-                open_face(config, name)
-            except (ImageError, FaceError) as error:
-                unusable[name] = str(error)
-                bar.advance(progress)
-            else:
-                return unusable
-            if len(unusable) >= ENOUGH and config.max_unusable < 1:
-                break
-    first = next(iter(unusable.values()))
-    if len(unusable) < len(names):
-        raise DataError(
-            f"{config.faces}: {len(unusable)} of the first {len(unusable)} photos have no usable face (the first: {first}): more than "
-            f"--max-unusable {config.max_unusable}; give other photos, or 1 to look at all of them"
-        )
-    raise DataError(f"{config.faces}: none of {len(unusable)} photos has a usable face, the first: {first}")
-
-
-def _make_all(
-    config: MakeupConfig, folder: Path, names: Sequence[str], done: dict[str, Row], unusable: dict[str, str], console: Console
-) -> list[Row] | int:
+def _make_all(config: MakeupConfig, folder: Path, names: Sequence[str], done: dict[str, Row], console: Console) -> list[Row] | int:
     """One record a photo, old or new, until there are enough pictures; the exit code if interrupted."""
     records: list[Row] = []
     made = bad = 0
@@ -163,16 +133,19 @@ def _make_all(
         for name in names:
             record = done.get(name)
             if record is None:
-                record = {"photo": name, "reason": unusable[name]} if name in unusable else _make_pairs(config, folder, name)
-                append_line(folder / "faces.jsonl", record)
+                record = _make_pairs(config, folder, name)
+                if "rows" in record:  # before the first of them nothing is written
+                    append_line(folder / "faces.jsonl", record)
             records.append(record)
             made += len(record.get("rows", ()))
             bad += "reason" in record
             bar.update(progress, completed=min(made, wanted))
             if bad > config.max_unusable * len(records) and len(records) >= ENOUGH:
+                if made:
+                    write_lines(folder / "quarantine.jsonl", (one for one in records if "reason" in one))
                 raise DataError(
-                    f"{bad} of {len(records)} photos have no usable face ({record.get('reason', 'see faces.jsonl')}): more than "
-                    f"--max-unusable {config.max_unusable}; look at {folder / 'faces.jsonl'}"
+                    f"{config.faces}: {bad} of the first {len(records)} photos have no usable face (the last: {record.get('reason')}): "
+                    f"more than --max-unusable {config.max_unusable}; give other photos, or 1 to look at all of them"
                 )
             if interrupt.requested:
                 console.print(f"interrupted: {len(records)} photos are done, the same command goes on from there")
@@ -190,6 +163,7 @@ def _make_pairs(config: MakeupConfig, folder: Path, name: str) -> Row:
         return {"photo": name, "reason": str(error)}
     stem = f"{''.join(c if c.isalnum() or c in '-_' else '_' for c in Path(name).stem)[:60]}-{sha256(name.encode()).hexdigest()[:8]}"
     bare = f"images/{stem}_bare.{config.image_format}"
+    (folder / "images").mkdir(exist_ok=True)
     write_image(folder / bare, face.pixels)
     split = split_of_person(name)
     rows: list[Row] = []
@@ -214,9 +188,9 @@ def _finish(config: MakeupConfig, folder: Path, records: list[Row], console: Con
     """Write the rows, the quarantine and the contact sheet; returns the numbers of train and test rows."""
     good = [record for record in records if "rows" in record]
     bad = [record for record in records if "reason" in record]
-    write_lines(folder / "quarantine.jsonl", bad)
     if not good:
         raise DataError(f"{config.faces}: none of {len(bad)} photos has a usable face, the first: {bad[0]['reason']}")
+    write_lines(folder / "quarantine.jsonl", bad)
     test = _test_photos(config, good)
     left = config.count or len(good) * config.looks_per_face
     rows: dict[str, list[Row]] = {"train": [], "test": []}
@@ -256,7 +230,7 @@ def _test_photos(config: MakeupConfig, records: Sequence[Row]) -> set[str]:
 
 
 def _read_journal(path: Path, looks: int) -> dict[str, Row]:
-    """Photos that were done before and whose pictures are all there; those set aside are tried again."""
+    """Photos that were done before and whose pictures are all there."""
     done: dict[str, Row] = {}
     if not path.is_file():
         return done

@@ -209,22 +209,11 @@ def halo(picture: Picture, case: Case, strength: float, variant: int) -> Picture
 
 
 Degradation = Callable[[Picture, Case, float, int], Picture]
-DEGRADATIONS: dict[str, Degradation] = {
-    "over_smoothing": over_smoothing,
-    "plastic_patches": plastic_patches,
-    "lost_marks": lost_marks,
-    "left_blemishes": left_blemishes,
-    "over_whitening": over_whitening,
-    "pale_lips": pale_lips,
-    "white_eyes_teeth": white_eyes_teeth,
-    "slim_jaw": slim_jaw,
-    "identity_warp": identity_warp,
-    "halo": halo,
-    "blur": blur,
-    "noise": noise,
-    "grid": grid,
-    "jpeg": jpeg,
-}
+_KINDS: tuple[Degradation, ...] = (
+    *(over_smoothing, plastic_patches, lost_marks, left_blemishes, over_whitening, pale_lips, white_eyes_teeth, slim_jaw),
+    *(identity_warp, halo, blur, noise, grid, jpeg),
+)
+DEGRADATIONS: dict[str, Degradation] = {kind.__name__: kind for kind in _KINDS}
 """In the order in which they are applied: none hides one before it."""
 EFFECTS: dict[str, dict[str, float]] = {
     "over_smoothing": {"skin_smoothing": 1.0, "texture": 0.5},

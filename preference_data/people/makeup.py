@@ -29,6 +29,7 @@ from torch import Tensor
 
 from portraitkit.errors import DataError, nearest
 from portraitkit.pictures.images import lab_to_srgb, srgb_to_lab
+from preference_data.makeup_prompts import TABLES
 from preference_data.people.makeup_shapes import REGIONS, SHAPES, Drawn, draw_shape, face_scale, shapes_of
 
 HEX = re.compile(r"#[0-9A-Fa-f]{6}")
@@ -53,24 +54,8 @@ class Family:
 
 
 FAMILIES = {
-    "lips": (
-        Family(0.30, (32, 50), (45, 70), (5, 40)),  # reds
-        Family(0.25, (45, 68), (30, 60), (-15, 25)),  # pinks
-        Family(0.15, (48, 68), (15, 35), (20, 55)),  # nudes
-        Family(0.15, (50, 68), (40, 65), (30, 55)),  # corals
-        Family(0.15, (15, 35), (20, 45), (-30, 20)),  # berries and plums
-    ),
-    "blush": (
-        Family(0.40, (52, 75), (25, 50), (-5, 30)),  # pinks
-        Family(0.35, (55, 75), (30, 55), (30, 55)),  # peaches
-        Family(0.25, (38, 58), (25, 45), (0, 40)),  # rose and brick
-    ),
-    "eyeshadow": (
-        Family(0.35, (25, 60), (10, 35), (40, 80)),  # browns
-        Family(0.20, (30, 60), (12, 35), (-50, 10)),  # mauves
-        Family(0.20, (10, 45), (0, 8), (0, 360)),  # greys
-        Family(0.25, (30, 65), (20, 50), (0, 360)),  # any hue
-    ),
+    region: [Family(share, *(tuple(ends) for ends in ranges)) for share, *ranges in families]
+    for region, families in TABLES["families"].items()
 }
 
 

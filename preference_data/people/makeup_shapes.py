@@ -14,7 +14,7 @@ reading of the names:
 All lengths follow the face: the unit is the distance between the outer eye corners (or what it would be from the front).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from portraitkit.faces.regions import LEFT_EYE, LIPS_INNER, LIPS_OUTER, OVAL, RIGHT_EYE
+from preference_data.makeup_prompts import TABLES
+from preference_data.people.face_frame import MIRROR
 
 Points = tuple[int, ...]
 Segment = tuple[int, int]
@@ -66,43 +68,20 @@ SHINE = {"lips": 0.014, "blush": 0.04, "eyeshadow": 0.03}  # width of the shine 
 REACH = 3.1  # standard deviations after which a mask is 0
 
 _KEPT_OFF = {"lips": (LIPS_INNER,), "blush": (RIGHT_EYE, LEFT_EYE, LIPS_OUTER), "eyeshadow": (RIGHT_EYE, LEFT_EYE)}
-_LASH = (33, 246, 161, 160, 159, 158, 157, 173, 133)
-_BROW_BONE = (133, 190, 189, 221, 222, 223, 224, 225, 113, 226)
-_OUTER = (33, 246, 161, 160, 159, 27, 223, 224, 225, 124, 226)
-_CENTRE_WIDE = (117, 118, 101, 36, 205, 187, 123)
-_CHEEKBONE = (143, 111, 117, 118, 101, 50, 123, 227)
-_SUN_KISSED = (117, 118, 119, 120, 47, 174, 197, 5, 198, 142, 36, 50)
-_OTHER_SIDE = {
-    33: 263, 246: 466, 161: 388, 160: 387, 159: 386, 158: 385, 157: 384, 173: 398, 133: 362, 190: 414, 189: 413, 221: 441,
-    222: 442, 223: 443, 224: 444, 225: 445, 113: 342, 226: 446, 27: 257, 124: 353, 117: 346, 118: 347, 101: 330, 36: 266,
-    205: 425, 187: 411, 123: 352, 143: 372, 111: 340, 50: 280, 227: 447, 119: 348, 120: 349, 47: 277, 174: 399, 198: 420,
-    142: 371, 30: 260, 28: 258, 29: 259, 116: 345, 197: 197, 5: 5,
-}  # fmt: skip
 
 
-def _both(outline: Points, root: Points = (), shine: tuple[Segment, ...] = ()) -> tuple[Patch, ...]:
-    """A patch of the right half of the face, and its mirror image."""
-    other = _OTHER_SIDE
-    mirrored = tuple((other[a], other[b]) for a, b in shine)
-    return Patch(outline, root, shine), Patch(tuple(other[p] for p in outline), tuple(other[p] for p in root), mirrored)
+def _patches(outline: list[int], root: Sequence[int] = (), shine: Sequence[Sequence[int]] = (), central: bool = False) -> tuple[Patch, ...]:
+    """A patch on both sides of the face: it is central, or one of the right half with its mirror image."""
+
+    def patch(place_of: Callable[[int], int]) -> Patch:
+        return Patch(tuple(map(place_of, outline)), tuple(map(place_of, root)), tuple((place_of(a), place_of(b)) for a, b in shine))
+
+    right, left = patch(lambda point: point), patch(lambda point: MIRROR.get(point, point))
+    return (right,) if central else (right, left)
 
 
-_LIPS = (Patch(LIPS_OUTER, LIPS_INNER, ((85, 315), (37, 39), (267, 269))),)
-_LID = _both(_LASH + _BROW_BONE[1:], _LASH, ((29, 28),))
-_CHEEKS = _both(_CENTRE_WIDE, (), ((117, 118),))
-
-SHAPES = {
-    "LIP_FULL_BASIC": Shape("lips", 190, 70, 0, 0, _LIPS),
-    "LIP_GRADIENT_CENTER": Shape("lips", 220, 90, 0, 140, _LIPS),
-    "LIP_FULL_GLOSS": Shape("lips", 150, 70, 170, 0, _LIPS),
-    "BLUSHER_CENTER_WIDE_BASIC": Shape("blush", 80, 200, 0, 0, _CHEEKS),
-    "BLUSHER_CHEEKBONE_LIFT": Shape("blush", 100, 130, 60, 0, _both(_CHEEKBONE, (), ((116, 117),))),
-    "BLUSHER_SUN_KISSED": Shape("blush", 80, 150, 0, 0, _both(_SUN_KISSED)),
-    "EYESHADOW_OVEREYE_FULL_BASIC": Shape("eyeshadow", 180, 100, 50, 0, _LID),
-    "EYESHADOW_LID_SPLIT": Shape("eyeshadow", 220, 60, 80, 150, _LID),
-    "EYESHADOW_CREASE": Shape("eyeshadow", 190, 80, 0, 130, _LID, rim_side=True),
-    "EYESHADOW_OUTER_WING": Shape("eyeshadow", 200, 60, 0, 0, _both(_OUTER, _LASH, ((29, 28),))),
-}
+_PATCHES = {name: _patches(**patch) for name, patch in TABLES["patches"].items()}
+SHAPES = {name: Shape(**shape | {"patches": _PATCHES[shape["patches"]]}) for name, shape in TABLES["shapes"].items()}
 """Every shape by name. LIP_FULL_BASIC, BLUSHER_CENTER_WIDE_BASIC and EYESHADOW_OVEREYE_FULL_BASIC have the published parameters."""
 
 

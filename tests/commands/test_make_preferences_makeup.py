@@ -199,8 +199,8 @@ def test_unusable_photos_before_and_after_the_first_good_one(command, photos, tm
         (folder / f"{i + 10}.png").write_bytes(b"no picture")
     (folder / "12.png").write_bytes((photos / "astronaut.png").read_bytes())
     code, _, err = command(make_preferences, "makeup", folder, "--output-dir", out, *SMALL)
-    assert code == 2 and "19 of 20" in err and "faces.jsonl" in err  # the journal says which
-    assert len(lines(out / "faces.jsonl")) == 20
+    assert code == 2 and "19 of the first 20" in err and len(lines(out / "faces.jsonl")) == 1
+    assert len(lines(out / "quarantine.jsonl")) == 19  # says which
     code, _, err = command(make_preferences, "makeup", folder, "--output-dir", out, "--max-unusable", 1, *SMALL)
     assert code == 0 and "24 photos set aside" in err and len(lines(out / "quarantine.jsonl")) == 24
 

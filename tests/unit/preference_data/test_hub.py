@@ -1,4 +1,4 @@
-"""Parquet and back, imagefolder, and rows for TRL."""
+"""Parquet and back, and imagefolder."""
 
 import json
 from dataclasses import replace
@@ -8,11 +8,8 @@ from datasets import load_dataset
 from PIL import Image
 
 from portraitkit.errors import DataError
-from preference_data.contract import Answer, read_answer
-from preference_data.hub import load_parquet, save_parquet, trl_rows
+from preference_data.hub import load_parquet, save_parquet
 from preference_data.pair_set import read_pairs, write_pairs
-from preference_data.schema import DIMENSIONS
-from preference_data.verdict import NUMBERS, winner
 
 FILES = {"input": "", "a": "", "b": "", "anchor": None}
 
@@ -71,41 +68,6 @@ def test_a_folder_that_cannot_be_written_is_named(pair_set, tmp_path):
 def test_a_full_folder_is_refused(pair_set):
     with pytest.raises(DataError, match="not empty"):
         save_parquet(pair_set, pair_set)
-
-
-def test_rows_for_trl_show_both_orders_of_one_pair(pair_set):
-    pair = read_pairs(pair_set)[0]
-    one, other = (trl_rows(pair, pair_set, order) for order in ("ab", "ba"))
-    assert one["pair_id"] == other["pair_id"] and one["prompt"] == other["prompt"] and one["prompt"][0]["role"] == "user"
-    assert [image.tobytes() for image in other["images"]] == [one["images"][i].tobytes() for i in (0, 2, 1)]
-    swapped = {"1": "2", "2": "1", "tie": "tie"}
-    assert other["overall"] == swapped[one["overall"]]
-    assert other["verdicts"] == {name: swapped[verdict] for name, verdict in one["verdicts"].items()}
-    answer = read_answer(one["completion"][0]["content"])
-    assert isinstance(answer, Answer) and answer.coherent and str(NUMBERS[answer.better]) == one["overall"]
-    assert answer.scores == pair.scores
-
-
-def test_targets_for_trl_say_what_the_pair_says_in_either_order(pair_set):
-    words = "Clarity: Image2 is better"
-    scores = dict.fromkeys(DIMENSIONS, (4.0, 4.0)) | {"clarity": (2.5, 3.0), "texture": (4.5, 4.0), "identity": (4.5, 4.0)}
-    verdicts = dict.fromkeys(DIMENSIONS, "tie") | {"clarity": "b", "texture": "a", "identity": "a"}
-    pair = replace(read_pairs(pair_set)[0], scores=scores, verdicts=verdicts, overall="a", reasoning=words)
-    one, other = (read_answer(trl_rows(pair, pair_set, order)["completion"][0]["content"]) for order in ("ab", "ba"))
-    assert (one.reasoning, other.reasoning) == (words, "Clarity: Image1 is better") and (one.better, other.better) == ("first", "second")
-    assert {name: winner(*both) for name, both in one.scores.items()} == verdicts
-    assert one.scores["texture"] == (5, 4) and all(both == other.scores[name][::-1] for name, both in one.scores.items())
-
-
-def test_a_pair_that_speaks_against_itself_is_no_target(pair_set):
-    pair = read_pairs(pair_set)[0]
-    low, high = dict.fromkeys(DIMENSIONS, (2.0, 4.0)), dict.fromkeys(DIMENSIONS, (4.0, 2.0))
-    won = replace(pair, verdicts=dict.fromkeys(DIMENSIONS, "a"), overall="a", scores=high)
-    assert "completion" in trl_rows(won, pair_set, "ab")
-    mixed = dict.fromkeys(DIMENSIONS, "b") | {"clarity": "a"}
-    torn = replace(won, verdicts=mixed, scores=low | {"clarity": (4.0, 2.0)})  # a wins, but b has the higher average
-    for wrong in (replace(won, scores=low), torn, replace(won, scores=None), replace(won, overall="tie")):
-        assert "completion" not in trl_rows(wrong, pair_set, "ab")
 
 
 def test_the_data_card_says_where_everything_comes_from(pair_set, tmp_path):

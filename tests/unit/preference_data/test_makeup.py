@@ -268,5 +268,5 @@ def test_the_unit_survives_a_turned_head(faces):
 
 def test_the_prompt_names_every_shape_of_the_renderer():
     """A model is paid for the right name: it must have read it."""
-    assert set(makeup_prompts.SHAPES) == set(SHAPES)
+    assert tuple(SHAPES) == makeup_prompts.SHAPES
     assert all(name in makeup_prompts.MAKEUP for name in SHAPES)
