@@ -26,9 +26,8 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from jaxtyping import Float
 from torch import Tensor
 
-from dpg.guidance import lambda_schedule
+from dpg.guidance import lambda_schedule, stochastic_steps
 from dpg.sampler import Pull, Sampler, TakenStep
-from dpg.windows import stochastic_steps
 
 
 class DPGScheduler(FlowMatchEulerDiscreteScheduler):
@@ -40,7 +39,7 @@ class DPGScheduler(FlowMatchEulerDiscreteScheduler):
     Args:
         sampler: of the drawn steps, one of `dpg.sde.SAMPLERS`.
         eta: its noise strength.
-        window: which steps are drawn, one of `dpg.windows.WINDOWS`, with the four arguments below.
+        window: which steps are drawn, one of `dpg.guidance.WINDOWS`, with the four arguments below.
         segments: K of `segments`.
         window_start: first step of `window`; None draws it.
         window_width: steps of `window` and `sliding`.

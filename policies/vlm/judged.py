@@ -39,7 +39,6 @@ from reward_models.judge.settings import MakeupSettings
 
 Group = tuple[Row, Sequence[str]]  # A row, and answers to it that are compared
 Bare = tuple[Float[Tensor, "3 h w"], Float[Tensor, "468 dim"]]  # A face without makeup, RGB in [0, 1], and its mesh in pixels
-Item = dict[str, Any]
 JUDGED = ("makeup", "makeup-lips", "emotion")  # Tasks that a judge may stand beside
 MOST_UNJUDGED = 0.25  # Of an update's answers: with more, the run stops
 LONGEST = 120  # Words of a reasoning; a longer one earns less, in proportion

@@ -129,7 +129,6 @@ Analysis: {analysis}
 How well does the analysis agree with the reference: the facial movements it names, the emotion, and how one follows from the other? Give
 a whole number from 1 (contradicts it) to 10 (says the same). Answer with that number alone, inside <score></score>."""
 JUDGE_SCORE = re.compile(r"<score>\s*(10|[1-9])\s*</score>")
-BATCH = 32
 
 
 def read_score(text: str | None, error: str = "") -> tuple[int | None, str]:
@@ -142,9 +141,7 @@ def read_score(text: str | None, error: str = "") -> tuple[int | None, str]:
     return int(found[0]), ""
 
 
-def judge_analyses(
-    endpoint: Endpoint, analyses: Sequence[str], references: Sequence[str], *, advance: Callable[[int], object] = lambda count: None
-) -> dict[str, Any]:
+def judge_analyses(endpoint: Endpoint, analyses: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
     """Scores of some analyses.
 
     Returns:
@@ -154,13 +151,11 @@ def judge_analyses(
     scores: list[int | None] = []
     failures: list[dict[str, Any]] = []
     texts = [JUDGE_PROMPT.format(reference=reference, analysis=analysis) for analysis, reference in zip(analyses, references, strict=True)]
-    for start in range(0, len(texts), BATCH):
-        for reply in endpoint.ask([Question(text) for text in texts[start : start + BATCH]]):
-            score, reason = read_score(reply.text, reply.error)
-            if score is None:
-                failures.append({"row": len(scores) + 1, "reason": reason})
-            scores.append(score)
-        advance(len(texts[start : start + BATCH]))
+    for reply in endpoint.ask([Question(text) for text in texts]):
+        score, reason = read_score(reply.text, reply.error)
+        if score is None:
+            failures.append({"row": len(scores) + 1, "reason": reason})
+        scores.append(score)
     known = [score for score in scores if score is not None]
     return {
         "judge": endpoint.model,

@@ -47,7 +47,7 @@ def area_task(
         return Score(correctness + sum(form.values()), parts, value if value is not None and math.isfinite(value) else None)
 
     def make_row(split: str, seed: int) -> dict[str, Any]:
-        from policies.vlm.tasks.shape_plot import SIDE, draw_picture, draw_shape  # torch: scoring needs none
+        from policies.vlm.tasks.synthetic_rows import SIDE, draw_picture, draw_shape  # torch: scoring needs none
 
         shape = draw_shape(split, seed, sizes=sizes, max_angle=max_angle)
         share = 100 * shape.area / SIDE**2

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpg.guidance import lambda_schedule
-from dpg.windows import WINDOWS, stochastic_steps
+from dpg.guidance import WINDOWS, lambda_schedule, stochastic_steps
 
 
 def test_all_is_every_step_but_the_last() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.vlm.tasks import shape_plot
+from policies.vlm.tasks import synthetic_rows
 from policies.vlm.tasks.shape_area import ROTATED, TASK, WIDE, area_task
 from portraitkit.errors import DataError
 
@@ -90,8 +90,8 @@ def test_the_answer_to_imitate_says_the_share_and_the_area():
 
 
 def test_each_task_draws_its_own_sizes_and_angles(monkeypatch):
-    seen, draw = [], shape_plot.draw_shape
-    monkeypatch.setattr(shape_plot, "draw_shape", lambda *given, **options: seen.append(options) or draw(*given, **options))
+    seen, draw = [], synthetic_rows.draw_shape
+    monkeypatch.setattr(synthetic_rows, "draw_shape", lambda *given, **options: seen.append(options) or draw(*given, **options))
     for task in (TASK, ROTATED, WIDE):
         assert task.make_row is not None and task.make_row("train", 0)
     assert [tuple(options.values()) for options in seen] == [((20.0, 35.0), 0.0), ((20.0, 35.0), 45.0), ((5.0, 35.0), 0.0)]
