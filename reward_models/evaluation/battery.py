@@ -7,10 +7,12 @@ from typing import Any
 
 from rich.console import Console
 
-from portraitkit.files.jsonl import read_objects, write_lines
+from portraitkit.files.jsonl import read_json, read_objects, write_lines
 from portraitkit.runs.shards import ShardFile
-from portraitkit.runs.terminal import counting
+from portraitkit.runs.terminal import Interruptible, counting
 from portraitkit.vlm.generate import Decoding
+from portraitkit.vlm.model import load_model
+from portraitkit.vlm.stages import Interrupted
 from reward_models.evaluation.as_reward import (
     CUES,
     FILE,
@@ -22,15 +24,14 @@ from reward_models.evaluation.as_reward import (
     rank_rollouts,
     rollout_figures,
 )
-from reward_models.evaluation.figures import all_figures, by_group, calibration, fit_thresholds, majority, unreadable_share
+from reward_models.evaluation.figures import all_figures, by_group, calibration, fit_thresholds, gain, majority, unreadable_share
 from reward_models.evaluation.hacks import DISTURBANCES, HACKS, disturbed, hack_figures, hack_pairs, stability
 from reward_models.judge.judge import load_judge
 from reward_models.judge.pairs import Judged, JudgedPair, View, exchanged, judged_of
-from reward_models.training.config import RewardModelConfig
+from reward_models.training.config import STAGES, RewardModelConfig
 
 EXCHANGE = 7  # Seed by which pictures are exchanged among held-out pairs, the same for every run
-KEPT = ("hacks", "stability", "cues", "clean_faces", "rollouts", "groups", "calibration")
-"""Of `checks_summary`, what `summary.json` has as it is."""
+DONE = "stage.json"  # What a stage's folder has once the stage is finished
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,26 @@ class Asking:
     processor: Any  # of the model
     view: View  # of the pairs
     console: Console  # for progress
-    stop: Callable[[], None]  # called often; raises where the run is to end
+    interrupt: Interruptible  # whether the run is to end is asked often
     write: bool = True  # whether this process writes files
     # takes the answers of this process's share, batch by batch; what is there is not asked again. None asks about everything
     own: ShardFile | None = None
+
+    def stop(self) -> None:
+        """Interrupted where the run is to end."""
+        if self.interrupt.requested:
+            raise Interrupted
+
+    def load(self, source: str) -> Any:
+        """A model to ask or train."""
+        return load_model(source, dtype=self.config.dtype, device=self.config.device, freeze_vision=self.config.freeze_vision)
+
+    def answer(self, source: str, pairs: Mapping[str, Sequence[JudgedPair]], folder: Path) -> None:
+        """Ask a model about validation and held-out pairs, unless the folder has its answers."""
+        missing = [split for split in ("validation", "held_out") if split in pairs and not (folder / f"{split}.jsonl").is_file()]
+        model = self.load(source) if missing else None
+        for split in missing:
+            self.judge(model, pairs[split], f"{split.replace('_', '-')}, {folder.name}", folder / f"{split}.jsonl")
 
     def ask(self, model: Any, pairs: Sequence[JudgedPair], advance: Callable[[int], object] = lambda count: None) -> list[Judged]:
         """Greedy answers about each pair in both orders; several processes share the pairs."""
@@ -126,64 +143,48 @@ def check_judge(asking: Asking, model: Any, pairs: Sequence[JudgedPair], folder:
             asking.judge(model, disturbed(some, name), f"stability: {name.replace('_', ' ')}", folder / f"{name}.jsonl")
 
 
-def checks_summary(folder: Path, view: View, pairs: Sequence[JudgedPair], judged: Sequence[Judged]) -> dict[str, Any]:
-    """The figures of what `check_judge` and `ask_about_rewards` left, and `groups` and `calibration`."""
+def summarise(
+    folder: Path, config: RewardModelConfig, view: View, pairs: Mapping[str, Sequence[JudgedPair]], seconds: float
+) -> dict[str, Any]:
+    """`summary.json`, from the answers that a run's folder keeps: the figures of each stage (base, sft ...) on held-out pairs, what needs
+    no eyes, and what `check_judge` and `ask_about_rewards` found of the last one."""
 
     def kept(name: str) -> list[Judged]:
         path = folder / f"{name}.jsonl"
         return read_judged(path, view) if path.is_file() else []
 
-    disturbances = {name: kept(name) for name in DISTURBANCES}
-    hacked = {name: answers for name in HACKS if (answers := kept(name))}
+    truth, checks = pairs["held_out"], folder / "checks"
+    stages = {stage: judged for stage in ("base", *STAGES) if (judged := kept(f"{stage}/held_out"))}
+    last, blind = list(stages)[-1], kept("blind/held_out")
+    thresholds = {stage: fit_thresholds(pairs.get("validation", []), kept(f"{stage}/validation")) for stage in stages}
+    held_out: dict[str, Any] = {stage: all_figures(truth, judged, thresholds[stage]) for stage, judged in stages.items()}
+    baselines = {"shuffled_images": all_figures(truth, kept("checks/exchanged"), {})}
+    baselines |= {"blind": all_figures(truth, blind, {})} if blind else {}
+    for name, figures in baselines.items():
+        held_out[name] = {key: row["acc_average"] for key, row in figures.items()}
+    held_out["majority"] = majority(truth)
+    notes = {stage: read_json(path) for stage in STAGES if (path := folder / stage / DONE).is_file()}
+    if "grpo" in stages:
+        start = notes["grpo"]["from"]
+        held_out["grpo_gain"] = gain(truth, stages["sft" if "sft" in stages else "base"], stages["grpo"])
+        held_out["grpo_gain_over_its_start"] = {**gain(truth, stages[start], stages["grpo"]), "from": start}
+    disturbances = {name: answers for name in DISTURBANCES if (answers := kept(f"checks/{name}"))}
     return {
-        "shuffled_images": all_figures(pairs, kept("exchanged"), {}),
-        "hacks": hack_figures(hacked),
-        "stability": {name: stability(judged[: len(answers)], answers) for name, answers in disturbances.items() if answers},
-        "cues": cue_figures(folder),
-        "clean_faces": clean_face_figures(folder),
-        "rollouts": rollout_figures(folder),
-        "groups": by_group(pairs, judged),
-        "calibration": calibration(pairs, judged),
-    }
-
-
-def run_facts(
-    config: RewardModelConfig, pairs: Mapping[str, Sequence[JudgedPair]], checks: Mapping[str, Any], final: str, seconds: float
-) -> dict[str, Any]:
-    """What `summary.json` has of every run: the checks as they are, the model that they are of, time, pairs and seed."""
-    return {
-        **{name: checks[name] for name in KEPT},
-        "final": final,
+        "held_out": held_out,
+        "unreadable": {name: unreadable_share(judged) for name, judged in (stages | ({"blind": blind} if blind else {})).items()},
+        "tie_thresholds": thresholds,
+        "baselines": baselines,
+        "hacks": hack_figures({name: answers for name in HACKS if (answers := kept(f"checks/{name}"))}),
+        "stability": {name: stability(stages[last][: len(answers)], answers) for name, answers in disturbances.items()},
+        "cues": cue_figures(checks),
+        "clean_faces": clean_face_figures(checks),
+        "rollouts": rollout_figures(checks),
+        "groups": by_group(truth, stages[last]),
+        "calibration": calibration(truth, stages[last]),
+        "final": last,
         "seconds": seconds,
         "pairs": {split: len(some) for split, some in pairs.items()},
         "seed": config.seed,
-        "synthetic": all(pair.synthetic for pair in pairs["held_out"]),
+        "synthetic": all(pair.synthetic for pair in truth),
+        **({"stages": notes} if notes else {"benchmark": config.benchmark}),
     }
-
-
-def held_out_summary(
-    pairs: Mapping[str, Sequence[JudgedPair]],
-    stages: Mapping[str, Mapping[str, Sequence[Judged]]],
-    checks: Mapping[str, Any],
-    blind: Sequence[Judged] | None,
-) -> dict[str, Any]:
-    """The part of the summary on held-out pairs: figures of each stage, and what needs no eyes.
-
-    Of the pairs and answers of the splits validation and held_out, by stage (base, sft ...), what `checks_summary` found, and the answers
-    of the blind copy to exchanged pictures, it returns `held_out`, `unreadable`, `tie_thresholds` and `baselines` (all figures of the blind
-    copy and of exchanged pictures).
-    """
-    validation = pairs.get("validation", [])
-    thresholds = {name: fit_thresholds(validation, judged.get("validation", [])) for name, judged in stages.items()}
-    held_out: dict[str, Any] = {
-        name: all_figures(pairs["held_out"], judged["held_out"], thresholds[name]) for name, judged in stages.items()
-    }
-    baselines = {"shuffled_images": checks["shuffled_images"]}
-    unreadable = {name: unreadable_share(judged["held_out"]) for name, judged in stages.items()}
-    if blind is not None:
-        baselines["blind"] = all_figures(pairs["held_out"], blind, {})
-        unreadable["blind"] = unreadable_share(blind)
-    for name, figures in baselines.items():
-        held_out[name] = {key: row["acc_average"] for key, row in figures.items()}
-    held_out["majority"] = majority(pairs["held_out"])
-    return {"held_out": held_out, "unreadable": unreadable, "tie_thresholds": thresholds, "baselines": baselines}

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,9 @@ from portraitkit.errors import RunFolderError
 from portraitkit.runs.folder import Maker, check_run_folder, open_run
 from portraitkit.runs.shards import Shard, ShardFile, check_shard, clear_shards, current_shard, join_run, merged_rows, wait_for_shards
 from portraitkit.runs.terminal import Interruptible, counting
-from portraitkit.vlm.model import be_quiet, check_device, load_model, load_processor
+from portraitkit.vlm.model import be_quiet, check_device, load_processor
 from portraitkit.vlm.stages import Interrupted
-from reward_models.evaluation.battery import (
-    Asking,
-    ask_about_rewards,
-    check_judge,
-    checks_summary,
-    held_out_summary,
-    read_judged,
-    run_facts,
-    write_answers,
-)
+from reward_models.evaluation.battery import Asking, ask_about_rewards, check_judge, summarise, write_answers
 from reward_models.evaluation.public_pairs import benchmark_files, read_benchmark
 from reward_models.evaluation.report import print_result, write_report
 from reward_models.judge.pairs import JudgedPair, View, open_pairs
@@ -67,7 +57,7 @@ def run_evaluation(config: RewardModelConfig, command: list[str]) -> int:
     with open_run(config, command, resume=resume, allow_changed=False, report_to=[]) as run, Interruptible() as interrupt:
         run.write_json("view.json", vars(view))
         pairs = pairs or _public(config, folder, console)
-        asking = Asking(config, processor, view, console, partial(_stop, interrupt))
+        asking = Asking(config, processor, view, console, interrupt)
         try:
             if shard is not None:
                 write_answers(folder, merged_rows(folder))
@@ -77,10 +67,7 @@ def run_evaluation(config: RewardModelConfig, command: list[str]) -> int:
         except Interrupted:
             console.print("stopped; evaluate again with --overwrite", highlight=False)
             return interrupt.exit_code
-        judged = {split: read_judged(folder / "base" / f"{split}.jsonl", view) for split in pairs}
-        checks = checks_summary(folder / "checks", view, pairs["held_out"], judged["held_out"])
-        summary = held_out_summary(pairs, {"base": judged}, checks, None) | {"benchmark": config.benchmark}
-        summary |= run_facts(config, pairs, checks, "base", time.monotonic() - started)
+        summary = summarise(folder, config, view, pairs, time.monotonic() - started)
         run.write_json("summary.json", summary)
         write_report(folder, pairs["held_out"])
         clear_shards(folder)
@@ -89,12 +76,9 @@ def run_evaluation(config: RewardModelConfig, command: list[str]) -> int:
 
 
 def _ask_all(asking: Asking, pairs: Mapping[str, Sequence[JudgedPair]], folder: Path) -> None:
-    """Load the judge and ask about everything; the answers are in files then."""
-    config = asking.config
-    model = load_model(config.source, dtype=config.dtype, device=config.device)
-    for split, some in pairs.items():
-        asking.judge(model, some, split.replace("_", "-"), folder / "base" / f"{split}.jsonl")
-    check_judge(asking, model, pairs["held_out"], folder / "checks")
+    """Ask the judge about everything; the answers are in files then."""
+    asking.answer(asking.config.source, pairs, folder / "base")
+    check_judge(asking, asking.load(asking.config.source), pairs["held_out"], folder / "checks")
 
 
 def _ask_share(
@@ -117,7 +101,7 @@ def _ask_share(
     options = {name: value for name, value in stored.items() if name not in MAY_DIFFER}
     with ShardFile(folder, shard, options) as own, Interruptible() as interrupt:
         if not own.finished:
-            asking = Asking(config, processor, view, console, partial(_stop, interrupt), own=own)
+            asking = Asking(config, processor, view, console, interrupt, own=own)
             try:
                 _ask_all(asking, pairs or _public(config, folder, console), folder)
             except Interrupted:
@@ -127,11 +111,6 @@ def _ask_share(
         if shard.merges and not wait_for_shards(folder, lambda: interrupt.requested is not None):
             return interrupt.exit_code
     return 0
-
-
-def _stop(interrupt: Interruptible) -> None:
-    if interrupt.requested:
-        raise Interrupted
 
 
 def _public(config: RewardModelConfig, folder: Path, console: Console) -> dict[str, list[JudgedPair]]:

@@ -21,25 +21,21 @@ from portraitkit.vlm.task import Mode, Score, Task
 from portraitkit.vlm.trainer_arguments import lora_arguments, taken
 from preference_data.contract import Unreadable
 from preference_data.verdict import EXCHANGED, ORDERS, Shown, shown_as
-from reward_models.evaluation.battery import Asking, read_judged
+from reward_models.evaluation.battery import DONE, Asking, read_judged
 from reward_models.evaluation.figures import NAMES, truth_of
 from reward_models.judge import preference_task
 from reward_models.judge.coherence import Coherence, deterministic
 from reward_models.judge.pairs import Judged, JudgedPair, View, exchanged
 from reward_models.judge.preference_task import Preference, said, verdicts_shown
 from reward_models.judge.settings import JudgeSettings, write_settings
-from reward_models.training.config import STAGES, RewardModelConfig
-
-DONE = "stage.json"
+from reward_models.training.config import STAGES
 
 
-@dataclass(frozen=True)
-class Training:
+@dataclass(frozen=True, kw_only=True)
+class Training(Asking):
     """What the judge's stages share."""
 
     context: RunContext  # of the run
-    config: RewardModelConfig  # its options
-    asking: Asking  # how the judge is asked
     pairs: dict[str, list[JudgedPair]]  # split -> pairs
     coherence: Coherence  # of an answer
 
@@ -48,18 +44,9 @@ class Training:
         """The run's folder."""
         return self.context.run.path
 
-    @property
-    def writes(self) -> bool:
-        """Whether this process writes files."""
-        return self.context.processes.is_main_process
-
-    def load(self, source: str) -> Any:
-        """A model to ask or train."""
-        return load_model(source, dtype=self.config.dtype, device=self.config.device, freeze_vision=self.config.freeze_vision)
-
     def say(self, text: str) -> None:
         """A line for the user."""
-        self.context.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False)
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -110,8 +97,8 @@ def run_stage(training: Training, stage: str) -> None:
     training.say(f"{stage}: from {source}")
     note = {"sft": _imitate, "reject": _imitate_own, "grpo": _reinforce}[stage](training, start, folder)
     training.wait()
-    if training.writes:
-        write_settings(folder / "model", JudgeSettings(training.asking.view.shown, training.asking.view.form))
+    if training.write:
+        write_settings(folder / "model", JudgeSettings(training.view.shown, training.view.form))
         write_text(folder / DONE, json.dumps({"from": source, **note}, indent=2) + "\n")
     training.wait()
 
@@ -127,16 +114,16 @@ def train_blind(training: Training) -> None:
     fit(training.context, "blind", training.config.source, rows, steps=training.config.sft_steps)
     training.wait()
     asked = exchanged(training.pairs["held_out"], training.config.seed + 1)
-    training.asking.judge(training.load(str(folder / "model")), asked, "held-out, blind copy", folder / "held_out.jsonl")
+    training.judge(training.load(str(folder / "model")), asked, "held-out, blind copy", folder / "held_out.jsonl")
     training.wait()
-    if training.writes:
+    if training.write:
         shutil.rmtree(folder / "model")
 
 
 def imitation_rows(training: Training, pairs: Sequence[JudgedPair]) -> tuple[list[Row], int]:
     """Both orders of each pair with the right answer as target, and how many pairs are left out: no overall winner, or a choice that
     contradicts the scores."""
-    rows = [row for pair in pairs if pair.overall in ("a", "b") for row in training.asking.view.rows(pair)]
+    rows = [row for pair in pairs if pair.overall in ("a", "b") for row in training.view.rows(pair)]
     rows = [row for row in rows if row.columns["coherent"]]
     return rows, len(pairs) - len({row.columns["pair"] for row in rows})
 
@@ -152,7 +139,7 @@ def _imitate(training: Training, start: str, folder: Path) -> dict[str, Any]:
 
 def _imitate_own(training: Training, start: str, folder: Path) -> dict[str, Any]:
     """Sample trajectories, keep the right and coherent ones, imitate them."""
-    config, view = training.config, training.asking.view
+    config, view = training.config, training.view
     pool = (training.pairs["train"][config.sft_pairs :] if config.sft_pairs else []) or training.pairs["train"]
     pairs = [pair for pair in pool if pair.overall in ("a", "b")][: config.reject_pairs or None]
     rows = {(row.columns["pair"], row.columns["order"]): row for pair in pairs for row in view.rows(pair)}
@@ -160,11 +147,11 @@ def _imitate_own(training: Training, start: str, folder: Path) -> dict[str, Any]
     if not note_file.is_file():
         asked = list(rows.values())
         sampling = (config.max_tokens, config.temperature, config.top_p, config.reject_samples, config.generation_batch, config.seed)
-        decoding, what = Decoding(training.context.processor, view.prompt, *sampling), f"sampling {config.reject_samples} trajectories"
-        with counting(training.context.console, what, len(asked), stop=training.asking.stop) as advance:
+        decoding, what = Decoding(training.processor, view.prompt, *sampling), f"sampling {config.reject_samples} trajectories"
+        with counting(training.console, what, len(asked), stop=training.stop) as advance:
             trajectories = decoding.complete(training.load(start), asked, advance=advance)
         kept, note = keep(asked, trajectories, view, training.coherence, least=config.reject_dimensions, most=config.reject_keep)
-        if training.writes:
+        if training.write:
             write_lines(kept_file, ({"pair": row.columns["pair"], "order": row.columns["order"], "text": row.target} for row in kept))
             write_text(note_file, json.dumps(note, indent=2) + "\n")
         training.wait()
@@ -194,10 +181,10 @@ def still_wrong(pair: JudgedPair, judged: Judged, which: str) -> bool:
 
 def _reinforce(training: Training, start: str, folder: Path) -> dict[str, Any]:
     """GRPO on the pairs that are still wrong or change with the order."""
-    config, view = training.config, training.asking.view
+    config, view = training.config, training.view
     kept, pairs = folder / "train.jsonl", training.pairs["train"]
     if not kept.is_file():
-        training.asking.judge(training.load(start), pairs, "what is still wrong", kept)
+        training.judge(training.load(start), pairs, "what is still wrong", kept)
         training.wait()
     judged = read_judged(kept, view)
     chosen = [(pair, one) for pair, one in zip(pairs, judged, strict=True) if still_wrong(pair, one, config.grpo_pairs)]
@@ -224,11 +211,11 @@ def _reinforce(training: Training, start: str, folder: Path) -> dict[str, Any]:
 
 def _pass_on(training: Training, start: str, folder: Path, why: str) -> None:
     training.say(f"{folder.name}: {why}; the model is passed on as it is")
-    if training.writes:
+    if training.write:
         model = training.load(start)
         with torch.no_grad():
             model.save_pretrained(folder / "model")
-        training.context.processor.save_pretrained(folder / "model")
+        training.processor.save_pretrained(folder / "model")
     training.wait()
 
 

@@ -18,22 +18,14 @@ from portraitkit.vlm.model import load_processor
 from portraitkit.vlm.rows import Row
 from portraitkit.vlm.stages import Interrupted, RunContext, newest_checkpoint, start_run
 from portraitkit.vlm.trainers import check_vllm
-from reward_models.evaluation.battery import (
-    Asking,
-    ask_about_rewards,
-    check_judge,
-    checks_summary,
-    held_out_summary,
-    read_judged,
-    run_facts,
-)
-from reward_models.evaluation.figures import gain, right
+from reward_models.evaluation.battery import ask_about_rewards, check_judge, summarise
+from reward_models.evaluation.figures import right
 from reward_models.evaluation.report import print_result, write_judge_card, write_report
 from reward_models.judge.coherence import load_coherence
 from reward_models.judge.judge import Comparison, calibrate, load_judge
-from reward_models.judge.pairs import Judged, JudgedPair, View, check_disjoint, open_pairs
+from reward_models.judge.pairs import JudgedPair, View, check_disjoint, open_pairs
 from reward_models.judge.settings import view_of, write_settings
-from reward_models.training.config import STAGES, RewardModelConfig, needed_by
+from reward_models.training.config import RewardModelConfig, needed_by
 from reward_models.training.stages import Training, forget, is_done, newest, run_stage, train_blind
 
 SAME = ("model", "data", "seed", "shown", "form", "train_pairs", "sft_pairs", "validation_pairs", "held_out_pairs", "max_pixels")
@@ -63,19 +55,15 @@ def run_training(config: RewardModelConfig, command: list[str]) -> int:
     processes.wait_for_everyone()
     with run or SilentRunFolder(folder) as run, Interruptible() as interrupt:
 
-        def stop() -> None:
-            if interrupt.requested:
-                raise Interrupted
-
         def validate(model: Any) -> dict[str, float]:
-            forward, backward = right(pairs["validation"], asking.ask(model, pairs["validation"]), "overall")
+            forward, backward = right(pairs["validation"], training.ask(model, pairs["validation"]), "overall")
             return {"acc_average": float(((forward + backward) / 2).nanmean()), "acc_consistent": float((forward * backward).nanmean())}
 
         run.write_json("identities.json", check_disjoint(pairs))
         run.write_json("view.json", vars(view))
-        asking = Asking(config, processor, view, console, stop, write=first)
         context = RunContext(config, run, processor, view.prompt, interrupt, console, processes, validate)
-        training = Training(context, config, asking, pairs, coherence)
+        shared = {"context": context, "pairs": pairs, "coherence": coherence}
+        training = Training(config, processor, view, console, interrupt, write=first, **shared)
         try:
             _all_stages(training)
         except Interrupted:
@@ -83,7 +71,7 @@ def run_training(config: RewardModelConfig, command: list[str]) -> int:
             console.print(f"stopped and saved; go on with --resume-from-checkpoint latest --output-dir {folder}", highlight=False)
             return interrupt.exit_code
         if first:
-            summary = summarise(training, _add_seconds(run, started))
+            summary = summarise(folder, config, view, pairs, _add_seconds(run, started))
             run.write_json("summary.json", summary)
             write_report(folder, pairs["held_out"])
             write_judge_card(folder)
@@ -143,22 +131,22 @@ def open_folder(config: RewardModelConfig, command: list[str]) -> RunFolder:
 
 def _all_stages(training: Training) -> None:
     config, folder = training.config, training.folder
-    evaluate(training, "base", config.source)
+    training.answer(config.source, training.pairs, folder / "base")
     for stage in config.stages:
         if is_done(folder, stage):
             training.say(f"{stage}: is finished, see {folder / stage}")
         else:
             run_stage(training, stage)
-        evaluate(training, stage, str(folder / stage / "model"))
+        training.answer(str(folder / stage / "model"), training.pairs, folder / stage)
     if config.blind:
         train_blind(training)
     last, model = newest(folder, config.source)
-    if training.writes and last != "base":
+    if training.write and last != "base":
         calibrate_last(config, training.pairs["validation"], folder / last / "model", training.say)
-    check_judge(training.asking, training.load(model), training.pairs["held_out"], folder / "checks")
-    ask_about_rewards(training.asking, model, training.pairs["held_out"], folder / "checks")
+    check_judge(training, training.load(model), training.pairs["held_out"], folder / "checks")
+    ask_about_rewards(training, model, training.pairs["held_out"], folder / "checks")
     training.wait()
-    if training.writes and last != "base":
+    if training.write and last != "base":
         link = folder / "model"
         link.unlink(missing_ok=True)
         link.symlink_to(Path(last) / "model", target_is_directory=True)
@@ -175,40 +163,6 @@ def calibrate_last(config: RewardModelConfig, pairs: Sequence[JudgedPair], folde
         return
     write_settings(folder, settings)
     say(f"calibrated on {len(known)} validation pairs: log-odds are divided by {settings.temperature:.2f}")
-
-
-def evaluate(training: Training, stage: str, model: str) -> None:
-    """Ask about held-out and validation pairs, unless that was done."""
-    folder = training.folder / stage
-    missing = [split for split in ("validation", "held_out") if not (folder / f"{split}.jsonl").is_file()]
-    training.wait()
-    if missing:
-        loaded = training.load(model)
-        for split in missing:
-            what = f"{split.replace('_', '-')}, {stage}"
-            training.asking.judge(loaded, training.pairs[split], what, folder / f"{split}.jsonl")
-        training.wait()
-
-
-def summarise(training: Training, seconds: float) -> dict[str, Any]:
-    """`summary.json`, from the answers that the stages left in the run folder."""
-    folder, pairs, view = training.folder, training.pairs, training.asking.view
-    stages: dict[str, dict[str, list[Judged]]] = {
-        stage: {split: read_judged(folder / stage / f"{split}.jsonl", view) for split in ("validation", "held_out")}
-        for stage in ("base", *STAGES)
-        if (folder / stage / "held_out.jsonl").is_file()
-    }
-    last, _ = newest(folder, training.config.model)
-    blind = folder / "blind" / "held_out.jsonl"
-    checks = checks_summary(folder / "checks", view, pairs["held_out"], stages[last]["held_out"])
-    summary = held_out_summary(pairs, stages, checks, read_judged(blind, view) if blind.is_file() else None)
-    notes = {stage: read_json(folder / stage / "stage.json") for stage in STAGES if is_done(folder, stage)}
-    if "grpo" in stages:
-        before = {"sft": "sft" if "sft" in stages else "base", "start": notes["grpo"]["from"]}
-        gains = {name: gain(pairs["held_out"], stages[stage]["held_out"], stages["grpo"]["held_out"]) for name, stage in before.items()}
-        summary["held_out"]["grpo_gain"] = gains["sft"]
-        summary["held_out"]["grpo_gain_over_its_start"] = {**gains["start"], "from": notes["grpo"]["from"]}
-    return summary | run_facts(training.config, pairs, checks, last, seconds) | {"stages": notes}
 
 
 def check_pair_lengths(
