@@ -30,6 +30,8 @@ from portraitkit.config_help import Repeatable, field_docs, flag_of, format_help
 from portraitkit.errors import ConfigError, nearest
 
 RECIPES = Path(__file__).parent / "recipes"
+SAID = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path", NoneType: "None"}
+SAID |= {list: "a list in JSON", dict: "an object in JSON"}  # Of options for TRL
 MAY_CHANGE = "may change on resume"  # Mark (`Annotated`) of a field that a resumed run may change, because no result follows from it
 
 
@@ -216,7 +218,7 @@ def _read_recipe(source: str, cls: type[Options]) -> dict[str, Any]:
             values[key] = _convert(types[key], value)
         except (ValueError, OverflowError):
             shown = str(value).lower() if isinstance(value, bool) else repr(value)
-            raise ConfigError(f"{path}: {key} = {shown}: must be {_wanted(types[key])}") from None
+            raise ConfigError(f"{path}: {key} = {shown}: must be {wanted(types[key])}") from None
     return values
 
 
@@ -249,16 +251,16 @@ def _convert(annotation: Any, value: Any, *, text: bool = False) -> Any:
     raise ValueError
 
 
-def _wanted(annotation: Any) -> str:
-    """The values an annotation takes, in words."""
+def wanted(annotation: Any) -> str:
+    """The values an annotation takes, in words; empty for what cannot be typed."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
-        return " or ".join(_wanted(choice) for choice in inner)
+        return " or ".join(dict.fromkeys(filter(None, map(wanted, inner))))
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}"
     if origin is tuple:
-        return f"a list, each item {_wanted(inner[0])}"
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path", NoneType: "None"}[annotation]
+        return f"a list, each item {wanted(inner[0])}"
+    return SAID.get(origin or annotation, "")
 
 
 def _typed(argv: list[str], cls: type[Options], prog: str) -> tuple[dict[str, list[str]], list[str]]:
@@ -303,9 +305,9 @@ def _read_words(name: str, words: list[str], annotation: Any) -> Any:
     """What was typed for an option, as its type has it."""
     many = get_origin(annotation) is tuple
     if not many and not words:
-        raise ConfigError(f"{flag_of(name)} needs a value: {_wanted(annotation)}")
+        raise ConfigError(f"{flag_of(name)} needs a value: {wanted(annotation)}")
     try:
         return _convert(annotation, words if many else words[0], text=True)
     except ValueError:
         near = nearest(words[0], map(str, get_args(annotation))) if get_origin(annotation) is Literal else ""
-        raise ConfigError(f"{flag_of(name)} {shlex.join(words)}: must be {_wanted(annotation)}{near}") from None
+        raise ConfigError(f"{flag_of(name)} {shlex.join(words)}: must be {wanted(annotation)}{near}") from None

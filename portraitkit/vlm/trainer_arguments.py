@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
-from portraitkit.config import RECIPES
+from portraitkit.config import RECIPES, wanted
 from portraitkit.errors import ConfigError, nearest
 from portraitkit.report.page import plural
 from portraitkit.vlm.model import check_adapter
@@ -228,24 +227,12 @@ def check_continued(options: TrainerOptions, adapter: str | None) -> None:
         "lora-dropout": (options.lora_dropout, stored.get("lora_dropout")),
         "lora-targets": (sorted(options.lora_targets), sorted(targets) if isinstance(targets, list) else targets),
     }
-    for name, (wanted, has) in given.items():
-        if wanted != has:
+    for name, (asked, has) in given.items():
+        if asked != has:
             raise ConfigError(
-                f"--{name} {wanted}: the LoRA of --adapter {adapter} has {has}; give that to train it on, or --rank 0 to merge it "
+                f"--{name} {asked}: the LoRA of --adapter {adapter} has {has}; give that to train it on, or --rank 0 to merge it "
                 "and train the model itself"
             )
-
-
-SAID = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    list: "a list in JSON",
-    dict: "an object in JSON",
-    NoneType: "null",
-}
-"""How types are called in messages."""
 
 
 def parse_extra(extra: Sequence[str], config: type) -> dict[str, Any]:
@@ -270,18 +257,8 @@ def parse_extra(extra: Sequence[str], config: type) -> dict[str, Any]:
                 values[name] = read(text, strict=True)
                 break
         else:
-            raise ConfigError(f"--trl {item}: must be {' or '.join(dict.fromkeys(_say(known[name])))}")
+            raise ConfigError(f"--trl {item}: must be {wanted(known[name]).replace('None', 'null')}")
     return values
-
-
-def _say(kind: Any) -> list[str]:
-    """What an annotated type takes, in words; nothing for what cannot be typed."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        return [words for one in inner for words in _say(one)]
-    if origin is Literal:
-        return [json.dumps(one) for one in inner]
-    return [SAID[base]] if (base := origin or kind) in SAID else []
 
 
 def build_arguments(config: type, values: Mapping[str, Any]) -> Any:
