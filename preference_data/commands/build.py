@@ -33,7 +33,6 @@ from portraitkit.runs.shards import (
 )
 from portraitkit.runs.terminal import Interruptible, progress_bar
 from preference_data.annotations import FOLDER as ANNOTATIONS
-from preference_data.card import BUILT, build_record
 from preference_data.commands.options import BuildConfig
 from preference_data.generators import (
     CLEAN,
@@ -49,6 +48,7 @@ from preference_data.generators import (
     with_nothing_to_do,
     without_paint,
 )
+from preference_data.hub import BUILT, build_record
 from preference_data.pair_set import METADATA, QUARANTINE, holds_pairs, list_photos, write_quarantine
 from preference_data.people.photos import PhotoRow, describe_rows, folder_rows
 from preference_data.people.synthetic_pairs import verdicts_of

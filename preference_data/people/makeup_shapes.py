@@ -23,7 +23,7 @@ from torch import Tensor
 
 from portraitkit.faces.regions import LEFT_EYE, LIPS_INNER, LIPS_OUTER, OVAL, RIGHT_EYE
 from preference_data.makeup_prompts import TABLES
-from preference_data.people.face_frame import MIRROR
+from preference_data.people.warps import MIRROR
 
 Points = tuple[int, ...]
 Segment = tuple[int, int]

@@ -19,8 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from portraitkit.errors import DataError, nearest
-from preference_data.people.calm_faces import calm_stage
-from preference_data.people.expressions import draw_expression, perform
+from preference_data.people.expressions import calm_stage, draw_expression, perform
 from preference_data.people.makeup import BARE, draw_lips, draw_look, render_makeup
 from preference_data.people.synthetic import SPLITS, Person, make_person
 

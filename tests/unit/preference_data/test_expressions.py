@@ -7,9 +7,8 @@ from portraitkit.faces import portraits
 from portraitkit.faces.detect import detect_faces
 from portraitkit.faces.mesh import crop_from_mesh, face_mesh, face_meshes
 from preference_data.people import synthetic
-from preference_data.people.calm_faces import calm_stage
-from preference_data.people.expressions import UNITS, perform
-from preference_data.people.face_frame import FaceFrame
+from preference_data.people.expressions import UNITS, calm_stage, perform
+from preference_data.people.warps import FaceFrame
 
 
 def height(*points):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from preference_data.people import synthetic, warps
-from preference_data.people.face_frame import FaceFrame, Moves, Push, polyline, smooth_step
+from preference_data.people.warps import FaceFrame, Moves, Push, polyline, smooth_step
 
 
 @pytest.fixture(scope="module")
