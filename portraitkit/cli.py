@@ -29,6 +29,10 @@ def run_command(main: Callable[[list[str]], int | None]) -> NoReturn:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin at barriers stall each other five times over on a busy machine
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; it warns of kernels that nothing here uses
+    try:
+        Path.home()
+    except RuntimeError:  # neither HOME nor an account, as in a container: nothing is kept there, and nothing found
+        os.environ["HOME"] = os.devnull
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w", encoding="utf-8") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     try:
         code = _exit_code(main)
@@ -104,7 +108,7 @@ def _exit_code(main: Callable[[list[str]], int | None]) -> int | str | None:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except (OSError, MemoryError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM):
             said = f"{error.filename}: {error.strerror}; give another path"
         elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             said = f"{error.filename or 'the output'}: could not be written ({error.strerror}); check the folder and the disk"

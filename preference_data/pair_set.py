@@ -6,7 +6,7 @@ from typing import Any
 
 from portraitkit.errors import DataError
 from portraitkit.files.jsonl import Rejected, RowSet, read_json_lines, write_lines
-from portraitkit.pictures import list_images, matched_name
+from portraitkit.pictures import list_images, matched_name, not_a_file
 from preference_data.schema import CHOICES, FILES, SPLITS, Pair, choice_of, pair_of, row_of, text_of
 
 METADATA = "metadata.jsonl"
@@ -80,7 +80,7 @@ def check_inside(root: Path, name: str, column: str) -> Path:
         near = resolved.parent.iterdir() if resolved.parent.is_dir() else ()
         twin = next((path for path in near if matched_name(path.name) == matched_name(resolved.name)), None)
         if twin is None or not twin.is_file() or not twin.resolve().is_relative_to(root):
-            raise DataError(f"{column} {shown}: no such file in the data folder")
+            raise DataError(f"{column} {shown}: {not_a_file(resolved)} in the data folder")
         return twin
     return resolved
 

@@ -14,6 +14,9 @@ from pathlib import Path
 
 from portraitkit.errors import RunFolderError
 
+UNFINISHED = re.compile(r"\..*\.\d+-\d+(\.\w+)?")
+"""Names of the temporary files of `replacing` and `create`."""
+
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
@@ -39,9 +42,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove the temporary files of `replacing` that a killed process left below a folder, in which nobody else may be writing."""
+    """Remove the temporary files that a killed process left below a folder, in which nobody else may be writing."""
     for path in folder.rglob(".*"):
-        if re.fullmatch(r"\..*\.\d+-\d+(\.\w+)?", path.name) and path.is_file():
+        if UNFINISHED.fullmatch(path.name) and path.is_file():
             path.unlink()
 
 
@@ -93,7 +96,7 @@ def _cell(value: object) -> object:
 
 def create(path: Path, text: str) -> bool:
     """Create a file with its text in one step; False where it is there already, whoever was first. OSError: it cannot be written."""
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}-{threading.get_ident()}")
     temporary.write_text(text, encoding="utf-8")
     try:
         os.link(temporary, path)

@@ -16,6 +16,8 @@ READABLE = (*SUFFIXES, ".jpe", ".jfif", ".avif", ".jp2", ".j2k", ".jpx", ".ppm",
 OTHERS = (".heic", ".heif", ".hif", ".jxl", ".psd", ".svg", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".exr")
 """Pictures that are not read; where one lies in a folder, a line says so."""
 
+NO_LINK, NO_FILE = "is a link to nothing", "is a pipe, a socket or a device"
+
 
 def list_images(folder: str | Path, *, flat: bool = False) -> list[Path]:
     """Picture files directly in a folder, sorted by name; hidden files are left out. See `pick_images` for what is told.
@@ -34,21 +36,31 @@ def list_images(folder: str | Path, *, flat: bool = False) -> list[Path]:
 def pick_images(paths: Iterable[Path]) -> list[Path]:
     """Those of some files that are pictures, in their order; hidden ones are left out.
 
-    A line on the standard error names those that look like pictures and are not read, and links to nothing.
+    A line on the standard error names those that look like pictures and are not read, links to nothing, pipes and devices.
     """
     paths = [path for path in paths if not path.name.startswith(".")]
     strange = [path for path in paths if path.suffix.lower() in OTHERS and path.is_file()]
     if strange:
         _say(f"note: {strange[0].parent}: {_some([path.name for path in strange])} cannot be read and is left out; convert to JPEG or PNG")
-    dangling = [path for path in paths if path.suffix.lower() in READABLE and path.is_symlink() and not path.exists()]
-    if dangling:
-        _say(f"note: {dangling[0].parent}: {_some([path.name for path in dangling])} is a link to nothing and is left out")
+    said = {path: not_a_file(path) for path in paths if path.suffix.lower() in READABLE}
+    for kind in (NO_LINK, NO_FILE):
+        if wrong := [path for path in said if said[path] == kind]:
+            _say(f"note: {wrong[0].parent}: {_some([path.name for path in wrong])} {kind} and is left out")
     return [path for path in paths if _is_image(path)]
 
 
 def matched_name(name: str) -> str:
     """What a file's name is matched by: its letters in Unicode's composed form (NFC), since macOS writes them decomposed."""
     return normalize("NFC", name)
+
+
+def not_a_file(path: Path) -> str:
+    """What lies where a file is needed, in words; empty where it is one."""
+    if path.is_file():
+        return ""
+    if path.is_dir():
+        return "is a folder"
+    return NO_FILE if path.exists() else NO_LINK if path.is_symlink() else "no such file"
 
 
 def _holds_pictures(folder: Path) -> bool:

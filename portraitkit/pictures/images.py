@@ -25,7 +25,7 @@ from torch.nn.functional import interpolate
 
 from portraitkit.errors import ImageError
 from portraitkit.files.atomic import replacing
-from portraitkit.pictures import SUFFIXES
+from portraitkit.pictures import SUFFIXES, not_a_file
 
 Pixels = Float[Tensor, "3 h w"] | UInt8[Tensor, "3 h w"]
 """RGB of an upright picture in sRGB: floats in [0, 1], or the bytes of its file."""
@@ -66,10 +66,8 @@ def read_image(
         ImageError: missing, unreadable, truncated, too large, or of an impossible shape; the message names file, rule and fix.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ImageError(f"{path}: is a folder; one picture is needed, give its file")
-    if not path.is_file():
-        raise ImageError(f"{path}: no such file")
+    if said := not_a_file(path):
+        raise ImageError(f"{path}: {said}; one picture is needed, give its file")
     if path.stat().st_size > max_bytes:
         raise ImageError(f"{path}: {path.stat().st_size:,} bytes, at most {max_bytes:,} are read; make it smaller")
     return _decode(path, path, background, max_pixels, lean)
@@ -132,6 +130,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
         ImageError: missing, not a picture, or of an impossible shape.
     """
     path = Path(path)
+    if said := not_a_file(path):
+        raise ImageError(f"{path}: {said}; one picture is needed, give its file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -139,8 +139,6 @@ def image_size(path: str | Path) -> tuple[int, int]:
                 _check_shape(path, opened.size, MAX_PIXELS)
                 turned = opened.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
                 width, height = opened.size
-    except FileNotFoundError as error:
-        raise ImageError(f"{path}: no such file") from error
     except PilImage.DecompressionBombError as error:
         raise ImageError(f"{path}: at most {MAX_PIXELS / 1e6:.0f} million pixels are read; make it smaller") from error
     except DAMAGED as error:

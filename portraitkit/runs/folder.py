@@ -19,13 +19,13 @@ from typing import Any, Self
 
 from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import CheckpointError, ConfigError, RunFolderError, nearest
-from portraitkit.files.atomic import clear_unfinished, write_text, writing
+from portraitkit.files.atomic import UNFINISHED, clear_unfinished, write_text, writing
 from portraitkit.files.jsonl import finite, read_json
 from portraitkit.runs.locks import Lock
 
 LOCK = ".lock"
-START = {LOCK, "config.json", "environment.json", "metrics.jsonl", "unpacked"}
-"""What a run has before its first result; it goes again where a new run fails before that."""
+START = {LOCK, "config.json", "environment.json", "metrics.jsonl"}
+"""What a run has before its first result, beside what it unpacks; it goes again where a new run fails before that."""
 PACKAGES = ("portraitkit", "torch", "diffusers", "transformers", "peft", "trl", "accelerate", "numpy")
 
 
@@ -36,8 +36,8 @@ class RunFolder:
     A new run that fails before it has added anything leaves no folder.
     """
 
-    def __init__(self, path: Path, trackers: list[Any], lock: Lock) -> None:
-        self.path, self.trackers, self._lock, self._new = path, trackers, lock, False
+    def __init__(self, path: Path, lock: Lock) -> None:
+        self.path, self.trackers, self._lock, self._new = path, list[Any](), lock, False
         self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8")
 
     @classmethod
@@ -75,8 +75,8 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(f"{path}: cannot be a run folder ({error.strerror}); choose another --output-dir") from error
         try:
+            clear_unfinished(path)
             if resume is not None:
-                clear_unfinished(path)
                 before = read_json(stored)
                 changed = differences(before, config, sorted((before.keys() | config.keys()) - set(free)))
                 if changed and not allow_changed:
@@ -84,13 +84,14 @@ class RunFolder:
                         f"{path}: the run to resume had another configuration ({'; '.join(changed)}); use --allow-changed to go on"
                     )
             elif overwrite:
-                for item in sorted(path.iterdir(), key=lambda item: item.name in START):  # killed here, it can still be overwritten
+                (path / "metrics.jsonl").write_bytes(b"")  # killed at any of these files, the next start is not refused
+                for item in sorted(path.iterdir(), key=lambda item: (item.name in START, item.name)):
                     if item.name != LOCK:
                         shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
-            made_on = environment(command, seed)
-            run = cls(path, open_trackers(report_to or [], path, config), lock)
-            run.write_json("config.json", config)
-            run.write_json("environment.json", made_on)
+            run = cls(path, lock)
+            run.write_json("environment.json", environment(command, seed))
+            run.write_json("config.json", config)  # the last: before it there is no run
+            run.trackers = open_trackers(report_to or [], path, config)
         except BaseException:
             _release(path, lock, undo=resume is None)
             raise
@@ -167,7 +168,7 @@ def check_run_folder(
         raise RunFolderError(f"{path}: cannot be a run folder ({above} is a file); choose another --output-dir")
     if resume is not None and not stored.is_file():
         raise CheckpointError(f"{path}: holds no run to resume; leave --resume-from-checkpoint out to start one")
-    if resume is None and path.is_dir() and any(item.name != LOCK for item in path.iterdir()):
+    if resume is None and path.is_dir() and not _only(path, START - {"config.json"}):
         if not (stored.is_file() and (path / "environment.json").is_file()):  # a model's folder has a config.json, too
             raise RunFolderError(f"{path}: holds files that are no run; choose another --output-dir or empty it")
         if not overwrite:
@@ -281,15 +282,20 @@ def _stays(line: str, step: int, stage: str | None) -> bool:
 
 def _release(path: Path, lock: Lock, *, undo: bool) -> None:
     """Let go of a folder; with `undo` and nothing in it but `START`, remove it."""
-    log = path / "metrics.jsonl"
-    if undo := undo and {item.name for item in path.iterdir()} <= START and not (log.exists() and log.stat().st_size):
+    if undo := undo and _only(path, START | {"unpacked"}):
         shutil.rmtree(path / "unpacked", ignore_errors=True)
-        for name in START - {LOCK, "unpacked"}:
+        for name in START - {LOCK}:
             (path / name).unlink(missing_ok=True)
     lock.release()
     if undo:
         with suppress(OSError):  # another process took it
             path.rmdir()
+
+
+def _only(path: Path, names: set[str]) -> bool:
+    """Whether a folder holds nothing, or beside an empty log no more than files of these names, whole or cut by a kill."""
+    found, log = {item.name for item in path.iterdir() if not UNFINISHED.fullmatch(item.name)}, path / "metrics.jsonl"
+    return found <= {LOCK} or (found <= names and log.is_file() and not log.stat().st_size)
 
 
 # ---- experiment trackers besides metrics.jsonl, through accelerate's own classes

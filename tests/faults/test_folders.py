@@ -36,6 +36,7 @@ def mixed(tmp_path):
     for suffix in (".HEIC", ".dng"):
         (tmp_path / "in" / f"e{suffix}").write_bytes(b"\0" * 64)
     (tmp_path / "in/gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    os.mkfifo(tmp_path / "in/pipe.png")
     (tmp_path / "in/notes.txt").write_text("no picture")
     (tmp_path / "in/.hidden.png").write_text("")
     picture(tmp_path / "in/more/b.png")
@@ -61,7 +62,7 @@ def test_what_can_be_read_is_taken_everywhere_and_the_rest_is_named(mixed, capsy
     for path in taken:
         assert read_image(path).pixels.shape == (3, 24, 32)
     said = capsys.readouterr().err
-    for word in ("e.HEIC", "e.dng", "gone.jpg is a link to nothing"):
+    for word in ("e.HEIC", "e.dng", "gone.jpg is a link to nothing", "pipe.png is a pipe"):
         assert word in said
     if command in ("retouch-portrait", "blind-test", "build"):
         assert "subfolders are not looked into, and more holds pictures" in said

@@ -11,7 +11,7 @@ from policies.retoucher.backbones import check_backbone, load_backbone
 from policies.retoucher.retouch.options import WRITABLE, RetouchConfig
 from portraitkit.config import load_config
 from portraitkit.errors import ConfigError, FaceError, ImageError
-from portraitkit.pictures import list_images
+from portraitkit.pictures import list_images, not_a_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,7 +87,7 @@ def plan_jobs(source: Path, target: Path, *, overwrite: bool = False) -> list[Jo
         into_folder = target.is_dir() or not target.suffix
         jobs = [(source, target / name_of(source) if into_folder else target)]
     else:
-        raise ImageError(f"{source}: no such file or folder")
+        raise ImageError(f"{source}: {not_a_file(source)}; give a photo, or a folder that holds some")
     taken: dict[Path, Path] = {}
     for photo, file in jobs:
         if file.suffix.lower() not in WRITABLE:

@@ -308,7 +308,7 @@ def test_refused_targets(photos, tmp_path):
         plan_jobs(photos, tmp_path / "link.png")
     with pytest.raises(ConfigError, match=r"cannot write \.psd; use \.png"):
         plan_jobs(one, tmp_path / "a.psd")
-    with pytest.raises(ImageError, match="no such file or folder"):
+    with pytest.raises(ImageError, match="no such file; give a photo, or a folder"):
         plan_jobs(tmp_path / "nothing.png", two)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match="no photos in this folder"):

@@ -53,6 +53,29 @@ def test_a_path_that_is_too_long_is_a_users_mistake(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == f"error: {'n' * 300}: File name too long; give another path\n"
 
 
+def test_a_place_that_may_not_be_entered_is_a_users_mistake(capsys: pytest.CaptureFixture[str]):
+    def enter(_: list[str]) -> None:
+        raise PermissionError(13, "Permission denied", "/root/photos/a.png")
+
+    assert exit_code(enter) == 2
+    assert capsys.readouterr().err == "error: /root/photos/a.png: Permission denied; give another path\n"
+
+
+def test_a_user_without_home_and_account_has_one_in_which_nothing_is_kept(monkeypatch: pytest.MonkeyPatch):
+    """As in a container that is run for a number: all that looks below ~ ended in a traceback."""
+
+    def nobody(user: int):
+        raise KeyError(user)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.delenv("HOME")
+    places: list[Path] = []
+    assert exit_code(lambda _: places.append(Path("~/.cache/portraitkit").expanduser())) is None
+    assert not places[0].is_file()
+    with pytest.raises(OSError):
+        places[0].mkdir(parents=True)
+
+
 def test_sizes_that_no_memory_holds_are_a_users_mistake(capsys: pytest.CaptureFixture[str]):
     for ask in (lambda: torch.empty(10**15), lambda: np.empty(10**17), lambda: bytearray(10**17)):
         assert exit_code(lambda argv, ask=ask: ask() is None) == 2

@@ -15,7 +15,7 @@ from PIL import ImageCms, ImageOps
 
 from portraitkit.errors import ImageError
 from portraitkit.pictures import list_images
-from portraitkit.pictures.images import from_pil, from_uint8, read_image, resize, to_pil, to_uint8, unit, write_image
+from portraitkit.pictures.images import from_pil, from_uint8, image_size, read_image, resize, to_pil, to_uint8, unit, write_image
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8)
@@ -282,9 +282,16 @@ def test_what_is_no_picture_is_refused(tmp_path: Path, content: bytes):
     refused(path, "cannot be read")
 
 
-def test_missing_and_folder(tmp_path: Path):
-    refused(tmp_path / "none.png", "no such file")
-    refused(tmp_path, "is a folder")
+@pytest.mark.parametrize("read", [read_image, image_size])
+def test_what_is_no_file_is_told_as_what_it_is(tmp_path: Path, read):
+    """A pipe was "no such file", and its size was waited for."""
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to(os.devnull)
+    (tmp_path / "link.png").symlink_to(tmp_path / "none.png")
+    (tmp_path / "folder.png").mkdir()
+    for name, said in (("pipe", "is a pipe"), ("device", "a device"), ("folder", "is a folder"), ("link", "a link to nothing"), ("none", "no such file")):
+        with pytest.raises(ImageError, match=rf"{name}\.png: .*{said}.*; one picture is needed"):
+            read(tmp_path / f"{name}.png")
 
 
 @pytest.mark.parametrize("size", [(12_000, 12_000), (30_000, 30_000), (2**30, 2**30)])

@@ -1,8 +1,11 @@
 """A run folder holds one run, written by one process; what it records can be read back."""
 
+import itertools
 import json
 import math
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -187,6 +190,47 @@ def test_metrics_after_the_checkpoint_are_dropped(path):
         run.log(3, reward=9.0)
     assert [line["step"] for line in metrics(path)] == [0, 1, 2, 2, 3]
     assert metrics(path)[-1]["reward"] == 9.0
+
+
+CHANGES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.truncate"}
+
+
+def killed(work, path, moment):
+    """Whether SIGKILL came at this change of a folder, or of something in it, while a process of its own was at the work."""
+    process = os.fork()
+    if process == 0:
+        try:
+            changes = itertools.count(1)
+
+            def watch(event, given):
+                if event in CHANGES and str(given[0]).startswith(str(path)) and next(changes) == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            sys.addaudithook(watch)
+            work()
+        finally:
+            os._exit(0)
+    return os.waitpid(process, 0)[1] == signal.SIGKILL
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_kill_at_any_moment_of_a_start_leaves_a_folder_to_start_in(path, monkeypatch, overwrite):
+    """Files of a run that had not begun were taken for somebody's, and refused, even for overwriting."""
+    monkeypatch.setattr("portraitkit.runs.folder.environment", lambda *_: {})
+    monkeypatch.setattr("portraitkit.runs.locks.Lock.take", lambda _: None)
+    for moment in itertools.count(1):
+        shutil.rmtree(path, ignore_errors=True)
+        if overwrite:
+            (finished(path, 1, 2) / "checkpoint-1").mkdir()
+        if not killed(lambda: start(path, overwrite=overwrite), path, moment):
+            break
+        if (path / "config.json").is_file() and not overwrite:
+            with pytest.raises(RunFolderError, match="holds another run; use --overwrite"):
+                start(path)
+        with start(path, overwrite=overwrite or (path / "config.json").is_file()) as run:
+            run.log(5)
+        assert contents(path).keys() == {run.path.relative_to(path) / name for name in ("config.json", "environment.json", "metrics.jsonl")}
+    assert moment > 8
 
 
 @pytest.mark.parametrize("torn", [b'{"step": 2, "rew', b'{"step": 2', b"{", b"\0\0\0\0", b'{"kind": "\xc3', b"\n"])
