@@ -209,17 +209,13 @@ def stochastic_steps(
         if width < 1 or places < 1:
             raise ValueError(f"width {width} must lie in 1 .. {num_steps - 1}: the last step is never stochastic")
         if window == "sliding":
-            first = _slid(iteration, places, stride, every)
+            if stride < 1 or every < 1:
+                raise ValueError(f"stride {stride} and every {every} must be at least 1")
+            stops = range(0, places, stride)
+            first = stops[iteration // every % len(stops)]
         else:
             first = random.Random(own_seed).randrange(places) if start is None else start
         if not 0 <= first < places:
             raise ValueError(f"start {first} must lie in 0 .. {places - 1} for {width} of {num_steps} steps")
         steps = range(first, first + width)
     return [i for i in steps if lambdas is None or lambdas[i] < 1]
-
-
-def _slid(iteration: int, places: int, stride: int, every: int) -> int:
-    if stride < 1 or every < 1:
-        raise ValueError(f"stride {stride} and every {every} must be at least 1")
-    stops = range(0, places, stride)
-    return stops[iteration // every % len(stops)]

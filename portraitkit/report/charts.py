@@ -171,13 +171,10 @@ def _ticks(low: float, high: float, *, most: int = TICKS, whole: bool = False) -
     values = [place * step for place in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
     largest = max(abs(low), abs(high))
     if largest < 1e-3 or largest >= 1e6:
-        return {value: _scientific(value) for value in values}
+        written = ((value, f"{value:.1e}".replace("-", "−", value < 0).replace("e-0", "e-").replace("e+0", "e")) for value in values)
+        return {value: text if value else "0" for value, text in written}
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     return {value: f"{value:.{digits}f}".replace("-", "−") for value in values}
-
-
-def _scientific(value: float) -> str:
-    return ("−" if value < 0 else "") + f"{abs(value):.1e}".replace("e-0", "e-").replace("e+0", "e") if value else "0"
 
 
 def _draw(canvas: Canvas, one: Series, x_of: Callable[[float], float], y_of: Callable[[float], float]) -> None:

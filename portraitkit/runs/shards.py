@@ -210,7 +210,7 @@ def join_run(path: Path, config: dict[str, Any], maker: Maker, *, command: list[
                 raise
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
-            for name, value in (("environment.json", environment(command, seed)), ("config.json", config)):
+            for name, value in (("config.json", config), ("environment.json", environment(command, seed))):
                 create(path / name, json.dumps(value, indent=2) + "\n")
     may_resume(path, config, maker)
 

@@ -35,9 +35,10 @@ def _read(folder: Path, options: ReadOptions) -> Iterator[Record]:
             (where, au), (where_too, emotion) = units.get(image, ("", None)), emotions.get(image, ("", None))
             label = None if emotion is None else emotion.get("label")
             texts = {name: _text(item) for name, item in (("au", au), ("emotion", emotion)) if item is not None}
+            places = [folder.parent / image, folder / image, folder / part / "images" / Path(image).name]
             yield Record(
                 f"{part}-{Path(image).stem}",
-                _picture(folder, part, image),
+                next((path for path in places if path.is_file()), places[-1]),
                 units=None if au is None else _units(where, au),
                 emotion=None if label is None else coded(where_too, {**NUMBERS, **WORDS}, str(label).strip().lower()),
                 split=split,
@@ -82,11 +83,6 @@ def _text(item: dict[str, Any]) -> str:
     if text is None and isinstance(turns, list) and turns and isinstance(turns[-1], dict):
         text = turns[-1].get("value")
     return text.strip() if isinstance(text, str) else ""
-
-
-def _picture(folder: Path, part: str, image: str) -> Path:
-    names = [folder.parent / image, folder / image, folder / part / "images" / Path(image).name]
-    return next((path for path in names if path.is_file()), names[-1])
 
 
 ADAPTER = Adapter("faba", LAYOUT, _read)

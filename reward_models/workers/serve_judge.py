@@ -6,12 +6,9 @@ from portraitkit.errors import ConfigError
 from reward_models.workers.options import ServeJudgeConfig
 
 
-def serve(config: ServeJudgeConfig) -> int:
-    """Serve until SIGINT or SIGTERM; what is being answered is finished first.
-
-    Returns:
-        0 where nothing else ends it; a signal ends the process as signals do (130 or 143) once all is answered.
-    """
+@command
+def serve_judge(argv: list[str]) -> int:
+    """A judge behind an OpenAI-compatible endpoint. SIGINT or SIGTERM ends the process as signals do (130 or 143) once all is answered."""
     from rich.console import Console
 
     from portraitkit.serving import is_loopback, listen, server_of, url_of
@@ -19,6 +16,7 @@ def serve(config: ServeJudgeConfig) -> int:
     from reward_models.judge.judge import load_judge
     from reward_models.workers.server import judge_app
 
+    config = load_config(ServeJudgeConfig, argv, prog="serve-judge", example="--model runs/reward-model/model --port 8000")
     console = Console(stderr=True, highlight=False)
     check_device(config.device)
     if config.model.startswith(("http://", "https://", "vllm:")):
@@ -36,9 +34,3 @@ def serve(config: ServeJudgeConfig) -> int:
         console.print(f"judge {config.model} at {url_of(config.host, listener)}/v1", markup=False, soft_wrap=True)
         server_of(app, timeout_graceful_shutdown=30).run(sockets=[listener])
     return 0
-
-
-@command
-def serve_judge(argv: list[str]) -> int:
-    """A judge behind an OpenAI-compatible endpoint."""
-    return serve(load_config(ServeJudgeConfig, argv, prog="serve-judge", example="--model runs/reward-model/model --port 8000"))

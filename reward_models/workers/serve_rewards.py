@@ -5,8 +5,9 @@ from portraitkit.config import load_config
 from reward_models.workers.options import ServeRewardsConfig
 
 
-def serve(config: ServeRewardsConfig) -> int:
-    """Serve until SIGINT or SIGTERM; what is being scored or waits for it is answered first; returns 0 after a clean stop."""
+@command
+def serve_rewards(argv: list[str]) -> int:
+    """Rewards in a process or on a host of their own, until SIGINT or SIGTERM; what is being scored or waits for it is answered first."""
     from rich.console import Console
 
     from portraitkit.endpoint import read_key
@@ -16,6 +17,7 @@ def serve(config: ServeRewardsConfig) -> int:
     from reward_models.workers.server import Desk, rewards_app
     from reward_models.workers.wire import TOKEN_ENV
 
+    config = load_config(ServeRewardsConfig, argv, prog="serve-rewards", example="--rewards judge:embedded --port 8600")
     console = Console(stderr=True, highlight=False)
     check_names(config.rewards)
     check_device(config.device)
@@ -34,9 +36,3 @@ def serve(config: ServeRewardsConfig) -> int:
         if desk.failure is not None:
             raise desk.failure
     return 0
-
-
-@command
-def serve_rewards(argv: list[str]) -> int:
-    """Rewards in a process or on a host of their own."""
-    return serve(load_config(ServeRewardsConfig, argv, prog="serve-rewards", example="--rewards judge:embedded --port 8600"))

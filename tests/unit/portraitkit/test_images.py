@@ -289,7 +289,13 @@ def test_what_is_no_file_is_told_as_what_it_is(tmp_path: Path, read):
     (tmp_path / "device.png").symlink_to(os.devnull)
     (tmp_path / "link.png").symlink_to(tmp_path / "none.png")
     (tmp_path / "folder.png").mkdir()
-    for name, said in (("pipe", "is a pipe"), ("device", "a device"), ("folder", "is a folder"), ("link", "a link to nothing"), ("none", "no such file")):
+    for name, said in (
+        ("pipe", "is a pipe"),
+        ("device", "a device"),
+        ("folder", "is a folder"),
+        ("link", "a link to nothing"),
+        ("none", "no such file"),
+    ):
         with pytest.raises(ImageError, match=rf"{name}\.png: .*{said}.*; one picture is needed"):
             read(tmp_path / f"{name}.png")
 
