@@ -16,7 +16,7 @@ from benchmarks.stats import LEAST_EFFECT
 from benchmarks.tables import PUBLISHED, Analysis, cells, decimals, figure, gained
 from portraitkit.errors import ImageError
 from portraitkit.pictures.images import read_image, to_pil
-from portraitkit.report.charts import Interval, distribution, interval_plot, matrix
+from portraitkit.report.charts import Interval, IntervalPlot, distribution, matrix
 from portraitkit.report.page import AMPLIFY, Box, Tile, in_percent, tile, write_page, zoom_box
 
 LARGEST = 384
@@ -64,7 +64,7 @@ def _context(analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def _effects(analysis: Analysis) -> list[tuple[str, Markup]]:
+def _effects(analysis: Analysis) -> list[tuple[str, IntervalPlot]]:
     """For every two methods, the gains as a plot: to the right is better, in standard deviations that photos have."""
     pairs: dict[str, list[Interval]] = {}
     for entry in analysis.comparisons:
@@ -76,7 +76,7 @@ def _effects(analysis: Analysis) -> list[tuple[str, Markup]]:
         line = Interval(entry.metric, scale * entry.gain, low, high, words, strong=entry.verdict != "undecided")
         pairs.setdefault(f"{entry.after} against {entry.before}", []).append(line)
     ticks = [(-2.0, "-2"), (-1.0, "worse"), (0.0, "0"), (1.0, "better"), (2.0, "+2")]
-    return [(pair, interval_plot(lines, ticks=ticks, middle=0.0, title=f"Gains of {pair}")) for pair, lines in pairs.items()]
+    return [(pair, IntervalPlot(lines, ticks, 0.0, f"Gains of {pair}")) for pair, lines in pairs.items()]
 
 
 def _distribution(analysis: Analysis, metric: Metric) -> Markup:

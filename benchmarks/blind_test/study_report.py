@@ -19,7 +19,7 @@ from portraitkit import votes as vote_stats
 from portraitkit.errors import DataError, RunFolderError
 from portraitkit.files.atomic import write_csv, write_text, writing
 from portraitkit.files.jsonl import finite, write_lines
-from portraitkit.report.charts import Interval, interval_plot, outcome_bar
+from portraitkit.report.charts import Interval, IntervalPlot
 from portraitkit.report.page import markdown_text, page_environment, plural, write_page
 from portraitkit.stats import ALPHA, holm
 
@@ -88,7 +88,6 @@ def context(results: Json) -> Json:
         "verdict": verdict,
         "strength_plot": _strength_plot(results),
         "group_plots": _group_plots(results),
-        "outcome_bar": outcome_bar,
     }
 
 
@@ -123,18 +122,18 @@ def too_few(pair: Json, fewest: int) -> bool:
     return pair["preferred"] is None and pair["raters"] < fewest
 
 
-def _strength_plot(results: Json) -> str:
+def _strength_plot(results: Json) -> IntervalPlot | None:
     rows = results["strengths"]
     if not rows:
-        return ""
+        return None
     furthest = max(abs(value) for row in rows for value in row["strength"].values() if value is not None)
     reach = max(0.5, math.ceil(2 * furthest) / 2)
     ticks = [(position, f"{position:+g}" if position else "0") for position in (-reach, -reach / 2, 0.0, reach / 2, reach)]
     lines = [Interval(row["method"], **row["strength"], words=signed(row["strength"]), strong=index == 0) for index, row in enumerate(rows)]
-    return interval_plot(lines, ticks=ticks, middle=0.0, title="Strength of each method")
+    return IntervalPlot(lines, ticks, 0.0, "Strength of each method")
 
 
-def _group_plots(results: Json) -> list[tuple[str, str]]:
+def _group_plots(results: Json) -> list[tuple[str, IntervalPlot]]:
     best = results["best"]
     out = []
     for column, values in results["groups"]["tables"].items():
@@ -143,7 +142,7 @@ def _group_plots(results: Json) -> list[tuple[str, str]]:
             Interval(value, rate["value"], rate["low"], rate["high"], f"{share(rate['value'])} {ends(rate)}", True) for value, rate in rated
         ]
         if lines:
-            out.append((column, interval_plot(lines, ticks=SHARE_TICKS, middle=0.5, title=f"Win rate of {best} by {column}")))
+            out.append((column, IntervalPlot(lines, SHARE_TICKS, 0.5, f"Win rate of {best} by {column}")))
     return out
 
 

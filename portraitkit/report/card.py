@@ -153,7 +153,7 @@ def write_readme(folder: Path, metadata: "CardData", template: Path, **context: 
     """Write a card of a model or a data set as `README.md` in its folder, the `metadata` for the hub above the text; returns its path."""
     text = page_environment(template.parent, autoescape=False).get_template(template.name).render(context)
     path = folder / "README.md"
-    write_text(path, f"---\n{metadata.to_yaml()}\n---\n\n{text}\n")
+    write_text(path, f"---\n{metadata.to_yaml()}\n---\n\n{text.rstrip()}\n")
     return path
 
 

@@ -57,6 +57,21 @@ class Interval:
     strong: bool = False
 
 
+@dataclass(frozen=True)
+class IntervalPlot:
+    """Lines one below the other, as the macro `intervals` draws them."""
+
+    rows: Sequence[Interval]
+    ticks: Sequence[tuple[float, str]]  # position and label, in order; the first and the last are the ends of the axis
+    middle: float  # where there is no preference
+    title: str  # for those who cannot see it
+
+    def percent(self, value: float) -> float:
+        """A place along the axis; what lies beyond an end is at the end."""
+        start, end = self.ticks[0][0], self.ticks[-1][0]
+        return round(100 * (min(max(value, start), end) - start) / (end - start), 2)
+
+
 class Canvas:
     """An SVG that elements are added to; it scales with the room that the page gives it."""
 
@@ -259,47 +274,4 @@ def matrix(names: Sequence[str], values: np.ndarray, *, low: float, high: float,
             canvas.add("rect", x=x, y=y - cell / 2, width=cell - 1, height=cell - 1, **(paint if finite else {"fill": TINT}))
             if finite:
                 canvas.add("text", f"{value:.2f}", x=x + cell / 2 - 0.5, y=y + 4, text_anchor="middle", font_size=10, fill=INK)
-    return canvas.svg()
-
-
-# ---- charts of votes: HTML, as wide as there is room
-
-
-def interval_plot(rows: Sequence[Interval], *, ticks: Sequence[tuple[float, str]], middle: float, title: str) -> Markup:
-    """Points with their intervals, one below the other; `title` is for those who cannot see it. The ticks are (position, label), in order,
-    the first and the last of them the ends of the axis; at `middle`, where there is no preference, stands a dashed line.
-    """
-    start, end = ticks[0][0], ticks[-1][0]
-
-    def percent(value: float) -> float:
-        return round(100 * (min(max(value, start), end) - start) / (end - start), 2)
-
-    lines = [('<i class="tick" style="left: {}%"></i>', percent(position)) for position, _ in ticks]
-    lines.append(('<i class="middle" style="left: {}%"></i>', percent(middle)))
-    grid = Markup("").join(Markup(line).format(at) for line, at in lines)
-    parts = []
-    for row in rows:
-        reach = Markup("")
-        if row.low is not None and row.high is not None:
-            low, high = percent(row.low), percent(row.high)
-            reach = Markup('<i class="reach" style="left: {}%; width: {}%"></i>').format(low, round(high - low, 2))
-        line = Markup(
-            '<li{}><span class="name">{}</span><span class="words">{}</span>'
-            '<span class="track" aria-hidden="true">{}{}<i class="dot" style="left: {}%"></i></span></li>'
-        )
-        strong = Markup(' class="strong"') if row.strong else ""
-        parts.append(line.format(strong, row.label, row.words, grid, reach, percent(row.value)))
-    axis = Markup("").join(Markup('<span style="left: {}%">{}</span>').format(percent(position), words) for position, words in ticks)
-    shape = '<ul class="intervals" aria-label="{}">{}<li class="axis" aria-hidden="true"><span class="track">{}</span></li></ul>'
-    return Markup(shape).format(title, Markup("").join(parts), axis)
-
-
-def outcome_bar(wins: int, ties: int, losses: int) -> Markup:
-    """One bar: votes for the first, ties, votes for the second."""
-    total = max(1, wins + ties + losses)
-    a, b = 400 * wins / total, 400 * ties / total
-    canvas = Canvas(400, 18, f"{wins} wins, {ties} ties, {losses} losses", class_="bar", preserveAspectRatio="none")
-    for x, width, fill in ((0.0, a, ACCENT), (a, b, LINE), (a + b, 400 - a - b, MUTED)):
-        canvas.add("rect", x=x, width=width, height=18, fill=fill)
-    canvas.path([(200, 0), (200, 18)], stroke=PAGE, stroke_width=2)
     return canvas.svg()
