@@ -1,6 +1,6 @@
 """The command `make-preferences makeup`: bare and made-up pictures, and rows with the truth.
 
-The folder: `images/`; `train.jsonl` and `test.jsonl`, split by photo, copies of one photo on the same side; `quarantine.jsonl`,
+The folder: `images/`; `train.jsonl` and `test.jsonl`, no person in both; `quarantine.jsonl`,
 the photos set aside and why; `contact_sheet.png`; `config.json`, `environment.json`; `faces.jsonl`, one line a photo that is done,
 by which an interrupted run goes on; those set aside are tried again.
 """
@@ -15,34 +15,32 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from rich.console import Console
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn.functional import pad
 
 from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import DataError, FaceError, ImageError
 from portraitkit.faces.align import align_face
+from portraitkit.faces.identity import identity_embedding
 from portraitkit.faces.mesh import require_mesh
 from portraitkit.files.jsonl import append_line, read_json_lines, write_lines
 from portraitkit.pictures import list_images
-from portraitkit.pictures.images import luminance, read_image, resize, write_image
+from portraitkit.pictures.images import read_image, resize, write_image
 from portraitkit.runs.folder import Maker, start_or_go_on
 from portraitkit.runs.terminal import Interruptible, progress_bar
 from preference_data import makeup_prompts
 from preference_data.commands.options import MakeupConfig
 from preference_data.people.makeup import BARE, PARAMETERS, draw_lips, draw_look, render_makeup
 from preference_data.people.makeup_shapes import SHAPES
+from preference_data.people.photos import cluster_identities, split_identities
 from preference_data.people.synthetic import make_person
 
 ENOUGH = 20  # photos seen before the share of unusable ones may stop the run
 SHEET_FACES, SHEET_LOOKS, SHEET_CELL = 8, 4, 192
 EMBEDDED_COUNT = 200
-NEAR = 3  # bits of 64 in which the difference hashes of two copies may differ
 Row = dict[str, Any]
 
 
@@ -53,7 +51,7 @@ class BareFace:
     pixels: Float[Tensor, "3 h w"]  # RGB in [0, 1]
     mesh: Float[Tensor, "468 2"]  # x, y in pixels
     digest: str  # sha256 of the photo's file, or of the synthetic person's pixels
-    look_alike: int  # 64-bit difference hash of the whole photo: copies at other sizes or qualities have nearly the same
+    identity: list[float]  # what the identity net sees, by which people are told apart; empty for synthetic ones, who have a split
     warnings: tuple[str, ...] = ()  # what the reader changed or dropped, one line each
 
 
@@ -88,19 +86,20 @@ def open_face(config: MakeupConfig, name: str) -> BareFace:
     if config.embedded:
         number = int.from_bytes(sha256(f"{config.seed} {name}".encode()).digest()[:7])
         person = make_person(split_of_person(name) or "train", torch.Generator().manual_seed(number), size=config.size)
-        return BareFace(person.clean, person.mesh, sha256(person.clean.numpy().tobytes()).hexdigest(), difference_hash(person.clean))
+        return BareFace(person.clean, person.mesh, sha256(person.clean.numpy().tobytes()).hexdigest(), [])
     path = config.faces / name
     if not path.resolve().is_relative_to(config.faces.resolve()):
         raise ImageError(f"{path}: leads out of {config.faces}; copy the photo into it")
     image = read_image(path)
     with torch.no_grad():
         _, mesh = require_mesh(image.pixels, path, min_size=config.min_face)
+        identity = identity_embedding(image.pixels[None], mesh[None, :, :2])[0].tolist()
         pixels, points = image.pixels, mesh
         if config.crop:
             aligned = align_face(image.pixels, mesh, config.size)
             pixels, points = aligned.pixels, aligned.to_crop(mesh)
     digest = sha256(path.read_bytes()).hexdigest()
-    return BareFace(pixels, points[:, :2], digest, difference_hash(image.pixels), image.warnings)
+    return BareFace(pixels, points[:, :2], digest, identity, image.warnings)
 
 
 def build_makeup_pairs(config: MakeupConfig) -> int:
@@ -181,7 +180,7 @@ def _make_pairs(config: MakeupConfig, folder: Path, name: str) -> Row:
         row |= {"synthetic_makeup": bool(look), "synthetic_face": config.embedded, "source_photo": name, "source_sha256": face.digest}
         rows.append(row)
     notes = {"notes": list(face.warnings)} if face.warnings else {}
-    return {"photo": name, "look_alike": face.look_alike, "rows": rows, **notes}
+    return {"photo": name, "identity": face.identity, "rows": rows, **notes}
 
 
 def _finish(config: MakeupConfig, folder: Path, records: list[Row], console: Console) -> tuple[int, int]:
@@ -205,28 +204,17 @@ def _finish(config: MakeupConfig, folder: Path, records: list[Row], console: Con
     if bad:
         console.print(f"{len(bad)} photos set aside, see {folder / 'quarantine.jsonl'}; the first: {bad[0]['reason']}")
     if not rows["test"] and config.test_share:
-        console.print("test.jsonl is empty: all photos are copies of one, or there is only one")
+        console.print("test.jsonl is empty: all photos show one person")
     return len(rows["train"]), len(rows["test"])
 
 
 def _test_photos(config: MakeupConfig, records: Sequence[Row]) -> set[str]:
-    """Photos for test.jsonl: whole groups of copies in a seeded order until the share is reached; never all of them."""
+    """Photos for test.jsonl: of people who are in no other, by the identity net; the embedded people have a split of their own."""
     if config.embedded:
         return {record["photo"] for record in records if split_of_person(record["photo"]) == "held_out"}
-    members: dict[int, list[str]] = {}
-    for record, group in zip(records, group_copies([record["look_alike"] for record in records]), strict=True):
-        members.setdefault(group, []).append(record["photo"])
-    groups = list(members.values())
-    random.Random(config.seed).shuffle(groups)
-    test: set[str] = set()
-    for group in groups[:-1]:
-        if len(test) >= config.test_share * len(records):
-            break
-        if len(test) + len(group) <= max(2 * config.test_share * len(records), 1):
-            test.update(group)
-    if not test and config.test_share and len(groups) > 1:
-        test.update(min(groups, key=len))
-    return test
+    people = [str(person) for person in cluster_identities(torch.tensor([record["identity"] for record in records]))]
+    split = split_identities(people, shares=(1 - config.test_share, 0.0, config.test_share), seed=config.seed)
+    return {record["photo"] for record, person in zip(records, people, strict=True) if split[person] == "held_out"}
 
 
 def _read_journal(path: Path, looks: int) -> dict[str, Row]:
@@ -256,19 +244,3 @@ def _write_sheet(folder: Path, records: Sequence[Row]) -> None:
     faces += [torch.ones_like(faces[0])] * (len(faces) % 2 if len(faces) > 1 else 0)
     columns = [torch.cat(part, 1) for part in (faces[:half], faces[half:]) if part]
     write_image(folder / "contact_sheet.png", torch.cat(columns, 2))
-
-
-def difference_hash(pixels: Float[Tensor, "3 h w"]) -> int:
-    """64 bits: whether each of 8 x 8 places is brighter than its right neighbour (dHash)."""
-    small = luminance(resize(pixels, (8, 9)))[0]
-    bits = (small[:, 1:] > small[:, :-1]).flatten().tolist()
-    return sum(1 << i for i, bit in enumerate(bits) if bit)
-
-
-def group_copies(hashes: list[int]) -> list[int]:
-    """A group number for each photo: copies and near copies (at most `NEAR` bits apart, also by way of others) share one."""
-    values = np.array(hashes, dtype=np.uint64)
-    near = [(i, j) for i, value in enumerate(values) for j in np.flatnonzero(np.bitwise_count(values[:i] ^ value) <= NEAR)]
-    one, other = np.array(near, dtype=int).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(near)), (one, other)), shape=(len(values), len(values)))
-    return connected_components(graph, directed=False)[1].tolist()

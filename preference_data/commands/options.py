@@ -250,7 +250,7 @@ class MakeupConfig(Options):
     min_face: Annotated[int, Range(ge=16)] = 96
     """Photos whose largest face is smaller than so many pixels are set aside."""
     test_share: TestShare = 0.05
-    """Share of the photos whose rows go to test.jsonl."""
+    """Share of the photos whose rows go to test.jsonl; no person is in both files."""
     max_unusable: Annotated[Share, MAY_CHANGE] = 0.5
     """Stop when more than this share of the photos (20 or more seen) had to be set aside."""
     seed: AtLeast0 = 42

@@ -11,7 +11,6 @@ from policies.vlm.tasks import load_task
 from portraitkit.faces.portraits import bundled_portraits
 from portraitkit.pictures.images import read_image, write_image
 from preference_data.commands import makeup_pairs
-from preference_data.commands.makeup_pairs import difference_hash, group_copies
 from preference_data.main import make_preferences
 from preference_data.people.makeup import render_makeup
 from preference_data.people.makeup_shapes import SHAPES
@@ -214,12 +213,15 @@ def test_links_out_of_the_folder_are_set_aside(command, photos, tmp_path):
     assert "leads out of" in (tmp_path / "set" / "quarantine.jsonl").read_text()
 
 
-def test_copies_are_found():
+def test_other_photos_of_a_person_fall_on_the_same_side(command, photos, tmp_path):
+    folder = tmp_path / "faces"
+    folder.mkdir()
     astronaut, hopper = bundled_portraits().values()
-    copy = (astronaut[:, ::2, ::2] * 0.9 + 0.02).clamp(0, 1)
-    groups = group_copies([difference_hash(pixels) for pixels in (astronaut, hopper, copy)])
-    assert groups[0] == groups[2] != groups[1]
-    assert group_copies([0b0, 0b111, 0b111111, 2**63]) == [2, 2, 2, 2] or len(set(group_copies([0b0, 0b111, 0b111111]))) == 1
+    for name, pixels in (("a.png", astronaut), ("b.png", hopper), ("c.png", (astronaut.flip(2) * 0.8 + 0.05).clamp(0, 1))):
+        write_image(folder / name, pixels)
+    assert command(make_preferences, "makeup", folder, "--output-dir", tmp_path / "set", *SMALL)[0] == 0
+    by_split = [{row["source_photo"] for row in lines(tmp_path / "set" / f"{split}.jsonl")} for split in ("train", "test")]
+    assert by_split == [{"a.png", "c.png"}, {"b.png"}]
 
 
 def test_the_dispatcher(command):
