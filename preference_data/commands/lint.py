@@ -22,14 +22,13 @@ from scipy.fft import dctn
 from torch import Tensor
 
 from portraitkit.errors import DataError, FaceError, ImageError
-from portraitkit.faces.identity import identity_embedding
-from portraitkit.faces.mesh import require_mesh
 from portraitkit.files.atomic import write_text
 from portraitkit.files.jsonl import read_json_lines
 from portraitkit.pictures.images import luminance, read_image, resize, to_uint8
 from portraitkit.runs.terminal import counting
 from preference_data.commands.options import LintConfig
 from preference_data.pair_set import METADATA, metadata_of, read_photo_row, scan_pairs
+from preference_data.people.photos import find_face
 from preference_data.people.synthetic_pairs import verdicts_of
 from preference_data.schema import Pair, contradictions
 
@@ -185,9 +184,7 @@ def look(folder: Path, entries: list[Entry], *, identity: bool, advance: Callabl
             pictures.small[file] = small_copy(pixels)
         if identity and file in faces:
             try:
-                _, mesh = require_mesh(pixels, folder / file)
-                with torch.no_grad():
-                    pictures.embedding[file] = identity_embedding(pixels[None], mesh[None, :, :2])[0]
+                pictures.embedding[file] = find_face(pixels, folder / file, 0).embedding
             except FaceError as error:
                 findings.append(Finding("no_face", tuple(lines), str(error)))
     return pictures, findings

@@ -24,8 +24,6 @@ from torch.nn.functional import pad
 from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import DataError, FaceError, ImageError
 from portraitkit.faces.align import align_face
-from portraitkit.faces.identity import identity_embedding
-from portraitkit.faces.mesh import require_mesh
 from portraitkit.files.jsonl import append_line, read_json_lines, write_lines
 from portraitkit.pictures import list_images
 from portraitkit.pictures.images import read_image, resize, write_image
@@ -35,7 +33,7 @@ from preference_data import makeup_prompts
 from preference_data.commands.options import MakeupConfig
 from preference_data.people.makeup import BARE, PARAMETERS, draw_lips, draw_look, render_makeup
 from preference_data.people.makeup_shapes import SHAPES
-from preference_data.people.photos import cluster_identities, split_identities
+from preference_data.people.photos import cluster_identities, find_face, split_identities
 from preference_data.people.synthetic import make_person
 
 ENOUGH = 20  # photos seen before the share of unusable ones may stop the run
@@ -91,15 +89,13 @@ def open_face(config: MakeupConfig, name: str) -> BareFace:
     if not path.resolve().is_relative_to(config.faces.resolve()):
         raise ImageError(f"{path}: leads out of {config.faces}; copy the photo into it")
     image = read_image(path)
-    with torch.no_grad():
-        _, mesh = require_mesh(image.pixels, path, min_size=config.min_face)
-        identity = identity_embedding(image.pixels[None], mesh[None, :, :2])[0].tolist()
-        pixels, points = image.pixels, mesh
-        if config.crop:
-            aligned = align_face(image.pixels, mesh, config.size)
-            pixels, points = aligned.pixels, aligned.to_crop(mesh)
+    face = find_face(image.pixels, path, config.min_face)
+    pixels, points = image.pixels, face.mesh
+    if config.crop:
+        aligned = align_face(image.pixels, face.mesh, config.size)
+        pixels, points = aligned.pixels, aligned.to_crop(face.mesh)
     digest = sha256(path.read_bytes()).hexdigest()
-    return BareFace(pixels, points[:, :2], digest, identity, image.warnings)
+    return BareFace(pixels, points[:, :2], digest, face.embedding.tolist(), image.warnings)
 
 
 def build_makeup_pairs(config: MakeupConfig) -> int:

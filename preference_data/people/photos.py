@@ -164,10 +164,10 @@ def open_photo(photo: Path, anchor: Path | None, size: int, face: PhotoFace | No
     return AlignedPhoto(aligned.pixels, aligned.to_crop(face.mesh)[:, :2], retouch, aligned.matrix, face)
 
 
-def find_face(pixels: Float[Tensor, "3 h w"], path: Path) -> PhotoFace:
-    """The face of a picture, RGB in [0, 1]."""
-    _, mesh = require_mesh(pixels, path, min_size=MIN_FACE)
+def find_face(pixels: Float[Tensor, "3 h w"], path: Path, min_size: int = MIN_FACE) -> PhotoFace:
+    """The face of a picture, RGB in [0, 1], at least so many pixels large; FaceError: there is none that can be used."""
     with torch.no_grad():
+        _, mesh = require_mesh(pixels, path, min_size=min_size)
         embedding = identity_embedding(pixels[None], mesh[None, :, :2])[0]
     return PhotoFace((pixels.shape[1], pixels.shape[2]), mesh, embedding)
 
