@@ -70,7 +70,7 @@ def interval(values: Float[Tensor, " n"], seed: int = 0) -> Interval:
     """
     if len(values) < 2:
         return math.nan, math.nan
-    draws = max(1000, min(10_000, 5_000_000 // max(1, len(values))))
+    draws = max(1000, min(10_000, 5_000_000 // len(values)))
     return bootstrap_interval(values, draws=draws, seed=seed)
 
 
@@ -126,7 +126,8 @@ def comparisons(results: Results, table: Grid, seed: int = 0) -> list[Comparison
             continue
         for one, other in itertools.combinations(range(len(table.methods)), 2):
             before, after = table.values[metric.name][:, one], table.values[metric.name][:, other]
-            difference = (after - before)[(after - before).isfinite()]
+            known = before.isfinite() & after.isfinite()
+            difference = (after - before)[known]
             count = len(difference)
             if count == 0:
                 continue
@@ -142,7 +143,7 @@ def comparisons(results: Results, table: Grid, seed: int = 0) -> list[Comparison
                     gain=float(difference.mean()),
                     ci95=interval(difference, seed),
                     better=float(gain.mean()) > 0,
-                    effect=float(gain.mean().abs() / before[(after - before).isfinite()].std()) if count > 1 else math.nan,
+                    effect=float(gain.mean().abs() / before[known].std()) if count > 1 else math.nan,
                     p=sign_flip_test(difference, seed=seed),
                     p_holm=math.nan,
                     wins=wins / count,
@@ -161,7 +162,7 @@ def too_few(photos: int, comparisons: int) -> str:
     """
     if comparisons == 0 or least_p(photos) * comparisons < ALPHA:
         return ""
-    needed = next(count for count in itertools.count(1) if least_p(count) * comparisons < ALPHA)
+    needed = next(count for count in itertools.count(photos) if least_p(count) * comparisons < ALPHA)
     compared = f"{comparisons} comparisons" if comparisons > 1 else "1 comparison"
     return (
         f"no difference can be found with {photos} photo{'s' if photos > 1 else ''}, however large: their least p is "
@@ -208,15 +209,15 @@ def correlations(results: Results, table: Grid) -> tuple[list[str], np.ndarray, 
     for name in names:
         values = sign[name] * table.values[name]
         parts = [values[:, other] - values[:, one] for one, other in pairs]
-        verdicts[name] = torch.cat(parts).sign().numpy() if parts else np.empty(0)
+        verdicts[name] = torch.cat(parts).sign() if parts else torch.empty(0)  # 0 where equal, and of NaN
     spearman, agreement = np.full((len(names), len(names)), np.nan), np.full((len(names), len(names)), np.nan)
     for i, one in enumerate(names):
         for j, other in enumerate(names):
             if (flat[one].isfinite() & flat[other].isfinite()).sum() >= 3:
                 spearman[i, j] = rank_correlation(flat[one], flat[other])
-            decided = np.isfinite(verdicts[one]) & np.isfinite(verdicts[other]) & (verdicts[one] != 0) & (verdicts[other] != 0)
+            decided = verdicts[one] * verdicts[other]
             if decided.any():
-                agreement[i, j] = float((verdicts[one][decided] == verdicts[other][decided]).mean())
+                agreement[i, j] = float((decided[decided != 0] > 0).double().mean())
     return names, spearman, agreement
 
 

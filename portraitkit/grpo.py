@@ -21,19 +21,18 @@ class Advantages(NamedTuple):
 def _by_group(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Centred values (0 where not finite), standard deviation (ddof 1) and spread of each one's group, and the finite mask."""
     finite = values.isfinite()
-    _, index = torch.unique(groups, return_inverse=True)
-    count_of = int(index.max()) + 1 if len(index) else 0
+    kinds, index = torch.unique(groups, return_inverse=True)
     known = torch.where(finite, values, 0.0).double()
 
     def total(x: Tensor) -> Tensor:
-        return torch.zeros(count_of, dtype=torch.float64, device=x.device).index_add_(0, index, x)
+        return torch.zeros(len(kinds), dtype=torch.float64, device=x.device).index_add_(0, index, x)
 
     count = total(finite.double())
-    mean = total(known) / count.clamp_min(1)
-    extreme = torch.zeros(count_of, dtype=torch.float64, device=values.device)
+    mean = total(known) / count
+    extreme = torch.zeros(len(kinds), dtype=torch.float64, device=values.device)
     high = extreme.scatter_reduce(0, index, torch.where(finite, known, -torch.inf), "amax", include_self=False)
     low = extreme.scatter_reduce(0, index, torch.where(finite, known, torch.inf), "amin", include_self=False)
-    spread = (high - low).clamp_min(0).nan_to_num(0.0)
+    spread = (high - low).clamp_min(0)
     centred = torch.where(finite & (spread[index] > 0), known - mean[index], 0.0)
     std = (total(centred.square()) / (count - 1).clamp_min(1)).sqrt()
     return centred, std[index], spread, finite
@@ -49,8 +48,8 @@ def group_advantages(
     takes ddof 1 there.
     """
     centred, std, spread, finite = _by_group(rewards, groups)
-    if global_std:
-        std = rewards[finite].double().std(correction=0) if bool(finite.any()) else torch.zeros_like(centred[:1]).sum()
+    if global_std and bool(finite.any()):
+        std = rewards[finite].double().std(correction=0)
     _, index = torch.unique(groups, return_inverse=True)
     alike = spread[index] == 0
     values = torch.where(alike | ~finite, 0.0, centred / (std + eps)).clamp(-clip, clip)

@@ -172,12 +172,10 @@ def sign_flip_test(differences: Float[Tensor, " n"], *, draws: int = DRAWS, seed
 
 def _count(sizes: Float[Tensor, " k"], least: float) -> float:
     """Share of the sign patterns whose sum is `least` or further out: the sums of one half are looked up among those of the other."""
-    halves = [torch.zeros(1, dtype=torch.float64)] * 2
-    for place, size in enumerate(sizes):
-        sums = halves[place % 2]
-        halves[place % 2] = torch.cat([sums - size, sums + size])
-    one, other = halves[0].sort().values, halves[1].sort().values
-    reached = len(one) - torch.searchsorted(one, least - other)
+    one = other = torch.zeros(1, dtype=torch.float64)
+    for size in sizes:
+        one, other = other, torch.cat([one - size, one + size])
+    reached = len(one) - torch.searchsorted(one.sort().values, least - other)
     return 2 * int(reached.sum()) / 2 ** len(sizes)
 
 
@@ -189,13 +187,10 @@ def _estimate(sizes: Float[Tensor, " k"], least: float, draws: int, seed: int) -
     total = float(sizes.sum())
     if least >= total * (1 - 2 * ROUNDING):  # all signs are equal
         return 2.0 ** (1 - len(sizes))
-    low, high = 0.0, 1.0
-    while float((sizes * (high * sizes).tanh()).sum()) < least and high < 1e9:
-        low, high = high, 2 * high
-    for _ in range(60):
-        tilt = (low + high) / 2
-        low, high = (tilt, high) if float((sizes * (tilt * sizes).tanh()).sum()) < least else (low, tilt)
-    tilt = (low + high) / 2
+    low, tilt = 0.0, 1e9
+    for _ in range(90):
+        middle = (low + tilt) / 2
+        low, tilt = (middle, tilt) if float((sizes * (middle * sizes).tanh()).sum()) < least else (low, middle)
     logarithm = float((tilt * sizes + torch.log1p((-2 * tilt * sizes).exp()) - math.log(2)).sum())  # of the product of cosh
     positive = torch.sigmoid(2 * tilt * sizes).float()
     generator = torch.Generator().manual_seed(seed)

@@ -91,7 +91,6 @@ def preference_test(by_rater: np.ndarray, *, seed: int = 0) -> float:
     A rater's net preference is their wins minus losses. However strongly each rater leans, under the null hypothesis the opposite lean was
     as likely. Exact where raters are few; 1 without votes.
     """
-    by_rater = by_rater[by_rater.sum(1) > 0]
     net = torch.from_numpy(by_rater[:, 0] - by_rater[:, 2]).double()
     return sign_flip_test(net, seed=seed) if len(net) else 1.0
 
@@ -111,7 +110,7 @@ def is_connected(counts: np.ndarray, methods: int) -> bool:
     """Whether votes link every method to every other one, so that one scale can hold them all. Counts are (pairs, 3)."""
     votes = np.zeros((methods, methods))
     votes[np.triu_indices(methods, 1)] = counts.sum(1)
-    return connected_components(votes, directed=False)[0] == 1
+    return connected_components(votes)[0] == 1
 
 
 def bradley_terry(wins: np.ndarray, *, prior: float) -> np.ndarray:
@@ -121,14 +120,11 @@ def bradley_terry(wins: np.ndarray, *, prior: float) -> np.ndarray:
     losses of every system against one of strength 0, so that one that always wins stays finite.
     """
 
-    def loss(strengths: np.ndarray) -> tuple[float, np.ndarray]:
-        gap = strengths[:, None] - strengths[None]
-        value = (wins * np.logaddexp(0, -gap)).sum() + prior * (np.logaddexp(0, -strengths) + np.logaddexp(0, strengths)).sum()
-        lost = wins / (1 + np.exp(gap))
-        gradient = lost.sum(0) - lost.sum(1) + prior * (1 / (1 + np.exp(-strengths)) - 1 / (1 + np.exp(strengths)))
-        return float(value), gradient
+    def loss(strengths: np.ndarray) -> float:
+        lost = wins * np.logaddexp(0, strengths[None] - strengths[:, None])
+        return float(lost.sum() + prior * np.logaddexp(0, [-strengths, strengths]).sum())
 
-    fitted = minimize(loss, np.zeros(len(wins)), jac=True, method="L-BFGS-B").x
+    fitted = minimize(loss, np.zeros(len(wins)), method="BFGS").x
     return fitted - fitted.mean()
 
 
@@ -144,6 +140,7 @@ def fit_davidson(counts: np.ndarray, methods: int) -> np.ndarray:
         features[row, 0, i] = features[row, 2, j] = 1
         features[row, 1, [i, j]] = 0.5
         features[row, 1, methods] = 1
+    flat = features.reshape(-1, methods + 1)
     seen = counts.sum(2, keepdims=True) > 0
     counts = counts + VIRTUAL_VOTES * seen
     votes = counts.sum(2)
@@ -151,16 +148,15 @@ def fit_davidson(counts: np.ndarray, methods: int) -> np.ndarray:
     ridge[:methods, :methods] += 1e-3  # the mean of the strengths is free in the likelihood: pin it at 0
     parameters = np.zeros((len(counts), methods + 1))
     for _ in range(60):
-        logits = np.einsum("poc,dc->dpo", features, parameters)
-        chance = np.exp(logits - logits.max(2, keepdims=True))
+        chance = np.exp(np.einsum("poc,dc->dpo", features, parameters))
         chance /= chance.sum(2, keepdims=True)
-        gradient = np.einsum("dpo,poc->dc", counts - votes[..., None] * chance, features) - parameters @ ridge
+        gradient = np.einsum("dpo,poc->dc", counts - votes[..., None] * chance, features)
         mean = np.einsum("dpo,poc->dpc", chance, features)
-        second = np.einsum("dp,dpo,poc,poe->dce", votes, chance, features, features, optimize=True)
-        second -= np.einsum("dp,dpc,dpe->dce", votes, mean, mean, optimize=True)
+        second = np.einsum("dpo,poc->dcpo", votes[..., None] * chance, features).reshape(*gradient.shape, -1) @ flat
+        second -= (votes[..., None] * mean).swapaxes(1, 2) @ mean
         step = np.linalg.solve(second + ridge, gradient[..., None])[..., 0]
         size = np.abs(step).max(1, keepdims=True)
-        parameters = parameters + step * np.minimum(1, 1 / np.maximum(size, 1e-12))
+        parameters = parameters + step / np.maximum(1, size)
         if size.max() < 1e-9:
             break
     parameters[:, :methods] -= parameters[:, :methods].mean(1, keepdims=True)
@@ -229,7 +225,7 @@ def votes_needed(rate: float, *, design_effect: float = 1.0) -> int:
 def detectable_rate(votes: int, *, design_effect: float = 1.0) -> float:
     """The smallest win rate above one half that `votes` votes find with probability .8; NaN where even 99.9 % is not."""
     low, high = 0.5, 0.999
-    if votes < 1 or votes_needed(high, design_effect=design_effect) > votes:
+    if votes_needed(high, design_effect=design_effect) > votes:
         return math.nan
     for _ in range(50):
         middle = (low + high) / 2

@@ -259,7 +259,7 @@ def print_agreement(judgements: list[Judgement], pairs: list[Pair]) -> None:
     report = agreement_report(judgements, pairs)
     if not report["annotators"]:
         return
-    console = Console()
+    console = Console(markup=False, highlight=False)  # names may hold brackets
     flips = report["flips"]
     table = Table(title=f"Agreement of {', '.join(report['annotators'])} (Krippendorff's alpha)", title_justify="left")
     table.add_column("dimension")
@@ -274,9 +274,9 @@ def print_agreement(judgements: list[Judgement], pairs: list[Pair]) -> None:
     if report["bradley_terry"]:
         order = sorted(report["bradley_terry"].items(), key=lambda item: -item[1])
         scores = ", ".join(f"{name} {score:+.2f}" for name, score in order)
-        console.print(f"Bradley-Terry, overall: {scores}", markup=False, highlight=False)
+        console.print(f"Bradley-Terry, overall: {scores}")
     if count := len(report["conflicts"]):
-        console.print(f"{count} pairs in conflict: a senior settles them on the page (annotate DATA --web)", highlight=False)
+        console.print(f"{count} pairs in conflict: a senior settles them on the page (annotate DATA --web)")
 
 
 def _flips(judgements: list[Judgement]) -> dict[str, dict[str, float]]:

@@ -31,8 +31,7 @@ def emotion_task(*, signed: bool = False, rarity: Mapping[int, int] | None = Non
     """
     if rarity is not None and (not rarity or any(count <= 0 for count in rarity.values())):
         raise ConfigError(f"rarity {dict(rarity)}: must give each unit the number of rows that show it, above 0; leave the others out")
-    total = sum(1 / count for count in (rarity or {}).values())
-    weights = None if rarity is None else {unit: 1 / count / total for unit, count in rarity.items()}  # in inverse proportion, sum 1
+    weights = None if rarity is None else {unit: 1 / count for unit, count in rarity.items()}
 
     def score(completion: str, truth: Expression, mode: Mode) -> Score:
         if mode == "paper":

@@ -8,14 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import stats
 from benchmarks.inputs import Inputs, Item
 from benchmarks.metrics import brisque, fidelity
 from benchmarks.stats import (
+    LEAST_EFFECT,
+    Grid,
     check_pairs,
     comparisons,
     correlations,
     grid,
     group_tables,
+    interval,
     means,
     pair_accuracy,
     read_pairs,
@@ -23,6 +27,7 @@ from benchmarks.stats import (
 )
 from benchmarks.suite import Results
 from portraitkit.errors import DataError
+from portraitkit.stats import bootstrap_interval, sign_flip_test, wilson_interval
 
 COUNT = 40
 
@@ -168,3 +173,114 @@ def test_too_few_photos_are_named():
     assert "14 photos" in line and "544 comparisons" in line and "15 photos or more" in line and "\n" not in line
     assert too_few(15, 544) == too_few(1, 0) == ""
     assert "1 photo," in too_few(1, 1) and "6 photos" in too_few(1, 1)
+
+
+# ---- values by hand
+
+
+def measured(methods, **values) -> Results:
+    """One row a photo, one column a method; brisque is better lower, psnr higher."""
+    tables = {name: torch.tensor(rows, dtype=torch.float64) for name, rows in values.items()}
+    count = len(next(iter(tables.values())))
+    inputs = Inputs([Item(f"{place:02d}", method, path=Path("x")) for place in range(count) for method in methods], list(methods))
+    return Results(inputs, [brisque.METRIC, fidelity.PSNR][: len(tables)], {name: table.flatten() for name, table in tables.items()})
+
+
+def test_a_comparison_has_the_values_that_its_fields_name():
+    nan = math.nan
+    rows = [[1, 3, nan], [2, 2, nan], [4, 9, nan], [7, 5, nan], [nan, 8, nan], [100, nan, 1]]
+    results = measured("abc", brisque=rows)
+    found, other = comparisons(results, grid(results))  # b and c have no photo in common
+    change = torch.tensor([2.0, 0, 5, -2], dtype=torch.float64)
+    assert (found.before, found.after, found.n, found.gain, found.better) == ("a", "b", 4, 1.25, False)
+    assert (found.ci95, found.p, found.p_holm) == (bootstrap_interval(change), sign_flip_test(change), 1)
+    assert (found.wins, found.ties, found.wins_ci95) == (1.5 / 4, 1, wilson_interval(1.5, 4))  # one falls, one stays
+    assert found.effect == pytest.approx(1.25 / np.std([1, 2, 4, 7], ddof=1))
+    assert (other.before, other.after, other.n, other.gain) == ("a", "c", 1, -99) and math.isnan(other.effect) and other.better
+    two = comparisons(measured("ab", brisque=rows[:2]), grid(measured("ab", brisque=[row[:2] for row in rows[:2]])))[0]
+    assert two.effect == pytest.approx(1 / np.std([1, 2], ddof=1)) and two.n == 2
+
+
+def test_a_verdict_needs_p_below_5_percent_and_a_tenth_of_a_deviation():
+    results = measured("ab", brisque=[[1, 3], [2, 5]])
+    one = replace(comparisons(results, grid(results))[0], p_holm=0.0499, effect=LEAST_EFFECT, better=True)
+    assert LEAST_EFFECT == 0.1 and one.verdict == "better" and replace(one, better=False).verdict == "worse"
+    assert replace(one, p_holm=0.05).verdict == replace(one, effect=0.0999).verdict == replace(one, effect=math.nan).verdict == "undecided"
+
+
+def test_an_interval_takes_fewer_draws_of_more_values(monkeypatch):
+    seen = []
+    monkeypatch.setattr(stats, "bootstrap_interval", lambda values, draws, seed: seen.append((len(values), draws, seed)) or (0.0, 1.0))
+    for count in (1, 2, 500, 501, 1000, 5000, 6000):
+        interval(torch.zeros(count))
+    assert seen == [(2, 10_000, 0), (500, 10_000, 0), (501, 9980, 0), (1000, 5000, 0), (5000, 1000, 0), (6000, 1000, 0)]
+
+
+def test_without_a_seed_every_figure_is_that_of_seed_0():
+    generator = torch.Generator().manual_seed(1)
+    results = measured("ab", brisque=torch.randn(40, 2, generator=generator).tolist())
+    results.inputs.groups.update({item.name: {"g": str(int(item.name) % 2)} for item in results.inputs.items})
+    table = grid(results)
+    for figures in (means, comparisons, group_tables):
+        assert figures(results, table) == figures(results, table, 0) != figures(results, table, 1)
+
+
+def test_a_set_metric_has_one_value_a_method_and_no_other_figure():
+    results = measured("ab", brisque=[[1.0, 2.0], [3.0, math.nan], [5.0, 7.0]])
+    results.metrics.append(replace(fidelity.PSNR, name="fid"))
+    results.pooled["fid"] = {"a": 12.5}
+    results.inputs.groups.update({"00": {"g": "x"}, "01": {"g": "x"}, "02": {"g": "y"}})
+    table = grid(results)
+    one, two, three, four = means(results, table)
+    assert [(row.method, row.metric, row.n, row.missing) for row in (one, two)] == [("a", "brisque", 3, 0), ("b", "brisque", 2, 1)]
+    assert (three.mean, three.n, three.missing) == (12.5, 3, 0) and math.isnan(four.mean) and (four.n, four.missing) == (3, 0)
+    assert all(math.isnan(end) for row in (three, four) for end in row.ci95)
+    assert len(comparisons(results, table)) == 1 and {row["metric"] for row in group_tables(results, table)} == {"brisque"}
+    assert correlations(results, table)[0] == ["brisque"]
+    assert [row["metric"] for row in pair_accuracy(results.metrics, table, [stats.Preference("00", "b", "a", 1)])] == ["brisque"]
+
+
+@pytest.mark.parametrize(("names", "worst"), [("xxyy", ["y"]), ("xxxy", []), ("xxxx", []), ("xxyz", []), ("xxy-", [])])
+def test_the_worst_of_a_group_is_told_where_two_have_two_photos(names, worst):
+    results = measured("a", brisque=[[1.0], [2.0], [5.0], [9.0]])
+    results.inputs.groups.update({f"{place:02d}": {"g": name} for place, name in enumerate(names) if name != "-"})
+    rows = group_tables(results, grid(results))
+    assert [row["value"] for row in rows if row["worst"]] == worst
+    assert [row["n"] for row in rows] == [names.count(name) for name in sorted({*names} - {"-"})]
+
+
+@pytest.mark.parametrize(("known", "spearman"), [(2, math.nan), (3, 0.5), (4, 0.8)])
+def test_ranks_of_three_pictures_have_a_correlation(known, spearman):
+    rows = [[1.0], [2.0], [3.0], [4.0]]
+    other = [[-2.0], [-1.0], [-3.0], [-4.0]]  # of a metric that rises as brisque falls
+    kept = [row if place < known else [math.nan] for place, row in enumerate(other)]
+    names, found, agreement = correlations(results := measured("a", brisque=rows, psnr=kept), grid(results))
+    np.testing.assert_allclose(found, [[1, spearman], [spearman, 1 if known > 2 else math.nan]])
+    assert names == ["brisque", "psnr"] and np.isnan(agreement).all()
+
+
+def test_verdicts_of_ties_and_of_missing_values_are_none():
+    nan = math.nan
+    psnr, brisques = [[1, 2], [2, 2], [3, 1], [nan, 1], [1, 9]], [[5, 4], [5, 4], [4, 5], [5, 4], [5, 5]]
+    _, _, agreement = correlations(results := measured("ab", brisque=brisques, psnr=psnr), grid(results))
+    np.testing.assert_allclose(agreement, [[1, 1], [1, 1]])  # the first and the third photo alone are decided by both
+    psnr[2] = [1, 3]
+    np.testing.assert_allclose(correlations(results := measured("ab", brisque=brisques, psnr=psnr), grid(results))[2][0, 1], 0.5)
+
+
+def test_preferences_count_ties_half_and_missing_values_not():
+    nan = math.nan
+    table = Grid(["00", "01", "02", "03"], ["a", "b"], {"brisque": torch.tensor([[1.0, 2], [3, 3], [5, 4], [nan, 1]])})
+    said = [stats.Preference(name, "b", "a", 1) for name in table.names]
+    (row,) = pair_accuracy([brisque.METRIC, fidelity.PSNR], table, [*said, said[2]])
+    assert row == {"metric": "brisque", "n": 4, "accuracy": 2.5 / 4, "ci95": wilson_interval(2.5, 4), "ties": 1}
+    (none,) = pair_accuracy([brisque.METRIC], table, said[3:])
+    assert none["n"] == none["ties"] == 0 and all(map(math.isnan, (none["accuracy"], *none["ci95"])))
+
+
+@pytest.mark.parametrize(("photos", "comparisons", "needed"), [(5, 1, 6), (5, 2, 7), (6, 2, 7), (9, 13, 10), (1, 12, 9)])
+def test_too_few_photos_are_told_how_many_would_do(photos, comparisons, needed):
+    line = too_few(photos, comparisons)
+    assert f"give {needed} photos or more" in line and too_few(needed, comparisons) == "" != too_few(needed - 1, comparisons)
+    assert f"least p is {2 / 2**photos:.2g}" in line and f"below {0.05 / comparisons:.2g}" in line
+    assert (f"{comparisons} comparisons by" in line) == (comparisons > 1) and (f"with {photos} photos," in line) == (photos > 1)

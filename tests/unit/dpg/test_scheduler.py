@@ -57,6 +57,15 @@ def test_drawn_without_noise_or_guidance_it_is_the_parent_to_the_bit(settings: d
     assert torch.equal(roll_out(zero, start(dtype)), expected)
 
 
+def test_settings_are_the_parents_and_beautygrpos_unless_told_otherwise() -> None:
+    parent, ours = dict(FlowMatchEulerDiscreteScheduler().config), dict(DPGScheduler().config)
+    own = {"sampler": "flow_sde", "eta": 0.7, "window": "segments", "segments": 3, "window_start": 0, "window_width": 2}
+    own |= {"window_stride": 1, "window_every": 25, "lambda_kind": "linear", "lambda_max": 0.95, "lambda_target": "anchor"}
+    assert {name: value for name, value in ours.items() if not name.startswith("_")} == {
+        name: value for name, value in (parent | own).items() if not name.startswith("_")
+    }
+
+
 def test_per_token_timesteps_are_the_parents_and_refused_with_drawn_steps() -> None:
     ours, parent = DPGScheduler(), FlowMatchEulerDiscreteScheduler()
     x = start()

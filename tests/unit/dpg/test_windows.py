@@ -38,6 +38,14 @@ def test_the_draws_of_a_seed_stay_what_they_are() -> None:
     assert stochastic_steps("window", 20, seed=2, iteration=3, start=None) == [11, 12]
 
 
+def test_what_is_not_told_is_as_documented() -> None:
+    assert stochastic_steps("window", 9) == stochastic_steps("sliding", 9) == stochastic_steps("sliding", 9, iteration=24) == [0, 1]
+    assert stochastic_steps("sliding", 9, iteration=25) == [1, 2] and stochastic_steps("sliding", 9, iteration=25 * 7) == [0, 1]
+    assert stochastic_steps("segments", 28) == stochastic_steps("segments", 28, seed=0, iteration=0, segments=3)
+    assert stochastic_steps("window", 2, width=1) == [0] and stochastic_steps("window", 5, start=3, width=1) == [3]
+    assert stochastic_steps("all", 4, lambdas=[1, 1 - 1e-9, 0.0, 0.0]) == [1, 2]
+
+
 @given(
     window=st.sampled_from(WINDOWS),
     num_steps=st.integers(4, 40),

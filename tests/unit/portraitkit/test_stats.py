@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from scipy.optimize import brentq
 
 from portraitkit.stats import (
     EXACT,
@@ -18,7 +19,9 @@ from portraitkit.stats import (
     cluster_interval,
     group_rank,
     holm,
+    mean_by,
     paired_change,
+    person_interval,
     rank_correlation,
     ranks_in_groups,
     sign_flip_test,
@@ -161,7 +164,7 @@ def test_rank_correlation_is_scipys_with_ties_and_without_what_is_not_finite():
     first, second = (torch.randint(6, (40,), generator=generator).double() for _ in range(2))
     assert rank_correlation(first, second) == pytest.approx(scipy.stats.spearmanr(first, second).statistic)
     holes = torch.cat([first, torch.tensor([math.nan, math.inf, 3.0])]), torch.cat([second, torch.tensor([1.0, 2.0, -math.inf])])
-    assert rank_correlation(*holes) == rank_correlation(first, second)
+    assert rank_correlation(*holes) == rank_correlation(first, second) == rank_correlation(first.clone().requires_grad_(), second)
     assert math.isnan(rank_correlation(first, torch.ones(40))) and math.isnan(rank_correlation(first[:0], second[:0]))
 
 
@@ -191,3 +194,86 @@ def test_an_estimated_p_value_is_no_more_than_one():
     differences = torch.tensor([1.0, -1.0] * 20 + [1e-6], dtype=torch.float64)
     found = [sign_flip_test(differences, draws=200, seed=seed) for seed in range(20)]
     assert max(found) == 1 and min(found) > 0.7
+
+
+# ---- the same figures by formulas written again here
+
+
+def percentiles(sums, counts=1, *, draws=10_000, seed=0, level=0.95):
+    """Of the bootstrap of `sum(sums) / sum(counts)`, rows drawn as a seed of torch's draws them."""
+    sums, counts = np.broadcast_arrays(np.asarray(sums, float), np.asarray(counts, float))
+    rows = torch.randint(len(sums), (draws, len(sums)), generator=torch.Generator().manual_seed(seed)).numpy()
+    return pytest.approx(tuple(np.quantile(sums[rows].sum(1) / counts[rows].sum(1), [0.5 - level / 2, 0.5 + level / 2])), abs=1e-9)
+
+
+def test_intervals_are_the_percentiles_of_the_draws_of_seed_0():
+    values = torch.tensor([0.3, -1.0, 2.0, 0.5, 0.0], dtype=torch.float64)
+    assert bootstrap_interval(values) == percentiles(values)
+    assert bootstrap_interval(values, draws=301, seed=5, level=0.8) == percentiles(values, draws=301, seed=5, level=0.8)
+    people, sums, counts = ["a", "b", "a", "c", "c"], [2.3, -1.0, 0.5], [2, 1, 2]
+    assert cluster_interval(values, people) == percentiles(sums, counts)
+    assert cluster_interval(values, people, draws=99) == percentiles(sums, counts, draws=99)
+    assert mean_by(values, people).tolist() == pytest.approx([1.15, -1.0, 0.25])
+    assert mean_by(torch.tensor([1.0, math.nan, 3.0]), ["a", "b", "a"]).tolist() == pytest.approx([2.0, math.nan], nan_ok=True)
+    assert all(map(math.isnan, cluster_interval(values[:0], [])))
+
+
+def test_a_change_of_six_people_has_an_interval_and_of_five_none():
+    before = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, math.nan], dtype=torch.float64)
+    gain = torch.tensor([0.5, 1.0, -1.0, 2.0, 0.0, 3.0, 1.5, 9.0], dtype=torch.float64)
+    people = ["a", "a", "b", "c", "d", "e", "f", "g"]
+    change = paired_change(before, before + gain, people)
+    assert (change.people, change.gain) == (6, pytest.approx(1.0)) and change.ci95 == percentiles(
+        [1.5, -1, 2, 0, 3, 1.5], [2, 1, 1, 1, 1, 1]
+    )
+    five = paired_change(before[:6], (before + gain)[:6], people[:6])
+    assert five.people == 5 and all(map(math.isnan, five.ci95)) and five.gain == pytest.approx(5.5 / 6)
+    assert paired_change(before[:6], (before + gain)[:6]).people == 6
+    assert person_interval(gain, people, draws=50) == percentiles([1.5, -1, 2, 0, 3, 1.5, 9], [2, 1, 1, 1, 1, 1, 1], draws=50)
+    assert all(map(math.isnan, person_interval(before, ["a", "b", "c", "d", "e", "e", "e", "g"])))  # g has no value
+    for refused in (lambda: paired_change(before, before, people[:7]), lambda: person_interval(gain, people[:7])):
+        with pytest.raises(ValueError, match="zip"):
+            refused()
+
+
+def test_groups_have_an_interval_from_six_on_and_say_so():
+    ranks = [0.2, 0.4, 0.6, 0.1, 0.9, 0.8]
+    six, five = group_rank(ranks), group_rank(ranks[:5])
+    assert six.ci95 == percentiles(ranks) and str(six) == "0.50 (6 groups, 95 % interval 0.27 to 0.73)"
+    assert all(map(math.isnan, five.ci95)) and str(five) == "0.44 (5 groups)"
+
+
+def test_wilson_intervals_end_at_0_and_1():
+    ends = [(*wilson_interval(0, votes), *wilson_interval(votes, votes)) for votes in range(1, 300)]
+    assert all(0 <= low < 1e-12 and 1 - 1e-12 < top <= 1 for low, _, _, top in ends)
+    assert any(top == 1 for *_, top in ends) and all(high + bottom == pytest.approx(1) for _, high, bottom, _ in ends)
+
+
+def test_sums_that_tie_in_decimals_tie_whatever_their_unit():
+    """.1 + .2 is .3: of 16 patterns 12 reach it, 4 of them only where rounding does not hide the tie."""
+    for unit in (1e-9, 1.0, 1e9):
+        assert sign_flip_test(unit * torch.tensor([0.1, 0.2, -0.3], dtype=torch.float64)) == 1
+        assert sign_flip_test(unit * torch.tensor([0.1, 0.2, 0.3, -0.3], dtype=torch.float64)) == 12 / 16
+
+
+def test_thirty_two_pairs_are_counted_and_thirty_three_drawn():
+    values = torch.randn(33, generator=torch.Generator().manual_seed(4), dtype=torch.float64) + 0.3
+    assert sign_flip_test(values[:32]) == sign_flip_test(values[:32], seed=1) == _count(values[:32].abs(), abs(float(values[:32].sum())))
+    assert sign_flip_test(torch.ones(40)) == 2.0**-39 < sign_flip_test(torch.tensor([1.0] * 39 + [-1e-3])) < 1.1 * 2.0**-38
+    assert sign_flip_test(values) == sign_flip_test(values, draws=10_000, seed=0) != sign_flip_test(values, seed=1)
+
+
+@pytest.mark.parametrize(("draws", "seed"), [(1, 0), (7, 0), (200, 3)])
+def test_the_estimate_is_siegmunds_with_the_observed_pattern_as_one_draw(draws, seed):
+    sizes, least = torch.linspace(0.1, 1, 40, dtype=torch.float64), 9.0
+    tilt = brentq(lambda tilt: float((sizes * (tilt * sizes).tanh()).sum()) - least, 0, 100, xtol=1e-14)
+    signs = torch.rand(draws, 40, generator=torch.Generator().manual_seed(seed)) < (1 / (1 + (-2 * tilt * sizes).exp())).float()
+    sums = [float(sizes[row].sum() - sizes[~row].sum()) for row in signs]
+    bend = float((tilt * sizes).cosh().log().sum())
+    weights = [math.exp(bend - tilt * least), *(math.exp(bend - tilt * one) for one in sums if one >= least)]
+    assert _estimate(sizes, least, draws, seed) == pytest.approx(2 * sum(weights) / (draws + 1), rel=1e-9)
+
+
+def test_holm_multiplies_by_what_is_left_and_stays_monotone_and_below_one():
+    assert holm([0.01, 0.02, 0.03]) == pytest.approx([0.03, 0.04, 0.04])
+    assert holm([0.9, 0.4]) == pytest.approx([0.9, 0.8]) and holm([0.6, 0.7, math.nan])[:2] == [1, 1] and holm([]) == []

@@ -206,3 +206,121 @@ def test_raters_who_always_say_the_same_count_for_less():
     stubborn[np.arange(60), generator.choice([0, 2], size=60)] = 10
     assert st.design_effect(alone) < 1.5
     assert st.design_effect(stubborn) == pytest.approx(10, rel=0.1)
+
+
+# ---- the same figures by formulas written again here
+
+BY_RATER = np.array([[5, 1, 2], [0, 0, 0], [3, 3, 1], [1, 0, 6], [4, 2, 2]])  # the second did not vote
+ROWS = BY_RATER[[0, 2, 3, 4]]
+
+
+def wilson(share, votes):
+    z = 1.959963984540054
+    middle, half = share + z * z / (2 * votes), z * math.sqrt(share * (1 - share) / votes + (z / (2 * votes)) ** 2)
+    return pytest.approx(tuple((middle + sign * half) / (1 + z * z / votes) for sign in (-1, 1)), rel=1e-9)
+
+
+def test_votes_of_several_raters_are_worth_what_cochrans_variance_says():
+    """Share 16 of 30; residuals of the four who voted 5.5 - 8 p, 4.5 - 7 p, 1 - 7 p, 5 - 8 p."""
+    share = 16 / 30
+    residuals = [5.5 - 8 * share, 4.5 - 7 * share, 1 - 7 * share, 5 - 8 * share]
+    effect = 4 / 3 * sum(one * one for one in residuals) / 30**2 / (share * (1 - share) / 30)
+    assert st.design_effect(BY_RATER) == st.design_effect(ROWS) == pytest.approx(effect) and effect > 1.1
+    wider = 3.182446305284263 / 1.959963984540054  # Student's quantile with 3 degrees of freedom over the normal one
+    found = st.win_rate_by_rater(BY_RATER)
+    assert (found.value, st.win_rate(BY_RATER.sum(0).tolist()).value) == pytest.approx((share, share))
+    assert (found.low, found.high) == wilson(share, 30 / effect / wider**2)
+    alone = st.win_rate([13, 6, 11])
+    assert (alone.low, alone.high) == wilson(share, 30)
+    ten = st.win_rate_by_rater(np.array([[1, 0, 0]] * 6 + [[0, 0, 1]] * 4))
+    assert (ten.low, ten.high) == wilson(0.6, 9 / (2.2621571627409915 / 1.959963984540054) ** 2)
+    two = st.win_rate_by_rater(np.array([[2, 0, 2], [2, 0, 2], [0, 0, 0]]))
+    assert (two.low, two.high) == wilson(0.5, 8 / (12.706204736174698 / 1.959963984540054) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("votes", "effect"),
+    [
+        ([[3, 1, 2]], 6),  # one rater is one vote
+        ([[3, 1, 2], [0, 0, 0]], 6),
+        ([[4, 0, 0], [2, 0, 0]], 3),  # all alike
+        ([[0, 4, 0], [0, 2, 0]], 3),
+        ([[2, 0, 2], [3, 0, 3]], 1),  # closer together than chance
+        ([[4, 0, 0], [0, 0, 4]], 8),
+        ([[4, 0, 0], [0, 4, 0]], 8 / 3),
+        ([[0, 0, 0]], 1),
+        ([[3, 1, 0], [2, 0, 0]], 1),
+        ([[1, 0, 0]] * 6 + [[0, 0, 1]] * 4, 10 / 9),  # a vote each
+    ],
+)
+def test_design_effects_by_hand(votes, effect):
+    assert st.design_effect(np.array(votes)) == pytest.approx(effect)
+
+
+def test_a_rater_without_votes_and_a_default_seed_change_no_p():
+    habits = np.tile([[3, 1, 1], [1, 1, 2], [2, 0, 1]], (14, 1))
+    with_idle = np.concatenate([habits, np.zeros((3, 3), int)])
+    p = st.preference_test(habits)
+    assert 0 < p < 1 and st.preference_test(with_idle) == p == st.preference_test(habits, seed=0) != st.preference_test(habits, seed=1)
+    assert st.position_bias(habits) == st.position_bias(habits, seed=0) and st.position_bias(habits, seed=1)[1] != p
+    assert st.position_bias(habits)[1] == p and st.position_bias(habits)[0] == st.win_rate_by_rater(habits * [1, 0, 1])
+
+
+@pytest.mark.parametrize("prior", [0.0, 0.5, 2.0])
+def test_bradley_terry_is_the_peak_of_the_posterior(prior):
+    wins = np.array([[0, 6, 4.5], [2, 0, 3], [1.5, 5, 0]])
+
+    def loss(strengths):
+        pairs = [(i, j) for i in range(3) for j in range(3) if i != j]
+        against_zero = sum(math.log1p(math.exp(-s)) + math.log1p(math.exp(s)) for s in strengths)
+        return sum(wins[i, j] * math.log1p(math.exp(strengths[j] - strengths[i])) for i, j in pairs) + prior * against_zero
+
+    best = minimize(loss, np.zeros(3), method="BFGS", options={"gtol": 1e-8}).x
+    assert st.bradley_terry(wins, prior=prior) == pytest.approx(best - best.mean(), abs=2e-4)
+
+
+def test_every_pair_that_met_has_a_tenth_of_a_vote_more_for_each_outcome():
+    fitted = st.fit_davidson(np.array([[[30, 0, 0]], [[0, 3, 1]]]), 2)
+    assert fitted[:, 0] - fitted[:, 1] == pytest.approx([math.log(30.1 / 0.1), math.log(0.1 / 1.1)], rel=1e-4)
+    assert fitted[:, 2] == pytest.approx([math.log(0.1 / math.sqrt(30.1 * 0.1)), math.log(3.1 / math.sqrt(0.1 * 1.1))], rel=1e-3)
+    assert fitted[:, :2].sum(1) == pytest.approx([0, 0], abs=1e-9)
+
+
+def test_strengths_by_default_are_2000_draws_of_seed_0_from_six_raters_on():
+    votes = np.array([[4, 1, 1], [3, 0, 2], [2, 2, 2], [5, 1, 0], [1, 1, 3], [4, 0, 2]])[:, None]
+    found = st.strengths(votes, 2)
+    assert found == st.strengths(votes, 2, draws=2000, seed=0) and found.low[0] < found.strengths[0] < found.high[0]
+    drawn = np.random.default_rng(0).multinomial(6, np.full(6, 1 / 6), size=2000)
+    sampled = st.fit_davidson(np.einsum("dr,rpo->dpo", drawn, votes), 2)
+    assert found.first == pytest.approx(((sampled[:, 0] >= sampled[:, 1]).mean(), (sampled[:, 0] < sampled[:, 1]).mean()))
+    assert (found.strengths, found.tie) == (
+        tuple(st.fit_davidson(votes.sum(0)[None], 2)[0, :2]),
+        st.fit_davidson(votes.sum(0)[None], 2)[0, 2],
+    )
+    assert all(math.isnan(end) for end in (*st.strengths(votes[:5], 2).low, *st.strengths(votes[:5], 2).first))
+
+
+def test_the_interval_of_alpha_is_the_percentiles_of_500_draws_of_its_units():
+    units = np.random.default_rng(1).multinomial(3, [0.5, 0.3, 0.2], size=12)
+    units[3] = [1, 0, 0]  # one vote: no unit
+    kept = units[units.sum(1) > 1]
+    index = np.random.default_rng(0).integers(11, size=(500, 11))
+    ends = np.nanquantile([st.ordinal_alpha(kept[row]) for row in index], [0.025, 0.975])
+    found = st.alpha_interval(units)
+    assert (found.low, found.high) == pytest.approx(tuple(ends)) and found.value == st.ordinal_alpha(kept) == st.ordinal_alpha(units)
+    assert found == st.alpha_interval(units, draws=500, seed=0)
+    pair = st.alpha_interval(np.array([[2, 0, 0], [0, 1, 1]]), draws=20)
+    assert math.isfinite(pair.value) and math.isfinite(pair.low)
+
+
+@pytest.mark.parametrize("votes", [5, 6, 40, 194, 1000])
+def test_the_rate_that_votes_find_is_the_smallest_that_needs_no_more(votes):
+    rate = st.detectable_rate(votes)
+    assert st.votes_needed(rate) == votes < st.votes_needed(rate - 1e-9)
+    assert st.detectable_rate(2 * votes, design_effect=2.0) == pytest.approx(rate, abs=1e-3)
+
+
+def test_what_power_asks_for():
+    assert [st.votes_needed(rate) for rate in (0.4, 0.55, 0.7, 0.999)] == [194, 783, 47, 5]
+    assert st.votes_needed(0.6, design_effect=1.5) == 291  # 1.5 times 193.85
+    assert [math.isnan(st.detectable_rate(votes)) for votes in (-1, 0, 1, 4, 5)] == [True, True, True, True, False]

@@ -8,6 +8,7 @@ from preference_data.contract import (
     BRIEF_WORDS,
     Answer,
     Unreadable,
+    every_digit,
     prompt,
     read_answer,
     read_brief,
@@ -99,6 +100,16 @@ def test_an_answer_against_its_own_scores_is_readable_and_says_so():
     assert all(answer.coherent for answer in equal)
 
 
+def test_averages_and_coherence_of_an_answer_and_of_its_exchange():
+    scores = dict(zip(DIMENSIONS, [(5, 1), (4, 4), (3, 3), (2, 5), (1, 3)], strict=True))
+    answer = Answer(scores, "first", "Image1 is warmer than image 2")
+    assert answer.averages == (3.0, 3.2) and not answer.coherent
+    other = answer.exchanged()
+    assert (other.averages, other.better, other.reasoning) == ((3.2, 3.0), "second", "Image2 is warmer than image 1")
+    assert not other.coherent and other.exchanged() == answer
+    assert Answer(scores, "second", "").coherent and Answer(scores, "second", "").exchanged().coherent
+
+
 def test_orders_are_undone():
     answer = Answer({name: (5, 3) for name in DIMENSIONS}, "first", "")
     assert verdicts_in_files(answer, "ab") == (dict.fromkeys(DIMENSIONS, "a"), "a", dict.fromkeys(DIMENSIONS, (5.0, 3.0)))
@@ -114,6 +125,13 @@ def test_a_brief_answer_that_is_written_is_read(answer):
     assert isinstance(found, Answer) and (found.scores, found.better) == (answer.scores, answer.better)
     assert write_brief(found) == write_brief(answer) and found.reasoning.startswith("smooth ")
     assert isinstance(read_brief(write_answer(answer)), Unreadable) and isinstance(read_answer(write_brief(answer)), Unreadable)
+
+
+def test_five_answers_have_every_digit_at_every_place():
+    found = [read_brief(text) for text in every_digit()]
+    assert all(isinstance(answer, Answer) for answer in found) and [answer.better for answer in found] == ["first", *["second"] * 4]
+    for name in DIMENSIONS:
+        assert [answer.scores[name] for answer in found] == [(digit, digit) for digit in range(1, 6)]
 
 
 def test_the_example_and_spaces():

@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from portraitkit.faces.regions import region_masks
-from portraitkit.pictures.images import ciede2000, lab_to_srgb, srgb_to_lab
+from portraitkit.pictures.images import ciede2000, lab_to_srgb, luminance, srgb_to_lab
 from preference_data.people.warps import landmark_field, pixel_grid, sample_at
 from reward_models import verifiable
 from reward_models.filters import blur
@@ -60,6 +62,71 @@ def test_the_weights_are_what_runs_were_measured_with():
         "identity": 0.15,
         "clarity": 0.1,
     }
+
+
+def test_one_reward_guards_the_others_and_credit_reaches_an_eighth():
+    assert verifiable.GUARDS == ("own_color",) and REWARDS["own_color"].weight == 1
+    assert {name: REWARDS[name].local.reach for name in LOCAL} == {"blemish_removal": 1, "texture": 1, "clarity": 1}
+
+
+def smooth(image: np.ndarray, sigma: float) -> np.ndarray:
+    return np.stack([gaussian_filter(channel, sigma, mode="nearest", truncate=3) for channel in image])
+
+
+def inside(image: np.ndarray, mask: np.ndarray, sigma: float) -> np.ndarray:
+    """The average over the mask alone."""
+    return smooth(image * mask, sigma) / smooth(mask, sigma).clip(1e-4)
+
+
+def over(values: np.ndarray, mask: np.ndarray) -> float:
+    return float((values * mask).sum() / mask.sum() / len(values))
+
+
+def errors_written_again(candidate: Tensor, photos: Photos) -> dict[str, float]:
+    """Each error of one candidate of 128 pixels, from the docstrings, with scipy's filters."""
+    after, before, clean = candidate[0].double(), photos.source[0].double(), photos.clean[0].double().numpy()
+    skin, features, opacity = (mask[0].double().numpy() for mask in (photos.skin, photos.features, photos.opacity))
+    spots = (opacity > 0.05).astype(float)
+    untouched = skin * (smooth(spots, 1.5) <= 0.02)
+    relative = [image - inside(image, untouched, 5) for image in (after.numpy(), before.numpy(), clean)]
+    light = [luminance(image[None])[0].numpy() for image in (after, before)]
+    fine = [image - smooth(image, 2) for image in light]
+    edges = [(np.diff(light[0], axis=axis), np.diff(light[1], axis=axis)) for axis in (1, 2)]
+    masks = features[:, :-1], features[:, :, :-1]
+    lab = [srgb_to_lab(image[None])[0].numpy() for image in (after, before)]
+    mouth = lips(photos)[0].double().numpy()
+    redness, solid = inside(lab[1], untouched, 4)[1:2], untouched > 0.5
+    reddest = (solid & (redness >= np.quantile(redness[solid], 0.75))).astype(float)
+
+    def changed(mask: np.ndarray, sigma: float) -> np.ndarray:
+        return ciede2000(*(torch.from_numpy(inside(image, mask, sigma))[None] for image in lab))[0].numpy()
+
+    edited = luminance((after - before)[None])[0].numpy()
+    return {
+        "blemish_residual": over((relative[0] - relative[2]) ** 2, spots) / over((relative[1] - relative[2]) ** 2, spots),
+        "texture_error": over((fine[0] - fine[1]) ** 2, untouched) ** 0.5 / (over(fine[1] ** 2, untouched) ** 0.5 + 2e-3),
+        "clarity_error": sum(over((one - two) ** 2, mask) for (one, two), mask in zip(edges, masks, strict=True)) ** 0.5
+        / (sum(over(two**2, mask) for (_, two), mask in zip(edges, masks, strict=True)) ** 0.5 + 2e-3),
+        "tone_error": over(((inside(lab[0], untouched, 4) - inside(lab[1], untouched, 4)) ** 2).sum(0, keepdims=True) ** 0.5, untouched),
+        "lip_change": over(changed(mouth, 2), mouth),
+        "redness_change": over(changed(untouched, 4), reddest),
+        "residual_grain": 100 * over((edited - smooth(edited, 1)) ** 2, skin) ** 0.5,
+    }
+
+
+@pytest.mark.parametrize("row", range(4))
+def test_each_error_is_what_its_docstring_says(photos, row):
+    one = photos.select(slice(row, row + 1))
+    candidate = noise(torch.lerp(one.source, one.clean, 0.6) * torch.tensor([0.97, 0.94, 0.9]).view(3, 1, 1), 0.015)
+    found = {name: float(getattr(verifiable, name)(candidate, one)) for name in errors_written_again(candidate, one)}
+    assert found == pytest.approx(errors_written_again(candidate, one), rel=2e-4)
+
+
+def test_spots_too_faint_to_count_leave_all_skin_untouched(photos):
+    faint = replace(photos, opacity=torch.full_like(photos.opacity, 0.05))
+    assert torch.equal(verifiable._untouched_skin(faint), photos.skin)
+    dots = torch.zeros_like(photos.opacity).index_fill_(3, torch.tensor([60]), 1.0)
+    assert not verifiable._untouched_skin(replace(photos, opacity=dots))[..., 57:64].any()
 
 
 def test_the_error_of_clarity_is_nothing_unchanged_and_rises_with_blur(photos):
@@ -176,7 +243,7 @@ def test_blemish_removal_does_not_see_an_even_change_of_the_whole_picture(photos
 
 def test_blemish_removal_does_not_apply_without_blemishes(photos):
     opacity = photos.opacity.clone()
-    opacity[3] = 0.04  # too faint to count
+    opacity[3] = 0.05  # too faint to count
     values = REWARDS["blemish_removal"](photos.clean, replace(photos, opacity=opacity))
     assert values[3].isnan()
     assert values[torch.arange(8) != 3].isfinite().all()

@@ -11,7 +11,7 @@ from policies.vlm.tasks.emotion import TASK as EMOTION
 from policies.vlm.tasks.emotion import Expression, emotion_task
 from policies.vlm.tasks.makeup import LIPS
 from policies.vlm.tasks.makeup import TASK as MAKEUP
-from policies.vlm.tasks.makeup_scores import _Rows
+from policies.vlm.tasks.makeup_scores import _Rows, best_lipstick, best_looks
 from policies.vlm.tasks.shape_area import TASK as AREA
 from portraitkit.vlm.evaluate import best_constant
 from portraitkit.vlm.rows import Row
@@ -128,3 +128,15 @@ def test_a_look_is_matched_with_the_items_of_its_colours():
     red, blue = {"shape": "LIP_FULL_BASIC", "color": "#B03050"}, {"shape": "LIP_FULL_BASIC", "color": "#3050B0"}
     mean, matched = _Rows([[red, blue]], "fixed").match([blue, red])
     assert mean == pytest.approx(1) and matched[0, :2, :2].tolist() == [[0, 1], [1, 0]]
+
+
+@pytest.mark.parametrize("color", ["#000000", "#FFFFFF", "#FF0000", "#00FF00", "#0000FF", "#01FE80", "#B03050", "#7F7F7F", "#30B050"])
+def test_the_best_colour_for_one_row_is_the_rows(color):
+    assert best_lipstick([[{"shape": SHAPES[0], "color": color}]]) == color
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_best_look_has_more_than_three_items(mode):
+    shapes = (*SHAPES, "EYESHADOW_CREASE")
+    looks = best_looks([[{"shape": shape, "color": f"#{120 + 20 * place:02X}4050"}] for place, shape in enumerate(shapes)], mode)
+    assert len(looks) == 4 and max(map(len, looks)) <= 3 and best_looks([[], []], mode) == []

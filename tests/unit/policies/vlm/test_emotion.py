@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.vlm.tasks.emotion import TASK, Expression, emotion_task, published_form
+from policies.vlm.tasks.emotion import TASK, Expression, best_expressions, emotion_task, f1, published_form
 from portraitkit.errors import ConfigError, DataError
 from preference_data.emotion_rows import ACTION_UNITS, AU_LISTS, EMOTIONS
 
@@ -163,3 +163,54 @@ def test_naming_no_unit_is_not_paid_where_none_is_labelled():
 def test_the_perfect_answer_earns_the_most_that_a_row_allows(units, emotion, labelled, mode):
     truth = Expression(units if labelled else None, emotion)
     assert TASK.most is not None and TASK.score(TASK.perfect(truth), truth, mode).reward == TASK.most(truth, mode)
+
+
+@pytest.mark.parametrize(
+    ("named", "truth", "value"),
+    [
+        (set(), set(), 1),
+        ({1}, set(), 0),
+        (set(), {1}, 0),
+        ({1}, {1}, 1),
+        ({1, 15}, {1, 4}, 2 * 1 / (1 + 5 + 1 + 1)),  # weights 1, 1 and 5
+        ({15, "AU04"}, {15}, 2 * 5 / (5 + 5 + 5)),  # what no list has counts as the rarest
+        ({9}, {9, 4}, 2 * 5 / (5 + 5 + 1)),
+    ],
+)
+def test_f1_of_units_that_count_by_their_rarity(named, truth, value):
+    assert f1(frozenset(named), frozenset(truth), {1: 1 / 10, 4: 1 / 10, 15: 1 / 2}) == pytest.approx(value)
+    assert f1(frozenset(named), frozenset(truth), {1: 1 / 20, 4: 1 / 20, 15: 1 / 4}) == pytest.approx(value), "in any unit"
+
+
+@pytest.mark.parametrize(
+    ("completion", "mode", "parsed"),
+    [
+        (answer("AU15 AU04 AU4", "Fear"), "paper", {"AUs": ["AU4", "AU15", "AU04"], "label": "Fear"}),
+        (answer("AU15 AU04", "Fear"), "fixed", {"AUs": ["AU4", "AU15"], "label": "fear"}),
+        (answer("none", "fear"), "fixed", {"AUs": [], "label": "fear"}),
+        ("<think>AU4</think>", "paper", {"AUs": ["AU4"], "label": "<think>AU4</think>"}),
+        ("<think>AU4</think><answer> </answer>", "paper", {"AUs": ["AU4"], "label": ""}),
+        ("<think></think><answer> </answer>", "paper", None),
+        ("AU4 fear", "fixed", None),
+    ],
+)
+def test_what_is_read_is_said(completion, mode, parsed):
+    assert TASK.score(completion, SAD, mode).parsed == parsed
+
+
+def test_a_row_is_whole_where_all_that_is_scored_is_labelled():
+    known = frozenset({1})
+    assert TASK.whole is not None
+    labels = [(known, "fear"), (frozenset(), "fear"), (None, "fear"), (known, None), (known, "fear", frozenset({4}))]
+    assert [TASK.whole(Expression(*label)) for label in labels] == [True, True, False, False, False]
+    assert TASK.ranges == {"paper": (0, 3), "fixed": (0, 3)} and emotion_task(signed=True).ranges == {"paper": (-1, 3), "fixed": (-1, 3)}
+
+
+def test_the_best_constants_are_one_for_each_number_of_units():
+    found = best_expressions([SAD, Expression(frozenset({4}), "fear"), Expression(frozenset({4, 15}), "fear"), Expression(None, None)])
+    assert [len(one.units) for one in found] == list(range(31)) and {one.emotion for one in found} == {"fear"}
+    assert [found[count].units for count in (1, 2, 3)] == [{4}, {4, 15}, {1, 4, 15}]
+    assert {one.emotion for one in best_expressions([Expression(None, None)])} == {None}
+    assert TASK.most is not None
+    most = [TASK.most(Expression(*label), mode) for label in ((None, None), (frozenset(), None)) for mode in ("paper", "fixed")]
+    assert most == [1.5, 1, 1.5, 2] and TASK.most(SAD, "paper") == TASK.most(SAD, "fixed") == 3

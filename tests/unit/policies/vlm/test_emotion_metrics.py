@@ -1,7 +1,9 @@
 """Figures of facial emotion analysis, by hand-counted examples and by the definitions."""
 
 import math
+import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -151,3 +153,91 @@ def test_labels_become_nouns():
 def test_the_prompt_says_what_each_unit_looks_like():
     assert all(f"AU{number} {name} ({seen})" in TASK.prompt for number, (name, seen) in DEFINITIONS.items())
     assert len({seen for _, seen in DEFINITIONS.values()}) == 30
+
+
+# ---- values by hand
+
+
+def test_intervals_are_the_percentiles_of_a_thousand_bootstraps_of_rows():
+    draw = random.Random(0)
+    rows = [({unit for unit in (1, 4, 12) if draw.random() < 0.5}, {unit for unit in (1, 4) if draw.random() < 0.6}) for _ in range(23)]
+    right = [draw.random() < 0.6 for _ in rows]
+    texts = [answer(sorted(said), "fear" if ok else "anger") for (said, _), ok in zip(rows, right, strict=True)]
+    truths = [Expression(frozenset(true), "fear") for _, true in rows]
+    counts = np.array([[[u in s and u in t, u in s and u not in t, u in t and u not in s] for u in (1, 4, 12)] for s, t in rows], int)
+
+    def ends(statistic, seed):
+        generator = np.random.default_rng(seed)
+        values = [statistic(times) for _ in range(10) for times in generator.multinomial(23, np.full(23, 1 / 23), size=100)]
+        return pytest.approx(np.quantile(values, [0.025, 0.975]).tolist())
+
+    def f1(times, units):
+        hits, alarms, misses = (times @ counts.reshape(23, -1)).reshape(3, 3)[units].sum(0)
+        return 2 * hits / (2 * hits + alarms + misses)
+
+    for seed in (0, 1):
+        found = metrics.report(texts, truths) if seed == 0 else metrics.report(texts, truths, seed=1)
+        assert found["action_units"]["micro_f1_ci95"] == ends(lambda times: f1(times, [0, 1, 2]), seed)
+        assert found["action_units"]["macro_f1_ci95"] == ends(lambda times: (f1(times, [0]) + f1(times, [1])) / 2, seed)
+        assert found["emotions"]["accuracy_ci95"] == ends(lambda times: times @ right / 23, seed)
+    assert found["action_units"]["micro_f1"] == pytest.approx(f1(np.ones(23), [0, 1, 2])) and found["action_units"]["rows"] == 23
+    assert found["action_units"]["macro_f1"] == pytest.approx((f1(np.ones(23), [0]) + f1(np.ones(23), [1])) / 2)
+    assert found["action_units"]["units_with_positives"] == 2 and found["emotions"]["accuracy"] == pytest.approx(sum(right) / 23)
+    hits, alarms, misses = counts.sum(0)[1].tolist()
+    assert found["action_units"]["units"]["AU4"] == {"f1": f1(np.ones(23), [1]), "hits": hits, "false_alarms": alarms, "misses": misses}
+    assert found["action_units"]["units"]["AU12"]["f1"] is None and found["action_units"]["units"]["AU12"]["false_alarms"] > 0
+
+
+def test_figures_of_nothing_are_none_and_of_one_row_have_no_interval():
+    nothing = metrics.report([], [])
+    assert nothing["rows"] == nothing["emotions"]["rows"] == nothing["action_units"]["rows"] == 0 and nothing["mode"] == "fixed"
+    assert nothing["unreadable"] is nothing["emotions"]["accuracy"] is nothing["action_units"]["macro_f1"] is None
+    assert nothing["emotions"]["accuracy_ci95"] is None and nothing["emotions"]["confusion"] == {} and "groups" not in nothing
+    unlabelled = metrics.report([answer([1], "fear")] * 3, [Expression(None, "fear")] * 3, descriptions=["", " ", ""])
+    assert "rouge_l" not in unlabelled and unlabelled["action_units"]["micro_f1_ci95"] is None
+    told = metrics.report([answer([1], "fear")] * 3, [Expression(None, "fear")] * 3, descriptions=["", "(AU1)", ""])
+    assert told["rouge_l"]["rows"] == 1 and told["rouge_l"]["per_cent"] == 100 and told["rege"] == {"action_units": None, "emotions": 200}
+    found = metrics.headline([answer([], "fear")], [Expression(None, None)])
+    assert found["unreadable"] == 0 and all(math.isnan(found[name]) for name in ("au_macro_f1", "au_micro_f1", "emotion_accuracy"))
+    bare = metrics.headline([answer([1], "fear")], [Expression(frozenset(), "fear")])
+    assert math.isnan(bare["au_micro_f1"]) and math.isnan(bare["au_macro_f1"]) and bare["emotion_accuracy"] == 1
+
+
+def test_a_unit_that_nobody_coded_is_neither_right_nor_wrong():
+    truths = [Expression(frozenset({1}), None, frozenset({4})), Expression(frozenset({1}), None)]
+    counts = metrics.count_units([metrics.read_answer(answer([4], "fear"))] * 2, truths, (1, 4))
+    assert counts.tolist() == [[[0, 0], [0, 0], [1, 0]], [[0, 0], [0, 1], [1, 0]]]
+
+
+def test_rouge_takes_stems_and_the_mean_over_rows():
+    assert metrics.rouge_l(["raised brows", "x"], ["raises brows", "y"]) == pytest.approx(50)
+
+
+@pytest.mark.parametrize(("name", "units"), [("disfa", AU_LISTS["disfa"]), ("99,AU1 ,1", (99, 1)), (" au07", (7,))])
+def test_a_list_of_units_is_a_name_or_numbers_from_1_to_99(name, units):
+    assert metrics.au_list(name) == units
+    for wrong in ("0", "100", "1,", "AU", "1;2", "-1", ""):
+        with pytest.raises(ConfigError, match="use all, .* or numbers such as 1,2,4"):
+            metrics.au_list(wrong)
+
+
+def test_what_paper_mode_reads_beside_units_and_emotion():
+    read = metrics.read_answer("<think> (AU1) \n</think><answer>fear</answer>", "paper")
+    assert read == metrics.Answer(frozenset({1}), "fear", "(AU1)", True)
+    assert metrics.read_answer("AU1 fear", "paper") == metrics.Answer(frozenset({1}), "AU1", "", False)
+    assert metrics.read_answer("<think> (AU01) au 12</think> <answer> FEAR </answer>\n") == metrics.Answer(
+        frozenset({1, 12}), "fear", "(AU01) au 12", True
+    )
+    assert metrics.read_answer("fear") == metrics.Answer(frozenset(), "", "", False)
+
+
+def test_each_answer_needs_its_truth():
+    answers, texts = [metrics.read_answer(text) for text in COMPLETIONS[:2]], ["", "x"]
+    for refused in (
+        lambda: metrics.count_units(answers, TRUTHS[:1], (1,)),
+        lambda: metrics.confusion(answers, TRUTHS[:1]),
+        lambda: metrics.rouge_l(texts, texts[:1]),
+        lambda: metrics.report(COMPLETIONS[:1], TRUTHS[:1], descriptions=texts),
+    ):
+        with pytest.raises(ValueError, match="zip"):
+            refused()

@@ -8,7 +8,7 @@ from skimage.color import deltaE_ciede2000
 
 from policies.vlm.tasks import synthetic_rows
 from policies.vlm.tasks.makeup import LIPS, TASK
-from policies.vlm.tasks.makeup_scores import hex_to_lab, pair_items, region_of
+from policies.vlm.tasks.makeup_scores import color_metrics, hex_to_lab, look_metrics, pair_items, region_of
 from policies.vlm.tasks.synthetic_rows import makeup_row
 from portraitkit.errors import DataError
 from portraitkit.faces.regions import LIPS_OUTER
@@ -156,3 +156,9 @@ def test_lips_figures():
 def test_nothing_to_average():
     assert figures_of(TASK, [], []) == figures_of(LIPS, [], []) == {}
     assert "de76" not in figures_of(LIPS, ["?"], [[LIP]])
+
+
+@pytest.mark.parametrize("metrics", [color_metrics, look_metrics])
+def test_each_answer_needs_its_truth(metrics):
+    with pytest.raises(ValueError, match="zip"):
+        metrics([[LIP]] * 2, [[LIP]])

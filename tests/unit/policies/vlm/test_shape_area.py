@@ -102,6 +102,8 @@ def test_a_number_beyond_all_others_is_wrong_and_no_json_value():
     assert score.reward == -2 and score.parsed is None
     assert TASK.metrics is not None
     assert TASK.metrics([answer("9" * 400 + ".00"), answer("300.00")], [400.0, 400.0]) == {"relative_error": 0.25, "unreadable": 0.5}
+    with pytest.raises(ValueError, match="zip"):
+        TASK.metrics([answer("300.00")] * 2, [400.0])
 
 
 @pytest.mark.parametrize("area", [None, "400", 0, -1, float("nan"), float("inf"), True, 10**400])
