@@ -36,7 +36,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 VLM, UNIT = "tests/unit/policies/vlm", "tests/unit"
 ROOMS: dict[str, tuple[list[str], list[str]]] = {
-    "dpg": ([f"dpg/{name}.py" for name in ("sde", "sampler", "guidance", "levels", "windows", "scheduler")], [f"{UNIT}/dpg"]),
+    "dpg": ([f"dpg/{name}.py" for name in ("sde", "sampler", "guidance", "levels", "scheduler")], [f"{UNIT}/dpg"]),
     "grpo": (["portraitkit/grpo.py"], [f"{UNIT}/portraitkit/test_grpo.py"]),
     "verifiable": (["reward_models/verifiable.py"], [f"{UNIT}/reward_models/test_verifiable.py", f"{UNIT}/reward_models/test_grain.py"]),
     "makeup": (
