@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image as PilImage
-from PIL import ImageCms, ImageOps
+from PIL import ImageCms, ImageOps, features
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -33,6 +33,7 @@ MAX_BYTES = 200 * 2**20
 MAX_PIXELS = 120_000_000
 MAX_ASPECT = 100.0
 WHITE = (1.0, 1.0, 1.0)
+READ = ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "JPEG2000", "PPM", "TGA", "ICO", *(["AVIF"] if features.check("avif") else [])]
 STRIP = 256  # rows of a large picture that are worked on at once
 ORIENTATION = 0x0112
 SRGB_PRIMARIES = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)  # x and y of white, red, green and blue
@@ -97,8 +98,10 @@ def _decode(source: Path | io.BytesIO, path: Path, background: tuple[float, floa
     try:
         with warnings.catch_warnings(record=True) as raised:
             warnings.simplefilter("always")
-            with PilImage.open(source) as opened:
+            with PilImage.open(source, formats=READ) as opened:
                 _check_shape(path, opened.size, max_pixels)
+                if opened.format == "TIFF" and opened.tag_v2.get(284) == 2 and max(opened.tag_v2[258]) > 8:  # type: ignore[attr-defined]
+                    raise ValueError("more than 8 bits in separate planes")  # which Pillow takes for 8 bits
                 frames = getattr(opened, "n_frames", 1)
                 if frames > 1:
                     notes.append(f"{path}: {frames} frames, only the first is used")
@@ -135,7 +138,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with PilImage.open(path) as opened:
+            with PilImage.open(path, formats=READ) as opened:
                 _check_shape(path, opened.size, MAX_PIXELS)
                 turned = opened.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
                 width, height = opened.size

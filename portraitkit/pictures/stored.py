@@ -25,7 +25,7 @@ from torch import Tensor
 
 from portraitkit.errors import ImageError
 from portraitkit.files.atomic import replacing
-from portraitkit.pictures.images import ORIENTATION, STRIP, Image, Pixels, to_pil, to_uint8, unit, upright, write_image
+from portraitkit.pictures.images import ORIENTATION, READ, STRIP, Image, Pixels, to_pil, to_uint8, unit, upright, write_image
 
 Samples = UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"]
 EXIF_HEADER = b"Exif\x00\x00"
@@ -97,7 +97,7 @@ def write_edited(image: Image, edited: Float[Tensor, "3 h w"] | Strips, path: st
 def read_stored(path: Path) -> tuple[Stored | None, str]:
     """A picture's samples, None where they are neither grey nor RGB of 8 or 16 bits, and a name for what they are; palettes become RGB or
     RGBA, 1-bit pictures grey."""
-    with PilImage.open(path) as opened:
+    with PilImage.open(path, formats=READ) as opened:
         raw = {_raw_mode(tile)[:-1] for tile in opened.tile}
         opened.load()
         picture = upright(opened)
@@ -154,7 +154,7 @@ def _low_bytes(path: Path) -> np.ndarray:
     """The low bytes of 16-bit colour: what Pillow takes for the high ones when told of the opposite byte order."""
     native, other = ("L", "B") if sys.byteorder == "little" else ("B", "L")
     opposite = {native: other, other: native, "N": other}
-    with PilImage.open(path) as opened:
+    with PilImage.open(path, formats=READ) as opened:
         swapped = []
         for tile in opened.tile:
             raw = _raw_mode(tile)

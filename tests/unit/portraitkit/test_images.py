@@ -282,6 +282,27 @@ def test_what_is_no_picture_is_refused(tmp_path: Path, content: bytes):
     refused(path, "cannot be read")
 
 
+def test_a_tiff_whose_planes_pillow_takes_for_8_bits_is_refused(tmp_path: Path):
+    """It gave the left half twice, in silence; 8 bits in planes and 16 without are read."""
+    planes, kind = np.moveaxis(NOISE, -1, 0), {"photometric": "rgb", "planarconfig": "separate"}
+    tifffile.imwrite(tmp_path / "a.tif", planes.astype(np.uint16) * 257, **kind)
+    refused(tmp_path / "a.tif", "more than 8 bits in separate planes", "convert it")
+    tifffile.imwrite(tmp_path / "b.tif", planes, **kind)
+    tifffile.imwrite(tmp_path / "c.tif", NOISE.astype(np.uint16) * 257, photometric="rgb")
+    for name in ("b.tif", "c.tif"):
+        assert torch.equal(read_image(tmp_path / name).pixels, from_uint8(NOISE))
+
+
+def test_a_page_of_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Pillow hands it to Ghostscript, whatever its name says."""
+    PilImage.fromarray(NOISE).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+    refused(tmp_path / "a.png", "cannot be read")
+    with pytest.raises(ImageError):
+        image_size(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("read", [read_image, image_size])
 def test_what_is_no_file_is_told_as_what_it_is(tmp_path: Path, read):
     """A pipe was "no such file", and its size was waited for."""
