@@ -2,6 +2,7 @@
 
 import ipaddress
 import socket
+import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,13 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def warn_of_others(host: str, can: str) -> None:
+    """Say on the standard error, where an address can be reached from other machines, what everyone there `can` do."""
+    if not is_loopback(host):
+        fix = "put a proxy with HTTPS in front, or stay with 127.0.0.1"
+        print(f"warning: --host {host}: everyone who reaches this machine {can}, without encryption; {fix}", file=sys.stderr, flush=True)
 
 
 def hosts_of(host: str, more: Sequence[str] = ()) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from benchmarks.blind_test.study import CONSENT, VOTES, Study, read_study
 from benchmarks.blind_test.vote_store import CHOICES, Trial, VoteStore
 from portraitkit.errors import RunFolderError
 from portraitkit.report.page import page_environment
-from portraitkit.serving import hosts_of, is_loopback, listen, page_app, read_body, server_of, url_of
+from portraitkit.serving import hosts_of, listen, page_app, read_body, server_of, url_of, warn_of_others
 
 MAX_BODY = 4096
 COOKIE = "rater"
@@ -53,11 +53,7 @@ def serve_study(config: ServeConfig) -> int:
     with lock, contextlib.closing(VoteStore(config.folder / VOTES, study)) as store, listen(config.host, config.port) as listener:
         app = build_app(study, store, allowed_hosts=hosts_of(config.host, config.allowed_hosts), max_raters=config.max_raters)
         console.print(f"{config.folder}: {store.count_raters()} raters so far", markup=False, soft_wrap=True)
-        if not is_loopback(config.host):
-            console.print(
-                f"[bold red]warning:[/] --host {config.host}: everyone who reaches this machine can see the pictures and vote, without "
-                "encryption. Put a proxy with HTTPS in front, or stay with 127.0.0.1."
-            )
+        warn_of_others(config.host, "can see the pictures and vote")
         console.print(f"open {url_of(config.host, listener)}/ ; Ctrl-C stops, nothing is lost", markup=False, soft_wrap=True)
         server_of(app, timeout_graceful_shutdown=3, timeout_keep_alive=KEEP_ALIVE).run(sockets=[listener])
     return 0

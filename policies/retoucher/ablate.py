@@ -54,7 +54,9 @@ def run_ablation(config: RetoucherConfig, command: list[str]) -> int:
         raise ConfigError("--ablate: its runs are trained in one process each; start it without torchrun or accelerate launch")
     if unknown := next((name for name in config.ablate_arms if name not in ARMS), None):
         raise ConfigError(f"--ablate-arms {unknown}: no such arm{nearest(unknown, ARMS)}; known: {', '.join(ARMS)}")
-    budget = config.max_network_evaluations or _default_budget(config)
+    if not (budget := config.max_network_evaluations):  # the DPG arm's, about: prefix and first drawn step shared, K steps trained
+        per_candidate = (1 - 1 / (2 * config.segments)) * config.num_steps + (3 + (config.kl_beta > 0)) * (config.segments - 1)
+        budget = int(config.max_train_steps * config.photos_per_step * config.group_size * per_candidate)
     # Every run's settings are checked here, before the first is trained.
     runs = [
         (arm, arm_config(replace(config, seed=seed, max_network_evaluations=budget), arm))
@@ -102,12 +104,6 @@ def arm_config(config: RetoucherConfig, arm: str) -> RetoucherConfig:
     own = {"ablate": False, "ablate_arms": ()} | ARMS[arm]
     idle = idle_options(own.get("loss", config.loss), own.get("dpg", config.dpg))
     return replace(config, **({name: getattr(RetoucherConfig, name) for name in idle} | own))
-
-
-def _default_budget(config: RetoucherConfig) -> int:
-    """What the DPG arm spends in `max_train_steps`, about: prefix and first drawn step shared, K steps trained."""
-    per_candidate = (1 - 1 / (2 * config.segments)) * config.num_steps + (3 + (config.kl_beta > 0)) * (config.segments - 1)
-    return int(config.max_train_steps * config.photos_per_step * config.group_size * per_candidate)
 
 
 def _run_arm(

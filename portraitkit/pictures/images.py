@@ -77,8 +77,7 @@ def read_image(
 def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image:
     """Decode one picture that came as bytes, as `read_image` does a file; `name` is what messages call it.
 
-    Raises:
-        ImageError: unreadable, truncated, too large, or of an impossible shape.
+    ImageError: unreadable, truncated, too large, or of an impossible shape.
     """
     return _decode(io.BytesIO(data), Path(name), WHITE, max_pixels)
 
@@ -127,11 +126,8 @@ def _decode(source: Path | io.BytesIO, path: Path, background: tuple[float, floa
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width of a picture as `read_image` would give it, from the file's head alone.
-
-    Raises:
-        ImageError: missing, not a picture, or of an impossible shape.
-    """
+    """Height and width of a picture as `read_image` would give it, from the file's head alone. ImageError: missing, not a picture, or of an
+    impossible shape."""
     path = Path(path)
     if said := not_a_file(path):
         raise ImageError(f"{path}: {said}; one picture is needed, give its file")

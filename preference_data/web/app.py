@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from portraitkit.errors import DataError, ImageError, RunFolderError
 from portraitkit.pictures.images import image_size, read_image, to_pil, within
-from portraitkit.serving import hosts_of, is_loopback, listen, page_app, read_body, server_of, url_of
+from portraitkit.serving import hosts_of, listen, page_app, read_body, server_of, url_of, warn_of_others
 from preference_data.annotations import FOLDER, Judgement, append_judgement, both_orders, conflicts, file_of, judgement_of, read_judgements
 from preference_data.commands.options import AnnotateConfig
 from preference_data.schema import ASPECTS, DIMENSIONS, QUESTIONS, TITLES, Pair
@@ -195,8 +195,7 @@ def serve_page(config: AnnotateConfig, pairs: list[Pair]) -> int:
         app = make_app(Desk(Path(config.data), pairs), hosts=hosts_of(config.host))
         url = url_of(config.host, listener)
         print(f"{len(pairs)} pairs at {url}/ (Ctrl-C ends; judgements are on disk as they come)", flush=True)
-        if not is_loopback(config.host):
-            print("note: everyone who reaches this address can see the photos and judge them", flush=True)
+        warn_of_others(config.host, "can see the photos and judge them")
         with suppress(KeyboardInterrupt):
             server_of(app).run(sockets=[listener])
     return 0

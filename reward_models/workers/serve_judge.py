@@ -11,7 +11,7 @@ def serve_judge(argv: list[str]) -> int:
     """A judge behind an OpenAI-compatible endpoint. SIGINT or SIGTERM ends the process as signals do (130 or 143) once all is answered."""
     from rich.console import Console
 
-    from portraitkit.serving import is_loopback, listen, server_of, url_of
+    from portraitkit.serving import listen, server_of, url_of, warn_of_others
     from portraitkit.vlm.model import check_device
     from reward_models.judge.judge import load_judge
     from reward_models.workers.server import judge_app
@@ -26,11 +26,7 @@ def serve_judge(argv: list[str]) -> int:
             config.model, device=config.device, dtype=None if config.dtype == "auto" else config.dtype, batch_size=config.batch_size
         )
         app = judge_app(judge, config)
-        if not is_loopback(config.host):
-            console.print(
-                f"[bold red]warning:[/] --host {config.host}: everyone who reaches this machine can use the model, without encryption "
-                "and without a key. Put a proxy in front, or stay with 127.0.0.1."
-            )
+        warn_of_others(config.host, "can use the model without a key")
         console.print(f"judge {config.model} at {url_of(config.host, listener)}/v1", markup=False, soft_wrap=True)
         server_of(app, timeout_graceful_shutdown=30).run(sockets=[listener])
     return 0

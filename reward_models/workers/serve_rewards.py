@@ -11,7 +11,7 @@ def serve_rewards(argv: list[str]) -> int:
     from rich.console import Console
 
     from portraitkit.endpoint import read_key
-    from portraitkit.serving import is_loopback, listen, server_of, url_of
+    from portraitkit.serving import listen, server_of, url_of, warn_of_others
     from portraitkit.vlm.model import check_device
     from reward_models.reward_set import build_rewards, check_names
     from reward_models.workers.server import Desk, rewards_app
@@ -25,10 +25,7 @@ def serve_rewards(argv: list[str]) -> int:
     with listen(config.host, config.port) as listener:
         desk = Desk(lambda: build_rewards(config.rewards, (), "product", config.device), config.device)
         app = rewards_app(desk, config, token=token)
-        if not is_loopback(config.host):
-            who = "everyone who reaches this machine and has the token" if token else "everyone who reaches this machine"
-            advice = "" if token else f" Set {TOKEN_ENV} here and for the run."
-            console.print(f"[bold red]warning:[/] --host {config.host}: {who} can use the rewards, without encryption.{advice}")
+        warn_of_others(config.host, "and has the token can use the rewards" if token else f"can use the rewards (set {TOKEN_ENV})")
         console.print(f"{', '.join(config.rewards)} at {url_of(config.host, listener)}", markup=False, soft_wrap=True)
         server = server_of(app, timeout_graceful_shutdown=60, timeout_keep_alive=60)  # longer than a client keeps an idle connection
         desk.on_failure = lambda: setattr(server, "should_exit", True)

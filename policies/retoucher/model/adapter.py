@@ -100,6 +100,10 @@ def read_tensors(file: AdapterFile, modules: Iterable[str]) -> dict[str, Any]:
 
     stored = load_file(file.path)
     check_weights(file.path, stored)
+    for key, value in stored.items():
+        if value.numel() != 1 if key.endswith(ALPHA) else not (value.is_floating_point() and value.numel()):
+            kind = f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+            raise WeightsError(f"{file.path}: tensor {key} is {kind}; a LoRA holds floats, and one number as alpha: save it again")
     names = own_names(stored, modules)
     tensors = {names[key]: value for key, value in stored.items()}
     for name in [name for name in tensors if name.endswith(ALPHA) and f"{name.removesuffix(ALPHA)}.lora_B.weight" in tensors]:
@@ -116,9 +120,7 @@ def attach_adapter(backbone: Any, folder: str | Path) -> None:
 
     The folder holds `pytorch_lora_weights.safetensors`, as align-retoucher and diffusers write it, or it is the file. Names may begin as
     other trainers have them (`LAYOUTS`), if modules are called as in diffusers after that.
-
-    Raises:
-        WeightsError: no LoRA there, an unreadable file, one that is not finite, or one made for another base; the keys are named.
+    WeightsError: no LoRA there, an unreadable file, one that is not finite, or one made for another base; the keys are named.
     """
     from peft import LoraConfig
     from torch import nn
@@ -151,10 +153,8 @@ def attach_adapter(backbone: Any, folder: str | Path) -> None:
 
 
 def read_adapter(folder: str | Path) -> AdapterFile:
-    """Read the header of a LoRA file, or of `pytorch_lora_weights.safetensors` in a folder; no tensor is loaded.
-
-    Raises:
-        WeightsError: no such file, it is no safetensors file, or a DoRA.
+    """Read the header of a LoRA file, or of `pytorch_lora_weights.safetensors` in a folder; no tensor is loaded. WeightsError: no such
+    file, it is no safetensors file, a DoRA, or with alphas that cannot be followed.
     """
     path = Path(folder) / FILE if Path(folder).is_dir() else Path(folder)
     if path.suffix != ".safetensors" or not path.is_file():
@@ -167,6 +167,11 @@ def read_adapter(folder: str | Path) -> AdapterFile:
         raise WeightsError(f"{path}: not a readable safetensors file ({error}); copy or train it again") from error
     try:
         settings = {key.removeprefix(PREFIX): value for key, value in json.loads(metadata.get(METADATA, "{}")).items()}
+        alpha = settings.get("lora_alpha")
+        if alpha is not None and not (isinstance(alpha, int | float) and 0 < alpha < 1e6):
+            raise WeightsError(f"{path}: its {METADATA} has lora_alpha {alpha!r}; it must be a number above 0, save the LoRA again")
+        if settings.get("alpha_pattern"):
+            raise WeightsError(f"{path}: its {METADATA} has an alpha_pattern; one alpha for all modules, or a tensor of each, is needed")
         if magnitudes := [key for key in shapes if key.endswith(DORA)]:
             raise WeightsError(f"{path}: is a DoRA ({_some(magnitudes, 1)}), whose magnitudes are not read here; train a LoRA without them")
     except (json.JSONDecodeError, AttributeError) as error:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import FluxKontextPipeline
 from peft import LoraConfig, get_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from policies.retoucher.backbones import tiny
@@ -86,6 +87,13 @@ def test_without_metadata_alpha_is_the_rank(trained, folder):
         (lambda t: {k: torch.cat([v, v], -1) if "lora_A" in k else v for k, v in t.items()}, "of another shape"),
         (lambda t: {k: v[:2] if k == sorted(t)[0] else v for k, v in t.items()}, r"ranks \[2, 3\] are mixed"),
         (lambda t: {"weight": torch.zeros(2)}, r"1 foreign \(weight\)"),
+        (lambda t: {k: v.to(torch.int8) for k, v in t.items()}, r"is int8 of shape .*; a LoRA holds floats"),
+        (lambda t: t | {sorted(t)[0]: t[sorted(t)[0]] > 0}, "is bool of shape"),
+        (lambda t: {k: v[:0] if "lora_A" in k else v[:, :0] for k, v in t.items()}, r"is float32 of shape \(0, "),
+        (
+            lambda t: t | {"transformer.proj_out.alpha": torch.tensor([2.0, 3.0])},
+            r"is float32 of shape \(2,\); .*number as alpha",
+        ),
     ],
 )
 def test_a_lora_of_another_base_is_refused_by_its_keys(folder, change, message):
@@ -107,6 +115,29 @@ def test_what_is_no_lora_file(folder, tmp_path):
         save_file({"a": torch.zeros(1)}, folder / FILE, metadata={METADATA: text})
         with pytest.raises(WeightsError, match="no JSON object"):
             read_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("lora_alpha", value, "lora_alpha .*; it must be a number above 0") for value in (float("nan"), float("inf"), 1e39, 0, -2, "2", [2])]
+    + [("alpha_pattern", {"proj_out": 99}, "one alpha for all modules")],
+)
+def test_an_alpha_that_cannot_be_followed_is_refused(folder, name, value, message):
+    """NaN made every weight of the adapter NaN, and a pattern was passed over: another strength than it was trained with."""
+    with safe_open(folder / FILE, framework="pt") as file:
+        settings = json.loads(file.metadata()[METADATA])
+    assert {"transformer.lora_alpha", "transformer.alpha_pattern"} <= settings.keys()
+    save_file(load_file(folder / FILE), folder / FILE, metadata={METADATA: json.dumps(settings | {f"transformer.{name}": value})})
+    for use in (read_adapter, lambda file: attach_adapter(fresh(), file), lambda file: check_start(file, 3, 6)):
+        with pytest.raises(WeightsError, match=message):
+            use(folder)
+
+
+def test_weights_of_8_bits_that_are_floats_are_taken(folder):
+    save_file({key: value.to(torch.float8_e4m3fn) for key, value in load_file(folder / FILE).items()}, folder / FILE)
+    backbone = fresh()
+    attach_adapter(backbone, folder)
+    assert all(value.isfinite().all() for value in get_peft_model_state_dict(backbone.transformer).values())
 
 
 def kohya(tensors):
