@@ -7,6 +7,9 @@ a random change of the run's folder (a file opened to be written, renamed, remov
 the command's own message says. In the end every file must equal that of the uninterrupted run byte for byte, as must each checkpoint at the
 moment at which the run itself removes it; JSON without `TIMES`. The table goes to OUTPUT/table.md; a run that differs stays.
 
+With `--signal int` it is Ctrl-C instead, once, to the whole group: the process must end by itself with 130 and one line, or be done, and
+leave no temporary file; then it goes on, and the files are compared as ever.
+
 The processes are forks of this one, which has imported what they need.
 """
 
@@ -29,6 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from portraitkit.files.atomic import UNFINISHED
+
 ROOT = Path(__file__).parents[1]
 TIMES = {"time", "started", "seconds", "seconds_total", "samples_per_second", "steps_per_second"}
 TIMES |= {"step_time", "cpu_seconds", "resume_from_checkpoint", "overwrite", "command"}
@@ -36,6 +41,7 @@ TIMES |= {"step_time", "cpu_seconds", "resume_from_checkpoint", "overwrite", "co
 LEFT_OUT = {"COMPLETE", ".lock", ".writing", "environment.json", "report.html", "README.md"}
 """Files not compared: they name the machine and the time, or are written from those that are compared."""
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate", "shutil.rmtree"}
+SENT = {"kill": signal.SIGKILL, "int": signal.SIGINT}
 LONGEST = 1800.0  # Seconds that one process may take
 
 VLM = (
@@ -45,12 +51,15 @@ VLM = (
 MAKE = """import sys
 sys.path.insert(0, "tests")
 from pathlib import Path
+from preference_data.commands.build import build_pairs
+from preference_data.commands.options import BuildConfig
 from tiny_judge import write_tiny_judge
 from tiny_vlm import write_tiny_vlm
 write_tiny_vlm(Path(sys.argv[1]) / "model")
 write_tiny_judge(Path(sys.argv[1]) / "judge")
+build_pairs(BuildConfig.of(photos="embedded", count=6, resolution=64, output_dir=Path(sys.argv[1]) / "pairs"))
 """
-"""A model with random weights, and a judge that has learnt the form of its answers alone."""
+"""A model with random weights, a judge that has learnt the form of its answers alone, and a pair set."""
 REWARD = "def score(solution_str, **_):\n    return len(set(solution_str)) / 10\n"
 """Something that the random answers of a model with random weights differ in."""
 
@@ -102,6 +111,8 @@ CASES = [
         "embedded --count 8 --resolution 64 --pairs-per-photo 2 --split-shares 0.5 0.25 0.25",
         go_on=(),
     ),
+    Case("make-preferences makeup", "preference_data.main", "make_preferences", "embedded --count 6 --size 64", go_on=()),
+    Case("make-preferences export", "preference_data.main", "make_preferences", "PLACE/pairs", go_on=()),
 ]
 
 
@@ -109,13 +120,13 @@ CASES = [
 class Ended:
     """How a process ended."""
 
-    code: int | None  # None: killed by us
+    code: int | None  # None: killed by us; 130 after Ctrl-C
     said: str
     seconds: float
     changes: int  # of the folder, that it made
 
 
-def attempt(case: Case, more: list[str], place: Path, moment: tuple[str, float] | None) -> Ended:
+def attempt(case: Case, more: list[str], place: Path, moment: tuple[str, float] | None, sent: signal.Signals = signal.SIGKILL) -> Ended:
     """Run a command in a fork until it ends, or until the moment: ("time", seconds) or ("change", number of changes of the folder).
 
     It works in `place`: `run` is the run's folder, and what it says, changes, imports and removes is noted beside that.
@@ -132,7 +143,7 @@ def attempt(case: Case, more: list[str], place: Path, moment: tuple[str, float] 
             os.chdir(place)
             for number, name, how in ((0, os.devnull, os.O_RDONLY), (1, "said", os.O_WRONLY), (2, "said", os.O_WRONLY | os.O_APPEND)):
                 os.dup2(os.open(name, how), number)
-            watch(place, int(moment[1]) if moment is not None and moment[0] == "change" else None)
+            watch(place, int(moment[1]) if moment is not None and moment[0] == "change" else None, sent)
             options = case.options.replace("PLACE", str(place.parents[1])).split()
             sys.argv = [*case.name.split(), *options, "--output-dir", "run", *more]
             getattr(importlib.import_module(case.module), case.entry)()
@@ -145,27 +156,20 @@ def attempt(case: Case, more: list[str], place: Path, moment: tuple[str, float] 
         sys.stderr.flush()
         os._exit(code)
     limit = started + (moment[1] if moment is not None and moment[0] == "time" else LONGEST)
+    limit += 0.1 * (sent == signal.SIGINT)  # by then the fork is at the command itself
     while not (done := os.waitpid(child, os.WNOHANG))[0]:
         if time.monotonic() >= limit:
-            kill_group(child)
-            done = os.waitpid(child, 0)
-            break
+            with contextlib.suppress(ProcessLookupError):  # it has no group of its own yet
+                os.killpg(child, sent if limit < started + LONGEST else signal.SIGKILL)
+                limit = started + LONGEST
         time.sleep(0.002)
     killed = os.WIFSIGNALED(done[1]) and os.WTERMSIG(done[1]) == signal.SIGKILL
     code = None if killed else os.waitstatus_to_exitcode(done[1])
     return Ended(code, (place / "said").read_text(errors="replace"), time.monotonic() - started, (place / "changes").stat().st_size)
 
 
-def kill_group(child: int) -> None:
-    """SIGKILL for a child and what it has started; for the child alone while it has no group of its own yet."""
-    try:
-        os.killpg(child, signal.SIGKILL)
-    except ProcessLookupError:
-        os.kill(child, signal.SIGKILL)
-
-
-def watch(place: Path, last: int | None) -> None:
-    """In the child: count the changes of the folder, die at one of them, and note what is in the checkpoints that the run removes."""
+def watch(place: Path, last: int | None, sent: signal.Signals) -> None:
+    """In the child: count the changes of the folder, get the signal at one of them, and note the checkpoints that the run removes."""
     root, count, busy = str(place / "run"), 0, False
     tally = os.open(place / "changes", os.O_WRONLY | os.O_APPEND)
 
@@ -188,8 +192,8 @@ def watch(place: Path, last: int | None) -> None:
                     )
             os.write(tally, b".")
             count += 1
-            if last is not None and count >= last:
-                os.killpg(0, signal.SIGKILL)
+            if count == last:
+                os.killpg(0, sent)
         finally:
             busy = False
 
@@ -219,14 +223,18 @@ def timeless(value: Any) -> Any:
     return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
-def finish(case: Case, place: Path, moments: list[tuple[str, float]], tally: Counter[str]) -> str:
-    """Start a run, kill it at the moments and let it go on as it says, until it has ended; what went wrong, or nothing."""
+def finish(case: Case, place: Path, moments: list[tuple[str, float]], tally: Counter[str], sent: signal.Signals) -> str:
+    """Start a run, send it the signal at the moments and let it go on as it says, until it has ended; what went wrong, or nothing."""
     more: list[str] = []
     for _ in range(3 * len(moments) + 10):
-        ended = attempt(case, more, place, moments[0] if moments else None)
+        ended = attempt(case, more, place, moments[0] if moments else None, sent)
         if ended.code == 0:
             return ""
-        if ended.code is None:
+        if ended.code == 130 and sent == signal.SIGINT:
+            halves = [path.name for path in (place / "run").rglob(".*") if UNFINISHED.fullmatch(path.name)]
+            if "Traceback" in ended.said or halves:
+                return f"interrupted it left {halves} and said {ended.said[-1500:]}"
+        if ended.code is None or (ended.code == 130 and moments):
             if not moments or ended.seconds >= LONGEST:
                 return f"did not end in {LONGEST:.0f} s"
             moments, more = moments[1:], list(case.go_on)
@@ -252,7 +260,7 @@ def removed(place: Path) -> list[tuple[str, str]]:
     return [tuple(json.loads(line)) for line in (place / "removed").read_text().splitlines()] if (place / "removed").exists() else []
 
 
-def soak(case: Case, place: Path, runs: int, seed: int) -> str:
+def soak(case: Case, place: Path, runs: int, seed: int, sent: signal.Signals) -> str:
     """Two runs to their end, then those that are killed; prints what differs, and returns a row of the table."""
     rng, tally = random.Random(f"{seed} {case.name}"), Counter[str]()
     shutil.rmtree(place, ignore_errors=True)
@@ -274,7 +282,7 @@ def soak(case: Case, place: Path, runs: int, seed: int) -> str:
         run, last = place / f"{number}", ("time", "change")[number % 2]
         most = first.seconds if last == "time" else first.changes
         moments = [(last, rng.uniform(0, most) if last == "time" else rng.randint(1, most)) for _ in range(rng.randint(1, 3))]
-        wrong = finish(case, run, moments, tally)
+        wrong = finish(case, run, moments, tally, sent)
         found, lost = ({}, []) if wrong else (digests(run / "run"), removed(run))
         bad = differences(whole, found) + sorted(name for name, digest in lost if gone.get(name, digest) != digest)
         tally["files"] += len(found) + sum(name in gone for name, _ in lost)
@@ -293,6 +301,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=10, help="killed runs of each command")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--commands", nargs="+", choices=[case.name for case in CASES], default=[case.name for case in CASES])
+    parser.add_argument("--signal", choices=["kill", "int"], default="kill", help="SIGKILL, or SIGINT as Ctrl-C sends it")
     parser.add_argument("--output", type=Path, default=Path("runs/soak"))
     options = parser.parse_args()
     place = options.output.resolve()
@@ -304,7 +313,7 @@ def main() -> None:
     chosen = [case for case in CASES if case.name in options.commands]
     rows = ["| command | one run | killed runs | kills | began anew | files compared | runs that differ |", "| --- " * 7 + "|"]
     for case in chosen:
-        rows.append(soak(case, place / case.name.replace(" ", "-"), options.runs, options.seed))
+        rows.append(soak(case, place / case.name.replace(" ", "-"), options.runs, options.seed, SENT[options.signal]))
         (place / "table.md").write_text("\n".join(rows) + "\n", encoding="utf-8")
         print(rows[-1], flush=True)
 

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from portraitkit.errors import DataError
+from portraitkit.pictures import list_images
 from preference_data.emotion_rows import AU_LISTS
-from preference_data.sources import Adapter, ReadOptions, Record, find, first_file, read_csv
+from preference_data.sources import Adapter, ReadOptions, Record, find, first_file, read_csv, some_of
 
 LAYOUT = "AUCoding/AU_OCC/F001_T1.csv ... and Sequences(2D+3D)/F001/T1/0001.jpg ..."
 FOLD_3 = ("F004", "F006", "F007", "F012", "F014", "F015", "F017", "F019", "F021", "M003", "M006", "M009", "M015")
@@ -28,7 +29,12 @@ def _read(folder: Path, options: ReadOptions) -> Iterator[Record]:
         pictures = next((root / subject / task for root in roots if (root / subject / task).is_dir()), None)
         if pictures is None:
             raise DataError(f"{folder}: has no pictures {subject}/{task} for {table.name}; the folder must hold {LAYOUT}")
-        for place, (frame, present, unknown) in enumerate(_rows(table)):
+        rows, numbers = list(_rows(table)), {int(path.stem) for path in list_images(pictures) if path.stem.isdecimal()}
+        frames = {frame for frame, *_ in rows}
+        if 0 in numbers - frames and (unseen := frames - numbers):
+            bare = "a picture 0 has no label and labels " + some_of(unseen) + " no picture"
+            raise DataError(f"{pictures}: {bare}; both must count from one number, or each label is on another frame: renumber them")
+        for place, (frame, present, unknown) in enumerate(rows):
             if place % options.every == 0:
                 yield Record(
                     f"{table.stem}-{frame:05d}",

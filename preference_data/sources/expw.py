@@ -44,7 +44,7 @@ def _crop(photo: Path, top: int, left: int, right: int, bottom: int) -> "Callabl
 
         pixels = to_uint8(read_image(photo).pixels)
         high, wide = round(MARGIN * (bottom - top)), round(MARGIN * (right - left))
-        face = pixels[max(top - high, 0) : bottom + high, max(left - wide, 0) : right + wide]
+        face = pixels[max(top - high, 0) : max(bottom + high, 0), max(left - wide, 0) : max(right + wide, 0)]
         if not face.size:
             raise ImageError(f"{photo}: the face's box lies outside the picture")
         return face

@@ -25,6 +25,8 @@ SIDE = 48
 def _read(folder: Path, options: ReadOptions) -> Iterator[Record]:
     if find(folder, LAYOUT, "fer2013.csv", "train").is_dir():
         parts: tuple[Split, ...] = ("train", "test")
+        if others := sorted({path.name for part in parts for path in (folder / part).glob("*/")} - set(CODES.values())):
+            options.note(f"{folder}: folders {', '.join(others)} are no emotion of FER2013 ({', '.join(CODES.values())}) and are left out")
         for part, emotion in product(parts, CODES.values()):
             for path in sorted((folder / part / emotion).glob("*.*")):
                 yield Record(f"{part}-{emotion}-{path.stem}", path, emotion=emotion, split=part)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from portraitkit.errors import DataError
-from preference_data.sources import Adapter, ReadOptions, Record, find, first_file, read_table
+from preference_data.sources import Adapter, ReadOptions, Record, find, finite, first_file, read_table
 
 LAYOUT = "RAFAU_label.txt and aligned/0001_aligned.jpg ..."
 ORDER = ("surprise", "fear", "disgust", "happiness", "sadness", "anger")
@@ -43,10 +43,7 @@ def _emotions(path: Path) -> dict[str, str]:
         return {}
     found = {}
     for where, (name, *shares) in read_table(path, 1 + len(ORDER)):
-        try:
-            values = [float(share) for share in shares]
-        except ValueError as error:
-            raise DataError(f"{where}: needs a name and {len(ORDER)} shares") from error
+        values = list(finite(where, **dict(zip(ORDER, shares, strict=True))).values())
         if values.count(max(values)) == 1:
             found[Path(name).stem.lstrip("0")] = ORDER[values.index(max(values))]
     return found

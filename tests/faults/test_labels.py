@@ -159,3 +159,42 @@ def test_what_is_left_out_is_counted_and_nothing_shifts(tmp_path, monkeypatch, c
     for row in lines(tmp_path / "out/train.jsonl"):
         frame = row["meta_info"]["frame"]
         assert row["image"].endswith(f"/{frame}.jpg") and row["meta_info"]["intensities"]["AU12"] == frame % 6
+
+
+@pytest.mark.parametrize(
+    ("first", "words"), [(0, "a picture 0 has no label and labels 1 (5) no picture; both must count from one number"), (1, "")]
+)
+def test_bp4d_whose_pictures_count_from_0_is_refused(tmp_path, monkeypatch, capsys, first, words):
+    (tmp_path / "AU_OCC").mkdir()
+    (tmp_path / "AU_OCC/F001_T1.csv").write_text("0,12\n" + "".join(f"{frame},{frame % 2}\n" for frame in range(1, 6)))
+    for frame in range(first, first + 5):
+        picture(tmp_path / f"F001/T1/{frame:04d}.jpg")
+    code, err = run(monkeypatch, capsys, make_preferences, "emotion", "bp4d", tmp_path, "--output-dir", tmp_path / "out")
+    assert code == (2 if words else 0) and words in err
+
+
+def test_shares_that_are_no_numbers_are_no_emotion(tmp_path, monkeypatch, capsys):
+    """RAF-ML's first column is surprise, which a row of NaN had become."""
+    (tmp_path / "EmoLabel").mkdir()
+    (tmp_path / "RAFAU_label.txt").write_text("0001.jpg 1+2\n")
+    (tmp_path / "EmoLabel/distribution.txt").write_text("1.jpg" + " nan" * 6 + "\n")
+    picture(tmp_path / "aligned/0001_aligned.jpg")
+    code, err = run(monkeypatch, capsys, make_preferences, "emotion", "raf-au", tmp_path, "--output-dir", tmp_path / "out")
+    assert code == 2 and "line 1: surprise 'nan' must be a finite number" in err
+
+
+@pytest.mark.parametrize("box", ["-40 -9 9 -20", "-10 -20 -5 9"])
+def test_a_box_before_the_picture_is_no_face(tmp_path, monkeypatch, capsys, box):
+    """Its end counted from the picture's other side, so that nearly all of the picture was the face."""
+    picture(tmp_path / "origin/a.jpg")
+    (tmp_path / "label.lst").write_text(f"a.jpg 0 {box} 60 3\n")
+    code, err = run(monkeypatch, capsys, make_preferences, "emotion", "expw", tmp_path, "--output-dir", tmp_path / "out")
+    assert code == 2 and "the face's box lies outside the picture" in err
+
+
+def test_folders_that_are_no_emotion_are_named(tmp_path, monkeypatch, capsys):
+    for name in ("angry", "contempt", "Happy"):
+        picture(tmp_path / f"train/{name}/a.jpg")
+    code, err = run(monkeypatch, capsys, make_preferences, "emotion", "fer2013", tmp_path, "--output-dir", tmp_path / "out")
+    assert code == 0 and "folders Happy, contempt are no emotion of FER2013" in err
+    assert [row["labels"] for row in lines(tmp_path / "out/train.jsonl")] == [["anger"]]
