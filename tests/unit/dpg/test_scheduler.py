@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
 from dpg.guidance import x_star
+from dpg.sampler import Sampler
 from dpg.scheduler import DPGScheduler
 from dpg.sde import SAMPLERS, sde_step
 
@@ -157,6 +158,8 @@ def test_one_step_is_safe_and_the_parents() -> None:
         results.append(one.step(velocity(start()), one.timesteps[0], start(), return_dict=False)[0])
     assert torch.equal(*results)
     assert scheduler.drawn_steps == [] and scheduler.lambdas == [0]
+    scheduler.set_timesteps(STEPS)
+    assert scheduler.sampler == Sampler("flow_sde", 0.7, scheduler.sigmas[1].item())
 
 
 def test_dtype_of_the_result_is_that_of_the_model() -> None:

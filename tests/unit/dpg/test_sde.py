@@ -116,6 +116,8 @@ def test_one_anchor_serves_the_whole_batch() -> None:
     shared = sde_step(x, v, 0.8, 0.6, noise=z, anchor=anchor, lam=0.4)
     spread = sde_step(x, v, 0.8, 0.6, noise=z, anchor=anchor.expand(3, 4, 5), lam=0.4)
     assert torch.equal(shared.x_next, spread.x_next)
+    shared, spread = (sde_step(x, v, 0.8, 0.6, noise=z, target=one, lam=0.4) for one in (anchor, anchor.expand(3, 4, 5)))
+    assert torch.equal(shared.x_next, spread.x_next)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -181,7 +183,10 @@ def test_impossible_settings_are_refused_by_name(message: str, keywords: dict[st
     [
         ("v of shape", {"v": torch.ones(3, 4, 1)}),
         ("noise of shape", {"noise": torch.ones(1, 4, 5)}),
+        ("v of shape", {"v": torch.ones(1, 4, 5)}),
         ("x_next of shape", {"x_next": torch.ones(3, 20)}),
+        ("x_next of shape", {"x_next": torch.ones(1, 4, 5)}),
+        ("target of shape", {"target": torch.ones(3, 4, 1), "lam": 0.5}),
         ("anchor of shape", {"anchor": torch.ones(2, 4, 5), "lam": 0.5}),
         ("2 per-sample numbers for a batch of 3", {"sigma": torch.tensor([0.8, 0.7])}),
         ("must be a float or of shape", {"sigma": torch.full((3, 1), 0.8)}),

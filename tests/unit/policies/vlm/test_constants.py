@@ -11,7 +11,7 @@ from policies.vlm.tasks.emotion import TASK as EMOTION
 from policies.vlm.tasks.emotion import Expression, emotion_task
 from policies.vlm.tasks.makeup import LIPS
 from policies.vlm.tasks.makeup import TASK as MAKEUP
-from policies.vlm.tasks.makeup_scores import _Rows, best_lipstick, best_looks
+from policies.vlm.tasks.makeup_scores import _Rows, best_lipstick, best_looks, soft_f1
 from policies.vlm.tasks.shape_area import TASK as AREA
 from portraitkit.vlm.evaluate import best_constant
 from portraitkit.vlm.rows import Row
@@ -140,3 +140,15 @@ def test_no_best_look_has_more_than_three_items(mode):
     shapes = (*SHAPES, "EYESHADOW_CREASE")
     looks = best_looks([[{"shape": shape, "color": f"#{120 + 20 * place:02X}4050"}] for place, shape in enumerate(shapes)], mode)
     assert len(looks) == 4 and max(map(len, looks)) <= 3 and best_looks([[], []], mode) == []
+
+
+def test_what_a_look_is_matched_for_is_its_mean_accuracy(looks):
+    """With other shapes, other colours, and up to three items on either side."""
+    rows = _Rows(looks, "fixed")
+    for look in looks[:12]:
+        assert rows.match(look)[0] == pytest.approx(sum(soft_f1(look, truth) for truth in looks) / len(looks), abs=1e-9)
+    two, other = {"shape": SHAPES[0], "color": "#B03050"}, {"shape": SHAPES[1], "color": "#B03050"}
+    for mode, one, none in (("fixed", 2 * (0.7 + 0.3 * 0.2) / 3, 0.7 + 0.3 * 0.2), ("paper", 2 / 3, 1)):
+        assert _Rows([[two, two]], mode).match([other])[0] == pytest.approx(one)  # S = .76 is a match, too
+        assert _Rows([[two]], mode).match([other])[0] == pytest.approx(none)
+        assert _Rows([[two]], mode).match([{**other, "color": "#30B0FF"}])[0] == pytest.approx(0 if mode == "paper" else 0.06, abs=0.1)

@@ -1,11 +1,13 @@
 """Area rewards: the published totals, and no inversion in `fixed`."""
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.vlm.tasks import synthetic_rows
-from policies.vlm.tasks.shape_area import ROTATED, TASK, WIDE, area_task
+from policies.vlm.tasks.shape_area import PUBLISHED_CURVES, ROTATED, TASK, WIDE, area_task
 from portraitkit.errors import DataError
 
 
@@ -104,6 +106,12 @@ def test_a_number_beyond_all_others_is_wrong_and_no_json_value():
     assert TASK.metrics([answer("9" * 400 + ".00"), answer("300.00")], [400.0, 400.0]) == {"relative_error": 0.25, "unreadable": 0.5}
     with pytest.raises(ValueError, match="zip"):
         TASK.metrics([answer("300.00")] * 2, [400.0])
+
+
+def test_truths_and_curves_are_taken_as_given():
+    for area in (1e-9, 400, sys.float_info.max):
+        assert TASK.read_truth({"area": area}) == area
+    assert PUBLISHED_CURVES == {"area": (0.5, 2.6), "area-rotated": (0.125, 2.3), "area-5-35": (0.15, 1.59)}
 
 
 @pytest.mark.parametrize("area", [None, "400", 0, -1, float("nan"), float("inf"), True, 10**400])
