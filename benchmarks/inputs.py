@@ -108,8 +108,8 @@ def _data_set(folder: Path, metadata: Path) -> Folder:
             raise DataError(f"{where}: needs a string file_name")
         picture = _inside(folder, row["file_name"], where)
         name = _add(pictures, PurePosixPath(row["file_name"]).with_suffix("").as_posix(), picture)
-        if isinstance(row.get("anchor_file_name"), str):
-            anchors[name] = _inside(folder, row["anchor_file_name"], where)
+        if (anchor := row.get("anchor_file_name")) is not None:
+            anchors[name] = _inside(folder, anchor if isinstance(anchor, str) else repr(anchor), where)
         groups[name] = {group: str(row[group]) for group in GROUPS if row.get(group) not in (None, "")}
     if not pictures:
         raise DataError(f"{metadata}: holds no rows")

@@ -121,9 +121,9 @@ def list_photos(folder: Path) -> RowSet[dict[str, Any]]:
 
     def read(row: dict[str, Any]) -> dict[str, Any]:
         read_photo_row(row, root)
-        if row["file_name"] in seen:
+        if (file := (root / row["file_name"]).resolve()) in seen:
             raise DataError(f"file_name {row['file_name']!r}: named by an earlier row")
-        seen.add(row["file_name"])
+        seen.add(file)
         return row
 
     return read_json_lines(folder / METADATA, read)

@@ -182,27 +182,35 @@ class Follow(TrainerCallback):
     bar: TaskID
     validate: Callable[[], dict[str, float]] | None = None
     every: int = 0
+    stopping: bool = False  # all processes have heard of a signal
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
-        """One line of metrics.jsonl for each of the trainer's logs but the last, which is of this process, not of the run."""
+        """One line of metrics.jsonl for each of the trainer's logs but the last, of this process alone; then a validation if due."""
         if "train_runtime" in (logs or {}):
             return
         numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
         self.run.log(state.global_step, kind=self.stage, **numbers)
         shown = "  ".join(f"{name} {numbers[name]:.3f}" for name in ("reward", "reward_std", "kl", "loss") if name in numbers)
         self.progress.update(self.bar, description=shown or self.stage)
+        self._validate(state.global_step, not self.stopping)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Validate when it is time; save and stop when interrupted, all processes after the same step."""
+        """Save and stop when interrupted, all processes after the same step."""
         self.progress.update(self.bar, completed=state.global_step)
         for number in filter(None, gathered(self.interrupt.requested)):
             self.interrupt.learn(number)
         if self.interrupt.requested:
-            control.should_save = control.should_training_stop = True
-        elif self.validate is not None and self.every and state.global_step % self.every == 0:
-            self.run.log(state.global_step, kind="validation", stage=self.stage, **self.validate())
+            control.should_save = control.should_training_stop = self.stopping = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The validation of a step at which the run is stopped: a resumed one goes on with the next step."""
+        self._validate(state.global_step, self.stopping)
+
+    def _validate(self, step: int, now: bool) -> None:
+        if now and self.validate is not None and self.every and step % self.every == 0:
+            self.run.log(step, kind="validation", stage=self.stage, **self.validate())
 
 
 class StayFrozen(TrainerCallback):

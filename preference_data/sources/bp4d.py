@@ -32,8 +32,8 @@ def _read(folder: Path, options: ReadOptions) -> Iterator[Record]:
         rows, numbers = list(_rows(table)), {int(path.stem) for path in list_images(pictures) if path.stem.isdecimal()}
         frames = {frame for frame, *_ in rows}
         if 0 in numbers - frames and (unseen := frames - numbers):
-            bare = "a picture 0 has no label and labels " + some_of(unseen) + " no picture"
-            raise DataError(f"{pictures}: {bare}; both must count from one number, or each label is on another frame: renumber them")
+            found = f"a picture 0 has no label and labels {some_of(unseen)} no picture; both must count from one number"
+            raise DataError(f"{pictures}: {found}, or each label is on another frame: renumber them")
         for place, (frame, present, unknown) in enumerate(rows):
             if place % options.every == 0:
                 yield Record(

@@ -192,6 +192,8 @@ def test_an_interrupted_run_goes_on_and_ends_as_the_uninterrupted_one(
     for kind in ("sft", "grpo"):
         both = [[row for row in lines(run / "metrics.jsonl") if row["kind"] == kind and "loss" in row] for run in (whole, parts)]
         assert [[row["loss"] for row in some] for some in both] == [[row["loss"] for row in both[0]]] * 2 and len(both[0]) == 3
+    told = [[row | {"time": 0} for row in lines(run / "metrics.jsonl") if row["kind"] == "validation"] for run in (whole, parts)]
+    assert told[0] == told[1] and {row["step"] for row in told[0]} >= {1, 2, 3}, "a validation at which it was stopped is made"
     assert (whole / "answers.jsonl").read_text() == (parts / "answers.jsonl").read_text()
     assert not (parts / "sft" / "model").exists()
 

@@ -128,6 +128,24 @@ def test_every_photo_that_is_skipped_is_named(tmp_path):
         _check_skipped(skipped, 1, config)
 
 
+def test_a_photo_by_another_path_is_named_by_an_earlier_row(tmp_path):
+    """It could stand in two splits."""
+    picture(tmp_path / "a.png")
+    (tmp_path / "link.png").symlink_to("a.png")
+    names = ("a.png", "./a.png", "link.png")
+    (tmp_path / "metadata.jsonl").write_text("".join(f'{{"file_name": "{name}"}}\n' for name in names))
+    found = list_photos(tmp_path)
+    assert [row["file_name"] for row in found.rows] == ["a.png"]
+    assert [row.reason for row in found.rejected] == [f"file_name '{name}': named by an earlier row" for name in names[1:]]
+
+
+def test_an_anchor_that_is_no_name_is_refused(tmp_path):
+    picture(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "anchor_file_name": 3}\n')
+    with pytest.raises(DataError, match="line 1: file_name '3': no such file"):
+        read_folder(tmp_path, tmp_path)
+
+
 # ---- colours that a picture names without a profile
 
 
