@@ -58,18 +58,27 @@ def soft_polygon(
     x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
     if x0 >= x1 or y0 >= y1:
         return mask
-    y = (torch.arange(y0, y1, dtype=mask.dtype, device=mask.device) + 0.5)[:, None]
-    x = (torch.arange(x0, x1, dtype=mask.dtype, device=mask.device) + 0.5)[None]
-    inside, nearest = mask.new_zeros(y1 - y0, x1 - x0, dtype=torch.bool), mask.new_full((y1 - y0, x1 - x0), torch.inf)
+    y = torch.arange(y0, y1, dtype=mask.dtype, device=mask.device) + 0.5
+    x = torch.arange(x0, x1, dtype=mask.dtype, device=mask.device) + 0.5
+    mask[y0:y1, x0:x1] = torch.special.ndtr(signed_distance(points, y, x) / sigma)
+    return mask
+
+
+def signed_distance(points: Float[Tensor, "n 2"], y: Float[Tensor, " h"], x: Float[Tensor, " w"]) -> Float[Tensor, "h w"]:
+    """Distance to the outline of a polygon at rows `y` and columns `x`, in pixels, positive inside (even-odd rule).
+
+    The corners `points` are in order; the polygon closes itself.
+    """
+    y, x = y[:, None], x[None]
+    nearest = torch.full_like(y + x, torch.inf)
+    inside = torch.zeros_like(nearest, dtype=torch.bool)
     for (ax, ay), (bx, by) in zip(points.tolist(), points.roll(-1, 0).tolist(), strict=True):
         dx, dy, right, below = bx - ax, by - ay, x - ax, y - ay
         along = (right * dx + below * dy).div_(max(dx * dx + dy * dy, 1e-12)).clamp_(0, 1)
         torch.minimum(nearest, (right - along * dx).square_().add_((below - along * dy).square_()), out=nearest)
-        if dy:  # even-odd rule: does a ray to the right cross this edge?
+        if dy:  # does a ray to the right cross this edge?
             inside ^= ((ay > y) != (by > y)) & (x < ax + below * (dx / dy))
-    distance = torch.where(inside, nearest.sqrt(), -nearest.sqrt())
-    mask[y0:y1, x0:x1] = torch.special.ndtr(distance / sigma)
-    return mask
+    return torch.where(inside, nearest.sqrt(), -nearest.sqrt())
 
 
 def region_masks(

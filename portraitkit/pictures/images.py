@@ -10,7 +10,8 @@ import math
 import struct
 import warnings
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,30 +95,21 @@ def upright(picture: PilImage.Image) -> PilImage.Image:
 
 def _decode(source: Path | io.BytesIO, path: Path, background: tuple[float, float, float], max_pixels: int, lean: bool = False) -> Image:
     notes: list[str] = []
-    try:
-        with warnings.catch_warnings(record=True) as raised:
-            warnings.simplefilter("always")
-            with PilImage.open(source, formats=READ) as opened:
-                _check_shape(path, opened.size, max_pixels)
-                if opened.format == "TIFF" and opened.tag_v2.get(284) == 2 and max(opened.tag_v2[258]) > 8:  # type: ignore[attr-defined]
-                    raise ValueError("more than 8 bits in separate planes")  # which Pillow takes for 8 bits
-                frames = getattr(opened, "n_frames", 1)
-                if frames > 1:
-                    notes.append(f"{path}: {frames} frames, only the first is used")
-                    opened.seek(0)
-                opened.load()
-                exif = opened.getexif()
-                profile = opened.info.get("icc_profile")
-                array = _to_rgb(upright(opened), profile, background, notes, path)
-                if ORIENTATION in exif:
-                    exif[ORIENTATION] = 1
-                kept = exif.tobytes() if len(exif) else None  # before its parts are looked at, of which Pillow then writes some twice
-                notes += [f"{path}: {tag} is not followed; read as sRGB, convert it" for tag in _other_colours(opened, source, profile)]
-    except PilImage.DecompressionBombError as error:
-        raise ImageError(f"{path}: at most {max_pixels / 1e6:.0f} million pixels are read; make it smaller") from error
-    except DAMAGED as error:
-        reason = " ".join(str(error).replace(str(path), "").replace(repr(source), "").split()).strip(" '") or type(error).__name__
-        raise ImageError(f"{path}: cannot be read as a picture ({reason}); convert it to PNG or JPEG again") from error
+    with _opened(source, path, max_pixels) as (opened, raised):
+        if opened.format == "TIFF" and opened.tag_v2.get(284) == 2 and max(opened.tag_v2[258]) > 8:  # type: ignore[attr-defined]
+            raise ValueError("more than 8 bits in separate planes")  # which Pillow takes for 8 bits
+        frames = getattr(opened, "n_frames", 1)
+        if frames > 1:
+            notes.append(f"{path}: {frames} frames, only the first is used")
+            opened.seek(0)
+        opened.load()
+        exif = opened.getexif()
+        profile = opened.info.get("icc_profile")
+        array = _to_rgb(upright(opened), profile, background, notes, path)
+        if ORIENTATION in exif:
+            exif[ORIENTATION] = 1
+        kept = exif.tobytes() if len(exif) else None  # before its parts are looked at, of which Pillow then writes some twice
+        notes += [f"{path}: {tag} is not followed; read as sRGB, convert it" for tag in _other_colours(opened, source, profile)]
     for warning in raised:
         if not issubclass(warning.category, PilImage.DecompressionBombWarning):
             notes.append(f"{path}: {' '.join(str(warning.message).split())}")
@@ -131,28 +123,32 @@ def image_size(path: str | Path) -> tuple[int, int]:
     path = Path(path)
     if said := not_a_file(path):
         raise ImageError(f"{path}: {said}; one picture is needed, give its file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with PilImage.open(path, formats=READ) as opened:
-                _check_shape(path, opened.size, MAX_PIXELS)
-                turned = opened.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-                width, height = opened.size
-    except PilImage.DecompressionBombError as error:
-        raise ImageError(f"{path}: at most {MAX_PIXELS / 1e6:.0f} million pixels are read; make it smaller") from error
-    except DAMAGED as error:
-        raise ImageError(f"{path}: cannot be read as a picture; convert it to PNG or JPEG again") from error
+    with _opened(path, path, MAX_PIXELS) as (opened, _):
+        turned = opened.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        width, height = opened.size
     return (width, height) if turned else (height, width)
 
 
-def _check_shape(path: Path, size: tuple[int, int], max_pixels: int) -> None:
-    width, height = size
-    if width < 1 or height < 1:
-        raise ImageError(f"{path}: {width}x{height} px, a picture needs at least 1x1")
-    if width * height > max_pixels:
-        raise ImageError(f"{path}: {width}x{height} px, at most {max_pixels / 1e6:.0f} million pixels; make it smaller")
-    if max(size) / min(size) > MAX_ASPECT:
-        raise ImageError(f"{path}: {width}x{height} px, sides may differ by a factor of {MAX_ASPECT:.0f} at most; crop it")
+@contextmanager
+def _opened(source: Path | io.BytesIO, path: Path, max_pixels: int) -> Iterator[tuple[PilImage.Image, list[warnings.WarningMessage]]]:
+    """A picture of a possible shape, not decoded yet, and a list that takes Pillow's warnings; what it refuses becomes an ImageError."""
+    try:
+        with warnings.catch_warnings(record=True) as raised:
+            warnings.simplefilter("always")
+            with PilImage.open(source, formats=READ) as opened:
+                width, height = opened.size
+                if width < 1 or height < 1:
+                    raise ImageError(f"{path}: {width}x{height} px, a picture needs at least 1x1")
+                if width * height > max_pixels:
+                    raise ImageError(f"{path}: {width}x{height} px, at most {max_pixels / 1e6:.0f} million pixels; make it smaller")
+                if max(opened.size) / min(opened.size) > MAX_ASPECT:
+                    raise ImageError(f"{path}: {width}x{height} px, sides may differ by a factor of {MAX_ASPECT:.0f} at most; crop it")
+                yield opened, raised
+    except PilImage.DecompressionBombError as error:
+        raise ImageError(f"{path}: at most {max_pixels / 1e6:.0f} million pixels are read; make it smaller") from error
+    except DAMAGED as error:
+        reason = " ".join(str(error).replace(str(path), "").replace(repr(source), "").split()).strip(" '") or type(error).__name__
+        raise ImageError(f"{path}: cannot be read as a picture ({reason}); convert it to PNG or JPEG again") from error
 
 
 def _to_rgb(

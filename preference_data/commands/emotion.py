@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from portraitkit.config import config_to_dict, may_change
 from portraitkit.errors import DataError, ImageError
@@ -27,7 +26,7 @@ from portraitkit.files.jsonl import write_lines
 from portraitkit.pictures import list_images
 from portraitkit.pictures.images import read_image, write_image
 from portraitkit.runs.folder import Maker, start_or_go_on
-from portraitkit.runs.terminal import Interruptible
+from portraitkit.runs.terminal import Interruptible, progress_bar
 from preference_data.commands.options import EmotionConfig
 from preference_data.emotion_rows import QUESTION, EmotionRow, normalise_label, unit_names
 from preference_data.sources import Adapter, ReadOptions, Record, load_adapter
@@ -52,9 +51,8 @@ def build_emotion_rows(config: EmotionConfig) -> int:
         aside: list[dict[str, str]] = []
         seen: set[str] = set()
         labelled: set[Path] = set()
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Interruptible() as interrupt, Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task(adapter.name)
+        with Interruptible() as interrupt, progress_bar(console, elapsed=True) as bar:
+            task = bar.add_task(adapter.name, total=None)
             for record in chain([first], records):
                 if record.key in seen:
                     raise DataError(f"{config.folder}: {record.key} comes twice; the labels of one picture must stand together")

@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from portraitkit.faces.regions import LEFT_EYE, LIPS_INNER, LIPS_OUTER, OVAL, RIGHT_EYE
+from portraitkit.faces.regions import LEFT_EYE, LIPS_INNER, LIPS_OUTER, OVAL, RIGHT_EYE, signed_distance
 from preference_data.makeup_prompts import TABLES
 from preference_data.people.warps import MIRROR
 
@@ -120,9 +120,9 @@ def draw_shape(shape: Shape, mesh: Float[Tensor, "468 dim"], height: int, width:
     fade = max(GUARD * unit, 0.5)
     for outline in _KEPT_OFF[shape.region]:
         at = _around(points[list(outline)], fade, y, x)
-        mask[at] *= (-_signed(points[list(outline)], y[at[0]], x[at[1]]) / fade).clamp(0, 1)  # 0 inside it and on it
+        mask[at] *= (-signed_distance(points[list(outline)], y[at[0]], x[at[1]]) / fade).clamp(0, 1)  # 0 inside it and on it
     if shape.region == "blush":
-        mask *= (_signed(points[list(OVAL)], y, x) / (0.1 * unit)).clamp(0, 1)
+        mask *= (signed_distance(points[list(OVAL)], y, x) / (0.1 * unit)).clamp(0, 1)
     return Drawn(top, left, torch.where(mask < 1e-3, 0.0, mask), shine)
 
 
@@ -130,7 +130,7 @@ def _draw_patch(
     patch: Patch, points: Tensor, y: Tensor, x: Tensor, edge: float, unit: float, sigma: int, split: int, rim_side: bool
 ) -> Float[Tensor, "h w"]:
     outline = smooth_outline(points[list(patch.outline)], unit)
-    signed = _signed(outline, y, x)
+    signed = signed_distance(outline, y, x)
     mask = torch.special.ndtr(signed / edge)
     mask = torch.where(signed < -REACH * edge, 0.0, mask)
     if split:
@@ -165,23 +165,6 @@ def smooth_outline(points: Float[Tensor, "n 2"], unit: float) -> Float[Tensor, "
     t = (torch.arange(steps, device=points.device) / steps).view(1, -1, 1)
     p0, p1, p2, p3 = (points.roll(shift, 0)[:, None] for shift in (1, 0, -1, -2))
     return (p1 + t / 2 * (p2 - p0 + t * (2 * p0 - 5 * p1 + 4 * p2 - p3 + t * (3 * (p1 - p2) + p3 - p0)))).flatten(0, 1)
-
-
-def _signed(outline: Float[Tensor, "n 2"], y: Float[Tensor, " h"], x: Float[Tensor, " w"]) -> Float[Tensor, "h w"]:
-    """Distance to a closed outline in pixels, positive inside (even-odd rule)."""
-    closed = torch.cat([outline, outline[:1]])
-    distance = _distance(closed, y, x)
-    return torch.where(_inside(closed, y, x), distance, -distance)
-
-
-def _inside(closed: Float[Tensor, "n 2"], y: Float[Tensor, " h"], x: Float[Tensor, " w"]) -> Bool[Tensor, "h w"]:
-    a, b = closed[:-1], closed[1:]
-    crosses = (a[:, 1] > y[:, None]) != (b[:, 1] > y[:, None])  # h, edges
-    rise = b[:, 1] - a[:, 1]
-    at = a[:, 0] + (y[:, None] - a[:, 1]) * (b[:, 0] - a[:, 0]) / torch.where(rise == 0, 1.0, rise)
-    at = torch.where(crosses, at, -torch.inf).sort(1).values  # where each row crosses the outline; the rest far to the left
-    right = at.shape[1] - torch.searchsorted(at.contiguous(), x.expand(len(y), -1).contiguous(), right=True)
-    return right % 2 == 1
 
 
 def _distance(line: Float[Tensor, "n 2"], y: Float[Tensor, " h"], x: Float[Tensor, " w"]) -> Float[Tensor, "h w"]:
