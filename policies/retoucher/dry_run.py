@@ -128,7 +128,8 @@ def plan_memory(config: RetoucherConfig) -> Memory:
     gpu, offloaded, nf4 = config.device != "cpu", config.offload_text_encoder, config.quantize == "nf4"
     planned = planned_backbone(spec := _spec(config))
     check_guidance(config, planned.backbone)
-    parts, trained, batch = planned.parts, planned.trained, planned.backbone.batch
+    parts, batch = planned.parts, planned.backbone.batch
+    trained = Trained(tuple((p.numel(), p.element_size()) for p in planned.lora))
     shards = Shards(config.sharding, config.plan_devices)
     gathered = 2 * planned.largest_block if shards.of_weights > 1 else 0
     photos = max(config.validation_photos, config.held_out_photos)  # of the larger evaluation
@@ -220,28 +221,33 @@ class PlannedBackbone:
     quantised: int
     largest_linear: int
     largest_block: int
-
-    @property
-    def trained(self) -> Trained:
-        """Sizes of the LoRA's tensors."""
-        return Trained(tuple((p.numel(), p.element_size()) for p in self.lora))
+    known: dict[Any, int]  # what was added, by what it was for
 
     def latents(self, rows: int) -> torch.Tensor:
         """(rows, tokens, channels) without data."""
         return torch.empty(rows, self.backbone.side**2, self.backbone.transformer.config.in_channels, device="meta")
 
-    def added(self, compute: Callable[[], Any], *networks: nn.Module) -> int:
-        """Bytes that a computation adds to the weights and gradients that are there; see `added_bytes`."""
+    def added(self, what: Any, compute: Callable[[], Any], *networks: nn.Module) -> int:
+        """Bytes that a computation adds to the weights and gradients that are there, see `added_bytes`; computed once for equal `what`."""
+        if what in self.known:
+            return self.known[what]
         held = [t for modules in parts_of(self.backbone).values() for module in modules for t in tensors_of(module)]
         held += [p.grad for p in self.lora if p.grad is not None]
         with torch.device("meta"):
-            return added_bytes(held, compute, *networks)
+            return self.known.setdefault(what, added_bytes(held, compute, *networks))
+
+
+def planned_backbone(spec: Spec) -> PlannedBackbone:
+    """Built once for all specifications that differ in what can be switched: tiling and checkpointing."""
+    planned = _built(spec._replace(vae_tiling=False, gradient_checkpointing=False))
+    planned.backbone.pipeline.vae.use_tiling, transformer = spec.vae_tiling, planned.backbone.transformer
+    (transformer.enable_gradient_checkpointing if spec.gradient_checkpointing else transformer.disable_gradient_checkpointing)()
+    return planned
 
 
 @lru_cache(maxsize=4)
-def planned_backbone(spec: Spec) -> PlannedBackbone:
-    """Built once for each specification."""
-    backbone = meta_backbone(*spec[:3], guidance=spec.guidance, vae_tiling=spec.vae_tiling)
+def _built(spec: Spec) -> PlannedBackbone:
+    backbone = meta_backbone(*spec[:3], guidance=spec.guidance)
     transformer = backbone.transformer
     parts = {name: size_of(t for module in modules for t in tensors_of(module)) for name, modules in parts_of(backbone).items()}
     parameters = sum(p.numel() for p in transformer.parameters())
@@ -254,27 +260,24 @@ def planned_backbone(spec: Spec) -> PlannedBackbone:
         transformer.add_adapter(lora)
     prepare_training(transformer, gradient_checkpointing=spec.gradient_checkpointing)
     trained = [p for p in transformer.parameters() if p.requires_grad]
-    return PlannedBackbone(backbone, trained, parameters, parts, quantised, max(linear) * width, block)
+    return PlannedBackbone(backbone, trained, parameters, parts, quantised, max(linear) * width, block, {})
 
 
-@lru_cache(maxsize=16)
 @torch.no_grad()
 def condition_bytes(spec: Spec, photos: int) -> int:
     """Encoding photos; and decoding them again, where the backbone keeps what its autoencoder loses."""
     planned = planned_backbone(spec)
     images = torch.empty(photos, 3, planned.backbone.resolution, planned.backbone.resolution, device="meta")
-    encoding = planned.added(lambda: planned.backbone.encode(images))
+    encoding = planned.added(("encode", photos, spec.vae_tiling), lambda: planned.backbone.encode(images))
     return max(encoding, decode_bytes(spec, photos) if planned.backbone.add_residual else 0)
 
 
-@lru_cache(maxsize=16)
 @torch.no_grad()
 def decode_bytes(spec: Spec, pictures: int) -> int:
     planned = planned_backbone(spec)
-    return planned.added(lambda: planned.backbone._pictures(planned.latents(pictures)))
+    return planned.added(("decode", pictures, spec.vae_tiling), lambda: planned.backbone._pictures(planned.latents(pictures)))
 
 
-@lru_cache(maxsize=4)
 @torch.no_grad()
 def text_bytes(spec: Spec) -> int:
     planned = planned_backbone(spec)
@@ -295,19 +298,17 @@ def text_bytes(spec: Spec) -> int:
         positions = torch.empty(3, 1, length, dtype=torch.long)
         return language(inputs_embeds=embedded, position_ids=positions, use_cache=False).last_hidden_state
 
-    return max(planned.added(partial(read_prompt, module), module) for module in backbone.text_encoders)
+    return max(planned.added(module, partial(read_prompt, module), module) for module in backbone.text_encoders)
 
 
-@lru_cache(maxsize=32)
 @torch.no_grad()
 def rollout_bytes(spec: Spec, rows: int) -> int:
     """One evaluation of the transformer without gradients."""
     planned = planned_backbone(spec)
     backbone, condition = planned.backbone, stand_in_condition(planned.backbone, rows)
-    return planned.added(lambda: backbone.velocity(planned.latents(rows), 0.5, condition), backbone.transformer)
+    return planned.added(("rollout", rows), lambda: backbone.velocity(planned.latents(rows), 0.5, condition), backbone.transformer)
 
 
-@lru_cache(maxsize=32)
 def update_bytes(spec: Spec, rows: int, kl: bool) -> int:
     """One forward and backward through the policy, with a loss of the shape of the run's own (`policies.retoucher.update`)."""
     planned = planned_backbone(spec)
@@ -327,7 +328,7 @@ def update_bytes(spec: Spec, rows: int, kl: bool) -> int:
     for parameter in planned.lora:
         parameter.grad = torch.empty_like(parameter)
     try:
-        return planned.added(compute, backbone.transformer)
+        return planned.added(("update", rows, kl, spec.gradient_checkpointing), compute, backbone.transformer)
     finally:
         for parameter in planned.lora:
             parameter.grad = None

@@ -24,9 +24,7 @@ WORDS = 96  # Tokens of the edit instruction with its template, where the text e
 TEXT_PARTS = ("text_encoder", "text_encoder_2")
 
 
-def meta_backbone(
-    name: str, model: str | None, resolution: int | None, *, device: str = "meta", guidance: float | None = None, vae_tiling: bool = False
-) -> Any:
+def meta_backbone(name: str, model: str | None, resolution: int | None, *, device: str = "meta", guidance: float | None = None) -> Any:
     """A built-in backbone whose parts hold no data; its own code runs on meta tensors. The configurations of a local folder count, of a hub
     id or None the published architecture. Any other device holds transformer and autoencoder with random weights, and never text encoders,
     see `stand_in_condition`."""
@@ -78,8 +76,6 @@ def meta_backbone(
     pipeline = kind(scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), **dict.fromkeys(missing), **parts)
     if name == "tiny":
         return tiny.wrap(pipeline)
-    if vae_tiling:
-        pipeline.vae.enable_tiling()
     facts: dict[str, Any] = {"name": name, "resolution": check_multiple(resolution or 512, 16), "base_model": model or name}
     return wrap(pipeline, licence="", batch=4, **facts, **options)
 
