@@ -108,8 +108,8 @@ class PipelineBackbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the transformer lives."""
-        return self.transformer.device
+        """Where the transformer lives; its own `device` walks through all modules first."""
+        return next(self.transformer.parameters()).device
 
     def divide(self, device: str) -> None:
         """Divide the transformer among the processes, the other networks go to the device: see `policies.retoucher.model.training`."""
