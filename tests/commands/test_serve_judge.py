@@ -3,8 +3,6 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -12,33 +10,29 @@ from contextlib import closing
 import httpx
 import pytest
 import torch
+from served import served
 
 from portraitkit.endpoint import data_url
 from reward_models.judge.judge import Comparison, Judgement, load_judge
 from reward_models.workers.serve_judge import serve_judge
 
-CODE = "from reward_models.workers.serve_judge import serve_judge; serve_judge()"
+ENTRY = "reward_models.workers.serve_judge:serve_judge"
 
 
 @pytest.fixture
 def server(judge_folder, tmp_path):
     """(process, URL) of a server of the tiny judge."""
     log = tmp_path / "log"
-    with log.open("w") as handle:
-        process = subprocess.Popen(
-            [sys.executable, "-c", CODE, "--model", str(judge_folder), "--port", "0", "--wait-ms", "50"],
-            stderr=handle,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+    log.touch()
+    process = served(ENTRY, "--model", judge_folder, "--port", 0, "--wait-ms", 50, log=log)
     deadline, found = time.monotonic() + 400, None
     while found is None:
-        assert time.monotonic() < deadline and process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline and process.is_alive(), log.read_text()
         found = re.search(r"at (http://\S+/v1)", log.read_text())
         time.sleep(0.1)
     yield process, found[1]
-    if process.poll() is None:
-        process.kill()
-    process.wait()
+    process.kill()
+    process.join()
 
 
 def test_the_same_judgement_as_in_process_and_a_graceful_end(server, judge_folder, monkeypatch):
@@ -63,9 +57,10 @@ def test_the_same_judgement_as_in_process_and_a_graceful_end(server, judge_folde
         last = pool.submit(httpx.post, f"{url}/chat/completions", json=body, timeout=60)
         while httpx.get(url.replace("/v1", "/health")).json()["waiting"] == 0 and not last.done():
             time.sleep(0.002)
-        process.send_signal(signal.SIGTERM)
+        os.kill(process.pid, signal.SIGTERM)
         assert last.result().status_code == 200  # what was under way is answered
-    assert process.wait(timeout=60) in (0, -signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode in (0, -signal.SIGTERM)
 
 
 @pytest.mark.parametrize(

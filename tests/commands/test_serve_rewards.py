@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,16 +14,17 @@ import httpx
 import pytest
 import torch
 from safetensors.torch import load_file
+from served import served
 
 from policies.retoucher.main import align_retoucher
 from policies.retoucher.photos import SyntheticSource
 from reward_models.reward import GroupReward
 from reward_models.reward_set import build_rewards
-from reward_models.workers.client import connect
+from reward_models.workers.client import RewardWorkers, connect
 from reward_models.workers.serve_rewards import serve_rewards
 from reward_models.workers.wire import PROTOCOL, SERVICE, own_version, pack
 
-CODE = "from reward_models.workers.serve_rewards import serve_rewards; serve_rewards()"
+ENTRY = "reward_models.workers.serve_rewards:serve_rewards"
 RUN = ["--photos-per-step", 2, "--group-size", 2, "--micro-batch", 2, "--max-train-steps", 2, "--validation-steps", 2]
 RUN += ["--validation-photos", 1, "--held-out-photos", 2, "--num-steps", 2, "--segments", 1, "--warmup-steps", 0]
 RUN += ["--rewards", "texture", "clarity", "--checkpointing-steps", 0]
@@ -43,16 +42,14 @@ class Started:
 
     def __init__(self, log, rewards, *options, port=0, **environment):
         self.log = log
-        arguments = [sys.executable, "-c", CODE, "--port", port, "--rewards", *rewards, *options]
-        with log.open("w") as handle:
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-            self.process = subprocess.Popen(list(map(str, arguments)), stderr=handle, env=environment)
+        self.log.touch()
+        self.process = served(ENTRY, "--port", port, "--rewards", *rewards, *options, log=log, **environment)
 
     @property
     def url(self):
         deadline = time.monotonic() + 400
         while (found := re.search(r"at (http://\S+)", self.log.read_text())) is None:
-            assert time.monotonic() < deadline and self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline and self.process.is_alive(), self.log.read_text()
             time.sleep(0.05)
         return found[1]
 
@@ -60,10 +57,13 @@ class Started:
         return httpx.get(f"{self.url}/health", timeout=60).json()
 
     def end(self):
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGCONT)
+        if self.process.is_alive():
+            self.signal(signal.SIGCONT)
             self.process.kill()
-        self.process.wait()
+        self.process.join()
+
+    def signal(self, number):
+        os.kill(self.process.pid, number)
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +111,10 @@ def test_the_same_values_as_in_process_shared_by_two_workers(pair, groups):
         assert sum(shares) == 9 and min(shares) >= 2
         assert [one.health()["scored"], two.health()["scored"]] == shares
 
-        one.process.send_signal(signal.SIGSTOP)  # it hangs: the other takes over once a request has run out of time
+        one.signal(signal.SIGSTOP)  # it hangs: the other takes over once a request has run out of time
         workers.workers[0].client.timeout = httpx.Timeout(1.0)
         assert equal(ours, there.parts(*groups))
-        one.process.send_signal(signal.SIGCONT)
+        one.signal(signal.SIGCONT)
     deadline = time.monotonic() + 400
     while (answered := one.health())["waiting"]:  # what nobody waits for any more is dropped in its turn
         assert time.monotonic() < deadline
@@ -128,8 +128,8 @@ def test_a_worker_that_hangs_is_asked_again(pair, groups):
     with closing(connect([one.url], names[:1], timeout=1.0, patience=400, say=said.append)) as workers:
         rewards = build_rewards(names[:1], (), "product", workers=workers)
         expected = rewards.parts(*groups)
-        one.process.send_signal(signal.SIGSTOP)
-        threading.Timer(2.5, one.process.send_signal, (signal.SIGCONT,)).start()
+        one.signal(signal.SIGSTOP)
+        threading.Timer(2.5, one.signal, (signal.SIGCONT,)).start()
         assert equal(expected, rewards.parts(*groups))
         assert workers.figures()[one.url]["failed"] >= 1
     assert "no answer in time (ReadTimeout)" in said[0] and "answers again" in said[-1]
@@ -148,7 +148,9 @@ def test_a_full_worker_is_left_alone_and_nothing_is_lost(pair, groups):
 
 def test_what_waits_is_answered_before_the_end(pair, groups):
     names, one, _ = pair
-    fingerprints = one.health()["rewards"]
+    while not (told := one.health())["ready"]:
+        time.sleep(0.02)
+    fingerprints = told["rewards"]
     body = pack(
         {name: fingerprints[name] for name in names},
         groups[0][:3],
@@ -158,9 +160,10 @@ def test_what_waits_is_answered_before_the_end(pair, groups):
         last = [pool.submit(httpx.post, f"{one.url}/v1/score", content=body, timeout=400) for _ in range(3)]
         while one.health()["waiting"] < 3 and not last[0].done():
             time.sleep(0.002)
-        one.process.send_signal(signal.SIGTERM)
+        one.signal(signal.SIGTERM)
         assert [future.result().status_code for future in last] == [200] * 3
-    assert one.process.wait(timeout=120) in (0, -signal.SIGTERM)
+    one.process.join(120)
+    assert one.process.exitcode in (0, -signal.SIGTERM)
     assert "Traceback" not in one.log.read_text()
 
 
@@ -173,7 +176,7 @@ def killing(worker, run, again=None):
         while not over.is_set():
             if (run / "metrics.jsonl").is_file() and '"kind": "train"' in (run / "metrics.jsonl").read_text():
                 worker.process.kill()
-                worker.process.wait()
+                worker.process.join()
                 if again is not None:
                     again()
                 return
@@ -195,7 +198,7 @@ def outcome(run):
     return lines, load_file(run / "pytorch_lora_weights.safetensors")
 
 
-def test_a_worker_killed_in_a_run(command, tmp_path):
+def test_a_worker_killed_in_a_run(command, tmp_path, monkeypatch):
     first = Started(tmp_path / "first", ["texture", "clarity"])
     code, _, err = command(align_retoucher, *RUN, "--output-dir", tmp_path / "here")
     assert code == 0, err
@@ -203,9 +206,16 @@ def test_a_worker_killed_in_a_run(command, tmp_path):
     url, started = first.url, [first]
     port = url.rpartition(":")[2]
     worker = ["--reward-worker", url, "--reward-worker-timeout", 400, "--reward-worker-patience", 400]
+    missed, failed = threading.Event(), RewardWorkers._failed
+    monkeypatch.setattr(RewardWorkers, "_failed", lambda *given: (failed(*given), missed.set()))
+
+    def again():
+        missed.wait(400)  # or the new one would be there before anything is asked
+        started.append(Started(tmp_path / "second", ["texture", "clarity"], port=port))
+
     try:
         # Started again: the run goes on as if nothing had been.
-        with killing(first, tmp_path / "there", lambda: started.append(Started(tmp_path / "second", ["texture", "clarity"], port=port))):
+        with killing(first, tmp_path / "there", again):
             code, _, err = command(align_retoucher, *RUN, *worker, "--output-dir", tmp_path / "there")
         assert code == 0, err
         assert "no connection" in err and "answers again" in err
