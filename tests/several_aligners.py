@@ -3,13 +3,17 @@
 import sys
 from contextlib import redirect_stdout
 
-import trl  # noqa: F401 (imported here, once, as DeepSpeed is)
 from several_processes import Job, serve
 
 from policies.vlm.main import align_vlm
 
-with redirect_stdout(sys.stderr):  # what it logs is no answer
+with redirect_stdout(sys.stderr):  # what they log is no answer; imported here, once, and not by every process
     import deepspeed.ops
+    from peft import LoraConfig  # noqa: F401
+    from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor  # noqa: F401
+    from trl import GRPOTrainer, SFTTrainer  # noqa: F401
+
+    from policies.vlm.align import align  # noqa: F401
 
 # Otherwise kernels for shared memory are compiled first, for 44 seconds, and for each checkout anew; gloo reduces as well.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -1,5 +1,6 @@
 """`align-retoucher` in several processes, see `several_processes`; it notes each candidate's noise and what a process holds of the base."""
 
+import functools
 import hashlib
 import json
 import logging
@@ -14,7 +15,7 @@ from several_processes import Job, serve
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as `run_command` does
 
-from policies.retoucher import rank_groups, run  # noqa: E402
+from policies.retoucher import photos, rank_groups, run  # noqa: E402
 from policies.retoucher.backbones import flux_kontext, tiny  # noqa: E402, F401 (the same)
 from policies.retoucher.config import RetoucherConfig  # noqa: E402
 from policies.retoucher.main import align_retoucher  # noqa: E402
@@ -76,4 +77,9 @@ def retouch(rank: int, job: Job) -> None:
 
 
 if __name__ == "__main__":
+    # What every process would load and draw anew: the libraries of the embedded retoucher, and people.
+    tiny.load_tiny(None, None, "cpu")
+    photos.make_case = functools.lru_cache(maxsize=64)(photos.make_case)
+    for split, count in (("train", 6), ("validation", 3), ("held_out", 2)):
+        SyntheticSource(tiny.RESOLUTION).load(split, list(range(count)))
     serve(retouch)
