@@ -8,8 +8,9 @@ The rule: tensors of an operation are on one device, but for numbers (tensors wi
 indices into a tensor of the device, which may be on the CPU.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 
@@ -18,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 INSIDE = torch.device("lazy", 0)  # As torch's C++ knows the device: one that needs no driver and whose backward runs where it is called
@@ -76,14 +76,14 @@ class _Names(TorchFunctionMode):
     """Calls with `cuda` in them, as torch's C++ is to see them."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = tree_map(_inside, (args, kwargs or {}))
+        args, kwargs = _each(_inside, args), _each(_inside, kwargs or {})
         if args and isinstance(args[0], OnCuda) and func in (Tensor.tolist, Tensor.numpy):
             return getattr(args[0], func.__name__)()
         if args and isinstance(args[0], OnCuda) and func in (Tensor.__getitem__, Tensor.__setitem__):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             args = (args[0], tuple(torch.tensor(part) if isinstance(part, list) else part for part in index), *args[2:])
         if func is torch.tensor:  # whose numbers may be tensors of the device: it reads them one by one
-            args = tree_map(lambda value: value.item() if isinstance(value, OnCuda) and not value.ndim else value, args)
+            args = _each(lambda value: value.item() if isinstance(value, OnCuda) and not value.ndim else value, args)
         return func(*args, **kwargs)
 
 
@@ -94,6 +94,27 @@ class _Operations(TorchDispatchMode):
         return _computed(func, args, kwargs or {})
 
 
+def _each(change: Callable[[Any], Any], tree: Any) -> Any:
+    """What is in tuples, lists and dictionaries, changed: `tree_map`, which is most of the time of an operation, for these alone."""
+    if (kind := type(tree)) is tuple or kind is list:
+        return kind([_each(change, part) for part in tree])
+    return {name: _each(change, part) for name, part in tree.items()} if kind is dict else change(tree)
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    for part in tree.values() if type(tree) is dict else tree:
+        if type(part) in (tuple, list, dict):
+            yield from _leaves(part)
+        else:
+            yield part
+
+
+@cache
+def _shares(func: Any) -> bool:
+    """Whether what an operation returns may share memory with what it is given."""
+    return any(argument.alias_info is not None for argument in func._schema.arguments)
+
+
 def _inside(value: Any) -> Any:
     named = isinstance(value, str) and value.partition(":")[0] == "cuda"
     return INSIDE if named or (isinstance(value, torch.device) and value.type == "cuda") else value
@@ -102,11 +123,12 @@ def _inside(value: Any) -> Any:
 def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if func is aten._fused_sdp_choice.default:
         return 0  # attention by plain operations: which fused ones there are differs from device to device
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    leaves = [*_leaves(args), *_leaves(kwargs)]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     here = any(isinstance(tensor, OnCuda) for tensor in tensors)
     if here:
         _check(func, args, tensors)
-    asked = next((leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.device)), None)
+    asked = next((leaf for leaf in leaves if isinstance(leaf, torch.device)), None)
     there = asked.type == INSIDE.type if asked is not None else here
     if func is aten.to.other:
         there = isinstance(args[1], OnCuda)
@@ -115,22 +137,18 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     indexed = func.overloadpacket in INDEXING and here and not all(isinstance(index, OnCuda) for index in args[1] if index is not None)
     if copied or indexed or (here and func.overloadpacket in WAITING):
         waits.append(str(func))
-    held_args, held = _held((args, kwargs))
-    out = func(*held_args, **held)
+    out = func(*_each(_held, args), **_each(_held, kwargs))
     if not there:
         return out
-    if not here and any(value is tensor for value in tree_leaves(out) for tensor in tensors):
+    if not here and any(value is tensor for value in _leaves((out,)) for tensor in tensors):
         out = out.clone()  # a copy to the device shares nothing
-    out = tree_map(lambda value: OnCuda(value) if isinstance(value, Tensor) else value, out)
-    return return_and_correct_aliasing(func, args, kwargs, out) if here else out
+    out = _each(lambda value: OnCuda(value) if isinstance(value, Tensor) else value, out)
+    return return_and_correct_aliasing(func, args, kwargs, out) if here and _shares(func) else out
 
 
-def _held(tree: Any) -> Any:
-    def held(value: Any) -> Any:
-        inside = isinstance(value, torch.device) and value.type == INSIDE.type
-        return value.held if isinstance(value, OnCuda) else CPU if inside else value
-
-    return tree_map(held, tree)
+def _held(value: Any) -> Any:
+    inside = isinstance(value, torch.device) and value.type == INSIDE.type
+    return value.held if isinstance(value, OnCuda) else CPU if inside else value
 
 
 def _check(func: Any, args: Any, tensors: list[Tensor]) -> None:
