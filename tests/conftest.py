@@ -16,6 +16,9 @@ from typecheck import install
 
 # Before the hub is imported: without a network a name that is not there is asked for six times, in 23 s; with one, the hub would be told.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Bytecode is kept, whatever the shell says: else every worker rewrites all tests, and every process that they start compiles all packages.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # No time limit an example: a busy machine is not a mistake of the code.
 settings.register_profile("portraitkit", deadline=None)
 settings.load_profile("portraitkit")
