@@ -207,7 +207,7 @@ def pair_set(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", recipe_names(RewardModelConfig))
 def test_every_recipe_parses_and_dry_runs(command, pair_set, name):
     assert load_config(RewardModelConfig, ["--config", name], prog="train-reward-model").folder.startswith("runs/")
-    short = ("--max-tokens", "64", "--max-pixels", "100352")  # Qwen3.5's linear layers are traced by 64 tokens at a time
+    short = ("--max-tokens", "16", "--max-pixels", "25088")  # Qwen3.5's linear layers are traced by 64 tokens at a time
     code, out, err = command(train_reward_model, "--config", name, "--dry-run", "--device", "cpu", *short)
     assert code == 0, err
     assert "peak, estimated" in out and "trl.SFTConfig" in out and "trl.GRPOConfig" in out
