@@ -138,15 +138,16 @@ class _Run:
     def write(self, folder: Path, results: Results) -> None:
         """Tables and report, and what they say in a few lines."""
         from benchmarks.report import write_report
-        from benchmarks.tables import Analysis, write_tables
+        from benchmarks.tables import Analysis, means_table, write_tables
 
         analysis = Analysis.of(results, self.config.seed, self.pairs)
         write_tables(folder, analysis)
         report = write_report(folder, analysis)
         count, skipped = len(results.inputs.items), len(results.skipped)
         self.console.print(f"{len(results.metrics)} metrics on {count} pictures, {results.computed} values computed, {skipped} skipped")
-        for name, reason in results.skipped.items():
-            self.console.print(f"  skipped {name}: {reason}")
+        if results.skipped:
+            self.console.print(f"  skipped, the report says why: {', '.join(results.skipped)}")
+        self.console.print(means_table(analysis), soft_wrap=False)
         for line in analysis.verdicts():
             self.console.print(f"  {line}")
         if results.failed:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from rich.markup import escape
+from rich.table import Column, Table
 
 from benchmarks.metric import Metric
 from benchmarks.stats import (
@@ -77,8 +79,8 @@ class Analysis:
         out = []
         for before, after in dict.fromkeys((entry.before, entry.after) for entry in self.comparisons):
             entries = [entry for entry in self.comparisons if (entry.before, entry.after) == (before, after)]
-            kinds = {kind: [entry.metric for entry in entries if entry.verdict == kind] for kind in ("better", "worse", "undecided")}
-            names = {"better": kinds["better"], "worse": kinds["worse"], "unsure": kinds["undecided"]}
+            kinds = {"better": "better", "worse": "worse", "unsure": "undecided"}
+            names = {kind: [entry.metric for entry in entries if entry.verdict == verdict] for kind, verdict in kinds.items()}
             out.append({"before": before, "after": after, **names})
         return out
 
@@ -216,25 +218,32 @@ def cells(analysis: Analysis, metric: Metric) -> list[dict[str, Any]]:
     return row
 
 
+def _texts(analysis: Analysis, metric: Metric, best: str, half: str) -> list[str]:
+    """Of each method the mean, in the frame `best` where it is the best, then half its interval in its own frame."""
+    row = cells(analysis, metric)
+    return [(best if cell["best"] else "{}").format(cell["mean"]) + (half.format(cell["half"]) if cell["half"] else "") for cell in row]
+
+
+def means_table(analysis: Analysis) -> Table:
+    """Of each metric and method the mean with half its 95 % interval, for a terminal."""
+    table = Table("mean", *(Column(escape(method), justify="right") for method in analysis.table.methods), box=None, pad_edge=False)
+    for metric in analysis.results.metrics:
+        table.add_row(f"{metric.name} {metric.arrow}", *_texts(analysis, metric, "{}", " ± {}"))
+    return table
+
+
 def markdown(analysis: Analysis) -> str:
     """Means with half the 95 % interval, best in bold; then what was skipped."""
     methods = analysis.table.methods
     out = ["| metric | " + " | ".join(markdown_text(method) for method in methods) + " |", "| --- |" + " ---: |" * len(methods)]
     for metric in analysis.results.metrics:
-        texts = [
-            (f"**{cell['mean']}**" if cell["best"] else cell["mean"]) + (f" ± {cell['half']}" if cell["half"] else "")
-            for cell in cells(analysis, metric)
-        ]
+        texts = _texts(analysis, metric, "**{}**", " ± {}")
         out.append(f"| {markdown_text(metric.name)} {metric.arrow} | " + " | ".join(texts) + " |")
     out += ["", "± is half the 95 % bootstrap interval over photos; bold is the best where all methods have the same photos.", ""]
     out += [f"- {markdown_text(line)}" for line in analysis.verdicts()]
     if analysis.results.skipped:
-        out += [
-            "",
-            "Skipped:",
-            "",
-            *(f"- {markdown_text(name)}: {markdown_text(reason)}" for name, reason in analysis.results.skipped.items()),
-        ]
+        why = (f"- {markdown_text(name)}: {markdown_text(reason)}" for name, reason in analysis.results.skipped.items())
+        out += ["", "Skipped:", "", *why]
     return "\n".join(out) + "\n"
 
 
@@ -244,11 +253,7 @@ def latex(analysis: Analysis) -> str:
     out = [rf"\begin{{tabular}}{{l{'r' * len(methods)}}}", r"\toprule", " & ".join(["metric", *map(_tex, methods)]) + r" \\", r"\midrule"]
     for metric in analysis.results.metrics:
         arrow = r"$\uparrow$" if metric.direction == "higher" else r"$\downarrow$"
-        texts = [
-            (rf"\textbf{{{cell['mean']}}}" if cell["best"] else cell["mean"])
-            + (rf" {{\scriptsize$\pm${cell['half']}}}" if cell["half"] else "")
-            for cell in cells(analysis, metric)
-        ]
+        texts = _texts(analysis, metric, r"\textbf{{{}}}", r" {{\scriptsize$\pm${}}}")
         out.append(" & ".join([f"{_tex(metric.name)} {arrow}", *texts]) + r" \\")
     return "\n".join([*out, r"\bottomrule", r"\end{tabular}"]) + "\n"
 

@@ -25,6 +25,7 @@ from portraitkit.stats import ALPHA, holm
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHARE_TICKS = [(0.0, "0 %"), (0.25, "25 %"), (0.5, "50 %"), (0.75, "75 %"), (1.0, "100 %")]
+HURRIED = 1.0  # seconds; a rater with less a vote, at the median, is named
 COLUMNS = ("rater", "position", "kind", "photo", "left", "right", "choice", "preferred", "seconds", "failed_checks_of_rater")
 Json = dict[str, Any]
 
@@ -45,6 +46,8 @@ def report_study(config: ReportConfig) -> int:
         )
     console = Console(highlight=False)
     console.print(headline(results), markup=False, soft_wrap=True)
+    if hurried := results["raters"]["hurried"]:
+        console.print(f"{plural(len(hurried), 'rater')} took less than {HURRIED:g} s a vote (median); their votes count", soft_wrap=True)
     console.print(f"{config.folder / 'report.html'}", markup=False, soft_wrap=True)
     return 0
 
@@ -86,6 +89,7 @@ def context(results: Json) -> Json:
             ("median time a vote", seconds),
         ],
         "verdict": verdict,
+        "hurried": HURRIED,
         "strength_plot": _strength_plot(results),
         "group_plots": _group_plots(results),
     }
@@ -107,7 +111,7 @@ def headline(results: Json) -> str:
     if pair["first"] != best:
         rate = {"value": 1 - rate["value"], "low": 1 - rate["high"], "high": 1 - rate["low"]}
     lead = f"{best} is preferred to {second}" if pair["preferred"] == best else f"No clear winner between {best} and {second}"
-    return f"{lead}: {share(rate['value'])} of votes, 95 % interval {ends(rate)}."
+    return f"{lead}: {share(rate['value'])} of votes for {best}, 95 % interval {ends(rate)}."
 
 
 def verdict(pair: Json, fewest: int) -> str:
@@ -207,13 +211,15 @@ def analyse(study: Study, votes: Sequence[Vote], config: ReportConfig) -> dict[s
     excluded = sorted(rater for rater, count in failures.items() if count > most)
     counted = [vote for vote in votes if vote.cell.pair != CHECK and failures[vote.rater] <= most]
     if not counted:
-        reason = f"all {len(excluded)} raters failed attention checks" if excluded else "nobody has voted yet"
+        who = f"all {len(excluded)} raters" if excluded[1:] else "the only rater"
+        reason = f"{who} failed attention checks" if excluded else "nobody has voted yet"
         raise DataError(f"{study.folder}: {reason}; invite more raters" + (", or raise --max-failed-checks" if excluded else ""))
     by_rater = count_by_rater(study, counted)
     units = np.zeros((len(study.photos), len(study.pairs), 3), int)
     for vote in counted:
         units[vote.cell.photo, vote.cell.pair, outcome(vote)] += 1
-    seconds = [vote.seconds for vote in counted if vote.seconds is not None]
+    timed = [(vote.rater, vote.seconds) for vote in counted if vote.seconds is not None]
+    hurried = [rater for rater in sorted({rater for rater, _ in timed}) if median(took for one, took in timed if one == rater) < HURRIED]
     chosen = Counter((vote.rater, vote.choice) for vote in counted)
     sides = np.array([[chosen[rater, choice] for choice in SIDES] for rater in sorted({vote.rater for vote in counted})])
     bias, bias_p = vote_stats.position_bias(sides, seed=seed)
@@ -232,6 +238,7 @@ def analyse(study: Study, votes: Sequence[Vote], config: ReportConfig) -> dict[s
             "counted": len(by_rater),
             "fewest": fewest,
             "left_out": excluded,
+            "hurried": hurried,
             "rule": f"left out is who failed more than {most} attention checks; a tie on a check is a failure",
         },
         "votes": {
@@ -239,7 +246,7 @@ def analyse(study: Study, votes: Sequence[Vote], config: ReportConfig) -> dict[s
             "left_out": sum(vote.cell.pair != CHECK for vote in votes) - len(counted),
             "checks": sum(vote.cell.pair == CHECK for vote in votes),
             "ties": int(by_rater[:, :, TIE].sum()),
-            "median_seconds": round(median(seconds), 2) if seconds else None,
+            "median_seconds": round(median(took for _, took in timed), 2) if timed else None,
         },
         "pairs": pairs,
         "strengths": strengths,

@@ -27,7 +27,7 @@ from portraitkit.files.jsonl import read_json_lines
 from portraitkit.pictures.images import luminance, read_image, resize, to_uint8
 from portraitkit.runs.terminal import counting
 from preference_data.commands.options import LintConfig
-from preference_data.pair_set import METADATA, metadata_of, read_photo_row, scan_pairs
+from preference_data.pair_set import METADATA, list_photos, metadata_of, read_photo_row, scan_pairs
 from preference_data.people.photos import find_face
 from preference_data.people.synthetic_pairs import verdicts_of
 from preference_data.schema import Pair, contradictions
@@ -126,16 +126,16 @@ def lint_data(config: LintConfig) -> int:
 
 
 def read_entries(folder: Path) -> tuple[list[Entry], list[Finding]]:
-    """The rows of a pair set or of a photo folder, and the findings "bad_row"."""
-    path = metadata_of(folder, f"give a folder of pairs or photos with {METADATA}")
-    if any(read_json_lines(path, lambda row: "input_file_name" in row or "file_name" not in row).rows):
+    """The rows of a pair set or of a photo folder, every picture of one without rows, and the findings "bad_row"."""
+    path = folder / METADATA if folder.is_dir() else metadata_of(folder, "give a folder of pairs or photos")
+    if path.is_file() and any(read_json_lines(path, lambda row: "input_file_name" in row or "file_name" not in row).rows):
         row_set = scan_pairs(folder)
         entries = [
             Entry(line, pair.input, pair.anchor, (pair.a, pair.b), pair.split, pair.identity, pair)
             for pair, line in zip(row_set.rows, row_set.lines, strict=True)
         ]
     else:
-        row_set = read_json_lines(path, partial(read_photo_row, root=folder.resolve()))
+        row_set = read_json_lines(path, partial(read_photo_row, root=folder.resolve())) if path.is_file() else list_photos(folder)
         entries = [
             Entry(line, row["file_name"], row.get("anchor_file_name"), (), row.get("split") or "", row.get("identity") or "")
             for row, line in zip(row_set.rows, row_set.lines, strict=True)

@@ -82,7 +82,7 @@ class LintConfig(Options):
     """Check a pair set, or a folder of training photos with anchors. Exit code 0: nothing found, 1: findings, 2: cannot be checked."""
 
     data: Annotated[Path, Positional("DATA")]
-    """Folder with metadata.jsonl: pairs (input_file_name ...) or photos (file_name, anchor_file_name)."""
+    """Folder with metadata.jsonl: pairs (input_file_name ...) or photos (file_name, anchor_file_name); without it, of photos alone."""
     json: Path | None = None
     """Also write all findings as JSON to this file; - is standard output."""
     identity: bool = True
@@ -190,7 +190,7 @@ class EmotionConfig(Options):
     dataset: Annotated[str, Positional("DATASET")]
     """disfa, bp4d, raf-au, faba, fer2013, affectnet, raf-db, expw, jsonl, or my_file.py:ADAPTER."""
     folder: Annotated[Path, Positional("FOLDER")]
-    """Where the data set lies."""
+    """Where the data set lies. Synthetic faces need none: align-vlm --task emotion without --data makes them."""
     output_dir: Annotated[Path, MAY_CHANGE] = Path("data/emotion")
     """Where train.jsonl, test.jsonl and images go. The same command again goes on where it was stopped."""
     copy_images: bool = False

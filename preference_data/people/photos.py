@@ -24,6 +24,7 @@ from portraitkit.faces.identity import SAME_PERSON, identity_embedding
 from portraitkit.faces.mesh import require_mesh
 from portraitkit.files.jsonl import Rejected
 from portraitkit.pictures.images import read_image, resize
+from portraitkit.report.page import plural
 from portraitkit.runs.shards import Growing
 from preference_data.pair_set import list_photos
 from preference_data.schema import CHOICES, SPLITS
@@ -142,7 +143,8 @@ def folder_rows(
 def describe_rows(rows: list[PhotoRow]) -> str:
     """How many photos and people each split has, as one line of text."""
     chosen = {split: [row.identity or row.id for row in rows if row.split == split] for split in SPLITS}
-    return ", ".join(f"{split} {len(people)} photos of {len(set(people))} people" for split, people in chosen.items())
+    people = {split: plural(len(set(names)), "person").replace("persons", "people") for split, names in chosen.items()}
+    return ", ".join(f"{split} {plural(len(names), 'photo')} of {people[split]}" for split, names in chosen.items())
 
 
 def open_photo(photo: Path, anchor: Path | None, size: int, face: PhotoFace | None = None) -> AlignedPhoto:

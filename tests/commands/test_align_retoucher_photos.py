@@ -59,7 +59,7 @@ def test_a_users_photos_with_anchors(command, folder, monkeypatch):
     code, _, err = command(align_retoucher, *options, "--output-dir", path / "run")
     assert code == 0, err
     assert "line 5: file_name '../0.png': leaves the data folder" in err and "6 photos set aside in all" in err
-    assert "train 2 photos of 1 people, validation 1 photos of 1 people, held_out 2 photos of 1 people" in err
+    assert "train 2 photos of 1 person, validation 1 photo of 1 person, held_out 2 photos of 1 person" in err
     aside = [json.loads(line) for line in (path / "run" / "quarantine.jsonl").read_text().splitlines()]
     assert sorted(row["line"] for row in aside) == [1, 2, 3, 4, 5, 6]
     assert all(reasons[row["line"] - 1] in row["reason"] for row in aside), aside
@@ -91,7 +91,7 @@ def test_photos_without_metadata_train_with_anchors_or_without(command, tmp_path
     for name, more in {"no": ["--no-dpg"], "painted": ["--anchors", "painted"], "best": ["--anchors", "best-of-n", "--best-of", 2]}.items():
         code, _, err = command(align_retoucher, *options, tmp_path / name, *more)
         assert code == 0, err
-        assert "train 2 photos of 1 people, validation 2 photos of 1 people, held_out 2 photos of 1 people" in err
+        assert "train 2 photos of 1 person, validation 2 photos of 1 person, held_out 2 photos of 1 person" in err
         assert ("blemishes are guessed" in err) == (name != "painted")
         assert [path.suffix for path in sorted((tmp_path / name).glob("anchors/*"))] == ([".png", ".jsonl"] if name == "best" else [])
     assert "taken as clean portraits" in (tmp_path / "painted" / "README.md").read_text()

@@ -43,6 +43,10 @@ def test_without_options_the_embedded_retoucher_is_measured(command, place):
         "value",
     }
     skipped = {entry["metric"]: entry["reason"] for entry in results["skipped"]}
+    assert f"skipped, the report says why: {', '.join(skipped)}" in err and "put it into" not in err
+    (psnr,) = [row for row in results["summary"] if row["metric"] == "psnr" and row["method"] == "base"]
+    (line,) = [line for line in err.splitlines() if line.startswith("psnr ↑")]
+    assert line.count("±") == 2 and f" {psnr['mean']:.1f}" in line
     assert "put it into" in skipped["musiq"] and "192 px" in skipped["niqe"]
     assert not metrics & skipped.keys()
     page = (place / "runs/benchmark/report.html").read_text()

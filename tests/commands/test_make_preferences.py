@@ -90,6 +90,12 @@ def test_an_interrupted_build_goes_on(command, tmp_path, stopped_at_the_second):
     assert not [path for path in out_dir.iterdir() if path.name.startswith(".")]
 
 
+def test_lint_takes_photos_without_metadata(command, tmp_path, photos):
+    assert "holds no photos (and no metadata.jsonl)" in command(make_preferences, "lint", tmp_path)[2]
+    code, out, _ = command(make_preferences, "lint", photos, "--no-identity")
+    assert code == 1 and "4 good rows, 1 findings" in out and "bad_image" in out and "broken.png" in out
+
+
 def test_lint_says_1_for_findings(command, tmp_path, photos):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "none.png"}\n')
     code, out, _ = command(make_preferences, "lint", tmp_path)

@@ -131,8 +131,9 @@ def test_a_study_with_votes_is_never_replaced(make, command, folders):
     assert code == 2 and "22 votes" in said and read_study(folder).methods == ("input", "ours", "other")
 
 
-def answer(folder, choose, *, raters: int, careless: int = 0) -> None:
-    """Votes without a server: `choose(first, second)` gives 0 for the first, 1 a tie, 2 the second; careless ones say left."""
+def answer(folder, choose, *, raters: int, careless: int = 0, shown: bool = False) -> None:
+    """Votes without a server: `choose(first, second)` gives 0 for the first, 1 a tie, 2 the second; careless ones say left. What was
+    `shown` is answered at once, in no second; else nobody knows how long it took."""
     study = read_study(folder)
     store = VoteStore(folder / VOTES, study)
     for number in range(raters + careless):
@@ -141,6 +142,8 @@ def answer(folder, choose, *, raters: int, careless: int = 0) -> None:
             first, second = ("original", "spoiled") if trial.cell.pair < 0 else study.pairs[trial.cell.pair]
             outcome = 0 if trial.cell.pair < 0 else choose(first, second)
             choice = "left" if number >= raters else "tie" if outcome == 1 else "left" if (outcome == 0) != trial.cell.swapped else "right"
+            if shown:
+                store.mark_shown(trial)
             store.vote(rater, trial.token, choice)
     store.close()
 
@@ -186,6 +189,20 @@ def test_few_raters_who_agree_get_no_verdict(make, command):
         assert page.count("too few raters") >= 3 and "ours preferred" not in page and "nan" not in page.lower()
 
 
+def test_raters_in_a_hurry_are_named(make, command):
+    folder = make()
+    answer(folder, lambda first, second: 0, raters=2)
+    code, said, _ = command(blind_test, "report", folder)
+    assert code == 0 and "less than" not in said and "in a hurry" not in (folder / "report.html").read_text()
+    answer(folder, lambda first, second: 0, raters=1, shown=True)
+    code, said, _ = command(blind_test, "report", folder)
+    assert code == 0 and "1 rater took less than 1 s a vote (median); their votes count" in said
+    found = json.loads((folder / "results.json").read_text())["raters"]
+    assert (found["voted"], found["counted"], found["hurried"]) == (3, 3, [3])
+    assert "1 of 3 took less than 1 s a vote (median); their votes count. Raters 3." in (folder / "report.html").read_text()
+    assert "1 rater took less than 1 s a vote" in (folder / "report.md").read_text()
+
+
 def test_raters_who_lean_apart_name_no_winner(make, command):
     """Twelve raters, each always of one opinion, eight for ours: two thirds of 160 votes, and no sign of what others would say."""
     folder = make()
@@ -200,7 +217,7 @@ def test_raters_who_lean_apart_name_no_winner(make, command):
 
     answer(folder, choose, raters=12)
     code, said, _ = command(blind_test, "report", folder)
-    assert code == 0 and said.startswith("No clear winner between ours and")
+    assert code == 0 and said.startswith("No clear winner between ours and") and " of votes for ours, 95 % interval" in said
     results = json.loads((folder / "results.json").read_text())
     pair = next(pair for pair in results["pairs"] if (pair["first"], pair["second"]) == ("input", "ours"))
     assert pair["wilson"]["high"] < 0.5 < pair["rate"]["high"] and pair["design_effect"] > 5 and pair["preferred"] is None
@@ -240,6 +257,9 @@ def test_what_report_refuses(make, command, tmp_path):
     answer(folder, lambda first, second: 0, raters=0, careless=2)
     code, _, said = command(blind_test, "report", folder)
     assert code == 2 and "all 2 raters failed" in said
+    (folder / VOTES).unlink()
+    answer(folder, lambda first, second: 0, raters=0, careless=1)
+    assert "the only rater failed attention checks; invite more raters, or raise" in command(blind_test, "report", folder)[2]
     next((folder / "pictures").iterdir()).unlink()
     assert "missing; copy" in command(blind_test, "serve", folder)[2]
     (folder / "study.json").write_text('{"version": 1, "photos": [{"name": 3}]}')
