@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Column, Table
 
 from benchmarks.metric import Metric
@@ -226,7 +225,7 @@ def _texts(analysis: Analysis, metric: Metric, best: str, half: str) -> list[str
 
 def means_table(analysis: Analysis) -> Table:
     """Of each metric and method the mean with half its 95 % interval, for a terminal."""
-    table = Table("mean", *(Column(escape(method), justify="right") for method in analysis.table.methods), box=None, pad_edge=False)
+    table = Table("mean", *(Column(method, justify="right") for method in analysis.table.methods), box=None, pad_edge=False)
     for metric in analysis.results.metrics:
         table.add_row(f"{metric.name} {metric.arrow}", *_texts(analysis, metric, "{}", " ± {}"))
     return table

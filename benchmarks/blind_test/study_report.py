@@ -35,7 +35,7 @@ def report_study(config: ReportConfig) -> int:
     study = read_study(config.folder)
     results = analyse(study, read_votes(config.folder / VOTES), config)
     shown = context(results)
-    filters = {"share": share, "ends": ends, "strength": signed, "cell": markdown_text, "words": _words}
+    filters = {"share": share, "ends": ends, "strength": signed, "cell": markdown_text, "words": lambda name: str(name).replace("_", " ")}
     markdown = page_environment(TEMPLATES, autoescape=False)
     markdown.filters |= filters
     with writing(config.folder):
@@ -176,10 +176,6 @@ def ends(rate: Json) -> str:
     '[50.0, 62.5]'
     """
     return "" if rate["low"] is None else f"[{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
-
-
-def _words(name: object) -> str:
-    return str(name).replace("_", " ")
 
 
 # ---- from votes to results: who counts, win rates, strengths, groups, agreement, position bias, power; all of it JSON-able

@@ -69,9 +69,8 @@ class JudgeProbe:
 
     def table(self) -> Table:
         """For the screen, without what the kinds are."""
-        table = Table(title=f"Probe of the {self.part.replace('_', ' ')} and of the whole reward with it", title_justify="left")
-        for column in HEADS[:1] + HEADS[2:]:
-            table.add_column(column)
+        title = f"Probe of the {self.part.replace('_', ' ')} and of the whole reward with it"
+        table = Table(*HEADS[:1], *HEADS[2:], title=title, title_justify="left")
         for name, _, *figures in self.lines():
             table.add_row(name, *figures)
         return table

@@ -127,9 +127,7 @@ class Probe:
 
     def table(self) -> Table:
         """For the screen, with what each figure means for a run."""
-        table = Table(title=f"Probe of {self.task} ({self.mode} rewards)", title_justify="left")
-        for column in ("", "measured", "what it means"):
-            table.add_column(column)
+        table = Table("", "measured", "what it means", title=f"Probe of {self.task} ({self.mode} rewards)", title_justify="left")
         for name, value, note in self.lines():
             table.add_row(name, value, note)
         return table

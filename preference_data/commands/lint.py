@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from scipy.fft import dctn
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from portraitkit.errors import DataError, FaceError, ImageError
 from portraitkit.files.atomic import write_text
 from portraitkit.files.jsonl import read_json_lines
 from portraitkit.pictures.images import luminance, read_image, resize, to_uint8
+from portraitkit.report.page import plural
 from portraitkit.runs.terminal import counting
 from preference_data.commands.options import LintConfig
 from preference_data.pair_set import METADATA, list_photos, metadata_of, read_photo_row, scan_pairs
@@ -146,12 +147,10 @@ def read_entries(folder: Path) -> tuple[list[Entry], list[Finding]]:
 def _show(findings: list[Finding], rows: int, data: Path) -> None:
     console = Console()
     if not findings:
-        console.print(f"{data}: {rows} rows, nothing found", highlight=False, markup=False)
+        console.print(f"{data}: {plural(rows, 'row')}, nothing found", highlight=False, markup=False)
         return
-    table = Table(title=escape(f"{data}: {rows} good rows, {len(findings)} findings"), title_justify="left")
-    table.add_column("finding")
-    table.add_column("count", justify="right")
-    table.add_column("lines and words")
+    title = escape(f"{data}: {plural(rows, 'good row')}, {plural(len(findings), 'finding')}")
+    table = Table("finding", Column("count", justify="right"), "lines and words", title=title, title_justify="left")
     for kind, count in Counter(finding.kind for finding in findings).items():
         shown = [finding for finding in findings if finding.kind == kind][:SHOWN]
         words = [f"{', '.join(map(str, finding.lines[:6]))}: {finding.message}" for finding in shown]

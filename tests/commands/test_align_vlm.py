@@ -1,5 +1,6 @@
 """align-vlm as a user runs it, on a tiny model with random weights in a folder."""
 
+import html
 import json
 import shutil
 
@@ -81,6 +82,8 @@ def test_a_probe_leaves_a_report_and_the_folder_to_the_run_that_follows(command,
     assert {path.name for path in run.iterdir()} == {"config.json", "environment.json", "metrics.jsonl", "probe.json", "report.html"}
     page = (run / "report.html").read_text()
     assert "best constant answer" in page and "inversions" in page and "--probe" in page and "http" not in page.replace("http-equiv", "")
+    (advice,) = [line for line in err.splitlines() if line.startswith(("train: ", "do not train yet: "))]
+    assert f"{advice[1:]}." in html.unescape(page)
     (run / "notes.txt").write_text("mine")
     code, _, err = command(align_vlm, *given, "--probe")
     assert code == 2 and "holds another run" in err and (run / "notes.txt").is_file()

@@ -68,12 +68,13 @@ def _origin(folder: Path, config: Json) -> Json:
     found, judge = read_json(folder / "probe.json"), None
     example = found.pop("inversion_example")
     found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}  # JSON knows no tuples
-    probe = Probe(**found, inversion_example=Inversion(**example) if example else None).lines()
+    probe = Probe(**found, inversion_example=Inversion(**example) if example else None)
     if (path := folder / "judge_probe.json").is_file():
         said = read_json(path)
         kinds = tuple(Kind(**(kind | {"ci95": tuple(kind["ci95"])})) for kind in said["kinds"])
         judge = JudgeProbe(said["part"], said["judge"], said["total"], kinds).lines()
-    return {"probe": probe, "judge": judge, "judge_heads": HEADS, **setup(read_json(folder / "environment.json"), config, AlignVlmConfig)}
+    probed = {"probe": probe.lines(), "advice": probe.advice(), "judge": judge, "judge_heads": HEADS}
+    return probed | setup(read_json(folder / "environment.json"), config, AlignVlmConfig)
 
 
 def _rewards(held_out: Json) -> list[Json]:

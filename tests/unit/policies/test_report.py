@@ -18,7 +18,7 @@ from PIL import Image
 
 from policies.retoucher.ablate import ablation_plot, ablation_table_markdown, curves_plot
 from policies.retoucher.config import RetoucherConfig
-from policies.retoucher.report.report import featured, figure_of, ranked, write_report
+from policies.retoucher.report.report import RANK_TITLES, featured, figure_of, ranked, write_report
 from policies.retoucher.report.results import Measure, Photo, findings, headline, read_measures, read_run
 from portraitkit.errors import RunFolderError
 from portraitkit.report.page import zoom_box
@@ -366,10 +366,11 @@ def test_the_ablation_is_drawn_and_tabled_arm_by_arm(tmp_path):
     assert picture.shape[1] == round(9.6 * 160) and accent > 200
 
 
-def test_a_judge_stands_beside_its_check(make_run):
-    """Both curves on one page, the judge by its name and form, the check as what it is; unreadable answers among the caveats."""
+def test_a_judge_stands_beside_its_check(make_run, browser):
+    """Both curves on one page, the judge by its name and form, the check as what it is; unreadable answers are told. A phone shows all."""
     name = "judge:runs/model:versus_anchor"
-    folder = make_run(validations=8, judge_asked=96, judge_unreadable=5)
+    rank = {key: {"rank": 0.512, "ci95": [0.388, 0.737], "groups": 12} for key in RANK_TITLES}
+    folder = make_run(validations=8, judge_asked=96, judge_unreadable=5, judge_rank=rank)
     config = json.loads((folder / "config.json").read_text())
     write_json(folder / "config.json", config | {"reward": [name]})
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -381,12 +382,8 @@ def test_a_judge_stands_beside_its_check(make_run):
     write_lines(folder / "metrics.jsonl", lines)
     summary = json.loads((folder / "summary.json").read_text())
     for key, (first, last) in {name: (0.5, 0.7), "verifiable": (0.7, 0.6)}.items():
-        summary["held_out"][key] = {
-            "before": first,
-            "after": last,
-            "gain": last - first,
-            "ci95": [last - first - 0.02, last - first + 0.02],
-        }
+        gain = last - first
+        summary["held_out"][key] = {"before": first, "after": last, "gain": gain, "ci95": [gain - 0.02, gain + 0.02]}
     write_json(folder / "summary.json", summary)
     page = write_report(folder).read_text()
     assert "The judge and its check" in page and "Judge runs/model, at validation" in page and "Judge runs/model, of the rollouts" in page
@@ -395,4 +392,7 @@ def test_a_judge_stands_beside_its_check(make_run):
     measures = read_measures(read_run(folder))
     assert list(measures)[:5] == ["reward", "blemish_removal", "texture", name, "verifiable"]
     assert measures[name].verdict == "better" and measures["verifiable"].verdict == "worse"
+    phone = browser.new_page(viewport={"width": 390, "height": 844})
+    phone.goto(f"file://{folder / 'report.html'}")
+    assert phone.locator("th", has_text="rank correlation").is_visible() and phone.evaluate("document.documentElement.scrollWidth") == 390
     assert "The judge and its check" not in write_report(make_run(folder="plain")).read_text()
