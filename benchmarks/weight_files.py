@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from benchmarks.metric import Metric, WeightFile
 from portraitkit.errors import WeightsError, reason_of
@@ -114,9 +114,8 @@ class Digests:
 
 def weights_table(metrics: Sequence[Metric], folders: Sequence[Path]) -> Table:
     """What each metric needs, for `--weights`."""
-    table = Table(title=f"Weights; put files into {folders[0]} (--weights-dir or PORTRAITKIT_WEIGHTS)", show_lines=True)
-    for column in ("metric", "file", "MiB", "present", "licence", "from"):
-        table.add_column(column, overflow="fold")
+    columns = (Column(name, overflow="fold") for name in ("metric", "file", "MiB", "present", "licence", "from"))
+    table = Table(*columns, title=f"Weights; put files into {folders[0]} (--weights-dir or PORTRAITKIT_WEIGHTS)", show_lines=True)
     digest = Digests()
     for metric in metrics:
         if not metric.weights:

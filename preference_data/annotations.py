@@ -19,6 +19,7 @@ from rich.table import Table
 from portraitkit import votes
 from portraitkit.errors import DataError
 from portraitkit.files.jsonl import Rejected, append_line, read_json_lines
+from portraitkit.report.page import plural
 from preference_data.schema import ASPECTS, DIMENSIONS, TITLES, Pair, choice_of, read_scores, read_verdicts, text_of
 from preference_data.verdict import ORDERS, VERDICTS, Order, Verdict, turned, winner
 
@@ -276,7 +277,7 @@ def print_agreement(judgements: list[Judgement], pairs: list[Pair]) -> None:
         scores = ", ".join(f"{name} {score:+.2f}" for name, score in order)
         console.print(f"Bradley-Terry, overall: {scores}")
     if count := len(report["conflicts"]):
-        console.print(f"{count} pairs in conflict: a senior settles them on the page (annotate DATA --web)")
+        console.print(f"{plural(count, 'pair')} in conflict: a senior settles them on the page (annotate DATA --web)")
 
 
 def _flips(judgements: list[Judgement]) -> dict[str, dict[str, float]]:

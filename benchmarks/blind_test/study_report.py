@@ -299,14 +299,8 @@ def _strengths(study: Study, by_rater: np.ndarray, draws: int, seed: int) -> lis
     if not vote_stats.is_connected(by_rater.sum(0), len(study.methods)):
         return None
     fitted = vote_stats.strengths(by_rater, len(study.methods), draws=draws, seed=seed)
-    rows = [
-        {
-            "method": method,
-            "strength": _estimate(vote_stats.Estimate(fitted.strengths[i], fitted.low[i], fitted.high[i])),
-            "first": finite(fitted.first[i]),
-        }
-        for i, method in enumerate(study.methods)
-    ]
+    found = zip(study.methods, map(vote_stats.Estimate, fitted.strengths, fitted.low, fitted.high), fitted.first, strict=True)
+    rows = [{"method": method, "strength": _estimate(strength), "first": finite(first)} for method, strength, first in found]
     return sorted(rows, key=lambda row: -row["strength"]["value"])
 
 
@@ -329,12 +323,8 @@ def _groups(study: Study, votes: Sequence[Vote]) -> dict[str, Any]:
 
 
 def _rate_against_all(study: Study, by_rater: np.ndarray, method: str) -> dict[str, Any]:
-    total = np.zeros((len(by_rater), 3), int)
-    for row, (first, second) in enumerate(study.pairs):
-        if method == first:
-            total += by_rater[:, row]
-        elif method == second:
-            total += by_rater[:, row, ::-1]
+    votes = [by_rater[:, row, :: 1 if method == pair[0] else -1] for row, pair in enumerate(study.pairs) if method in pair]
+    total = np.sum(votes, axis=0)
     return _estimate(vote_stats.win_rate_by_rater(total)) | {"votes": int(total.sum())}
 
 

@@ -193,7 +193,7 @@ def _zero3(options: TrainerOptions) -> TrainerOptions | None:  # the base and it
 def print_plan(
     title: str, lines: Sequence[tuple[str, str]], options: TrainerOptions, planner: Planner, *, sft_folder: str, grpo_folder: str
 ) -> None:
-    """Print a plan, and the exact arguments that TRL and peft would get, as JSON; checkpoints go to the folders."""
+    """Print the exact arguments that TRL and peft would get, as JSON, and below them the plan; checkpoints go to the folders."""
     from rich.console import Console
 
     arguments = {}
@@ -203,8 +203,8 @@ def print_plan(
         arguments["trl.GRPOConfig"] = grpo_values(options, grpo_folder)
     if (lora := lora_arguments(options)) is not None:
         arguments["peft.LoraConfig"] = {"r": lora.r, "lora_alpha": lora.lora_alpha, "target_modules": sorted(lora.target_modules)}
-    print_table(title, lines)
     console = Console()
     for name, values in arguments.items():
         console.print(name, highlight=False)
         console.print_json(json.dumps(values, default=str))
+    print_table(title, lines)

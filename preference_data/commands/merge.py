@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from portraitkit.errors import DataError
+from portraitkit.report.page import plural
 from portraitkit.runs.locks import only_writer
 from preference_data import hub
 from preference_data.annotations import Judgement, append_judgement, both_orders, conflicts, consensus, print_agreement, read_judgements
@@ -44,11 +45,11 @@ def _merge(config: MergeConfig) -> int:
     unjudged = counts["open"] - counts["conflict"]
     disputed = len(conflicts(judgements))
     print(
-        f"{config.data}: {counts['new']} pairs given verdicts, {counts['kept']} kept theirs, {disputed} in conflict "
+        f"{config.data}: {plural(counts['new'], 'pair')} given verdicts, {counts['kept']} kept theirs, {disputed} in conflict "
         f"({counts['conflict']} of them are left open), {unjudged} unjudged"
     )
     if counts["unused"]:
-        print(f"{counts['unused']} pairs that were judged had a verdict already and keep it: --relabel gives them the annotators'")
+        print(f"{counts['unused']} of the judged pairs had a verdict already and keep it: --relabel gives them the annotators'")
     if not config.dry_run:
         for row in judgements:
             if row not in before:

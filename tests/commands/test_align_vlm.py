@@ -290,6 +290,7 @@ def test_dry_run_prints_the_plan_and_trls_arguments(command):
     )
     assert code == 0 and "peak, estimated" in out and "8,292,166,656" in out
     assert '"num_generations": 8' in out and '"loss_type"' in out and "LoraConfig" in out
+    assert out.index('"num_generations"') < out.index("peak, estimated")  # what fits is read last
 
 
 def test_a_dry_run_refuses_what_cannot_fit(command):

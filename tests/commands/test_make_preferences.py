@@ -229,8 +229,10 @@ def test_merge_needs_judgements_then_writes_them(command, pair_set_path):
     row["verdicts"] = dict.fromkeys(first.verdicts, "tie")
     (pair_set_path / "mine.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"pair": "stranger"}) + "\n")
     code, out, err = command(make_preferences, "merge", pair_set_path, "--files", pair_set_path / "mine.jsonl", "--relabel", "--dry-run")
-    assert code == 0 and "1 pairs given verdicts, 3 kept theirs" in out and "'stranger'" in err
+    assert code == 0 and "1 pair given verdicts, 3 kept theirs" in out and "'stranger'" in err
     assert read_pairs(pair_set_path)[0] == first and not (pair_set_path / "annotations").exists()
+    code, out, _ = command(make_preferences, "merge", pair_set_path, "--files", pair_set_path / "mine.jsonl", "--dry-run")
+    assert code == 0 and "1 of the judged pairs had a verdict already and keep it: --relabel gives them" in out
     command(make_preferences, "merge", pair_set_path, "--files", pair_set_path / "mine.jsonl", "--relabel")
     assert read_pairs(pair_set_path)[0].overall == "tie" and read_pairs(pair_set_path)[0].annotator == "anna"
 

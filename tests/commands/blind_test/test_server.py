@@ -191,6 +191,7 @@ def test_what_is_stored_is_what_the_consent_text_says(study):
     said = " ".join((folder / "consent.txt").read_text().split())
     assert "the pairs that you are shown, your answers, how long each took, and a number in place of your name" in said
     assert "no time of day" in said and "only a checksum" in said
+    assert "a few may only check that pictures are looked at" in said and "to have your answers removed, write to whoever sent you" in said
 
 
 def test_cells_of_a_rater_who_left_are_free_again_after_two_hours(make, monkeypatch):

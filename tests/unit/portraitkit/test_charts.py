@@ -1,7 +1,17 @@
 import math
 import re
+from pathlib import Path
 
 from portraitkit.report.charts import Series, curve_svg
+from portraitkit.report.page import write_page
+
+
+def test_a_page_shows_nobodys_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/anna"))
+    (tmp_path / "own.html.j2").write_text("{{ words }} {{ picture }}")
+    context = {"words": "align-vlm --data /home/anna/faces /home/annabel", "picture": "data:image/png;base64,/home/anna/x"}
+    page = write_page(tmp_path / "own.html", tmp_path / "own.html.j2", context).read_text()
+    assert page == "align-vlm --data ~/faces /home/annabel data:image/png;base64,/home/anna/x"
 
 
 def test_curves_follow_the_pages_colours_and_survive_odd_values():

@@ -133,7 +133,7 @@ def test_the_printed_report_has_a_dash_where_nobody_can_agree_and_nothing_withou
     assert capsys.readouterr().out == ""
     print_agreement([says("a"), says("b", "max"), says("b", "max", pair="q")], [PAIR, replace(PAIR, id="q")])
     out = capsys.readouterr().out
-    assert "Agreement of anna, max" in out and " 0.00 " in out and "Bradley-Terry" in out and "1 pairs in conflict" in out
+    assert "Agreement of anna, max" in out and " 0.00 " in out and "Bradley-Terry" in out and "1 pair in conflict" in out
     print_agreement([says("a")], [PAIR])
     row = next(line for line in capsys.readouterr().out.splitlines() if "Overall" in line)
     assert row.split("│")[2:4] == ["     - ", "     - "]
