@@ -71,7 +71,7 @@ def _say(console: Console, config: MakeConfig, photos: int, skipped: list[dict[s
     length = f"{config.photos_per_rater} comparisons and {config.attention_checks} attention checks a rater"
     lines = [f"skipped {row['photo']}: {row['reason']}" for row in skipped[:5]]
     lines += [f"{len(skipped)} photos skipped, all named in {out / QUARANTINE}"] if skipped else []
-    lines.append(f"{out}: {photos} photos, {pairs} pairs of methods, {length}")
+    lines.append(f"{out}: {plural(photos, 'photo')}, {plural(pairs, 'pair')} of methods, {length}")
     alike = [name for name, folder in config.methods.items() if config.reference and folder.samefile(config.reference)]
     lines += [f"not blind: --method {name} is also the --reference, which raters see while they hold O" for name in alike]
     lines.append(f"groups: {'recorded' if groups else 'none recorded'}; edit {out / CONSENT}, then: blind-test serve {out}")
