@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
@@ -28,7 +29,7 @@ from portraitkit.pictures.images import read_image, write_image
 from portraitkit.runs.folder import Maker, start_or_go_on
 from portraitkit.runs.terminal import Interruptible, progress_bar
 from preference_data.commands.options import EmotionConfig
-from preference_data.emotion_rows import QUESTION, EmotionRow, normalise_label, unit_names
+from preference_data.emotion_rows import EmotionRow, normalise_label, unit_names
 from preference_data.sources import Adapter, ReadOptions, Record, load_adapter
 
 ENOUGH = 100
@@ -134,32 +135,25 @@ class _Pictures:
 
 def _to_row(adapter: Adapter, record: Record, pictures: _Pictures) -> EmotionRow | str:
     """The row of a record, or why it is set aside."""
-    if record.emotion is not None and record.emotion in adapter.skipped:
-        return adapter.skipped[record.emotion]
-    if record.units is None and record.emotion is None:
+    row = record.row
+    if row is None:
+        if record.emotion is not None and record.emotion in adapter.skipped:
+            return adapter.skipped[record.emotion]
+        try:
+            labels = () if record.emotion is None else (normalise_label(record.emotion),)
+        except DataError as error:
+            return str(error)
+        units, others = (None, ()) if record.units is None else unit_names(record.units)
+        meta = {**record.meta, **({"subject": record.subject} if record.subject else {}), **({"other_AUs": list(others)} if others else {})}
+        name = f"{adapter.name}-{record.key}"
+        row = EmotionRow(name, adapter.name, "", AUs=units, labels=labels, description=record.description, meta_info=meta)
+    if row.AUs is None and not row.labels:
         return "neither action units nor an emotion are labelled"
     try:
-        labels = () if record.emotion is None else (normalise_label(record.emotion),)
-    except DataError as error:
-        return str(error)
-    try:
-        image = pictures.place(record)
+        return replace(row, image=pictures.place(record))
     except ImageError as error:
         pictures.unusable += 1
         return str(error)
-    units, others = (None, ()) if record.units is None else unit_names(record.units)
-    meta = {**record.meta, **({"subject": record.subject} if record.subject else {}), **({"other_AUs": list(others)} if others else {})}
-    return EmotionRow(
-        id=record.key if record.dataset else f"{adapter.name}-{record.key}",
-        dataset=record.dataset or adapter.name,
-        image=image,
-        question=record.question or QUESTION,
-        AUs=units,
-        labels=labels,
-        description=record.description,
-        meta_info=meta,
-        target=record.target,
-    )
 
 
 def _split(config: EmotionConfig, kept: Sequence[Kept]) -> dict[str, list[Kept]]:

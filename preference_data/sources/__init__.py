@@ -12,6 +12,8 @@ from portraitkit.errors import DataError
 if TYPE_CHECKING:
     from numpy import ndarray
 
+    from preference_data.emotion_rows import EmotionRow
+
 MODULES = ("disfa", "bp4d", "raf_au", "faba", "fer2013", "affectnet", "raf_db", "expw")
 BUILT_IN = {name.replace("_", "-"): f"preference_data.sources.{name}:ADAPTER" for name in MODULES}
 BUILT_IN["jsonl"] = "preference_data.sources.published_jsonl:ADAPTER"
@@ -31,9 +33,7 @@ class Record:
     subject: str = ""  # the person shown, or whatever else must stay in one split; the key if empty
     description: str = ""  # text about the expression
     meta: Mapping[str, Any] = field(default_factory=dict)  # further columns
-    dataset: str = ""  # where the row says that it comes from another data set; its key then is the row's id
-    question: str = ""  # that the row asks, if not the usual one
-    target: str | None = None  # completion to imitate, if the row has one
+    row: "EmotionRow | None" = None  # where the data set is of rows already: this one, but for its picture; units, emotion ... do not count
 
 
 @dataclass(frozen=True)

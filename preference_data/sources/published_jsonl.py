@@ -20,18 +20,7 @@ def _read(folder: Path, options: ReadOptions) -> Iterator[Record]:
     for part in PARTS:
         if (folder / f"{part}.jsonl").is_file():
             for row in read_emotion_rows(folder / f"{part}.jsonl"):
-                yield Record(
-                    row.id,
-                    folder / row.image,
-                    units=None if row.AUs is None else frozenset(int(name.removeprefix("AU")) for name in row.AUs),
-                    emotion=row.labels[0] if row.labels else None,
-                    split=part,
-                    description=row.description,
-                    meta=row.meta_info,
-                    dataset=row.dataset,
-                    question=row.question,
-                    target=row.target,
-                )
+                yield Record(row.id, folder / row.image, split=part, row=row)
 
 
 ADAPTER = Adapter("jsonl", LAYOUT, _read)
