@@ -14,8 +14,7 @@ from PIL import Image as PilImage
 from PIL import ImageCms, ImageOps
 
 from portraitkit.errors import ImageError
-from portraitkit.pictures import list_images
-from portraitkit.pictures.images import from_pil, from_uint8, image_size, read_image, resize, to_pil, to_uint8, unit, write_image
+from portraitkit.pictures.images import from_uint8, image_size, read_image, resize, to_uint8, unit, write_image
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8)
@@ -383,34 +382,6 @@ def test_damaged_files_give_a_picture_or_an_image_error(tmp_path: Path, suffix: 
             read += 1
             assert pixels.isfinite().all() and pixels.min() >= 0 and pixels.max() <= 1
     assert read < 150
-
-
-def test_conversions():
-    assert torch.equal(from_pil(to_pil(from_uint8(NOISE))), from_uint8(NOISE))
-    every = torch.arange(256, dtype=torch.uint8).view(16, 16, 1).repeat(1, 1, 3).numpy()
-    assert np.array_equal(to_uint8(from_uint8(every)), every)
-    pixels = torch.tensor([-1.0, 0.4999 / 255, 0.5001 / 255, 2.0]).view(1, 1, 4).repeat(3, 1, 1).requires_grad_()
-    assert to_uint8(pixels)[0, :, 0].tolist() == [0, 0, 1, 255]
-    assert from_uint8(NOISE[::-1, ::-1]).shape == (3, 24, 32)
-
-
-def test_resize():
-    pixels = from_uint8(NOISE)
-    assert resize(pixels, (24, 32)) is pixels
-    small = resize(pixels, (6, 8))
-    assert small.shape == (3, 6, 8) and (small - 0.5).abs().mean() < (pixels - 0.5).abs().mean()
-    large = resize(torch.eye(4).expand(3, 4, 4), (64, 48))
-    assert large.shape == (3, 64, 48) and large.min() >= 0 and large.max() <= 1
-    assert torch.allclose(resize(torch.full((3, 10, 10), 0.3), (7, 5)), torch.full((3, 7, 5), 0.3), atol=1e-6)
-
-
-def test_list_images(tmp_path: Path):
-    for name in ("b.PNG", "a.jpg", ".hidden.png", "notes.txt"):
-        (tmp_path / name).touch()
-    (tmp_path / "folder.png").mkdir()
-    assert [path.name for path in list_images(tmp_path)] == ["a.jpg", "b.PNG"]
-    with pytest.raises(ImageError, match="no such folder"):
-        list_images(tmp_path / "none")
 
 
 def test_bytes_of_a_ycck_jpeg_read_as_cmyk(tmp_path: Path):

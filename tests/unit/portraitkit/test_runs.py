@@ -15,10 +15,9 @@ from patience import wait_until
 
 from portraitkit.errors import CheckpointError, ConfigError, RunFolderError
 from portraitkit.runs import locks
-from portraitkit.runs.folder import Maker, RunFolder, environment, may_resume, start_or_go_on
+from portraitkit.runs.folder import RunFolder, environment
 
 CONFIG = {"output_dir": "runs/a", "seed": 3, "learning_rate": 1e-4, "rewards": ["identity", "skin"], "lam_max": math.nan}
-MAKER = Maker("make-it", "looks", "a set made", ("count",))
 
 
 @pytest.fixture
@@ -377,36 +376,3 @@ def test_a_disk_that_takes_no_more_is_one_line(path):
         with pytest.raises(RunFolderError, match=r"summary\.json: could not be written"):
             run.write_json("summary.json", {})
         assert not list(path.glob(".summary*"))
-
-
-def test_work_may_go_on_with_the_same_options_only(tmp_path):
-    def may(config, **options):
-        return may_resume(tmp_path, config, MAKER, **options)
-
-    config = {"looks": 2, "count": 3, "seed": 0}
-    assert not may(config)
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert may(config) and may(config | {"count": 9}) and not may(config, overwrite=True)
-    with pytest.raises(RunFolderError, match=r"holds a set made with other options \(seed 0 -> 1\)"):
-        may(config | {"seed": 1})
-    for other in ("{", "[]", '{"other": 1}'):
-        (tmp_path / "config.json").write_text(other)
-        with pytest.raises(RunFolderError, match="that make-it did not make"):
-            may(config, overwrite=True)
-
-
-def test_a_maker_starts_goes_on_and_replaces(tmp_path):
-    made = tmp_path / "made"
-
-    def opened(config, **options):
-        return start_or_go_on(made, config, MAKER, command=["make-it"], seed=0, **options)
-
-    with opened({"looks": 2, "count": 3}) as run:
-        (run.path / "done.txt").touch()
-    with opened({"looks": 2, "count": 9}) as run:
-        assert (run.path / "done.txt").is_file()
-    assert json.loads((made / "config.json").read_text())["count"] == 9
-    with pytest.raises(RunFolderError, match="looks 2 -> 1"):
-        opened({"looks": 1, "count": 9})
-    with opened({"looks": 1, "count": 9}, overwrite=True) as run:
-        assert not (run.path / "done.txt").exists()
