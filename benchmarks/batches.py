@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -49,18 +50,16 @@ def plan_batches(inputs: Inputs, device: str = "cpu") -> Plan:
     four million on a GPU."""
     most = PIXELS[device.partition(":")[0]]
     refused: dict[Path, str] = {}
-    sizes: dict[Path, tuple[int, int] | None] = {}
 
+    @cache
     def size(path: Path | None) -> tuple[int, int] | None:
         if path is None:
             return None
-        if path not in sizes:
-            try:
-                sizes[path] = image_size(path)
-            except ImageError as error:
-                sizes[path] = None
-                refused[path] = str(error)
-        return sizes[path]
+        try:
+            return image_size(path)
+        except ImageError as error:
+            refused[path] = str(error)
+            return None
 
     open_batches: dict[tuple[int, int, bool, bool], list[tuple[int, Item]]] = {}
     batches: list[tuple[tuple[int, int, bool, bool], list[tuple[int, Item]]]] = []
@@ -125,17 +124,15 @@ def decoded(todo: Sequence[tuple[Batch, list[Metric]]]) -> Iterator[Decoded]:
 def _read_batch(batch: Batch, wanted: list[Metric]) -> Decoded:
     """The pictures of a batch; a picture that cannot be read leaves an empty one behind, with an empty id, and a reason."""
     problems: dict[Path, str] = {}
-    images: dict[Path, Tensor] = {}
 
+    @cache
     def read(path: Path) -> Float[Tensor, "3 h w"] | None:
-        if path not in images and path not in problems:
-            try:
-                pixels = read_image(path).pixels
-                same = pixels.shape[1:] == (batch.height, batch.width)
-                images[path] = pixels if same else resize(pixels, (batch.height, batch.width))
-            except ImageError as error:
-                problems[path] = str(error)
-        return images.get(path)
+        try:
+            pixels = read_image(path).pixels
+        except ImageError as error:
+            problems[path] = str(error)
+            return None
+        return pixels if pixels.shape[1:] == (batch.height, batch.width) else resize(pixels, (batch.height, batch.width))
 
     rows = []
     for item in batch.items:

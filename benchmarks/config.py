@@ -12,10 +12,7 @@ from portraitkit.runs.shards import check_shard
 
 def parse_methods(entries: Sequence[str], is_name: Callable[[str], bool], rule: str) -> dict[str, str]:
     """Name -> place of each `NAME=PLACE` of `--method`, in the order given; `rule` is what the message says an entry must be.
-
-    Raises:
-        ConfigError: not of that form, or a name used twice.
-    """
+    ConfigError: not of that form, or a name used twice."""
     methods: dict[str, str] = {}
     for entry in entries:
         name, _, place = entry.partition("=")

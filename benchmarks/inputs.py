@@ -66,11 +66,8 @@ def read_folder(path: Path, unpack: Path) -> Folder:
     """The pictures of a folder, a zip file (unpacked into `unpack`), or a data set (a folder with metadata.jsonl).
 
     Names are paths below the folder without their suffix; hidden files are left out.
-
-    Raises:
-        ConfigError: no such folder or file.
-        DataError: nothing to read, two pictures of one name, a bad archive or a bad metadata.jsonl.
-    """
+    ConfigError: no such folder or file.
+    DataError: nothing to read, two pictures of one name, a bad archive or a bad metadata.jsonl."""
     if path.suffix.lower() == ".zip" and path.is_file():
         path = _unpack(path, unpack)
     if not path.is_dir():
@@ -150,10 +147,7 @@ def match(
 ) -> Inputs:
     """The pictures of each method's folder, matched by name, of the first `limit` photos. Pictures without an untouched photo in `source`
     are left out and counted. Without `reference`, the known good retouches are the anchors of the photos' data set.
-
-    Raises:
-        DataError: no picture is left.
-    """
+    DataError: no picture is left."""
     references = reference.pictures if reference else (source.anchors if source else {})
     names = sorted(set().union(*(folder.pictures for folder in folders.values())))
     notes = []
@@ -232,9 +226,8 @@ def _retouched(place: str, photos: dict[str, Path], target: Path, say: Callable[
     A photo without a usable face has no picture, but a text with the reason. What an interrupted run or another process left is kept: it
     lies under the hash of backbone, adapter, steps, device, controls and photo.
     """
-    from policies.retoucher.backbones import load_backbone
-    from policies.retoucher.model.adapter import attach_adapter
-    from policies.retoucher.retouch.faces import apply_controls, find_faces, take_apart
+    from policies.retoucher.retouch.command import analyser
+    from policies.retoucher.retouch.faces import apply_controls, find_faces
     from policies.retoucher.retouch.options import RetouchConfig
 
     backbone_name, _, adapter = place.partition("+")
@@ -246,7 +239,7 @@ def _retouched(place: str, photos: dict[str, Path], target: Path, say: Callable[
     target = target / _short(f"{backbone_name} {adapter} {settings.num_steps} {device} {controls}")
     target.mkdir(parents=True, exist_ok=True)
     pictures: dict[str, Path] = {}
-    backbone = None
+    analyse = None
     for name in list(photos) if shard is None else shard.order(list(photos)):
         photo = photos[name]
         out = target / f"{digest(photo)[:24]}.png"
@@ -254,16 +247,13 @@ def _retouched(place: str, photos: dict[str, Path], target: Path, say: Callable[
             say(f"note: {out.with_suffix('.txt').read_text(encoding='utf-8')}")
             continue
         if not out.is_file():
-            if backbone is None:
-                backbone = load_backbone(backbone_name, None, None, device)
-                if settings.lora:
-                    attach_adapter(backbone, settings.lora)
+            if analyse is None:
                 say(f"retouching {len(photos)} photos by {place}")
+                analyse = analyser(settings)
             try:
                 pixels = read_image(photo).pixels
                 faces = find_faces(pixels, settings.smallest_face(*pixels.shape[1:]), photo)
-                plans = take_apart(pixels, faces, backbone, prompt=settings.prompt, num_steps=settings.num_steps, seed=settings.seed)
-                retouched = apply_controls(pixels, plans, settings).pixels
+                retouched = apply_controls(pixels, analyse(pixels, faces), settings).pixels
             except (FaceError, ImageError) as error:
                 say(f"note: {error}")
                 write_text(out.with_suffix(".txt"), str(error))

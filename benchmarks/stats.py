@@ -236,10 +236,7 @@ class Preference:
 
 def read_pairs(path: Path) -> list[Preference]:
     """Rows `{"image": name, "better": method, "worse": method}`, one a line.
-
-    Raises:
-        DataError: the file cannot be read, holds no pairs, or a row breaks the schema; its line is named.
-    """
+    DataError: the file cannot be read, holds no pairs, or a row breaks the schema; its line is named."""
     pairs = []
     for number, row in read_objects(path):
         for key in ("image", "better", "worse"):
@@ -255,10 +252,7 @@ def read_pairs(path: Path) -> list[Preference]:
 
 def check_pairs(path: Path, pairs: Sequence[Preference], images: Collection[str] | None, methods: Collection[str]) -> None:
     """Refuse pairs of what is not measured; images are None where they are not known yet.
-
-    Raises:
-        DataError: a method or an image is not of this run; the line is named.
-    """
+    DataError: a method or an image is not of this run; the line is named."""
     for pair in pairs:
         for method in (pair.better, pair.worse):
             if method not in methods:

@@ -126,11 +126,9 @@ class ShardStore(Store):
         return dict(zip(known, self.cache.features(known), strict=True)) if known else {}
 
     def digests(self) -> dict[str, str]:
-        """See `Store.digests`."""
         return dict(self._before)
 
     def values(self, keys: Iterable[str]) -> dict[str, float]:
-        """See `Store.values`."""
         keys = list(keys)
         known = super().values(keys)
         older = self._ask(lambda: self.cache.values(key for key in keys if key not in known), {})
@@ -139,7 +137,6 @@ class ShardStore(Store):
         return known | older
 
     def known_features(self, keys: Iterable[str]) -> set[str]:
-        """See `Store.known_features`."""
         keys = list(keys)
         known = super().known_features(keys)
         older = self._ask(lambda: self._features_of([key for key in keys if key not in known]), {})

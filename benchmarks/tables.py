@@ -4,8 +4,9 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from rich.table import Column, Table
@@ -28,7 +29,7 @@ from benchmarks.stats import (
 from benchmarks.suite import Results
 from portraitkit.files.atomic import replacing, write_csv, write_text, writing
 from portraitkit.files.jsonl import finite, write_lines
-from portraitkit.report.page import markdown_text
+from portraitkit.report.page import markdown_text, page_environment
 
 PUBLISHED: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
 """A published table with its source; never compared number by number with ours."""
@@ -113,8 +114,8 @@ def write_tables(folder: Path, analysis: Analysis) -> None:
         write_lines(folder / "failed.jsonl", failed)
     with writing(folder):
         _write_json(folder / "results.json", analysis, failed)
-        write_text(folder / "summary.md", markdown(analysis))
-        write_text(folder / "summary.tex", latex(analysis))
+        for kind in ("md", "tex"):
+            write_text(folder / f"summary.{kind}", summary(analysis, kind))
 
 
 def _write_json(path: Path, analysis: Analysis, failed: list[dict[str, str]]) -> None:
@@ -217,44 +218,22 @@ def cells(analysis: Analysis, metric: Metric) -> list[dict[str, Any]]:
     return row
 
 
-def _texts(analysis: Analysis, metric: Metric, best: str, half: str) -> list[str]:
-    """Of each method the mean, in the frame `best` where it is the best, then half its interval in its own frame."""
-    row = cells(analysis, metric)
-    return [(best if cell["best"] else "{}").format(cell["mean"]) + (half.format(cell["half"]) if cell["half"] else "") for cell in row]
-
-
 def means_table(analysis: Analysis) -> Table:
     """Of each metric and method the mean with half its 95 % interval, for a terminal."""
     table = Table("mean", *(Column(method, justify="right") for method in analysis.table.methods), box=None, pad_edge=False)
     for metric in analysis.results.metrics:
-        table.add_row(f"{metric.name} {metric.arrow}", *_texts(analysis, metric, "{}", " ± {}"))
+        texts = (cell["mean"] + (f" ± {cell['half']}" if cell["half"] else "") for cell in cells(analysis, metric))
+        table.add_row(f"{metric.name} {metric.arrow}", *texts)
     return table
 
 
-def markdown(analysis: Analysis) -> str:
-    """Means with half the 95 % interval, best in bold; then what was skipped."""
-    methods = analysis.table.methods
-    out = ["| metric | " + " | ".join(markdown_text(method) for method in methods) + " |", "| --- |" + " ---: |" * len(methods)]
-    for metric in analysis.results.metrics:
-        texts = _texts(analysis, metric, "**{}**", " ± {}")
-        out.append(f"| {markdown_text(metric.name)} {metric.arrow} | " + " | ".join(texts) + " |")
-    out += ["", "± is half the 95 % bootstrap interval over photos; bold is the best where all methods have the same photos.", ""]
-    out += [f"- {markdown_text(line)}" for line in analysis.verdicts()]
-    if analysis.results.skipped:
-        why = (f"- {markdown_text(name)}: {markdown_text(reason)}" for name, reason in analysis.results.skipped.items())
-        out += ["", "Skipped:", "", *why]
-    return "\n".join(out) + "\n"
-
-
-def latex(analysis: Analysis) -> str:
-    """A booktabs table of the same means."""
-    methods = analysis.table.methods
-    out = [rf"\begin{{tabular}}{{l{'r' * len(methods)}}}", r"\toprule", " & ".join(["metric", *map(_tex, methods)]) + r" \\", r"\midrule"]
-    for metric in analysis.results.metrics:
-        arrow = r"$\uparrow$" if metric.direction == "higher" else r"$\downarrow$"
-        texts = _texts(analysis, metric, r"\textbf{{{}}}", r" {{\scriptsize$\pm${}}}")
-        out.append(" & ".join([f"{_tex(metric.name)} {arrow}", *texts]) + r" \\")
-    return "\n".join([*out, r"\bottomrule", r"\end{tabular}"]) + "\n"
+def summary(analysis: Analysis, kind: Literal["md", "tex"]) -> str:
+    """Means with half the 95 % interval, best in bold: in Markdown, with what was skipped below, or as a booktabs table for LaTeX."""
+    environment = page_environment(Path(__file__).parent / "templates", autoescape=False)
+    environment.filters |= {"cell": markdown_text, "tex": _tex}
+    results, template = analysis.results, environment.get_template(f"summary.{kind}.j2")
+    shown = {"methods": analysis.table.methods, "metrics": results.metrics, "cells": partial(cells, analysis)}
+    return template.render(shown, verdicts=analysis.verdicts(), skipped=results.skipped).rstrip() + "\n"
 
 
 def _tex(text: str) -> str:

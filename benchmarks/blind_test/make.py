@@ -107,11 +107,8 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 def read_groups(path: Path | None, folders: Iterable[Path], columns: tuple[str, ...]) -> dict[str, dict[str, str]]:
     """File name without suffix -> column -> value, from a file or, without one, from the first folder that has a metadata.jsonl; nothing
     where none has. Columns that a row lacks or that are null are left out.
-
-    Raises:
-        DataError: a row is no JSON object with a text file_name, a value is neither text nor number, or a name comes twice;
-            the line's number is named.
-    """
+    DataError: a row is no JSON object with a text file_name, a value is neither text nor number, or a name comes twice; the line's
+    number is named."""
     path = path or next((file for folder in folders if (file := folder / "metadata.jsonl").is_file()), None)
     if path is None:
         return {}

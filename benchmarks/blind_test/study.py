@@ -113,15 +113,18 @@ def draw_session(shown: Iterable[Cell], *, photos: int, pairs: int, length: int,
     """
     cells, by_photo, by_pair = Counter[tuple[int, int]](), Counter[int](), Counter[int]()
     left, left_of_pair = Counter[tuple[int, int]](), Counter[int]()
-    for cell in shown:
+
+    def count(cell: Cell) -> None:
         cells[cell.photo, cell.pair] += 1
         by_photo[cell.photo] += 1
         by_pair[cell.pair] += 1
         side = -1 if cell.swapped else 1
         left[cell.photo, cell.pair] += side
         left_of_pair[cell.pair] += side
-    seen: Counter[int] = Counter()
-    session = []
+
+    for cell in shown:
+        count(cell)
+    seen, session = Counter[int](), list[Cell]()
     for _ in range(length):
         least = min((seen[photo], by_photo[photo]) for photo in range(photos))
         level = [photo for photo in range(photos) if (seen[photo], by_photo[photo]) == least]
@@ -132,13 +135,8 @@ def draw_session(shown: Iterable[Cell], *, photos: int, pairs: int, length: int,
         lean = (left[photo, pair] if abs(left_of_pair[pair]) < PAIR_LEAN else 0) or left_of_pair[pair]
         swapped = lean > 0 if lean else generator.random() < 0.5
         session.append(Cell(photo, pair, swapped))
-        side = -1 if swapped else 1
         seen[photo] += 1
-        by_photo[photo] += 1
-        by_pair[pair] += 1
-        cells[photo, pair] += 1
-        left[photo, pair] += side
-        left_of_pair[pair] += side
+        count(session[-1])
     generator.shuffle(session)
     fresh = [photo for photo in range(photos) if not seen[photo]] or list(range(photos))  # checks are on photos outside the session
     start = generator.random() < 0.5

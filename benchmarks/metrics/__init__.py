@@ -27,11 +27,8 @@ def built_in_metrics() -> dict[str, Metric]:
 
 def load_metrics(names: tuple[str, ...]) -> list[Metric]:
     """Metrics by name: a built-in one's, `judge:PATH[:FORM]`, or `my_file.py:METRIC`; `all`, or no name, stands for every built-in one.
-
-    Raises:
-        ConfigError: an unknown name, an object that is no metric, or two metrics of one name.
-        WeightsError: no model where a judge is named.
-    """
+    ConfigError: an unknown name, an object that is no metric, or two metrics of one name.
+    WeightsError: no model where a judge is named."""
     built_in = built_in_metrics()
     chosen: dict[str, Metric] = {}
     for name in names or ("all",):

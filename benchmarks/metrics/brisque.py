@@ -66,10 +66,7 @@ def scene_features(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n 36"]:
 
 def read_machine(path: Path, ranges: Path) -> Machine:
     """A machine in libsvm's text format; `ranges` holds the lower and the upper end of each feature, one pair a line.
-
-    Raises:
-        WeightsError: not such a file.
-    """
+    WeightsError: not such a file."""
     try:
         head, _, body = path.read_text(encoding="ascii").partition("\nSV\n")
         settings = dict(line.split(maxsplit=1) for line in head.splitlines())
@@ -87,10 +84,7 @@ def read_machine(path: Path, ranges: Path) -> Machine:
 
 def read_original(path: Path) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 36"]]:
     """The machine that pyiqa uses (774 vectors): coefficients and support vectors, as float32.
-
-    Raises:
-        WeightsError: the file holds something else, or more than tensors.
-    """
+    WeightsError: the file holds something else, or more than tensors."""
     try:
         coefficients, vectors = torch.load(path, weights_only=True)
         vectors = vectors.float().reshape(-1, 36)
@@ -102,10 +96,7 @@ def read_original(path: Path) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 36"
 
 def open_original(path: Path) -> Score:
     """pyiqa's BRISQUE, number for number: `pyiqa.archs.brisque_arch.brisque` without the half size that it makes in vain.
-
-    Raises:
-        WeightsError: pyiqa is not installed, or the file is not the machine.
-    """
+    WeightsError: pyiqa is not installed, or the file is not the machine."""
     try:
         with quiet():
             from pyiqa.archs.brisque_arch import natural_scene_statistics, rbf_kernel, scale_features

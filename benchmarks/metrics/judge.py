@@ -27,11 +27,8 @@ REMOTE = ("http://", "https://", "vllm:")
 
 def judge_metric(name: str) -> Metric:
     """The metric that `judge:PATH[:FORM]` names; the model is loaded when pictures are measured.
-
-    Raises:
-        ConfigError: the form is unknown, or is a win rate.
-        WeightsError: no model is there.
-    """
+    ConfigError: the form is unknown, or is a win rate.
+    WeightsError: no model is there."""
     path, form = split_argument(name.removeprefix("judge:"))
     if form == "win_rate":
         raise ConfigError(f"--metrics {name}: a win rate needs pairs of methods; take score or versus_anchor, or judge pairs (--pairs)")

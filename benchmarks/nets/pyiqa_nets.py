@@ -56,10 +56,7 @@ def pyiqa_metric(
 
 def empty_net(name: str, **options: Any) -> torch.nn.Module:
     """The architecture of a metric by pyiqa's name, as pyiqa configures it but for the options given, with random weights.
-
-    Raises:
-        WeightsError: pyiqa is not installed.
-    """
+    WeightsError: pyiqa is not installed."""
     try:
         with quiet():
             import pyiqa  # noqa: F401
@@ -90,10 +87,7 @@ def fill(net: torch.nn.Module, path: Path, *, missing: tuple[str, ...] = ()) -> 
 
 def fill_backbone(net: torch.nn.Module, path: Path) -> None:
     """Load torchvision's AlexNet or VGG-16 into the slices of LPIPS or the stages of DISTS, which keep torchvision's layer numbers.
-
-    Raises:
-        WeightsError: the file is damaged or of another net.
-    """
+    WeightsError: the file is damaged or of another net."""
     state = read_state(path)
     for name, parameter in net.named_parameters():
         place = re.fullmatch(r"(?:net\.slice|stage)\d+\.(\d+)\.(weight|bias)", name)

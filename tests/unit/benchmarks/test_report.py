@@ -16,7 +16,7 @@ from benchmarks.metrics import fidelity
 from benchmarks.report import Extreme, show_cases, write_report
 from benchmarks.stats import Comparison
 from benchmarks.suite import Results
-from benchmarks.tables import Analysis, best_methods, decimals, figure, gained, latex, markdown
+from benchmarks.tables import Analysis, best_methods, decimals, figure, gained, summary
 from benchmarks.weight_files import MetricWeights
 from portraitkit.pictures.images import write_image
 
@@ -63,23 +63,25 @@ def test_a_sure_difference_counts_from_a_tenth_of_a_standard_deviation_on(tmp_pa
 def test_the_best_is_best_on_the_same_photos():
     values = drawn(0, 1)
     analysis = Analysis.of(run(("a", "b"), values), 0)
-    assert best_methods(analysis, fidelity.SSIM) == {"b"} and "**" in markdown(analysis) and "textbf" in latex(analysis)
+    assert best_methods(analysis, fidelity.SSIM) == {"b"} and "**" in summary(analysis, "md") and "textbf" in summary(analysis, "tex")
     values[3, 0] = math.nan
     analysis = Analysis.of(run(("a", "b"), values), 0)
-    assert best_methods(analysis, fidelity.SSIM) == set() and "**" not in markdown(analysis) and "textbf" not in latex(analysis)
+    assert (
+        best_methods(analysis, fidelity.SSIM) == set() and "**" not in summary(analysis, "md") and "textbf" not in summary(analysis, "tex")
+    )
 
 
 def test_names_are_escaped_in_every_table():
     analysis = Analysis.of(run(("<script>|", "_x_ a_b*`[~"), drawn(0, 1)), 0)
-    text = markdown(analysis)
+    text = summary(analysis, "md")
     assert "<script" not in text and r"&lt;script&gt;\|" in text and r"\_x\_ a_b\*\`\[\~" in text
-    assert r"\textless{}script\textgreater{}\textbar{}" in latex(analysis)
+    assert r"\textless{}script\textgreater{}\textbar{}" in summary(analysis, "tex")
 
 
 def test_too_few_photos_are_said_once_and_everywhere(tmp_path):
     analysis = Analysis.of(run(("a", "b"), drawn(0, 1)[:4]), 0)
     assert "no difference can be found with 4 photos" in analysis.verdicts()[0] and len(analysis.verdicts()) == 2
-    assert "no difference can be found with 4 photos" in markdown(analysis)
+    assert "no difference can be found with 4 photos" in summary(analysis, "md")
     assert "No difference can be found with 4 photos" in write_report(tmp_path, analysis).read_text()
     enough = Analysis.of(run(("a", "b"), drawn(0, 1)), 0)
     assert len(enough.verdicts()) == 1 and "difference can be found" not in write_report(tmp_path, enough).read_text()
