@@ -87,22 +87,22 @@ class Table:
         return "\n\n".join(part for part in (self.heading and f"### {self.heading}", table, self.note) if part)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a model's card says."""
+    """What a model's card says; `what`, `limits` and `usage` may be blocks of a template of its own."""
 
     title: str  # heading
-    what: str  # what the model is for, a paragraph
+    what: str = ""  # what the model is for, a paragraph
     headline: str  # the result, in sentences that the intervals allow
     base: Base  # that was trained on
     data: Sequence[str]  # provenance of the data, a sentence each
     synthetic: bool  # the data were made by code
     held_out: str  # what was measured on: rows, pairs, photos
     tables: Sequence[Table]  # held-out figures
-    limits: Sequence[str]  # what the model is not, a sentence each
+    limits: Sequence[str] = ()  # what the model is not, a sentence each
     settings: Mapping[str, object]  # name -> value of the training
     versions: Mapping[str, str | None]  # name -> version of what it ran on, or None
-    usage: str  # Python that loads it; empty for none
+    usage: str = ""  # Python that loads it; empty for none
     results: Mapping[str, float]  # name -> main figures for the metadata
     task: str  # as the hub calls what the model does: image-text-to-text, image-to-image
     library: str  # that loads it
@@ -112,8 +112,9 @@ class Card:
     groups: Groups = field(default_factory=dict)  # the main figure by group of people; empty where nobody knows who is shown
 
 
-def write_card(folder: Path, card: Card) -> Path:
-    """Write `README.md` beside a model's weights, in place of what a library wrote there; returns its path."""
+def write_card(folder: Path, card: Card, template: Path = TEMPLATES / "model_card.md.j2", **context: object) -> Path:
+    """Write `README.md` beside a model's weights, in place of what a library wrote there; returns its path. A template that extends
+    `model_card.md.j2` has the context, too."""
     from huggingface_hub import EvalResult, ModelCardData
 
     licence = card.base.licence
@@ -146,7 +147,7 @@ def write_card(folder: Path, card: Card) -> Path:
     settings = [(name.replace("_", " "), value) for name, value in card.settings.items()]
     settings += [(name, version) for name, version in card.versions.items() if version]
     tables, table = [*card.tables, *group_tables(card.groups, card.measured)], Table("", ("setting", "value"), settings)
-    return write_readme(folder, metadata, TEMPLATES / "model_card.md.j2", card=card, tables=tables, settings=table)
+    return write_readme(folder, metadata, template, card=card, tables=tables, settings=table, **context)
 
 
 def write_readme(folder: Path, metadata: "CardData", template: Path, **context: object) -> Path:

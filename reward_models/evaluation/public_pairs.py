@@ -125,10 +125,7 @@ def benchmark_files(name: str, folder: Path) -> list[Path]:
 def read_benchmark(name: str, folder: Path, pictures: Path, *, limit: int = 0) -> tuple[list[JudgedPair], int]:
     """The first `limit` pairs of a benchmark (0: all), a key of `BENCHMARKS`, in its folder as downloaded, and how many rows are no pair of
     the kind. Pictures that stand inside tables are written to `pictures`.
-
-    Raises:
-        DataError: see `benchmark_files`; or a row breaks the layout, its file and number are named.
-    """
+    DataError: see `benchmark_files`; or a row breaks the layout, its file and number are named."""
     pairs, left_out = [], 0
     pictures.mkdir(parents=True, exist_ok=True)
     for path in benchmark_files(name, folder):

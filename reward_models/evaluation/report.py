@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from portraitkit.files.jsonl import read_json, read_objects
 from portraitkit.pictures.images import write_image
@@ -20,6 +20,7 @@ from reward_models.evaluation.figures import NAMES, truth_of
 from reward_models.judge.pairs import Judged, JudgedPair, View
 from reward_models.training.config import STAGES, RewardModelConfig
 
+TEMPLATES = Path(__file__).parent / "templates"
 SHOWN = 3
 BIAS = 0.05
 LOOSE = 0.1  # Share of verdicts that a change without a meaning may turn
@@ -54,9 +55,8 @@ def print_result(console: Console, summary: dict[str, Any], folder: Path) -> Non
         ),
     }
     for title, (columns, cells) in tables.items():
-        table = Table(title=title, title_justify="left")
-        for column in columns:
-            table.add_column(column, justify="right" if column else "left", no_wrap=True)
+        heads = (Column(name, justify="right" if name else "left", no_wrap=True) for name in columns)
+        table = Table(*heads, title=title, title_justify="left")
         for name, row in rows.items():
             table.add_row(SHORT[name], *cells(name, row))
         console.print(table)
@@ -135,8 +135,7 @@ def write_report(folder: Path, pairs: Sequence[JudgedPair]) -> Path:
         "plots": plots(metrics, summary),
         "examples": examples(folder, pairs, stages[-1]),
     }
-    template = Path(__file__).parent / "templates" / "judge.html.j2"
-    return write_page(folder / "report.html", template, context | setup(environment, config, RewardModelConfig))
+    return write_page(folder / "report.html", TEMPLATES / "judge.html.j2", context | setup(environment, config, RewardModelConfig))
 
 
 def plots(metrics: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -198,8 +197,6 @@ def write_judge_card(folder: Path) -> Path | None:
     hacks = [(name.replace("_", " "), number(row["honest_wins"]), interval(row["ci95"])) for name, row in summary["hacks"].items()]
     card = Card(
         title="A judge of portrait retouches by portraitkit",
-        what="A vision-language model that sees a photo and two retouches, scores both on five dimensions (skin smoothing, blemish "
-        "removal, skin tone and texture, clarity, personal features) and names the better one. `judge.json` says how it wants to be asked.",
         headline=" ".join([headline(summary), *warnings(summary)]),
         base=base_of(config["model"]),
         data=_provenance(config, summary),
@@ -214,22 +211,14 @@ def write_judge_card(folder: Path) -> Path | None:
             column: {value: {"after": row["acc_consistent"], "ci95": row["ci95"], "n": row["n"]} for value, row in table["groups"].items()}
             for column, table in summary["groups"].items()
         },
-        limits=[
-            "One run with one seed: the intervals say nothing about other seeds.",
-            "It judges retouches of one aligned face on five dimensions. Other edits, groups of people and whole scenes were not tried.",
-            "A policy that is trained against it will look for its mistakes: watch an independent measure beside it.",
-            "Not for decisions about people: it says which retouch is better made, not who looks better.",
-        ],
         settings={name: settings[name] for name in SETTINGS if name in settings},
         versions=environment["versions"],
-        usage="# serve-judge, train-reward-model --evaluate and align-retoucher take it:\n"
-        '# align-retoucher --reward judge:FOLDER\nfrom portraitkit.vlm.model import load_model\n\nmodel = load_model("FOLDER")',
         results={"right in both orders": overall["acc_consistent"], "right": overall["acc_average"]},
         task="image-text-to-text",
         library="transformers",
         tags=("reward-model", "trl"),
     )
-    return write_card(folder / "model", card)
+    return write_card(folder / "model", card, TEMPLATES / "judge_card.md.j2")
 
 
 def _provenance(config: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:

@@ -35,6 +35,7 @@ from portraitkit.report.page import AMPLIFY, Tile, data_uri, in_percent, number,
 from preference_data.pair_set import list_photos
 from preference_data.schema import TITLES
 
+TEMPLATES = Path(__file__).parent / "templates"
 Plot = tuple[str, str, Markup]
 SIGNALS = (
     ("reward_std", "Spread in a group", "of the candidates' reward; at 0 nothing is learned"),
@@ -143,7 +144,7 @@ def write_pictures(folder: Path, data: EvaluationSet, base: Evaluation, aligned:
 def write_report(folder: Path) -> Path:
     """Write `report.html` into the folder of a finished run: one file, no outside requests, everything escaped; returns its path. It reads
     config.json, environment.json, summary.json, metrics.jsonl, and held_out/ where there are pictures."""
-    return write_page(folder / "report.html", Path(__file__).parent / "templates" / "report.html.j2", _context(read_run(folder)))
+    return write_page(folder / "report.html", TEMPLATES / "report.html.j2", _context(read_run(folder)))
 
 
 def _context(run: Run) -> dict[str, object]:
@@ -275,11 +276,8 @@ def write_retoucher_card(folder: Path, base_model: str, licence: str) -> Path:
     ]
     names = ("", "untouched photo", "base", "this LoRA", "change (95 % interval)", "better is")
     note = "Means over held-out photos, made by the plain ODE without anchors. The change's bootstrap interval is paired, over people."
-    source = base.hub_id if base.hub_id == base_model else "BASE"
     card = Card(
         title="A portrait retoucher by portraitkit",
-        what="A LoRA that makes a diffusion image editor retouch portraits as the rewards below ask for: blemishes gone, pores, tone and "
-        f"the person kept. Instruction: “{cell(run.config.get('prompt', ''))}”.",
         headline=" ".join([headline(measures.get("reward")), *warnings(measures)]),
         base=base,
         data=_provenance(run, rows),
@@ -288,24 +286,17 @@ def write_retoucher_card(folder: Path, base_model: str, licence: str) -> Path:
         tables=[Table("Held-out photos", names, figures, note)],
         measured="Reward",
         groups=by_group(columns, before, after, [photo.person for photo in run.photos]),
-        limits=[
-            *caveats(run.config, run.summary)[1:],
-            "It retouches one aligned face at the resolution below; everything else of a picture is not its business.",
-            "Not for photos whose people did not agree, and not to pass a retouched photo off as an untouched one.",
-        ],
         settings={name: run.config[name] for name in SETTINGS if name in run.config},
         versions=run.environment.get("versions") or {},
-        usage=""
-        if base_model.startswith("portraitkit/")
-        else "import torch\nfrom diffusers import DiffusionPipeline\n\n"
-        f'pipeline = DiffusionPipeline.from_pretrained("{source}", dtype=torch.bfloat16)\npipeline.load_lora_weights("OWNER/NAME")',
         results={name: measures[name].after for name in ("reward", "identity_distance", "blemish_residual") if name in measures},
         task="image-to-image",
         library="diffusers",
         tags=("lora", "grpo", "portrait-retouching"),
         adapter=True,
     )
-    return write_card(folder, card)
+    shown = {"prompt": cell(run.config.get("prompt", "")), "caveats": caveats(run.config, run.summary)[1:]}
+    source = None if base_model.startswith("portraitkit/") else base.hub_id if base.hub_id == base_model else "BASE"
+    return write_card(folder, card, TEMPLATES / "retoucher_card.md.j2", source=source, **shown)
 
 
 def _provenance(run: Run, rows: dict[str, Json]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,27 +27,7 @@ class Meaning:
     least: float = 0.005
 
 
-MEANINGS = {
-    "reward": Meaning("Reward", "all rewards combined, 0 to 1"),
-    "verifiable": Meaning("Verifiable rewards", "all of them combined: the independent check of the judge"),
-    "blemish_removal": Meaning("Blemish removal", "share of the blemishes' contrast that is gone"),
-    "texture": Meaning("Texture", "1 = pores exactly kept"),
-    "skin_tone": Meaning("Skin tone", "1 = the skin's broad colour is kept"),
-    "identity": Meaning("Identity", "1 = clearly the same person"),
-    "clarity": Meaning("Clarity", "1 = eyes, brows and lips exactly as sharp"),
-    "own_color": Meaning("Own colour", "1 = lips, lipstick and the person's own redness as they were"),
-    "arcface": Meaning("Identity (ArcFace)", "cosine of its embeddings; photos of one person have 0.5 and more"),
-    "arcface_distance": Meaning("ArcFace distance", "1 - cosine of its embeddings, a second opinion on who it is", 0.01),
-    "identity_distance": Meaning("Identity distance", "between face embeddings; two people are about 0.6 apart", 0.01),
-    "blemish_residual": Meaning("Blemish error left", "share of the squared error, 1 = as in the photo", 0.02),
-    "texture_error": Meaning("Texture error", "change of fine detail on healthy skin, 0 = pores exactly kept", 0.01),
-    "clarity_error": Meaning("Clarity error", "change of gradients in eyes, brows and lips", 0.01),
-    "lip_dE": Meaning("Lip colour", "change of the lips' broad colour, in CIEDE2000; 2 is hardly seen", 0.2),
-    "tone_error": Meaning("Tone error", "broad colour of the skin, in CIELAB units", 0.1),
-    "residual_grain": Meaning("Residual grain", "noise that the retouch adds, % of full scale", 0.05),
-}
-
-
+MEANINGS = {name: Meaning(**row) for name, row in tomllib.loads(Path(__file__).with_name("meanings.toml").read_text("utf-8")).items()}
 COUNTED = {
     "unscorable": "candidates could not be scored and were left out",
     "judge_unreadable": "answers of the judge could not be read; they were never scored",
@@ -144,10 +125,7 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """Read everything a report is made of; missing pictures and per-photo values are fine.
-
-    Raises:
-        RunFolderError: a file is missing or is not valid JSON.
-    """
+    RunFolderError: a file is missing or is not valid JSON."""
     values = folder / "held_out" / "values.jsonl"
     try:
         lines = [row for _, row in read_objects(folder / "metrics.jsonl")]

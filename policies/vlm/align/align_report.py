@@ -183,16 +183,13 @@ def _examples(folder: Path) -> list[tuple[str, list[Json]]]:
 def write_align_card(folder: Path) -> Path:
     """Write `model/README.md` of a finished run from its config.json, summary.json and environment.json; returns its path."""
     config, summary, environment = (read_json(folder / f"{name}.json") for name in ("config", "summary", "environment"))
-    task, stages, adapter = summary["task"], ", ".join(config["stages"]), bool(config["rank"])
+    task, adapter = summary["task"], bool(config["rank"])
     foreign = ("learning_rate", "weights") if "grpo" not in config["stages"] else ("weights",) if config["rank"] else ()
     foreign += ("sft_steps", "sft_learning_rate") if "sft" not in config["stages"] else ()  # of stages that the run had not
     used = config | {"learning_rate": AlignVlmConfig.rate_of(config)}
     settings = {name: used[name] for name in SETTINGS if name in config and name not in foreign}
-    face = ["Not for decisions about people: what a face shows is not what a person feels, is or deserves."] if task in ON_FACES else []
     card = Card(
         title=f"{task} by portraitkit",
-        what=f"A vision-language model aligned with the verifiable rewards of the task {task} by supervised fine-tuning or GRPO "
-        f"(stages: {stages}). The prompt that it was trained on is the task's {summary['prompt']} one.",
         headline=headline(summary),
         base=base_of(config["model"]),
         data=_provenance(config, summary),
@@ -201,25 +198,16 @@ def write_align_card(folder: Path) -> Path:
         tables=_figures(summary),
         measured="Greedy reward",
         groups=summary.get("groups", {}),
-        limits=[
-            "One run with one seed: the intervals say nothing about other seeds.",
-            "The reward is what a program can check in an answer. Reasoning in words is not checked beyond its form.",
-            "It was not tried on people, cameras and light other than those of the rows above.",
-            *face,
-        ],
         settings=settings | ({"processes": summary["processes"]} if summary.get("processes", 1) > 1 else {}),
         versions=environment["versions"],
-        usage='from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base, "OWNER/NAME")'
-        if adapter
-        else "from transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
-        'model = AutoModelForImageTextToText.from_pretrained("OWNER/NAME")\nprocessor = AutoProcessor.from_pretrained("OWNER/NAME")',
         results={f"{name} reward": summary["held_out"][name]["after"] for name in ("greedy", "sampled")},
         task="image-text-to-text",
         library="peft" if adapter else "transformers",
         tags=("grpo", "trl", task),
         adapter=adapter,
     )
-    return write_card(folder / "model", card)
+    shown = {"task": task, "stages": config["stages"], "prompt": summary["prompt"], "on_faces": task in ON_FACES}
+    return write_card(folder / "model", card, TEMPLATE.with_name("align_card.md.j2"), **shown)
 
 
 def _provenance(config: Json, summary: Json) -> list[str]:
