@@ -17,6 +17,7 @@ take ours from the same folder:
     pipe.scheduler = DPGScheduler.from_pretrained(folder, subfolder="scheduler")
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,9 @@ from torch import Tensor
 
 from dpg.guidance import lambda_schedule, stochastic_steps
 from dpg.sampler import Pull, Sampler, TakenStep
+
+PARENTS = tuple(inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters)
+"""Names of the parent's arguments."""
 
 
 class DPGScheduler(FlowMatchEulerDiscreteScheduler):
@@ -85,22 +89,7 @@ class DPGScheduler(FlowMatchEulerDiscreteScheduler):
         lambda_target: str = "anchor",
     ) -> None:
         parent_init: Any = super().__init__  # whose own types refuse some of its defaults
-        parent_init(
-            num_train_timesteps=num_train_timesteps,
-            shift=shift,
-            use_dynamic_shifting=use_dynamic_shifting,
-            base_shift=base_shift,
-            max_shift=max_shift,
-            base_image_seq_len=base_image_seq_len,
-            max_image_seq_len=max_image_seq_len,
-            invert_sigmas=invert_sigmas,
-            shift_terminal=shift_terminal,
-            use_karras_sigmas=use_karras_sigmas,
-            use_exponential_sigmas=use_exponential_sigmas,
-            use_beta_sigmas=use_beta_sigmas,
-            time_shift_type=time_shift_type,
-            stochastic_sampling=stochastic_sampling,
-        )
+        parent_init(**{name: self.config[name] for name in PARENTS if name in self.config})
         # refuse impossible settings here rather than in the first rollout
         Sampler(sampler, eta).coefficients(0.5, 0.25)
         lambda_schedule(1, lambda_kind, lambda_max)
@@ -114,18 +103,9 @@ class DPGScheduler(FlowMatchEulerDiscreteScheduler):
 
     def _window_steps(self, num_steps: int, seed: int, iteration: int, lambdas: list[float] | None = None) -> list[int]:
         config = self.config
-        return stochastic_steps(
-            config["window"],
-            num_steps,
-            seed=seed,
-            iteration=iteration,
-            segments=config["segments"],
-            start=config["window_start"],
-            width=config["window_width"],
-            stride=config["window_stride"],
-            every=config["window_every"],
-            lambdas=lambdas,
-        )
+        place = {name: config[f"window_{name}"] for name in ("start", "width", "stride", "every")}
+        drawn = {"seed": seed, "iteration": iteration, "segments": config["segments"], "lambdas": lambdas}
+        return stochastic_steps(config["window"], num_steps, **drawn, **place)
 
     def set_anchor(self, latents: Float[Tensor, "..."]) -> None:
         """Guide the drawn steps towards these latents, until `clear_anchor`.

@@ -313,10 +313,7 @@ def check_arcface() -> None:
 
 def arcface_change(candidates: Float[Tensor, "n 3 h w"], photos: Photos) -> Float[Tensor, " n"]:
     """1 - cosine of the embeddings of candidate and person, in [0, 2], by the net in insightface's own place.
-
-    Raises:
-        WeightsError: it is not there; see `has_arcface`.
-    """
+    WeightsError: it is not there; see `has_arcface`."""
     return _distance(_own_net(str(candidates.device)), candidates, photos)
 
 

@@ -134,11 +134,8 @@ def build_rewards(
 ) -> RewardSet:
     """Rewards by name: a verifiable one, `clip_similarity:PATH`, `iqa:NAME`, `arcface[:PATH]` or `judge:PATH[:FORM]`, with a weight each,
     or their own if none are given. Workers score what they serve; its weights are not loaded here.
-
-    Raises:
-        ConfigError: a name is unknown or comes twice, or a weight is not above 0.
-        WeightsError: a learned reward's weights are not there.
-    """
+    ConfigError: a name is unknown or comes twice, or a weight is not above 0.
+    WeightsError: a learned reward's weights are not there."""
     check_names(names)
     served = tuple(name for name in names if workers is not None and name in workers.served)
     learned = {"clip_similarity": clip_similarity, "iqa": iqa_reward, "arcface": partial(arcface_reward, device=device)}

@@ -169,6 +169,10 @@ COLUMNS = (
     ("network_evaluations", "network evaluations", ",.0f"),
     ("seconds", "seconds", ".0f"),
 )
+STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "savefig.dpi": 160, "savefig.facecolor": "white"}
+STYLE |= {"axes.axisbelow": True, "grid.color": "#e6e8eb", "grid.linewidth": 0.7}
+STYLE |= dict.fromkeys((f"axes.spines.{side}" for side in ("left", "right", "top", "bottom")), False)
+STYLE |= {f"{axis}tick.{name}": value for axis in "xy" for name, value in (("major.size", 0), ("labelcolor", "#68707a"))}
 
 
 def ablation_plot(rows: Sequence[Row], path: Path) -> None:
@@ -180,7 +184,7 @@ def ablation_plot(rows: Sequence[Row], path: Path) -> None:
     """
     arms = _by_arm(rows)
     places = range(len(arms) - 1, -1, -1)
-    with mpl.rc_context({"font.family": "DejaVu Sans", "font.size": 9}):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 1.25 + 0.46 * len(arms)), layout=ConstrainedLayoutEngine(w_pad=0.12))
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(PANELS), sharey=True, width_ratios=(1.9, 1, 1))
@@ -193,16 +197,13 @@ def ablation_plot(rows: Sequence[Row], path: Path) -> None:
                 axes.axvline(0, color="#68707a", linewidth=0.8, zorder=1)
             for place, runs in zip(places, arms.values(), strict=True):
                 _draw_arm(axes, place, runs, key, colour)
-            axes.grid(axis="x", color="#e6e8eb", linewidth=0.7)
-            axes.set_axisbelow(True)
+            axes.grid(axis="x")
             axes.margins(x=0.08)
             axes.xaxis.set_major_locator(MaxNLocator(5 if key == "reward_gain" else 3))
-            axes.spines[:].set_visible(False)
-            axes.tick_params(length=0, labelcolor="#68707a")
         panels[0].set_yticks(list(places), labels=list(arms), color="#1b1f24", fontsize=9.5, parse_math=False)
         panels[0].set_ylim(-0.6, len(arms) - 0.4)
         figure.supxlabel("dot: a seed, with its 95 % interval over people; bar: mean of the arm", fontsize=8, color="#68707a")
-        figure.savefig(path, format="png", dpi=160, facecolor="white")
+        figure.savefig(path, format="png")
 
 
 def curves_plot(rows: Sequence[Row], path: Path) -> None:
@@ -210,7 +211,7 @@ def curves_plot(rows: Sequence[Row], path: Path) -> None:
     budget; rows without a `curve` are left out.
     """
     known = [row for row in rows if row.get("curve")]
-    with mpl.rc_context({"font.family": "DejaVu Sans", "font.size": 9}):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 4.4), layout=ConstrainedLayoutEngine(w_pad=0.12))
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, 2, sharey=True)
@@ -225,13 +226,10 @@ def curves_plot(rows: Sequence[Row], path: Path) -> None:
                 )
             axes.set_xlabel(name, color="#68707a")
             axes.axhline(0, color="#68707a", linewidth=0.8, zorder=1)
-            axes.grid(color="#e6e8eb", linewidth=0.7)
-            axes.set_axisbelow(True)
-            axes.spines[:].set_visible(False)
-            axes.tick_params(length=0, labelcolor="#68707a")
+            axes.grid()
         panels[0].set_title("Reward gain on validation people, anchor-free ODE", loc="left", fontsize=10, color="#1b1f24")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8.5)
-        figure.savefig(path, format="png", dpi=160, facecolor="white")
+        figure.savefig(path, format="png")
 
 
 def _draw_arm(axes: Axes, place: int, runs: Sequence[Row], key: str, colour: str) -> None:

@@ -3,7 +3,6 @@
 The backbone's own code runs on the meta device; the judges that the run loads itself are planned beside it.
 """
 
-from collections import namedtuple
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,10 +36,7 @@ BESIDE_DIFFERENCE = (192, 96)  # Height and width of each of the two pictures th
 
 def dry_run(config: RetoucherConfig) -> int:
     """Print the plan of a run and refuse what the run would refuse, or what cannot fit; returns the exit code.
-
-    Raises:
-        ConfigError: the run cannot be divided so, or cannot fit on the device; the message names the change that makes it fit.
-    """
+    ConfigError: the run cannot be divided so, or cannot fit on the device; the message names the change that makes it fit."""
     config.check_sampling()
     if config.sharding != "none" and config.plan_devices == 1:
         raise ConfigError(f"--plan-devices 1: --sharding {config.sharding} divides the base among several; give --plan-devices 8, say")
@@ -126,7 +122,7 @@ def plan_memory(config: RetoucherConfig) -> Memory:
     Pictures and latents are where the policy is; only what reports show is on the CPU. Offloaded text encoders stand beside the
     transformer while they encode. A judge on the same device stays there all the time. FSDP2 divides the transformer alone."""
     gpu, offloaded, nf4 = config.device != "cpu", config.offload_text_encoder, config.quantize == "nf4"
-    planned = planned_backbone(spec := _spec(config))
+    planned = planned_backbone(config)
     check_guidance(config, planned.backbone)
     parts, batch = planned.parts, planned.backbone.batch
     trained = Trained(tuple((p.numel(), p.element_size()) for p in planned.lora))
@@ -155,15 +151,15 @@ def plan_memory(config: RetoucherConfig) -> Memory:
     unpacked = planned.largest_linear if nf4 else 0
     together = ", the encoders beside the transformer" if offloaded else ""
     phases = {
-        f"encoding text{together}": text_bytes(spec) + (parts["text encoders"] if offloaded else 0),
-        f"encoding {first} photos for evaluations": max(condition_bytes(spec, first) + beside["loading"] - beside["training"], 0),
-        "encoding photos": condition_bytes(spec, min(config.photos_per_step, batch)),
-        f"rollout, {rolled_out} candidates at once": rollout_bytes(spec, rolled_out) + unpacked,
-        "decoding": decode_bytes(spec, min(max(rolled_out, evaluated), batch)),
+        f"encoding text{together}": text_bytes(planned) + (parts["text encoders"] if offloaded else 0),
+        f"encoding {first} photos for evaluations": max(condition_bytes(planned, first) + beside["loading"] - beside["training"], 0),
+        "encoding photos": condition_bytes(planned, min(config.photos_per_step, batch)),
+        f"rollout, {rolled_out} candidates at once": rollout_bytes(planned, rolled_out) + unpacked,
+        "decoding": decode_bytes(planned, min(max(rolled_out, evaluated), batch)),
         **judging,
-        f"update, {updated} candidates at once": update_bytes(spec, updated, config.kl_beta > 0) + unpacked + beside["update"],
+        f"update, {updated} candidates at once": update_bytes(planned, updated, config.kl_beta > 0) + unpacked + beside["update"],
         "optimiser step": trained.size if gpu else trained.largest,
-        f"evaluation, {evaluated} photos at once": rollout_bytes(spec, evaluated) + unpacked + beside["evaluation"],
+        f"evaluation, {evaluated} photos at once": rollout_bytes(planned, evaluated) + unpacked + beside["evaluation"],
     }
     notes = {"activations, checkpointing": "on" if config.gradient_checkpointing else "off", "attention": "fused (SDPA), no score matrix"}
     notes |= said
@@ -172,7 +168,7 @@ def plan_memory(config: RetoucherConfig) -> Memory:
 
 
 def _resolution(config: RetoucherConfig) -> int:
-    return planned_backbone(_spec(config)).backbone.resolution
+    return planned_backbone(config).backbone.resolution
 
 
 def _drawn_steps(config: RetoucherConfig) -> int:
@@ -187,7 +183,7 @@ def _picture_bytes(config: RetoucherConfig, updated: int) -> dict[str, int]:
     and after it, its noise and its mean. An update keeps every candidate's picture, for local credit, and its rows' residuals.
     An evaluation keeps its pictures and the parts that they are joined of, and on the CPU those of before training, too.
     """
-    latent, channel = 4 * planned_backbone(_spec(config)).latents(1).numel(), 4 * _resolution(config) ** 2
+    latent, channel = 4 * planned_backbone(config).latents(1).numel(), 4 * _resolution(config) ** 2
     candidates, photos = config.photos_per_step * config.group_size, config.validation_photos + config.held_out_photos
     gpu, at_work = config.device != "cpu", min(MEASURED, config.held_out_photos)
     return {
@@ -200,14 +196,6 @@ def _picture_bytes(config: RetoucherConfig, updated: int) -> dict[str, int]:
 
 
 # ---- the backbone on the meta device
-
-
-Spec = namedtuple("Spec", ("backbone", "model", "resolution", "guidance", "vae_tiling", "rank", "gradient_checkpointing"))
-"""Options that say what a backbone is made of and how it is trained."""
-
-
-def _spec(config: RetoucherConfig) -> Spec:
-    return Spec(*(getattr(config, name) for name in Spec._fields))
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,6 +211,11 @@ class PlannedBackbone:
     largest_block: int
     known: dict[Any, int]  # what was added, by what it was for
 
+    @property
+    def tiled(self) -> bool:
+        """Whether the autoencoder now works tile by tile."""
+        return self.backbone.pipeline.vae.use_tiling
+
     def latents(self, rows: int) -> torch.Tensor:
         """(rows, tokens, channels) without data."""
         return torch.empty(rows, self.backbone.side**2, self.backbone.transformer.config.in_channels, device="meta")
@@ -237,17 +230,17 @@ class PlannedBackbone:
             return self.known.setdefault(what, added_bytes(held, compute, *networks))
 
 
-def planned_backbone(spec: Spec) -> PlannedBackbone:
-    """Built once for all specifications that differ in what can be switched: tiling and checkpointing."""
-    planned = _built(spec._replace(vae_tiling=False, gradient_checkpointing=False))
-    planned.backbone.pipeline.vae.use_tiling, transformer = spec.vae_tiling, planned.backbone.transformer
-    (transformer.enable_gradient_checkpointing if spec.gradient_checkpointing else transformer.disable_gradient_checkpointing)()
+def planned_backbone(config: RetoucherConfig) -> PlannedBackbone:
+    """That of a run; built once for all that differ in what can be switched: tiling and checkpointing."""
+    planned = _built(config.backbone, config.model, config.resolution, config.guidance, config.rank)
+    planned.backbone.pipeline.vae.use_tiling, transformer = config.vae_tiling, planned.backbone.transformer
+    (transformer.enable_gradient_checkpointing if config.gradient_checkpointing else transformer.disable_gradient_checkpointing)()
     return planned
 
 
 @lru_cache(maxsize=4)
-def _built(spec: Spec) -> PlannedBackbone:
-    backbone = meta_backbone(*spec[:3], guidance=spec.guidance)
+def _built(name: str, model: str | None, resolution: int | None, guidance: float | None, rank: int) -> PlannedBackbone:
+    backbone = meta_backbone(name, model, resolution, guidance=guidance)
     transformer = backbone.transformer
     parts = {name: size_of(t for module in modules for t in tensors_of(module)) for name, modules in parts_of(backbone).items()}
     parameters = sum(p.numel() for p in transformer.parameters())
@@ -255,32 +248,29 @@ def _built(spec: Spec) -> PlannedBackbone:
     width = next(transformer.parameters()).element_size()
     quantised = int(sum(linear) * NF4) + parts["transformer"] - sum(linear) * width
     block = max(size_of(tensors_of(m)) for m in transformer.modules() if type(m).__name__.endswith("Block"))
-    lora = LoraConfig(r=spec.rank, lora_alpha=spec.rank, target_modules=backbone.lora_targets, init_lora_weights="gaussian")
+    lora = LoraConfig(r=rank, lora_alpha=rank, target_modules=backbone.lora_targets, init_lora_weights="gaussian")
     with torch.device("meta"):  # peft would draw the LoRA's numbers on the CPU
         transformer.add_adapter(lora)
-    prepare_training(transformer, gradient_checkpointing=spec.gradient_checkpointing)
+    prepare_training(transformer, gradient_checkpointing=False)
     trained = [p for p in transformer.parameters() if p.requires_grad]
     return PlannedBackbone(backbone, trained, parameters, parts, quantised, max(linear) * width, block, {})
 
 
 @torch.no_grad()
-def condition_bytes(spec: Spec, photos: int) -> int:
+def condition_bytes(planned: PlannedBackbone, photos: int) -> int:
     """Encoding photos; and decoding them again, where the backbone keeps what its autoencoder loses."""
-    planned = planned_backbone(spec)
     images = torch.empty(photos, 3, planned.backbone.resolution, planned.backbone.resolution, device="meta")
-    encoding = planned.added(("encode", photos, spec.vae_tiling), lambda: planned.backbone.encode(images))
-    return max(encoding, decode_bytes(spec, photos) if planned.backbone.add_residual else 0)
+    encoding = planned.added(("encode", photos, planned.tiled), lambda: planned.backbone.encode(images))
+    return max(encoding, decode_bytes(planned, photos) if planned.backbone.add_residual else 0)
 
 
 @torch.no_grad()
-def decode_bytes(spec: Spec, pictures: int) -> int:
-    planned = planned_backbone(spec)
-    return planned.added(("decode", pictures, spec.vae_tiling), lambda: planned.backbone._pictures(planned.latents(pictures)))
+def decode_bytes(planned: PlannedBackbone, pictures: int) -> int:
+    return planned.added(("decode", pictures, planned.tiled), lambda: planned.backbone._pictures(planned.latents(pictures)))
 
 
 @torch.no_grad()
-def text_bytes(spec: Spec) -> int:
-    planned = planned_backbone(spec)
+def text_bytes(planned: PlannedBackbone) -> int:
     backbone = planned.backbone
 
     def read_prompt(module: nn.Module) -> Any:
@@ -302,16 +292,14 @@ def text_bytes(spec: Spec) -> int:
 
 
 @torch.no_grad()
-def rollout_bytes(spec: Spec, rows: int) -> int:
+def rollout_bytes(planned: PlannedBackbone, rows: int) -> int:
     """One evaluation of the transformer without gradients."""
-    planned = planned_backbone(spec)
     backbone, condition = planned.backbone, stand_in_condition(planned.backbone, rows)
     return planned.added(("rollout", rows), lambda: backbone.velocity(planned.latents(rows), 0.5, condition), backbone.transformer)
 
 
-def update_bytes(spec: Spec, rows: int, kl: bool) -> int:
+def update_bytes(planned: PlannedBackbone, rows: int, kl: bool) -> int:
     """One forward and backward through the policy, with a loss of the shape of the run's own (`policies.retoucher.update`)."""
-    planned = planned_backbone(spec)
     backbone = planned.backbone
 
     def compute() -> None:
@@ -328,7 +316,7 @@ def update_bytes(spec: Spec, rows: int, kl: bool) -> int:
     for parameter in planned.lora:
         parameter.grad = torch.empty_like(parameter)
     try:
-        return planned.added(("update", rows, kl, spec.gradient_checkpointing), compute, backbone.transformer)
+        return planned.added(("update", rows, kl, backbone.transformer.is_gradient_checkpointing), compute, backbone.transformer)
     finally:
         for parameter in planned.lora:
             parameter.grad = None
@@ -341,11 +329,8 @@ def plan_judges(config: RetoucherConfig, resolution: int) -> tuple[dict[str, int
     """Bytes that judges in this process hold, bytes that they take while they judge, and what is to be said of them; by name.
 
     None with `--reward-worker`, nor one behind an address.
-
-    Raises:
-        ConfigError: a judge's name is none.
-        WeightsError: its `judge.json` is damaged.
-    """
+    ConfigError: a judge's name is none.
+    WeightsError: its `judge.json` is damaged."""
     held, phases, notes = dict[str, int](), dict[str, int](), dict[str, str]()
     judging = f"judging, {JUDGE_BATCH} questions at once"
     for name in (name for name in config.all_rewards if name.startswith("judge:")):

@@ -23,11 +23,7 @@ class MicroBatch:
 
     def fit(self, total: int, work: Callable[[int], T]) -> T:
         """What `work` returns with as many of all rows, `total`, at once as there is room for. It can be begun again, and ends then as if
-        it had not been tried before.
-
-        Raises:
-            OutOfMemory: one row does not fit, or all processes would have to try again.
-        """
+        it had not been tried before. OutOfMemory: one row does not fit, or all processes would have to try again."""
         while True:
             try:
                 return work(self.rows)

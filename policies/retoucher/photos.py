@@ -56,10 +56,7 @@ class PhotoSource(Protocol):
 
     def load(self, split: str, indices: list[int]) -> TrainingPhotos:
         """The photos at `indices` of a split ("train", "validation" or "held_out"). Training starts again at the end of its photos.
-
-        Raises:
-            IndexError: no such photo of validation or held_out.
-        """
+        IndexError: no such photo of validation or held_out."""
         ...
 
     def count(self, split: str) -> int | None:
@@ -74,7 +71,6 @@ class SyntheticSource:
         self.size, self.device, self.people = size, device, dict[str, int]()
 
     def load(self, split: str, indices: list[int]) -> TrainingPhotos:
-        """See `PhotoSource.load`."""
         cases = [vars(make_case(split, SEEDS[split] + index, size=self.size)) for index in indices]
         part = {name: torch.stack([case[name] for case in cases]).to(self.device) for name in ("source", "mesh", "opacity", "clean")}
         photos = Photos.build(part["source"], part["mesh"], opacity=part["opacity"], clean=part["clean"])
@@ -117,7 +113,6 @@ class FolderSource:
         self.anchored = painted or all(row.anchor is not None for row in folder.rows)
 
     def load(self, split: str, indices: list[int]) -> TrainingPhotos:
-        """See `PhotoSource.load`."""
         rows = [self.rows[split][index % len(self.rows[split]) if split == "train" else index] for index in indices]
         names = [self.folder.name(row) for row in rows]
         seeds = indices if split == "train" else [zlib.crc32(name.encode()) for name in names]
@@ -139,7 +134,6 @@ class FolderSource:
         return source, photo.mesh, opacity, photo.pixels
 
     def count(self, split: str) -> int | None:
-        """See `PhotoSource.count`."""
         return len(self.rows[split])
 
 
@@ -162,10 +156,7 @@ def check_photos(config: RetoucherConfig) -> None:
 
 def read_photos(photos: str, cache_dir: str | None, console: Console) -> PhotoFolder | None:
     """The folder named by `--photos`, split by person; None for the embedded people. The first photos that are set aside are named.
-
-    Raises:
-        DataError: no folder, no usable photo, or too few people.
-    """
+    DataError: no folder, no usable photo, or too few people."""
     if photos == "embedded":
         return None
     folder = Path(photos)

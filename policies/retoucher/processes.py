@@ -70,10 +70,7 @@ class Processes:
 
     def together(self, work: Callable[[], T]) -> T:
         """What `work` returns in this process, once all processes have done theirs.
-
-        Raises:
-            UserError: of the first process in which `work` raised one; the same in all of them.
-        """
+        UserError: of the first process in which `work` raised one; the same in all of them."""
         if self.count == 1:
             return work()
         done, own = None, None
@@ -134,10 +131,7 @@ def open_processes(device: str) -> Iterator[Processes]:
 
     They talk by gloo on the CPU, and by NCCL where their devices are GPUs; each takes the GPU with its local rank. A `UserError` that
     they share is told by the first one, the others end in silence with the same exit code.
-
-    Raises:
-        ConfigError: one GPU for all processes, fewer GPUs than processes, or half an environment.
-    """
+    ConfigError: one GPU for all processes, fewer GPUs than processes, or half an environment."""
     count = launched_processes()
     if count == 1:
         yield Processes(device=device)

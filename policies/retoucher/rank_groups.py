@@ -53,15 +53,12 @@ class BestOfN:
 
     @property
     def people(self) -> dict[str, int]:
-        """See `PhotoSource`."""
         return self.source.people
 
     def count(self, split: str) -> int | None:
-        """See `PhotoSource.count`."""
         return self.source.count(split)
 
     def load(self, split: str, indices: list[int]) -> TrainingPhotos:
-        """See `PhotoSource.load`."""
         batch = self.source.load(split, indices)
         if split != "train":
             return batch

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import set_seed
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from policies.retoucher.alarms import SERIOUS, Alarm
 from policies.retoucher.backbones import load_backbone
@@ -329,9 +329,8 @@ def _counts(trainer: Trainer, validation: EvaluationSet, held_out: EvaluationSet
 
 
 def _print_result(console: Console, changes: dict[str, Change], report: Path) -> None:
-    table = Table(title="Held-out photos, anchor-free ODE", title_justify="left")
-    for column in ("", "before", "after", "gain", "95 % interval"):
-        table.add_column(column, justify="left" if not column else "right")
+    figures = [Column(name, justify="right") for name in ("before", "after", "gain", "95 % interval")]
+    table = Table("", *figures, title="Held-out photos, anchor-free ODE", title_justify="left")
     for name in HEADLINE:
         change = changes[name]
         low, high = change.ci95

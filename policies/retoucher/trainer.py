@@ -135,10 +135,7 @@ class Trainer:
 
     def train_step(self) -> StepResult:
         """Roll out a group for each photo, score the candidates, and update the policy.
-
-        Raises:
-            TrainingStopped: too many candidates unscorable, or too many updates in a row not finite.
-        """
+        TrainingStopped: too many candidates unscorable, or too many updates in a row not finite."""
         config, step, started = self.config, self.progress.step, time.monotonic()
         scheduler = config.scheduler(self.sigmas, step)
         groups = self.processes.share(config.photos_per_step)

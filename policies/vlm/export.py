@@ -34,11 +34,8 @@ LOSSES = {"grpo": "seq-mean-token-mean", "dr_grpo": "seq-mean-token-sum-norm", "
 
 def run_export(config: AlignVlmConfig) -> int:
     """Write the folder; returns the exit code (0, or 130 / 143 when interrupted, with nothing left behind).
-
-    Raises:
-        ConfigError: the folder holds something else, or the prompt holds what the other trainer takes for a picture.
-        DataError: rows cannot be read, do not fit, or their truth cannot be written.
-    """
+    ConfigError: the folder holds something else, or the prompt holds what the other trainer takes for a picture.
+    DataError: rows cannot be read, do not fit, or their truth cannot be written."""
     console, folder = Console(stderr=True), Path(config.folder)
     task = load_task(config.task)
     if folder.is_dir() and any(folder.iterdir()):

@@ -19,10 +19,7 @@ CALLED = ("data_source", "solution_str", "ground_truth", "extra_info")
 
 def exported_reward(task: str, mode: Mode) -> Callable[[str, str], float]:
     """A function (answer, ground truth) -> the total that `score-completions` prints, rounded as it prints it.
-
-    Raises:
-        ConfigError: the task is unknown. What the function raises for a truth that the task cannot read is a DataError.
-    """
+    ConfigError: the task is unknown. What the function raises for a truth that the task cannot read is a DataError."""
     loaded = load_task(task)
 
     def reward(answer: str, ground_truth: str) -> float:
@@ -65,10 +62,7 @@ def with_reward_file(task: Task, where: str) -> Task:
     """The task with the same rows, prompt and perfect answers, rewarded by a function of the user's, `my_file.py:compute_score`. It is
     called as verl calls it, data_source, solution_str, ground_truth, extra_info by name, and returns a number, or an object with a number
     `score`.
-
-    Raises:
-        ConfigError: there is no such function, or it takes other arguments.
-    """
+    ConfigError: there is no such function, or it takes other arguments."""
     function = load_object(where)
     if not callable(function) or inspect.iscoroutinefunction(function):
         raise ConfigError(f"--reward-file {where}: must be a plain function compute_score({', '.join(CALLED)})")

@@ -70,7 +70,7 @@ class JudgeProbe:
     def table(self) -> Table:
         """For the screen, without what the kinds are."""
         title = f"Probe of the {self.part.replace('_', ' ')} and of the whole reward with it"
-        table = Table(*HEADS[:1], *HEADS[2:], title=title, title_justify="left")
+        table = Table(HEADS[0], *HEADS[2:], title=title, title_justify="left")
         for name, _, *figures in self.lines():
             table.add_row(name, *figures)
         return table

@@ -232,11 +232,8 @@ judged; one that breaks the form earns 0, unasked. `counts` is what was asked so
 
 def open_judge(name: str, task: Task, *, data: str, device: str) -> AnswerJudge:
     """The judge that `--reward` names as judge:SOURCE[:FORM], for a task, whose rows come from `data`, `embedded` or a folder.
-
-    Raises:
-        ConfigError: no judge is named, or the task takes none.
-        WeightsError: the judge cannot be loaded, or nothing answers at its address.
-    """
+    ConfigError: no judge is named, or the task takes none.
+    WeightsError: the judge cannot be loaded, or nothing answers at its address."""
     source, form = split_name(name, task)
     if task.name == "emotion":
         if source == "embedded":
@@ -253,10 +250,7 @@ def open_judge(name: str, task: Task, *, data: str, device: str) -> AnswerJudge:
 
 def split_name(name: str, task: Task) -> tuple[str, Any]:
     """Source and form of `judge:SOURCE[:FORM]`; makeup is compared by `win_rate` unless `score` is given.
-
-    Raises:
-        ConfigError: it is none, or the task takes no judge or not this form.
-    """
+    ConfigError: it is none, or the task takes no judge or not this form."""
     kind, _, argument = name.partition(":")
     if kind != "judge":
         raise ConfigError(f"--reward {name}: must be judge:SOURCE, as judge:embedded, judge:FOLDER-OR-ID or judge:http://127.0.0.1:8000/v1")
@@ -291,10 +285,7 @@ def judge_function(judge: AnswerJudge, task: Task, rows: Sequence[Row], mode: Mo
     An answer that could not be judged gets the mean of the others in its group, so that the judge neither favours nor punishes it; where
     none could, the whole group has no such part. Logged: `judge_asked`, `judge_unjudged` (share of the answers), and `judge_agreement`
     (rank correlation with the verifiable reward inside groups, mean over those in which both vary).
-
-    Raises:
-        TrainingStopped: from the function, where more than `MOST_UNJUDGED` of the answers could not be judged.
-    """
+    TrainingStopped: from the function, where more than `MOST_UNJUDGED` of the answers could not be judged."""
 
     def judged(completions: list[Any], index: list[int], log_metric: Callable[[str, float], None] | None = None, **_: Any) -> Any:
         texts = [text_of(completion) for completion in completions]

@@ -25,11 +25,8 @@ Columns = tuple[str, Any, dict[str, Any], int]  # Of one row: completion, truth,
 
 def score_main(argv: list[str]) -> int:
     """Parse the arguments, read every row, then print one line a row: nothing is printed if a row is bad.
-
-    Raises:
-        ConfigError: an unknown task or option.
-        DataError: the file cannot be read or holds no rows, or a row breaks the schema; its number is named.
-    """
+    ConfigError: an unknown task or option.
+    DataError: the file cannot be read or holds no rows, or a row breaks the schema; its number is named."""
     from policies.vlm.tasks import load_task
     from portraitkit.config import load_config
 

@@ -204,32 +204,27 @@ def _write(
     config: SynthesizeConfig, part: Sequence[EmotionRow], source: Path, writer: Writer
 ) -> list[tuple[EmotionRow, dict[str, Any], str]]:
     """Each row of a batch with its record, and why it stays open, if it does."""
-    attempts: dict[str, list[dict[str, Any]]] = {row.id: [] for row in part}
-    reasons: dict[str, str] = {}  # why a row's answers could not be checked; empty if they can
+    records: dict[str, dict[str, Any]] = {}
     for row in part:
         missing = [name for name, value in (("action units", row.AUs), ("emotion", row.labels or None)) if value is None]
         lacks = len(missing) == 2 or (missing and config.need == "both")
         unlabelled = f"the row labels no {' and no '.join(missing)}: an answer cannot be checked exactly"
-        reasons[row.id] = unlabelled if lacks else why_unreadable(source / row.image)
-    accepted: dict[str, str] = {}
+        reason = unlabelled if lacks else why_unreadable(source / row.image)  # why its answers cannot be checked; empty if they can
+        records[row.id] = {"accepted": False, "reason": reason, "attempts": []}
     failures: dict[str, str] = {}
     for _ in range(config.retries + 1):
-        asked = [row for row in part if not (reasons[row.id] or row.id in accepted or row.id in failures)]
+        asked = [row for row in part if not (records[row.id]["reason"] or records[row.id]["accepted"] or row.id in failures)]
         if not asked:
             break
-        prompts = []
-        for row in asked:
-            last = attempts[row.id][-1] if attempts[row.id] else {"text": "", "errors": []}
-            prompts.append(write_prompt(row, answer=last["text"], errors=last["errors"]))
+        last = [[{"text": "", "errors": []}, *records[row.id]["attempts"]][-1] for row in asked]
+        prompts = [write_prompt(row, answer=one["text"], errors=one["errors"]) for row, one in zip(asked, last, strict=True)]
         for row, reply in zip(asked, writer(prompts, [source / row.image for row in asked]), strict=True):
             if reply.text is None:
                 failures[row.id] = reply.error
                 continue
             errors = find_errors(row, reply.text)
-            attempts[row.id].append({"text": reply.text, "errors": errors})
-            if not errors:
-                accepted[row.id] = reply.text.strip()
-    records = {row.id: {"accepted": row.id in accepted, "reason": reasons[row.id], "attempts": attempts[row.id]} for row in part}
+            records[row.id]["attempts"].append({"text": reply.text, "errors": errors})
+            records[row.id]["accepted"] = not errors
     return [(row, records[row.id], failures.get(row.id, "")) for row in part]
 
 

@@ -115,11 +115,7 @@ class TransformersBackend:
         cls, source: str, *, device: str = "cpu", dtype: str | None = None, batch_size: int = 32, form: Sequence[str] = ()
     ) -> "TransformersBackend":
         """The embedded judge, a folder or a hub id (see `portraitkit.vlm.model`); a folder with a LoRA is loaded onto the base that it
-        names. `dtype` is bfloat16 where the device is not the CPU, if not given.
-
-        Raises:
-            WeightsError: nothing can be loaded from there.
-        """
+        names. `dtype` is bfloat16 where the device is not the CPU, if not given. WeightsError: nothing can be loaded from there."""
         from peft import PeftConfig, PeftModel
 
         dtype, base = dtype or ("float32" if device == "cpu" else "bfloat16"), None
@@ -139,7 +135,6 @@ class TransformersBackend:
         return cls(model, processor, name=source, batch_size=batch_size, form=form)
 
     def ask(self, prompt: str | Sequence[str], shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Said]:
-        """See `Backend`."""
         rows, prompts = [Row(pictures, None, "", {}) for pictures in shown], each(prompt, len(shown))
         said: list[Said] = [Said(None)] * len(rows)
         by_size: dict[Any, list[int]] = {}
@@ -186,7 +181,6 @@ class VllmBackend:
             raise WeightsError(f"judge vllm:{source}: could not be loaded ({reason_of(error)}); check the id") from error
 
     def ask(self, prompt: str | Sequence[str], shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Said]:
-        """See `Backend`."""
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
         urls: dict[int, str] = {}
@@ -219,11 +213,8 @@ class HttpBackend:
     def connect(cls, url: str, *, timeout: float = 120.0, retries: int = 3, workers: int = 16) -> tuple["HttpBackend", dict[str, Any]]:
         """Connect to the first model of `URL/models`, the URL up to and including the version; the key, if one is needed, is in
         JUDGE_API_KEY. Returns the backend, and what the server says of the model: `serve-judge` tells its `judge` settings there.
-
-        Raises:
-            ConfigError: the URL is none.
-            WeightsError: nothing answers there, or not with a list of models.
-        """
+        ConfigError: the URL is none.
+        WeightsError: nothing answers there, or not with a list of models."""
         import httpx
 
         probe = Endpoint(url, "?", key_env=KEY_ENV, key_optional=True, timeout=min(timeout, 20.0))

@@ -115,7 +115,6 @@ class NliCoherence:
 
     @torch.inference_mode()
     def __call__(self, answer: Answer) -> float:
-        """See the class."""
         if not answer.coherent or not answer.reasoning.strip():
             return 0.0
         inputs = self.tokenizer(
@@ -148,11 +147,8 @@ def _entailment(source: str, id2label: Mapping[int, str]) -> int:
 
 def check_coherence(which: str) -> None:
     """Refuse a local NLI model that is not there or is none, without reading its weights; a hub id is not looked up.
-
-    Raises:
-        WeightsError: no such folder, or no model in it.
-        ConfigError: none of its labels, or more than one, is entailment.
-    """
+    WeightsError: no such folder, or no model in it.
+    ConfigError: none of its labels, or more than one, is entailment."""
     source = which.partition(":")[2]
     folder = Path(source)
     if not source or (not folder.is_dir() and not folder.is_absolute() and not source.startswith(".") and source.count("/") < 2):

@@ -89,10 +89,7 @@ class Judge:
 
     def judge(self, comparisons: Sequence[Comparison]) -> list[Judgement | Unreadable]:
         """Judge comparisons, each with pictures of one size; those of one photo are cheapest side by side.
-
-        Raises:
-            ValueError: pictures of one comparison differ in size.
-        """
+        ValueError: pictures of one comparison differ in size."""
         for comparison in comparisons:
             if not comparison.photo.shape == comparison.a.shape == comparison.b.shape:
                 raise ValueError(f"photo {tuple(comparison.photo.shape)} and retouches differ in size; resize them first")
@@ -176,11 +173,7 @@ class Judge:
 
 def calibrate(judge: Judge, comparisons: Sequence[Comparison], truths: Sequence[Verdict]) -> JudgeSettings:
     """The judge's settings, which it uses from now on, with a temperature fitted on the overall verdicts of validation pairs, never of
-    held-out ones; unreadable ones are left out.
-
-    Raises:
-        ConfigError: no comparison could be read.
-    """
+    held-out ones; unreadable ones are left out. ConfigError: no comparison could be read."""
     judged = judge.judge(comparisons)
     known = [(one.log_odds, truth) for one, truth in zip(judged, truths, strict=True) if isinstance(one, Judgement)]
     if not known:
@@ -195,11 +188,8 @@ def load_judge(
     """A judge by name: embedded; a folder or hub id of a vision-language model; vllm:FOLDER-OR-ID; http://host:port/v1. Device, dtype and
     batch size are those of a model that transformers runs; see `TransformersBackend.load`. A model without a judge.json is asked as
     `untaught` asks.
-
-    Raises:
-        ConfigError: no source, or a URL that is none.
-        WeightsError: nothing can be loaded from there, or its judge.json is damaged.
-    """
+    ConfigError: no source, or a URL that is none.
+    WeightsError: nothing can be loaded from there, or its judge.json is damaged."""
     if not source:
         raise ConfigError("judge: names no model; give embedded, a folder, a hub id, vllm:ID or http://host:port/v1")
     if source.startswith(("http://", "https://")):

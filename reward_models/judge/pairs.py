@@ -168,10 +168,7 @@ def open_pairs(
     """The three splits of the embedded data or of a pair set's folder, disjoint in who is in them. `counts` are the most pairs of each; 0
     leaves a split out of the embedded data and takes all that a folder has. The seed is that of the embedded training and validation pairs;
     the held-out ones are the same for all.
-
-    Raises:
-        DataError: the set cannot be read, a split has no judged pair, or a person is in two splits.
-    """
+    DataError: the set cannot be read, a split has no judged pair, or a person is in two splits."""
     if data == "embedded":
         pairs: dict[str, list[JudgedPair]] = {split: [] for split in SPLITS}
         for split in SPLITS:

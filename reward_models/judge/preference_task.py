@@ -109,10 +109,7 @@ def read_either(text: str) -> Answer | Unreadable:
 
 def read_truth(columns: Mapping[str, Any]) -> Preference:
     """`verdict`: {"overall": "x" | "y" | "tie", dimension: ...}, and optionally `scores`: {dimension: [of x, of y]}.
-
-    Raises:
-        DataError: a name or value is unknown, or nothing is judged.
-    """
+    DataError: a name or value is unknown, or nothing is judged."""
     verdict = columns.get("verdict")
     if not isinstance(verdict, Mapping) or not verdict:
         raise DataError(f'verdict {verdict!r}: must be an object such as {{"overall": "x", "texture": "tie"}}')

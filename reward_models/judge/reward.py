@@ -143,21 +143,15 @@ class JudgeReward:
 def judge_reward(argument: str, *, device: str = "cpu", load: Callable[..., Judge] = load_judge) -> JudgeReward:
     """The reward that `judge:PATH[:FORM]` names; `argument` is what follows `judge:`, PATH what `load_judge` takes, FORM one of `FORMS`,
     `score` if not given.
-
-    Raises:
-        ConfigError: the form is unknown, or no judge is named.
-        WeightsError: the judge cannot be loaded.
-    """
+    ConfigError: the form is unknown, or no judge is named.
+    WeightsError: the judge cannot be loaded."""
     path, form = split_argument(argument)
     return JudgeReward(load(path, device=device), form)
 
 
 def split_argument(argument: str, default: Form = "score") -> tuple[str, Form]:
     """PATH and FORM of `PATH[:FORM]`, the default if not given; colons of URLs and of `vllm:` belong to the path.
-
-    Raises:
-        ConfigError: no path, or an unknown form.
-    """
+    ConfigError: no path, or an unknown form."""
     path, colon, last = argument.rpartition(":")
     if not colon or last.isdecimal() or "/" in last or path == "vllm":
         path, last = argument, default

@@ -31,11 +31,8 @@ class ChatRequest:
 
 def read_request(body: bytes, *, model: str, max_pictures: int, max_tokens: int) -> ChatRequest:
     """Read a request: one user turn, pictures as data URLs before one text, greedy decoding.
-
-    Raises:
-        DataError: it is none, or asks for what this server cannot do; the message says what.
-        ImageError: a picture cannot be decoded, or is too large.
-    """
+    DataError: it is none, or asks for what this server cannot do; the message says what.
+    ImageError: a picture cannot be decoded, or is too large."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -167,10 +167,7 @@ class RewardWorkers:
 
     def _take(self, workers: Sequence[Worker], started: float) -> Worker:
         """The least loaded worker that is not left alone now; waits for one.
-
-        Raises:
-            WorkersLost: the patience is at its end, all refuse for good, or the run is being stopped.
-        """
+        WorkersLost: the patience is at its end, all refuse for good, or the run is being stopped."""
         while True:
             with self._lock:
                 able = [worker for worker in workers if not worker.out]
@@ -285,11 +282,8 @@ def connect(
 
     A verifiable reward that none serves is scored in this process, and so is a judge behind a URL of its own (`judge:http://...`). One
     request takes up to `timeout` seconds; a worker that is still loading is waited for with `patience`, too.
-
-    Raises:
-        ConfigError: a URL is none or comes twice; nothing answers there, or no worker of this version; a learned reward is served by
-            none; a worker serves none of them; two workers serve different rewards under one name.
-    """
+    ConfigError: a URL is none or comes twice; nothing answers there, or no worker of this version; a learned reward is served by none; a
+    worker serves none of them; two workers serve different rewards under one name."""
     import httpx
 
     urls = [url.rstrip("/") for url in urls]

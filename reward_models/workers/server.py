@@ -180,11 +180,8 @@ class Desk:
 
     async def score(self, body: bytes, gone: Callable[[], Any]) -> bytes | None:
         """The answer to a request in its turn; None for one whose asker has gone by then.
-
-        Raises:
-            DataError: the request is none.
-            HTTPException: 409, it expects another reward than the one served under that name.
-        """
+        DataError: the request is none.
+        HTTPException: 409, it expects another reward than the one served under that name."""
         async with self._turn:
             if await gone():
                 self.left += 1

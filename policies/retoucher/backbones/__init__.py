@@ -22,11 +22,8 @@ BUILT_IN = tuple(PIPELINES)
 
 def check_backbone(name: str, model: str | None) -> None:
     """Refuse a backbone or a local folder of weights that is not there or another's, before torch is imported.
-
-    Raises:
-        ConfigError: the name is unknown, or there is no such file.
-        WeightsError: the folder holds another pipeline.
-    """
+    ConfigError: the name is unknown, or there is no such file.
+    WeightsError: the folder holds another pipeline."""
     if ":" in name:
         source = Path(name.rpartition(":")[0])
         if source.suffix == ".py" and not source.is_file():

@@ -77,7 +77,6 @@ class KleinBackbone(PipelineBackbone):
         return {"prompt": words, "pooled": words.new_zeros(1, 0), "negative": negative}
 
     def velocity(self, x: Latents, sigma: float, condition: Condition) -> Latents:
-        """See `Backbone.velocity`."""
         return self._guided(x, sigma, condition)[0]
 
     def _evaluate(self, x: Latents, sigma: float, reference: Latents, words: Tensor) -> Tensor:

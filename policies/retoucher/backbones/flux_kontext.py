@@ -50,7 +50,6 @@ class KontextBackbone(PipelineBackbone):
         return {"prompt": words, "pooled": pooled}
 
     def velocity(self, x: Latents, sigma: float, condition: Condition) -> Latents:
-        """See `Backbone.velocity`."""
         dtype = self.transformer.dtype
         count, self.image_ids = len(x), self.image_ids.to(self.device)  # moved once
         guidance = torch.full((count,), self.guidance, device=self.device) if self.transformer.config.guidance_embeds else None

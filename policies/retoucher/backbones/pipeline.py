@@ -137,7 +137,6 @@ class PipelineBackbone:
 
     @torch.no_grad()
     def encode(self, images: Images) -> Latents:
-        """See `Backbone.encode`."""
         parts = [self._encode((part * 2 - 1).to(self.device, self.pipeline.vae.dtype)) for part in images.split(self.batch)]
         return torch.cat([part.float() for part in parts])
 
@@ -147,7 +146,6 @@ class PipelineBackbone:
 
     @torch.no_grad()
     def condition(self, images: Images, prompt: str) -> Condition:
-        """See `Backbone.condition`."""
         reference = self.encode(images)
         images = images.to(self.device)
         residual = images - self._pictures(reference) if self.add_residual else torch.zeros_like(images)
@@ -161,12 +159,10 @@ class PipelineBackbone:
                 part.to("cpu")  # which is what was asked for: room on the device
 
     def noise(self, count: int, generator: torch.Generator) -> Latents:
-        """See `Backbone.noise`."""
         return torch.randn(count, self.side**2, self.transformer.config.in_channels, generator=generator).to(self.device)
 
     @torch.no_grad()
     def decode(self, x: Latents, condition: Condition) -> Images:
-        """See `Backbone.decode`."""
         return (self._pictures(x) + condition.residual).clamp(0, 1)
 
 

@@ -120,8 +120,7 @@ def attach_adapter(backbone: Any, folder: str | Path) -> None:
 
     The folder holds `pytorch_lora_weights.safetensors`, as align-retoucher and diffusers write it, or it is the file. Names may begin as
     other trainers have them (`LAYOUTS`), if modules are called as in diffusers after that.
-    WeightsError: no LoRA there, an unreadable file, one that is not finite, or one made for another base; the keys are named.
-    """
+    WeightsError: no LoRA there, an unreadable file, one that is not finite, or one made for another base; the keys are named."""
     from peft import LoraConfig
     from torch import nn
 
@@ -153,9 +152,8 @@ def attach_adapter(backbone: Any, folder: str | Path) -> None:
 
 
 def read_adapter(folder: str | Path) -> AdapterFile:
-    """Read the header of a LoRA file, or of `pytorch_lora_weights.safetensors` in a folder; no tensor is loaded. WeightsError: no such
-    file, it is no safetensors file, a DoRA, or with alphas that cannot be followed.
-    """
+    """Read the header of a LoRA file, or of `pytorch_lora_weights.safetensors` in a folder; no tensor is loaded.
+    WeightsError: no such file, it is no safetensors file, a DoRA, or with alphas that cannot be followed."""
     path = Path(folder) / FILE if Path(folder).is_dir() else Path(folder)
     if path.suffix != ".safetensors" or not path.is_file():
         raise WeightsError(f"{path}: no LoRA there; give a folder with {FILE}, as align-retoucher writes it, or a .safetensors file")

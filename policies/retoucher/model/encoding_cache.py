@@ -51,7 +51,6 @@ class CachedBackbone:
             self._write(*self.waiting.popitem())
 
     def encode(self, images: Images) -> Latents:
-        """See `Backbone.encode`."""
         keys = [self._name("latents", image) for image in images]
         entries = {key: self._read(key) for key in keys}
         missing = _first_of_each(keys, entries)
@@ -61,7 +60,6 @@ class CachedBackbone:
         return torch.stack([_entry(entries[key])["latents"] for key in keys]).to(self._device())
 
     def condition(self, images: Images, prompt: str) -> Condition:
-        """See `Backbone.condition`."""
         keys = [self._name("condition", image, prompt) for image in images]
         text_key = self._name("text", None, prompt)
         entries: dict[str, Entry | None] = {key: self._read(key) for key in keys}

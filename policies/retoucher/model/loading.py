@@ -28,11 +28,8 @@ def load_pipeline(
     kind: Any, name: str, device: str, *, quantize: str = "none", resident: tuple[str, ...] = (), vae_tiling: bool = False
 ) -> Any:
     """A stock pipeline in bf16.
-
-    Raises:
-        ConfigError: `quantize` is unknown, or bitsandbytes is missing.
-        WeightsError: the weights are not there, cannot be had, or are another pipeline's.
-    """
+    ConfigError: bitsandbytes or a GPU is missing.
+    WeightsError: the weights are not there, cannot be had, or are another pipeline's."""
     import torch
     from huggingface_hub.errors import HFValidationError
 
@@ -46,8 +43,6 @@ def load_pipeline(
         nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
         parts = {"quant_kwargs": nf4, "components_to_quantize": ["transformer"]}
         extra = {"quantization_config": PipelineQuantizationConfig(quant_backend="bitsandbytes_4bit", **parts)}
-    elif quantize != "none":
-        raise ConfigError(f"--quantize {quantize}: use none or nf4")
     check_pipeline(kind.__name__, Path(name))
     try:
         pipeline = kind.from_pretrained(name, dtype=torch.bfloat16, **extra)

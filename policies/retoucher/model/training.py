@@ -46,21 +46,14 @@ def check_guidance(config: RetoucherConfig, backbone: Any) -> None:
 
 def divide_base(backbone: Backbone, device: str) -> None:
     """Divide the weights of a backbone without LoRA layers that was loaded on the CPU, and put its other networks on this process's device.
-
-    Raises:
-        ConfigError: the backbone does not say how.
-    """
+    ConfigError: the backbone does not say how."""
     if (divide := getattr(backbone, "divide", None)) is None:
         raise ConfigError(f"--sharding fsdp2: backbone {backbone.name!r} has no divide(device); leave the option out")
     divide(device)
 
 
 def divide_weights(transformer: nn.Module, device: str) -> None:
-    """FSDP2 on each of a frozen transformer's blocks, and on what is left of it.
-
-    Raises:
-        ConfigError: it names no blocks.
-    """
+    """FSDP2 on each of a frozen transformer's blocks, and on what is left of it. ConfigError: it names no blocks."""
     names = set(getattr(transformer, "_no_split_modules", None) or ())
     blocks = [module for module in transformer.modules() if type(module).__name__ in names]
     if not blocks:
@@ -76,10 +69,7 @@ def prepare_training(transformer: nn.Module, *, gradient_checkpointing: bool) ->
     """Make the trainable parameters float32, and keep or drop activations.
 
     Steps of bfloat16 weights are lost to rounding once they are below 1/256 of a weight; those of a LoRA at usual learning rates are.
-
-    Raises:
-        ConfigError: the transformer cannot do that.
-    """
+    ConfigError: the transformer cannot do that."""
     for parameter in transformer.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

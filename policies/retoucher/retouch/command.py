@@ -36,7 +36,7 @@ def retouch_main(argv: list[str]) -> int:
     print(f"loading the retoucher {config.backbone} ...", file=sys.stderr, flush=True)
     analyse = analyser(config)
     if config.serve:
-        from policies.retoucher.retouch.page.server import serve_page
+        from policies.retoucher.retouch.page_server import serve_page
 
         return serve_page(config, analyse)
     retouch = _retoucher(config, analyse)

@@ -59,10 +59,7 @@ class Faces:
 @torch.no_grad()
 def find_faces(pixels: Pixels, min_face: int = 32, path: Path | None = None) -> Faces:
     """Find the faces of at least `min_face` pixels in a picture; `path` is for messages.
-
-    Raises:
-        FaceError: no face, or none that is large enough and seen well enough.
-    """
+    FaceError: no face, or none that is large enough and seen well enough."""
     faces = faces_and_meshes(pixels, min_face)
     if not faces:
         raise no_face(path)
@@ -103,10 +100,7 @@ class FacePlan:
 @torch.no_grad()
 def take_apart(pixels: Pixels, faces: Faces, backbone: Backbone, *, prompt: str, num_steps: int, seed: int) -> Iterator[FacePlan]:
     """Run the retoucher's anchor-free ODE once on each face and sort its change; a face's result does not depend on the others.
-
-    Raises:
-        ImageError: an edit has a pixel that is not finite.
-    """
+    ImageError: an edit has a pixel that is not finite."""
     noise = backbone.noise(1, torch.Generator().manual_seed(seed))
     for start in range(0, len(faces.meshes), BATCH):
         meshes = faces.meshes[start : start + BATCH]

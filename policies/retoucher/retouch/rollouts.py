@@ -70,10 +70,7 @@ class Rollouts:
 
 def open_rollouts(argument: str | None, options: GeneratorOptions) -> Rollouts:
     """The generator of `rollout[:SIZE]`, groups of two if no size is given.
-
-    Raises:
-        ConfigError: a size that is none, or a device that is not there.
-    """
+    ConfigError: a size that is none, or a device that is not there."""
     if argument is not None and not (argument.isdecimal() and 2 <= int(argument) <= 64):
         raise ConfigError(f"--generators rollout:{argument}: the group's size must be from 2 to 64; write rollout, or rollout:4")
     backbone = load_backbone("tiny", None, None, options.device)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from policies.vlm.align.align_config import AlignVlmConfig
 from policies.vlm.align.align_report import judge_words, write_align_card, write_probe_report, write_report
@@ -246,9 +246,8 @@ def _write_answers(folder: Path, rows: list[Row], before: Evaluation, after: Eva
 
 def _print_result(console: Console, summary: dict[str, Any], folder: Path) -> None:
     held_out = summary["held_out"]
-    table = Table(title=f"{summary['task']}: {held_out['n']} held-out rows", title_justify="left")
-    for column in ("reward", "before", "after", "gain", "95 % interval"):
-        table.add_column(column, justify="left" if column == "reward" else "right")
+    figures = [Column(name, justify="right") for name in ("before", "after", "gain", "95 % interval")]
+    table = Table("reward", *figures, title=f"{summary['task']}: {held_out['n']} held-out rows", title_justify="left")
     for name in ("greedy", "sampled"):
         row = held_out[name]
         low, high = row["gain_ci95"]

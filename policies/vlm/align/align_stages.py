@@ -52,11 +52,8 @@ def train_stages(
 
     With DeepSpeed, whose processes may hold a share of each weight, it is gathered, written and read again, whole, in every process; the
     model is None then, to be loaded here, so that nobody else holds what DeepSpeed shares out.
-
-    Raises:
-        Interrupted: what is done is saved.
-        TrainingStopped: a weight is not finite; nothing was saved.
-    """
+    Interrupted: what is done is saved.
+    TrainingStopped: a weight is not finite; nothing was saved."""
     stages, folder = config.stages, context.run.path
     done = stages.index(start.stage)
     lora = lora_arguments(config) if config.adapter is None else None
@@ -116,10 +113,7 @@ def stage_model(run: Path, stage: str, stages: Sequence[str]) -> Path:
 def find_start(run: Path, stages: Sequence[str], which: str | None) -> Start:
     """The stage and checkpoint to go on from, `which` being as --resume-from-checkpoint has it: None, latest, or a checkpoint's folder.
     Checkpoints of GRPO stand in the run's folder, those of another stage in the stage's.
-
-    Raises:
-        CheckpointError: there is none, it is incomplete, or is not of one of the stages.
-    """
+    CheckpointError: there is none, it is incomplete, or is not of one of the stages."""
     if which is None:
         return Start(stages[0])
     folders = {stage: run if stage == "grpo" else run / stage for stage in stages}

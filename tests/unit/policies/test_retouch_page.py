@@ -21,7 +21,7 @@ from policies.retoucher.retouch.command import retouch_main
 from policies.retoucher.retouch.controls import split_edit
 from policies.retoucher.retouch.faces import FacePlan
 from policies.retoucher.retouch.options import RetouchConfig
-from policies.retoucher.retouch.page.server import Studio, make_app, read_settings, safe_name
+from policies.retoucher.retouch.page_server import Studio, make_app, read_settings, safe_name
 from portraitkit.errors import ConfigError
 from portraitkit.faces.align import align_face
 from portraitkit.faces.portraits import bundled_portraits
@@ -110,7 +110,7 @@ def test_one_photo_at_a_time_at_its_full_size(tmp_path, photos, monkeypatch):
         threading.Event().wait(0.05)
         at_work.pop()
 
-    monkeypatch.setattr("policies.retoucher.retouch.page.server.write_edited", write)
+    monkeypatch.setattr("policies.retoucher.retouch.page_server.write_edited", write)
     threads = [threading.Thread(target=studio.write, args=(token, CONFIG, {})) for _ in range(3)]
     for thread in threads:
         thread.start()

@@ -39,7 +39,7 @@ from portraitkit.pictures.images import MAX_BYTES, Pixels, read_image, to_pil, w
 from portraitkit.pictures.stored import write_edited
 from portraitkit.serving import bounded, hosts_of, is_loopback, listen, page_app, read_body, server_of, url_of
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "page"
 STATIC = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
 SCREEN = 1600
 """Longest side in pixels of a photo as the page shows it; what is downloaded has all of them."""
@@ -77,10 +77,7 @@ class Studio:
 
     def add(self, name: str, file: Path) -> dict[str, Any]:
         """Take a file in, which may go then; returns what the page is told about the photo.
-
-        Raises:
-            UserError: it cannot be read, or shows no face that can be retouched.
-        """
+        UserError: it cannot be read, or shows no face that can be retouched."""
         token = secrets.token_urlsafe(16)
         path = self.folder / token / safe_name(name)
         path.parent.mkdir()
@@ -161,10 +158,7 @@ def safe_name(name: str) -> str:
 
 def read_settings(query: Mapping[str, str], config: RetouchConfig) -> tuple[Controls, Chosen]:
     """Controls and chosen spots from a query such as `tone=0.5&moles=keep&chosen=0.3.1_0.4.0` (face, spot, 1 removed or 0 kept).
-
-    Raises:
-        ConfigError: an impossible value.
-    """
+    ConfigError: an impossible value."""
     values: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(Controls)}
     for name, kind in ((name, kind) for name, kind in get_type_hints(Controls).items() if name in query and name in values):
         text = query[name]
