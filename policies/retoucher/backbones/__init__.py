@@ -54,8 +54,9 @@ def load_backbone(name: str, model: str | None, resolution: int | None, device: 
         raise ConfigError(f"--device {device}: not available here ({str(error).splitlines()[0]}); use cpu") from error
     where = name if ":" in name else f"policies.retoucher.backbones.{name}:BACKBONE"
     make = load_object(where)
+    known = {*inspect.signature(make).parameters, *getattr(make, "keywords", ())}  # of a `functools.partial`, also what it binds
     for option, value in options.items():
-        if option not in inspect.signature(make).parameters:
+        if option not in known:
             raise ConfigError(f"--{option.replace('_', '-')} {value}: --backbone {name} has no such option; leave it out")
     diffusers_logging.disable_progress_bar()  # loading a pipeline is not worth a screen of them
     transformers_logging.disable_progress_bar()

@@ -4,6 +4,7 @@ The 4B models are Apache-2.0, the 9B ones are not for commercial use (github.com
 authors name the undistilled base models for training; a step-distilled one works without guidance.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,6 +41,8 @@ class KleinBackbone(PipelineBackbone):
     ) -> None:
         singles = [SINGLE.format(index) for index in range(len(pipeline.transformer.single_transformer_blocks))]
         super().__init__(pipeline, lora_targets=[*LORA_TARGETS, *singles], **facts)
+        if pipeline.transformer.config.num_attention_heads > HEADS_OF_4B:
+            self.licence = "flux-non-commercial-license"
         self.text_tokens, self.guidance, self.text_layers = text_tokens, guidance, text_layers
         self.negative_prompt = negative_prompt
         self.forwards = 2 if guidance > 1 and not pipeline.config.is_distilled else 1
@@ -94,25 +97,5 @@ class KleinBackbone(PipelineBackbone):
         return out[:, : x.shape[1]].float()
 
 
-def load_flux2_klein(
-    model: str | None,
-    resolution: int | None,
-    device: str,
-    *,
-    guidance: float = 4.0,
-    negative_prompt: str = "",
-    quantize: str = "none",
-    offload_text_encoder: bool = False,
-    vae_tiling: bool = False,
-) -> KleinBackbone:
-    """FLUX.2 [klein], the 4B base model if none is named; the rest as for the class and for `PipelineBackbone.load`."""
-    how = {"quantize": quantize, "offload_text_encoder": offload_text_encoder, "vae_tiling": vae_tiling}
-    facts = {"name": "flux2_klein", "licence": "apache-2.0", "guidance": guidance, "negative_prompt": negative_prompt}
-    hub_id = "black-forest-labs/FLUX.2-klein-base-4B"
-    backbone = KleinBackbone.load(Flux2KleinPipeline, model or hub_id, resolution, device, **how, **facts)
-    if backbone.transformer.config.num_attention_heads > HEADS_OF_4B:
-        backbone.licence = "flux-non-commercial-license"
-    return backbone
-
-
-BACKBONE = load_flux2_klein
+KLEIN = {"kind": Flux2KleinPipeline, "hub_id": "black-forest-labs/FLUX.2-klein-base-4B", "licence": "apache-2.0"}
+BACKBONE = partial(KleinBackbone.load, name="flux2_klein", guidance=4.0, negative_prompt="", **KLEIN)

@@ -1,5 +1,6 @@
 """FLUX.1 Kontext (arXiv 2506.15742) as a policy: stock diffusers pipeline parts, latent packing and LoRA targets as published."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,20 +67,5 @@ class KontextBackbone(PipelineBackbone):
         return out[:, : x.shape[1]].float()
 
 
-def load_flux_kontext(
-    model: str | None,
-    resolution: int | None,
-    device: str,
-    *,
-    guidance: float = 2.5,
-    quantize: str = "none",
-    offload_text_encoder: bool = False,
-    vae_tiling: bool = False,
-) -> KontextBackbone:
-    """FLUX.1 Kontext [dev], `guidance` being its distilled scale, 2.5 as published; the rest as for `PipelineBackbone.load`."""
-    how = {"quantize": quantize, "offload_text_encoder": offload_text_encoder, "vae_tiling": vae_tiling}
-    facts = {"name": "flux_kontext", "licence": "flux-1-dev-non-commercial-license", "text_tokens": 512, "guidance": guidance}
-    return KontextBackbone.load(FluxKontextPipeline, model or "black-forest-labs/FLUX.1-Kontext-dev", resolution, device, **how, **facts)
-
-
-BACKBONE = load_flux_kontext
+KONTEXT = {"kind": FluxKontextPipeline, "hub_id": "black-forest-labs/FLUX.1-Kontext-dev", "licence": "flux-1-dev-non-commercial-license"}
+BACKBONE = partial(KontextBackbone.load, name="flux_kontext", text_tokens=512, guidance=2.5, **KONTEXT)

@@ -58,21 +58,23 @@ class PipelineBackbone:
     @classmethod
     def load(
         cls,
-        kind: Any,
-        model: str,
+        model: str | None,
         resolution: int | None,
         device: str,
         *,
-        quantize: str,
-        offload_text_encoder: bool,
-        vae_tiling: bool,
+        kind: Any,
+        hub_id: str,
+        quantize: str = "none",
+        offload_text_encoder: bool = False,
+        vae_tiling: bool = False,
         **facts: Any,
     ) -> Self:
-        """A published model or one in a local folder, bf16, 512 px unless told otherwise."""
+        """A model for diffusers' pipeline `kind`: the published one, `hub_id`, if none is named, or one in a local folder; bf16, 512 px
+        unless told otherwise. What a backbone's file binds of `facts`, which are the class's own arguments, its command line may change."""
         side = check_multiple(resolution or 512, 16)
         resident = ("transformer", "vae", *(() if offload_text_encoder else cls.text_parts))
-        pipeline = load_pipeline(kind, model, device, quantize=quantize, resident=resident, vae_tiling=vae_tiling)
-        return cls(pipeline, resolution=side, base_model=model, batch=4, offload_text_encoder=offload_text_encoder, **facts)
+        pipeline = load_pipeline(kind, model or hub_id, device, quantize=quantize, resident=resident, vae_tiling=vae_tiling)
+        return cls(pipeline, resolution=side, base_model=model or hub_id, batch=4, offload_text_encoder=offload_text_encoder, **facts)
 
     # ---- what a subclass adds
 

@@ -82,27 +82,5 @@ class QwenEditBackbone(PipelineBackbone):
         return out[:, : x.shape[1]].float()
 
 
-def load_qwen(
-    model: str | None,
-    resolution: int | None,
-    device: str,
-    *,
-    kind: Any,
-    name: str,
-    hub_id: str,
-    prompt_side: int | None = None,
-    guidance: float = 4.0,
-    negative_prompt: str = " ",
-    quantize: str = "none",
-    offload_text_encoder: bool = False,
-    vae_tiling: bool = False,
-) -> QwenEditBackbone:
-    """A model of the Qwen-Image-Edit family, the published `hub_id` if none is named; the rest as for the class and for
-    `PipelineBackbone.load`.
-    """
-    how = {"quantize": quantize, "offload_text_encoder": offload_text_encoder, "vae_tiling": vae_tiling}
-    facts = {"name": name, "licence": "apache-2.0", "guidance": guidance, "negative_prompt": negative_prompt, "prompt_side": prompt_side}
-    return QwenEditBackbone.load(kind, model or hub_id, resolution, device, **how, **facts)
-
-
+load_qwen = partial(QwenEditBackbone.load, licence="apache-2.0", guidance=4.0, negative_prompt=" ")
 BACKBONE = partial(load_qwen, kind=QwenImageEditPipeline, name="qwen_image_edit", hub_id="Qwen/Qwen-Image-Edit")

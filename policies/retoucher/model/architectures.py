@@ -5,6 +5,7 @@ Every part on the meta device, for plans; or transformer and autoencoder with ra
 
 from functools import partial
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,6 @@ def meta_backbone(name: str, model: str | None, resolution: int | None, *, devic
     import diffusers
 
     from policies.retoucher.backbones import tiny
-    from policies.retoucher.backbones.flux2_klein import KleinBackbone
-    from policies.retoucher.backbones.flux_kontext import KontextBackbone
-    from policies.retoucher.backbones.qwen_image_edit import QwenEditBackbone
-    from policies.retoucher.backbones.qwen_image_edit_plus import PROMPT_SIDE
     from policies.retoucher.model.loading import check_multiple, check_pipeline
     from portraitkit.vlm.model import meta_model
 
@@ -46,13 +43,6 @@ def meta_backbone(name: str, model: str | None, resolution: int | None, *, devic
         raise WeightsError(f"--model {model}: no such folder; give a local folder or leave --model out")
     kind: Any = getattr(diffusers, PIPELINES[name])
     family = {"tiny": "flux_kontext", "qwen_image_edit_plus": "qwen_image_edit"}.get(name, name)
-    missing, wrap, options = {
-        "flux_kontext": (("tokenizer", "tokenizer_2"), KontextBackbone, {"text_tokens": 512, "guidance": guidance or 2.5}),
-        "flux2_klein": (("tokenizer",), KleinBackbone, {"guidance": guidance or 4.0}),
-        "qwen_image_edit": (("tokenizer", "processor"), QwenEditBackbone, {"guidance": guidance or 4.0}),
-    }[family]
-    if name == "qwen_image_edit_plus":
-        options["prompt_side"] = PROMPT_SIDE
     dtype = torch.float32 if name == "tiny" else torch.bfloat16
     if from_folder:
         check_pipeline(kind.__name__, folder)
@@ -73,11 +63,15 @@ def meta_backbone(name: str, model: str | None, resolution: int | None, *, devic
         torch.set_default_dtype(before)
     for part in parts.values():
         torch.nn.Module.to(part, dtype)  # not diffusers' own, which warns of data that is not there
-    pipeline = kind(scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), **dict.fromkeys(missing), **parts)
+    parts["scheduler"] = diffusers.FlowMatchEulerDiscreteScheduler()
+    needed = (part for part, parameter in signature(kind).parameters.items() if parameter.default is parameter.empty)
+    pipeline = kind(**dict.fromkeys(needed) | parts)  # tokenizers and processors are None
     if name == "tiny":
         return tiny.wrap(pipeline)
-    facts: dict[str, Any] = {"name": name, "resolution": check_multiple(resolution or 512, 16), "base_model": model or name}
-    return wrap(pipeline, licence="", batch=4, **facts, **options)
+    load: Any = import_module(f"policies.retoucher.backbones.{name}").BACKBONE  # a class's `load`, with what it binds
+    facts = {key: value for key, value in load.keywords.items() if key not in ("kind", "hub_id")}
+    facts |= {"resolution": check_multiple(resolution or 512, 16), "base_model": model or name}
+    return load.func.__self__(pipeline, batch=4, **facts | ({} if guidance is None else {"guidance": guidance}))
 
 
 def stand_in_condition(backbone: Any, photos: int) -> Condition:
