@@ -37,6 +37,7 @@ class Reply:
     # of each token its text and the log-probabilities of the likeliest texts in its place, where they were asked for and the server gives
     # them; answers from the disk have none
     choices: tuple[tuple[str, dict[str, float]], ...] = ()
+    cut: bool = False  # the token limit ended the answer, where a model in this process says so
 
 
 @dataclass(frozen=True)

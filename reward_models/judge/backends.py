@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from portraitkit.endpoint import Endpoint, Question, data_url
+from portraitkit.endpoint import Endpoint, Question, Reply, data_url
 from portraitkit.errors import ConfigError, WeightsError, reason_of
 from portraitkit.runs.checkpoint import check_weights
 from portraitkit.vlm.generate import Choice, complete
@@ -28,24 +28,13 @@ DIGITS = "12345"
 MOST_SURE = 12.0  # Largest log-odds that a choice of tokens is taken for; beyond it lies float32's rounding
 
 
-@dataclass(frozen=True)
-class Said:
-    """What a model answered."""
-
-    text: str | None  # the answer, or None
-    error: str = ""  # why there is none; empty if there is
-    choices: tuple[Choice, ...] = ()  # of tokens in order, where the backend gives them; at least those of the answer's digits
-    cut: bool = False  # the token limit ended the answer, where the backend says so
-    tokens: tuple[int, int] = (0, 0)  # of the question with its pictures, and of the answer; 0 where the backend does not say
-
-
 @runtime_checkable
 class Backend(Protocol):
     """A model behind a judge."""
 
     name: str
 
-    def ask(self, prompt: str | Sequence[str], shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Said]:
+    def ask(self, prompt: str | Sequence[str], shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Reply]:
         """Greedy answers to the prompt, the same for all or one each, about each tuple of pictures (RGB in [0, 1]), which are shown before
         it, in order."""
         ...
@@ -134,9 +123,9 @@ class TransformersBackend:
             check_weights(f"judge {source}", model)
         return cls(model, processor, name=source, batch_size=batch_size, form=form)
 
-    def ask(self, prompt: str | Sequence[str], shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Said]:
+    def ask(self, prompt: str | Sequence[str], shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Reply]:
         rows, prompts = [Row(pictures, None, "", {}) for pictures in shown], each(prompt, len(shown))
-        said: list[Said] = [Said(None)] * len(rows)
+        said: list[Reply] = [Reply(None)] * len(rows)
         by_size: dict[Any, list[int]] = {}
         for place, pictures in enumerate(shown):
             by_size.setdefault(tuple(tuple(picture.shape) for picture in pictures), []).append(place)
@@ -152,7 +141,8 @@ class TransformersBackend:
                 form=self.form,
             )
             for place, (answer,) in zip(places, answers, strict=True):
-                said[place] = Said(answer.text, "", answer.choices, answer.cut, (answer.asked, answer.tokens))
+                tokens = {"tokens_in": answer.asked, "tokens_out": answer.tokens}
+                said[place] = Reply(answer.text, **tokens, choices=answer.choices, cut=answer.cut)
         return said
 
 
@@ -180,7 +170,7 @@ class VllmBackend:
         except (OSError, ValueError) as error:
             raise WeightsError(f"judge vllm:{source}: could not be loaded ({reason_of(error)}); check the id") from error
 
-    def ask(self, prompt: str | Sequence[str], shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Said]:
+    def ask(self, prompt: str | Sequence[str], shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Reply]:
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
         urls: dict[int, str] = {}
@@ -199,7 +189,7 @@ class VllmBackend:
                 if token in places and (text := places[token].decoded_token) is not None:
                     told = {other.decoded_token: float(other.logprob) for other in places.values() if other.decoded_token is not None}
                     choices.append((text, told))
-            said.append(Said(output.text, "", tuple(choices)))
+            said.append(Reply(output.text, choices=tuple(choices)))
         return said
 
 
@@ -233,11 +223,10 @@ class HttpBackend:
         options = {"timeout": timeout, "retries": retries, "workers": workers, "top_logprobs": TOP}
         return cls(Endpoint(url, name, key_env=KEY_ENV, key_optional=True, **options)), card
 
-    def ask(self, prompt: str | Sequence[str], shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Said]:
+    def ask(self, prompt: str | Sequence[str], shown: Sequence[tuple[Picture, ...]], max_tokens: int) -> list[Reply]:
         """See `Backend`; a request that failed for good is an answer without a text."""
         self.endpoint.max_tokens = max_tokens
-        replies = self.endpoint.ask([Question(text, pictures) for text, pictures in zip(each(prompt, len(shown)), shown, strict=True)])
-        return [Said(reply.text, reply.error, reply.choices) for reply in replies]
+        return self.endpoint.ask([Question(text, pictures) for text, pictures in zip(each(prompt, len(shown)), shown, strict=True)])
 
     def close(self) -> None:
         """Close the connections."""

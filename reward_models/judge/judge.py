@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
+from portraitkit.endpoint import Reply
 from portraitkit.errors import ConfigError
 from preference_data.contract import Answer, Unreadable, every_digit, verdicts_in_files
 from preference_data.verdict import ORDERS, Order, Verdict, in_order
-from reward_models.judge.backends import Backend, Certainty, HttpBackend, Picture, Said, TransformersBackend, VllmBackend, read_certainty
+from reward_models.judge.backends import Backend, Certainty, HttpBackend, Picture, TransformersBackend, VllmBackend, read_certainty
 from reward_models.judge.preference_task import SHOWN
 from reward_models.judge.settings import JudgeSettings, fit_temperature, probability_of, read_settings, settings_from, source_of
 
@@ -126,7 +127,7 @@ class Judge:
                 shown.append(made[key])
         return shown
 
-    def _conclude(self, said: Sequence[Said]) -> Judgement | Unreadable:
+    def _conclude(self, said: Sequence[Reply]) -> Judgement | Unreadable:
         self.counts.asked += len(said)
         answers: list[Answer] = []
         trouble: Unreadable | None = None

@@ -8,9 +8,10 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
+from portraitkit.endpoint import Reply
 from portraitkit.errors import DataError
 from portraitkit.pictures.images import decode_image
-from reward_models.judge.backends import Picture, Said
+from reward_models.judge.backends import Picture
 
 KINDS = ("data:image/png;base64,", "data:image/jpeg;base64,", "data:image/webp;base64,")
 REFUSED = {"stream": (None, False), "n": (None, 1), "tools": (None, []), "temperature": (None, 0, 0.0), "stop": (None, [])}
@@ -84,14 +85,14 @@ def _whole(value: dict[str, Any], *names: str, default: int, low: int, high: int
     return default
 
 
-def completion_of(said: Said, request: ChatRequest, model: str) -> dict[str, Any]:
+def completion_of(said: Reply, request: ChatRequest, model: str) -> dict[str, Any]:
     """The answer as the OpenAI interface has it; of the tokens' probabilities, those of the digits."""
     message = {"role": "assistant", "content": said.text}
     choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": "length" if said.cut else "stop", "logprobs": None}
     if request.top_logprobs is not None:
         choice["logprobs"] = {"content": [_token(text, chances, request.top_logprobs) for text, chances in said.choices]}
     made = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "created": int(time.time()), "model": model}
-    asked, answered = said.tokens
+    asked, answered = said.tokens_in, said.tokens_out
     return made | {"choices": [choice], "usage": {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered}}
 
 

@@ -23,9 +23,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from portraitkit.endpoint import Reply
 from portraitkit.errors import DataError, ImageError, UserError
 from portraitkit.serving import hosts_of, read_body
-from reward_models.judge.backends import Backend, Said
+from reward_models.judge.backends import Backend
 from reward_models.judge.judge import Judge
 from reward_models.reward import GroupReward
 from reward_models.reward_set import RewardSet
@@ -61,11 +62,11 @@ class Batcher:
         self.backend, self.wait, self.most = backend, wait, most
         self.sizes: list[int] = []
         self.waiting = 0
-        self._queue: asyncio.Queue[tuple[ChatRequest, asyncio.Future[Said]]] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[ChatRequest, asyncio.Future[Reply]]] = asyncio.Queue()
 
-    async def answer(self, request: ChatRequest) -> Said:
+    async def answer(self, request: ChatRequest) -> Reply:
         """The model's answer to one request."""
-        future: asyncio.Future[Said] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self.waiting += 1
         try:
             await self._queue.put((request, future))
@@ -90,14 +91,14 @@ class Batcher:
                 for alike in calls.values():
                     await self._ask(alike, thread)
 
-    async def _ask(self, batch: Sequence[tuple[ChatRequest, "asyncio.Future[Said]"]], thread: ThreadPoolExecutor) -> None:
+    async def _ask(self, batch: Sequence[tuple[ChatRequest, "asyncio.Future[Reply]"]], thread: ThreadPoolExecutor) -> None:
         first = batch[0][0]
         self.sizes.append(len(batch))
         work = asyncio.get_running_loop().run_in_executor(
             thread, self.backend.ask, first.prompt, [request.pictures for request, _ in batch], first.max_tokens
         )
         try:
-            said: Sequence[Said] = await work
+            said: Sequence[Reply] = await work
         except BaseException as error:  # a bug, or the server stops: whoever waits must be told
             stops = isinstance(error, asyncio.CancelledError)
             for _, future in batch:

@@ -13,13 +13,13 @@ from policies.retoucher.alarms import ERRORS, STEPS, WINDOW, Alarms
 from policies.retoucher.backbones import tiny
 from policies.retoucher.rank_groups import RANKED_GROUPS
 from policies.retoucher.trainer import Progress, Trainer
+from portraitkit.endpoint import Reply
 from portraitkit.errors import TrainingStopped
 from portraitkit.grpo import group_advantages
 from portraitkit.runs.checkpoint import load_checkpoint, save_checkpoint
 from portraitkit.stats import group_rank, rank_correlation
 from preference_data.contract import Answer, write_answer
 from preference_data.schema import DIMENSIONS
-from reward_models.judge.backends import Said
 from reward_models.judge.judge import Judge
 from reward_models.judge.reward import JudgeReward
 from reward_models.judge.settings import JudgeSettings
@@ -47,9 +47,9 @@ class Brightness:
     def say(self, first, second):
         self.asked += 1
         if self.prose_every and self.asked % self.prose_every == 0:
-            return Said("Both are nice.")
+            return Reply("Both are nice.")
         scores = min(1 + int(first * 40) % 5, 5), min(1 + int(second * 40) % 5, 5)
-        return Said(write_answer(Answer(dict.fromkeys(DIMENSIONS, scores), "first" if first >= second else "second", "")))
+        return Reply(write_answer(Answer(dict.fromkeys(DIMENSIONS, scores), "first" if first >= second else "second", "")))
 
 
 def with_judge(config, source, backend, form="score"):

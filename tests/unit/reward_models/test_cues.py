@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from portraitkit.endpoint import Reply
 from portraitkit.pictures.images import to_uint8
 from preference_data.contract import Answer, write_answer
 from preference_data.schema import DIMENSIONS
 from reward_models.evaluation.as_reward import CLEAN, DRAWN, WRITTEN, ask_about_clean_faces, ask_cues, clean_face_figures, cue_figures
-from reward_models.judge.backends import Said, each
+from reward_models.judge.backends import each
 from reward_models.judge.judge import Judge
 from reward_models.judge.pairs import JudgedPair
 from reward_models.judge.settings import JudgeSettings
@@ -32,7 +33,7 @@ class Obedient:
             golden = [float(picture[0, 0].mean() - picture[2, 0].mean()) > 0.4 for picture in (first, second)]
             better = "first" if golden[0] else "second" if golden[1] else better
         scores = (4, 3) if better == "first" else (3, 4)
-        return Said(write_answer(Answer(dict.fromkeys(DIMENSIONS, scores), better, "")))
+        return Reply(write_answer(Answer(dict.fromkeys(DIMENSIONS, scores), better, "")))
 
 
 @pytest.fixture(scope="module")

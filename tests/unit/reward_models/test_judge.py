@@ -10,12 +10,13 @@ import torch
 from scripted_endpoint import ScriptedEndpoint
 from tiny_judge import write_tiny_judge
 
+from portraitkit.endpoint import Reply
 from portraitkit.errors import ConfigError, WeightsError
 from portraitkit.vlm.generate import complete
 from portraitkit.vlm.rows import Row
 from preference_data.contract import Answer, Unreadable, read_brief, write_answer, write_brief
 from preference_data.schema import DIMENSIONS
-from reward_models.judge.backends import Said, read_certainty
+from reward_models.judge.backends import read_certainty
 from reward_models.judge.judge import Comparison, Judge, Judgement, calibrate, load_judge
 from reward_models.judge.settings import JudgeSettings, fit_temperature, probability_of, read_settings, settings_from, write_settings
 
@@ -41,7 +42,7 @@ class Scripted:
     def ask(self, prompt, shown, max_tokens):
         self.shown += shown
         said = [self.script(*(round(float(one.mean()), 3) for one in pictures)) for pictures in shown]
-        return [one if isinstance(one, Said) else Said(one) for one in said]
+        return [one if isinstance(one, Reply) else Reply(one) for one in said]
 
 
 def honest(photo, first, second):
@@ -88,7 +89,7 @@ def test_an_unreadable_answer_is_counted_and_never_a_score(spoiled):
 
 
 def test_a_failed_request_is_counted_apart():
-    judge = Judge(Scripted(lambda *levels: Said(None, "no answer in time")), FULL)
+    judge = Judge(Scripted(lambda *levels: Reply(None, "no answer in time")), FULL)
     (one,) = judge.judge([Comparison(picture(0), picture(0.9), picture(0.1))])
     assert isinstance(one, Unreadable) and "no answer in time" in one.reason
     assert judge.counts.failed == 2 and judge.counts.unreadable == 0
@@ -133,7 +134,7 @@ def test_certainty_comes_from_the_digits_probabilities(write):
 def test_probabilities_are_averaged_over_both_orders_and_tempered():
     def script(photo, first, second):
         text = write_brief(answer(4, 3, "first"))
-        return Said(text, "", tuple((char, {char: math.log(p), "2": math.log(1 - p)} if place == 10 else {char: 0.0})
+        return Reply(text, choices=tuple((char, {char: math.log(p), "2": math.log(1 - p)} if place == 10 else {char: 0.0})
                                     for p in [0.9 if first > second else 0.6]
                                     for place, char in enumerate(c for c in text if c.isdecimal())))  # fmt: skip
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from portraitkit.endpoint import Reply
 from portraitkit.errors import ConfigError
 from preference_data.contract import Answer, write_answer
 from preference_data.schema import DIMENSIONS
-from reward_models.judge.backends import Said
 from reward_models.judge.judge import Judge
 from reward_models.judge.reward import JudgeReward, split_argument
 from reward_models.judge.settings import JudgeSettings
@@ -25,7 +25,7 @@ class ByLevel:
 
     def ask(self, prompt, shown, max_tokens):
         self.asked += len(shown)
-        return [Said(self.say(*(round(float(one.mean()), 3) for one in pictures[1:]))) for pictures in shown]
+        return [Reply(self.say(*(round(float(one.mean()), 3) for one in pictures[1:]))) for pictures in shown]
 
     def say(self, first, second):
         if 0.3 in (first, second):

@@ -10,8 +10,7 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
-from portraitkit.endpoint import data_url
-from reward_models.judge.backends import Said
+from portraitkit.endpoint import Reply, data_url
 from reward_models.judge.judge import Judge
 from reward_models.judge.settings import JudgeSettings
 from reward_models.workers.chat import read_request
@@ -29,7 +28,7 @@ class Echo:
 
     def ask(self, prompt, shown, max_tokens):
         choices = (("3", {"3": -0.1, "2": -float("inf")}),)
-        return [Said(f"{prompt} {len(pictures)} of {len(shown)}", "", choices, max_tokens < 5, (70, 4)) for pictures in shown]
+        return [Reply(f"{prompt} {len(pictures)} of {len(shown)}", "", 70, 4, choices=choices, cut=max_tokens < 5) for pictures in shown]
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 
+from portraitkit.endpoint import Reply
 from preference_data.contract import Answer, write_answer
 from preference_data.generators import Candidate
 from preference_data.schema import DIMENSIONS, Origin
 from reward_models.evaluation.as_reward import FILE, ask_group, rollout_figures
-from reward_models.judge.backends import Said
 from reward_models.judge.judge import Judge
 from reward_models.judge.settings import JudgeSettings
 
@@ -31,11 +31,11 @@ class Eyes:
 
     def say(self, first, second):
         if self.blind is not None and min(abs(first - self.blind), abs(second - self.blind)) < 0.005:
-            return Said("Both are nice.")
+            return Reply("Both are nice.")
         scores = tuple(round(3 + self.sign * 2.8 * (value - 0.4) / 0.4) for value in (first, second))
         scores = tuple(min(max(score, 1), 5) for score in scores)
         better = "first" if self.sign * (first - second) >= 0 else "second"
-        return Said(write_answer(Answer(dict.fromkeys(DIMENSIONS, scores), better, "")))
+        return Reply(write_answer(Answer(dict.fromkeys(DIMENSIONS, scores), better, "")))
 
 
 def group():

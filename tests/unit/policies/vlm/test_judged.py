@@ -27,12 +27,12 @@ from policies.vlm.tasks.emotion import TASK as EMOTION
 from policies.vlm.tasks.makeup import LIPS
 from policies.vlm.tasks.makeup import TASK as MAKEUP
 from policies.vlm.tasks.shape_area import TASK as AREA
-from portraitkit.endpoint import Endpoint
+from portraitkit.endpoint import Endpoint, Reply
 from portraitkit.errors import ConfigError, DataError, TrainingStopped
 from portraitkit.vlm.rows import Row, make_rows
 from preference_data.contract import MAKEUP_TITLES, Answer, Unreadable, makeup_prompt, read_answer, write_answer
 from preference_data.schema import DIMENSIONS, TITLES, Pair, contradictions, pair_of, row_of
-from reward_models.judge.backends import HttpBackend, Said, read_certainty
+from reward_models.judge.backends import HttpBackend, read_certainty
 from reward_models.judge.judge import Judge
 from reward_models.judge.reward import JudgeReward
 from reward_models.judge.settings import JudgeSettings, MakeupSettings
@@ -54,14 +54,14 @@ class Eye:
     def say(self, photo, first, second):
         self.asked += 1
         if self.prose(self.asked):
-            return Said("Both are lovely.")
+            return Reply("Both are lovely.")
         one, two = self.value(photo, first), self.value(photo, second)
         scores = dict.fromkeys(DIMENSIONS, (5, 1) if one < two else (1, 5)) if len(self.titles) > 1 else {}
         scores["identity"] = tuple(max(1, min(5, 1 + math.floor(4 * value))) for value in (one, two))
         if one != two and scores["identity"][0] == scores["identity"][1]:
             scores["identity"] = (3, 2) if one > two else (2, 3)
         better = "first" if one >= two else "second"
-        return Said(write_answer(Answer(scores, better, ""), self.titles))
+        return Reply(write_answer(Answer(scores, better, ""), self.titles))
 
 
 def near(photo, picture):
