@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("portraitkit", "dpg", "preference_data", "reward_models", "policies", "benchmarks")
-MOST_LINES = 37_285
-MOST_FILES = 249
+MOST_LINES = 36_855
+MOST_FILES = 248
 MOST_MODULES = 15
 """In a room, its `__init__` not counted."""
 PLUG_INS = {"benchmarks/metrics", "policies/retoucher/backbones", "preference_data/generators", "preference_data/sources"}
