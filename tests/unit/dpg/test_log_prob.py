@@ -120,6 +120,12 @@ def test_log_ratio_of_a_shared_mean_sums_its_members_gradients() -> None:
     torch.testing.assert_close(shared.grad, single.grad)
 
 
+def test_the_deviation_of_each_sample_may_be_a_row_of_numbers() -> None:
+    mean, old, z = tensors("mean", "old", "z")
+    std = torch.tensor([0.5, 1.0, 2.0])
+    torch.testing.assert_close(log_ratio(mean, old, std, z), log_ratio(mean, old, std[:, None, None], z), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_gradient_reaches_the_velocity_and_nothing_else(sampler: str) -> None:
     x, v, anchor, z = tensors("x", "v", "anchor", "z")

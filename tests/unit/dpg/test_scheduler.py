@@ -146,6 +146,8 @@ def test_a_draw_depends_on_seed_and_iteration() -> None:
         scheduler.draw(seed, iteration=iteration)
         draws.append(scheduler.drawn_steps)
     assert draws[0] == draws[3] and len({tuple(draw) for draw in draws}) == 3
+    scheduler.draw()
+    assert scheduler.drawn_steps == draws[0]
 
 
 def test_one_step_is_safe_and_the_parents() -> None:

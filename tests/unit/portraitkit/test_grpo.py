@@ -168,6 +168,8 @@ def test_what_cannot_be_scored_or_does_not_differ_gets_nothing_from_any_reward(s
     assert found.values[[0, 1, 2, 5]].eq(0).all() and found.values[3] < 0 < found.values[4]
     assert (found.zero_groups, found.unscorable) == (1, 1)
     assert per_reward_advantages({"a": reals(0, 1)}, ints(0, 0), {"a": 100.0}, "mixgrpo").values.tolist() == [-5, 5]
+    alone = per_reward_advantages({"a": reals(3, NAN)}, ints(0, 0), {"a": 1.0}, scale)
+    assert alone.values.tolist() == [0, 0] and (alone.zero_groups, alone.unscorable) == (1, 1)
 
 
 def test_a_cell_that_answers_for_everything_gets_the_advantage_of_its_sample():

@@ -202,6 +202,9 @@ def test_a_bare_face_is_answered_with_an_empty_list_in_fixed():
         assert TASK.score(tagged([]), look, "fixed").reward == pytest.approx(0.3)
     right = TASK.score(tagged([]), [], "fixed")
     assert right.reward == pytest.approx(1.3) and right.parsed == [] and TASK.perfect([]) == tagged([])
+    assert right.parts == pytest.approx({"format": 0.3, "accuracy": 1}) and TASK.score("[]", [], "fixed").parts["format"] == pytest.approx(
+        0.21
+    )
     assert read_look(tagged([])) == [] and read_look("[]") is None and read_look("52 texture 5274.4 %") is None
     assert TASK.read_truth({"solution": []}) == []
     with pytest.raises(DataError, match="list of 1 to 3"):

@@ -42,6 +42,15 @@ def test_rows_are_seeded_and_readable_by_their_task(task, split):
     assert all(value == json.loads(json.dumps(value)) for key, value in row.items() if key != "image")
 
 
+def test_each_task_makes_its_own_rows():
+    shapes = []
+    for task in (TASK, LIPS):
+        assert task.make_row is not None
+        rows = [task.make_row("train", seed) for seed in (0, 1, 2)]
+        shapes.append({item["shape"] for row in rows for item in row["solution"]})
+    assert len(shapes[0]) > 2 and shapes[1] == {"LIP_FULL_BASIC"}
+
+
 def test_splits_share_neither_people_nor_colours():
     rows = {split: [makeup_row(split, seed) for seed in range(6)] for split in SPLITS}
     for split, made in rows.items():
