@@ -23,9 +23,9 @@ check: $(SETUP)
 	@find . -name '*.py' -not -path './.venv/*' -exec wc -l {} + | \
 		awk '$$2 != "total" && $$1 >= 400 { print $$2 ": " $$1 " lines, the limit is 399"; bad = 1 } END { exit bad }'
 
-# Kill every command that goes on, again and again, and compare what it ends with, byte for byte: runs/soak/table.md (an hour).
+# Kill every command that goes on (SIGNAL=int: Ctrl-C), again and again, and compare its end, byte for byte: runs/soak/table.md (an hour).
 soak: $(SETUP)
-	$(BIN)/python -m tools.soak
+	$(BIN)/python -m tools.soak --signal $(or $(SIGNAL),kill)
 
 # A coverage-guided fuzzer on what reads answers, rows, recipes and pictures, SECONDS for each: runs/fuzz.
 SECONDS ?= 60

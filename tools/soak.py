@@ -36,8 +36,8 @@ from portraitkit.files.atomic import UNFINISHED
 
 ROOT = Path(__file__).parents[1]
 TIMES = {"time", "started", "seconds", "seconds_total", "samples_per_second", "steps_per_second"}
-TIMES |= {"step_time", "cpu_seconds", "resume_from_checkpoint", "overwrite", "command"}
-"""Keys of JSON files that say when, how long and how a run was started: not compared."""
+TIMES |= {"step_time", "cpu_seconds", "resume_from_checkpoint", "overwrite", "command", "should_training_stop"}
+"""Keys of JSON files that say when and how long, and how a run was started and stopped: not compared."""
 LEFT_OUT = {"COMPLETE", ".lock", ".writing", "environment.json", "report.html", "README.md"}
 """Files not compared: they name the machine and the time, or are written from those that are compared."""
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate", "shutil.rmtree"}
@@ -148,6 +148,7 @@ def attempt(case: Case, more: list[str], place: Path, moment: tuple[str, float] 
             sys.argv = [*case.name.split(), *options, "--output-dir", "run", *more]
             getattr(importlib.import_module(case.module), case.entry)()
         except SystemExit as ended:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # what follows is the tool's own
             code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
             (place / "modules").write_text("\n".join(sys.modules))
         except BaseException:

@@ -78,8 +78,7 @@ def read_image(
 def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image:
     """Decode one picture that came as bytes, as `read_image` does a file; `name` is what messages call it.
 
-    ImageError: unreadable, truncated, too large, or of an impossible shape.
-    """
+    ImageError: unreadable, truncated, too large, or of an impossible shape."""
     return _decode(io.BytesIO(data), Path(name), WHITE, max_pixels)
 
 

@@ -120,12 +120,8 @@ def merge_adapter(model: Any, folder: str) -> Any:
 
 def attach_adapter(model: Any, folder: str, *, upcast: bool = True) -> Any:
     """A `peft.PeftModel` whose LoRA, written by a run with one, is trained on; what it saves is an adapter of the same base. With `upcast`
-    a half-precision LoRA is kept in float32, as peft does; ZeRO-3 wants one type.
-
-    Raises:
-        ConfigError: the folder holds no adapter.
-        WeightsError: the adapter is damaged, not finite or of another model.
-    """
+    a half-precision LoRA is kept in float32, as peft does; ZeRO-3 wants one type. ConfigError: the folder holds no adapter.
+    WeightsError: it is damaged, not finite or of another model."""
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError
 
@@ -134,7 +130,9 @@ def attach_adapter(model: Any, folder: str, *, upcast: bool = True) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys", category=UserWarning)
             adapted = PeftModel.from_pretrained(model, folder, is_trainable=True, autocast_adapter_dtype=upcast).eval()
-    except (OSError, ValueError, RuntimeError, SafetensorError, UserWarning) as error:
+        if not 0 < (alpha := adapted.peft_config["default"].lora_alpha) < 1e6:
+            raise ValueError(f"lora_alpha {alpha} must be a number above 0")
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, UserWarning) as error:
         raise WeightsError(
             f"--adapter {folder}: does not fit the model ({reason_of(error)}); give the --model that the adapter was trained on"
         ) from error

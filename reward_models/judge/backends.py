@@ -107,9 +107,12 @@ class TransformersBackend:
         names. `dtype` is bfloat16 where the device is not the CPU, if not given. WeightsError: nothing can be loaded from there."""
         from peft import PeftConfig, PeftModel
 
-        dtype, base = dtype or ("float32" if device == "cpu" else "bfloat16"), None
-        if Path(source, "adapter_config.json").is_file() and not Path(source, "config.json").is_file():
-            base = str(PeftConfig.from_pretrained(source).base_model_name_or_path)
+        dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+        try:
+            alone = Path(source, "adapter_config.json").is_file() and not Path(source, "config.json").is_file()
+            base = str(PeftConfig.from_pretrained(source).base_model_name_or_path) if alone else None
+        except (ValueError, TypeError, KeyError) as error:
+            raise WeightsError(f"judge {source}: its adapter_config.json cannot be read ({reason_of(error)}); save it again") from error
         try:
             model = load_model(base or source_of(source), dtype=dtype, device=device)
             processor = load_processor(base or source_of(source))
@@ -118,7 +121,7 @@ class TransformersBackend:
         if base is not None:
             try:
                 model = PeftModel.from_pretrained(model, source).merge_and_unload().eval()
-            except (OSError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
                 raise WeightsError(f"judge {source}: its LoRA does not fit {base} ({reason_of(error)}); check both") from error
             check_weights(f"judge {source}", model)
         return cls(model, processor, name=source, batch_size=batch_size, form=form)

@@ -106,6 +106,13 @@ def test_an_adapter_of_a_model(model, tmp_path):
     (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(model)}))
     with pytest.raises(WeightsError, match="judge .*: tensor .* is not finite"):
         TransformersBackend.load(str(tmp_path / "lora"))
+    for alpha in (float("nan"), -1, "2", None):
+        (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": alpha}))
+        with pytest.raises(WeightsError, match="--adapter .*(lora_alpha|unsupported operand|not supported)"):
+            attach(load_model(str(model)), str(tmp_path / "lora"))
+    (tmp_path / "lora" / "adapter_config.json").write_text("{broken")
+    with pytest.raises(WeightsError, match="adapter_config.json cannot be read"):
+        TransformersBackend.load(str(tmp_path / "lora"))
 
 
 def test_a_metric(tmp_path):

@@ -102,8 +102,8 @@ def read_tensors(file: AdapterFile, modules: Iterable[str]) -> dict[str, Any]:
     check_weights(file.path, stored)
     for key, value in stored.items():
         if value.numel() != 1 if key.endswith(ALPHA) else not (value.is_floating_point() and value.numel()):
-            kind = f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
-            raise WeightsError(f"{file.path}: tensor {key} is {kind}; a LoRA holds floats, and one number as alpha: save it again")
+            kind = f"{str(value.dtype)[6:]} of shape {tuple(value.shape)}; a LoRA holds floats, and one number as alpha: save it again"
+            raise WeightsError(f"{file.path}: tensor {key} is {kind}")
     names = own_names(stored, modules)
     tensors = {names[key]: value for key, value in stored.items()}
     for name in [name for name in tensors if name.endswith(ALPHA) and f"{name.removesuffix(ALPHA)}.lora_B.weight" in tensors]:
