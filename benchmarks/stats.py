@@ -22,6 +22,7 @@ from portraitkit.files.jsonl import read_objects
 from portraitkit.stats import ALPHA, bootstrap_interval, holm, least_p, rank_correlation, sign_flip_test, wilson_interval
 
 Interval = tuple[float, float]
+ROUNDING = 5e-6  # Half an interval, or a standard deviation, below which values differ by rounding only: it counts as 0
 LEAST_EFFECT = 0.1  # Standard deviations over photos from which on a difference that is sure counts as better or worse
 
 
@@ -53,7 +54,7 @@ class Comparison:
     wins: float  # share of photos on which `after` is better; ties count half
     wins_ci95: Interval  # Wilson's interval of it
     ties: int  # photos with equal values
-    effect: float  # size of the gain in standard deviations that photos have under `before`
+    effect: float  # size of the gain in standard deviations that photos have under `before`, infinite where they have none
 
     @property
     def verdict(self) -> Literal["better", "worse", "undecided"]:
@@ -133,6 +134,7 @@ def comparisons(results: Results, table: Grid, seed: int = 0) -> list[Comparison
                 continue
             gain = metric.sign * difference
             ties = int((gain == 0).sum())
+            spread = float(before[known].std()) if count > 1 else math.nan
             wins = float((gain > 0).sum()) + ties / 2
             out.append(
                 Comparison(
@@ -143,7 +145,7 @@ def comparisons(results: Results, table: Grid, seed: int = 0) -> list[Comparison
                     gain=float(difference.mean()),
                     ci95=interval(difference, seed),
                     better=float(gain.mean()) > 0,
-                    effect=float(gain.mean().abs() / before[known].std()) if count > 1 else math.nan,
+                    effect=float(gain.mean().abs() / (0.0 if spread < ROUNDING else spread)),
                     p=sign_flip_test(difference, seed=seed),
                     p_holm=math.nan,
                     wins=wins / count,

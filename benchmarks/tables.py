@@ -14,6 +14,7 @@ from rich.table import Column, Table
 from benchmarks.metric import Metric
 from benchmarks.stats import (
     LEAST_EFFECT,
+    ROUNDING,
     Comparison,
     Grid,
     Mean,
@@ -161,9 +162,6 @@ def _about(metric: Metric, results: Results) -> dict[str, Any]:
         "sha256": dict(found.sha256),
         "notes": list(found.notes),
     }
-
-
-ROUNDING = 5e-6  # Half an interval below which means differ by rounding only: it is written as 0
 
 
 def decimals(value: float, *small: float) -> int:

@@ -60,6 +60,15 @@ def test_a_sure_difference_counts_from_a_tenth_of_a_standard_deviation_on(tmp_pa
         assert ('<li class="strong"><span class="name">ssim' in page) == (verdict != "undecided")
 
 
+def test_photos_that_differ_by_rounding_only_are_no_measure_of_a_gain(tmp_path):
+    values = drawn(0, 0)
+    values[:, 0] = 1 + 1e-7 * values[:, 0]
+    analysis = Analysis.of(run(("photo", "b"), values), 0)
+    (entry,) = analysis.comparisons
+    assert entry.effect == math.inf and entry.verdict == "worse"
+    assert "Gains of b against photo" not in write_report(tmp_path, analysis).read_text()
+
+
 def test_the_best_is_best_on_the_same_photos():
     values = drawn(0, 1)
     analysis = Analysis.of(run(("a", "b"), values), 0)
