@@ -202,6 +202,7 @@ def test_a_bare_face_is_answered_with_an_empty_list_in_fixed():
         assert TASK.score(tagged([]), look, "fixed").reward == pytest.approx(0.3)
     right = TASK.score(tagged([]), [], "fixed")
     assert right.reward == pytest.approx(1.3) and right.parsed == [] and TASK.perfect([]) == tagged([])
+    assert TASK.score(tagged("[{broken]"), TRUTH, "fixed").reward == pytest.approx(0.09) and TASK.score("[{", TRUTH, "fixed").reward == 0
     assert right.parts == pytest.approx({"format": 0.3, "accuracy": 1}) and TASK.score("[]", [], "fixed").parts["format"] == pytest.approx(
         0.21
     )
