@@ -145,7 +145,7 @@ def refuse_if_too_large(options: TrainerOptions, planner: Planner) -> None:
     """Refuse a run that cannot fit; ConfigError: with the change that makes it fit."""
     if (memory := planner.memory(options)) is not None:
         limit = device_limit(options.device_memory, options.device)
-        check_fits(options, memory, limit, lambda changed: planner.memory(changed) or memory, changes(lora=planner.lora), (_zero3,))
+        check_fits(options, memory, limit, lambda changed: planner.memory(changed) or memory, changes(lora=planner.lora), (zero3,))
 
 
 def changes(*, lora: bool = True) -> list[Change[TrainerOptions]]:
@@ -185,7 +185,7 @@ def _fewer(name: str, value: int) -> Change[TrainerOptions]:
     return change
 
 
-def _zero3(options: TrainerOptions) -> TrainerOptions | None:  # the base and its gradients on 8 devices
+def zero3(options: TrainerOptions) -> TrainerOptions | None:  # the base and its gradients on 8 devices
     split = options.deepspeed == "zero3" and options.plan_devices >= 8
     return None if split or options.device == "cpu" else set_to(options, deepspeed="zero3", plan_devices=8)
 

@@ -17,7 +17,7 @@ from portraitkit.config import load_config
 from portraitkit.errors import ConfigError
 from portraitkit.memory.plan import Memory, check_fits, device_limit, human
 from portraitkit.memory.trace import tensors_of
-from portraitkit.memory.vlm_plan import MORE_DEVICES, Planner, changes
+from portraitkit.memory.vlm_plan import Planner, changes, zero3
 from portraitkit.runs.terminal import Interruptible
 from portraitkit.vlm.context import picture_tokens
 from portraitkit.vlm.model import DTYPES, PUBLISHED, be_quiet, configuration_of, load_processor
@@ -147,7 +147,7 @@ def _advice(bench: GpuBenchConfig) -> str:
     options, planner = vlm_options(bench, ()), _planner(bench, _processor(bench))
     memory = _planned(planner, options)
     try:
-        check_fits(options, memory, device_limit(None, bench.where), partial(_planned, planner), changes(), MORE_DEVICES)
+        check_fits(options, memory, device_limit(None, bench.where), partial(_planned, planner), changes(), (zero3,))
     except ConfigError as error:
         return str(error).removeprefix("--device-memory: ")
     return f"the planner expected {human(memory.peak)} to be enough; free the device of other programs, or lower --vlm-group"
