@@ -130,7 +130,7 @@ def attach_adapter(model: Any, folder: str, *, upcast: bool = True) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys", category=UserWarning)
             adapted = PeftModel.from_pretrained(model, folder, is_trainable=True, autocast_adapter_dtype=upcast).eval()
-        if not 0 < (alpha := adapted.peft_config["default"].lora_alpha) < 1e6:
+        if not 0 < (alpha := adapted.peft_config["default"].lora_alpha) < 1e6:  # pyright: ignore[reportAttributeAccessIssue]
             raise ValueError(f"lora_alpha {alpha} must be a number above 0")
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, UserWarning) as error:
         raise WeightsError(
