@@ -9,6 +9,7 @@ from reward_models.workers.options import ServeJudgeConfig
 @command
 def serve_judge(argv: list[str]) -> int:
     """A judge behind an OpenAI-compatible endpoint. SIGINT or SIGTERM ends the process as signals do (130 or 143) once all is answered."""
+    config = load_config(ServeJudgeConfig, argv, prog="serve-judge", example="--model runs/reward-model/model --port 8000")
     from rich.console import Console
 
     from portraitkit.serving import listen, server_of, url_of, warn_of_others
@@ -16,7 +17,6 @@ def serve_judge(argv: list[str]) -> int:
     from reward_models.judge.judge import load_judge
     from reward_models.workers.server import judge_app
 
-    config = load_config(ServeJudgeConfig, argv, prog="serve-judge", example="--model runs/reward-model/model --port 8000")
     console = Console(stderr=True, highlight=False)
     check_device(config.device)
     if config.model.startswith(("http://", "https://", "vllm:")):

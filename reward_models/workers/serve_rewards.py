@@ -8,6 +8,7 @@ from reward_models.workers.options import ServeRewardsConfig
 @command
 def serve_rewards(argv: list[str]) -> int:
     """Rewards in a process or on a host of their own, until SIGINT or SIGTERM; what is being scored or waits for it is answered first."""
+    config = load_config(ServeRewardsConfig, argv, prog="serve-rewards", example="--rewards judge:embedded --port 8600")
     from rich.console import Console
 
     from portraitkit.endpoint import read_key
@@ -17,7 +18,6 @@ def serve_rewards(argv: list[str]) -> int:
     from reward_models.workers.server import Desk, rewards_app
     from reward_models.workers.wire import TOKEN_ENV
 
-    config = load_config(ServeRewardsConfig, argv, prog="serve-rewards", example="--rewards judge:embedded --port 8600")
     console = Console(stderr=True, highlight=False)
     check_names(config.rewards)
     check_device(config.device)
