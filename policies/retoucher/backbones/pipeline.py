@@ -128,6 +128,8 @@ class PipelineBackbone:
 
     def sigmas(self, num_steps: int) -> list[float]:
         """See `Backbone.sigmas`; the resolution-dependent shift of the pipeline's scheduler included."""
+        if num_steps == 1:  # from pure noise at once: diffusers would stretch it to the shift's last level, 0 by 0
+            return [1.0, 0.0]
         scheduler = copy.deepcopy(self.pipeline.scheduler)
         sigmas = np.linspace(1.0, 1 / num_steps, num_steps)
         retrieve_timesteps(scheduler, num_steps, "cpu", sigmas=sigmas, mu=self._mu(num_steps))  # numbers for Python

@@ -140,6 +140,7 @@ def test_it_keeps_the_contract(made):
     condition = made.condition(photos(made, 2), PROMPT)
     assert len(condition) == 2 and len(condition.select(torch.tensor([1, 1, 0]))) == 3
     assert made.forwards == (1 if condition.negative is None else 2)
+    assert made.sigmas(1) == [1.0, 0.0]  # whatever the last level that its shift ends at
     sigmas = made.sigmas(4)
     assert sigmas[0] == 1 and sigmas[-1] == 0 and sigmas == sorted(sigmas, reverse=True)
     assert not any(parameter.requires_grad for parameter in made.transformer.parameters())
