@@ -52,16 +52,17 @@ def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         near = nearest(path.name, [other.name for other in path.parent.glob("*.py")])
         raise ConfigError(f"{path}: no such file, looked in {path.parent.resolve()}{near}")
-    digest = hashlib.sha256(bytes(path.resolve()) + path.read_bytes()).hexdigest()[:12]
+    text = path.read_bytes()
+    digest = hashlib.sha256(bytes(path.resolve()) + text).hexdigest()[:12]
     title = f"{path.stem}_{digest}"  # unique, so that a user's metric.py never stands in for another module
     if title in sys.modules:
         return sys.modules[title]
     spec = importlib.util.spec_from_file_location(title, path.resolve())
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[title] = module  # dataclasses and pickle look their module up by name
     try:
-        spec.loader.exec_module(module)
+        exec(compile(text, path.resolve(), "exec"), vars(module))  # Python's kept bytecode is an older file's, changed within a second
     except BaseException:
         del sys.modules[title]
         raise

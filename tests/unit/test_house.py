@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("portraitkit", "dpg", "preference_data", "reward_models", "policies", "benchmarks")
-MOST_LINES = 36_857
+MOST_LINES = 36_858
 MOST_FILES = 248
 MOST_MODULES = 15
 """In a room, its `__init__` not counted."""
