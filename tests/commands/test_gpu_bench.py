@@ -1,6 +1,7 @@
 """`make gpu-bench` with tiny models on the CPU: the code that measures real sizes on a GPU; and what `make bench` types."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -25,8 +26,7 @@ VLM = ["--vlm-group", "2", "--vlm-tokens", "4", "--vlm-updates", "2"]
 @pytest.fixture
 def few_words(monkeypatch, tmp_path):
     """16 tokens of text in place of 512, which take long in bf16 on CPUs that have none; under a name of its own, as plans are kept."""
-    make = flux_kontext.KontextBackbone
-    monkeypatch.setattr(flux_kontext, "KontextBackbone", lambda pipeline, **given: make(pipeline, **given | {"text_tokens": 16}))
+    monkeypatch.setattr(flux_kontext, "BACKBONE", partial(flux_kontext.BACKBONE, text_tokens=16))
     (tmp_path / "embedded").symlink_to(retoucher.EMBEDDED)
     monkeypatch.setattr(retoucher, "EMBEDDED", tmp_path / "embedded")
 
