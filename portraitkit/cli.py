@@ -108,7 +108,7 @@ def _exit_code(main: Callable[[list[str]], int | None]) -> int | str | None:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except (OSError, MemoryError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM):
+        if isinstance(error, OSError) and error.filename and error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM):
             said = f"{error.filename}: {error.strerror}; give another path"
         elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             said = f"{error.filename or 'the output'}: could not be written ({error.strerror}); check the folder and the disk"

@@ -197,8 +197,9 @@ class Follow(TrainerCallback):
         self._validate(state.global_step, not self.stopping)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Save and stop when interrupted, all processes after the same step."""
+        """Save and stop when interrupted, all processes after the same step; log a step with a validation, whatever `logging_steps`."""
         self.progress.update(self.bar, completed=state.global_step)
+        control.should_log |= self.every > 0 and state.global_step % self.every == 0
         for number in filter(None, gathered(self.interrupt.requested)):
             self.interrupt.learn(number)
         if self.interrupt.requested:

@@ -214,12 +214,10 @@ def _test_photos(config: MakeupConfig, records: Sequence[Row]) -> set[str]:
 
 
 def _read_journal(path: Path, looks: int) -> dict[str, Row]:
-    """Photos that were done before and whose pictures are all there."""
+    """Photos that were done before, whose pictures are all there, and of whom it is known who is shown."""
     done: dict[str, Row] = {}
-    if not path.is_file():
-        return done
-    for record in read_json_lines(path, dict).rows:
-        rows = record.get("rows", ())
+    for record in read_json_lines(path, dict).rows if path.is_file() else ():
+        rows = record.get("rows", ()) if "identity" in record else ()
         if len(rows) == looks and all((path.parent / row[key]).is_file() for row in rows for key in ("image", "bare_image")):
             done[record["photo"]] = record
     return done

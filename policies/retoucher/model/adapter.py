@@ -107,8 +107,8 @@ def read_tensors(file: AdapterFile, modules: Iterable[str]) -> dict[str, Any]:
     names = own_names(stored, modules)
     tensors = {names[key]: value for key, value in stored.items()}
     for name in [name for name in tensors if name.endswith(ALPHA) and f"{name.removesuffix(ALPHA)}.lora_B.weight" in tensors]:
-        up = tensors[f"{name.removesuffix(ALPHA)}.lora_B.weight"]
-        up *= float(tensors.pop(name)) / up.shape[1]
+        up = tensors[key := f"{name.removesuffix(ALPHA)}.lora_B.weight"]
+        tensors[key] = up.float() * (float(tensors.pop(name)) / up.shape[1])  # floats of 8 bits cannot be multiplied
     return tensors
 
 

@@ -136,8 +136,10 @@ def test_an_alpha_that_cannot_be_followed_is_refused(folder, name, value, messag
             use(folder)
 
 
-def test_weights_of_8_bits_that_are_floats_are_taken(folder):
-    save_file({key: value.to(torch.float8_e4m3fn) for key, value in load_file(folder / FILE).items()}, folder / FILE)
+@pytest.mark.parametrize("layout", ["peft", "kohya"])
+def test_weights_of_8_bits_that_are_floats_are_taken(folder, layout):
+    changed = LAYOUTS[layout](load_file(folder / FILE))
+    save_file({key: value.to(torch.float8_e4m3fn) for key, value in changed.items()}, folder / FILE)
     backbone = fresh()
     attach_adapter(backbone, folder)
     assert all(value.isfinite().all() for value in get_peft_model_state_dict(backbone.transformer).values())

@@ -2,17 +2,19 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from trl import GRPOConfig, SFTConfig
 
 from policies.vlm.tasks import BUILT_IN, load_task
 from portraitkit.pictures.images import write_image
 from portraitkit.vlm.model import be_quiet
 from portraitkit.vlm.rows import make_rows
-from portraitkit.vlm.trainers import make_grpo_trainer, make_sft_trainer, part_names, reward_functions, text_of
+from portraitkit.vlm.trainers import Follow, make_grpo_trainer, make_sft_trainer, part_names, reward_functions, text_of
 
 PLAIN = {"use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 1, "per_device_train_batch_size": 2, "disable_tqdm": True}
 
@@ -76,3 +78,14 @@ def test_text_of_any_shape_that_trl_hands_over():
     assert (
         text_of("a") == text_of([{"role": "assistant", "content": "a"}]) == text_of([{"content": [{"type": "text", "text": "a"}]}]) == "a"
     )
+
+
+def test_a_validation_comes_when_it_is_due_however_seldom_steps_are_logged():
+    """It is made when its step is logged, which `--trl logging_steps=10` would leave to every tenth."""
+    follow = Follow(Mock(), "grpo", Mock(requested=None), Mock(), Mock(), dict, 2)
+    asked = []
+    for step in range(1, 5):
+        control = TrainerControl()
+        follow.on_step_end(Mock(), SimpleNamespace(global_step=step), control)
+        asked.append(control.should_log)
+    assert asked == [False, True, False, True]
