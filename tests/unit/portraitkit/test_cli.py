@@ -55,10 +55,10 @@ def test_a_path_that_is_too_long_is_a_users_mistake(capsys: pytest.CaptureFixtur
 
 def test_a_place_that_may_not_be_entered_is_a_users_mistake(capsys: pytest.CaptureFixture[str]):
     def enter(_: list[str]) -> None:
-        raise PermissionError(13, "Permission denied", "/root/photos/a.png")
+        raise PermissionError(13, "Permission denied", "locked/a.png")
 
     assert exit_code(enter) == 2
-    assert capsys.readouterr().err == "error: /root/photos/a.png: Permission denied; give another path\n"
+    assert capsys.readouterr().err == "error: locked/a.png: Permission denied; give another path\n"
 
 
 def test_a_user_without_home_and_account_has_one_in_which_nothing_is_kept(monkeypatch: pytest.MonkeyPatch):
